@@ -1,0 +1,196 @@
+"""Which parameters are channel-wise, and the groups made of them.
+
+A channel-wise parameter holds one number per output channel: the scale and shift of a norm layer,
+a bias, the length of a weight-normalised weight. Those get a Newton step; all others SGD's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
+
+_NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    _BatchNorm,
+    _InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def is_channelwise(p: Tensor) -> bool:
+    """Guess from a tensor's shape alone whether it is channel-wise.
+
+    True where ``p`` is real and ``p.ndim >= 1 and p.numel() == p.shape[0]``. The second condition,
+    and not ``p.ndim == 1``, because torch's weight norm keeps its lengths as ``(C, 1, 1, 1)``.
+
+    It is only a guess: it also takes a ``Linear(1, C)`` weight or a learned temperature of shape
+    ``(1,)``, and misses a ``LayerNorm((C, H, W))``. :func:`param_groups` goes by role instead.
+
+    Args:
+        p: A parameter of any shape.
+    """
+    return p.ndim >= 1 and p.numel() == p.shape[0] and not p.is_complex()
+
+
+def is_newton(p: Tensor, group: Mapping[str, Any]) -> bool:
+    """Tell whether ``p`` takes Newton steps: its group's word goes before its shape."""
+    flag = group.get("channelwise")
+    return is_channelwise(p) if flag is None else bool(flag)
+
+
+def newton_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    """List the Newton parameters of a new optimizer's groups, in registration order.
+
+    The last channel-wise parameter that is trainable, among the groups that do not decide
+    themselves, stays first-order: it is a classifier's bias, as a rule.
+    """
+    groups = list(groups)
+    newton = [p for group in groups for p in group["params"] if is_newton(p, group)]
+    guessed = [
+        p
+        for group in groups
+        if group.get("channelwise") is None
+        for p in group["params"]
+        if is_newton(p, group) and p.requires_grad
+    ]
+    last = guessed[-1] if guessed else None
+    return list({id(p): p for p in newton if p is not last}.values())
+
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float | None = None,
+    *,
+    channelwise_weight_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Group a model's parameters by their role in their modules, for :class:`sgdph.SGDPH`.
+
+    Channel-wise are the scales and shifts of norm layers (batch, instance, layer, group, RMS, and
+    third-party layers whose class is named ``…Norm…``), the biases of all layers (recurrent and
+    attention layers' included), and the lengths ``g`` of torch's weight norm, old and new. The bias
+    of the output layer, which is the last module in registration order that owns parameters, stays
+    first-order: behind a softmax its row sum is zero, and its Newton step would sit at the cap.
+
+    Every group carries ``channelwise=True`` or ``False``, so shapes decide nothing any more. A
+    tied parameter appears once, in the role of its first owner. Frozen parameters are kept: they
+    train as soon as they are unfrozen.
+
+    Args:
+        model: The network. Its parameters are not touched.
+        weight_decay: λ of every group. ``None`` leaves it to the optimizer's own argument.
+        channelwise_weight_decay: λ of the channel-wise parameters and of the output layer's bias,
+            where it is to differ; ``0.0`` switches weight decay off for them.
+
+    Returns:
+        One to three groups, each a dict with ``params`` (tensors, in registration order),
+        ``param_names``, ``channelwise``, and ``weight_decay`` where one was given.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: ``model`` has no parameters.
+
+    Example:
+        >>> optimizer = SGDPH(param_groups(model, weight_decay=5e-3), lr=0.01)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; "
+            "bare tensors go to SGDPH as they are"
+        )
+    newton: list[tuple[str, Tensor]] = []
+    output_bias: list[tuple[str, Tensor]] = []
+    weights: list[tuple[str, Tensor]] = []
+    output = _output_layer(model)
+    for name, p, owner, role in _parameters_with_roles(model):
+        if not role:
+            weights.append((name, p))
+        elif owner is output and _is_bias_name(name.rpartition(".")[2]):
+            output_bias.append((name, p))
+        else:
+            newton.append((name, p))
+    if not newton and not output_bias and not weights:
+        raise ValueError(f"{type(model).__name__} has no parameters to optimize")
+
+    if channelwise_weight_decay is None:
+        channelwise_weight_decay = weight_decay
+    if channelwise_weight_decay == weight_decay:
+        weights, output_bias = weights + output_bias, []
+    groups = (
+        (newton, True, channelwise_weight_decay),
+        (weights, False, weight_decay),
+        (output_bias, False, channelwise_weight_decay),
+    )
+    return [_group(named, flag, decay) for named, flag, decay in groups if named]
+
+
+def _group(named: list[tuple[str, Tensor]], flag: bool, decay: float | None) -> dict[str, Any]:
+    group: dict[str, Any] = {
+        "params": [p for _, p in named],
+        "param_names": [name for name, _ in named],
+        "channelwise": flag,
+    }
+    if decay is not None:
+        group["weight_decay"] = decay
+    return group
+
+
+def _parameters_with_roles(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, bool]]:
+    """Yield every parameter once: full name, tensor, owning module, whether it is channel-wise."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        lengths = _weight_norm_lengths(module)
+        for local, p in module.named_parameters(recurse=False):
+            if id(p) in seen:
+                continue
+            seen.add(id(p))
+            role = not p.is_complex() and (
+                local in lengths
+                or isinstance(module, _NORM_LAYERS)
+                or (_is_channelwise_by_name(module, local) and is_channelwise(p))
+            )
+            yield (f"{prefix}.{local}" if prefix else local), p, module, role
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """Find the last module, in registration order, that owns parameters itself.
+
+    The originals of a parametrised layer live in a child of it; the layer is then the owner.
+    """
+    last = None
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        if next(module.parameters(recurse=False), None) is not None or parametrize.is_parametrized(
+            module
+        ):
+            last = module
+    return last
+
+
+def _is_channelwise_by_name(module: nn.Module, local: str) -> bool:
+    # Many networks bring a norm layer of their own (LlamaRMSNorm, T5LayerNorm) that inherits from
+    # none of torch's.
+    return "Norm" in type(module).__name__ or _is_bias_name(local)
+
+
+def _is_bias_name(local: str) -> bool:
+    # "bias_ih_l0" and "bias_hh_l0" of recurrent layers, "in_proj_bias" of attention.
+    return local == "bias" or local.endswith("_bias") or local.startswith(("bias_ih", "bias_hh"))
+
+
+def _weight_norm_lengths(module: nn.Module) -> set[str]:
+    """Name the parameters of ``module`` that are lengths ``g`` of torch's weight norm."""
+    if isinstance(module, parametrize.ParametrizationList):
+        # parametrizations.weight_norm splits a weight into original0 = g and original1 = v. Its
+        # class is private, so it is told by its name.
+        first = next(iter(module), None)
+        return {"original0"} if type(first).__name__ == "_WeightNorm" else set()
+    hooks = module._forward_pre_hooks.values()
+    return {f"{hook.name}_g" for hook in hooks if isinstance(hook, WeightNorm)}

@@ -1,0 +1,33 @@
+"""The names of parameters in their groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
+    """Name ``p``: as its group does, else ``"group.place"``.
+
+    Raises:
+        KeyError: ``p`` is in none of the groups.
+    """
+    for i, group in enumerate(groups):
+        for j, other in enumerate(group["params"]):
+            if other is p:
+                names = group.get("param_names")
+                return str(names[j]) if names else f"{i}.{j}"
+    raise KeyError(f"a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
+
+
+def named_like(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """Give a new group names where the others have some: torch wants all groups to, or none."""
+    if not isinstance(group, dict) or "param_names" in group or "param_names" not in groups[0]:
+        return group
+    params = group["params"]
+    params = [params] if isinstance(params, Tensor) else list(params)
+    if any(isinstance(p, tuple) for p in params):
+        return {**group, "params": params}
+    return {**group, "params": [(f"{len(groups)}.{i}", p) for i, p in enumerate(params)]}

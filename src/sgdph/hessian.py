@@ -1,0 +1,262 @@
+r"""The partial Hessian of a parameter, from a loss's graph.
+
+For a parameter :math:`p` with block :math:`H = \partial^2 L / \partial p^2`, three estimators of
+the vector that takes the place of :math:`H`'s diagonal:
+
+* ``row_sum``: :math:`h = H\mathbf 1` (Eq. 3 of the paper). The paper takes it for the diagonal; it
+  is not, because the block is not diagonal: later layers mix the channels.
+* ``hutchinson``: :math:`h = z \odot Hz` with Rademacher :math:`z`;
+  :math:`\mathbb E[z \odot Hz] = \operatorname{diag}(H)` (Bekas, Kokiopoulou & Saad, 2007).
+* ``exact``: :math:`h = \operatorname{diag}(H)`, one product per element.
+
+Each product is reverse mode over reverse mode (Pearlmutter, 1994), restricted to what lies behind
+the parameter: the engine visits nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Estimator = Literal["row_sum", "hutchinson", "exact"]
+ESTIMATORS: tuple[Estimator, ...] = ("row_sum", "hutchinson", "exact")
+
+
+def rademacher_probe(seed: int, refresh: int, index: int, like: Tensor) -> Tensor:
+    """Draw the probe ``z`` of one parameter at one refresh: entries -1 or +1, equally likely.
+
+    The three integers alone decide the probe, so micro-batches, ranks and a resumed run see the
+    same one, and the global random number generator is left alone.
+
+    Args:
+        seed: The optimizer's seed.
+        refresh: How many refreshes have gone before this one.
+        index: The parameter's place among the Newton parameters.
+        like: Gives the shape, dtype and device of the result.
+    """
+    # A digest, not a sum: neighbouring seeds must not share probes with neighbouring refreshes.
+    key = hashlib.blake2b(f"{seed},{refresh},{index}".encode(), digest_size=8).digest()
+    # Drawn on the CPU, so that a run moved to another device keeps its probes.
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
+    bits = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return bits.mul_(2).sub_(1).to(like.device, like.dtype, non_blocking=True)
+
+
+def partial_hessians(
+    loss: Tensor,
+    params: Sequence[Tensor],
+    estimator: Estimator,
+    probes: Sequence[Tensor] | None = None,
+) -> list[Tensor | None]:
+    """Estimate each parameter's block from ``loss``; its graph stays alive and ``.grad`` untouched.
+
+    ``hutchinson`` takes one joint product over all ``params`` (so with several of them each
+    estimate carries the noise of the others' cross blocks); the others take each block alone.
+
+    Args:
+        loss: A scalar with a graph, real, not yet differentiated without ``retain_graph``.
+        params: Leaves of the graph, each of any shape.
+        estimator: One of ``row_sum``, ``hutchinson``, ``exact``.
+        probes: For ``hutchinson``, a probe per parameter, shaped like it.
+
+    Returns:
+        Per parameter a tensor of its shape, without a graph; ``None`` where the loss does not
+        depend on it.
+
+    Raises:
+        TypeError, ValueError: ``loss`` is no real scalar tensor.
+        RuntimeError: ``loss`` has no graph, or it cannot be differentiated twice.
+    """
+    _check_loss(loss)
+    if not params:
+        return []
+    with _silenced_hooks(params), torch.enable_grad(), _explained():
+        gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        return curvature_of_gradients(gradients, params, estimator, probes)
+
+
+def curvature_of_gradients(
+    gradients: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    estimator: Estimator,
+    probes: Sequence[Tensor] | None = None,
+) -> list[Tensor | None]:
+    """Estimate each parameter's block from its gradient, where that still carries a graph.
+
+    Args:
+        gradients: The loss's gradients, shaped like ``params``; ``None`` where there is none. One
+            without a graph is constant: its curvature is zero.
+        params: See :func:`partial_hessians`.
+        estimator: See :func:`partial_hessians`.
+        probes: See :func:`partial_hessians`.
+
+    Returns:
+        As :func:`partial_hessians`.
+
+    Raises:
+        RuntimeError: The gradients' graph cannot be differentiated.
+    """
+    with _silenced_hooks(params), _explained():
+        if estimator == "hutchinson":
+            if probes is None:
+                raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
+            return _hutchinson(gradients, params, probes)
+        one_block = _row_sum if estimator == "row_sum" else _exact
+        return [
+            None if g is None else one_block(g, p) for g, p in zip(gradients, params, strict=True)
+        ]
+
+
+def _row_sum(gradient: Tensor, p: Tensor) -> Tensor:
+    return _product([gradient], [p], [torch.ones_like(gradient)])[0]
+
+
+def _exact(gradient: Tensor, p: Tensor) -> Tensor:
+    diagonal = torch.zeros_like(gradient)
+    for i in range(p.numel()):
+        basis = torch.zeros_like(gradient)
+        basis.view(-1)[i] = 1
+        row = _product([gradient], [p], [basis])[0]
+        diagonal.view(-1)[i] = row.reshape(-1)[i]
+    return diagonal.detach()
+
+
+def _hutchinson(
+    gradients: Sequence[Tensor | None], params: Sequence[Tensor], probes: Sequence[Tensor]
+) -> list[Tensor | None]:
+    used = [i for i, g in enumerate(gradients) if g is not None]
+    products = _product(
+        [g for g in gradients if g is not None],
+        [params[i] for i in used],
+        [probes[i] for i in used],
+    )
+    estimates: list[Tensor | None] = [None] * len(params)
+    for i, product in zip(used, products, strict=True):
+        estimates[i] = probes[i] * product
+    return estimates
+
+
+def _product(gradients: list[Tensor], params: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
+    """Multiply the joint Hessian of ``params`` with ``vectors``: d(gᵀv)/dp."""
+    curved = [i for i, g in enumerate(gradients) if g.requires_grad]
+    if not curved:
+        return [torch.zeros_like(p) for p in params]
+    products = torch.autograd.grad(
+        [gradients[i] for i in curved],
+        params,
+        [vectors[i].to(gradients[i].dtype) for i in curved],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    return [torch.zeros_like(p) if h is None else h for h, p in zip(products, params, strict=True)]
+
+
+def graph_leaves(roots: Iterable[Tensor]) -> list[Tensor]:
+    """List the leaf tensors that the graphs of ``roots`` end in, each once."""
+    stack = [root.grad_fn for root in roots if root.grad_fn is not None]
+    seen = set(stack)
+    leaves = []
+    while stack:
+        node = stack.pop()
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return leaves
+
+
+def _check_loss(loss: Tensor) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
+    if math.prod(loss.shape) != 1 or loss.is_complex():
+        raise ValueError(
+            f"the loss must be a real scalar, got shape {tuple(loss.shape)} and {loss.dtype}; "
+            "reduce it first, with .mean() or .sum()"
+        )
+    if not loss.requires_grad:
+        raise RuntimeError(
+            "the loss has no graph to take a partial Hessian from: it was computed under "
+            "torch.no_grad(), detached, or from frozen parameters alone"
+        )
+
+
+@contextlib.contextmanager
+def _silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+    """Keep tensor hooks on the parameters quiet.
+
+    They are meant for the gradient of the user's own backward, and would otherwise fire twice more
+    in every product, on vectors that are no gradients.
+    """
+    silenced = [
+        (hooks, dict(hooks)) for p in params if (hooks := getattr(p, "_backward_hooks", None))
+    ]
+    for hooks, _ in silenced:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, saved in silenced:
+            hooks.update(saved)
+
+
+# What torch says where a second derivative is missing, and the way out of each.
+_WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("scaled_dot_product", "flash_attention", "efficient_attention"),
+        "fused attention has no second derivative: run the forward under "
+        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)",
+    ),
+    (
+        ("cudnn_rnn", "CuDNN RNN"),
+        "cuDNN's recurrent layers have no second derivative: run the forward under "
+        "torch.backends.cudnn.flags(enabled=False)",
+    ),
+    (
+        ("aot_autograd", "torch.compile"),
+        "a compiled model has no second derivative: take the partial Hessian from the uncompiled "
+        'module, or run due steps under torch.compiler.set_stance("force_eager")',
+    ),
+    (
+        ("batch_norm_backward_reduce", "batch_norm_backward_elemt", "SyncBatchNorm"),
+        "SyncBatchNorm has no second derivative: use BatchNorm, GroupNorm or LayerNorm",
+    ),
+    (
+        ("use_reentrant", "Checkpointing is not compatible"),
+        "reentrant checkpointing cannot be differentiated with respect to chosen parameters: "
+        "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+    ),
+    (
+        ("backward through the graph a second time",),
+        "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), "
+        "or optimizer.backward(loss) instead of both",
+    ),
+    (
+        ("once_differentiable", "is not implemented", "does not support double backward"),
+        "an operation of this network has no second derivative: replace it, or train its "
+        "parameters first-order with channelwise=False in their groups",
+    ),
+)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Add the way out to torch's errors about a missing second derivative; leave all others."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        for signs, way_out in _WAYS_OUT:
+            if "no partial Hessian" not in message and any(sign in message for sign in signs):
+                raise RuntimeError(
+                    f"no partial Hessian can be taken from this loss: {way_out}. "
+                    f"(torch says: {message.strip().splitlines()[0]})"
+                ) from error
+        raise

@@ -1,0 +1,123 @@
+"""What a parameter group may hold, and the errors where it holds something else."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sgdph.hessian import ESTIMATORS
+
+Refresh = Literal["cyclic", "all"]
+REFRESHES: tuple[Refresh, ...] = ("cyclic", "all")
+
+# The cycle runs over all groups at once, so these cannot differ between them.
+ONE_FOR_ALL_GROUPS = ("estimator", "refresh", "hessian_interval", "seed")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Check one parameter group's hyperparameters and tensors.
+
+    Raises:
+        ValueError: A value is out of its range, or a tensor cannot be trained as the group says.
+    """
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr as a tensor must have one element, got shape {tuple(lr.shape)}")
+    for name in ("lr", "momentum", "weight_decay", "second_order_lr"):
+        if not 0 <= group[name] < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {group[name]}")
+    if not 0 <= group["hessian_momentum"] < 1:
+        raise ValueError(f"hessian_momentum must lie in [0, 1), got {group['hessian_momentum']}")
+    if not 0 < group["eps"] < math.inf:
+        raise ValueError(
+            f"eps must be above 0 and finite, got {group['eps']}: it caps the Newton multiplier "
+            "at second_order_lr / eps"
+        )
+    _check_choice("estimator", group["estimator"], ESTIMATORS)
+    _check_choice("refresh", group["refresh"], REFRESHES)
+    interval = group["hessian_interval"]
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise ValueError(f"hessian_interval must be a whole number from 1 up, got {interval!r}")
+    if not isinstance(group["seed"], int):
+        raise ValueError(f"seed must be a whole number, got {group['seed']!r}")
+    if group["channelwise"] not in (True, False, None):
+        raise ValueError(
+            "channelwise must be True, False, or None (shapes decide), "
+            f"got {group['channelwise']!r}"
+        )
+    for p in group["params"]:
+        _check_parameter(p, group["channelwise"])
+
+
+def check_groups_agree(groups: Sequence[dict[str, Any]]) -> None:
+    """Check that what belongs to the whole cycle is the same in every group.
+
+    Raises:
+        ValueError: ``estimator``, ``refresh``, ``hessian_interval`` or ``seed`` differ.
+    """
+    for name in ONE_FOR_ALL_GROUPS:
+        values = [group[name] for group in groups]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{name} is one for all groups, because one cycle runs over all of them; "
+                f"got {values}"
+            )
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_parameter(p: Tensor, channelwise: bool | None) -> None:
+    if p.is_sparse or p.is_sparse_csr:
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} has layout {p.layout}; SGDPH trains dense "
+            "parameters (their gradients may be sparse, where they are first-order)"
+        )
+    if channelwise and p.is_complex():
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} is complex ({p.dtype}) and has no real "
+            "Hessian; give its group channelwise=False"
+        )
+
+
+def check_loss_scale(loss_scale: float | Tensor) -> None:
+    """Check a loss scale; a tensor is taken at its word, because a look would wait for the device.
+
+    Raises:
+        ValueError: It is not above 0, or not finite.
+    """
+    if not isinstance(loss_scale, Tensor) and not 0 < loss_scale < math.inf:
+        raise ValueError(f"loss_scale must be above 0 and finite, got {loss_scale}")
+
+
+def refuse_graph_capture() -> None:
+    """Refuse to be captured in a CUDA graph.
+
+    Raises:
+        RuntimeError: The current stream is being captured.
+    """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            "SGDPH cannot be captured in a CUDA graph: whose turn it is changes from step to step. "
+            "Capture forward and backward only, and call update_hessian and step outside"
+        )
+
+
+def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
+    """Warn where joint Hutchinson probes are averaged over too few refreshes."""
+    joint = groups[0]["estimator"] == "hutchinson" and groups[0]["refresh"] == "all"
+    lowest = min(group["hessian_momentum"] for group in groups)
+    if joint and lowest < 0.98:
+        warnings.warn(
+            "estimator='hutchinson' with refresh='all' draws one joint probe, whose estimate "
+            f"carries the noise of every layer; hessian_momentum={lowest} averages too little of "
+            "it away: use 0.99 or more",
+            stacklevel=3,
+        )

@@ -1,0 +1,474 @@
+"""SGD with Partial Hessian: the state, the cycle, Algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.sgd import sgd
+
+from sgdph.algorithm import newton_step
+from sgdph.averages import CurvatureAverages
+from sgdph.channelwise import is_newton, newton_parameters
+from sgdph.checkpoint import (
+    check_still_fits,
+    complete_group,
+    curvature_dtype,
+    restore_exactly,
+)
+from sgdph.cycle import Cycle, starting_group
+from sgdph.groups import named_like, parameter_name
+from sgdph.hessian import Estimator, partial_hessians
+from sgdph.hyperparameters import (
+    Refresh,
+    check_group,
+    check_groups_agree,
+    check_loss_scale,
+    refuse_graph_capture,
+    warn_of_joint_noise,
+)
+from sgdph.pending import PendingCurvature
+from sgdph.reduction import Arrival, mean_over_ranks, world_size
+from sgdph.replaced import ReplacedParameters
+from sgdph.statistics import MultiplierStatistics
+
+
+class SGDPH(Optimizer):
+    r"""SGD with Partial Hessian (Sun, Huang, Yong & Zhang, 2022).
+
+    SGD with momentum, and for channel-wise parameters (scales and shifts of norm layers, biases,
+    lengths of weight-normalised weights) a Newton-type step: the momentum times
+    :math:`\tau / (\hat D + \varepsilon)`, where :math:`\hat D` is a bias-corrected running average
+    of a rectified Hessian-vector product of the parameter's own block.
+
+    Where a partial Hessian is due, it is taken in one of three ways:
+
+    * ``optimizer.backward(loss)`` in place of ``loss.backward()``;
+    * ``optimizer.update_hessian(loss)`` before an ordinary ``loss.backward()``;
+    * ``loss.backward(create_graph=True)``, at the memory of a graph of every gradient.
+
+    Several micro-batches before a step add up, as their gradients do.
+
+    Given bare tensors, a parameter with one number per slice of its first dimension is taken for
+    channel-wise, but for the last such one, which is usually a classifier's bias. Groups made by
+    :func:`sgdph.param_groups`, or flagged ``channelwise=True`` or ``False``, decide themselves.
+
+    The curvature is *not* the diagonal of the Hessian by default: the paper's ``row_sum`` equals it
+    only if the block is diagonal, which it is not. ``hutchinson`` estimates the diagonal without
+    bias, ``exact`` computes it at one product per channel.
+
+    Args:
+        params: Tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: Learning rate.
+        momentum: β₁, of the gradient.
+        weight_decay: λ. Inside the gradient for first-order parameters, as in ``torch.optim.SGD``;
+            outside the curvature for Newton parameters. ``param_groups`` can switch it off there.
+        second_order_lr: τ. A Newton parameter's step is SGD's times at most τ/ε.
+        hessian_momentum: β₂, of the curvature.
+        eps: ε, above zero.
+        estimator: ``"row_sum"`` (the paper), ``"hutchinson"`` or ``"exact"``.
+        refresh: ``"cyclic"``, one parameter per refresh (the paper), or ``"all"``: each parameter
+            its own product, but for ``"hutchinson"`` one joint product, whose noise wants
+            ``hessian_momentum`` of 0.99 or more.
+        hessian_interval: Refresh at every n-th step only.
+        maximize: Maximise the objective.
+        foreach: Use the multi-tensor path; ``None`` chooses as ``torch.optim.SGD`` does.
+        seed: Of the probes of ``"hutchinson"``. The global generator is never used.
+        process_group: Where ``torch.distributed`` runs, the ranks to average the curvature over;
+            ``None`` is the default group. Not kept by pickling.
+
+    Raises:
+        ValueError: A hyperparameter is out of its range; groups disagree about ``estimator``,
+            ``refresh``, ``hessian_interval`` or ``seed``; a parameter is sparse, or complex and
+            flagged channel-wise.
+
+    Example:
+        >>> optimizer = SGDPH(param_groups(model, weight_decay=5e-3), lr=0.01)
+        >>> for x, y in loader:
+        ...     optimizer.zero_grad()
+        ...     loss = loss_fn(model(x), y)
+        ...     optimizer.backward(loss)
+        ...     optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        second_order_lr: float = 1e-3,
+        hessian_momentum: float = 0.9,
+        eps: float = 1e-4,
+        estimator: Estimator = "row_sum",
+        refresh: Refresh = "cyclic",
+        hessian_interval: int = 1,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        seed: int = 0,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "second_order_lr": second_order_lr,
+            "hessian_momentum": hessian_momentum,
+            "eps": eps,
+            "estimator": estimator,
+            "refresh": refresh,
+            "hessian_interval": hessian_interval,
+            "maximize": maximize,
+            "foreach": foreach,
+            "seed": seed,
+            "channelwise": None,
+        }
+        check_group({**defaults, "params": []})
+        self._process_group = process_group
+        self._cycle: Cycle | None = None
+        super().__init__(params, defaults)
+        Cycle.start(self.param_groups)
+        self._begin(newton_parameters(self.param_groups))
+        warn_of_joint_noise(self.param_groups)
+
+    def _begin(self, newton: list[Tensor]) -> None:
+        """Set up what is never saved."""
+        self._cycle = Cycle(newton)
+        self._pending = PendingCurvature()
+        self._pending.watch(newton)
+        self._averages = CurvatureAverages()
+        self._replaced = ReplacedParameters()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group. Unless flagged, its parameters are Newton where their shape says so.
+
+        Raises:
+            ValueError: As the constructor; the optimizer is then as it was.
+        """
+        # None while torch's constructor adds the first groups: their roles depend on one another.
+        cycle: Cycle | None = self._cycle
+        if cycle is not None:
+            param_group = named_like(self.param_groups, param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_group(group)
+            check_groups_agree(self.param_groups)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        if cycle is not None:
+            cycle.join(group, self.param_groups)
+            for p in group["params"]:
+                if is_newton(p, group) and p not in cycle:
+                    cycle.append(p)
+            self._pending.watch(cycle.newton)
+            warn_of_joint_noise(self.param_groups)
+
+    @property
+    def hessian_due(self) -> bool:
+        """Whether the coming step wants a partial Hessian."""
+        check_groups_agree(self.param_groups)
+        return self._turns.is_due(self.param_groups)
+
+    def update_hessian(self, loss: Tensor, loss_scale: float | Tensor = 1.0) -> None:
+        """Take the partial Hessian that the coming step wants; nothing where none is due.
+
+        Call it before the loss's own backward: the graph stays alive, ``.grad`` untouched.
+        Micro-batches add up, signed, until the step. A non-finite result is dropped by the step.
+
+        Args:
+            loss: A real scalar with a graph.
+            loss_scale: What the loss was multiplied by (``GradScaler.get_scale()``, or 1/n where
+                accumulation divides later than here); the curvature is divided by it.
+
+        Raises:
+            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0.
+            RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
+                cannot be differentiated twice; parameters were replaced after construction; or a
+                CUDA graph is being captured.
+        """
+        if not self.hessian_due:
+            return
+        refuse_graph_capture()
+        check_loss_scale(loss_scale)
+        targets = self._turns.targets(self.param_groups)
+        trainable = [p for p in targets if p.requires_grad]
+        self._pending.watch(trainable)
+        probes = self._turns.probes(self.param_groups, trainable)
+        curvatures = partial_hessians(loss, trainable, self._estimator, probes)
+        taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
+        missed = [p for p in trainable if taken[id(p)] is None]
+        self._replaced.check([loss], missed, self.param_groups, self._name)
+        for p in targets:
+            h = taken.get(id(p))
+            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+
+    def backward(
+        self, loss: Tensor, loss_scale: float | Tensor = 1.0, *, low_memory: bool = False
+    ) -> None:
+        """Take the partial Hessian where one is due, then run ``loss.backward()``.
+
+        Leaves all as ``loss.backward()`` would: gradients added to ``.grad``, hooks fired once.
+
+        Args:
+            loss: See :meth:`update_hessian`.
+            loss_scale: See :meth:`update_hessian`. The gradient is not divided by it.
+            low_memory: Promise the plain order, which frees the product's graph before the backward
+                begins. Today that is the only order; without the promise, a later version may
+                share work between the two at some memory.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As :meth:`update_hessian`.
+        """
+        self.update_hessian(loss, loss_scale)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and the curvature that belongs to them.
+
+        Curvature whose backward is still to come stays.
+        """
+        self._pending.gradients_cleared()
+        super().zero_grad(set_to_none)
+
+    @overload
+    def step(self, closure: None = None, *, loss_scale: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, loss_scale: float | None = None) -> float: ...
+
+    def step(
+        self, closure: Callable[[], float] | None = None, *, loss_scale: float | None = None
+    ) -> float | None:
+        """Perform one step and consume all pending curvature. Makes no host sync.
+
+        A step at which no parameter has a gradient does nothing.
+
+        Args:
+            closure: Clears the gradients, computes the loss, takes curvature and gradient in one
+                of the three ways, returns the loss.
+            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by.
+                ``None`` is the scale of the ``GradScaler`` that calls, or 1.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
+                sparse gradient; a parameter was moved or converted since its state was made; a CUDA
+                graph is being captured.
+            ValueError: Groups disagree about the cycle.
+        """
+        refuse_graph_capture()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        due = self.hessian_due
+        self._check_gradients()
+        if self._has_gradients() or world_size(self._process_group) > 1:
+            refreshed = self._collect(loss_scale) if due else []
+            with torch.no_grad():
+                self._average(refreshed)
+                for group in self.param_groups:
+                    self._step_group(group)
+            self._turns.advance(self.param_groups, due)
+        self._release_graphs()
+        return loss
+
+    def multipliers(self) -> dict[str, Tensor]:
+        """Read ``τ / (D̂ + ε)`` of every Newton parameter, 1 where none was refreshed yet.
+
+        Returns:
+            By parameter name (or ``"group.place"`` where parameters have no names), tensors of the
+            parameters' shapes, on their devices.
+        """
+        groups = self._groups_by_parameter()
+        return {
+            self._name(p): self._multiplier(p, groups[id(p)]).clone() for p in self._turns.newton
+        }
+
+    def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
+        """Summarise :meth:`multipliers` for a logger. Waits for the device."""
+        return {
+            self._name(p): MultiplierStatistics.of(
+                multiplier, self.state.get(p, {}).get("refreshes")
+            )
+            for p, multiplier in zip(self._turns.newton, self.multipliers().values(), strict=True)
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, exactly; tensors are copied. Pending curvature is dropped.
+
+        A state that lacks newer keys keeps this optimizer's values for them. So does a state of
+        ``torch.optim.SGD`` over the same groups: a warm start, with its momentum, and, as in every
+        ``load_state_dict``, its lr and weight decay.
+
+        Raises:
+            ValueError: The groups do not match, or a loaded hyperparameter is out of its range.
+        """
+        # Registered last, so it sees what the user's own hooks have made of the state.
+        seen: dict[str, Any] = {}
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.update(loaded))
+        before = self.param_groups, self.state
+        try:
+            super().load_state_dict(state_dict)
+            for group in self.param_groups:
+                check_group(group)
+            check_groups_agree(self.param_groups)
+        except ValueError:
+            self.param_groups, self.state = before
+            raise
+        finally:
+            handle.remove()
+        restore_exactly(self.state, self.param_groups, seen)
+        self._pending.clear()
+        self._averages.forget_multipliers()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "newton": self._turns.newton}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # load_state_dict comes this way too: with groups and state, but to an optimizer in being.
+        newton = state.pop("newton", None)
+        known = self.__dict__.get("param_groups") or [
+            starting_group(state["defaults"]) for _ in state["param_groups"]
+        ]
+        super().__setstate__(state)
+        for group, current in zip(self.param_groups, known, strict=True):
+            complete_group(group, current)
+        if newton is not None:
+            self._process_group = None
+            self._begin(newton)
+
+    @property
+    def _turns(self) -> Cycle:
+        assert self._cycle is not None, "the constructor has not finished"
+        return self._cycle
+
+    @property
+    def _estimator(self) -> Estimator:
+        estimator: Estimator = self.param_groups[0]["estimator"]
+        return estimator
+
+    def _collect(self, loss_scale: float | None) -> list[Arrival]:
+        """Gather the curvature that came for those whose turn it is, over ranks as well."""
+        targets = self._turns.targets(self.param_groups)
+        self._notice_replaced_in_gradients([p for p in targets if p.grad is None])
+        live = [p for p in targets if p.grad is not None]
+        probes = self._turns.probes(self.param_groups, live)
+        curvatures = self._pending.collect(live, self._estimator, probes, loss_scale)
+        came = {id(p): h for p, h in zip(live, curvatures, strict=True)}
+        nothing_came = bool(live) and not any(
+            came[id(p)] is not None or self._pending.was_missed(p) for p in live
+        )
+        if world_size(self._process_group) > 1:
+            arrivals = mean_over_ranks(
+                [Arrival(p, came.get(id(p))) for p in targets], self._process_group
+            )
+            # Only a rank that has nothing waits for its device, to learn whether others have.
+            nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
+        else:
+            arrivals = [Arrival(p, came[id(p)]) for p in live]
+        if nothing_came:
+            raise RuntimeError(_NONE_CAME)
+        return arrivals
+
+    def _notice_replaced_in_gradients(self, missing: list[Tensor]) -> None:
+        """Check as ``update_hessian`` does, where ``backward(create_graph=True)`` left graphs."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        roots = [g for g in gradients if g is not None and g.grad_fn is not None]
+        if roots:
+            missed = [p for p in missing if p.requires_grad]
+            self._replaced.check(roots, missed, self.param_groups, self._name)
+
+    def _average(self, arrivals: list[Arrival]) -> None:
+        groups = self._groups_by_parameter() if arrivals else {}
+        for p, h, valid in arrivals:
+            if h is not None:
+                # Hutchinson's noise has mean zero only while it is signed.
+                rectified = h if self._estimator == "hutchinson" else h.abs()
+                beta2 = groups[id(p)]["hessian_momentum"]
+                self._averages.add(p, self.state[p], rectified, valid, beta2)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        """Step the group's parameters that have a gradient, each kind its own way."""
+        live = [p for p in group["params"] if p.grad is not None]
+        first_order = [p for p in live if p not in self._turns]
+        newton = [p for p in live if p in self._turns]
+        shared = {name: group[name] for name in _OF_BOTH_STEPS}
+        buffers = self._momentum_buffers(first_order)
+        # torch's own function, so that these steps are torch.optim.SGD's to the bit.
+        sgd(
+            first_order,
+            [p.grad for p in first_order],
+            buffers,
+            has_sparse_grad=any(p.grad.is_sparse for p in first_order),
+            dampening=0.0,
+            nesterov=False,
+            **shared,
+        )
+        self._keep_momentum(first_order, buffers)
+
+        buffers = self._momentum_buffers(newton)
+        multipliers = [self._multiplier(p, group) for p in newton]
+        newton_step(newton, [p.grad for p in newton], buffers, multipliers, **shared)
+        self._keep_momentum(newton, buffers)
+
+    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        return self._averages.multiplier(p, self.state.get(p, {}), group)
+
+    def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor | None]:
+        return [self.state.get(p, {}).get("momentum_buffer") for p in params]
+
+    def _keep_momentum(self, params: list[Tensor], buffers: list[Tensor | None]) -> None:
+        for p, buffer in zip(params, buffers, strict=True):
+            if buffer is not None:
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+
+    def _check_gradients(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                check_still_fits(p, self.state.get(p, {}), self._name)
+                if p.grad.is_sparse and p in self._turns:
+                    raise RuntimeError(
+                        f"parameter {self._name(p)} is channel-wise and has a sparse gradient; use "
+                        "a layer with sparse=False, or give its group channelwise=False"
+                    )
+
+    def _release_graphs(self) -> None:
+        """Let go of every graph that a ``backward(create_graph=True)`` has hung on a ``.grad``.
+
+        Parameter, gradient and graph hold each other, and no garbage collector sees that cycle.
+        """
+        self._pending.clear()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.grad_fn is not None:
+                    p.grad = p.grad.detach()
+
+    def _groups_by_parameter(self) -> dict[int, dict[str, Any]]:
+        return {id(p): group for group in self.param_groups for p in group["params"]}
+
+    def _name(self, p: Tensor) -> str:
+        return parameter_name(self.param_groups, p)
+
+
+_OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
+
+_NONE_CAME = (
+    "this step wants a partial Hessian and none came. Take it in one of three ways: "
+    "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
+    "before loss.backward(); or loss.backward(create_graph=True)"
+)

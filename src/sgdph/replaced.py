@@ -1,0 +1,78 @@
+"""Noticing that a model's parameters are no longer the optimizer's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sgdph.hessian import graph_leaves
+
+
+class ReplacedParameters:
+    """Tells a parameter that sat out one step from one that the model no longer has.
+
+    Both are missing from the loss's graph. A replaced one has left a stranger of its shape behind:
+    a leaf that the optimizer does not know and that was not there before.
+    """
+
+    def __init__(self) -> None:
+        self._strangers: set[int] | None = None
+
+    def check(
+        self,
+        roots: Iterable[Tensor],
+        missed: Sequence[Tensor],
+        groups: Sequence[dict[str, Any]],
+        name: Callable[[Tensor], str],
+    ) -> None:
+        """Raise where the missing parameters look replaced.
+
+        The graph is walked when a parameter is missing, and once before, to learn which strangers
+        belong there (a second network with an optimizer of its own, say).
+
+        Args:
+            roots: Tensors whose graphs lead to all that the loss depends on.
+            missed: The parameters whose turn it is and that the graphs do not reach.
+            groups: The optimizer's parameter groups.
+            name: Names a parameter.
+
+        Raises:
+            RuntimeError: The loss depends on no parameter of the optimizer, or on strangers that
+                look like replacements.
+        """
+        if not missed and self._strangers is not None:
+            return
+        leaves = graph_leaves(roots)
+        own = [p for group in groups for p in group["params"] if p.requires_grad]
+        known = {id(p) for p in own}
+        strangers = [leaf for leaf in leaves if id(leaf) not in known]
+        if missed:
+            reached = {id(leaf) for leaf in leaves}
+            absent = [p for p in own if id(p) not in reached]
+            if len(absent) == len(own):
+                raise RuntimeError(
+                    "the loss depends on none of this optimizer's parameters. "
+                    f"{_REMEDY if strangers else 'Was it computed from another model?'}"
+                )
+            shapes = {p.shape for p in absent}
+            expected = self._strangers or set()
+            twins = [s for s in strangers if s.shape in shapes and id(s) not in expected]
+            if twins:
+                raise RuntimeError(
+                    f"parameter {name(missed[0])} is not in the loss's graph, which instead holds "
+                    f"{len(twins)} trainable tensor(s) unknown to the optimizer in the shapes of "
+                    f"missing parameters ({', '.join(str(tuple(t.shape)) for t in twins[:3])}). "
+                    f"{_REMEDY}"
+                )
+        if self._strangers is None:
+            self._strangers = {id(s) for s in strangers}
+
+
+_REMEDY = (
+    "The model's parameters seem to have been replaced after the optimizer was built (by a "
+    "conversion such as .to() that makes new ones, by adding or folding a weight norm, by a new "
+    "layer): build the optimizer anew from the model as it is now, or pass the new parameters to "
+    "add_param_group"
+)
