@@ -23,7 +23,9 @@ def scale_of_calling_grad_scaler() -> float:
         if frame.f_back is None:
             break
         frame = frame.f_back
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, torch.amp.GradScaler):
-            return float(caller.get_scale())
+        # Looking at any other frame's locals would keep them alive: the loss, and its graph.
+        if frame.f_globals.get("__name__") == torch.amp.GradScaler.__module__:
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, torch.amp.GradScaler):
+                return float(caller.get_scale())
     return 1.0

@@ -84,7 +84,8 @@ def check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tensor
             continue
         raise RuntimeError(
             f"parameter {name(p)} is now {tuple(p.shape)}, {p.dtype} on {p.device}, but the "
-            f"optimizer knows it as {tuple(kept.shape)}, {kept.dtype} on {kept.device}: it was moved "
-            "or converted after training began. Call model.to(...) before the optimizer is built, or "
-            "carry the state over: optimizer.load_state_dict(optimizer.state_dict())"
+            f"optimizer's state for it is {tuple(kept.shape)}, {kept.dtype} on {kept.device}: it "
+            "was moved or converted after training began. Call model.to(...) before the optimizer "
+            "is built, or carry the state over: "
+            "optimizer.load_state_dict(optimizer.state_dict())"
         )

@@ -18,11 +18,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sgdph.differentiability import explained
 
 Estimator = Literal["row_sum", "hutchinson", "exact"]
 ESTIMATORS: tuple[Estimator, ...] = ("row_sum", "hutchinson", "exact")
@@ -48,37 +50,26 @@ def rademacher_probe(seed: int, refresh: int, index: int, like: Tensor) -> Tenso
     return bits.mul_(2).sub_(1).to(like.device, like.dtype, non_blocking=True)
 
 
-def partial_hessians(
-    loss: Tensor,
-    params: Sequence[Tensor],
-    estimator: Estimator,
-    probes: Sequence[Tensor] | None = None,
-) -> list[Tensor | None]:
-    """Estimate each parameter's block from ``loss``; its graph stays alive and ``.grad`` untouched.
-
-    ``hutchinson`` takes one joint product over all ``params`` (so with several of them each
-    estimate carries the noise of the others' cross blocks); the others take each block alone.
+def gradients_with_graph(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
+    """Differentiate ``loss`` once, ready for a second time; ``.grad`` is untouched.
 
     Args:
-        loss: A scalar with a graph, real, not yet differentiated without ``retain_graph``.
+        loss: A real scalar whose graph has not been freed. It stays alive.
         params: Leaves of the graph, each of any shape.
-        estimator: One of ``row_sum``, ``hutchinson``, ``exact``.
-        probes: For ``hutchinson``, a probe per parameter, shaped like it.
 
     Returns:
-        Per parameter a tensor of its shape, without a graph; ``None`` where the loss does not
-        depend on it.
+        Per parameter its gradient with a graph, or without one where it is constant; ``None``
+        where the loss does not depend on it.
 
     Raises:
         TypeError, ValueError: ``loss`` is no real scalar tensor.
-        RuntimeError: ``loss`` has no graph, or it cannot be differentiated twice.
+        RuntimeError: ``loss`` has no graph, or it cannot be differentiated so.
     """
     _check_loss(loss)
     if not params:
         return []
-    with _silenced_hooks(params), torch.enable_grad(), _explained():
-        gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-        return curvature_of_gradients(gradients, params, estimator, probes)
+    with _silenced_hooks(params), torch.enable_grad(), explained():
+        return list(torch.autograd.grad(loss, params, create_graph=True, allow_unused=True))
 
 
 def curvature_of_gradients(
@@ -90,19 +81,20 @@ def curvature_of_gradients(
     """Estimate each parameter's block from its gradient, where that still carries a graph.
 
     Args:
-        gradients: The loss's gradients, shaped like ``params``; ``None`` where there is none. One
-            without a graph is constant: its curvature is zero.
-        params: See :func:`partial_hessians`.
-        estimator: See :func:`partial_hessians`.
-        probes: See :func:`partial_hessians`.
+        gradients: As :func:`gradients_with_graph` returns them.
+        params: Those the gradients belong to.
+        estimator: One of ``row_sum``, ``hutchinson``, ``exact``. ``hutchinson`` takes one joint
+            product over all ``params``, so that with several of them each estimate carries the
+            noise of the others' cross blocks; the others take each block alone.
+        probes: For ``hutchinson``, a probe per parameter, shaped like it.
 
     Returns:
-        As :func:`partial_hessians`.
+        Per parameter a tensor of its shape, without a graph; ``None`` where its gradient is.
 
     Raises:
         RuntimeError: The gradients' graph cannot be differentiated.
     """
-    with _silenced_hooks(params), _explained():
+    with _silenced_hooks(params), explained():
         if estimator == "hutchinson":
             if probes is None:
                 raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
@@ -157,22 +149,6 @@ def _product(gradients: list[Tensor], params: list[Tensor], vectors: list[Tensor
     return [torch.zeros_like(p) if h is None else h for h, p in zip(products, params, strict=True)]
 
 
-def graph_leaves(roots: Iterable[Tensor]) -> list[Tensor]:
-    """List the leaf tensors that the graphs of ``roots`` end in, each once."""
-    stack = [root.grad_fn for root in roots if root.grad_fn is not None]
-    seen = set(stack)
-    leaves = []
-    while stack:
-        node = stack.pop()
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-    return leaves
-
-
 def _check_loss(loss: Tensor) -> None:
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
@@ -205,58 +181,3 @@ def _silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for hooks, saved in silenced:
             hooks.update(saved)
-
-
-# What torch says where a second derivative is missing, and the way out of each.
-_WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("scaled_dot_product", "flash_attention", "efficient_attention"),
-        "fused attention has no second derivative: run the forward under "
-        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)",
-    ),
-    (
-        ("cudnn_rnn", "CuDNN RNN"),
-        "cuDNN's recurrent layers have no second derivative: run the forward under "
-        "torch.backends.cudnn.flags(enabled=False)",
-    ),
-    (
-        ("aot_autograd", "torch.compile"),
-        "a compiled model has no second derivative: take the partial Hessian from the uncompiled "
-        'module, or run due steps under torch.compiler.set_stance("force_eager")',
-    ),
-    (
-        ("batch_norm_backward_reduce", "batch_norm_backward_elemt", "SyncBatchNorm"),
-        "SyncBatchNorm has no second derivative: use BatchNorm, GroupNorm or LayerNorm",
-    ),
-    (
-        ("use_reentrant", "Checkpointing is not compatible"),
-        "reentrant checkpointing cannot be differentiated with respect to chosen parameters: "
-        "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
-    ),
-    (
-        ("backward through the graph a second time",),
-        "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), "
-        "or optimizer.backward(loss) instead of both",
-    ),
-    (
-        ("once_differentiable", "is not implemented", "does not support double backward"),
-        "an operation of this network has no second derivative: replace it, or train its "
-        "parameters first-order with channelwise=False in their groups",
-    ),
-)
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Add the way out to torch's errors about a missing second derivative; leave all others."""
-    try:
-        yield
-    except RuntimeError as error:
-        message = str(error)
-        for signs, way_out in _WAYS_OUT:
-            if "no partial Hessian" not in message and any(sign in message for sign in signs):
-                raise RuntimeError(
-                    f"no partial Hessian can be taken from this loss: {way_out}. "
-                    f"(torch says: {message.strip().splitlines()[0]})"
-                ) from error
-        raise

@@ -21,8 +21,9 @@ from sgdph.checkpoint import (
     restore_exactly,
 )
 from sgdph.cycle import Cycle, starting_group
+from sgdph.differentiability import FirstLook
 from sgdph.groups import named_like, parameter_name
-from sgdph.hessian import Estimator, partial_hessians
+from sgdph.hessian import Estimator, curvature_of_gradients, gradients_with_graph
 from sgdph.hyperparameters import (
     Refresh,
     check_group,
@@ -139,7 +140,8 @@ class SGDPH(Optimizer):
     def _begin(self, newton: list[Tensor]) -> None:
         """Set up what is never saved."""
         self._cycle = Cycle(newton)
-        self._pending = PendingCurvature()
+        self._first_look = FirstLook()
+        self._pending = PendingCurvature(self._first_look)
         self._pending.watch(newton)
         self._averages = CurvatureAverages()
         self._replaced = ReplacedParameters()
@@ -201,7 +203,9 @@ class SGDPH(Optimizer):
         trainable = [p for p in targets if p.requires_grad]
         self._pending.watch(trainable)
         probes = self._turns.probes(self.param_groups, trainable)
-        curvatures = partial_hessians(loss, trainable, self._estimator, probes)
+        gradients = gradients_with_graph(loss, trainable)
+        self._first_look.check(trainable, gradients)
+        curvatures = curvature_of_gradients(gradients, trainable, self._estimator, probes)
         taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
         missed = [p for p in trainable if taken[id(p)] is None]
         self._replaced.check([loss], missed, self.param_groups, self._name)
@@ -470,5 +474,6 @@ _OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
 _NONE_CAME = (
     "this step wants a partial Hessian and none came. Take it in one of three ways: "
     "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
-    "before loss.backward(); or loss.backward(create_graph=True)"
+    "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph inside a "
+    "reentrant checkpoint (use_reentrant=False does)"
 )

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from sgdph.amp import scale_of_calling_grad_scaler
 from sgdph.checkpoint import curvature_dtype
+from sgdph.differentiability import FirstLook
 from sgdph.hessian import Estimator, curvature_of_gradients
 
 
@@ -81,9 +82,14 @@ class _Curvature:
 
 
 class PendingCurvature:
-    """Keeps the curvature of each Newton parameter until the step that uses it."""
+    """Keeps the curvature of each Newton parameter until the step that uses it.
 
-    def __init__(self) -> None:
+    Args:
+        first_look: Looks at gradients that ``backward(create_graph=True)`` leaves.
+    """
+
+    def __init__(self, first_look: FirstLook) -> None:
+        self._first_look = first_look
         self._curvatures: dict[int, _Curvature] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
 
@@ -143,8 +149,8 @@ class PendingCurvature:
 
         Args:
             params: Newton parameters that have a gradient.
-            estimator: See :func:`sgdph.hessian.partial_hessians`.
-            probes: See :func:`sgdph.hessian.partial_hessians`.
+            estimator: See :func:`sgdph.hessian.curvature_of_gradients`.
+            probes: See :func:`sgdph.hessian.curvature_of_gradients`.
             loss_scale: What divides products of ``backward(create_graph=True)``; ``None`` asks the
                 calling ``GradScaler``.
 
@@ -158,6 +164,7 @@ class PendingCurvature:
             return sums
         if loss_scale is None:
             loss_scale = scale_of_calling_grad_scaler()
+        self._first_look.check(params, gradients)
         products = curvature_of_gradients(gradients, params, estimator, probes)
         for i, (p, h) in enumerate(zip(params, products, strict=True)):
             if h is not None:

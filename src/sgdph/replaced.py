@@ -1,4 +1,4 @@
-"""Noticing that a model's parameters are no longer the optimizer's."""
+"""Telling why a parameter is missing from the loss's graph: it may be no longer the model's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sgdph.hessian import graph_leaves
+from sgdph.differentiability import REENTRANT_WAY_OUT, graph_nodes
 
 
 class ReplacedParameters:
@@ -40,34 +40,40 @@ class ReplacedParameters:
 
         Raises:
             RuntimeError: The loss depends on no parameter of the optimizer, or on strangers that
-                look like replacements.
+                look like replacements, or hides some inside a reentrant checkpoint.
         """
         if not missed and self._strangers is not None:
             return
-        leaves = graph_leaves(roots)
+        nodes = graph_nodes(roots)
+        if missed and any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+            raise RuntimeError(
+                f"no partial Hessian of parameter {name(missed[0])} can be taken from this loss: "
+                f"{REENTRANT_WAY_OUT}"
+            )
+        leaves = [node.variable for node in nodes if hasattr(node, "variable")]
         own = [p for group in groups for p in group["params"] if p.requires_grad]
-        known = {id(p) for p in own}
+        known, reached = {id(p) for p in own}, {id(leaf) for leaf in leaves}
+        absent = [p for p in own if id(p) not in reached]
         strangers = [leaf for leaf in leaves if id(leaf) not in known]
-        if missed:
-            reached = {id(leaf) for leaf in leaves}
-            absent = [p for p in own if id(p) not in reached]
-            if len(absent) == len(own):
-                raise RuntimeError(
-                    "the loss depends on none of this optimizer's parameters. "
-                    f"{_REMEDY if strangers else 'Was it computed from another model?'}"
-                )
-            shapes = {p.shape for p in absent}
-            expected = self._strangers or set()
-            twins = [s for s in strangers if s.shape in shapes and id(s) not in expected]
-            if twins:
-                raise RuntimeError(
-                    f"parameter {name(missed[0])} is not in the loss's graph, which instead holds "
-                    f"{len(twins)} trainable tensor(s) unknown to the optimizer in the shapes of "
-                    f"missing parameters ({', '.join(str(tuple(t.shape)) for t in twins[:3])}). "
-                    f"{_REMEDY}"
-                )
+        shapes, expected = {p.shape for p in absent}, self._strangers or set()
+        twins = [s for s in strangers if s.shape in shapes and id(s) not in expected]
         if self._strangers is None:
-            self._strangers = {id(s) for s in strangers}
+            self._strangers = {id(s) for s in strangers} - {id(s) for s in twins}
+        if not missed:
+            return
+        if len(absent) == len(own):
+            raise RuntimeError(
+                "the loss depends on none of this optimizer's parameters. "
+                f"{_REMEDY if strangers else 'Was it computed from another model?'}"
+            )
+        if twins:
+            raise RuntimeError(
+                f"parameter {name(missed[0])} is not in the loss's graph, which instead holds "
+                f"{len(twins)} trainable tensor(s) unknown to the optimizer in the shapes of "
+                f"missing parameters ({', '.join(str(tuple(t.shape)) for t in twins[:3])}). "
+                f"{_REMEDY}. Where it is meant to be so, give that parameter's group "
+                "channelwise=False"
+            )
 
 
 _REMEDY = (

@@ -1,0 +1,212 @@
+"""What a run is: one flat, frozen, fully resolved configuration, and its way to YAML and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+FORMAT = "sgdph-run-1"
+
+DatasetName = Literal["mnist5k", "digits", "cifar10", "cifar100"]
+ModelName = Literal["resnet8", "resnet20", "resnet18"]
+OptimizerName = Literal["sgdph", "sgdm", "adamw"]
+ScheduleName = Literal["cosine", "step", "constant"]
+EstimatorName = Literal["row_sum", "hutchinson", "exact"]
+RefreshName = Literal["cyclic", "all"]
+
+
+class LabError(ValueError):
+    """What was asked for cannot be done as asked; the message says what to do instead."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides one training run.
+
+    The optimizer's settings stand beside the rest, under the names of the command's flags; a setting
+    that the optimizer does not have is ``None``.
+
+    Attributes:
+        dataset: Name of the data set.
+        data_dir: Where downloaded data lie; ``None`` for the sets that come with a package.
+        train_size: Number of training images, a stratified subset; ``None`` for all.
+        model: Name of the network.
+        optimizer: Name of the optimizer.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        schedule: How the learning rate falls over the epochs.
+        seed: All randomness of the run comes from it.
+        device: A torch device, or ``"auto"``.
+        threads: CPU threads of torch; ``None`` leaves torch's own choice.
+        lr: Initial learning rate.
+        weight_decay: Weight decay, in the optimizer's own sense.
+        momentum: Momentum of SGDM and SGD-PH.
+        second_order_lr: SGD-PH's tau.
+        hessian_momentum: SGD-PH's beta_2.
+        eps: SGD-PH's epsilon.
+        estimator: SGD-PH's estimator of the partial Hessian.
+        refresh: SGD-PH's order of refreshes.
+        hessian_interval: SGD-PH refreshes at every n-th step.
+        betas: AdamW's two averaging factors.
+    """
+
+    dataset: DatasetName
+    data_dir: str | None = None
+    train_size: int | None = None
+    model: ModelName
+    optimizer: OptimizerName
+    epochs: int
+    batch_size: int
+    schedule: ScheduleName
+    seed: int
+    device: str = "auto"
+    threads: int | None = None
+    lr: float
+    weight_decay: float
+    momentum: float | None = None
+    second_order_lr: float | None = None
+    hessian_momentum: float | None = None
+    eps: float | None = None
+    estimator: EstimatorName | None = None
+    refresh: RefreshName | None = None
+    hessian_interval: int | None = None
+    betas: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        for name in ("train_size", "epochs", "batch_size", "threads", "hessian_interval"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LabError(f"{name} must be at least 1; got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise LabError(f"seed must lie between 0 and 2**63 - 1; got {self.seed}")
+
+
+# Where a run is computed, not what it computes: these may change when a run is resumed.
+PLACE_FIELDS = frozenset({"data_dir", "device", "threads"})
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    """Raise LabError unless ``value`` is of the annotated type (a float field takes an int too)."""
+    if hint is Any or _matches(value, hint):
+        return
+    raise LabError(f"{name} must be {_describe(hint)}; got {value!r}")
+
+
+def _matches(value: object, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:
+        kinds = get_args(hint)
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(kinds)
+            and all(_matches(item, kind) for item, kind in zip(value, kinds, strict=True))
+        )
+    if origin is not None:
+        return any(_matches(value, kind) for kind in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    """Say in words which values a type takes."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if origin is tuple:
+        return f"{len(get_args(hint))} numbers"
+    if origin is not None:
+        return " or ".join(_describe(kind) for kind in get_args(hint))
+    names = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
+    return names.get(hint, str(hint))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Write a configuration as YAML: a format mark, then one key per field, in the fields' order.
+
+    Settings that the optimizer does not have are left out.
+    """
+    optional = {"data_dir", "train_size", "threads"}
+    values: dict[str, Any] = {"format": FORMAT}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value is None and field.name not in optional:
+            continue
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
+    """Read what :func:`to_yaml` wrote.
+
+    Args:
+        text: The YAML text.
+        source: Where it came from, for error messages.
+
+    Raises:
+        LabError: If the text is not YAML, lacks the format mark or a key, has an unknown key, or holds a
+            value of the wrong kind.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise LabError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+        raise LabError(f"{source} is not a run's configuration: expected 'format: {FORMAT}' in it")
+    hints = get_type_hints(RunConfig)
+    known = {field.name: field for field in dataclasses.fields(RunConfig)}
+    unknown = [str(key) for key in values if key not in known and key != "format"]
+    missing = [
+        name
+        for name, field in known.items()
+        if field.default is dataclasses.MISSING and name not in values
+    ]
+    if unknown or missing:
+        problems = [f"unknown keys: {', '.join(unknown)}"] if unknown else []
+        problems += [f"missing keys: {', '.join(missing)}"] if missing else []
+        raise LabError(f"{source}: {'; '.join(problems)}")
+    given = {key: _revive(value, hints[key]) for key, value in values.items() if key != "format"}
+    try:
+        return RunConfig(**given)
+    except LabError as error:
+        raise LabError(f"{source}: {error}") from error
+
+
+def _revive(value: Any, hint: Any) -> Any:
+    """Undo what YAML does to values: lists were tuples, and ``1e-3`` (no dot) comes back as text."""
+    if isinstance(value, list):
+        return tuple(_revive(item, float) for item in value)
+    if isinstance(value, str) and (hint is float or float in get_args(hint)):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
+    """List where explicitly given values disagree with a saved run's.
+
+    Args:
+        given: Field name to value, only those that were given.
+        saved: The run's configuration.
+
+    Returns:
+        One ``"name: the run has x, given y"`` per difference, fields of :data:`PLACE_FIELDS` excepted.
+    """
+    return [
+        f"{name}: the run has {getattr(saved, name)!r}, given {value!r}"
+        for name, value in given.items()
+        if name not in PLACE_FIELDS and getattr(saved, name) != value
+    ]

@@ -1,0 +1,75 @@
+"""Where a run was computed: versions, machine, command line."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sgdph
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Gather what is needed to tell where a figure came from.
+
+    Args:
+        device: The device that the run computes on.
+
+    Returns:
+        JSON-ready values: versions, git commit of this package's sources (None outside a checkout),
+        platform, CPU and its count, threads, device, command line, UTC time.
+    """
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "sgdph": sgdph.__version__,
+        "git_commit": _git_commit(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "command": shlex.join(sys.argv),
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout this package lies in, with ``-dirty`` where it was changed."""
+    package = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(package), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's checkout: ask for this very file.
+        git("ls-files", "--error-unmatch", f"lab/{Path(__file__).name}")
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--", ".") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    """Return the processor's marketing name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,265 @@
+"""What a person may ask for on the command line, and the configurations it resolves to.
+
+An option left unset is ``None`` here: it takes its default, or when a run is resumed, the run's own value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sgdph.lab.baselines import SETTINGS, check_name, flag, owners, resolve_settings
+from sgdph.lab.config import (
+    DatasetName,
+    EstimatorName,
+    LabError,
+    ModelName,
+    OptimizerName,
+    RefreshName,
+    RunConfig,
+    ScheduleName,
+)
+
+DEFAULTS: Mapping[str, Any] = {
+    "dataset": "mnist5k",
+    "model": "resnet8",
+    "optimizer": "sgdph",
+    "epochs": 15,
+    "batch_size": 50,
+    "schedule": "cosine",
+    "seed": 0,
+}
+DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
+DEFAULT_SEEDS = (0, 1, 2)
+
+
+def _default(text: str) -> Any:
+    """Say in the help what an unset option means."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+_OWN = _default("the optimizer's own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """The options that both commands have."""
+
+    out: Annotated[Path | None, _default("a name made of the options, in runs/")] = None
+    """Directory for what is measured."""
+    resume: bool = False
+    """Carry on what lies in --out; unset options then take the values it was started with."""
+    overwrite: bool = False
+    """Delete what an earlier call left in --out, and nothing else, and start anew."""
+
+    dataset: Annotated[DatasetName | None, _default("mnist5k")] = None
+    """Data set; mnist5k and digits need no download."""
+    data_dir: Annotated[Path | None, _default("none")] = None
+    """Directory that holds CIFAR's official files."""
+    download: bool = False
+    """Let torchvision download CIFAR into --data-dir if it is not there."""
+    train_size: Annotated[int | None, _default("all")] = None
+    """Train on a stratified subset of this many images."""
+    model: Annotated[ModelName | None, _default("resnet8")] = None
+    """Network."""
+    epochs: Annotated[int | None, _default("15")] = None
+    """Passes over the training images."""
+    batch_size: Annotated[int | None, _default("50")] = None
+    """Images per step."""
+    schedule: Annotated[ScheduleName | None, _default("cosine")] = None
+    """Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant."""
+    device: Annotated[str | None, _default("auto")] = None
+    """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
+    threads: Annotated[int | None, _default("torch's choice")] = None
+    """CPU threads; the last bits of a result depend on it."""
+
+    momentum: Annotated[float | None, _OWN] = None
+    """Momentum (sgdm, sgdph)."""
+    second_order_lr: Annotated[float | None, _OWN] = None
+    """Second-order learning rate, the paper's tau (sgdph)."""
+    hessian_momentum: Annotated[float | None, _OWN] = None
+    """Momentum of the Hessian average, the paper's beta_2 (sgdph)."""
+    eps: Annotated[float | None, _OWN] = None
+    """Damping added to the Hessian average (sgdph)."""
+    estimator: Annotated[EstimatorName | None, _OWN] = None
+    """What is taken of each Hessian block (sgdph)."""
+    refresh: Annotated[RefreshName | None, _OWN] = None
+    """Whether a refresh takes one parameter in turn, or all (sgdph)."""
+    hessian_interval: Annotated[int | None, _OWN] = None
+    """Refresh at every n-th step (sgdph)."""
+    betas: Annotated[tuple[float, float] | None, _OWN] = None
+    """Averaging factors (adamw)."""
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise LabError(
+                "--resume and --overwrite contradict each other: one carries on what lies in --out, the other "
+                "deletes it; give one of them"
+            )
+
+    def given(self) -> dict[str, Any]:
+        """Return the options of :class:`RunConfig` that were set, by field name."""
+        names = {field.name for field in dataclasses.fields(RunConfig)}
+        values = {
+            name: value
+            for name, value in vars(self).items()
+            if name in names and value is not None
+        }
+        if self.data_dir is not None:
+            values["data_dir"] = str(self.data_dir.expanduser().resolve())
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(CommonOptions):
+    """Train one network and record the run."""
+
+    optimizer: Annotated[OptimizerName | None, _default("sgdph")] = None
+    """Optimizer."""
+    lr: Annotated[float | None, _OWN] = None
+    """Initial learning rate."""
+    weight_decay: Annotated[float | None, _OWN] = None
+    """Weight decay."""
+    seed: Annotated[int | None, _default("0")] = None
+    """Weights, data order, augmentation and probes all come from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(CommonOptions):
+    """Train several optimizers over several seeds; end with a table and a picture."""
+
+    optimizers: Annotated[str | None, _default("sgdm,sgdph")] = None
+    """Optimizers, separated by commas."""
+    seeds: Annotated[str | None, _default("0-2")] = None
+    """Seeds: a range like 0-2, a list like 0,3,7, or both."""
+    lr: Annotated[str | None, _OWN] = None
+    """Initial learning rate: one number for all, or one each like sgdm=0.1,sgdph=0.01."""
+    weight_decay: Annotated[str | None, _OWN] = None
+    """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
+
+
+def resolve(given: Mapping[str, Any]) -> RunConfig:
+    """Fill up what was given with the defaults, the optimizer's settings included.
+
+    Raises:
+        LabError: If a value is out of its bounds or not one of the optimizer's settings.
+    """
+    shared = {name: value for name, value in given.items() if name not in SETTINGS}
+    values = {**DEFAULTS, **shared}
+    own = {name: value for name, value in given.items() if name in SETTINGS}
+    return RunConfig(**values, **resolve_settings(values["optimizer"], own))
+
+
+def resolve_many(
+    given: Mapping[str, Any], optimizers: tuple[str, ...], seeds: tuple[int, ...]
+) -> list[RunConfig]:
+    """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
+
+    Args:
+        given: Option to value; ``lr`` and ``weight_decay`` as :func:`parse_per_optimizer` takes them. A
+            setting goes to those of the optimizers that have it.
+        optimizers: Their names.
+        seeds: The seeds.
+
+    Raises:
+        LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has a setting.
+    """
+    for name in optimizers:
+        check_name(name)
+    for name in given:
+        if name in SETTINGS and not set(owners(name)) & set(optimizers):
+            raise LabError(
+                f"none of {', '.join(optimizers)} has the setting {flag(name)}; {', '.join(owners(name))} has it"
+            )
+    per_optimizer = {
+        name: parse_per_optimizer(str(given[name]), flag(name), optimizers)
+        for name in ("lr", "weight_decay")
+        if name in given
+    }
+    configs = []
+    for seed in seeds:
+        for optimizer in optimizers:
+            own = {
+                name: value
+                for name, value in given.items()
+                if name not in per_optimizer
+                and (name not in SETTINGS or optimizer in owners(name))
+            }
+            rates = {
+                name: values[optimizer]
+                for name, values in per_optimizer.items()
+                if optimizer in values
+            }
+            configs.append(resolve({**own, **rates, "optimizer": optimizer, "seed": seed}))
+    return configs
+
+
+def parse_optimizers(text: str) -> tuple[str, ...]:
+    """Read ``"sgdm,sgdph"``.
+
+    Raises:
+        LabError: If a name is unknown or stands twice.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        check_name(name)
+    if len(set(names)) < len(names):
+        raise LabError(f"--optimizers names one twice: {text!r}; name each once")
+    return names
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read ``"0-2"``, ``"0,3,7"`` or a mixture.
+
+    Raises:
+        LabError: If the text is something else, a range runs backwards, or a seed stands twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise LabError(f"--seeds must be like 0-2 or 0,3,7; got {text!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise LabError(f"--seeds has a range that runs backwards: {part!r}; write {last}-{first}")
+        seeds.extend(range(first, last + 1))
+    if len(set(seeds)) < len(seeds):
+        raise LabError(f"--seeds names one twice: {text!r}; name each once")
+    return tuple(seeds)
+
+
+def parse_per_optimizer(text: str, name: str, optimizers: tuple[str, ...]) -> dict[str, float]:
+    """Read ``"0.1"``, a value for all, or ``"sgdm=0.1,sgdph=0.01"``, one each.
+
+    Args:
+        text: What was given.
+        name: The flag, for error messages.
+        optimizers: The optimizers that are compared.
+
+    Returns:
+        Optimizer to value; one that is not named is left out.
+
+    Raises:
+        LabError: If the text is something else, or names an optimizer that is not compared.
+    """
+    try:
+        if "=" not in text:
+            return dict.fromkeys(optimizers, float(text))
+        pairs = [part.split("=") for part in text.split(",")]
+        values = {key.strip(): float(value) for key, value in pairs}
+    except ValueError as error:
+        raise LabError(
+            f"{name} must be a number or like sgdm=0.1,sgdph=0.01; got {text!r}"
+        ) from error
+    strangers = [key for key in values if key not in optimizers]
+    if strangers:
+        raise LabError(
+            f"{name} names {', '.join(strangers)}, but compared are {', '.join(optimizers)}; got {text!r}"
+        )
+    return values

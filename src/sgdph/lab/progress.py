@@ -1,0 +1,116 @@
+"""What a run says while it trains: bars on a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Reporter(Protocol):
+    """Receives a run's progress; the trainer knows no more of the screen than this."""
+
+    def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
+        """A run begins or carries on after ``done`` of its epochs."""
+
+    def batch_finished(self) -> None:
+        """One optimizer step is done."""
+
+    def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
+        """One epoch is done; ``metrics`` is its metrics line."""
+
+    def run_finished(self, name: str, message: str) -> None:
+        """The run ended; ``message`` says how."""
+
+
+def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
+    """Put an epoch's metrics into one line."""
+    return (
+        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"train loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:6.2%}  |  "
+        f"test loss {metrics['test_loss']:.4f}  accuracy {metrics['test_accuracy']:6.2%}  |  "
+        f"lr {metrics['lr']:.2g}  {metrics['seconds']:.1f} s"
+    )
+
+
+class LineReporter:
+    """A line per epoch, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
+        """Say which run begins."""
+        where = f", carrying on after epoch {done}" if done else ""
+        self._say(f"{name}: {epochs} epochs of {batches} steps{where}")
+
+    def batch_finished(self) -> None:
+        """Say nothing."""
+
+    def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
+        """Print the epoch's line."""
+        self._say(epoch_line(metrics, epochs))
+
+    def run_finished(self, name: str, message: str) -> None:
+        """Say how the run ended."""
+        self._say(f"{name}: {message}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+class BarReporter(LineReporter):
+    """Bars for runs (where there are several), epochs and batches; finished runs leave a line."""
+
+    def __init__(self, console: Console, progress: Progress, runs: int) -> None:
+        super().__init__(console)
+        self.progress = progress
+        self.runs = progress.add_task("runs", total=runs, visible=runs > 1, note="")
+        self.epochs = progress.add_task("epochs", total=None, note="")
+        self.batches = progress.add_task("batches", total=None, note="")
+
+    def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
+        """Set the bars for a run."""
+        self.progress.reset(self.epochs, total=epochs, completed=done)
+        self.progress.update(self.epochs, description=name, note="")
+        self.progress.reset(self.batches, total=batches)
+
+    def batch_finished(self) -> None:
+        """Move the batch bar."""
+        self.progress.advance(self.batches)
+
+    def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
+        """Move the epoch bar and show the latest figures beside it."""
+        note = f"loss {metrics['train_loss']:.4f}  test {metrics['test_accuracy']:.2%}"
+        self.progress.update(self.epochs, advance=1, note=note)
+        self.progress.reset(self.batches)
+
+    def run_finished(self, name: str, message: str) -> None:
+        """Move the run bar and leave a line above the bars."""
+        self.progress.advance(self.runs)
+        super().run_finished(name, message)
+
+
+@contextmanager
+def reporter_for(console: Console, runs: int = 1) -> Iterator[Reporter]:
+    """Yield bars where the console is a terminal, lines where it is not.
+
+    Args:
+        console: Where to write.
+        runs: How many runs are to come.
+    """
+    if not console.is_terminal:
+        yield LineReporter(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield BarReporter(console, progress, runs)

@@ -1,0 +1,203 @@
+"""A run's directory: what the run was, and what it measured.
+
+| file | content |
+|---|---|
+| ``config.yaml`` | the resolved configuration; its presence makes the directory a run |
+| ``env.json`` | versions, machine and command line, and those of every resumption |
+| ``metrics.jsonl`` | one line per finished epoch |
+| ``summary.json`` | the outcome, with a status: running, finished, interrupted or diverged |
+| ``last.pt`` | the checkpoint after the last finished epoch |
+
+Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves the old or
+the new one. A line of ``metrics.jsonl`` may be cut off by a kill; a resumed run rewrites the file from the
+history in its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
+
+CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
+    "config.yaml",
+    "env.json",
+    "metrics.jsonl",
+    "summary.json",
+    "last.pt",
+)
+# The configuration goes last: while anything is left, the directory is still known for a run.
+RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
+PARTIAL_SUFFIX = ".partial"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace a file in one step: a crash leaves the old content or the new, never a mixture.
+
+    Args:
+        path: The file; its directory must exist.
+        write: Writes the content to the binary file it is given.
+    """
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in a directory durable, where the system can (Windows opens no directories)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step, in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def remove_files(directory: Path, names: Sequence[str]) -> None:
+    """Delete the named files and their partial versions, in this order, and nothing else."""
+    for name in names:
+        (directory / (name + PARTIAL_SUFFIX)).unlink(missing_ok=True)
+        (directory / name).unlink(missing_ok=True)
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """Whether the directory holds a run, or a part of one."""
+        return any((self.path / name).exists() for name in RUN_FILES)
+
+    def read_config(self) -> RunConfig:
+        """Read the configuration.
+
+        Raises:
+            LabError: If there is none, or it is not one of ours.
+        """
+        file = self.path / CONFIG
+        if not file.is_file():
+            raise LabError(
+                f"{self.path} holds no run to resume (no {CONFIG}); name another --out, or start "
+                "a run there without --resume"
+            )
+        return from_yaml(file.read_text(encoding="utf-8"), file)
+
+    def create(self, config: RunConfig) -> None:
+        """Begin a run: make the directory and write the configuration.
+
+        Raises:
+            LabError: If a run is there already, or the path is no directory.
+        """
+        self.check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / CONFIG, to_yaml(config))
+
+    def check_free(self) -> None:
+        """Raise LabError if the path cannot take a new run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise LabError(f"{self.path} is a file; --out must name a directory")
+        if self.exists():
+            raise LabError(
+                f"{self.path} already holds a run; carry it on with --resume, delete it with "
+                "--overwrite, or name another --out"
+            )
+
+    def clear(self) -> None:
+        """Delete the run's files, and no others.
+
+        Raises:
+            LabError: If the directory has files of a run's names that are not a run's.
+        """
+        if not self.exists():
+            return
+        try:
+            self.read_config()
+        except LabError as error:
+            found = [name for name in RUN_FILES if (self.path / name).exists()]
+            raise LabError(
+                f"{self.path} is not recognised as a run ({error}), so --overwrite does not delete its "
+                f"{', '.join(found)}; name another --out"
+            ) from error
+        remove_files(self.path, RUN_FILES)
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one epoch's line, on the disk when this returns."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def replace_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write all epochs' lines anew."""
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_text(self.path / METRICS, text)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the finished epochs' lines; a last line cut off by a kill is left out."""
+        file = self.path / METRICS
+        if not file.is_file():
+            return []
+        text = file.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def write_env(self, environment: Mapping[str, Any]) -> None:
+        """Record the machine: at the top for a new run, under ``resumed`` for a later session."""
+        file = self.path / ENV
+        if file.is_file():
+            first = json.loads(file.read_text(encoding="utf-8"))
+            first.setdefault("resumed", []).append(dict(environment))
+            write_json(file, first)
+        else:
+            write_json(file, environment)
+
+    def read_env(self) -> dict[str, Any]:
+        """Read the machine of the first session; empty where a kill came before it was written."""
+        return self._read_json(ENV)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace the outcome."""
+        write_json(self.path / SUMMARY, summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read the outcome; empty where a kill came before the first was written."""
+        return self._read_json(SUMMARY)
+
+    def status(self) -> str | None:
+        """Return the recorded status, or None where none was recorded yet."""
+        return self.read_summary().get("status")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            return {}
+        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return value

@@ -1,0 +1,102 @@
+"""The first state of a run: device, model, optimizer and schedule, all out of its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
+
+from sgdph.lab.baselines import build_optimizer
+from sgdph.lab.checkpoint import TrainingState
+from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.data import Dataset
+from sgdph.lab.models import build_model
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can begin: nothing is on the disk yet.
+
+    Attributes:
+        config: What the run is.
+        data: Its data set, on the run's device.
+        state: Its state before the first epoch.
+    """
+
+    config: RunConfig
+    data: Dataset
+    state: TrainingState
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn a device's name into the device; ``"auto"`` prefers a CUDA GPU.
+
+    Raises:
+        LabError: If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LabError(
+            f"--device {name} cannot be used here: {str(error).splitlines()[0]}; expected auto, cpu or "
+            "a device that torch sees on this machine, like cuda:0"
+        ) from error
+    return device
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """Make an independent seed for one purpose out of the run's seed."""
+    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, name: str, epochs: int) -> LRScheduler:
+    """Make the learning-rate schedule, stepped once per epoch.
+
+    ``cosine`` falls to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017); ``step`` multiplies by 0.1 after
+    every 30% of the epochs (the SGD-PH paper's "every 60 of 200"); ``constant`` stays.
+    """
+    if name == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=epochs)
+    if name == "step":
+        return StepLR(optimizer, step_size=max(1, round(0.3 * epochs)), gamma=0.1)
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
+    """Make a run's first state out of its seed.
+
+    Seeds torch's global generators, sets torch's threads where the configuration names them, and makes
+    cuDNN deterministic, without which a resumed run would not come out to the same bits.
+
+    Args:
+        config: What the run is.
+        data: Its data set, on any device.
+
+    Raises:
+        LabError: If the configuration does not fit the data, the machine or the optimizer.
+    """
+    count = len(data.train_labels)
+    if config.batch_size > count:
+        raise LabError(
+            f"--batch-size {config.batch_size} is more than the {count} training images; "
+            f"take at most {count}"
+        )
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, in_channels=data.channels, classes=data.classes)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, config)
+    schedule = build_schedule(optimizer, config.schedule, config.epochs)
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
+    state = TrainingState(model, optimizer, schedule, generator)
+    return PreparedRun(config, data.to(device), state)

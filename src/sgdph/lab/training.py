@@ -1,0 +1,248 @@
+"""One run: from a configuration and a data set to a directory of facts.
+
+A run is a function of its configuration. All randomness comes from the seed: torch's global generator draws the
+initial weights, a generator of the run's own draws data order and augmentation, and the optimizer has its own
+again; so optimizers with one seed start at the same weights and see the same batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
+
+from sgdph.lab.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from sgdph.lab.config import RunConfig
+from sgdph.lab.data import Dataset, plan_epoch, training_batch
+from sgdph.lab.environment import describe_environment
+from sgdph.lab.progress import Reporter
+from sgdph.lab.runs import CHECKPOINT, RunDirectory
+from sgdph.lab.start import PreparedRun
+
+# Small enough for a batch's activations to stay in a CPU's cache: twice as fast there as 1,000.
+EVALUATION_BATCH = 200
+# How often the running loss is looked at; on a GPU every look waits for the device.
+CHECK_INTERVAL = 20
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome that is recorded, not an error
+    """The loss is no longer finite."""
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
+    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over the test images."""
+    model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=data.mean.device)
+    correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
+    for start in range(0, len(data.test_labels), EVALUATION_BATCH):
+        window = slice(start, start + EVALUATION_BATCH)
+        labels = data.test_labels[window]
+        logits = model(data.normalise(data.test_images[window]))
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+    count = len(data.test_labels)
+    return loss.item() / count, correct.item() / count
+
+
+def optimization_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Take one step down the loss; SGD-PH takes its partial Hessian along with the gradient."""
+    optimizer.zero_grad()
+    backward = getattr(optimizer, "backward", None)
+    if backward is None:
+        loss.backward()
+    else:
+        backward(loss)
+    optimizer.step()
+
+
+def multiplier_summary(optimizer: torch.optim.Optimizer) -> dict[str, float | int] | None:
+    """Summarise SGD-PH's Newton multipliers, tau / (D + eps), over the refreshed parameters.
+
+    Returns:
+        Smallest, middle and largest of the parameters' medians, and how many parameters were refreshed at
+        least once; ``None`` for other optimizers.
+    """
+    statistics = getattr(optimizer, "multiplier_statistics", None)
+    if statistics is None:
+        return None
+    medians = sorted(each.median for each in statistics().values() if each.refreshes > 0)
+    if not medians:
+        return {"refreshed": 0}
+    return {
+        "min": medians[0],
+        "median": medians[len(medians) // 2],
+        "max": medians[-1],
+        "refreshed": len(medians),
+    }
+
+
+@dataclass
+class Trainer:
+    """Carries one run from its state to its end.
+
+    Attributes:
+        config: What the run is.
+        directory: Where its facts go.
+        data: Its data set, on the run's device.
+        state: Where it stands.
+        reporter: What is told of its progress.
+    """
+
+    config: RunConfig
+    directory: RunDirectory
+    data: Dataset
+    state: TrainingState
+    reporter: Reporter
+
+    def train(self) -> dict[str, Any]:
+        """Train to the last epoch.
+
+        Returns:
+            The summary, whose status is ``"finished"`` or ``"diverged"``.
+
+        Raises:
+            KeyboardInterrupt: When interrupted; the status is then ``"interrupted"``, as it is after any
+                other exception.
+        """
+        self._summarise("running")
+        try:
+            while self.state.epoch < self.config.epochs:
+                self._epoch()
+        except Diverged as outcome:
+            return self._summarise("diverged", str(outcome))
+        except BaseException as error:
+            self._summarise("interrupted", f"{type(error).__name__}: {error}".rstrip(": "))
+            raise
+        return self._summarise("finished")
+
+    def _epoch(self) -> None:
+        """Train and evaluate one epoch, record it, and take the checkpoint."""
+        state, started = self.state, time.perf_counter()
+        rate = float(state.optimizer.param_groups[0]["lr"])
+        train_loss, train_accuracy, steps = self._pass()
+        seconds = time.perf_counter() - started
+        test_loss, test_accuracy = evaluate(state.model, self.data)
+        epoch = state.epoch + 1
+        if not math.isfinite(test_loss):
+            raise Diverged(f"the test loss after epoch {epoch} is {test_loss}")
+        state.scheduler.step()
+        metrics: dict[str, Any] = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "lr": rate,
+            "seconds": seconds,
+            "elapsed_seconds": state.elapsed + time.perf_counter() - started,
+        }
+        multipliers = multiplier_summary(state.optimizer)
+        if multipliers is not None:
+            metrics["newton_multiplier"] = multipliers
+        state.epoch, state.step = epoch, state.step + steps
+        state.history.append(metrics)
+        self.directory.append_metrics(metrics)
+        save_checkpoint(self.directory.path / CHECKPOINT, state)
+        self._summarise("running")
+        self.reporter.epoch_finished(metrics, self.config.epochs)
+
+    def _pass(self) -> tuple[float, float, int]:
+        """Step through the training images once.
+
+        Returns:
+            Mean loss and accuracy over the images as they came, each before its batch's step, and the
+            number of steps.
+        """
+        data, state, size = self.data, self.state, self.config.batch_size
+        state.model.train()
+        plan = plan_epoch(data, state.generator)
+        count = len(data.train_labels)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=data.mean.device)
+        correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
+        starts = range(0, count, size)
+        for step, start in enumerate(starts, 1):
+            images, labels = training_batch(data, plan, start, size)
+            logits = state.model(images)
+            loss = F.cross_entropy(logits, labels)
+            loss_sum += loss.detach() * len(labels)
+            correct += (logits.detach().argmax(1) == labels).sum()
+            if (step % CHECK_INTERVAL == 0 or step == len(starts)) and not loss_sum.isfinite():
+                raise Diverged(
+                    f"the training loss in epoch {state.epoch + 1}, at step {step} of {len(starts)} or up to "
+                    f"{CHECK_INTERVAL - 1} before, is not finite"
+                )
+            optimization_step(state.optimizer, loss)
+            self.reporter.batch_finished()
+        if data.mean.is_cuda:
+            torch.cuda.synchronize()
+        return loss_sum.item() / count, correct.item() / count, len(starts)
+
+    def _summarise(self, status: str, reason: str | None = None) -> dict[str, Any]:
+        """Write the summary of the epochs so far and return it."""
+        history = self.state.history
+        last = history[-1] if history else None
+        best = max(history, key=lambda line: line["test_accuracy"]) if history else None
+        summary = {
+            "status": status,
+            "reason": reason,
+            "epochs": self.state.epoch,
+            "planned_epochs": self.config.epochs,
+            "steps": self.state.step,
+            "final_test_accuracy": last["test_accuracy"] if last and status == "finished" else None,
+            "best_test_accuracy": best["test_accuracy"] if best else None,
+            "best_epoch": best["epoch"] if best else None,
+            "final_train_loss": last["train_loss"] if last and status == "finished" else None,
+            "seconds": sum(line["seconds"] for line in history),
+            "elapsed_seconds": self.state.elapsed,
+            "train_images": len(self.data.train_labels),
+            "test_images": len(self.data.test_labels),
+            "parameters": sum(p.numel() for p in self.state.model.parameters()),
+        }
+        self.directory.write_summary(summary)
+        return summary
+
+
+def train_run(
+    prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
+) -> dict[str, Any]:
+    """Train a run to its end, from its checkpoint where it has one.
+
+    Args:
+        prepared: The run, just prepared: torch's global generators must still stand where
+            :func:`sgdph.lab.start.prepare` left them.
+        directory: Its directory, which holds the configuration already.
+        reporter: What is told of its progress.
+
+    Returns:
+        The summary.
+
+    Raises:
+        LabError: If the checkpoint cannot be read.
+    """
+    config, data, state = prepared.config, prepared.data, prepared.state
+    checkpoint = directory.path / CHECKPOINT
+    if checkpoint.is_file():
+        load_checkpoint(checkpoint, state)
+    directory.write_env(describe_environment(data.mean.device))
+    directory.replace_metrics(state.history)
+    name, batches = directory.path.name, math.ceil(len(data.train_labels) / config.batch_size)
+    reporter.run_started(name, epochs=config.epochs, done=state.epoch, batches=batches)
+    summary = Trainer(config, directory, data, state, reporter).train()
+    reporter.run_finished(name, describe_outcome(summary))
+    return summary
+
+
+def describe_outcome(summary: dict[str, Any]) -> str:
+    """Say in a line how a run ended."""
+    if summary["status"] == "diverged":
+        return f"diverged after {summary['epochs']} epochs: {summary['reason']}"
+    return (
+        f"test accuracy {summary['final_test_accuracy']:.2%} at the end, {summary['best_test_accuracy']:.2%} at "
+        f"best (epoch {summary['best_epoch']}), {summary['seconds']:.1f} s of training"
+    )

@@ -1,0 +1,384 @@
+"""Bad input, and steps that cannot be made: each says what came and what to do."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import sgdph
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr must be at least 0"),
+        ({"lr": float("nan")}, "lr must be at least 0"),
+        ({"lr": torch.ones(2)}, "one element"),
+        ({"momentum": -0.1}, "momentum"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"second_order_lr": -1e-3}, "second_order_lr"),
+        ({"hessian_momentum": 1.0}, r"hessian_momentum must lie in \[0, 1\), got 1.0"),
+        ({"eps": 0.0}, "eps must be above 0"),
+        ({"estimator": "fisher"}, "row_sum, hutchinson, exact, got 'fisher'"),
+        ({"refresh": "some"}, "cyclic, all, got 'some'"),
+        ({"hessian_interval": 0}, "hessian_interval"),
+        ({"hessian_interval": 1.5}, "hessian_interval"),
+        ({"seed": "x"}, "seed"),
+    ],
+)
+def test_hyperparameters(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sgdph.SGDPH(bn_net().parameters(), **settings)
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=message):
+        sgdph.SGDPH([{"params": list(bn_net().parameters()), name: settings[name]}])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("estimator", "exact"), ("refresh", "all"), ("hessian_interval", 2)],
+)
+def test_what_is_one_for_all_groups(name: str, value: object) -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    groups = [{"params": a.parameters()}, {"params": b.parameters(), name: value}]
+    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+        sgdph.SGDPH(groups)
+    optimizer = sgdph.SGDPH(a.parameters())
+    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+        optimizer.add_param_group({"params": b.parameters(), name: value})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": b.parameters()})
+    optimizer.param_groups[1][name] = value
+    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+        optimizer.step()
+
+
+def test_bad_flag() -> None:
+    with pytest.raises(ValueError, match="channelwise must be True, False, or None"):
+        sgdph.SGDPH([{"params": bn_net().parameters(), "channelwise": "yes"}])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_due_and_none_came(way: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss_of(model).backward()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError) as error:
+        optimizer.step()
+    for words in ("optimizer.backward(loss)", "update_hessian(loss)", "create_graph=True"):
+        assert words in str(error.value)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert optimizer.param_groups[0]["step"] == 0
+    # The optimizer is none the worse for it.
+    train(model, optimizer, range(2), WAYS[way])
+
+
+def test_nothing_due_needs_nothing() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=2)
+    train(model, optimizer, range(1))
+    assert not optimizer.hessian_due
+    loss_of(model).backward()
+    optimizer.step()
+    assert optimizer.hessian_due
+
+
+def test_update_hessian_does_nothing_where_none_is_due() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=2)
+    train(model, optimizer, range(1))
+    optimizer.update_hessian(torch.zeros(3))
+
+
+def test_step_without_any_gradient_does_nothing() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    optimizer.step()
+    assert optimizer.state_dict()["state"] == {}
+    assert optimizer.param_groups[0]["step"] == 0
+    assert optimizer.hessian_due
+
+
+def test_no_channelwise_parameter_at_all() -> None:
+    model = nn.Linear(4, 3, bias=False)
+    twin = copy.deepcopy(model)
+    optimizer = sgdph.SGDPH(model.parameters(), lr=0.1)
+    sgd = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    assert not optimizer.hessian_due
+    for _ in range(5):
+        for net, one in ((model, optimizer), (twin, sgd)):
+            one.zero_grad()
+            loss = net(torch.ones(2, 4)).square().mean()
+            optimizer.update_hessian(loss)
+            loss.backward()
+            one.step()
+    assert_same_bits(model, twin)
+    assert optimizer.multipliers() == {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (1.5, TypeError, "must be a tensor, got float"),
+        (torch.ones(3, requires_grad=True), ValueError, r"shape \(3,\).*\.mean\(\)"),
+        (torch.ones((), dtype=torch.cfloat, requires_grad=True), ValueError, "real scalar"),
+        (torch.ones(()), RuntimeError, "no graph"),
+    ],
+)
+def test_losses(loss: Any, error: type[Exception], message: str) -> None:
+    optimizer = sgdph.SGDPH(bn_net().parameters())
+    for take in (optimizer.update_hessian, optimizer.backward):
+        with pytest.raises(error, match=message):
+            take(loss)
+
+
+def test_loss_of_shape_one_is_a_scalar() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    optimizer.backward(loss_of(model).reshape(1))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_loss_scale(scale: float) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    with pytest.raises(ValueError, match="loss_scale must be above 0"):
+        optimizer.update_hessian(loss_of(model), loss_scale=scale)
+
+
+def test_loss_of_another_model() -> None:
+    optimizer = sgdph.SGDPH(bn_net().parameters())
+    with pytest.raises(RuntimeError, match="none of this optimizer's parameters"):
+        optimizer.update_hessian(loss_of(bn_net(seed=1)))
+
+
+def test_loss_that_does_not_depend_on_the_parameter_whose_turn_it_is() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    optimizer.update_hessian(model[4].weight.square().sum())
+    model[4].weight.square().sum().backward()
+    optimizer.step()
+    assert optimizer.param_groups[0]["cursor"] == 1
+    assert "hessian" not in optimizer.state.get(model[0].bias, {})
+    # With gradients that are zero instead of absent it is no different.
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    by_update(optimizer, model[4].weight.square().sum())
+    optimizer.step()
+    assert optimizer.param_groups[0]["cursor"] == 2
+    assert "hessian" not in optimizer.state[model[1].weight]
+
+
+def test_loss_that_is_linear_in_the_parameter_has_no_curvature() -> None:
+    for feed in WAYS.values():
+        a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+        optimizer = sgdph.SGDPH([a, b], lr=0.1)
+        feed(optimizer, (2 * a).sum() + b.square().sum())
+        optimizer.step()
+        assert torch.equal(optimizer.state[a]["hessian"], torch.zeros(3))
+        assert optimizer.state[a]["refreshes"].item() == 1
+        torch.testing.assert_close(a.detach(), torch.full((3,), 1 - 0.1 * 10 * 2.0))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_non_finite_curvature_never_enters(way: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+    train(model, optimizer, range(3), WAYS[way])
+    weights = copy.deepcopy(model.state_dict())
+    states = {p: copy.deepcopy(optimizer.state[p]) for p in (model[1].weight, model[1].bias)}
+    optimizer.zero_grad()
+    WAYS[way](optimizer, loss_of(model) * float("inf"))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(
+            p
+        )  # what torch.optim.SGD makes of bad gradients is its own affair
+    optimizer.step()
+    for p, state in states.items():
+        assert torch.equal(optimizer.state[p]["hessian"], state["hessian"])
+        assert torch.equal(optimizer.state[p]["refreshes"], state["refreshes"])
+    assert optimizer.param_groups[0]["step"] == 4
+    model.load_state_dict(weights)
+    train(model, optimizer, range(4, 6), WAYS[way])
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_non_finite_before_the_first_refresh_is_a_plain_step() -> None:
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = sgdph.SGDPH([a, b], lr=0.1)
+    optimizer.update_hessian((a.square() * float("nan")).sum())
+    (a.sum() + b.sum()).backward()
+    optimizer.step()
+    assert optimizer.state[a]["refreshes"].item() == 0
+    torch.testing.assert_close(a.detach(), torch.full((3,), 0.9))
+    assert optimizer.param_groups[0]["cursor"] == 0  # one Newton parameter: the turn came round
+
+
+def test_sparse_and_complex_parameters() -> None:
+    sparse = torch.eye(3).to_sparse().requires_grad_()
+    with pytest.raises(ValueError, match=r"layout torch.sparse_coo"):
+        sgdph.SGDPH([sparse])
+    phase = nn.Parameter(torch.ones(3, dtype=torch.cfloat))
+    with pytest.raises(ValueError, match=r"complex.*channelwise=False"):
+        sgdph.SGDPH([{"params": [phase], "channelwise": True}])
+    twin = nn.Parameter(phase.detach().clone())
+    optimizer, sgd = sgdph.SGDPH([phase], lr=0.1), torch.optim.SGD([twin], lr=0.1, momentum=0.9)
+    for _ in range(3):
+        for p, one in ((phase, optimizer), (twin, sgd)):
+            one.zero_grad()
+            p.abs().square().sum().backward()
+            one.step()
+    assert torch.equal(phase, twin)
+
+
+def test_sparse_gradient_of_a_channelwise_parameter() -> None:
+    table = nn.Embedding(5, 1, sparse=True)
+    optimizer = sgdph.SGDPH([{"params": table.parameters(), "channelwise": True}])
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"0.0 is channel-wise and has a sparse gradient"):
+        optimizer.step()
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_once_differentiable_function_in_the_network(way: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+
+    def step() -> None:
+        x = OnceDifferentiable.apply(model[:2](torch.randn(4, 1, 6, 6)))
+        WAYS[way](optimizer, model[2:](x).square().mean())
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match=r"once_differentiable.*channelwise=False"):
+        step()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fused_attention(way: str) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(layer))
+
+    def step() -> None:
+        WAYS[way](optimizer, layer(torch.randn(2, 5, 8)).square().mean())
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match=r"SDPBackend\.MATH"):
+        step()
+    optimizer.zero_grad()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        step()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_reentrant_checkpoint(way: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+
+    def step(**kwargs: bool) -> None:
+        x = torch.randn(4, 1, 6, 6, requires_grad=True)
+        x = checkpoint(model[:3], x, **kwargs)
+        WAYS[way](optimizer, functional.cross_entropy(model[3:](x), torch.zeros(4).long()))
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        step(use_reentrant=True)
+    optimizer.zero_grad()
+    step(use_reentrant=False)
+
+
+def test_update_after_backward() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss = loss_of(model)
+    loss.backward()
+    with pytest.raises(RuntimeError, match=r"update_hessian\(loss\) before loss\.backward\(\)"):
+        optimizer.update_hessian(loss)
+
+
+@pytest.mark.parametrize(
+    ("torch_says", "way_out"),
+    [
+        ("torch.compile with aot_autograd does not currently support double backward", "stance"),
+        ("This backward function was compiled with non-empty donated buffers", "stance"),
+        ("derivative for aten::_cudnn_rnn_backward is not implemented", "cudnn.flags"),
+        ("derivative for aten::batch_norm_backward_reduce is not implemented", "GroupNorm"),
+        ("batch_norm does not support 3rd+ order derivatives.", "channelwise=False"),
+    ],
+)
+def test_what_torch_says_elsewhere(
+    torch_says: str, way_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that this machine may lack: torch's message is fed in, the way out must come out."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(torch_says)
+
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss = loss_of(model)
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    with pytest.raises(RuntimeError, match=way_out) as error:
+        optimizer.update_hessian(loss)
+    assert torch_says in str(error.value)
+
+
+def test_other_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss = loss_of(model)
+
+    def run_out(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", run_out)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory$"):
+        optimizer.update_hessian(loss)
+
+
+def test_capture_in_a_cuda_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="CUDA graph"):
+        optimizer.update_hessian(loss_of(model))
+    with pytest.raises(RuntimeError, match="CUDA graph"):
+        optimizer.step()
+
+
+def test_joint_hutchinson_warns_of_its_noise() -> None:
+    settings: dict[str, Any] = {"estimator": "hutchinson", "refresh": "all"}
+    with pytest.warns(UserWarning, match=r"hessian_momentum=0\.9 .*0\.99"):
+        sgdph.SGDPH(bn_net().parameters(), **settings)
+    with pytest.warns(UserWarning, match="0.97"):
+        sgdph.SGDPH(
+            [{"params": bn_net().parameters(), "hessian_momentum": 0.97}],
+            hessian_momentum=0.99,
+            **settings,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sgdph.SGDPH(bn_net().parameters(), hessian_momentum=0.98, **settings)
+        sgdph.SGDPH(bn_net().parameters(), estimator="hutchinson")
+        sgdph.SGDPH(bn_net().parameters(), refresh="all")

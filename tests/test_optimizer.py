@@ -1,0 +1,221 @@
+"""What a step is made of, beyond Algorithm 1 itself: its paths, its groups, its readings."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sgdph
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"weight_decay": 0.01, "maximize": True}, {"momentum": 0.0}, {"refresh": "all"}],
+    ids=str,
+)
+def test_foreach_and_single_tensor_agree(dtype: torch.dtype, settings: dict[str, Any]) -> None:
+    models = bn_net(dtype), bn_net(dtype)
+    for model, foreach in zip(models, (True, False), strict=True):
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), foreach=foreach, **settings)
+        train(model, optimizer, range(8))
+    if dtype == torch.bfloat16:
+        # torch._foreach_mul_ rounds its scalar to bfloat16, mul_ does not: torch.optim.SGD's two
+        # paths differ as well.
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=2**-6, atol=2**-8)
+    else:
+        assert_same_bits(*models)
+
+
+class NoHostSync(TorchDispatchMode):
+    """Raises where a tensor's value would have to reach the host."""
+
+    _SYNCS = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not str(func).startswith(self._SYNCS), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_guard_sees_a_host_sync() -> None:
+    with NoHostSync(), pytest.raises(AssertionError, match="waits"):
+        torch.ones(()).item()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"refresh": "all"}, {"estimator": "hutchinson"}], ids=str)
+def test_no_host_sync(way: str, foreach: bool, settings: dict[str, Any]) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), foreach=foreach, **settings)
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = loss_of(model, step)
+        with NoHostSync():
+            WAYS[way](optimizer, loss)
+            optimizer.step()
+
+
+def test_everything_a_user_may_set_is_in_defaults_and_groups() -> None:
+    optimizer = sgdph.SGDPH(bn_net().parameters())
+    expected = {
+        "lr": 1e-2,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "second_order_lr": 1e-3,
+        "hessian_momentum": 0.9,
+        "eps": 1e-4,
+        "estimator": "row_sum",
+        "refresh": "cyclic",
+        "hessian_interval": 1,
+        "maximize": False,
+        "foreach": None,
+        "seed": 0,
+    }
+    for name, value in expected.items():
+        assert optimizer.defaults[name] == value
+        assert optimizer.param_groups[0][name] == value
+
+
+def test_named_parameters() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.named_parameters())
+    assert set(optimizer.multipliers()) == {"0.bias", "1.weight", "1.bias"}
+    twin = bn_net()
+    other = sgdph.SGDPH(twin.parameters())
+    train(model, optimizer, range(5))
+    train(twin, other, range(5))
+    assert_same_bits(model, twin)
+
+
+def test_multipliers_and_their_statistics() -> None:
+    model = bn_net()
+    settings = {"second_order_lr": 3e-3, "eps": 1e-2, "hessian_momentum": 0.8}
+    optimizer = sgdph.SGDPH(model.named_parameters(), **settings)
+    assert all(torch.equal(m, torch.ones_like(m)) for m in optimizer.multipliers().values())
+    assert optimizer.multiplier_statistics()["1.bias"].refreshes == 0
+    train(model, optimizer, range(5))  # 0.bias and 1.weight twice, 1.bias once
+    state = optimizer.state[model[1].weight]
+    corrected = state["hessian"].abs() / (1 - 0.8**2)
+    expected = 3e-3 / (corrected + 1e-2)
+    torch.testing.assert_close(optimizer.multipliers()["1.weight"], expected)
+    statistics = optimizer.multiplier_statistics()["1.weight"]
+    assert statistics.refreshes == 2
+    assert math.isclose(statistics.min, expected.min().item(), rel_tol=1e-5)
+    assert math.isclose(statistics.mean, expected.mean().item(), rel_tol=1e-5)
+    assert math.isclose(statistics.median, expected.median().item(), rel_tol=1e-5)
+    assert math.isclose(statistics.max, expected.max().item(), rel_tol=1e-5)
+    assert statistics.max <= 3e-3 / 1e-2
+
+
+def test_multipliers_follow_a_schedule_of_tau() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.named_parameters())
+    train(model, optimizer, range(3))
+    before = optimizer.multipliers()["1.bias"]
+    optimizer.param_groups[0]["second_order_lr"] *= 2
+    torch.testing.assert_close(optimizer.multipliers()["1.bias"], 2 * before)
+
+
+def test_multipliers_can_be_written_into() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.named_parameters())
+    train(model, optimizer, range(3))
+    twin, other = copy.deepcopy((model, optimizer))
+    for multiplier in optimizer.multipliers().values():
+        multiplier.zero_()
+    train(model, optimizer, range(3, 6))
+    train(twin, other, range(3, 6))
+    assert_same_bits(model, twin)
+
+
+def test_weight_decay_by_role() -> None:
+    """Inside the gradient for first-order parameters, outside the curvature for Newton ones."""
+    model = bn_net(torch.float64)
+    groups = sgdph.param_groups(model, weight_decay=0.1, channelwise_weight_decay=0.0)
+    optimizer = sgdph.SGDPH(groups, lr=0.5)
+    by_update(optimizer, loss_of(model))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    optimizer.step()
+    after = dict(model.named_parameters())
+    # Not refreshed yet: the plain step, without decay.
+    for name in ("1.weight", "1.bias", "4.bias"):
+        torch.testing.assert_close(after[name].detach(), before[name] - 0.5 * gradients[name])
+    expected = before["4.weight"] - 0.5 * (gradients["4.weight"] + 0.1 * before["4.weight"])
+    torch.testing.assert_close(after["4.weight"].detach(), expected)
+
+
+def test_interval_reaches_every_parameter() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.named_parameters(), hessian_interval=3)
+    train(model, optimizer, range(9))
+    counts = {name: s.refreshes for name, s in optimizer.multiplier_statistics().items()}
+    assert counts == {"0.bias": 1, "1.weight": 1, "1.bias": 1}
+
+
+def test_later_group_trains_and_resumes() -> None:
+    model = bn_net()
+    extra = nn.BatchNorm1d(3)
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(2))
+    optimizer.add_param_group({"params": extra.parameters(), "second_order_lr": 1e-2})
+    whole = nn.Sequential(*model, extra)
+    train(whole, optimizer, range(2, 7))
+    assert optimizer.multiplier_statistics()["1.0"].refreshes == 1
+    twin, other = copy.deepcopy((whole, optimizer))
+    train(whole, optimizer, range(7, 14))
+    train(twin, other, range(7, 14))
+    assert_same_bits(whole, twin)
+
+
+def test_closure_returns_the_loss() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        optimizer.backward(loss)
+        return loss
+
+    with torch.no_grad():
+        first = optimizer.step(closure)
+        last = first
+        for _ in range(20):
+            last = optimizer.step(closure)
+    assert last < first
+
+
+def test_explicit_loss_scale_of_the_create_graph_way() -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, scale in zip(models, (1.0, 64.0), strict=True):
+        optimizer = sgdph.SGDPH(model.parameters())
+        for step in range(4):
+            optimizer.zero_grad()
+            (scale * loss_of(model, step)).backward(create_graph=True)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.grad = p.grad / scale
+            optimizer.step(loss_scale=scale)
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_low_memory_gives_the_same() -> None:
+    models = bn_net(), bn_net()
+    for model, low_memory in zip(models, (True, False), strict=True):
+        optimizer = sgdph.SGDPH(model.parameters())
+        for step in range(4):
+            optimizer.zero_grad()
+            optimizer.backward(loss_of(model, step), low_memory=low_memory)
+            optimizer.step()
+    assert_same_bits(*models)

@@ -1,0 +1,238 @@
+"""Curvature between the loss and the step: what it belongs to, and how long anything is kept."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
+from torch import Tensor, nn
+
+import sgdph
+
+
+def live_tensors() -> int:
+    gc.collect()
+    # By type, because isinstance would ask lazily imported modules about their attributes.
+    return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "settings", [{}, {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99}]
+)
+def test_live_tensors_stay_flat(way: str, settings: dict[str, object]) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), **settings)  # type: ignore[arg-type]
+    train(model, optimizer, range(5), WAYS[way])
+    before = live_tensors()
+    train(model, optimizer, range(500), WAYS[way])
+    assert live_tensors() <= before
+
+
+class Sentinel:
+    """Lives as long as the autograd node that holds it."""
+
+
+class Watched(torch.autograd.Function):
+    """The identity, with a sentinel on its node: nodes themselves take no weak references."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sentinel: Sentinel) -> Tensor:
+        ctx.sentinel = sentinel
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g, None
+
+
+def watched(loss: Tensor) -> tuple[Tensor, weakref.ref[Sentinel]]:
+    sentinel = Sentinel()
+    return Watched.apply(loss, sentinel), weakref.ref(sentinel)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("interval", [1, 3])
+def test_no_graph_outlives_the_step(way: str, interval: int) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=interval)
+    for step in range(4):
+        loss, graph = watched(loss_of(model, step))
+        assert graph() is not None
+        WAYS[way](optimizer, loss)
+        optimizer.step()
+        # Without zero_grad: .grad itself must not hold the graph either.
+        del loss
+        gc.collect()
+        assert graph() is None
+        assert all(p.grad is None or p.grad.grad_fn is None for p in model.parameters())
+
+
+def test_no_graph_outlives_a_step_that_was_skipped() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss, graph = watched(loss_of(model))
+    loss.backward(create_graph=True)
+    del loss
+    optimizer.zero_grad()
+    assert graph() is None
+
+
+def test_the_model_does_not_keep_the_optimizer() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(2))
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None
+    loss_of(model).backward()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_grad_keeps_its_values(way: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), weight_decay=0.1, maximize=True)
+    WAYS[way](optimizer, loss_of(model))
+    before = [p.grad.detach().clone() for p in model.parameters() if p.grad is not None]
+    optimizer.step()
+    for p, g in zip(model.parameters(), before, strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, g)
+
+
+def test_update_hessian_leaves_gradients_alone() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss = loss_of(model)
+    optimizer.update_hessian(loss)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_hooks_fire_once_per_backward(way: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+    seen: list[tuple[str, str, Tensor]] = []
+    for name, p in model.named_parameters():
+        p.register_hook(lambda g, name=name: seen.append(("tensor", name, g.detach())))
+        p.register_post_accumulate_grad_hook(
+            lambda p, name=name: seen.append(("accumulated", name, p.grad.detach()))
+        )
+    WAYS[way](optimizer, loss_of(model))
+    names = sorted(name for name, _ in model.named_parameters())
+    for kind in ("tensor", "accumulated"):
+        assert sorted(name for k, name, _ in seen if k == kind) == names
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    for _, name, g in seen:
+        assert torch.equal(g, gradients[name])
+
+
+def test_a_gradient_hook_does_not_change_the_curvature() -> None:
+    plain, hooked = bn_net(), bn_net()
+    hooked[0].bias.register_hook(lambda g: g * 0.5)
+    averages = []
+    for model in (plain, hooked):
+        optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+        by_update(optimizer, loss_of(model))
+        optimizer.step()
+        averages.append(optimizer.state[model[0].bias]["hessian"])
+    assert torch.equal(*averages)
+
+
+def test_gradient_penalty_is_not_taken_for_a_backward() -> None:
+    """autograd.grad(create_graph=True) in the user's loss fires tensor hooks, but adds nothing."""
+    # Batch norm has no third derivative; this loss wants one.
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, with_penalty in zip(models, (True, False), strict=True):
+        model[1], model[2] = nn.GroupNorm(2, 4).double(), nn.Tanh()
+        optimizer = sgdph.SGDPH(model.parameters())
+        for step in range(6):
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            if with_penalty:
+                gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+                loss = loss + 0.0 * torch.stack([g.square().sum() for g in gradients]).sum()
+            by_update(optimizer, loss)
+            optimizer.step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_both_ways_for_one_loss_count_once() -> None:
+    models = bn_net(), bn_net()
+    for model, both in zip(models, (True, False), strict=True):
+        optimizer = sgdph.SGDPH(model.parameters())
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            optimizer.update_hessian(loss)
+            loss.backward(create_graph=both)
+            optimizer.step()
+    assert_same_bits(*models)
+
+
+def test_micro_batches_taken_different_ways_add_up() -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, feeds in zip(
+        models,
+        (["update_hessian"] * 3, ["create_graph", "update_hessian", "backward"]),
+        strict=True,
+    ):
+        optimizer = sgdph.SGDPH(model.parameters())
+        for step in range(4):
+            optimizer.zero_grad()
+            for k, feed in enumerate(feeds):
+                WAYS[feed](optimizer, loss_of(model, 3 * step + k) / 3)
+            optimizer.step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_unfrozen_parameter_takes_part_in_every_way() -> None:
+    for feed in WAYS.values():
+        model = bn_net()
+        model[0].bias.requires_grad_(False)
+        optimizer = sgdph.SGDPH(model.parameters())
+        train(model, optimizer, range(3), feed)
+        assert optimizer.state[model[0].bias].get("refreshes") is None
+        model[0].bias.requires_grad_(True)
+        train(model, optimizer, range(3, 6), feed)
+        assert optimizer.state[model[0].bias]["refreshes"].item() == 1
+
+
+def test_clearing_between_micro_batches_drops_what_came_before() -> None:
+    """A step given up by hand: model.zero_grad() and start again."""
+    for set_to_none in (True, False):
+        for feed in WAYS.values():
+            models = bn_net(), bn_net()
+            for model, false_start in zip(models, (True, False), strict=True):
+                optimizer = sgdph.SGDPH(model.parameters())
+                for step in range(4):
+                    if false_start:
+                        feed(optimizer, 100 * loss_of(model, 50 + step))
+                        model.zero_grad(set_to_none)
+                    feed(optimizer, loss_of(model, step))
+                    optimizer.step()
+                    model.zero_grad(set_to_none)
+            # Batch norm's running statistics have seen the false starts.
+            for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+                assert torch.equal(p, q)
+
+
+def test_clipping_between_micro_batches_keeps_what_came_before() -> None:
+    averages = []
+    for clip in (True, False):
+        model = bn_net()
+        optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+        for k in range(2):
+            by_update(optimizer, loss_of(model, k))
+            if clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        averages.append(optimizer.state[model[1].weight]["hessian"])
+    assert torch.equal(*averages)

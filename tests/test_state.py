@@ -1,0 +1,252 @@
+"""Saving, loading, copying: a resumed run is the uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
+from torch import nn
+
+import sgdph
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"estimator": "hutchinson", "seed": 3},
+    {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99},
+    {"estimator": "exact", "hessian_interval": 3},
+    {"momentum": 0.0, "refresh": "all"},
+    {"foreach": True, "weight_decay": 1e-2},
+]
+
+
+def saved_and_loaded(value: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resumed_run_equals_uninterrupted_one(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    whole = bn_net(dtype)
+    optimizer = sgdph.SGDPH(whole.parameters(), **settings)
+    # 7 steps: neither at the start of a cycle over 3 parameters nor of an interval of 3.
+    train(whole, optimizer, range(7))
+    saved = saved_and_loaded({"model": whole.state_dict(), "optimizer": optimizer.state_dict()})
+    train(whole, optimizer, range(7, 16))
+
+    resumed = bn_net(dtype, seed=99)
+    optimizer = sgdph.SGDPH(resumed.parameters(), **settings)
+    resumed.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(resumed, optimizer, range(7, 16))
+    assert_same_bits(whole, resumed)
+
+
+def test_settings_come_with_the_state() -> None:
+    first = sgdph.SGDPH(bn_net().parameters(), lr=0.3, second_order_lr=0.5, hessian_interval=4)
+    second = sgdph.SGDPH(bn_net().parameters())
+    second.load_state_dict(first.state_dict())
+    group = second.param_groups[0]
+    assert (group["lr"], group["second_order_lr"], group["hessian_interval"]) == (0.3, 0.5, 4)
+
+
+def test_average_of_bfloat16_parameters_stays_float32() -> None:
+    model = bn_net(torch.bfloat16)
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(9))
+    state = optimizer.state[model[1].weight]
+    assert state["hessian"].dtype == torch.float32
+    assert not torch.equal(state["hessian"], state["hessian"].bfloat16().float())
+    loaded = sgdph.SGDPH(model.parameters())
+    loaded.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert torch.equal(loaded.state[model[1].weight]["hessian"], state["hessian"])
+    assert loaded.state[model[1].weight]["hessian"].dtype == torch.float32
+    assert loaded.state[model[1].weight]["momentum_buffer"].dtype == torch.bfloat16
+
+
+def test_loading_shares_no_memory() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(4))
+    twin = copy.deepcopy(model)
+    other = sgdph.SGDPH(twin.parameters())
+    other.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, range(4, 9))
+    train(twin, other, range(4, 9))
+    assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies_train_on_alike(how: str) -> None:
+    model = bn_net()
+    settings = {"estimator": "hutchinson", "hessian_interval": 2}
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
+    train(model, optimizer, range(5))
+    pair = (model, optimizer)
+    twin, other = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert twin is not model
+    for feed in WAYS.values():
+        train(model, optimizer, range(5, 10), feed)
+        train(twin, other, range(5, 10), feed)
+    assert_same_bits(model, twin)
+
+
+def test_older_state_without_newer_keys_loads() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), seed=5, eps=1e-3)
+    train(model, optimizer, range(3))
+    old = optimizer.state_dict()
+    for group in old["param_groups"]:
+        for key in ("seed", "eps", "refreshes", "channelwise", "foreach", "cursor"):
+            del group[key]
+    fresh = sgdph.SGDPH(model.parameters(), seed=5, eps=1e-3)
+    fresh.load_state_dict(old)
+    assert fresh.param_groups[0]["eps"] == 1e-3
+    train(model, fresh, range(3, 6))
+
+
+def test_sgd_state_is_a_warm_start() -> None:
+    model = bn_net()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(4):
+        sgd.zero_grad()
+        loss_of(model, step).backward()
+        sgd.step()
+    optimizer = sgdph.SGDPH(model.parameters(), second_order_lr=2e-3)
+    optimizer.load_state_dict(saved_and_loaded(sgd.state_dict()))
+    for p in model.parameters():
+        kept = optimizer.state[p]["momentum_buffer"]
+        assert torch.equal(kept, sgd.state[p]["momentum_buffer"])
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert optimizer.param_groups[0]["second_order_lr"] == 2e-3
+    before = model[4].weight.detach().clone()
+    optimizer.zero_grad()
+    by_update(optimizer, loss_of(model, 4))
+    gradient = model[4].weight.grad
+    assert gradient is not None
+    expected = before - 0.05 * (0.9 * sgd.state[model[4].weight]["momentum_buffer"] + gradient)
+    optimizer.step()
+    torch.testing.assert_close(model[4].weight.detach(), expected)
+
+
+def test_sgd_state_without_momentum_loads() -> None:
+    model = bn_net()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+    loss_of(model).backward()
+    sgd.step()
+    optimizer = sgdph.SGDPH(model.parameters())
+    optimizer.load_state_dict(sgd.state_dict())
+    optimizer.param_groups[0]["momentum"] = 0.9
+    train(model, optimizer, range(3))
+
+
+def test_nesterov_of_an_sgd_state_is_ignored_aloud() -> None:
+    model = bn_net()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    optimizer = sgdph.SGDPH(model.parameters())
+    with pytest.warns(UserWarning, match="nesterov"):
+        optimizer.load_state_dict(sgd.state_dict())
+    assert "nesterov" not in optimizer.param_groups[0]
+
+
+def test_bad_state_leaves_the_optimizer_as_it_was() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(3))
+    bad = copy.deepcopy(optimizer.state_dict())
+    bad["param_groups"][0]["estimator"] = "guess"
+    twin, other = copy.deepcopy((model, optimizer))
+    with pytest.raises(ValueError, match="guess"):
+        optimizer.load_state_dict(bad)
+    train(model, optimizer, range(3, 6))
+    train(twin, other, range(3, 6))
+    assert_same_bits(model, twin)
+
+
+def test_users_load_hook_is_honoured() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(3))
+    renamed = {"inside": optimizer.state_dict(), "state": {}, "param_groups": []}
+    loaded = sgdph.SGDPH(model.parameters())
+    loaded.register_load_state_dict_pre_hook(lambda _, saved: saved["inside"])
+    loaded.load_state_dict(renamed)
+    weight = model[1].weight
+    assert torch.equal(loaded.state[weight]["hessian"], optimizer.state[weight]["hessian"])
+
+
+def test_pending_curvature_is_dropped_by_loading() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    optimizer.update_hessian(loss_of(model))
+    optimizer.load_state_dict(optimizer.state_dict())
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match="none came"):
+        optimizer.step()
+
+
+def test_converted_after_construction_but_before_training() -> None:
+    model = bn_net(torch.float32)
+    optimizer = sgdph.SGDPH(model.parameters())
+    model.double()
+    for feed in WAYS.values():
+        train(model, optimizer, range(4), feed)
+    assert optimizer.state[model[1].weight]["hessian"].dtype == torch.float64
+
+
+def test_converted_in_mid_training_is_noticed_and_can_be_carried_over() -> None:
+    model = bn_net(torch.float32)
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(4))
+    model.double()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"model\.to"):
+        train(model, optimizer, range(4, 5))
+    for name in ("0.weight", "1.weight"):
+        assert torch.equal(before[name], model.state_dict()[name])
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(model, optimizer, range(4, 9))
+
+
+def test_replaced_parameters_are_noticed() -> None:
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        model = bn_net(torch.float32)
+        optimizer = sgdph.SGDPH(model.parameters())
+        model.double()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    with pytest.raises(RuntimeError, match="none of this optimizer's parameters"):
+        optimizer.update_hessian(loss_of(model))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("trained", [0, 4])
+def test_folded_weight_norm_is_noticed(way: str, trained: int) -> None:
+    model = bn_net()
+    nn.utils.parametrizations.weight_norm(model[0])
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    train(model, optimizer, range(trained), WAYS[way])
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    # A cycle over four parameters: one of these steps wants the length that is gone.
+    with pytest.raises(RuntimeError, match=r"original0.*replaced"):
+        train(model, optimizer, range(trained, trained + 4), WAYS[way])
+
+
+def test_a_second_network_in_the_loss_is_no_replacement() -> None:
+    model, other = bn_net(), bn_net(seed=1)
+    optimizer = sgdph.SGDPH(model.parameters())
+    optimizer.zero_grad()
+    by_update(optimizer, loss_of(model) + loss_of(other))
+    optimizer.step()
+    # Now a turn falls on a parameter that sits out, beside strangers of its shape.
+    optimizer.zero_grad()
+    by_update(optimizer, model[4].weight.square().sum() + loss_of(other))
+    optimizer.step()
