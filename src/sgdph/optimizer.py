@@ -39,7 +39,7 @@ from sgdph.statistics import MultiplierStatistics
 
 
 class SGDPH(Optimizer):
-    r"""SGD with Partial Hessian (Sun, Huang, Yong & Zhang, 2022).
+    r"""SGD with Partial Hessian (Sun, Yong & Zhang, 2024, arXiv:2403.02681).
 
     SGD with momentum, and for channel-wise parameters (scales and shifts of norm layers, biases,
     lengths of weight-normalised weights) a Newton-type step: the momentum times
