@@ -12,29 +12,19 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
 from sgdph.algorithm import newton_step
-from sgdph.averages import CurvatureAverages
 from sgdph.channelwise import is_newton, newton_parameters
-from sgdph.checkpoint import (
-    check_still_fits,
-    complete_group,
-    curvature_dtype,
-    restore_exactly,
-)
+from sgdph.checkpoint import check_still_fits, complete_group, restore_exactly
+from sgdph.curvature import Curvature
 from sgdph.cycle import Cycle, starting_group
-from sgdph.differentiability import FirstLook
 from sgdph.groups import named_like, parameter_name
-from sgdph.hessian import Estimator, curvature_of_gradients, gradients_with_graph
+from sgdph.hessian import Estimator
 from sgdph.hyperparameters import (
     Refresh,
     check_group,
     check_groups_agree,
-    check_loss_scale,
     refuse_graph_capture,
     warn_of_joint_noise,
 )
-from sgdph.pending import PendingCurvature
-from sgdph.reduction import Arrival, mean_over_ranks, world_size
-from sgdph.replaced import ReplacedParameters
 from sgdph.statistics import MultiplierStatistics
 
 
@@ -130,21 +120,12 @@ class SGDPH(Optimizer):
             "channelwise": None,
         }
         check_group({**defaults, "params": []})
-        self._process_group = process_group
-        self._cycle: Cycle | None = None
+        # None while torch's constructor adds the first groups: their roles depend on one another.
+        self._curvature: Curvature | None = None
         super().__init__(params, defaults)
         Cycle.start(self.param_groups)
-        self._begin(newton_parameters(self.param_groups))
+        self._curvature = Curvature(newton_parameters(self.param_groups), process_group)
         warn_of_joint_noise(self.param_groups)
-
-    def _begin(self, newton: list[Tensor]) -> None:
-        """Set up what is never saved."""
-        self._cycle = Cycle(newton)
-        self._first_look = FirstLook()
-        self._pending = PendingCurvature(self._first_look)
-        self._pending.watch(newton)
-        self._averages = CurvatureAverages()
-        self._replaced = ReplacedParameters()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group. Unless flagged, its parameters are Newton where their shape says so.
@@ -152,9 +133,8 @@ class SGDPH(Optimizer):
         Raises:
             ValueError: As the constructor; the optimizer is then as it was.
         """
-        # None while torch's constructor adds the first groups: their roles depend on one another.
-        cycle: Cycle | None = self._cycle
-        if cycle is not None:
+        curvature: Curvature | None = self._curvature
+        if curvature is not None:
             param_group = named_like(self.param_groups, param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -164,19 +144,18 @@ class SGDPH(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        if cycle is not None:
-            cycle.join(group, self.param_groups)
+        if curvature is not None:
+            Cycle.join(group, self.param_groups)
             for p in group["params"]:
-                if is_newton(p, group) and p not in cycle:
-                    cycle.append(p)
-            self._pending.watch(cycle.newton)
+                if is_newton(p, group) and p not in curvature.cycle:
+                    curvature.append(p)
             warn_of_joint_noise(self.param_groups)
 
     @property
     def hessian_due(self) -> bool:
         """Whether the coming step wants a partial Hessian."""
         check_groups_agree(self.param_groups)
-        return self._turns.is_due(self.param_groups)
+        return self._flow.cycle.is_due(self.param_groups)
 
     def update_hessian(self, loss: Tensor, loss_scale: float | Tensor = 1.0) -> None:
         """Take the partial Hessian that the coming step wants; nothing where none is due.
@@ -198,20 +177,7 @@ class SGDPH(Optimizer):
         if not self.hessian_due:
             return
         refuse_graph_capture()
-        check_loss_scale(loss_scale)
-        targets = self._turns.targets(self.param_groups)
-        trainable = [p for p in targets if p.requires_grad]
-        self._pending.watch(trainable)
-        probes = self._turns.probes(self.param_groups, trainable)
-        gradients = gradients_with_graph(loss, trainable)
-        self._first_look.check(trainable, gradients)
-        curvatures = curvature_of_gradients(gradients, trainable, self._estimator, probes)
-        taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
-        missed = [p for p in trainable if taken[id(p)] is None]
-        self._replaced.check([loss], missed, self.param_groups, self._name)
-        for p in targets:
-            h = taken.get(id(p))
-            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+        self._flow.take(loss, loss_scale, self.param_groups)
 
     def backward(
         self, loss: Tensor, loss_scale: float | Tensor = 1.0, *, low_memory: bool = False
@@ -238,7 +204,7 @@ class SGDPH(Optimizer):
 
         Curvature whose backward is still to come stays.
         """
-        self._pending.gradients_cleared()
+        self._flow.gradients_cleared()
         super().zero_grad(set_to_none)
 
     @overload
@@ -276,14 +242,14 @@ class SGDPH(Optimizer):
                 loss = closure()
         due = self.hessian_due
         self._check_gradients()
-        if self._has_gradients() or world_size(self._process_group) > 1:
-            refreshed = self._collect(loss_scale) if due else []
+        if self._has_gradients() or self._flow.has_other_ranks():
+            arrivals = self._flow.arrive(self.param_groups, loss_scale) if due else []
             with torch.no_grad():
-                self._average(refreshed)
+                self._flow.average(arrivals, self.param_groups, self.state)
                 for group in self.param_groups:
                     self._step_group(group)
-            self._turns.advance(self.param_groups, due)
-        self._release_graphs()
+            self._flow.cycle.advance(self.param_groups, due)
+        self._flow.consumed(self.param_groups)
         return loss
 
     def multipliers(self) -> dict[str, Tensor]:
@@ -293,9 +259,10 @@ class SGDPH(Optimizer):
             By parameter name (or ``"group.place"`` where parameters have no names), tensors of the
             parameters' shapes, on their devices.
         """
-        groups = self._groups_by_parameter()
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
         return {
-            self._name(p): self._multiplier(p, groups[id(p)]).clone() for p in self._turns.newton
+            self._name(p): self._flow.multiplier(p, self.state, groups[id(p)]).clone()
+            for p in self._flow.cycle.newton
         }
 
     def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
@@ -304,7 +271,7 @@ class SGDPH(Optimizer):
             self._name(p): MultiplierStatistics.of(
                 multiplier, self.state.get(p, {}).get("refreshes")
             )
-            for p, multiplier in zip(self._turns.newton, self.multipliers().values(), strict=True)
+            for p, multiplier in zip(self._flow.cycle.newton, self.multipliers().values(), strict=True)
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -332,11 +299,10 @@ class SGDPH(Optimizer):
         finally:
             handle.remove()
         restore_exactly(self.state, self.param_groups, seen)
-        self._pending.clear()
-        self._averages.forget_multipliers()
+        self._flow.state_replaced()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "newton": self._turns.newton}
+        return {**super().__getstate__(), "newton": self._flow.cycle.newton}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # load_state_dict comes this way too: with groups and state, but to an optimizer in being.
@@ -348,64 +314,18 @@ class SGDPH(Optimizer):
         for group, current in zip(self.param_groups, known, strict=True):
             complete_group(group, current)
         if newton is not None:
-            self._process_group = None
-            self._begin(newton)
+            self._curvature = Curvature(newton, process_group=None)
 
     @property
-    def _turns(self) -> Cycle:
-        assert self._cycle is not None, "the constructor has not finished"
-        return self._cycle
-
-    @property
-    def _estimator(self) -> Estimator:
-        estimator: Estimator = self.param_groups[0]["estimator"]
-        return estimator
-
-    def _collect(self, loss_scale: float | None) -> list[Arrival]:
-        """Gather the curvature that came for those whose turn it is, over ranks as well."""
-        targets = self._turns.targets(self.param_groups)
-        self._notice_replaced_in_gradients([p for p in targets if p.grad is None])
-        live = [p for p in targets if p.grad is not None]
-        probes = self._turns.probes(self.param_groups, live)
-        curvatures = self._pending.collect(live, self._estimator, probes, loss_scale)
-        came = {id(p): h for p, h in zip(live, curvatures, strict=True)}
-        nothing_came = bool(live) and not any(
-            came[id(p)] is not None or self._pending.was_missed(p) for p in live
-        )
-        if world_size(self._process_group) > 1:
-            arrivals = mean_over_ranks(
-                [Arrival(p, came.get(id(p))) for p in targets], self._process_group
-            )
-            # Only a rank that has nothing waits for its device, to learn whether others have.
-            nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
-        else:
-            arrivals = [Arrival(p, came[id(p)]) for p in live]
-        if nothing_came:
-            raise RuntimeError(_NONE_CAME)
-        return arrivals
-
-    def _notice_replaced_in_gradients(self, missing: list[Tensor]) -> None:
-        """Check as ``update_hessian`` does, where ``backward(create_graph=True)`` left graphs."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"]]
-        roots = [g for g in gradients if g is not None and g.grad_fn is not None]
-        if roots:
-            missed = [p for p in missing if p.requires_grad]
-            self._replaced.check(roots, missed, self.param_groups, self._name)
-
-    def _average(self, arrivals: list[Arrival]) -> None:
-        groups = self._groups_by_parameter() if arrivals else {}
-        for p, h, valid in arrivals:
-            if h is not None:
-                # Hutchinson's noise has mean zero only while it is signed.
-                rectified = h if self._estimator == "hutchinson" else h.abs()
-                beta2 = groups[id(p)]["hessian_momentum"]
-                self._averages.add(p, self.state[p], rectified, valid, beta2)
+    def _flow(self) -> Curvature:
+        assert self._curvature is not None, "the constructor has not finished"
+        return self._curvature
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """Step the group's parameters that have a gradient, each kind its own way."""
         live = [p for p in group["params"] if p.grad is not None]
-        first_order = [p for p in live if p not in self._turns]
-        newton = [p for p in live if p in self._turns]
+        first_order = [p for p in live if p not in self._flow.cycle]
+        newton = [p for p in live if p in self._flow.cycle]
         shared = {name: group[name] for name in _OF_BOTH_STEPS}
         buffers = self._momentum_buffers(first_order)
         # torch's own function, so that these steps are torch.optim.SGD's to the bit.
@@ -421,12 +341,9 @@ class SGDPH(Optimizer):
         self._keep_momentum(first_order, buffers)
 
         buffers = self._momentum_buffers(newton)
-        multipliers = [self._multiplier(p, group) for p in newton]
+        multipliers = [self._flow.multiplier(p, self.state, group) for p in newton]
         newton_step(newton, [p.grad for p in newton], buffers, multipliers, **shared)
         self._keep_momentum(newton, buffers)
-
-    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        return self._averages.multiplier(p, self.state.get(p, {}), group)
 
     def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor | None]:
         return [self.state.get(p, {}).get("momentum_buffer") for p in params]
@@ -445,35 +362,14 @@ class SGDPH(Optimizer):
                 if p.grad is None:
                     continue
                 check_still_fits(p, self.state.get(p, {}), self._name)
-                if p.grad.is_sparse and p in self._turns:
+                if p.grad.is_sparse and p in self._flow.cycle:
                     raise RuntimeError(
                         f"parameter {self._name(p)} is channel-wise and has a sparse gradient; use "
                         "a layer with sparse=False, or give its group channelwise=False"
                     )
-
-    def _release_graphs(self) -> None:
-        """Let go of every graph that a ``backward(create_graph=True)`` has hung on a ``.grad``.
-
-        Parameter, gradient and graph hold each other, and no garbage collector sees that cycle.
-        """
-        self._pending.clear()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.grad_fn is not None:
-                    p.grad = p.grad.detach()
-
-    def _groups_by_parameter(self) -> dict[int, dict[str, Any]]:
-        return {id(p): group for group in self.param_groups for p in group["params"]}
 
     def _name(self, p: Tensor) -> str:
         return parameter_name(self.param_groups, p)
 
 
 _OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
-
-_NONE_CAME = (
-    "this step wants a partial Hessian and none came. Take it in one of three ways: "
-    "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
-    "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph inside a "
-    "reentrant checkpoint (use_reentrant=False does)"
-)

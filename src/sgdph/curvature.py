@@ -1,0 +1,148 @@
+"""The way of the curvature: from a loss, over micro-batches and ranks, into the averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from sgdph.averages import CurvatureAverages
+from sgdph.checkpoint import curvature_dtype
+from sgdph.cycle import Cycle
+from sgdph.differentiability import FirstLook
+from sgdph.groups import parameter_name
+from sgdph.hessian import curvature_of_gradients, gradients_with_graph
+from sgdph.hyperparameters import check_loss_scale
+from sgdph.pending import PendingCurvature
+from sgdph.reduction import Arrival, mean_over_ranks, world_size
+from sgdph.replaced import ReplacedParameters
+
+Groups = Sequence[dict[str, Any]]
+State = MutableMapping[Tensor, dict[str, Any]]
+
+_NONE_CAME = (
+    "this step wants a partial Hessian and none came. Take it in one of three ways: "
+    "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
+    "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph inside a "
+    "reentrant checkpoint (use_reentrant=False does)"
+)
+
+
+class Curvature:
+    """All that stands between a loss and the Newton multipliers.
+
+    The groups and the state are the optimizer's, passed in at each call, because loading a state
+    replaces them.
+
+    Args:
+        newton: The Newton parameters, in registration order.
+        process_group: The ranks to average over; ``None`` is the default group.
+    """
+
+    def __init__(self, newton: Sequence[Tensor], process_group: ProcessGroup | None) -> None:
+        self.cycle = Cycle(newton)
+        self._process_group = process_group
+        self._first_look = FirstLook()
+        self._pending = PendingCurvature(self._first_look)
+        self._averages = CurvatureAverages()
+        self._replaced = ReplacedParameters()
+        self._pending.watch(newton)
+
+    def append(self, p: Tensor) -> None:
+        """Let one more Newton parameter join."""
+        self.cycle.append(p)
+        self._pending.watch([p])
+
+    def take(self, loss: Tensor, loss_scale: float | Tensor, groups: Groups) -> None:
+        """Take the curvature of those whose turn it is from ``loss``, divided by ``loss_scale``."""
+        check_loss_scale(loss_scale)
+        targets = self.cycle.targets(groups)
+        trainable = [p for p in targets if p.requires_grad]
+        self._pending.watch(trainable)
+        gradients = gradients_with_graph(loss, trainable)
+        self._first_look.check(trainable, gradients)
+        probes = self.cycle.probes(groups, trainable)
+        curvatures = curvature_of_gradients(gradients, trainable, groups[0]["estimator"], probes)
+        taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
+        self._notice_replaced([loss], [p for p in trainable if taken[id(p)] is None], groups)
+        for p in targets:
+            h = taken.get(id(p))
+            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+
+    def arrive(self, groups: Groups, loss_scale: float | None) -> list[Arrival]:
+        """Gather what came for those whose turn it is, over all ranks.
+
+        Raises:
+            RuntimeError: Nothing came, though there are gradients.
+        """
+        targets = self.cycle.targets(groups)
+        self._notice_replaced_in_gradients(targets, groups)
+        live = [p for p in targets if p.grad is not None]
+        probes = self.cycle.probes(groups, live)
+        collected = self._pending.collect(live, groups[0]["estimator"], probes, loss_scale)
+        came = {id(p): h for p, h in zip(live, collected, strict=True)}
+        nothing_came = bool(live) and not any(
+            came[id(p)] is not None or self._pending.was_missed(p) for p in live
+        )
+        arrivals = [Arrival(p, came.get(id(p))) for p in targets]
+        if self.has_other_ranks():
+            arrivals = mean_over_ranks(arrivals, self._process_group)
+            # Only a rank that has nothing waits for its device, to learn whether others have.
+            nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
+        if nothing_came:
+            raise RuntimeError(_NONE_CAME)
+        return arrivals
+
+    def average(self, arrivals: Sequence[Arrival], groups: Groups, state: State) -> None:
+        """Let what came enter the averages (Eq. 4, 5)."""
+        beta2 = {id(p): group["hessian_momentum"] for group in groups for p in group["params"]}
+        for p, h, valid in arrivals:
+            if h is not None:
+                # Hutchinson's noise has mean zero only while it is signed.
+                rectified = h if groups[0]["estimator"] == "hutchinson" else h.abs()
+                self._averages.add(p, state[p], rectified, valid, beta2[id(p)])
+
+    def multiplier(
+        self, p: Tensor, state: Mapping[Tensor, dict[str, Any]], group: Mapping[str, Any]
+    ) -> Tensor:
+        """Return ``τ / (D̂ + ε)``, shaped like ``p``; it is remembered, so do not write into it."""
+        return self._averages.multiplier(p, state.get(p, {}), group)
+
+    def has_other_ranks(self) -> bool:
+        """Tell whether there is anybody to average with."""
+        return world_size(self._process_group) > 1
+
+    def gradients_cleared(self) -> None:
+        """Drop what belongs to the gradients that the optimizer is about to clear."""
+        self._pending.gradients_cleared()
+
+    def consumed(self, groups: Groups) -> None:
+        """Forget what was pending, and every graph a ``backward(create_graph=True)`` left behind.
+
+        Parameter, ``.grad`` and graph hold each other, and no garbage collector sees that cycle.
+        """
+        self._pending.clear()
+        for group in groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.grad_fn is not None:
+                    p.grad = p.grad.detach()
+
+    def state_replaced(self) -> None:
+        """Forget all that belonged to another state."""
+        self._pending.clear()
+        self._averages.forget_multipliers()
+
+    def _notice_replaced_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
+        """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""
+        gradients = [p.grad for group in groups for p in group["params"]]
+        roots = [g for g in gradients if g is not None and g.grad_fn is not None]
+        if roots:
+            missed = [p for p in targets if p.grad is None and p.requires_grad]
+            self._notice_replaced(roots, missed, groups)
+
+    def _notice_replaced(
+        self, roots: Sequence[Tensor], missed: Sequence[Tensor], groups: Groups
+    ) -> None:
+        self._replaced.check(roots, missed, groups, lambda p: parameter_name(groups, p))
