@@ -1,4 +1,4 @@
-"""The optimizers that are compared, each by name with its settings, their defaults and their sources.
+"""The optimizers that are compared: each by name, with its settings, their defaults and sources.
 
 | optimizer | setting | default | where it is from |
 |---|---|---|---|
@@ -13,7 +13,8 @@
 | adamw | weight_decay | 0.05 | not the paper's; a usual value for AdamW on images |
 | adamw | betas | 0.9, 0.999 | Kingma & Ba, "Adam", ICLR 2015; torch's default |
 
-None of them was tuned on the data sets here. Weight decay applies to every parameter of every optimizer.
+None of them was tuned on the data sets here. Weight decay applies to every parameter of every
+optimizer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: all that the next epoch depends on, so that it comes out to the same bits."""
+"""The checkpoint of a run: all that the next epoch depends on, to the last bit."""
 
 from __future__ import annotations
 
@@ -72,12 +72,13 @@ def load_checkpoint(path: Path, state: TrainingState) -> None:
         found = content["format"]
     except Exception as error:
         raise LabError(
-            f"{path} cannot be read as a checkpoint ({error}); start the run anew with --overwrite"
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); "
+            "start the run anew with --overwrite"
         ) from error
     if found != FORMAT:
         raise LabError(
-            f"{path} has checkpoint format {found}, expected {FORMAT}: another version of sgdph wrote it; "
-            "resume with that version, or start the run anew with --overwrite"
+            f"{path} has checkpoint format {found}, expected {FORMAT}: another version of sgdph "
+            "wrote it; resume with that version, or start the run anew with --overwrite"
         )
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])

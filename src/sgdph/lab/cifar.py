@@ -1,12 +1,14 @@
-"""CIFAR-10 and CIFAR-100 from their official files (Krizhevsky, "Learning Multiple Layers of Features from
-Tiny Images", 2009), in the python version or the binary version.
+"""CIFAR-10 and CIFAR-100 from their official files, in the python or the binary version.
 
-* The python version (``cifar-10-batches-py``, ``cifar-100-python``) is read, and if wanted downloaded, by
-  torchvision, which checks every file against its MD5.
-* The binary version (``cifar-10-batches-bin``, ``cifar-100-binary``) is read here. CIFAR-10's files are checked
-  against SHA-256 digests of the official archive's content. For CIFAR-100 no digests of the single files are
-  at hand, so its records are checked for their structure (size, labels in range, 500 or 100 images of each
-  class, five classes in each superclass), and the archive against its official MD5 where it lies beside.
+The sets are Krizhevsky's ("Learning Multiple Layers of Features from Tiny Images", 2009).
+
+* The python version (``cifar-10-batches-py``, ``cifar-100-python``) is read, and if wanted
+  downloaded, by torchvision, which checks every file against its MD5.
+* The binary version (``cifar-10-batches-bin``, ``cifar-100-binary``) is read here. CIFAR-10's files
+  are checked against SHA-256 digests of the official archive's content. For CIFAR-100 no digests of
+  the single files are at hand, so its records are checked for their structure (size, labels in
+  range, 500 or 100 images of each class, five classes in each superclass), and the archive against
+  its official MD5 where it lies beside.
 """
 
 from __future__ import annotations
@@ -106,11 +108,12 @@ def read_cifar(
         download: Let torchvision download the python version where neither lies there.
 
     Returns:
-        Training images ``(50000, 3, 32, 32)``, bytes; their labels ``(50000,)``, int64; test images and
-        labels of 10,000 likewise.
+        Training images ``(50000, 3, 32, 32)``, bytes; their labels ``(50000,)``, int64; test images
+        and labels of 10,000 likewise.
 
     Raises:
-        LabError: If no directory was named, or files are missing, of wrong size or of wrong checksum.
+        LabError: If no directory was named, or files are missing, of wrong size or of wrong
+            checksum.
     """
     layout = CIFARS[name]
     if data_dir is None:
@@ -123,8 +126,8 @@ def read_cifar(
     if (data_dir / layout.python_folder).is_dir() or download:
         return _read_python(name, data_dir, download)
     raise LabError(
-        f"{name}: found neither {layout.python_folder} nor {layout.binary_folder} in {data_dir}; unpack an "
-        f"official archive there ({PAGE}), or add --download"
+        f"{name}: found neither {layout.python_folder} nor {layout.binary_folder} in {data_dir}; "
+        f"unpack an official archive there ({PAGE}), or add --download"
     )
 
 
@@ -140,8 +143,9 @@ def _read_python(
     except (RuntimeError, OSError) as error:
         folder = data_dir / CIFARS[name].python_folder
         raise LabError(
-            f"{name}: {folder} is incomplete, damaged (a file's MD5 is not the official one) or could not be "
-            f"downloaded: {error}. Remove that folder and unpack the official archive again ({PAGE})"
+            f"{name}: {folder} is incomplete, damaged (a file's MD5 is not the official one) or "
+            f"could not be downloaded: {error}. Remove that folder and unpack the official archive "
+            f"again ({PAGE})"
         ) from error
     (train_images, train_labels), (test_images, test_labels) = map(_from_torchvision, parts)
     return train_images, train_labels, test_images, test_labels
@@ -176,8 +180,8 @@ def check_digest(file: Path, algorithm: str, expected: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != expected:
         raise LabError(
-            f"{file} is damaged or not the official file: expected {algorithm.upper()} {expected}, got "
-            f"{digest.hexdigest()}; unpack the official archive again ({PAGE})"
+            f"{file} is damaged or not the official file: expected {algorithm.upper()} {expected}, "
+            f"got {digest.hexdigest()}; unpack the official archive again ({PAGE})"
         )
 
 
@@ -201,8 +205,9 @@ def read_records(file: Path, layout: Cifar, records: int) -> Tensor:
     size = file.stat().st_size
     if size != records * length:
         raise LabError(
-            f"{file} has {size:,} bytes, expected {records * length:,} ({records:,} records of {length:,}): cut "
-            f"off or not the official file; unpack the official {layout.archive} again ({PAGE})"
+            f"{file} has {size:,} bytes, expected {records * length:,} ({records:,} records of "
+            f"{length:,}): cut off or not the official file; unpack the official {layout.archive} "
+            f"again ({PAGE})"
         )
     if file.name in layout.sha256:
         check_digest(file, "sha256", layout.sha256[file.name])
@@ -213,8 +218,8 @@ def read_records(file: Path, layout: Cifar, records: int) -> Tensor:
 def check_classes(records: Tensor, layout: Cifar, file: Path) -> None:
     """Raise LabError unless the records' labels are those of a whole official split.
 
-    Every class must have equally many images, and (CIFAR-100) belong to one superclass, of which each has
-    five classes.
+    Every class must have equally many images, and (CIFAR-100) belong to one superclass, of which
+    each has five classes.
     """
     labels = records[:, layout.label_bytes - 1].long()
     expected = len(records) // layout.classes
@@ -232,12 +237,12 @@ def check_classes(records: Tensor, layout: Cifar, file: Path) -> None:
             problem = "superclasses that do not hold five classes each"
     if problem:
         raise LabError(
-            f"{file} has {problem}: damaged or not the official file; unpack the official {layout.archive} "
-            f"again ({PAGE})"
+            f"{file} has {problem}: damaged or not the official file; unpack the official "
+            f"{layout.archive} again ({PAGE})"
         )
 
 
 def split_records(records: Tensor, layout: Cifar) -> Split:
-    """Take records ``(N, label_bytes + 3072)`` apart into images ``(N, 3, 32, 32)`` and labels ``(N,)``."""
+    """Take records apart into images ``(N, 3, 32, 32)``, bytes, and labels ``(N,)``, int64."""
     images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
     return images, records[:, layout.label_bytes - 1].long()

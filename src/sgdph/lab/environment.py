@@ -43,7 +43,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout this package lies in, with ``-dirty`` where it was changed."""
+    """Return the commit of the checkout this package lies in, ``-dirty`` where it was changed."""
     package = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:

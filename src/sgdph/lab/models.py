@@ -17,11 +17,11 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 from sgdph.lab.config import LabError
 
 
-
 class PaddedShortcut(nn.Module):
     """A shortcut without parameters: every second pixel, and zeros for the missing channels.
 
-    It halves height and width (rounding up) and adds ``extra_channels`` channels, half of them in front.
+    It halves height and width (rounding up) and adds ``extra_channels`` channels, half of them in
+    front.
     """
 
     def __init__(self, extra_channels: int) -> None:
@@ -56,7 +56,7 @@ class BasicBlock(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return F.relu(y + self.shortcut(x))

@@ -1,6 +1,7 @@
 """What a person may ask for on the command line, and the configurations it resolves to.
 
-An option left unset is ``None`` here: it takes its default, or when a run is resumed, the run's own value.
+An option left unset is ``None`` here: it takes its default, or when a run is resumed, the run's own
+value.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -30,8 +31,8 @@ DEFAULTS: Mapping[str, Any] = {
     "dataset": "mnist5k",
     "model": "resnet8",
     "optimizer": "sgdph",
-    "epochs": 15,
-    "batch_size": 50,
+    "epochs": 12,
+    "batch_size": 25,
     "schedule": "cosine",
     "seed": 0,
 }
@@ -39,77 +40,72 @@ DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
 DEFAULT_SEEDS = (0, 1, 2)
 
 
-def _default(text: str) -> Any:
-    """Say in the help what an unset option means."""
-    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+def _shown(default: str, values: Any) -> Any:
+    """Say in the help what an unset option means, and which values it takes.
+
+    Left alone the help would offer "None" everywhere.
+    """
+    metavar = values if isinstance(values, str) else "{" + ",".join(get_args(values)) + "}"
+    return tyro.conf.arg(help_behavior_hint=f"(default: {default})", metavar=metavar)
 
 
-_OWN = _default("the optimizer's own")
+_OWN = "the optimizer's own"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """The options that both commands have."""
 
-    out: Annotated[Path | None, _default("a name made of the options, in runs/")] = None
+    out: Annotated[Path | None, _shown("a name made of the options, in runs/", "DIR")] = None
     """Directory for what is measured."""
     resume: bool = False
     """Carry on what lies in --out; unset options then take the values it was started with."""
     overwrite: bool = False
     """Delete what an earlier call left in --out, and nothing else, and start anew."""
 
-    dataset: Annotated[DatasetName | None, _default("mnist5k")] = None
+    dataset: Annotated[DatasetName | None, _shown("mnist5k", DatasetName)] = None
     """Data set; mnist5k and digits need no download."""
-    data_dir: Annotated[Path | None, _default("none")] = None
+    data_dir: Annotated[Path | None, _shown("none", "DIR")] = None
     """Directory that holds CIFAR's official files."""
     download: bool = False
     """Let torchvision download CIFAR into --data-dir if it is not there."""
-    train_size: Annotated[int | None, _default("all")] = None
+    train_size: Annotated[int | None, _shown("all", "N")] = None
     """Train on a stratified subset of this many images."""
-    model: Annotated[ModelName | None, _default("resnet8")] = None
+    model: Annotated[ModelName | None, _shown("resnet8", ModelName)] = None
     """Network."""
-    epochs: Annotated[int | None, _default("15")] = None
+    epochs: Annotated[int | None, _shown("12", "N")] = None
     """Passes over the training images."""
-    batch_size: Annotated[int | None, _default("50")] = None
+    batch_size: Annotated[int | None, _shown("25", "N")] = None
     """Images per step."""
-    schedule: Annotated[ScheduleName | None, _default("cosine")] = None
+    schedule: Annotated[ScheduleName | None, _shown("cosine", ScheduleName)] = None
     """Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant."""
-    device: Annotated[str | None, _default("auto")] = None
+    device: Annotated[str | None, _shown("auto", "TEXT")] = None
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
-    threads: Annotated[int | None, _default("torch's choice")] = None
+    threads: Annotated[int | None, _shown("torch's choice", "N")] = None
     """CPU threads; the last bits of a result depend on it."""
 
-    momentum: Annotated[float | None, _OWN] = None
+    momentum: Annotated[float | None, _shown(_OWN, "X")] = None
     """Momentum (sgdm, sgdph)."""
-    second_order_lr: Annotated[float | None, _OWN] = None
+    second_order_lr: Annotated[float | None, _shown(_OWN, "X")] = None
     """Second-order learning rate, the paper's tau (sgdph)."""
-    hessian_momentum: Annotated[float | None, _OWN] = None
+    hessian_momentum: Annotated[float | None, _shown(_OWN, "X")] = None
     """Momentum of the Hessian average, the paper's beta_2 (sgdph)."""
-    eps: Annotated[float | None, _OWN] = None
+    eps: Annotated[float | None, _shown(_OWN, "X")] = None
     """Damping added to the Hessian average (sgdph)."""
-    estimator: Annotated[EstimatorName | None, _OWN] = None
+    estimator: Annotated[EstimatorName | None, _shown(_OWN, EstimatorName)] = None
     """What is taken of each Hessian block (sgdph)."""
-    refresh: Annotated[RefreshName | None, _OWN] = None
+    refresh: Annotated[RefreshName | None, _shown(_OWN, RefreshName)] = None
     """Whether a refresh takes one parameter in turn, or all (sgdph)."""
-    hessian_interval: Annotated[int | None, _OWN] = None
+    hessian_interval: Annotated[int | None, _shown(_OWN, "N")] = None
     """Refresh at every n-th step (sgdph)."""
-    betas: Annotated[tuple[float, float] | None, _OWN] = None
+    betas: Annotated[tuple[float, float] | None, _shown(_OWN, "X X")] = None
     """Averaging factors (adamw)."""
-
-    def __post_init__(self) -> None:
-        if self.resume and self.overwrite:
-            raise LabError(
-                "--resume and --overwrite contradict each other: one carries on what lies in --out, the other "
-                "deletes it; give one of them"
-            )
 
     def given(self) -> dict[str, Any]:
         """Return the options of :class:`RunConfig` that were set, by field name."""
         names = {field.name for field in dataclasses.fields(RunConfig)}
         values = {
-            name: value
-            for name, value in vars(self).items()
-            if name in names and value is not None
+            name: value for name, value in vars(self).items() if name in names and value is not None
         }
         if self.data_dir is not None:
             values["data_dir"] = str(self.data_dir.expanduser().resolve())
@@ -120,13 +116,13 @@ class CommonOptions:
 class TrainOptions(CommonOptions):
     """Train one network and record the run."""
 
-    optimizer: Annotated[OptimizerName | None, _default("sgdph")] = None
+    optimizer: Annotated[OptimizerName | None, _shown("sgdph", OptimizerName)] = None
     """Optimizer."""
-    lr: Annotated[float | None, _OWN] = None
+    lr: Annotated[float | None, _shown(_OWN, "X")] = None
     """Initial learning rate."""
-    weight_decay: Annotated[float | None, _OWN] = None
+    weight_decay: Annotated[float | None, _shown(_OWN, "X")] = None
     """Weight decay."""
-    seed: Annotated[int | None, _default("0")] = None
+    seed: Annotated[int | None, _shown("0", "N")] = None
     """Weights, data order, augmentation and probes all come from it."""
 
 
@@ -134,13 +130,13 @@ class TrainOptions(CommonOptions):
 class CompareOptions(CommonOptions):
     """Train several optimizers over several seeds; end with a table and a picture."""
 
-    optimizers: Annotated[str | None, _default("sgdm,sgdph")] = None
+    optimizers: Annotated[str | None, _shown("sgdm,sgdph", "TEXT")] = None
     """Optimizers, separated by commas."""
-    seeds: Annotated[str | None, _default("0-2")] = None
+    seeds: Annotated[str | None, _shown("0-2", "TEXT")] = None
     """Seeds: a range like 0-2, a list like 0,3,7, or both."""
-    lr: Annotated[str | None, _OWN] = None
+    lr: Annotated[str | None, _shown(_OWN, "TEXT")] = None
     """Initial learning rate: one number for all, or one each like sgdm=0.1,sgdph=0.01."""
-    weight_decay: Annotated[str | None, _OWN] = None
+    weight_decay: Annotated[str | None, _shown(_OWN, "TEXT")] = None
     """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
 
 
@@ -162,20 +158,22 @@ def resolve_many(
     """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
 
     Args:
-        given: Option to value; ``lr`` and ``weight_decay`` as :func:`parse_per_optimizer` takes them. A
-            setting goes to those of the optimizers that have it.
+        given: Option to value; ``lr`` and ``weight_decay`` as :func:`parse_per_optimizer` takes
+            them. A setting goes to those of the optimizers that have it.
         optimizers: Their names.
         seeds: The seeds.
 
     Raises:
-        LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has a setting.
+        LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has
+            a setting.
     """
     for name in optimizers:
         check_name(name)
     for name in given:
         if name in SETTINGS and not set(owners(name)) & set(optimizers):
             raise LabError(
-                f"none of {', '.join(optimizers)} has the setting {flag(name)}; {', '.join(owners(name))} has it"
+                f"none of {', '.join(optimizers)} has the setting {flag(name)}; "
+                f"{', '.join(owners(name))} has it"
             )
     per_optimizer = {
         name: parse_per_optimizer(str(given[name]), flag(name), optimizers)
@@ -188,8 +186,7 @@ def resolve_many(
             own = {
                 name: value
                 for name, value in given.items()
-                if name not in per_optimizer
-                and (name not in SETTINGS or optimizer in owners(name))
+                if name not in per_optimizer and (name not in SETTINGS or optimizer in owners(name))
             }
             rates = {
                 name: values[optimizer]
@@ -227,7 +224,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise LabError(f"--seeds must be like 0-2 or 0,3,7; got {text!r}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise LabError(f"--seeds has a range that runs backwards: {part!r}; write {last}-{first}")
+            raise LabError(
+                f"--seeds has a range that runs backwards: {part!r}; write {last}-{first}"
+            )
         seeds.extend(range(first, last + 1))
     if len(set(seeds)) < len(seeds):
         raise LabError(f"--seeds names one twice: {text!r}; name each once")
@@ -260,6 +259,7 @@ def parse_per_optimizer(text: str, name: str, optimizers: tuple[str, ...]) -> di
     strangers = [key for key in values if key not in optimizers]
     if strangers:
         raise LabError(
-            f"{name} names {', '.join(strangers)}, but compared are {', '.join(optimizers)}; got {text!r}"
+            f"{name} names {', '.join(strangers)}, but compared are {', '.join(optimizers)}; got "
+            f"{text!r}"
         )
     return values

@@ -8,9 +8,9 @@
 | ``summary.json`` | the outcome, with a status: running, finished, interrupted or diverged |
 | ``last.pt`` | the checkpoint after the last finished epoch |
 
-Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves the old or
-the new one. A line of ``metrics.jsonl`` may be cut off by a kill; a resumed run rewrites the file from the
-history in its checkpoint.
+Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves
+the old or the new one. A line of ``metrics.jsonl`` may be cut off by a kill; a resumed run rewrites
+the file from the history in its checkpoint.
 """
 
 from __future__ import annotations
@@ -131,12 +131,8 @@ class RunDirectory:
                 "--overwrite, or name another --out"
             )
 
-    def clear(self) -> None:
-        """Delete the run's files, and no others.
-
-        Raises:
-            LabError: If the directory has files of a run's names that are not a run's.
-        """
+    def check_clearable(self) -> None:
+        """Raise LabError if there are files of a run's names that are not a run's."""
         if not self.exists():
             return
         try:
@@ -144,9 +140,17 @@ class RunDirectory:
         except LabError as error:
             found = [name for name in RUN_FILES if (self.path / name).exists()]
             raise LabError(
-                f"{self.path} is not recognised as a run ({error}), so --overwrite does not delete its "
-                f"{', '.join(found)}; name another --out"
+                f"{self.path} is not recognised as a run ({error}), so --overwrite does not delete "
+                f"its {', '.join(found)}; name another --out"
             ) from error
+
+    def clear(self) -> None:
+        """Delete the run's files, and no others.
+
+        Raises:
+            LabError: As :meth:`check_clearable`, before anything is deleted.
+        """
+        self.check_clearable()
         remove_files(self.path, RUN_FILES)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:

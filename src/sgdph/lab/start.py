@@ -43,8 +43,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise LabError(
-            f"--device {name} cannot be used here: {str(error).splitlines()[0]}; expected auto, cpu or "
-            "a device that torch sees on this machine, like cuda:0"
+            f"--device {name} cannot be used here: {str(error).splitlines()[0]}; expected auto, "
+            "cpu or a device that torch sees on this machine, like cuda:0"
         ) from error
     return device
 
@@ -71,8 +71,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, name: str, epochs: int) -> 
 def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
     """Make a run's first state out of its seed.
 
-    Seeds torch's global generators, sets torch's threads where the configuration names them, and makes
-    cuDNN deterministic, without which a resumed run would not come out to the same bits.
+    Seeds torch's global generators, sets torch's threads where the configuration names them, and
+    makes cuDNN deterministic, without which a resumed run would not come out to the same bits.
 
     Args:
         config: What the run is.

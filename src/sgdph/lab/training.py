@@ -1,8 +1,9 @@
 """One run: from a configuration and a data set to a directory of facts.
 
-A run is a function of its configuration. All randomness comes from the seed: torch's global generator draws the
-initial weights, a generator of the run's own draws data order and augmentation, and the optimizer has its own
-again; so optimizers with one seed start at the same weights and see the same batches.
+A run is a function of its configuration. All randomness comes from the seed: torch's global
+generator draws the initial weights, a generator of the run's own draws data order and augmentation,
+and the optimizer has its own again; so optimizers with one seed start at the same weights and see
+the same batches.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def optimization_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     backward = getattr(optimizer, "backward", None)
     if backward is None:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     else:
         backward(loss)
     optimizer.step()
@@ -65,8 +66,8 @@ def multiplier_summary(optimizer: torch.optim.Optimizer) -> dict[str, float | in
     """Summarise SGD-PH's Newton multipliers, tau / (D + eps), over the refreshed parameters.
 
     Returns:
-        Smallest, middle and largest of the parameters' medians, and how many parameters were refreshed at
-        least once; ``None`` for other optimizers.
+        Smallest, middle and largest of the parameters' medians, and how many parameters were
+        refreshed at least once; ``None`` for other optimizers.
     """
     statistics = getattr(optimizer, "multiplier_statistics", None)
     if statistics is None:
@@ -107,8 +108,8 @@ class Trainer:
             The summary, whose status is ``"finished"`` or ``"diverged"``.
 
         Raises:
-            KeyboardInterrupt: When interrupted; the status is then ``"interrupted"``, as it is after any
-                other exception.
+            KeyboardInterrupt: When interrupted; the status is then ``"interrupted"``, as it is
+                after any other exception.
         """
         self._summarise("running")
         try:
@@ -156,8 +157,8 @@ class Trainer:
         """Step through the training images once.
 
         Returns:
-            Mean loss and accuracy over the images as they came, each before its batch's step, and the
-            number of steps.
+            Mean loss and accuracy over the images as they came, each before its batch's step, and
+            the number of steps.
         """
         data, state, size = self.data, self.state, self.config.batch_size
         state.model.train()
@@ -174,8 +175,8 @@ class Trainer:
             correct += (logits.detach().argmax(1) == labels).sum()
             if (step % CHECK_INTERVAL == 0 or step == len(starts)) and not loss_sum.isfinite():
                 raise Diverged(
-                    f"the training loss in epoch {state.epoch + 1}, at step {step} of {len(starts)} or up to "
-                    f"{CHECK_INTERVAL - 1} before, is not finite"
+                    f"the training loss in epoch {state.epoch + 1}, at step {step} of "
+                    f"{len(starts)} or up to {CHECK_INTERVAL - 1} before, is not finite"
                 )
             optimization_step(state.optimizer, loss)
             self.reporter.batch_finished()
@@ -208,9 +209,7 @@ class Trainer:
         return summary
 
 
-def train_run(
-    prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
-) -> dict[str, Any]:
+def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter) -> dict[str, Any]:
     """Train a run to its end, from its checkpoint where it has one.
 
     Args:
@@ -243,6 +242,7 @@ def describe_outcome(summary: dict[str, Any]) -> str:
     if summary["status"] == "diverged":
         return f"diverged after {summary['epochs']} epochs: {summary['reason']}"
     return (
-        f"test accuracy {summary['final_test_accuracy']:.2%} at the end, {summary['best_test_accuracy']:.2%} at "
-        f"best (epoch {summary['best_epoch']}), {summary['seconds']:.1f} s of training"
+        f"test accuracy {summary['final_test_accuracy']:.2%} at the end, "
+        f"{summary['best_test_accuracy']:.2%} at best (epoch {summary['best_epoch']}), "
+        f"{summary['seconds']:.1f} s of training"
     )

@@ -1,0 +1,57 @@
+"""The ``sgdph`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+import sgdph
+from sgdph.lab import commands
+from sgdph.lab.config import LabError
+from sgdph.lab.options import CompareOptions, TrainOptions
+
+DESCRIPTION = (
+    "Train small networks with SGD-PH and other optimizers, and compare them. "
+    "sgdph --version prints the version."
+)
+WRONG_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The arguments; the process's own where ``None``.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Where the width is not known, a table is better too wide than broken.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    if words == ["--version"]:
+        print(f"sgdph {sgdph.__version__}")
+        return commands.OK
+    try:
+        options = tyro.cli(
+            Annotated[TrainOptions, tyro.conf.subcommand("train")]
+            | Annotated[CompareOptions, tyro.conf.subcommand("compare")],
+            prog="sgdph",
+            description=DESCRIPTION,
+            args=words,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+        if isinstance(options, TrainOptions):
+            return commands.train(options, console)
+        return commands.compare(options, console)
+    except LabError as error:
+        print(f"sgdph: error: {error}", file=sys.stderr)
+        return WRONG_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

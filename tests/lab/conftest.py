@@ -1,0 +1,109 @@
+"""What the laboratory's tests share: one thread, tiny runs, a reporter that interrupts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgdph.lab.config import RunConfig
+from sgdph.lab.data import Dataset, load_dataset
+from sgdph.lab.options import resolve
+from sgdph.lab.runs import RunDirectory
+from sgdph.lab.start import prepare
+from sgdph.lab.training import train_run
+
+TINY: Mapping[str, Any] = {
+    "dataset": "digits",
+    "train_size": 100,
+    "epochs": 3,
+    "batch_size": 25,
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits", train_size=100)
+
+
+def tiny_config(**options: Any) -> RunConfig:
+    """A run of a second: 100 digits, 3 epochs of 4 steps."""
+    return resolve({**TINY, **options})
+
+
+class Silent:
+    """A reporter that says nothing and calls ``at_batch`` with each finished step's number."""
+
+    def __init__(self, at_batch: Callable[[int], None] = lambda number: None) -> None:
+        self.at_batch = at_batch
+        self.batches = 0
+
+    def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
+        pass
+
+    def batch_finished(self) -> None:
+        self.batches += 1
+        self.at_batch(self.batches)
+
+    def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
+        pass
+
+    def run_finished(self, name: str, message: str) -> None:
+        pass
+
+
+def interrupt_at(number: int) -> Silent:
+    """A reporter that acts like Ctrl-C after the given step."""
+
+    def at_batch(batch: int) -> None:
+        if batch == number:
+            raise KeyboardInterrupt
+
+    return Silent(at_batch)
+
+
+def start(
+    config: RunConfig, path: Path, data: Dataset, reporter: Silent | None = None
+) -> dict[str, Any]:
+    """Start a run, or carry it on where the directory holds one."""
+    directory = RunDirectory(path)
+    prepared = prepare(config, data)
+    if not directory.exists():
+        directory.create(config)
+    return train_run(prepared, directory, reporter or Silent())
+
+
+def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics lines without what a clock decides."""
+    return [
+        {name: value for name, value in line.items() if not name.endswith("seconds")}
+        for line in lines
+    ]
+
+
+def same_bits(first: Any, second: Any) -> bool:
+    """Whether two nested structures hold the same tensors, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same_bits(first[k], second[k]) for k in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same_bits, first, second))
+    return bool(first == second)
+
+
+def checkpoint_of(path: Path) -> dict[str, Any]:
+    """A run's checkpoint, without the clock's figures."""
+    content = torch.load(path / "last.pt", weights_only=True)
+    content["history"] = without_seconds(content["history"])
+    return dict(content)

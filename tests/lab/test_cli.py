@@ -1,0 +1,133 @@
+"""The command line from a subprocess, as a person calls it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sgdph
+from sgdph.lab.data import Dataset
+from sgdph.lab.runs import RunDirectory
+
+from .conftest import TINY, checkpoint_of, same_bits, start, tiny_config, without_seconds
+
+COMMAND = [sys.executable, "-m", "sgdph.lab.cli"]
+SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+PATIENCE = 120
+
+
+def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=cwd
+    )
+
+
+def test_version() -> None:
+    done = call("--version")
+    assert (done.returncode, done.stdout) == (0, f"sgdph {sgdph.__version__}\n")
+
+
+def test_help_names_every_option_and_loads_no_data_library() -> None:
+    script = (
+        "import sys; from sgdph.lab import cli\n"
+        "try: cli.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torchvision', 'sklearn', 'mlxtend', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for option in (
+        *("dataset", "data-dir", "model", "optimizer", "lr", "weight-decay", "epochs", "seed"),
+        *("batch-size", "out", "resume", "device", "train-size", "schedule", "threads"),
+        *("momentum", "second-order-lr", "hessian-momentum", "eps", "estimator", "refresh"),
+        *("hessian-interval", "betas", "overwrite", "download"),
+    ):
+        assert re.search(rf"--{option}\b", done.stdout), option
+    assert "None" not in done.stdout
+
+
+@pytest.mark.parametrize("wrong", [["--optimizer", "sgd"], ["--epochs", "x"], ["--leanring", "1"]])
+def test_a_wrong_option_is_refused(tmp_path: Path, wrong: list[str]) -> None:
+    done = call("train", *wrong, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    done = call("train", "--dataset", "cifar10", "--data-dir", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("sgdph: error: cifar10: found neither cifar-10-batches-py")
+    assert done.stdout == ""
+
+
+def test_compare_on_digits(tmp_path: Path) -> None:
+    name = "a-long-name-" * 16
+    options = ["--optimizers", "sgdm,sgdph", "--seeds", "0,2", "--epochs", "1", "--out", name]
+    done = call("compare", *SMALL, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # Paths are absolute, and whole on their lines.
+    assert lines[-4:] == [
+        f"report {tmp_path / name / 'report.md'}",
+        f"table  {tmp_path / name / 'table.csv'}",
+        f"plot   {tmp_path / name / 'comparison.png'}",
+        f"runs   {tmp_path / name}",
+    ]
+    assert sum("epoch 1/1" in line for line in lines) == 4
+    summary = json.loads((tmp_path / name / "sgdph-seed2" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+
+
+def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[int, str]:
+    """Start the command, signal it when it has told of its first epoch, and wait for its end."""
+    words = [*COMMAND, *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if line.startswith("epoch"):
+                process.send_signal(how)
+                break
+        rest, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, said + rest
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_resumes_to_the_same_bits(
+    tmp_path: Path, digits: Dataset, how: signal.Signals
+) -> None:
+    # Long enough that the signal always comes before the end.
+    options = ["train", *SMALL, "--epochs", "12", "--seed", "1"]
+    code, said = stop_after_first_epoch([*options, "--out", str(tmp_path / "broken")], how)
+    broken = RunDirectory(tmp_path / "broken")
+    if how == signal.SIGINT:
+        assert code == 130
+        assert f"sgdph train --out {broken.path} --resume" in said
+        assert broken.status() == "interrupted"
+    else:
+        assert code == -signal.SIGKILL
+        assert broken.status() == "running"
+    resumed = call("train", "--out", broken.path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "carrying on after epoch" in resumed.stdout
+    start(tiny_config(epochs=12, seed=1), tmp_path / "whole", digits)
+    assert same_bits(checkpoint_of(broken.path), checkpoint_of(tmp_path / "whole"))
+    expected = RunDirectory(tmp_path / "whole").read_metrics()
+    assert without_seconds(broken.read_metrics()) == without_seconds(expected)
