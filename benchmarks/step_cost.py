@@ -2,8 +2,8 @@
 
     python benchmarks/step_cost.py [--model resnet20] [--batch-size 128] [--rounds 15] [--threads 1]
 
-Each round times every optimizer once, in turn, over as many steps as there are Newton parameters, so
-that a cyclic refresh visits each of them equally; by process time; the figure is the median over
+Each round times every optimizer once, in turn, over as many steps as there are Newton parameters,
+so that a cyclic refresh visits each of them equally; by process time; the figure is the median over
 rounds of the ratio within a round.
 """
 

@@ -1,4 +1,4 @@
-"""Tune lr and weight decay on MNIST-5k, every optimizer with the same budget, never on the test set.
+"""Tune lr and weight decay on MNIST-5k: equal budgets, and never on the test set.
 
     python benchmarks/tune_small.py [--optimizers sgdm,sgdph,adamw] [--out results/tuning-mnist5k]
 

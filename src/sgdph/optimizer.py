@@ -267,11 +267,10 @@ class SGDPH(Optimizer):
 
     def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
         """Summarise :meth:`multipliers` for a logger. Waits for the device."""
+        counts = [self.state.get(p, {}).get("refreshes") for p in self._flow.cycle.newton]
         return {
-            self._name(p): MultiplierStatistics.of(
-                multiplier, self.state.get(p, {}).get("refreshes")
-            )
-            for p, multiplier in zip(self._flow.cycle.newton, self.multipliers().values(), strict=True)
+            name: MultiplierStatistics.of(multiplier, count)
+            for (name, multiplier), count in zip(self.multipliers().items(), counts, strict=True)
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
