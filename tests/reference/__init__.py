@@ -1,0 +1,1 @@
+"""Slow, plain oracles that the fast code is compared with."""

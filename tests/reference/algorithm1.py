@@ -1,0 +1,244 @@
+"""Algorithm 1 of SGD-PH, written slowly: dense Hessian blocks, float64, plain Python lists.
+
+Nothing here is shared with the package. Every Hessian block is formed whole, row by row, and the
+estimators are then written as the formulas say: ``B @ 1``, ``diag(B)``, ``z * (B @ z)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Loss = Callable[[], Tensor]
+Probe = Callable[[int, int, torch.Size], Tensor]
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 1e-2,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "second_order_lr": 1e-3,
+    "hessian_momentum": 0.9,
+    "eps": 1e-4,
+    "maximize": False,
+    "channelwise": None,
+}
+
+
+@dataclass(eq=False)
+class Weight:
+    """One parameter and what Algorithm 1 remembers of it."""
+
+    tensor: Tensor
+    group: dict[str, Any]
+    newton: bool
+    m: Tensor | None = None  # momentum
+    D: Tensor | float = 0.0  # Hessian average, not bias-corrected
+    v: int = 0  # refreshes so far
+
+
+def has_one_number_per_channel(tensor: Tensor) -> bool:
+    """The shape rule for parameters of which nobody said what they are."""
+    return tensor.ndim >= 1 and tensor.numel() == tensor.shape[0]
+
+
+def dense_hessian(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The Hessian over several tensors, flattened and joined, one row per autograd call.
+
+    Args:
+        gradients: The loss's gradients by ``weights``, with their graph.
+        weights: The tensors to differentiate by.
+
+    Returns:
+        The matrix of shape ``(n, n)``, ``n`` being the number of entries of all ``weights``.
+    """
+    rows = []
+    for gradient in gradients:
+        for entry in gradient.flatten():
+            row: Sequence[Tensor | None] = [None] * len(weights)
+            if entry.requires_grad:  # a loss linear in the weights has a constant gradient
+                row = torch.autograd.grad(entry, weights, retain_graph=True, allow_unused=True)
+            rows.append(
+                torch.cat(
+                    [
+                        torch.zeros_like(w).flatten() if r is None else r.flatten()
+                        for r, w in zip(row, weights, strict=True)
+                    ]
+                )
+            )
+    return torch.stack(rows)
+
+
+class ReferenceSGDPH:
+    """Algorithm 1 over tensors that it changes in place.
+
+    Args:
+        params: Tensors, or group dicts with ``"params"`` and overrides of the hyperparameters.
+        estimator: ``"row_sum"``, ``"exact"`` or ``"hutchinson"``.
+        refresh: ``"cyclic"`` or ``"all"``.
+        hessian_interval: Steps from one refresh to the next.
+        probe: ``probe(refresh_number, newton_index, shape)``, Hutchinson's ``z``.
+        **defaults: Hyperparameters that every group has unless it says otherwise.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        estimator: str = "row_sum",
+        refresh: str = "cyclic",
+        hessian_interval: int = 1,
+        probe: Probe | None = None,
+        **defaults: Any,
+    ) -> None:
+        assert estimator in ("row_sum", "exact", "hutchinson")
+        assert refresh in ("cyclic", "all")
+        assert not defaults.keys() - DEFAULTS.keys()
+        self.estimator = estimator
+        self.refresh = refresh
+        self.hessian_interval = hessian_interval
+        self.probe = probe
+        self.defaults = DEFAULTS | defaults
+        self.groups: list[dict[str, Any]] = []
+        self.weights: list[Weight] = []
+        self.t = 0  # completed steps
+        self.c = 0  # whose turn it is
+        self.refresh_number = 0  # completed steps in which a refresh was due
+
+        entries = list(params)
+        for entry in entries if isinstance(entries[0], dict) else [{"params": entries}]:
+            self.add_group(entry)
+
+        # The last channel-wise parameter is the classifier's bias, whose row sum is 0 for ever.
+        guessed = [
+            w
+            for w in self.weights
+            if w.group["channelwise"] is None and w.newton and w.tensor.requires_grad
+        ]
+        if guessed:
+            guessed[-1].newton = False
+
+    def add_group(self, group: dict[str, Any]) -> None:
+        """Takes in one more group; its parameters are Newton where flag or shape says so."""
+        group = self.defaults | group
+        group["params"] = list(group["params"])
+        self.groups.append(group)
+        for tensor in group["params"]:
+            newton = group["channelwise"]
+            if newton is None:
+                newton = has_one_number_per_channel(tensor)
+            self.weights.append(Weight(tensor, group, newton))
+
+    @property
+    def newton(self) -> list[Weight]:
+        """k_0 … k_{M-1}, in the order in which they were registered."""
+        return [w for w in self.weights if w.newton]
+
+    @property
+    def due(self) -> bool:
+        return self.t % self.hessian_interval == 0
+
+    def step(
+        self,
+        losses: Sequence[Loss],
+        edit_gradients: Callable[[list[Tensor]], None] | None = None,
+    ) -> None:
+        """One step of Algorithm 1.
+
+        Args:
+            losses: One closure per micro-batch. Gradients and signed curvatures are summed.
+            edit_gradients: What a user does to ``.grad`` before the step, such as clipping.
+        """
+        turn: list[Weight] = []
+        if self.due and self.newton:
+            turn = self.newton if self.refresh == "all" else [self.newton[self.c]]
+
+        g: dict[Weight, Tensor] = {}
+        h: dict[Weight, Tensor] = {}
+        for make_loss in losses:
+            gradients = self.gradients(make_loss())
+            present = [w for w in turn if w in gradients]
+            for w, curvature in self.curvatures(gradients, present).items():
+                h[w] = h[w] + curvature if w in h else curvature
+            for w, gradient in gradients.items():
+                g[w] = g[w] + gradient.detach() if w in g else gradient.detach()
+        if not g:
+            return  # nothing to step with: neither t nor c moves
+        if edit_gradients is not None:
+            edit_gradients(list(g.values()))
+
+        # 1, 2: rectify and average. Whoever has no gradient is not in h, and loses its turn.
+        for w, curvature in h.items():
+            if torch.isfinite(curvature).all():
+                beta2 = w.group["hessian_momentum"]
+                signed = self.estimator == "hutchinson"  # noise must cancel before |.|
+                w.D = beta2 * w.D + (1 - beta2) * (curvature if signed else curvature.abs())
+                w.v += 1
+        if turn and self.refresh == "cyclic":
+            self.c = (self.c + 1) % len(self.newton)
+
+        # 3, 4, 5: momentum, direction, step.
+        for w, gradient in g.items():
+            self.move(w, -gradient if w.group["maximize"] else gradient)
+
+        self.refresh_number += self.due
+        self.t += 1
+
+    def gradients(self, loss: Tensor) -> dict[Weight, Tensor]:
+        """The gradients that this loss has, with their graph."""
+        trainable = [w for w in self.weights if w.tensor.requires_grad]
+        found = torch.autograd.grad(
+            loss, [w.tensor for w in trainable], create_graph=True, allow_unused=True
+        )
+        return {w: g for w, g in zip(trainable, found, strict=True) if g is not None}
+
+    def curvatures(
+        self, gradients: dict[Weight, Tensor], weights: list[Weight]
+    ) -> dict[Weight, Tensor]:
+        """The signed partial Hessian of each of ``weights``, from dense blocks."""
+        if self.estimator == "hutchinson" and self.refresh == "all" and weights:
+            block = dense_hessian([gradients[w] for w in weights], [w.tensor for w in weights])
+            z = torch.cat([self.z(w).flatten() for w in weights])
+            pieces = (z * (block @ z)).split([w.tensor.numel() for w in weights])
+            return {w: s.reshape(w.tensor.shape) for w, s in zip(weights, pieces, strict=True)}
+        return {w: self.curvature(gradients[w], w) for w in weights}
+
+    def curvature(self, gradient: Tensor, w: Weight) -> Tensor:
+        """The signed partial Hessian of one parameter, from its own dense block."""
+        block = dense_hessian([gradient], [w.tensor])
+        if self.estimator == "row_sum":
+            h = block @ torch.ones_like(block[0])
+        elif self.estimator == "exact":
+            h = block.diagonal()
+        else:
+            z = self.z(w).flatten()
+            h = z * (block @ z)
+        return h.reshape(w.tensor.shape)
+
+    def z(self, w: Weight) -> Tensor:
+        assert self.probe is not None, "hutchinson needs a probe"
+        return self.probe(self.refresh_number, self.newton.index(w), w.tensor.shape)
+
+    def move(self, w: Weight, g: Tensor) -> None:
+        """Momentum, direction and step of one parameter; ``g`` points up the objective."""
+        group = w.group
+        decay = group["weight_decay"] * w.tensor.detach()
+        if not w.newton:
+            g = g + decay
+        if group["momentum"] == 0:
+            m = g  # torch.optim.SGD keeps no buffer then
+        else:
+            w.m = m = g if w.m is None else group["momentum"] * w.m + g
+
+        if not w.newton:
+            d = m
+        elif w.v == 0:
+            d = m + decay
+        else:
+            average = abs(w.D) / (1 - group["hessian_momentum"] ** w.v)
+            d = group["second_order_lr"] * m / (average + group["eps"]) + decay
+        with torch.no_grad():
+            w.tensor.copy_(w.tensor - group["lr"] * d)

@@ -1,0 +1,324 @@
+"""Each estimator's partial Hessian against dense float64 blocks, and the probes it uses."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from reference.algorithm1 import dense_hessian
+from reference.drive import WAYS, package_probe, state_of
+from reference.nets import batches, build, loss_of
+from torch import Tensor, nn
+
+import sgdph
+from sgdph.hessian import rademacher_probe
+
+NETS = [
+    "bn_resnet",
+    "conv_bias",
+    "layer_norm_mlp",
+    "group_norm",
+    "instance_norm",
+    "weight_norm",
+    "rms_norm",
+]
+BETA2 = 0.75
+
+pytestmark = pytest.mark.filterwarnings("ignore:estimator=.hutchinson. with refresh=.all.")
+
+
+def newton_of(model: nn.Module) -> list[nn.Parameter]:
+    """The channel-wise parameters without the last one."""
+    return [p for p in model.parameters() if p.ndim and p.numel() == p.shape[0]][:-1]
+
+
+@functools.cache
+def dense_blocks(net: str) -> list[Tensor]:
+    """The Hessian block of each Newton parameter on the first batch."""
+    model = build(net)
+    newton = newton_of(model)
+    grads = torch.autograd.grad(loss_of(model, batches(net)[0]), newton, create_graph=True)
+    return [dense_hessian([g], [p]) for g, p in zip(grads, newton, strict=True)]
+
+
+@functools.cache
+def joint_block(net: str) -> Tensor:
+    """The Hessian over all Newton parameters together."""
+    model = build(net)
+    newton = newton_of(model)
+    grads = torch.autograd.grad(loss_of(model, batches(net)[0]), newton, create_graph=True)
+    return dense_hessian(grads, newton)
+
+
+def curvatures(
+    net: str,
+    *,
+    way: str = "update_hessian",
+    steps: int | None = None,
+    scale: float = 1.0,
+    micro: int = 1,
+    **settings: object,
+) -> list[tuple[Tensor, int]]:
+    """What the optimizer takes in of each Newton parameter: ``D / (1 - beta2)`` and the refreshes.
+
+    The learning rate is 0, so that a whole cycle sees the same weights.
+    """
+    model = build(net)
+    newton = newton_of(model)
+    optimizer = sgdph.SGDPH(model.parameters(), lr=0.0, hessian_momentum=BETA2, **settings)
+    for _ in range(len(newton) if steps is None else steps):
+        optimizer.zero_grad()
+        for _ in range(micro):
+            WAYS[way](optimizer, loss_of(model, batches(net)[0]) * scale, scale)
+        optimizer.step()
+    found = []
+    for p in newton:
+        state = state_of(optimizer, p)
+        assert state["hessian"].shape == p.shape
+        found.append((state["hessian"] / (1 - BETA2), int(state["refreshes"])))
+    return found
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(
+        actual.double(), expected.reshape(actual.shape), rtol=1e-9, atol=1e-12
+    )
+
+
+def signed_or_not(estimator: str, block: Tensor, z: Tensor) -> Tensor:
+    if estimator == "row_sum":
+        return block.sum(dim=1).abs()
+    if estimator == "exact":
+        return block.diagonal().abs()
+    return z * (block @ z)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+@pytest.mark.parametrize("net", NETS)
+def test_cyclic_against_dense_blocks(net: str, estimator: str, way: str) -> None:
+    blocks = dense_blocks(net)
+    found = curvatures(net, way=way, estimator=estimator)
+    for k, ((h, visits), block) in enumerate(zip(found, blocks, strict=True)):
+        assert visits == 1
+        z = package_probe()(k, k, h.shape).flatten()  # its turn is refresh number k
+        assert_close(h, signed_or_not(estimator, block, z))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("estimator", ["row_sum", "exact"])
+@pytest.mark.parametrize("net", NETS)
+def test_all_at_once_against_dense_blocks(net: str, estimator: str, way: str) -> None:
+    found = curvatures(net, way=way, estimator=estimator, refresh="all", steps=1)
+    for (h, visits), block in zip(found, dense_blocks(net), strict=True):
+        assert visits == 1
+        assert_close(h, signed_or_not(estimator, block, block[0]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("net", NETS)
+def test_joint_hutchinson_against_the_joint_block(net: str, way: str) -> None:
+    found = curvatures(net, way=way, estimator="hutchinson", refresh="all", steps=1)
+    z = torch.cat([package_probe()(0, k, h.shape).flatten() for k, (h, _) in enumerate(found)])
+    expected = (z * (joint_block(net) @ z)).split([h.numel() for h, _ in found])
+    for (h, visits), e in zip(found, expected, strict=True):
+        assert visits == 1
+        assert_close(h, e)
+
+
+def test_weight_norm_lengths_are_newton() -> None:
+    # torch keeps g as (C, 1, 1, 1): no vector, but one number per channel. Of a weight-normalised
+    # head it registers the bias before g, so by shape alone g is the last one.
+    shapes = [tuple(p.shape) for p in newton_of(build("weight_norm"))]
+    assert shapes == [(3,), (3, 1, 1, 1), (4,), (4, 1, 1, 1), (3,)]
+
+
+@pytest.mark.parametrize("estimator", ["row_sum", "exact"])
+def test_average_of_equal_curvatures(estimator: str) -> None:
+    steps = 3
+    found = curvatures("group_norm", estimator=estimator, refresh="all", steps=steps)
+    for (scaled, visits), block in zip(found, dense_blocks("group_norm"), strict=True):
+        assert visits == steps
+        average = scaled * (1 - BETA2)
+        expected = signed_or_not(estimator, block, block[0]) * (1 - BETA2**steps)
+        assert_close(average, expected)
+
+
+@pytest.mark.parametrize("refresh", ["cyclic", "all"])
+def test_hutchinson_averages_signed(refresh: str) -> None:
+    net, rounds = "bn_resnet", 6
+    count = len(dense_blocks(net))
+    steps = rounds if refresh == "all" else rounds * count
+    found = curvatures(net, estimator="hutchinson", refresh=refresh, steps=steps)
+    sizes = [h.numel() for h, _ in found]
+    averages = [torch.zeros(n, dtype=torch.float64) for n in sizes]
+    changes_sign = False
+    for r in range(steps):
+        turn = range(count) if refresh == "all" else [r % count]
+        z = [package_probe()(r, k, torch.Size([sizes[k]])) for k in turn]
+        if refresh == "all":
+            joint = torch.cat(z)
+            h = list((joint * (joint_block(net) @ joint)).split(sizes))
+        else:
+            h = [z[0] * (dense_blocks(net)[turn[0]] @ z[0])]
+        for k, new in zip(turn, h, strict=True):
+            changes_sign |= bool((averages[k] * new < 0).any())
+            averages[k] = BETA2 * averages[k] + (1 - BETA2) * new
+    assert changes_sign  # else signed and unsigned averages would be told apart by nothing
+    for (scaled, visits), expected in zip(found, averages, strict=True):
+        assert visits == rounds
+        assert_close(scaled * (1 - BETA2), expected)
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["own block", "joint"])
+def test_hutchinson_mean_is_the_diagonal(joint: bool) -> None:
+    # The products themselves are held to the dense block above; here it is the probes' turn.
+    draws, net = 10_000, "bn_resnet"
+    blocks = dense_blocks(net)
+    if joint:
+        block = joint_block(net)
+        parts = list(enumerate(b.shape[0] for b in blocks))
+    else:
+        block = blocks[2]
+        parts = [(2, block.shape[0])]
+    like = [(k, torch.empty(n, dtype=torch.float64)) for k, n in parts]
+    z = torch.stack(
+        [torch.cat([rademacher_probe(0, r, k, t) for k, t in like]) for r in range(draws)]
+    )
+    estimates = z * (z @ block)
+    error = (estimates.mean(dim=0) - block.diagonal()).abs()
+    standard_error = estimates.std(dim=0) / draws**0.5
+    assert (standard_error > 0).all()
+    assert (error <= 5 * standard_error).all()
+
+
+def test_blocks_are_not_diagonal() -> None:
+    # The paper says that they are. Later layers mix the channels, so they are not.
+    shares = []
+    for block in dense_blocks("bn_resnet"):
+        off_diagonal = block - block.diagonal().diag()
+        shares.append(float(off_diagonal.norm() / block.norm()))
+    assert min(shares) > 0.1
+    assert sorted(shares)[1] > 0.2  # all blocks but one
+    assert max(shares) > 0.7
+
+
+def test_row_sum_is_not_the_diagonal() -> None:
+    for block in dense_blocks("bn_resnet")[:-2]:
+        assert not torch.allclose(block.sum(dim=1).abs(), block.diagonal().abs(), rtol=0.05)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_softmax_bias_has_row_sum_zero(way: str) -> None:
+    # Shifting every logit changes nothing: this is why the last parameter stays first-order.
+    model = build("conv_bias")
+    *others, bias = model.parameters()
+    groups = [
+        {"params": others, "channelwise": False},
+        {"params": [bias], "channelwise": True},
+    ]
+    optimizer = sgdph.SGDPH(groups)
+    WAYS[way](optimizer, loss_of(model, batches("conv_bias")[0]))
+    optimizer.step()
+    state = state_of(optimizer, bias)
+    assert float(state["refreshes"]) == 1
+    assert state["hessian"].abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("way", ["update_hessian", "backward"])
+@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+@pytest.mark.parametrize("refresh", ["cyclic", "all"])
+def test_loss_scale_divides(refresh: str, estimator: str, way: str) -> None:
+    settings = {"estimator": estimator, "refresh": refresh, "way": way}
+    plain = curvatures("layer_norm_mlp", **settings)
+    for scale in (1024.0, 0.3):
+        scaled = curvatures("layer_norm_mlp", scale=scale, **settings)
+        for (h, _), (expected, _) in zip(scaled, plain, strict=True):
+            assert_close(h, expected)
+
+
+def test_loss_scale_may_be_a_tensor_of_the_scaler() -> None:
+    plain = curvatures("layer_norm_mlp")
+    scale = float(torch.amp.GradScaler("cpu", init_scale=512.0).get_scale())
+    for (h, _), (expected, _) in zip(curvatures("layer_norm_mlp", scale=scale), plain, strict=True):
+        assert_close(h, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+@pytest.mark.parametrize("refresh", ["cyclic", "all"])
+def test_micro_batches_share_the_probe_and_add_up(refresh: str, estimator: str, way: str) -> None:
+    # Three times the same batch: with one probe the sum is three times one product.
+    settings = {"estimator": estimator, "refresh": refresh, "way": way}
+    once = curvatures("layer_norm_mlp", **settings)
+    thrice = curvatures("layer_norm_mlp", micro=3, **settings)
+    for (h, _), (expected, _) in zip(thrice, once, strict=True):
+        assert_close(h, 3 * expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+def test_micro_batches_add_up_signed(estimator: str, way: str) -> None:
+    # A loss and its negative have no curvature together; their absolute values would have.
+    model = build("layer_norm_mlp")
+    optimizer = sgdph.SGDPH(model.parameters(), estimator=estimator, refresh="all")
+    batch = batches("layer_norm_mlp")[0]
+    WAYS[way](optimizer, loss_of(model, batch))
+    WAYS[way](optimizer, -loss_of(model, batch))
+    optimizer.step()
+    for p in newton_of(model):
+        assert state_of(optimizer, p)["hessian"].abs().max() < 1e-15
+
+
+def test_probes_are_signs_keyed_by_all_three() -> None:
+    like = torch.empty(64, 1, 1, 1, dtype=torch.float64)
+    keys = [(s, r, k) for s in (0, 1, 7) for r in (0, 1, 2, 40) for k in (0, 1, 2, 40)]
+    probes = {key: rademacher_probe(*key, like) for key in keys}
+    for key, z in probes.items():
+        assert z.shape == like.shape
+        assert z.dtype == like.dtype
+        assert ((z == 1) | (z == -1)).all()
+        assert torch.equal(z, rademacher_probe(*key, like))
+    flat = torch.stack([z.flatten() for z in probes.values()])
+    agreement = (flat @ flat.T) / flat.shape[1]
+    agreement.fill_diagonal_(0)
+    assert agreement.abs().max() < 0.75  # no two alike, none the negative of another
+
+
+def test_probes_are_balanced_and_uncorrelated() -> None:
+    like = torch.empty(3, dtype=torch.float64)
+    z = torch.stack(
+        [torch.cat([rademacher_probe(3, r, k, like) for k in range(3)]) for r in range(4000)]
+    )
+    bound = 5 / 4000**0.5
+    assert z.mean(dim=0).abs().max() < bound
+    correlation = z.T @ z / len(z)
+    assert (correlation - torch.eye(9, dtype=torch.float64)).abs().max() < bound
+    # Neither does one refresh tell of the next.
+    assert (z[1:] * z[:-1]).mean(dim=0).abs().max() < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_probes_follow_the_dtype(dtype: torch.dtype) -> None:
+    z = rademacher_probe(0, 0, 0, torch.empty(5, dtype=dtype))
+    assert z.dtype == dtype
+    assert (z.abs() == 1).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("refresh", ["cyclic", "all"])
+def test_the_global_generator_is_left_alone(refresh: str, way: str) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    curvatures("layer_norm_mlp", estimator="hutchinson", refresh=refresh, way=way)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_global_generator_does_not_steer_the_probes() -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(curvatures("layer_norm_mlp", estimator="hutchinson"))
+    for (h, _), (other, _) in zip(*found, strict=True):
+        assert torch.equal(h, other)
