@@ -19,13 +19,30 @@ from sgdph.lab.options import (
 def test_unset_options_take_the_documented_defaults() -> None:
     config = resolve(TrainOptions().given())
     assert (config.dataset, config.model, config.optimizer) == ("mnist5k", "resnet8", "sgdph")
-    assert (config.lr, config.weight_decay, config.momentum) == (0.01, 5e-3, 0.9)
+    assert config.momentum == 0.9
     assert (config.second_order_lr, config.hessian_momentum, config.eps) == (1e-3, 0.9, 1e-4)
     assert (config.estimator, config.refresh, config.hessian_interval) == ("row_sum", "cyclic", 1)
-    sgdm = resolve({"optimizer": "sgdm"})
-    assert (sgdm.lr, sgdm.weight_decay, sgdm.momentum) == (0.1, 5e-4, 0.9)
-    adamw = resolve({"optimizer": "adamw"})
-    assert (adamw.lr, adamw.weight_decay, adamw.betas) == (1e-3, 0.05, (0.9, 0.999))
+    assert resolve({"optimizer": "sgdm"}).momentum == 0.9
+    assert resolve({"optimizer": "adamw"}).betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "of_the_paper", "on_mnist5k"),
+    [
+        ("sgdph", (0.01, 5e-3), (0.1, 5e-3)),
+        ("sgdm", (0.1, 5e-4), (0.1, 5e-3)),
+        ("adamw", (1e-3, 0.05), (0.01, 0.05)),
+    ],
+)
+def test_rates_are_the_papers_but_for_mnist5k(
+    optimizer: str, of_the_paper: tuple[float, float], on_mnist5k: tuple[float, float]
+) -> None:
+    for dataset in ("digits", "cifar10", "cifar100"):
+        config = resolve({"optimizer": optimizer, "dataset": dataset})
+        assert (config.lr, config.weight_decay) == of_the_paper
+    config = resolve({"optimizer": optimizer, "dataset": "mnist5k"})
+    assert (config.lr, config.weight_decay) == on_mnist5k
+    assert resolve({"optimizer": optimizer, "lr": 0.02}).lr == 0.02
 
 
 def test_a_relative_data_directory_is_made_absolute() -> None:
@@ -78,8 +95,8 @@ def test_a_comparison_gives_each_setting_to_those_that_have_it() -> None:
     ]
     sgdm, sgdph, adamw = configs[:3]
     assert (sgdm.lr, sgdm.momentum, sgdm.eps) == (0.2, 0.8, None)
-    assert (sgdph.lr, sgdph.momentum, sgdph.eps) == (0.01, 0.8, 1e-3)
-    assert (adamw.lr, adamw.momentum, adamw.epochs) == (1e-3, None, 2)
+    assert (sgdph.lr, sgdph.momentum, sgdph.eps) == (0.1, 0.8, 1e-3)
+    assert (adamw.lr, adamw.momentum, adamw.epochs) == (0.01, None, 2)
 
 
 def test_a_setting_that_none_of_the_compared_has_is_refused() -> None:

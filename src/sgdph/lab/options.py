@@ -149,7 +149,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     shared = {name: value for name, value in given.items() if name not in SETTINGS}
     values = {**DEFAULTS, **shared}
     own = {name: value for name, value in given.items() if name in SETTINGS}
-    return RunConfig(**values, **resolve_settings(values["optimizer"], own))
+    return RunConfig(**values, **resolve_settings(values["optimizer"], values["dataset"], own))
 
 
 def resolve_many(
