@@ -102,13 +102,14 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     data = load_dataset("mnist5k")
     folds = [fold(data, k) for k in SEEDS]
+    environment = describe_environment(torch.device("cpu"))
     for optimizer in arguments.optimizers.split(","):
         points = []
         for lr, weight_decay in GRIDS[optimizer]:
             points.append(validate(optimizer, lr, weight_decay, folds))
             print(json.dumps(points[-1]), flush=True)
         points.sort(key=lambda point: (-point["mean_accuracy"], point["mean_loss"]))
-        result = {"points": points, "environment": describe_environment(torch.device("cpu"))}
+        result = {"points": points, "environment": environment}
         file = arguments.out / f"{optimizer}.json"
         file.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{optimizer}: best {points[0]}, in {file.resolve()}", flush=True)

@@ -14,8 +14,8 @@
 | adamw | betas | 0.9, 0.999 | Kingma & Ba, "Adam", ICLR 2015; torch's default |
 
 On ``mnist5k`` lr and weight decay have other defaults, found on held-out training images by
-``benchmarks/tune_small.py``; elsewhere nothing was tuned here. Weight decay applies to every parameter
-of every optimizer.
+``benchmarks/tune_small.py``; elsewhere nothing was tuned here. Weight decay applies to every
+parameter of every optimizer.
 """
 
 from __future__ import annotations
