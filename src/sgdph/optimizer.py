@@ -292,7 +292,7 @@ class SGDPH(Optimizer):
             for group in self.param_groups:
                 check_group(group)
             check_groups_agree(self.param_groups)
-        except ValueError:
+        except Exception:
             self.param_groups, self.state = before
             raise
         finally:

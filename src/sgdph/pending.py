@@ -112,9 +112,8 @@ class PendingCurvature:
         """Note the gradient of one backward, just before it is added to ``p.grad``."""
         entry = self._entry(p)
         entry.drop_if_cleared(p)
-        # Gradient mode is on inside a backward only with create_graph=True. Where the curvature of
-        # this backward was taken already, the gradient's graph would count it twice.
-        if torch.is_grad_enabled() and entry.fresh is None:
+        # Gradient mode is on inside a backward only with create_graph=True.
+        if torch.is_grad_enabled():
             entry.arriving = gradient
 
     def gradient_arrived(self, p: Tensor) -> None:
@@ -122,6 +121,7 @@ class PendingCurvature:
         entry = self._entry(p)
         arrived, entry.arriving = entry.arriving, None
         if entry.fresh is not None:
+            # Taken already; a graph of this backward's gradient would count it twice.
             entry.settled = entry.fresh if entry.settled is None else entry.settled + entry.fresh
             entry.fresh = None
         elif arrived is not None:
