@@ -41,3 +41,15 @@ def test_importing_sgdph_brings_no_part_of_the_laboratory() -> None:
 def test_public_names_exist() -> None:
     for name in sgdph.__all__:
         assert getattr(sgdph, name).__doc__
+
+
+def test_the_command_without_the_laboratory_says_what_it_needs() -> None:
+    code = (
+        "import sys; sys.modules['tyro'] = None\n"
+        "from sgdph.lab.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "pip install 'sgdph[lab]'" in run.stderr
+    assert "Traceback" not in run.stderr

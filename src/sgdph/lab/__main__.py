@@ -1,0 +1,29 @@
+"""Where the ``sgdph`` command begins: it exists also where the laboratory is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line, or say what it needs.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        from sgdph.lab import cli
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == "sgdph":
+            raise
+        print(
+            f"sgdph: error: the commands need the laboratory, of which {error.name} is missing; "
+            "install it with: pip install 'sgdph[lab]'",
+            file=sys.stderr,
+        )
+        return 2
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
