@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import sgdph
 
@@ -47,6 +48,22 @@ def equal_to_one_process(rank: int, settings: dict[str, Any]) -> dict[str, torch
         optimizer.update_hessian(loss)
         loss.backward()
         average_gradients(model)
+        optimizer.step()
+    return model.state_dict()
+
+
+def under_ddp(rank: int, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+    model = network()
+    replica = DistributedDataParallel(model)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(replica))
+    for step in range(8):
+        optimizer.zero_grad()
+        loss = loss_on(replica, rank, step)
+        if settings["in_one_call"]:
+            optimizer.backward(loss)
+        else:
+            optimizer.update_hessian(loss)
+            loss.backward()
         optimizer.step()
     return model.state_dict()
 
@@ -117,6 +134,20 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(
         optimizer.zero_grad()
         loss = (loss_on(model, 0, step) + loss_on(model, 1, step)) / 2
         optimizer.backward(loss)
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("in_one_call", [True, False])
+def test_ddp_equals_one_process_on_the_joined_batch(in_one_call: bool, tmp_path: Path) -> None:
+    first, second = on_two_ranks(under_ddp, tmp_path, in_one_call=in_one_call)
+    model = network()
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    for step in range(8):
+        optimizer.zero_grad()
+        optimizer.backward((loss_on(model, 0, step) + loss_on(model, 1, step)) / 2)
         optimizer.step()
     for name, value in model.state_dict().items():
         assert torch.equal(first[name], second[name])
