@@ -78,7 +78,7 @@ BASELINES: Mapping[str, Baseline] = {
     "adamw": Baseline({"lr": 1e-3, "weight_decay": 0.05, "betas": (0.9, 0.999)}, _adamw),
 }
 
-# The paper's learning rates are for 200 epochs of CIFAR; in a few hundred steps they get nowhere.
+# The paper's learning rates are for 200 epochs of CIFAR; a few hundred steps are too few for them.
 # Found on held-out training images with equal budgets: results/tuning-mnist5k.
 TUNED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "mnist5k": {
