@@ -44,7 +44,7 @@ class CurvatureAverages:
                 state["hessian"], state["refreshes"], second_order_lr=tau, eps=eps, beta2=beta2
             )
         else:
-            multiplier = torch.ones_like(p, dtype=curvature_dtype(p), requires_grad=False)
+            multiplier = torch.ones_like(p, dtype=curvature_dtype(p))
         self._multipliers[id(p)] = ((tau, eps, beta2), multiplier)
         return multiplier
 

@@ -97,6 +97,8 @@ class Curvature:
 
     def average(self, arrivals: Sequence[Arrival], groups: Groups, state: State) -> None:
         """Let what came enter the averages (Eq. 4, 5)."""
+        if not arrivals:
+            return
         beta2 = {id(p): group["hessian_momentum"] for group in groups for p in group["params"]}
         for p, h, valid in arrivals:
             if h is not None:
