@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +13,19 @@ from sgdph.checkpoint import curvature_dtype
 from sgdph.cycle import Cycle
 from sgdph.differentiability import FirstLook
 from sgdph.groups import parameter_name
-from sgdph.hessian import curvature_of_gradients, gradients_with_graph
+from sgdph.hessian import (
+    Estimator,
+    check_loss,
+    curvature_of_gradients,
+    gradients_with_graph,
+    is_one_product,
+)
 from sgdph.hyperparameters import check_loss_scale
 from sgdph.pending import PendingCurvature
 from sgdph.reduction import Arrival, mean_over_ranks, world_size
+from sgdph.region import Region
 from sgdph.replaced import ReplacedParameters
+from sgdph.shared_backward import SharedBackward
 
 Groups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -55,21 +63,44 @@ class Curvature:
         self.cycle.append(p)
         self._pending.watch([p])
 
-    def take(self, loss: Tensor, loss_scale: float | Tensor, groups: Groups) -> None:
-        """Take the curvature of those whose turn it is from ``loss``, divided by ``loss_scale``."""
+    def take(
+        self, loss: Tensor, loss_scale: float | Tensor, groups: Groups, *, share: bool = False
+    ) -> Callable[[], None] | None:
+        """Take the curvature of those whose turn it is from ``loss``, divided by ``loss_scale``.
+
+        Args:
+            loss: See :meth:`SGDPH.update_hessian`.
+            loss_scale: See :meth:`SGDPH.update_hessian`.
+            groups: The parameter groups.
+            share: Whether the loss's own backward may begin with this pass.
+
+        Returns:
+            The rest of the backward, where it has begun; the graph is then partly freed.
+        """
         check_loss_scale(loss_scale)
+        check_loss(loss)
         targets = self.cycle.targets(groups)
+        estimator: Estimator = groups[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
         self._pending.watch(trainable)
-        gradients = gradients_with_graph(loss, trainable)
+        region = Region(loss, trainable)
+        shared = None
+        if share and is_one_product(estimator, trainable):
+            shared = SharedBackward.through(region)
+        gradients = gradients_with_graph(loss, trainable, region, shared)
+        if shared is not None and not shared.is_complete:
+            shared = None
         self._first_look.check(trainable, gradients)
         probes = self.cycle.probes(groups, trainable)
-        curvatures = curvature_of_gradients(gradients, trainable, groups[0]["estimator"], probes)
+        curvatures = curvature_of_gradients(
+            gradients, trainable, estimator, probes, release=None if shared is None else loss
+        )
         taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
         self._notice_replaced([loss], [p for p in trainable if taken[id(p)] is None], groups)
         for p in targets:
             h = taken.get(id(p))
             self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+        return None if shared is None else shared.hand_on
 
     def arrive(self, groups: Groups, loss_scale: float | None) -> list[Arrival]:
         """Gather what came for those whose turn it is, over all ranks.

@@ -23,8 +23,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from sgdph.differentiability import explained
+from sgdph.double_backward import lean_second_derivatives
+from sgdph.region import Region
+from sgdph.shared_backward import SharedBackward
 
 Estimator = Literal["row_sum", "hutchinson", "exact"]
 ESTIMATORS: tuple[Estimator, ...] = ("row_sum", "hutchinson", "exact")
@@ -50,26 +54,39 @@ def rademacher_probe(seed: int, refresh: int, index: int, like: Tensor) -> Tenso
     return bits.mul_(2).sub_(1).to(like.device, like.dtype, non_blocking=True)
 
 
-def gradients_with_graph(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor | None]:
+def gradients_with_graph(
+    loss: Tensor, params: Sequence[Tensor], region: Region, shared: SharedBackward | None = None
+) -> list[Tensor | None]:
     """Differentiate ``loss`` once, ready for a second time; ``.grad`` is untouched.
 
     Args:
-        loss: A real scalar whose graph has not been freed. It stays alive.
+        loss: A real scalar whose graph has not been freed (:func:`check_loss`). It stays alive.
         params: Leaves of the graph, each of any shape.
+        region: What lies between the two.
+        shared: The backward that is to go on from here, where one is.
 
     Returns:
         Per parameter its gradient with a graph, or without one where it is constant; ``None``
         where the loss does not depend on it.
 
     Raises:
-        TypeError, ValueError: ``loss`` is no real scalar tensor.
-        RuntimeError: ``loss`` has no graph, or it cannot be differentiated so.
+        RuntimeError: ``loss`` cannot be differentiated so.
     """
-    _check_loss(loss)
     if not params:
         return []
-    with _silenced_hooks(params), torch.enable_grad(), explained():
-        return list(torch.autograd.grad(loss, params, create_graph=True, allow_unused=True))
+    asked = [] if shared is None else shared.asked
+    leaves = [] if shared is None else shared.asked_leaves
+    recording = contextlib.nullcontext() if shared is None else shared.recording()
+    with (
+        _silenced_hooks([*params, *leaves]),
+        torch.enable_grad(),
+        explained(),
+        recording,
+        lean_second_derivatives(region),
+    ):
+        inputs = [*map(get_gradient_edge, params), *asked]
+        gradients = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+    return list(gradients[: len(params)])
 
 
 def curvature_of_gradients(
@@ -77,6 +94,8 @@ def curvature_of_gradients(
     params: Sequence[Tensor],
     estimator: Estimator,
     probes: Sequence[Tensor] | None = None,
+    *,
+    release: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Estimate each parameter's block from its gradient, where that still carries a graph.
 
@@ -87,6 +106,8 @@ def curvature_of_gradients(
             product over all ``params``, so that with several of them each estimate carries the
             noise of the others' cross blocks; the others take each block alone.
         probes: For ``hutchinson``, a probe per parameter, shaped like it.
+        release: The loss, where its graph is to be freed behind ``params`` by the product; for a
+            single product only.
 
     Returns:
         Per parameter a tensor of its shape, without a graph; ``None`` where its gradient is.
@@ -98,15 +119,20 @@ def curvature_of_gradients(
         if estimator == "hutchinson":
             if probes is None:
                 raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
-            return _hutchinson(gradients, params, probes)
-        one_block = _row_sum if estimator == "row_sum" else _exact
+            return _hutchinson(gradients, params, probes, release)
         return [
-            None if g is None else one_block(g, p) for g, p in zip(gradients, params, strict=True)
+            None if g is None else _exact(g, p) if estimator == "exact" else _row_sum(g, p, release)
+            for g, p in zip(gradients, params, strict=True)
         ]
 
 
-def _row_sum(gradient: Tensor, p: Tensor) -> Tensor:
-    return _product([gradient], [p], [torch.ones_like(gradient)])[0]
+def is_one_product(estimator: Estimator, params: Sequence[Tensor]) -> bool:
+    """Tell whether the estimator takes a single product for all of ``params``."""
+    return estimator == "hutchinson" or (estimator == "row_sum" and len(params) == 1)
+
+
+def _row_sum(gradient: Tensor, p: Tensor, release: Tensor | None) -> Tensor:
+    return _product([gradient], [p], [torch.ones_like(gradient)], release)[0]
 
 
 def _exact(gradient: Tensor, p: Tensor) -> Tensor:
@@ -120,13 +146,17 @@ def _exact(gradient: Tensor, p: Tensor) -> Tensor:
 
 
 def _hutchinson(
-    gradients: Sequence[Tensor | None], params: Sequence[Tensor], probes: Sequence[Tensor]
+    gradients: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    probes: Sequence[Tensor],
+    release: Tensor | None,
 ) -> list[Tensor | None]:
     used = [i for i, g in enumerate(gradients) if g is not None]
     products = _product(
         [g for g in gradients if g is not None],
         [params[i] for i in used],
         [probes[i] for i in used],
+        release,
     )
     estimates: list[Tensor | None] = [None] * len(params)
     for i, product in zip(used, products, strict=True):
@@ -134,22 +164,36 @@ def _hutchinson(
     return estimates
 
 
-def _product(gradients: list[Tensor], params: list[Tensor], vectors: list[Tensor]) -> list[Tensor]:
+def _product(
+    gradients: list[Tensor],
+    params: list[Tensor],
+    vectors: list[Tensor],
+    release: Tensor | None = None,
+) -> list[Tensor]:
     """Multiply the joint Hessian of ``params`` with ``vectors``: d(gᵀv)/dp."""
     curved = [i for i, g in enumerate(gradients) if g.requires_grad]
-    if not curved:
+    outputs = [gradients[i] for i in curved]
+    cotangents = [vectors[i].to(gradients[i].dtype) for i in curved]
+    if release is not None:
+        # The product passes over what the gradients do not depend on, a linear end of the loss.
+        # Zero times the loss goes there as well, and has it freed like the rest.
+        outputs.append(release)
+        cotangents.append(torch.zeros_like(release))
+    if not outputs:
         return [torch.zeros_like(p) for p in params]
     products = torch.autograd.grad(
-        [gradients[i] for i in curved],
-        params,
-        [vectors[i].to(gradients[i].dtype) for i in curved],
-        retain_graph=True,
-        allow_unused=True,
+        outputs, params, cotangents, retain_graph=release is None, allow_unused=True
     )
     return [torch.zeros_like(p) if h is None else h for h, p in zip(products, params, strict=True)]
 
 
-def _check_loss(loss: Tensor) -> None:
+def check_loss(loss: Tensor) -> None:
+    """Check that a loss can be differentiated.
+
+    Raises:
+        TypeError, ValueError: It is no real scalar tensor.
+        RuntimeError: It has no graph.
+    """
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
     if math.prod(loss.shape) != 1 or loss.is_complex():

@@ -189,15 +189,22 @@ class SGDPH(Optimizer):
         Args:
             loss: See :meth:`update_hessian`.
             loss_scale: See :meth:`update_hessian`. The gradient is not divided by it.
-            low_memory: Promise the plain order, which frees the product's graph before the backward
-                begins. Today that is the only order; without the promise, a later version may
-                share work between the two at some memory.
+            low_memory: Take the partial Hessian first and free its graph, and only then begin the
+                backward, as :meth:`update_hessian` with ``loss.backward()``: more time, less
+                memory. Otherwise the backward begins in the same pass, where that can be done
+                without being noticed.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`update_hessian`.
         """
-        self.update_hessian(loss, loss_scale)
-        loss.backward()  # type: ignore[no-untyped-call]
+        rest: Callable[[], None] | None = None
+        if self.hessian_due:
+            refuse_graph_capture()
+            rest = self._flow.take(loss, loss_scale, self.param_groups, share=not low_memory)
+        if rest is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            rest()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and the curvature that belongs to them.

@@ -1,0 +1,154 @@
+"""Batch norm's second derivative in one expression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sgdph.nodes import Gradients, Hook, Node, detached, is_packed, per_channel
+from sgdph.region import Region
+
+BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
+
+
+def is_lean_batch_norm(node: Node) -> bool:
+    """Tell whether :func:`batch_norm_hook` applies: in training."""
+    return bool(node._saved_training) and not is_packed(node, "input")
+
+
+def batch_norm_hook(node: Node, region: Region) -> Hook:
+    """Make the hook that gives batch norm's gradients a lean derivative.
+
+    They keep torch's in mixed precision, where the expression would round between its parts, and
+    where the input was packed after all (:func:`is_packed`).
+
+    Args:
+        node: One of ``BATCH_NORMS``.
+        region: What lies behind the parameters of a product.
+    """
+    leads_on = [region.leads_on(node, place) for place in range(3)]
+
+    def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
+        grad_output = grad_outputs[0]
+        if grad_output is None or not grad_output.requires_grad:
+            return None
+        try:
+            x, weight = node._saved_input, node._saved_weight
+        except RuntimeError:
+            return None
+        mean, inverse_std = node._saved_result1, node._saved_result2
+        if not x.dtype == mean.dtype == grad_output.dtype:
+            return None
+        plain = list(map(detached, grad_inputs))
+        lean = _BatchNormGradients.apply(
+            grad_output,
+            x if leads_on[0] else x.detach(),
+            weight if leads_on[1] else detached(weight),
+            mean,
+            inverse_std,
+            plain,
+        )
+        return tuple(new if on else old for on, new, old in zip(leads_on, lean, plain, strict=True))
+
+    return hook
+
+
+class _BatchNormGradients(Function):
+    r"""Batch norm's gradients as functions of its output's gradient, its input and its weight.
+
+    Per channel, with the batch's mean :math:`\mu` and
+    :math:`s = 1 / \sqrt{\sigma^2 + \epsilon}`, bars for means over the :math:`N` places,
+    :math:`\hat x = s (x - \mu)` and :math:`b = \overline{g \hat x}`, the gradients are (Ioffe &
+    Szegedy, 2015)
+
+    .. math::
+        g_x = \gamma s (g - \bar g - b \hat x), \quad g_\gamma = N b, \quad g_\beta = N \bar g.
+
+    For :math:`\varphi = \langle v, g_x\rangle + v_\gamma g_\gamma + v_\beta g_\beta`, with
+    :math:`a = \overline{v \hat x}` and :math:`c = \overline{v g} - \bar v \bar g - a b`, and with
+    :math:`\partial s / \partial x = -s^2 \hat x / N` and
+    :math:`N \, \partial b / \partial x = s (g - \bar g - b \hat x)`:
+
+    .. math::
+        \partial\varphi/\partial g
+        &= \gamma s (v - \bar v - a \hat x) + v_\gamma \hat x + v_\beta, \\
+        \partial\varphi/\partial \gamma &= N s c, \\
+        \partial\varphi/\partial x
+        &= -\gamma s^2 \left( b (v - \bar v) + a (g - \bar g) + (c - 2 a b) \hat x \right)
+        + v_\gamma s (g - \bar g - b \hat x).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        inverse_std: Tensor,
+        gradients: list[Tensor | None],
+    ) -> Gradients:
+        _, weight_gradient, bias_gradient = gradients
+        ctx.save_for_backward(
+            grad_output, x, weight, mean, inverse_std, weight_gradient, bias_gradient
+        )
+        ctx.set_materialize_grads(False)
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(
+        ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
+    ) -> Gradients:
+        g, x, weight, mean, s, sum_gx, sum_g = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
+        zero = torch.zeros_like(s)
+        scale = s if weight is None else weight * s
+        v_weight = zero if v_weight is None else v_weight
+        v_bias = zero if v_bias is None else v_bias
+
+        a = v_bar = zero
+        if v is not None:
+            sum_vx, sum_v = _channel_sums(v, x, mean, s)
+            a, v_bar = sum_vx / count, sum_v / count
+        by_g = by_x = by_weight = None
+        if needs_g:
+            x_hat = v_weight - scale * a
+            by_g = _combine([(scale, v), (x_hat * s, x)], v_bias - scale * v_bar - x_hat * s * mean)
+        if needs_x or needs_weight:
+            if sum_gx is None or sum_g is None:
+                sum_gx, sum_g = _channel_sums(g, x, mean, s)
+            b, g_bar = sum_gx / count, sum_g / count
+            c = zero
+            if v is not None:
+                c = _channel_sums(v, g, zero, torch.ones_like(s))[0] / count - v_bar * g_bar - a * b
+            if needs_weight:
+                by_weight = count * s * c
+            if needs_x:
+                by_v = -scale * s * b
+                by_g_too = -scale * s * a + v_weight * s
+                x_hat = -scale * s * (c - 2 * a * b) - v_weight * s * b
+                constant = -by_v * v_bar - by_g_too * g_bar - x_hat * s * mean
+                by_x = _combine([(by_v, v), (by_g_too, g), (x_hat * s, x)], constant)
+        return by_g, by_x, by_weight, None, None, None
+
+
+def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``Σ g s (x - mean)`` and ``Σ g`` per channel, in the one pass of torch's kernel."""
+    _, dots, sums = torch.ops.aten.native_batch_norm_backward(
+        g, x, None, None, None, mean, s, True, 0.0, [False, True, True]
+    )
+    return dots, sums
+
+
+def _combine(terms: list[tuple[Tensor, Tensor | None]], constant: Tensor) -> Tensor:
+    """Add up tensors of shape ``(N, C, ...)`` with a factor per channel each, and a constant."""
+    (factor, first), *others = [(f, t) for f, t in terms if t is not None]
+    dimensions = first.dim()
+    total = first * per_channel(factor, dimensions)
+    for factor, tensor in others:
+        total.addcmul_(tensor, per_channel(factor, dimensions))
+    return total.add_(per_channel(constant, dimensions))

@@ -1,0 +1,65 @@
+"""What is asked of autograd's nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+Node: TypeAlias = Any
+"""A ``torch.autograd.graph.Node``; the generated classes carry attributes of their own."""
+
+Edge: TypeAlias = tuple[Node, int]
+"""Where a gradient goes: a node, and the forward output of that node that it belongs to."""
+
+Gradients: TypeAlias = tuple[Tensor | None, ...]
+
+Hook: TypeAlias = Callable[[Gradients, Gradients], Any]
+"""Given the gradients of a node's forward inputs and outputs, may return others for the inputs."""
+
+
+def is_leaf(node: Node) -> bool:
+    """Tell whether a node is an end of the graph, where a leaf tensor's gradient arrives."""
+    return type(node).__name__ == "AccumulateGrad"
+
+
+def is_packed(node: Node, name: str) -> bool:
+    """Tell whether a saved tensor went through a pack hook (checkpointed, moved to the host).
+
+    Such a one should not be unpacked more often than the node does it: what was checkpointed
+    raises, what was moved is copied. Older versions of torch do not tell; there, none looks packed.
+    """
+    return getattr(getattr(node, f"_raw_saved_{name}"), "unpack_hook", None) is not None
+
+
+def has_hooks(node: Node) -> bool:
+    """Tell whether anybody has registered a hook on the gradients that the node returns."""
+    handle = node.register_hook(lambda *_: None)
+    hooks = handle.hooks_dict_ref()
+    handle.remove()
+    return bool(hooks)
+
+
+@lru_cache
+def can_start_at_edges() -> bool:
+    """Tell whether this version's engine can begin a backward at an edge, as those from 2.7 do."""
+    leaf = torch.zeros((), requires_grad=True)
+    try:
+        torch.autograd.backward([get_gradient_edge(leaf)], [torch.ones(())])
+    except (AttributeError, TypeError):
+        return False
+    return True
+
+
+def detached(tensor: Tensor | None) -> Tensor | None:
+    """Return the tensor without its graph; ``None`` stays ``None``."""
+    return None if tensor is None else tensor.detach()
+
+
+def per_channel(values: Tensor, dimensions: int) -> Tensor:
+    """View ``(C,)`` as ``(1, C, 1, ...)`` with so many dimensions."""
+    return values.view(1, -1, *[1] * (dimensions - 2))
