@@ -19,7 +19,7 @@ def is_lean_batch_norm(node: Node) -> bool:
     return bool(node._saved_training) and not is_packed(node, "input")
 
 
-def batch_norm_hook(node: Node, region: Region) -> Hook:
+def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook:
     """Make the hook that gives batch norm's gradients a lean derivative.
 
     They keep torch's in mixed precision, where the expression would round between its parts, and
@@ -28,6 +28,7 @@ def batch_norm_hook(node: Node, region: Region) -> Hook:
     Args:
         node: One of ``BATCH_NORMS``.
         region: What lies behind the parameters of a product.
+        once: Whether there will be a single product; what was kept for it goes as it passes by.
     """
     leads_on = [region.leads_on(node, place) for place in range(3)]
 
@@ -50,6 +51,7 @@ def batch_norm_hook(node: Node, region: Region) -> Hook:
             mean,
             inverse_std,
             plain,
+            once,
         )
         return tuple(new if on else old for on, new, old in zip(leads_on, lean, plain, strict=True))
 
@@ -90,11 +92,13 @@ class _BatchNormGradients(Function):
         mean: Tensor,
         inverse_std: Tensor,
         gradients: list[Tensor | None],
+        once: bool,
     ) -> Gradients:
         _, weight_gradient, bias_gradient = gradients
-        ctx.save_for_backward(
-            grad_output, x, weight, mean, inverse_std, weight_gradient, bias_gradient
-        )
+        ctx.save_for_backward(x, weight, mean, inverse_std, weight_gradient, bias_gradient)
+        # Not saved as the others are: those are kept wherever the loss's own graph is.
+        ctx.grad_output = grad_output.detach()
+        ctx.once = once
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
@@ -102,7 +106,10 @@ class _BatchNormGradients(Function):
     def backward(
         ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
     ) -> Gradients:
-        g, x, weight, mean, s, sum_gx, sum_g = ctx.saved_tensors
+        x, weight, mean, s, sum_gx, sum_g = ctx.saved_tensors
+        g = ctx.grad_output
+        if ctx.once:
+            ctx.grad_output = None
         count = x.numel() // x.shape[1]
         needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
         zero = torch.zeros_like(s)
@@ -133,7 +140,7 @@ class _BatchNormGradients(Function):
                 x_hat = -scale * s * (c - 2 * a * b) - v_weight * s * b
                 constant = -by_v * v_bar - by_g_too * g_bar - x_hat * s * mean
                 by_x = _combine([(by_v, v), (by_g_too, g), (x_hat * s, x)], constant)
-        return by_g, by_x, by_weight, None, None, None
+        return by_g, by_x, by_weight, None, None, None, None
 
 
 def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

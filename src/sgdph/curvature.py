@@ -84,10 +84,9 @@ class Curvature:
         trainable = [p for p in targets if p.requires_grad]
         self._pending.watch(trainable)
         region = Region(loss, trainable)
-        shared = None
-        if share and is_one_product(estimator, trainable):
-            shared = SharedBackward.through(region)
-        gradients = gradients_with_graph(loss, trainable, region, shared)
+        once = is_one_product(estimator, trainable)
+        shared = SharedBackward.through(region) if share and once else None
+        gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
         if shared is not None and not shared.is_complete:
             shared = None
         self._first_look.check(trainable, gradients)

@@ -31,13 +31,14 @@ RELU = "ReluBackward0"
 
 
 @contextlib.contextmanager
-def lean_second_derivatives(region: Region) -> Iterator[None]:
+def lean_second_derivatives(region: Region, once: bool) -> Iterator[None]:
     """Give the gradients taken meanwhile, with ``create_graph=True``, lean derivatives.
 
     Args:
         region: What lies behind the parameters that the gradients are taken of.
+        once: Whether there will be a single product.
     """
-    hooks = [(node, _lean_hook(node, region)) for node in region.nodes]
+    hooks = [(node, _lean_hook(node, region, once)) for node in region.nodes]
     handles = [node.register_hook(hook) for node, hook in hooks if hook is not None]
     try:
         yield
@@ -46,12 +47,12 @@ def lean_second_derivatives(region: Region) -> Iterator[None]:
             handle.remove()
 
 
-def _lean_hook(node: Node, region: Region) -> Hook | None:
+def _lean_hook(node: Node, region: Region, once: bool) -> Hook | None:
     name = type(node).__name__
     if name == CONVOLUTION and is_lean_convolution(node, region):
         return convolution_hook(node)
     if name in BATCH_NORMS and is_lean_batch_norm(node):
-        return batch_norm_hook(node, region)
+        return batch_norm_hook(node, region, once)
     if name == RELU and not is_packed(node, "result"):
         return _relu_hook(node)
     return None

@@ -55,7 +55,12 @@ def rademacher_probe(seed: int, refresh: int, index: int, like: Tensor) -> Tenso
 
 
 def gradients_with_graph(
-    loss: Tensor, params: Sequence[Tensor], region: Region, shared: SharedBackward | None = None
+    loss: Tensor,
+    params: Sequence[Tensor],
+    region: Region,
+    *,
+    once: bool = False,
+    shared: SharedBackward | None = None,
 ) -> list[Tensor | None]:
     """Differentiate ``loss`` once, ready for a second time; ``.grad`` is untouched.
 
@@ -63,6 +68,7 @@ def gradients_with_graph(
         loss: A real scalar whose graph has not been freed (:func:`check_loss`). It stays alive.
         params: Leaves of the graph, each of any shape.
         region: What lies between the two.
+        once: Whether there will be a single product of these gradients.
         shared: The backward that is to go on from here, where one is.
 
     Returns:
@@ -82,7 +88,7 @@ def gradients_with_graph(
         torch.enable_grad(),
         explained(),
         recording,
-        lean_second_derivatives(region),
+        lean_second_derivatives(region, once),
     ):
         inputs = [*map(get_gradient_edge, params), *asked]
         gradients = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)

@@ -1,0 +1,249 @@
+"""A step computes what the mathematics asks for, and no more: counted, not timed."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import sgdph
+
+WIDTH = 8
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*conv_bn(WIDTH), nn.ReLU(), *conv_bn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.body(x) + x)
+
+
+def conv_bn(width: int) -> list[nn.Module]:
+    return [nn.Conv2d(width, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH)]
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 3)]
+    return nn.Sequential(*conv_bn(2), nn.ReLU(), *(Block() for _ in range(3)), *head)
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(4) for layer in (*conv_bn(WIDTH), nn.ReLU())]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 3)]
+    return nn.Sequential(*conv_bn(2), nn.ReLU(), *layers, *head)
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {"residual": residual, "plain": plain}
+
+X = torch.randn(4, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 1, 2, 0])
+
+
+def flops_of(run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    return functional.cross_entropy(model(X), Y)
+
+
+def visit(optimizer: sgdph.SGDPH, k: int) -> None:
+    for group in optimizer.param_groups:
+        group["cursor"] = k
+
+
+def newton_parameters(model: nn.Module) -> list[Tensor]:
+    return [p for name, p in model.named_parameters() if p.ndim == 1][:-1]
+
+
+def input_gradients(model: nn.Module, wanted: list[Tensor]) -> int:
+    """FLOPs of the gradients of ``wanted``: one input gradient for each layer behind them."""
+    loss = loss_of(model)
+    return flops_of(lambda: torch.autograd.grad(loss, wanted))
+
+
+def sgdm(model: nn.Module) -> int:
+    return flops_of(lambda: loss_of(model).backward())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_default_costs_two_more_products_per_layer_behind(name: str) -> None:
+    model = NETS[name]()
+    plain_step = sgdm(model)
+    for k, p in enumerate(newton_parameters(model)):
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+        visit(optimizer, k)
+        step = flops_of(lambda o=optimizer: o.backward(loss_of(model)))
+        assert step == plain_step + 2 * input_gradients(model, [p]), f"parameter {k}"
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_plain_order_costs_three(name: str) -> None:
+    model = NETS[name]()
+    plain_step = sgdm(model)
+    for k, p in enumerate(newton_parameters(model)):
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+        visit(optimizer, k)
+        step = flops_of(lambda o=optimizer: o.backward(loss_of(model), low_memory=True))
+        assert step == plain_step + 3 * input_gradients(model, [p]), f"parameter {k}"
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_joint_product_costs_two_for_all(name: str) -> None:
+    model = NETS[name]()
+    optimizer = sgdph.SGDPH(
+        sgdph.param_groups(model), estimator="hutchinson", refresh="all", hessian_momentum=0.99
+    )
+    step = flops_of(lambda: optimizer.backward(loss_of(model)))
+    assert step == sgdm(model) + 2 * input_gradients(model, newton_parameters(model))
+
+
+@pytest.mark.parametrize("kind", ["transposed", "grouped", "bias", "linear"])
+def test_other_layers_cost_two_as_well(kind: str) -> None:
+    torch.manual_seed(0)
+    layer: dict[str, Callable[[], list[nn.Module]]] = {
+        "transposed": lambda: [nn.ConvTranspose2d(WIDTH, WIDTH, 3, bias=False), nn.GELU()],
+        "grouped": lambda: [nn.Conv2d(WIDTH, WIDTH, 3, groups=2, bias=False), nn.GELU()],
+        "bias": lambda: [nn.Conv2d(WIDTH, WIDTH, 3), nn.ReLU()],
+        "linear": lambda: [nn.Linear(12, 12, bias=False), nn.GELU()],
+    }
+    middle = [m for _ in range(2) for m in layer[kind]()]
+    model = nn.Sequential(*conv_bn(2), *middle, nn.Flatten(), nn.LazyLinear(3))
+    loss_of(model)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    step = flops_of(lambda: optimizer.backward(loss_of(model)))
+    p = newton_parameters(model)[0]
+    assert step == sgdm(model) + 2 * input_gradients(model, [p])
+
+
+def test_a_step_without_refresh_costs_nothing_more() -> None:
+    model = residual()
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model), hessian_interval=2)
+    optimizer.backward(loss_of(model))
+    optimizer.step()
+    assert flops_of(lambda: optimizer.backward(loss_of(model))) == sgdm(model)
+
+
+class Memory(TorchDispatchMode):
+    """Follows the bytes of live tensors made meanwhile, and counts operations on large ones."""
+
+    def __init__(self, model: nn.Module, large: int = 1) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.operations: Counter[str] = Counter()
+        self._large = large
+        self._known = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        for t in tensors:
+            self._follow(t.untyped_storage())
+        if func.is_view or func in (torch.ops.aten.detach.default,):
+            return out
+        if any(t.numel() >= self._large for t in [*tensors, *tree_leaves(args)] if is_tensor(t)):
+            self.operations[str(func.overloadpacket)] += 1
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def measured(model: nn.Module, backward: Callable[[Tensor], None]) -> Memory:
+    for p in model.parameters():
+        p.grad = None
+    backward(loss_of(model))
+    for p in model.parameters():
+        p.grad = None
+    with Memory(model, large=4 * WIDTH * 12 * 12) as memory:
+        backward(loss_of(model))
+    return memory
+
+
+ACTIVATION = 4 * WIDTH * 12 * 12 * 4
+"""Bytes of one layer's output."""
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_product_keeps_one_tensor_for_each_layer_behind(low_memory: bool) -> None:
+    """Batch norm's gradient on the way up, then what comes of it until the way down."""
+    model = residual()
+    base = measured(model, Tensor.backward).peak
+    layers = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    visit(optimizer, 0)
+    step = measured(model, lambda loss: optimizer.backward(loss, low_memory=low_memory)).peak
+    assert step - base <= (layers + 4) * ACTIVATION
+
+
+def test_a_batch_norm_behind_costs_a_dozen_passes() -> None:
+    model = plain()
+    count = len(newton_parameters(model))
+
+    def passes(k: int) -> int:
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+        visit(optimizer, k)
+        return sum(measured(model, optimizer.backward).operations.values())
+
+    # Between the first scale and the last lie four blocks of convolution, batch norm, ReLU.
+    per_block = (passes(0) - passes(count - 2)) / 4
+    # Two convolutions, two of the ReLU, batch norm's two kernels and eleven elementwise, two sums.
+    assert per_block <= 20
+
+
+def test_large_weights_wait_for_their_gradients() -> None:
+    """Weights larger than activations get their gradients when the product's graph is gone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *conv_bn(2), nn.Conv2d(WIDTH, 64, 12, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    weight = model[2].weight.numel() * 4
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    base = measured(model, Tensor.backward).peak
+    assert weight > 10 * ACTIVATION
+    assert measured(model, optimizer.backward).peak - base <= ACTIVATION
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nothing_outlives_the_backward(name: str) -> None:
+    model = NETS[name]()
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    with Memory(model) as memory:
+        loss = loss_of(model)
+        optimizer.backward(loss)
+    with Memory(model) as plain_memory:
+        plain_loss = loss_of(model)
+        plain_loss.backward()
+    # The loss variable still holds its graph, but what that had saved is gone; one small vector
+    # of curvature is pending.
+    gradients = sum(p.numel() * 4 for p in model.parameters())
+    assert memory.live <= plain_memory.live + gradients + 4 * WIDTH
