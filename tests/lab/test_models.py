@@ -133,7 +133,5 @@ def test_the_weights_come_from_torchs_generator() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(
-        LabError, match="model must be one of resnet8, .* or torchvision:NAME; got 'resnet9'"
-    ):
+    with pytest.raises(LabError, match=r"one of resnet8, .* or torchvision:NAME; got 'resnet9'"):
         build_model("resnet9", in_channels=1, classes=10)
