@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TIME, MEMORY = COLOURS[0], COLOURS[4]
+TIME, MEMORY, FLOOR = COLOURS[0], COLOURS[4], COLOURS[1]
+LEGEND = ("time, median of rounds", "floor, in FLOPs", "mean peak memory", "worst peak")
 
 
 def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
@@ -29,7 +30,8 @@ def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
         axes.set_title(cell.name, fontsize="medium", loc="left")
     panels[-1].set_xlabel("ratio to a step of SGDM")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    legend = dict(sorted(zip(labels, handles, strict=True), key=lambda pair: LEGEND.index(pair[0])))
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"What a training step costs\n{subtitle}", fontsize="medium")
     _save(figure, path)
 
@@ -41,7 +43,7 @@ def _draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
         [row.time.median - row.time.lowest for row in rows],
         [row.time.highest - row.time.median for row in rows],
     ]
-    axes.barh([y - 0.19 for y in heights], widths, 0.36, color=TIME, label="time, median of rounds")
+    axes.barh([y - 0.19 for y in heights], widths, 0.36, color=TIME, label=LEGEND[0])
     axes.errorbar(
         widths, [y - 0.19 for y in heights], xerr=reach, fmt="none", ecolor="#333333", capsize=2
     )
@@ -49,18 +51,18 @@ def _draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
     memory = [(y + 0.19, mean, worst) for y, mean, worst in seen if mean is not None]
     if memory:
         places, means, worsts = zip(*memory, strict=True)
-        axes.barh(places, means, 0.36, color=MEMORY, label="peak memory, mean over places")
-        axes.plot(worsts, places, "|", color=MEMORY, markersize=11, mew=2, label="worst peak")
+        axes.barh(places, means, 0.36, color=MEMORY, label=LEGEND[2])
+        axes.plot(worsts, places, "|", color=MEMORY, markersize=11, mew=2, label=LEGEND[3])
     floors = [(row.floor, y) for y, row in zip(heights, rows, strict=True) if row.floor is not None]
     for i, (floor, y) in enumerate(floors):
-        label = "floor, in FLOPs" if i == 0 else None
-        axes.plot(
-            [floor, floor], [y - 0.42, y + 0.02], color=COLOURS[1], linewidth=2.2, label=label
-        )
+        label = LEGEND[1] if i == 0 else None
+        axes.plot([floor, floor], [y - 0.42, y + 0.02], color=FLOOR, linewidth=2.2, label=label)
     for y, row in zip(heights, rows, strict=True):
-        _write(axes, row.time.highest, y - 0.19, row.time.median)
-        if row.mean_peak is not None:
-            _write(axes, row.worst_peak or row.mean_peak, y + 0.19, row.mean_peak)
+        _write(axes, row.time.highest, y - 0.19, f"{row.time.median:.2f}")
+        if row.mean_peak is not None and row.worst_peak is not None:
+            alike = row.worst_peak < row.mean_peak + 0.005
+            worst = "" if alike else f", worst {row.worst_peak:.2f}"
+            _write(axes, row.worst_peak, y + 0.19, f"{row.mean_peak:.2f}{worst}")
     axes.axvline(1.0, color="#777777", linewidth=0.8, zorder=0)
     axes.set_yticks(list(heights), [row.label for row in rows])
     axes.invert_yaxis()
@@ -69,9 +71,9 @@ def _draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _write(axes: Axes, behind: float, y: float, value: float) -> None:
+def _write(axes: Axes, behind: float, y: float, text: str) -> None:
     axes.annotate(
-        f"{value:.2f}",
+        text,
         (behind, y),
         xytext=(5, 0),
         textcoords="offset points",
@@ -88,8 +90,8 @@ def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     tables = [summarise(cell) for cell in cells]
     places = list(range(len(cells)))
     panels: list[tuple[Axes, str, Callable[[Row], float | None]]] = [
-        (time, "time, median of rounds", lambda row: row.time.median),
-        (memory, "peak memory, mean over places", lambda row: row.mean_peak),
+        (time, LEGEND[0], lambda row: row.time.median),
+        (memory, LEGEND[2], lambda row: row.mean_peak),
     ]
     for axes, title, figure_of in panels:
         for i in range(1, len(tables[0])):
