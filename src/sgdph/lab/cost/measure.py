@@ -64,7 +64,7 @@ def measure_cell(
                 contestant, figures = _watch(system, workload, settings, places, reporter)
             contestants.append(contestant)
             watched.append(figures)
-        timed = [_round(contestants, places, device, reporter) for _ in range(settings.rounds)]
+        timed = [time_round(contestants, places, device, reporter) for _ in range(settings.rounds)]
         parameters = dict(workload.model.named_parameters())
         gradient = GradientFlops.of(
             workload.loss(workload.model),
@@ -168,7 +168,7 @@ def _watch(
     }
 
 
-def _round(
+def time_round(
     contestants: Sequence[Contestant],
     places: Sequence[int],
     device: torch.device,

@@ -26,7 +26,7 @@ def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     figure = _figure(10.5, 1.3 + len(cells) * (0.9 + 0.46 * rows))
     panels = figure.subplots(len(cells), 1, squeeze=False)[:, 0]
     for axes, cell in zip(panels, cells, strict=True):
-        _draw_cell(axes, summarise(cell))
+        draw_cell(axes, summarise(cell))
         axes.set_title(cell.name, fontsize="medium", loc="left")
     panels[-1].set_xlabel("ratio to a step of SGDM")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -36,7 +36,8 @@ def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     _save(figure, path)
 
 
-def _draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
+def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw one cell's bars into a panel."""
     heights = range(len(rows))
     widths = [row.time.median for row in rows]
     reach = [
