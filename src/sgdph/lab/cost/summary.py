@@ -37,9 +37,10 @@ class Row:
         process: CPU time of the process; ``None`` on CUDA.
         refresh: The time of a step that refreshes, by the process's clock, on CUDA by the wall's.
         mean_peak: The step's peak memory, the mean over places and kinds of step. This and the
-            following two are ``None`` where memory was not seen.
+            following three are ``None`` where memory was not seen.
         worst_peak: The largest peak of any step.
         mean_total_peak: As ``mean_peak``, with parameters, buffers, optimizer state and batch.
+        worst_total_peak: As ``worst_peak``, with them.
         flops: FLOPs.
         floor: The least FLOPs that a step with a partial Hessian needs.
     """
@@ -52,6 +53,7 @@ class Row:
     mean_peak: float | None
     worst_peak: float | None
     mean_total_peak: float | None
+    worst_total_peak: float | None
     flops: float
     floor: float | None
 
@@ -71,8 +73,7 @@ def _row(system: SystemFigures, base: SystemFigures) -> Row:
     timed_on_cpu = base.kinds["plain"].process_seconds is not None
     clock = _process if timed_on_cpu else _wall
     refresh = system.kinds.get("refresh")
-    peak = _memory(base, _peaks)
-    worst = _memory(system, _peaks, worst=True)
+    peak, total = _memory(base, _peaks), _memory(base, _total_peaks)
     return Row(
         label=system.label,
         seconds=statistics.median(wall),
@@ -82,8 +83,9 @@ def _row(system: SystemFigures, base: SystemFigures) -> Row:
         else None,
         refresh=Ratio.of(clock(refresh), _rounds(base, clock)).median if refresh else None,
         mean_peak=_divided(_memory(system, _peaks), peak),
-        worst_peak=_divided(worst, peak),
-        mean_total_peak=_divided(_memory(system, _total_peaks), _memory(base, _total_peaks)),
+        worst_peak=_divided(_memory(system, _peaks, worst=True), peak),
+        mean_total_peak=_divided(_memory(system, _total_peaks), total),
+        worst_total_peak=_divided(_memory(system, _total_peaks, worst=True), total),
         flops=_flops(system) / _flops(base),
         floor=system.floor,
     )

@@ -63,7 +63,8 @@ def to_csv(cells: Sequence[CellFigures]) -> str:
     clocks = [
         f"{c}_{part}" for c in ("process", "wall") for part in ("median", "lowest", "highest")
     ]
-    others = ("refresh", "mean_peak", "worst_peak", "mean_total_peak", "flops", "floor")
+    peaks = [f"{part}_{peak}" for peak in ("peak", "total_peak") for part in ("mean", "worst")]
+    others = ("refresh", *peaks, "flops", "floor")
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["model", "batch_size", "system", "label", "seconds", *clocks, *others])
