@@ -12,10 +12,13 @@ from rich.console import Console
 import sgdph
 from sgdph.lab import commands
 from sgdph.lab.config import LabError
+from sgdph.lab.cost.command import cost
+from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
 
 DESCRIPTION = (
-    "Train small networks with SGD-PH and other optimizers, and compare them. "
+    "Train small networks with SGD-PH and other optimizers, compare them, and measure what a step "
+    "costs. "
     "sgdph --version prints the version."
 )
 WRONG_USAGE = 2
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = tyro.cli(
             Annotated[TrainOptions, tyro.conf.subcommand("train")]
-            | Annotated[CompareOptions, tyro.conf.subcommand("compare")],
+            | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
+            | Annotated[CostOptions, tyro.conf.subcommand("cost")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -47,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if isinstance(options, TrainOptions):
             return commands.train(options, console)
+        if isinstance(options, CostOptions):
+            return cost(options, console)
         return commands.compare(options, console)
     except LabError as error:
         print(f"sgdph: error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -124,7 +124,29 @@ def default_out(given: Mapping[str, Any], name: str) -> Path:
     return Path("runs") / ("{dataset}-{model}-" + name).format_map(values)
 
 
-def check_target(directory: RunDirectory | ComparisonDirectory, options: CommonOptions) -> None:
+class Target(Protocol):
+    """A directory that something is to be recorded in."""
+
+    def check_free(self) -> None:
+        """Raise LabError if it cannot take anything new."""
+
+    def check_clearable(self) -> None:
+        """Raise LabError if what is there is not ours to delete."""
+
+
+class TargetOptions(Protocol):
+    """The options about what is there already."""
+
+    @property
+    def resume(self) -> bool:
+        """Carry it on."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Delete it."""
+
+
+def check_target(directory: Target, options: TargetOptions) -> None:
     """Raise LabError if the directory may not be used in the way the options say."""
     if options.resume and options.overwrite:
         raise LabError(

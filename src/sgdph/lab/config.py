@@ -12,7 +12,9 @@ import yaml
 FORMAT = "sgdph-run-1"
 
 DatasetName = Literal["mnist5k", "digits", "cifar10", "cifar100"]
-ModelName = Literal["resnet8", "resnet20", "resnet18"]
+ModelName = Literal[
+    "resnet8", "resnet20", "resnet56", "resnet18", "resnet50", "vgg11-bn", "vgg19-bn"
+]
 OptimizerName = Literal["sgdph", "sgdm", "adamw"]
 ScheduleName = Literal["cosine", "step", "constant"]
 EstimatorName = Literal["row_sum", "hutchinson", "exact"]

@@ -40,7 +40,7 @@ DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
 DEFAULT_SEEDS = (0, 1, 2)
 
 
-def _shown(default: str, values: Any) -> Any:
+def shown(default: str, values: Any) -> Any:
     """Say in the help what an unset option means, and which values it takes.
 
     Left alone the help would offer "None" everywhere.
@@ -56,49 +56,49 @@ _OWN = "the optimizer's own"
 class CommonOptions:
     """The options that both commands have."""
 
-    out: Annotated[Path | None, _shown("a name made of the options, in runs/", "DIR")] = None
+    out: Annotated[Path | None, shown("a name made of the options, in runs/", "DIR")] = None
     """Directory for what is measured."""
     resume: bool = False
     """Carry on what lies in --out; unset options then take the values it was started with."""
     overwrite: bool = False
     """Delete what an earlier call left in --out, and nothing else, and start anew."""
 
-    dataset: Annotated[DatasetName | None, _shown("mnist5k", DatasetName)] = None
+    dataset: Annotated[DatasetName | None, shown("mnist5k", DatasetName)] = None
     """Data set; mnist5k and digits need no download."""
-    data_dir: Annotated[Path | None, _shown("none", "DIR")] = None
+    data_dir: Annotated[Path | None, shown("none", "DIR")] = None
     """Directory that holds CIFAR's official files."""
     download: bool = False
     """Let torchvision download CIFAR into --data-dir if it is not there."""
-    train_size: Annotated[int | None, _shown("all", "N")] = None
+    train_size: Annotated[int | None, shown("all", "N")] = None
     """Train on a stratified subset of this many images."""
-    model: Annotated[ModelName | None, _shown("resnet8", ModelName)] = None
+    model: Annotated[ModelName | None, shown("resnet8", ModelName)] = None
     """Network."""
-    epochs: Annotated[int | None, _shown("12", "N")] = None
+    epochs: Annotated[int | None, shown("12", "N")] = None
     """Passes over the training images."""
-    batch_size: Annotated[int | None, _shown("25", "N")] = None
+    batch_size: Annotated[int | None, shown("25", "N")] = None
     """Images per step."""
-    schedule: Annotated[ScheduleName | None, _shown("cosine", ScheduleName)] = None
+    schedule: Annotated[ScheduleName | None, shown("cosine", ScheduleName)] = None
     """Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant."""
-    device: Annotated[str | None, _shown("auto", "TEXT")] = None
+    device: Annotated[str | None, shown("auto", "TEXT")] = None
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
-    threads: Annotated[int | None, _shown("torch's choice", "N")] = None
+    threads: Annotated[int | None, shown("torch's choice", "N")] = None
     """CPU threads; the last bits of a result depend on it."""
 
-    momentum: Annotated[float | None, _shown(_OWN, "X")] = None
+    momentum: Annotated[float | None, shown(_OWN, "X")] = None
     """Momentum (sgdm, sgdph)."""
-    second_order_lr: Annotated[float | None, _shown(_OWN, "X")] = None
+    second_order_lr: Annotated[float | None, shown(_OWN, "X")] = None
     """Second-order learning rate, the paper's tau (sgdph)."""
-    hessian_momentum: Annotated[float | None, _shown(_OWN, "X")] = None
+    hessian_momentum: Annotated[float | None, shown(_OWN, "X")] = None
     """Momentum of the Hessian average, the paper's beta_2 (sgdph)."""
-    eps: Annotated[float | None, _shown(_OWN, "X")] = None
+    eps: Annotated[float | None, shown(_OWN, "X")] = None
     """Damping added to the Hessian average (sgdph)."""
-    estimator: Annotated[EstimatorName | None, _shown(_OWN, EstimatorName)] = None
+    estimator: Annotated[EstimatorName | None, shown(_OWN, EstimatorName)] = None
     """What is taken of each Hessian block (sgdph)."""
-    refresh: Annotated[RefreshName | None, _shown(_OWN, RefreshName)] = None
+    refresh: Annotated[RefreshName | None, shown(_OWN, RefreshName)] = None
     """Whether a refresh takes one parameter in turn, or all (sgdph)."""
-    hessian_interval: Annotated[int | None, _shown(_OWN, "N")] = None
+    hessian_interval: Annotated[int | None, shown(_OWN, "N")] = None
     """Refresh at every n-th step (sgdph)."""
-    betas: Annotated[tuple[float, float] | None, _shown(_OWN, "X X")] = None
+    betas: Annotated[tuple[float, float] | None, shown(_OWN, "X X")] = None
     """Averaging factors (adamw)."""
 
     def given(self) -> dict[str, Any]:
@@ -116,13 +116,13 @@ class CommonOptions:
 class TrainOptions(CommonOptions):
     """Train one network and record the run."""
 
-    optimizer: Annotated[OptimizerName | None, _shown("sgdph", OptimizerName)] = None
+    optimizer: Annotated[OptimizerName | None, shown("sgdph", OptimizerName)] = None
     """Optimizer."""
-    lr: Annotated[float | None, _shown(_OWN, "X")] = None
+    lr: Annotated[float | None, shown(_OWN, "X")] = None
     """Initial learning rate."""
-    weight_decay: Annotated[float | None, _shown(_OWN, "X")] = None
+    weight_decay: Annotated[float | None, shown(_OWN, "X")] = None
     """Weight decay."""
-    seed: Annotated[int | None, _shown("0", "N")] = None
+    seed: Annotated[int | None, shown("0", "N")] = None
     """Weights, data order, augmentation and probes all come from it."""
 
 
@@ -130,13 +130,13 @@ class TrainOptions(CommonOptions):
 class CompareOptions(CommonOptions):
     """Train several optimizers over several seeds; end with a table and a picture."""
 
-    optimizers: Annotated[str | None, _shown("sgdm,sgdph", "TEXT")] = None
+    optimizers: Annotated[str | None, shown("sgdm,sgdph", "TEXT")] = None
     """Optimizers, separated by commas."""
-    seeds: Annotated[str | None, _shown("0-2", "TEXT")] = None
+    seeds: Annotated[str | None, shown("0-2", "TEXT")] = None
     """Seeds: a range like 0-2, a list like 0,3,7, or both."""
-    lr: Annotated[str | None, _shown(_OWN, "TEXT")] = None
+    lr: Annotated[str | None, shown(_OWN, "TEXT")] = None
     """Initial learning rate: one number for all, or one each like sgdm=0.1,sgdph=0.01."""
-    weight_decay: Annotated[str | None, _shown(_OWN, "TEXT")] = None
+    weight_decay: Annotated[str | None, shown(_OWN, "TEXT")] = None
     """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
 
 

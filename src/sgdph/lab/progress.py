@@ -114,3 +114,77 @@ def reporter_for(console: Console, runs: int = 1) -> Iterator[Reporter]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield BarReporter(console, progress, runs)
+
+
+class StepReporter(Protocol):
+    """Receives the progress of a measurement of steps."""
+
+    def cell_started(self, name: str, steps: int) -> None:
+        """A cell of so many steps begins."""
+
+    def step_finished(self) -> None:
+        """One of them is done."""
+
+    def cell_finished(self, name: str, message: str) -> None:
+        """The cell is done, or was before; ``message`` says what came out."""
+
+
+class StepLines:
+    """A line where a cell begins and where it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def cell_started(self, name: str, steps: int) -> None:
+        """Say which cell begins."""
+        self._say(f"{name}: {steps} turns")
+
+    def step_finished(self) -> None:
+        """Say nothing."""
+
+    def cell_finished(self, name: str, message: str) -> None:
+        """Say what came out."""
+        self._say(f"{name}: {message}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+class StepBars(StepLines):
+    """A bar for cells (where there are several) and one for the steps of a cell."""
+
+    def __init__(self, console: Console, progress: Progress, cells: int) -> None:
+        super().__init__(console)
+        self.progress = progress
+        self.cells = progress.add_task("cells", total=cells, visible=cells > 1)
+        self.steps = progress.add_task("turns", total=None)
+
+    def cell_started(self, name: str, steps: int) -> None:
+        """Set the bar for a cell."""
+        self.progress.reset(self.steps, total=steps)
+        self.progress.update(self.steps, description=name)
+
+    def step_finished(self) -> None:
+        """Move the bar."""
+        self.progress.advance(self.steps)
+
+    def cell_finished(self, name: str, message: str) -> None:
+        """Move the bar of cells, and leave a line above."""
+        self.progress.advance(self.cells)
+        super().cell_finished(name, message)
+
+
+@contextmanager
+def step_reporter_for(console: Console, cells: int) -> Iterator[StepReporter]:
+    """Yield bars where the console is a terminal, lines where it is not."""
+    if not console.is_terminal:
+        yield StepLines(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield StepBars(console, progress, cells)

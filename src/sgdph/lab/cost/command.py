@@ -1,0 +1,103 @@
+"""What ``sgdph cost`` does with its options, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from sgdph.lab.commands import OK, check_target, report_interruption, say
+from sgdph.lab.config import LabError
+from sgdph.lab.cost.directory import BARS, FIGURES, PAGE, SWEEP, TABLE, CostDirectory
+from sgdph.lab.cost.figures import CellFigures, CostSettings
+from sgdph.lab.cost.measure import check_cells, measure_cell
+from sgdph.lab.cost.options import CostOptions, cost_differences, default_cost_out, resolve_cost
+from sgdph.lab.cost.report import describe, describe_cell, notes, write_report
+from sgdph.lab.cost.tables import to_rich
+from sgdph.lab.progress import StepReporter, step_reporter_for
+from sgdph.lab.start import pick_device
+
+
+def cost(options: CostOptions, console: Console) -> int:
+    """Measure what a training step costs, cell by cell, and report.
+
+    Returns:
+        The exit code: 0 when all cells were measured (now or before), 130 when interrupted.
+
+    Raises:
+        LabError: If the options cannot be followed.
+    """
+    given = options.given()
+    requested = resolve_cost(given)
+    directory = CostDirectory(options.out or default_cost_out(requested))
+    check_target(directory, options)
+    settings, cells = resumed(directory, given) if options.resume else (requested, [])
+    check_cells(settings)
+    device = pick_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    if options.overwrite:
+        directory.clear()
+    directory.write(settings, cells)
+    try:
+        with step_reporter_for(console, len(settings.cells)) as reporter:
+            measure_all(directory, settings, cells, device, reporter)
+    except KeyboardInterrupt:
+        write_report(directory)
+        return report_interruption(console, "cost", directory.path, directory.exists())
+    write_report(directory)
+    show(directory, settings, cells, console)
+    return OK
+
+
+def resumed(
+    directory: CostDirectory, given: Mapping[str, Any]
+) -> tuple[CostSettings, list[CellFigures]]:
+    """Return the settings and finished cells that a measurement is carried on with: its own.
+
+    Raises:
+        LabError: If there is no measurement, or it was another one than what is asked for.
+    """
+    saved, cells = directory.read()
+    problems = cost_differences(given, saved)
+    if problems:
+        raise LabError(
+            f"the options disagree with the measurement that lies in {directory.path}:\n  "
+            + "\n  ".join(problems)
+            + "\nleave these options out to carry it on, or name another --out for a new one"
+        )
+    return saved, cells
+
+
+def measure_all(
+    directory: CostDirectory,
+    settings: CostSettings,
+    cells: list[CellFigures],
+    device: torch.device,
+    reporter: StepReporter,
+) -> None:
+    """Measure every cell that is not among the finished ones, and add it to them."""
+    finished = {(cell.model, cell.batch_size) for cell in cells}
+    for model, batch_size in settings.cells:
+        if (model, batch_size) in finished:
+            reporter.cell_finished(f"{model}, batch {batch_size}", "kept")
+            continue
+        cells.append(measure_cell(model, batch_size, settings, device, reporter))
+        directory.write(settings, cells)
+        reporter.cell_finished(cells[-1].name, describe_cell(cells[-1]))
+
+
+def show(
+    directory: CostDirectory, settings: CostSettings, cells: list[CellFigures], console: Console
+) -> None:
+    """Print the tables, how to read them, and where everything lies."""
+    for cell in cells:
+        console.print(to_rich(cell))
+    say(console, f"{describe(settings, cells)}.")
+    for line in notes(settings, cells):
+        say(console, line)
+    files = {"report": PAGE, "table": TABLE, "plot": BARS, "sweep": SWEEP, "figures": FIGURES}
+    for title, name in files.items():
+        if (directory.path / name).exists():
+            say(console, f"{title:<8}{(directory.path / name).resolve()}")

@@ -1,0 +1,119 @@
+"""A measurement's directory.
+
+| file | content |
+|---|---|
+| ``cost.json`` | settings, and every finished cell's figures and machine |
+| ``cost.md``, ``cost.csv`` | the tables |
+| ``cost.png`` | a bar chart: time and memory of each system |
+| ``cost-sweep.png`` | the ratios over the cells, where there are several |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgdph.lab.config import LabError
+from sgdph.lab.cost.figures import (
+    CellFigures,
+    CostSettings,
+    cell_from_plain,
+    settings_from_plain,
+    to_plain,
+)
+from sgdph.lab.runs import remove_files, write_json
+
+FORMAT = "sgdph-cost-1"
+FIGURES, PAGE, TABLE, BARS, SWEEP = "cost.json", "cost.md", "cost.csv", "cost.png", "cost-sweep.png"
+# The figures go last: while anything is left, the directory is still known for a measurement.
+COST_FILES = (PAGE, TABLE, BARS, SWEEP, FIGURES)
+
+
+class CostDirectory:
+    """The files of one measurement.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """Whether the directory holds a measurement, or a part of one."""
+        return any((self.path / name).exists() for name in COST_FILES)
+
+    def write(self, settings: CostSettings, cells: Sequence[CellFigures]) -> None:
+        """Replace settings and figures."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "settings": to_plain(settings),
+            "cells": [to_plain(cell) for cell in cells],
+        }
+        write_json(self.path / FIGURES, content)
+
+    def read(self) -> tuple[CostSettings, list[CellFigures]]:
+        """Read settings and figures.
+
+        Raises:
+            LabError: There are none, or the file is not one of ours.
+        """
+        content = self._content()
+        try:
+            cells = [cell_from_plain(cell) for cell in content["cells"]]
+            return settings_from_plain(content["settings"]), cells
+        except (KeyError, TypeError, ValueError) as error:
+            raise LabError(
+                f"{self.path / FIGURES} was written by another version of sgdph and cannot be read "
+                f"({error!r}); name another --out, or measure anew with --overwrite"
+            ) from error
+
+    def check_free(self) -> None:
+        """Raise LabError if the path cannot take a new measurement."""
+        if self.path.exists() and not self.path.is_dir():
+            raise LabError(f"{self.path} is a file; --out must name a directory")
+        if self.exists():
+            raise LabError(
+                f"{self.path} already holds a measurement; carry it on with --resume, delete it "
+                "with --overwrite, or name another --out"
+            )
+
+    def check_clearable(self) -> None:
+        """Raise LabError if there are files of a measurement's names that are not one's."""
+        if not self.exists():
+            return
+        try:
+            self._content()
+        except LabError as error:
+            found = [name for name in COST_FILES if (self.path / name).exists()]
+            raise LabError(
+                f"{self.path} is not recognised as a measurement ({error}), so --overwrite does "
+                f"not delete its {', '.join(found)}; name another --out"
+            ) from error
+
+    def clear(self) -> None:
+        """Delete the measurement's files, and no others.
+
+        Raises:
+            LabError: As :meth:`check_clearable`, before anything is deleted.
+        """
+        self.check_clearable()
+        remove_files(self.path, COST_FILES)
+
+    def _content(self) -> Mapping[str, Any]:
+        file = self.path / FIGURES
+        if not file.is_file():
+            raise LabError(
+                f"{self.path} holds no measurement to resume (no {FIGURES}); name another --out, "
+                "or start one there without --resume"
+            )
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LabError(f"{file} is not valid JSON: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise LabError(f"{file} is not a measurement's: expected the format {FORMAT} in it")
+        return content

@@ -1,0 +1,231 @@
+"""Measuring: the systems alternate in one process, each at its turn taking one step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+
+import torch
+
+from sgdph.lab.config import LabError
+from sgdph.lab.cost.authors import newton_names
+from sgdph.lab.cost.figures import CellFigures, CostSettings, KindFigures, SystemFigures
+from sgdph.lab.cost.flops import FlopCounter, GradientFlops
+from sgdph.lab.cost.memory import Peak, watch_memory
+from sgdph.lab.cost.step import Contestant, Workload, build_network, build_workload, explained
+from sgdph.lab.cost.systems import Kind, System, choose_systems
+from sgdph.lab.environment import describe_environment
+from sgdph.lab.progress import StepReporter
+
+Seconds = tuple[float, float]  # of the process, of the wall
+
+
+def measure_cell(
+    model: str,
+    batch_size: int,
+    settings: CostSettings,
+    device: torch.device,
+    reporter: StepReporter,
+) -> CellFigures:
+    """Measure every system on one network at one batch size.
+
+    First each system is watched on its own: at each place the FLOPs of one step, which warms it up
+    too, and the memory of another. Then rounds of timing: at each place every system takes one step
+    in turn, of each kind that it has.
+
+    Args:
+        model: The network's name.
+        batch_size: Inputs in the batch.
+        settings: What else decides the measurement.
+        device: Where it happens.
+        reporter: What is told of the progress.
+
+    Raises:
+        LabError: A name is unknown, a package missing, or a step cannot be taken.
+    """
+    systems = choose_systems(settings.systems)
+    workload = build_workload(model, batch_size, settings, device)
+    newton = newton_names(workload.model)
+    if not newton:
+        raise LabError(f"{model} has no channel-wise parameter to take a partial Hessian of")
+    places = spread(len(newton), settings.visits)
+    units = sum(len(metered(s, places)) + settings.rounds * len(places) for s in systems)
+    reporter.cell_started(f"{model}, batch {batch_size}", units)
+    with _quiet():
+        contestants, watched = [], []
+        for system in systems:
+            with explained(system, model, batch_size):
+                contestant, figures = _watch(system, workload, settings, places, reporter)
+            contestants.append(contestant)
+            watched.append(figures)
+        timed = [time_round(contestants, places, device, reporter) for _ in range(settings.rounds)]
+        parameters = dict(workload.model.named_parameters())
+        gradient = GradientFlops.of(
+            workload.loss(workload.model),
+            [parameters[newton[place]] for place in places],
+            [parameters[name] for name in newton],
+        )
+    sgdm = watched[0]["plain"].flops[0]
+    return CellFigures(
+        model,
+        batch_size,
+        parameters=sum(p.numel() for p in parameters.values()),
+        newton=len(newton),
+        visited=[newton[place] for place in places],
+        systems=[
+            SystemFigures(
+                system.name,
+                label(system, settings),
+                system.interval,
+                gradient.floor(system, sgdm),
+                {kind: _with_times(figures[kind], timed, (i, kind), device) for kind in figures},
+            )
+            for i, (system, figures) in enumerate(zip(systems, watched, strict=True))
+        ],
+        environment={**describe_environment(device), "optimizers": _versions(systems)},
+    )
+
+
+def check_cells(settings: CostSettings) -> None:
+    """Raise LabError now, not after an hour, where a later cell's network cannot be built."""
+    choose_systems(settings.systems)
+    for model in settings.models:
+        build_network(model)
+
+
+def spread(count: int, visits: int | None) -> list[int]:
+    """Choose places among ``count``, evenly from the first to the last; ``None`` is all."""
+    if visits is None or visits >= count:
+        return list(range(count))
+    if visits == 1:
+        return [count // 2]
+    return [round(i * (count - 1) / (visits - 1)) for i in range(visits)]
+
+
+def metered(system: System, places: Sequence[int]) -> list[tuple[int, Kind]]:
+    """List the steps whose memory and FLOPs differ: of each kind, and in a cycle, at each place."""
+    return [
+        (place, kind)
+        for kind in system.weights
+        for place in (places if system.refresh == "cyclic" and kind == "refresh" else places[:1])
+    ]
+
+
+def label(system: System, settings: CostSettings) -> str:
+    """Name a system in tables; with a compiled model, say which of its steps are not compiled."""
+    if not settings.compile or system.refresh == "none":
+        return system.label
+    return f"{system.label} [{'eager' if system.interval == 1 else 'eager where it refreshes'}]"
+
+
+def _watch(
+    system: System,
+    workload: Workload,
+    settings: CostSettings,
+    places: Sequence[int],
+    reporter: StepReporter,
+) -> tuple[Contestant, dict[Kind, KindFigures]]:
+    """Set a system up, and watch the memory and FLOPs of its steps."""
+    device = workload.inputs.device
+    # Compiled code on the CPU allocates past the dispatcher, where nothing sees it.
+    visible = device.type == "cuda" or not settings.compile
+    peaks: dict[Kind, list[Peak]] = {kind: [] for kind in system.weights}
+    flops: dict[Kind, list[int]] = {kind: [] for kind in system.weights}
+    contestant = Contestant(system, workload, settings.compile)
+    held = contestant.held_bytes()
+    with watch_memory(device) if visible else contextlib.nullcontext() as memory:
+        for place, kind in metered(system, places):
+            contestant.go_to(place, kind)
+            with FlopCounter() as counter:
+                contestant.step(kind, eager=True)
+            flops[kind].append(counter.total)
+            if settings.compile:
+                contestant.go_to(place, kind)
+                contestant.step(kind)
+            if memory is not None:
+                contestant.go_to(place, kind)
+                contestant.clear()
+                memory.start()
+                contestant.step(kind)
+                peaks[kind].append(memory.peak())
+            reporter.step_finished()
+    return contestant, {
+        kind: KindFigures(
+            share,
+            wall_seconds=[],
+            process_seconds=None,
+            peak_bytes=[peak.added for peak in peaks[kind]] or None,
+            total_peak_bytes=[peak.live + held for peak in peaks[kind]] or None,
+            flops=flops[kind],
+        )
+        for kind, share in system.weights.items()
+    }
+
+
+def time_round(
+    contestants: Sequence[Contestant],
+    places: Sequence[int],
+    device: torch.device,
+    reporter: StepReporter,
+) -> dict[tuple[int, Kind], Seconds]:
+    """Time every contestant once at each place, in turn; means over the places."""
+    seconds: dict[tuple[int, Kind], list[Seconds]] = {}
+    gc.collect()
+    gc.disable()
+    try:
+        for place in places:
+            for i, contestant in enumerate(contestants):
+                for kind in contestant.system.weights:
+                    contestant.go_to(place, kind)
+                    seconds.setdefault((i, kind), []).append(_time(contestant, kind, device))
+                reporter.step_finished()
+    finally:
+        gc.enable()
+    return {
+        key: (statistics.fmean(p for p, _ in pairs), statistics.fmean(w for _, w in pairs))
+        for key, pairs in seconds.items()
+    }
+
+
+def _time(contestant: Contestant, kind: Kind, device: torch.device) -> Seconds:
+    _wait_for(device)
+    process, wall = time.process_time(), time.perf_counter()
+    contestant.step(kind)
+    _wait_for(device)
+    return time.process_time() - process, time.perf_counter() - wall
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _with_times(
+    figures: KindFigures,
+    rounds: Sequence[dict[tuple[int, Kind], Seconds]],
+    key: tuple[int, Kind],
+    device: torch.device,
+) -> KindFigures:
+    # On CUDA the process's time is that of waiting for the device.
+    process = [each[key][0] for each in rounds] if device.type == "cpu" else None
+    wall = [each[key][1] for each in rounds]
+    return dataclasses.replace(figures, process_seconds=process, wall_seconds=wall)
+
+
+def _versions(systems: Sequence[System]) -> dict[str, str]:
+    packages = {system.requires for system in systems if system.requires is not None}
+    return {package: metadata.version(package) for package in sorted(packages)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch's warning that create_graph=True leaks: every step here clears up first."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using backward.. with create_graph=True", UserWarning)
+        yield

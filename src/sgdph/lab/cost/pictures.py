@@ -1,0 +1,145 @@
+"""Pictures of a measurement, made of its figures alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgdph.lab.cost.figures import CellFigures
+from sgdph.lab.cost.summary import Row, summarise
+from sgdph.lab.plots import COLOURS, DASHES, MARKERS
+from sgdph.lab.runs import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TIME, MEMORY, FLOOR = COLOURS[0], COLOURS[4], COLOURS[1]
+LEGEND = ("time, median of rounds", "floor, in FLOPs", "mean peak memory", "worst peak")
+
+
+def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
+    """Draw every system's time and memory as bars, a panel per cell, into a PNG file."""
+    rows = max(len(cell.systems) for cell in cells)
+    figure = _figure(10.5, 1.3 + len(cells) * (0.9 + 0.46 * rows))
+    panels = figure.subplots(len(cells), 1, squeeze=False)[:, 0]
+    for axes, cell in zip(panels, cells, strict=True):
+        draw_cell(axes, summarise(cell))
+        axes.set_title(cell.name, fontsize="medium", loc="left")
+    panels[-1].set_xlabel("ratio to a step of SGDM")
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend = dict(sorted(zip(labels, handles, strict=True), key=lambda pair: LEGEND.index(pair[0])))
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(f"What a training step costs\n{subtitle}", fontsize="medium")
+    _save(figure, path)
+
+
+def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw one cell's bars into a panel."""
+    heights = range(len(rows))
+    widths = [row.time.median for row in rows]
+    reach = [
+        [row.time.median - row.time.lowest for row in rows],
+        [row.time.highest - row.time.median for row in rows],
+    ]
+    axes.barh([y - 0.19 for y in heights], widths, 0.36, color=TIME, label=LEGEND[0])
+    axes.errorbar(
+        widths, [y - 0.19 for y in heights], xerr=reach, fmt="none", ecolor="#333333", capsize=2
+    )
+    seen = [(y, row.mean_peak, row.worst_peak) for y, row in zip(heights, rows, strict=True)]
+    memory = [(y + 0.19, mean, worst) for y, mean, worst in seen if mean is not None]
+    if memory:
+        places, means, worsts = zip(*memory, strict=True)
+        axes.barh(places, means, 0.36, color=MEMORY, label=LEGEND[2])
+        axes.plot(worsts, places, "|", color=MEMORY, markersize=11, mew=2, label=LEGEND[3])
+    floors = [(row.floor, y) for y, row in zip(heights, rows, strict=True) if row.floor is not None]
+    for i, (floor, y) in enumerate(floors):
+        label = LEGEND[1] if i == 0 else None
+        axes.plot([floor, floor], [y - 0.42, y + 0.02], color=FLOOR, linewidth=2.2, label=label)
+    for y, row in zip(heights, rows, strict=True):
+        _write(axes, row.time.highest, y - 0.19, f"{row.time.median:.2f}")
+        if row.mean_peak is not None and row.worst_peak is not None:
+            alike = row.worst_peak < row.mean_peak + 0.005
+            worst = "" if alike else f", worst {row.worst_peak:.2f}"
+            _write(axes, row.worst_peak, y + 0.19, f"{row.mean_peak:.2f}{worst}")
+    axes.axvline(1.0, color="#777777", linewidth=0.8, zorder=0)
+    axes.set_yticks(list(heights), [row.label for row in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.01)
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _write(axes: Axes, behind: float, y: float, text: str) -> None:
+    axes.annotate(
+        text,
+        (behind, y),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize="x-small",
+        color="#333333",
+    )
+
+
+def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
+    """Draw the ratios of time and memory over the cells, a line per system, into a PNG file."""
+    figure = _figure(12, 6.8)
+    time, memory = figure.subplots(1, 2)
+    tables = [summarise(cell) for cell in cells]
+    places = list(range(len(cells)))
+    panels: list[tuple[Axes, str, Callable[[Row], float | None]]] = [
+        (time, LEGEND[0], lambda row: row.time.median),
+        (memory, LEGEND[2], lambda row: row.mean_peak),
+    ]
+    for axes, title, figure_of in panels:
+        for i in range(1, len(tables[0])):
+            figures = [figure_of(table[i]) for table in tables]
+            values = [math.nan if figure is None else figure for figure in figures]
+            axes.plot(places, values, label=tables[0][i].label, **_style(i - 1))
+        axes.axhline(1.0, color="#777777", linewidth=0.8)
+        axes.set_xticks(places, _names(cells))
+        axes.set_title(title, fontsize="medium")
+        axes.set_ylim(bottom=0)
+        axes.grid(True, axis="y", color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    time.set_ylabel("ratio to a step of SGDM")
+    handles, labels = time.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"What a training step costs\n{subtitle}", fontsize="medium")
+    _save(figure, path)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 4.5,
+        "linewidth": 1.6,
+    }
+
+
+def _names(cells: Sequence[CellFigures]) -> list[str]:
+    """Name the cells by what tells them apart."""
+    if len({cell.model for cell in cells}) == 1:
+        return [f"batch {cell.batch_size}" for cell in cells]
+    if len({cell.batch_size for cell in cells}) == 1:
+        return [cell.model for cell in cells]
+    return [f"{cell.model}\nbatch {cell.batch_size}" for cell in cells]
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Not pyplot: it would choose a screen and keep the figure for ever.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))

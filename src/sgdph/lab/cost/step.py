@@ -1,0 +1,168 @@
+"""One training step of one system, on a workload that all systems share."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
+
+from sgdph.lab import encoder
+from sgdph.lab.config import LabError
+from sgdph.lab.cost.figures import CostSettings
+from sgdph.lab.cost.memory import bytes_of
+from sgdph.lab.cost.systems import Kind, System
+from sgdph.lab.models import TORCHVISION, build_model
+
+ENCODER = "encoder12"
+CIFAR_SIZE, IMAGENET_SIZE = 32, 224
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and a batch, on the device.
+
+    Attributes:
+        model: The network; each system trains a copy.
+        inputs: Images ``(N, 3, H, W)``, or token ids ``(N, 64)``.
+        targets: Classes ``(N,)``.
+        autocast: Whether the forward runs in bfloat16 under autocast.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    autocast: bool
+
+    def loss(self, model: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute the mean cross-entropy of the batch."""
+        device = self.inputs.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast):
+            return F.cross_entropy(model(self.inputs), self.targets)
+
+
+def build_network(model: str) -> nn.Module:
+    """Build a network of :func:`sgdph.lab.models.build_model`, or ``"encoder12"``.
+
+    Raises:
+        LabError: The name is unknown.
+    """
+    if model == ENCODER:
+        return encoder.Encoder(_classes(model))
+    try:
+        return build_model(model, in_channels=3, classes=_classes(model))
+    except LabError as error:
+        raise LabError(f"--model: {error} (and {ENCODER}, for cost alone)") from error
+
+
+def _classes(model: str) -> int:
+    return 1000 if model.startswith(TORCHVISION) else 10
+
+
+def build_workload(
+    model: str, batch_size: int, settings: CostSettings, device: torch.device
+) -> Workload:
+    """Draw weights, a batch of noise and labels from the seed.
+
+    Args:
+        model: The network's name, as :func:`build_network` takes it.
+        batch_size: Inputs in the batch.
+        settings: What else decides it.
+        device: Where it lies.
+
+    Raises:
+        LabError: The network is unknown.
+    """
+    torch.manual_seed(settings.seed)
+    network = build_network(model).to(device)
+    if model == ENCODER:
+        inputs = torch.randint(encoder.VOCABULARY, (batch_size, encoder.LENGTH))
+    else:
+        size = IMAGENET_SIZE if model.startswith(TORCHVISION) else CIFAR_SIZE
+        inputs = torch.randn(batch_size, 3, size, size)
+    targets = torch.randint(_classes(model), (batch_size,))
+    inputs = inputs.to(device)
+    if settings.channels_last and inputs.ndim == 4:
+        network = network.to(memory_format=torch.channels_last)
+        inputs = inputs.to(memory_format=torch.channels_last)
+    autocast = settings.dtype == "bfloat16"
+    return Workload(network, inputs, targets.to(device), autocast)
+
+
+class Contestant:
+    """A system in training: its own copy of the network, and its optimizer.
+
+    Args:
+        system: The system.
+        workload: What it is trained on.
+        compiled: Whether its model is compiled. A step that takes second derivatives runs
+            uncompiled even then, because compiled models have none.
+    """
+
+    def __init__(self, system: System, workload: Workload, compiled: bool) -> None:
+        self.system = system
+        self._workload = workload
+        self._network = copy.deepcopy(workload.model)
+        self.optimizer = system.build(self._network)
+        self._compiled = compiled
+        self._model: Callable[[Tensor], Tensor] = (
+            torch.compile(self._network) if compiled else self._network
+        )
+
+    def go_to(self, cursor: int, kind: Kind) -> None:
+        """Let the coming step be of a kind, and in a cycle, the turn of the ``cursor``-th."""
+        self.system.go_to(self.optimizer, cursor, kind)
+
+    def clear(self) -> None:
+        """Let the last step's gradients go, as the coming step would begin by doing."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, kind: Kind, *, eager: bool = False) -> None:
+        """Take a training step.
+
+        Args:
+            kind: Whether it takes second derivatives.
+            eager: Leave the model uncompiled, whatever the kind.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._stance(eager or kind == "refresh"):
+            loss = self._workload.loss(self._model)
+            self.system.backward(self.optimizer, loss, kind)
+        self.optimizer.step()
+
+    def held_bytes(self) -> int:
+        """Sum the bytes of parameters, buffers and batch."""
+        return bytes_of(self._held())
+
+    def _held(self) -> Iterator[Tensor]:
+        yield from self._network.parameters()
+        yield from self._network.buffers()
+        yield self._workload.inputs
+        yield self._workload.targets
+
+    def _stance(self, eager: bool) -> AbstractContextManager[object]:
+        if self._compiled and eager:
+            stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+            return stance
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def explained(system: System, model: str, batch_size: int) -> Iterator[None]:
+    """Turn what a step that cannot be taken raises into an error that says which it was.
+
+    Raises:
+        LabError: Something was raised.
+    """
+    try:
+        yield
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise LabError(
+            f"{system.name} cannot take a training step of {model} at batch size {batch_size}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        ) from error

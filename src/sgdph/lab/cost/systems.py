@@ -1,0 +1,206 @@
+"""The optimizers whose step is measured, each by name.
+
+All take a learning rate so small that the weights hardly move: every step then does the same work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sgdph import SGDPH, param_groups
+from sgdph.hessian import Estimator
+from sgdph.lab.config import LabError
+from sgdph.lab.cost.authors import AuthorsSGDPH
+
+LR, WEIGHT_DECAY = 1e-4, 5e-4
+
+# A step that takes second derivatives, or one that takes none.
+Kind = Literal["refresh", "plain"]
+
+
+@dataclass(frozen=True)
+class System:
+    """One optimizer with its settings, and its way from the loss to the gradients.
+
+    Attributes:
+        name: Its name on the command line.
+        label: Its name in tables.
+        build: Makes the optimizer of a model.
+        backward: Takes gradients (and second derivatives) from a loss, at a step of a kind.
+        refresh: Whether second derivatives are taken of ``"none"``, of one parameter in turn
+            (``"cyclic"``), or of ``"all"`` parameters at once.
+        interval: They are taken at every n-th step.
+        estimator: Of SGD-PH; ``None`` for other optimizers.
+        requires: The package that it comes from, where that is an optional one.
+    """
+
+    name: str
+    label: str
+    build: Callable[[nn.Module], torch.optim.Optimizer]
+    backward: Callable[[Any, Tensor, Kind], None]
+    refresh: Literal["none", "cyclic", "all"] = "none"
+    interval: int = 1
+    estimator: Estimator | None = None
+    requires: str | None = None
+
+    @property
+    def weights(self) -> Mapping[Kind, float]:
+        """Which kinds of step there are, and the share of each among a run's steps."""
+        if self.refresh == "none":
+            return {"plain": 1.0}
+        if self.interval == 1:
+            return {"refresh": 1.0}
+        return {"refresh": 1 / self.interval, "plain": 1 - 1 / self.interval}
+
+    def go_to(self, optimizer: torch.optim.Optimizer, cursor: int, kind: Kind) -> None:
+        """Let the coming step be of a kind, and in a cycle, the turn of the ``cursor``-th.
+
+        The optimizers that refresh in turn, or at every n-th step, keep their place in their
+        groups.
+        """
+        for group in optimizer.param_groups:
+            if self.refresh == "cyclic":
+                group["cursor"] = cursor
+            if self.interval > 1:
+                group["step"] = 0 if kind == "refresh" else 1
+
+
+def _ordinary(optimizer: torch.optim.Optimizer, loss: Tensor, kind: Kind) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _shared(optimizer: SGDPH, loss: Tensor, kind: Kind) -> None:
+    optimizer.backward(loss)
+
+
+def _separate(optimizer: SGDPH, loss: Tensor, kind: Kind) -> None:
+    optimizer.update_hessian(loss)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _create_graph(optimizer: torch.optim.Optimizer, loss: Tensor, kind: Kind) -> None:
+    loss.backward(create_graph=kind == "refresh")  # type: ignore[no-untyped-call]
+
+
+def _sgdph(name: str, label: str, backward: Any = _shared, **settings: Any) -> System:
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        return SGDPH(param_groups(model, weight_decay=WEIGHT_DECAY), lr=LR, **settings)
+
+    return System(
+        name,
+        f"SGD-PH{label}",
+        build,
+        backward,
+        settings.get("refresh", "cyclic"),
+        settings.get("hessian_interval", 1),
+        settings.get("estimator", "row_sum"),
+    )
+
+
+def _from_package(package: str, path: str, **settings: Any) -> dict[str, Any]:
+    """Say where an optional package's optimizer is, imported when it is built."""
+    module, _, cls = path.rpartition(".")
+
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        make = getattr(importlib.import_module(module), cls)
+        optimizer: torch.optim.Optimizer = make(
+            model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, **settings
+        )
+        return optimizer
+
+    return {"build": build, "backward": _create_graph, "refresh": "all", "requires": package}
+
+
+_JOINT: Mapping[str, Any] = {
+    "estimator": "hutchinson",
+    "refresh": "all",
+    "hessian_momentum": 0.99,
+}
+
+_ALL = (
+    System(
+        "sgdm",
+        "SGDM",
+        lambda model: torch.optim.SGD(
+            model.parameters(), lr=LR, momentum=0.9, weight_decay=WEIGHT_DECAY
+        ),
+        _ordinary,
+    ),
+    System(
+        "adamw",
+        "AdamW",
+        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY),
+        _ordinary,
+    ),
+    _sgdph("sgdph", ""),
+    _sgdph("sgdph-plain", ", update_hessian + backward", _separate),
+    _sgdph("sgdph-interval10", ", interval 10", hessian_interval=10),
+    _sgdph("sgdph-hutchinson", ", hutchinson", estimator="hutchinson"),
+    _sgdph("sgdph-hutchinson-all", ", hutchinson, all", **_JOINT),
+    _sgdph(
+        "sgdph-hutchinson-all-interval10",
+        ", hutchinson, all, interval 10",
+        hessian_interval=10,
+        **_JOINT,
+    ),
+    _sgdph("sgdph-create-graph", ", create_graph", _create_graph),
+    _sgdph("sgdph-row-sum-all", ", row_sum, all", refresh="all"),
+    _sgdph("sgdph-exact", ", exact", estimator="exact"),
+    System(
+        "authors",
+        "SGD-PH, the authors' way",
+        lambda model: AuthorsSGDPH(model, LR, WEIGHT_DECAY),
+        _create_graph,
+        refresh="cyclic",
+        estimator="row_sum",
+    ),
+    System(
+        "adahessian-timm",
+        "AdaHessian (timm)",
+        **_from_package("timm", "timm.optim.Adahessian", avg_conv_kernel=True),
+    ),
+    System(
+        "adahessian",
+        "AdaHessian (pytorch_optimizer)",
+        **_from_package("pytorch_optimizer", "pytorch_optimizer.AdaHessian"),
+    ),
+    System(
+        "sophiah",
+        "SophiaH (pytorch_optimizer), interval 10",
+        interval=10,
+        **_from_package("pytorch_optimizer", "pytorch_optimizer.SophiaH", update_period=10),
+    ),
+)
+SYSTEMS: Mapping[str, System] = {system.name: system for system in _ALL}
+
+# One product per parameter, or per channel, at each step: measured only where named.
+MANY_PRODUCTS = frozenset({"sgdph-row-sum-all", "sgdph-exact"})
+BASE = "sgdm"
+USUAL = tuple(name for name in SYSTEMS if name not in MANY_PRODUCTS)
+
+
+def choose_systems(names: Sequence[str]) -> list[System]:
+    """Look systems up, SGDM before all others, whether it is named or not.
+
+    Raises:
+        LabError: One is unknown, stands twice, or its package is missing.
+    """
+    for name in names:
+        if name not in SYSTEMS:
+            raise LabError(f"--systems must be of {', '.join(SYSTEMS)}; got {name!r}")
+        needed = SYSTEMS[name].requires
+        if needed is not None and importlib.util.find_spec(needed) is None:
+            raise LabError(
+                f"{name} comes from {needed}, which is not installed; install it with "
+                f"'pip install {needed}', or leave {name} out of --systems"
+            )
+    if len(set(names)) < len(names):
+        raise LabError(f"--systems names one twice: {','.join(names)}; name each once")
+    return [SYSTEMS[BASE], *(SYSTEMS[name] for name in names if name != BASE)]

@@ -1,0 +1,146 @@
+"""Residual networks for small images, with batch norm.
+
+* ``6 n + 2`` layers, 16/32/64 channels and parameter-free shortcuts (zero-padded channels): the
+  CIFAR family of He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
+  section 4.2.
+* The ImageNet networks' four stages behind a 3x3 stem of stride 1 and without the max pool, as is
+  usual for 32x32 images.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut without parameters: every second pixel, and zeros for the missing channels.
+
+    It halves height and width (rounding up) and adds ``extra_channels`` channels, half of them in
+    front.
+    """
+
+    def __init__(self, extra_channels: int) -> None:
+        super().__init__()
+        self.front = extra_channels // 2
+        self.back = extra_channels - self.front
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, C + extra_channels, ceil(H / 2), ceil(W / 2))``."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.front, self.back))
+
+
+def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """A 1x1 convolution with batch norm (He et al., 2016, option B)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, each with batch norm, beside a shortcut."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each with batch norm, beside a shortcut.
+
+    The stride lies in the 3x3 convolution, as in torchvision's networks.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module
+    ) -> None:
+        super().__init__()
+        width = out_channels // 4
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A stem, stages of blocks, the mean over pixels and one linear layer.
+
+    Args:
+        in_channels: Channels of the images.
+        classes: Number of classes.
+        stem: Channels behind the first convolution.
+        widths: Channels of each stage; every stage but the first halves the resolution.
+        blocks: Blocks in each stage.
+        block: Their kind.
+        projection: Whether a changed shape passes a 1x1 convolution or :class:`PaddedShortcut`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        stem: int,
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        block: type[BasicBlock] | type[Bottleneck],
+        projection: bool,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(stem)
+        stages: list[nn.Module] = []
+        previous = stem
+        for index, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            for place in range(count):
+                stride = 2 if index > 0 and place == 0 else 1
+                shortcut: nn.Module = nn.Identity()
+                if stride != 1 or width != previous:
+                    shortcut = (
+                        projection_shortcut(previous, width, stride)
+                        if projection
+                        else PaddedShortcut(width - previous)
+                    )
+                stages.append(block(previous, width, stride, shortcut))
+                previous = width
+        self.blocks = nn.Sequential(*stages)
+        self.fc = nn.Linear(previous, classes)
+        self.apply(initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(N, in_channels, H, W)`` to logits ``(N, classes)``."""
+        x = F.relu(self.bn(self.conv(x)))
+        x = self.blocks(x)
+        # The mean, not adaptive_avg_pool2d, whose backward on CUDA is not deterministic.
+        return cast(Tensor, self.fc(x.mean((2, 3))))
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw convolutions from He's normal distribution, fan-out mode (He et al., ICCV 2015)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,140 @@
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from sgdph.lab.config import LabError
+from sgdph.lab.cost.directory import COST_FILES, CostDirectory
+from sgdph.lab.cost.figures import (
+    CostSettings,
+    cell_from_plain,
+    settings_from_plain,
+    to_plain,
+)
+from sgdph.lab.cost.pictures import FLOOR, draw_cell
+from sgdph.lab.cost.report import notes, write_report
+from sgdph.lab.cost.summary import Ratio, summarise
+from sgdph.lab.cost.tables import to_csv, to_markdown
+
+from .figures import cell
+
+SETTINGS = CostSettings(systems=("sgdph-interval10",))
+
+
+def test_ratios_are_taken_within_a_round_and_weighted_one_to_nine() -> None:
+    sgdm, sgdph = summarise(cell())
+    assert sgdm.process == sgdm.wall == Ratio(1.0, 1.0, 1.0)
+    # Rounds of (1.1 + 0.9) / 1, (1.2 + 1.8) / 2 and (2 + 7.2) / 4.
+    assert sgdph.process is not None
+    assert dataclasses.astuple(sgdph.process) == pytest.approx((2.0, 1.5, 2.3))
+    # By the wall a second more each: (1.2 + 1.8) / 2, (1.3 + 2.7) / 3 and (2.1 + 8.1) / 5.
+    assert dataclasses.astuple(sgdph.wall) == pytest.approx((1.5, 4 / 3, 2.04))
+    assert sgdph.seconds == pytest.approx(4.0)
+    assert sgdph.refresh == pytest.approx(6.0)  # Of 11, 6 and 5.
+    assert sgdph.mean_peak == pytest.approx(0.1 * 3 + 0.9)
+    assert sgdph.worst_peak == pytest.approx(4.0)
+    assert sgdph.mean_total_peak == pytest.approx((0.1 * 400 + 0.9 * 200) / 200)
+    assert sgdph.worst_total_peak == pytest.approx(500 / 200)
+    assert sgdph.flops == pytest.approx(0.1 * 3 + 0.9)
+    assert (sgdm.floor, sgdph.floor) == (None, 1.25)
+
+
+def without_clock_and_memory() -> dict[str, object]:
+    plain = to_plain(cell())
+    for system in plain["systems"]:
+        for kind in system["kinds"].values():
+            kind |= {"process_seconds": None, "peak_bytes": None, "total_peak_bytes": None}
+    return plain
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    figures = cell_from_plain(without_clock_and_memory())
+    row = summarise(figures)[1]
+    assert (row.process, row.mean_peak, row.worst_peak) == (None,) * 3
+    assert (row.mean_total_peak, row.worst_total_peak) == (None,) * 2
+    assert row.time == row.wall
+    last = to_markdown(figures).splitlines()[-1]
+    assert last == "| SGD-PH, interval 10 | 1.50 | 1.33 to 2.04 | 4.33 | – | – | 1.20 | 1.25 |"
+    assert "wall time" in notes(SETTINGS, [figures])[0]
+
+
+def test_figures_go_through_json_unchanged() -> None:
+    assert cell_from_plain(json.loads(json.dumps(to_plain(cell())))) == cell()
+    assert settings_from_plain(json.loads(json.dumps(to_plain(SETTINGS)))) == SETTINGS
+
+
+def test_the_csv_holds_ratios_in_full() -> None:
+    rows = list(csv.DictReader(to_csv([cell(), cell(batch_size=4)]).splitlines()))
+    assert [(r["batch_size"], r["system"]) for r in rows] == [
+        ("2", "sgdm"),
+        ("2", "sgdph-interval10"),
+        ("4", "sgdm"),
+        ("4", "sgdph-interval10"),
+    ]
+    assert float(rows[1]["process_highest"]) == pytest.approx(2.3)
+    assert float(rows[1]["wall_highest"]) == pytest.approx(2.04)
+    assert float(rows[1]["worst_peak"]) == pytest.approx(4.0)
+    assert rows[0]["floor"] == ""
+
+
+def test_bars_are_as_long_as_the_ratios() -> None:
+    axes = Figure().subplots()
+    draw_cell(axes, summarise(cell()))
+    time, memory = axes.containers[0], axes.containers[2]
+    assert [bar.get_width() for bar in time] == pytest.approx([1.0, 2.0])
+    assert [bar.get_width() for bar in memory] == pytest.approx([1.0, 1.2])
+    floors = [line for line in axes.get_lines() if line.get_color() == FLOOR]
+    assert [list(line.get_xdata()) for line in floors] == [[1.25, 1.25]]
+    texts = {text.get_text() for text in axes.texts}
+    assert {"2.00", "1.20, worst 4.00", "1.00"} == texts
+
+
+def test_a_report_is_made_of_the_directory_alone(tmp_path: Path) -> None:
+    directory = CostDirectory(tmp_path / "a")
+    settings = dataclasses.replace(SETTINGS, batch_sizes=(2, 4))
+    directory.write(settings, [cell(), cell(batch_size=4)])
+    assert write_report(directory) == [cell(), cell(batch_size=4)]
+    assert {path.name for path in directory.path.iterdir()} == set(COST_FILES)
+    for name in ("cost.png", "cost-sweep.png"):
+        assert (directory.path / name).read_bytes().startswith(b"\x89PNG")
+    page = (directory.path / "cost.md").read_text()
+    assert "a CPU" in page
+    assert "visited 2 of 5 Newton parameters: `a`, `b`" in page
+    assert to_markdown(cell()) in page
+
+
+def test_nothing_is_reported_of_no_cell(tmp_path: Path) -> None:
+    directory = CostDirectory(tmp_path / "a")
+    directory.write(SETTINGS, [])
+    assert write_report(directory) == []
+    assert [path.name for path in directory.path.iterdir()] == ["cost.json"]
+
+
+def test_only_a_measurement_is_cleared_and_nothing_beside_it(tmp_path: Path) -> None:
+    directory = CostDirectory(tmp_path)
+    directory.check_free()
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "cost.md").write_text("not a measurement's")
+    with pytest.raises(LabError, match=r"not recognised as a measurement.*cost\.md"):
+        directory.clear()
+    (tmp_path / "cost.json").write_text("{}")
+    with pytest.raises(LabError, match="expected the format"):
+        directory.clear()
+    directory.write(SETTINGS, [])
+    with pytest.raises(LabError, match="already holds a measurement"):
+        directory.check_free()
+    directory.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_figures_of_another_version_are_refused(tmp_path: Path) -> None:
+    directory = CostDirectory(tmp_path)
+    directory.write(SETTINGS, [cell()])
+    content = json.loads((tmp_path / "cost.json").read_text())
+    content["settings"]["unheard_of"] = 1
+    (tmp_path / "cost.json").write_text(json.dumps(content))
+    with pytest.raises(LabError, match="another version of sgdph"):
+        directory.read()
