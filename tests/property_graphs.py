@@ -111,9 +111,7 @@ sequential(
     lambda: Concat(nn.Identity(), conv_bn(4, 2, nn.ReLU())),
     lambda: Concat(nn.Identity(), conv_bn(6, 3, nn.ReLU()), conv_bn(6, 2, kernel=1)),
 )
-sequential(
-    "many_paths", (4, 3), lambda: nn.LayerNorm(3), *[lambda: Residual(Call(torch.sin))] * 40
-)
+sequential("many_paths", (4, 3), lambda: nn.LayerNorm(3), *[lambda: Residual(Call(torch.sin))] * 40)
 sequential(
     "long_chain", (4, 3), lambda: nn.LayerNorm(3), *[lambda: Call(lambda x: x + 0.001)] * 1200
 )
@@ -144,7 +142,9 @@ wired(
     up=lambda: nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1),
     out=lambda: conv_bn(8, 2),
 )
-wired("uneven_paths", lambda x, a, b, c: c(b(a(x)).relu()) * a(x), a=stem, b=middle_bn, c=normed_block)
+wired(
+    "uneven_paths", lambda x, a, b, c: c(b(a(x)).relu()) * a(x), a=stem, b=middle_bn, c=normed_block
+)
 wired("gated", lambda x, a, b, c: b(a(x)).sigmoid() * c(a(x).tanh()), a=stem, b=middle_bn, c=middle)
 
 

@@ -38,7 +38,7 @@ class Case:
     """Leave norm layers and biases as torch initialises them."""
 
     def loss(self) -> Tensor:
-        torch.manual_seed(7)  # of dropout
+        torch.default_generator.manual_seed(7)  # of dropout
         return self.loss_of(self.model, *self.inputs)
 
     def newton(self) -> list[nn.Parameter]:
@@ -67,7 +67,7 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        torch.manual_seed(zlib.crc32(name.encode()))
+        torch.default_generator.manual_seed(zlib.crc32(name.encode()))
         case = NETS[name]()
         if not case.as_is:
             _randomise(case.model)
@@ -105,9 +105,7 @@ class Call(nn.Module):
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **settings: object) -> nn.Conv2d:
-    return nn.Conv2d(
-        inputs, outputs, kernel, **{"padding": kernel // 2, "bias": False, **settings}
-    )
+    return nn.Conv2d(inputs, outputs, kernel, **{"padding": kernel // 2, "bias": False, **settings})
 
 
 def conv_bn(inputs: int, outputs: int, *last: nn.Module, **settings: object) -> nn.Sequential:

@@ -141,7 +141,9 @@ def _saving(name: str, context: Callable[[], Any]) -> None:
         with context():
             return curved(model(x))
 
-    NETS[name] = lambda: Case(nn.Sequential(stem(), block(), head()), (torch.randn(IMAGES),), loss_of)
+    NETS[name] = lambda: Case(
+        nn.Sequential(stem(), block(), head()), (torch.randn(IMAGES),), loss_of
+    )
 
 
 _saving("saved_on_cpu", save_on_cpu)
@@ -229,9 +231,9 @@ def _gradient_penalty(model: nn.Module, x: Tensor) -> Tensor:
 
 @net
 def gradient_penalty() -> Case:
-    """Double backward inside the loss itself."""
-    model = nn.Sequential(stem(), middle_bn(), nn.Softplus(), head())
-    return Case(model, (torch.randn(IMAGES).requires_grad_(),), _gradient_penalty)
+    """Double backward inside the loss itself; batch norm has no third derivative."""
+    layers = conv(2, 4, bias=True), nn.GroupNorm(2, 4), nn.Softplus(), middle(), nn.SiLU(), head()
+    return Case(nn.Sequential(*layers), (torch.randn(IMAGES).requires_grad_(),), _gradient_penalty)
 
 
 @net
@@ -241,6 +243,10 @@ def output_norms_apart() -> Case:
     def loss_of(model: Any, x: Tensor) -> Tensor:
         first = model[0](x)
         second = model[1](first)
-        return curved(model[2](second)) + 0.1 * first.pow(3).mean() + functional.mse_loss(first, second)
+        return (
+            curved(model[2](second))
+            + 0.1 * first.pow(3).mean()
+            + functional.mse_loss(first, second)
+        )
 
     return Case(nn.ModuleList([stem(), block(), head()]), (torch.randn(IMAGES),), loss_of)
