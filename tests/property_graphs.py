@@ -118,6 +118,14 @@ sequential(
 
 
 @net
+def without_batch_statistics() -> Case:
+    """What two ranks compute from halves of a batch is what one computes from the whole."""
+    first = nn.Sequential(conv(2, 4, bias=True), nn.GroupNorm(2, 4), nn.SiLU())
+    model = nn.Sequential(first, normed_block(), norm().eval(), normed_block(), nn.ReLU(), head())
+    return Case(model, (torch.randn(IMAGES),))
+
+
+@net
 def zero_gamma() -> Case:
     body = nn.Sequential(conv_bn(4, 4, nn.ReLU()), middle_bn())
     nn.init.zeros_(body[1][1].weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -129,9 +130,7 @@ LEAF_HOOKS: list[Attach] = [
 ]
 
 
-def two_backwards(
-    case: Case, attach: Attach, backward: Callable[[Tensor], None]
-) -> tuple[Any, Log]:
+def two_backwards(case: Case, attach: Attach, backward: Callable[[Tensor], Any]) -> tuple[Any, Log]:
     log: Log = defaultdict(list)
     alive = attach(case, log)
     for factor in (1.0, 0.5):
@@ -159,7 +158,7 @@ def test_hooks_on_leaves(name: str, attach: Attach) -> None:
     for way, setting, k in runs:
         case, what = build(name), f"{way}, {setting}, parameter {k}"
         optimizer = optimizer_of(case, setting, k)
-        found, seen = two_backwards(case, attach, lambda loss: WAYS[way](optimizer, loss))
+        found, seen = two_backwards(case, attach, functools.partial(WAYS[way], optimizer))
         assert_gradients(found, gradients, what)
         assert_same_log(seen, log, what)
 
@@ -205,6 +204,10 @@ def _on_output(out: Tensor) -> None:
 def _on_node(out: Tensor) -> None:
     out.grad_fn.register_prehook(lambda gs: tuple(None if g is None else g + 1e-3 for g in gs))
     out.grad_fn.register_hook(lambda ins, _: tuple(None if g is None else g * 0.7 for g in ins))
+
+
+def _watch(out: Tensor, log: Log, name: str) -> None:
+    out.register_hook(lambda g: log[name].append(g.detach()))
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
@@ -258,13 +261,7 @@ def test_hooks_in_between_that_only_look(name: str) -> None:
         case = build(name)
         seen: Log = defaultdict(list)
         for place in range(len(_layers(case.model)) + 1):
-            with_hook_at(
-                case,
-                place,
-                lambda out, place=place: out.register_hook(
-                    lambda g: seen[str(place)].append(g.detach())
-                ),
-            )
+            with_hook_at(case, place, functools.partial(_watch, log=seen, name=str(place)))
         optimizer = optimizer_of(case, "row_sum", k)
         optimizer.backward(case.loss())
         assert len(seen) == len(_layers(case.model)) + 1
