@@ -295,10 +295,3 @@ def weight_norm_alone() -> Case:
     second = parametrizations.weight_norm(nn.ConvTranspose2d(4, 3, 3), dim=1)
     last = nn.utils.weight_norm(nn.Linear(7, 3))
     return Case(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last), (torch.randn(IMAGES),))
-
-
-@net
-def weights_are_newton_too() -> Case:
-    case = NETS["grouped"]()
-    case.newton_of = every_parameter
-    return case

@@ -199,6 +199,13 @@ def unused() -> Case:
     )
 
 
+@net
+def weights_are_newton_too() -> Case:
+    case = NETS["grouped"]()
+    case.newton_of = every_parameter
+    return case
+
+
 # Losses.
 def _loss(name: str, loss_of: Callable[[nn.Module, Tensor], Tensor], norms: bool = True) -> None:
     def make() -> Case:
