@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from property_nets import (
@@ -196,6 +197,36 @@ wired(
 )
 
 
+# Weights and scales that come out of the data.
+def _dynamic(x: Tensor, a: nn.Module, b: nn.Module, c: nn.Module) -> Tensor:
+    features = a(x)
+    weight = b(features.mean((0, 2, 3))).view(4, 4, 3, 3)
+    return c(functional.conv2d(features, weight, weight.sum((1, 2, 3)), padding=1))
+
+
+def _filtered(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    """The image itself does not depend on any parameter; the filter does."""
+    return b(functional.conv2d(x, a(x)[:, :2, 1:4, 1:4].tanh(), padding=1)[:, :2])
+
+
+def _modulated(x: Tensor, a: nn.Module, b: nn.Module, c: nn.Module) -> Tensor:
+    features = a(x)
+    scale, shift = b(features).mean((0, 2, 3)), b(features.sin()).mean((0, 2, 3))
+    return c(functional.batch_norm(features, None, None, scale, shift, training=True))
+
+
+wired("dynamic", _dynamic, a=stem, b=lambda: nn.Linear(4, 144), c=middle_bn)
+wired("filtered", _filtered, a=stem, b=lambda: conv_bn(2, 3))
+wired("modulated", _modulated, a=stem, b=middle_bn, c=middle_bn)
+wired("correlated", lambda x, a, b: functional.conv2d(b(a(x)), b(a(x)) * 0.1), a=stem, b=middle_bn)
+wired(
+    "straight_through",
+    lambda x, a, b: b((y := a(x)) + (y.sign() - y).detach()),
+    a=stem,
+    b=middle_bn,
+)
+
+
 class SharedWeight(nn.Module):
     """One weight and one bias in convolutions of different strides and dilations, and twice."""
 
@@ -240,3 +271,13 @@ def two_losses() -> Case:
         return curved(model[1](features)) + 0.5 * curved(model[2](features.relu()))
 
     return Case(nn.ModuleList([trunk, first, second]), (torch.randn(IMAGES),), both)
+
+
+# Weights that take Newton steps too.
+def _with_every_parameter(name: str) -> None:
+    make = NETS[name]
+    NETS[f"{name}_every"] = lambda: replace(make(), newton_of=every_parameter)
+
+
+for _name in ("grouped", "parametrised", "standardised", "weight_norm", "transposed"):
+    _with_every_parameter(_name)

@@ -24,6 +24,7 @@ from property_nets import (
     stem,
 )
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -73,12 +74,13 @@ class Attention(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(7, 4, sparse=sparse)
         self.norm = nn.LayerNorm(4)
+        self.places = nn.Embedding(5, 4, sparse=sparse)
         self.qkv = nn.Linear(4, 12)
         self.out = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 7))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens)
-        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        q, k, v = self.qkv(self.norm(x) + self.places(torch.arange(5))).chunk(3, dim=-1)
         weights = (q @ k.transpose(-1, -2) / math.sqrt(4)).softmax(dim=-1)
         return self.out(x + weights @ v)
 
@@ -199,11 +201,41 @@ def unused() -> Case:
     )
 
 
-@net
-def weights_are_newton_too() -> Case:
-    case = NETS["grouped"]()
-    case.newton_of = every_parameter
-    return case
+class Once(torch.autograd.Function):
+    """What has no second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+def _fused_attention(x: Tensor) -> Tensor:
+    x = x.flatten(2).unsqueeze(1)
+    return functional.scaled_dot_product_attention(x, x, x).reshape(-1, 4, 5, 5)
+
+
+def _once_in_front(name: str, function: Callable[[Tensor], Tensor]) -> None:
+    """The Newton parameters are those behind it, where nobody asks for its second derivative."""
+
+    def make() -> Case:
+        model = nn.Sequential(stem(), middle_bn(), Call(function), block(), head())
+        return Case(
+            model,
+            (torch.randn(IMAGES),),
+            newton_of=lambda model: [p for p in model[3:].parameters() if p.ndim == 1],
+        )
+
+    NETS[name] = make
+
+
+_once_in_front("once_in_front", Once.apply)
+_once_in_front("fused_attention_in_front", _fused_attention)
 
 
 # Losses.

@@ -10,7 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from property_nets import Case, build
-from property_oracle import WAYS, assert_near, curvature_in, newton_count, optimizer_of
+from property_oracle import (
+    WAYS,
+    assert_near,
+    curvature_in,
+    newton_count,
+    optimizer_of,
+    signed_curvature,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,15 +73,12 @@ def micro_batches(setup: str) -> range:
     return range(2 if setup.startswith("accumulating") else 1)
 
 
-def record(case: Case, optimizer: Any, step: int, k: int) -> Record:
-    """The gradients, then a step, then its curvature and the parameters."""
+def record(case: Case, optimizer: Any, step: int) -> Record:
+    """The gradients, then a step and its parameters."""
     named = dict(case.model.named_parameters())
     found = {f"{step} gradient {n}": p.grad.clone() for n, p in named.items() if p.grad is not None}
     optimizer.step()
-    if step == 0:
-        found[f"curvature {k}"] = curvature_in(optimizer, case.newton()[k]).clone()
-    found.update({f"{step} parameter {n}": p.detach().clone() for n, p in named.items()})
-    return found
+    return {**found, **{f"{step} parameter {n}": p.detach().clone() for n, p in named.items()}}
 
 
 def on_a_rank(rank: int, setup: str, way: str, k: int) -> Record:
@@ -88,7 +92,9 @@ def on_a_rank(rank: int, setup: str, way: str, k: int) -> Record:
             last = micro == micro_batches(setup)[-1]
             with contextlib.nullcontext() if last else replica.no_sync():
                 WAYS[way](optimizer, case.loss_of(replica, batch(rank, step, micro)))
-        found.update(record(case, optimizer, step, k))
+        found.update(record(case, optimizer, step))
+        if step == 0:
+            found["curvature"] = curvature_in(optimizer, case.newton()[k]).clone()
     return found
 
 
@@ -98,11 +104,16 @@ def in_one_process(setup: str, k: int) -> Record:
     found: Record = {}
     for step in range(STEPS):
         optimizer.zero_grad()
+        curvature = torch.zeros(())
         for micro in micro_batches(setup):
             losses = [case.loss_of(case.model, batch(rank, step, micro)) for rank in range(RANKS)]
-            optimizer.update_hessian(sum(losses) / RANKS)
-            (sum(losses) / RANKS).backward()
-        found.update(record(case, optimizer, step, k))
+            loss = sum(losses) / RANKS
+            curvature = curvature + signed_curvature(loss, case.newton(), "row_sum", k)[k]
+            optimizer.update_hessian(loss)
+            loss.backward()
+        found.update(record(case, optimizer, step))
+        if step == 0:
+            found["curvature"] = curvature.abs()
     return found
 
 
