@@ -114,7 +114,7 @@ sequential(
 )
 sequential("many_paths", (4, 3), lambda: nn.LayerNorm(3), *[lambda: Residual(Call(torch.sin))] * 40)
 sequential(
-    "long_chain", (4, 3), lambda: nn.LayerNorm(3), *[lambda: Call(lambda x: x + 0.001)] * 1200
+    "long_chain", (4, 3), lambda: nn.LayerNorm(3), *[lambda: Call(lambda x: x + 0.001)] * 1050
 )
 
 
