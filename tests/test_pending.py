@@ -236,3 +236,21 @@ def test_clipping_between_micro_batches_keeps_what_came_before() -> None:
         optimizer.step()
         averages.append(optimizer.state[model[1].weight]["hessian"])
     assert torch.equal(*averages)
+
+
+def test_a_backward_that_raised_leaves_no_curvature() -> None:
+    averages = []
+    for low_memory in (None, False, True):
+        model = bn_net()
+        optimizer = sgdph.SGDPH(model.parameters())
+        if low_memory is not None:
+            handle = model[1].weight.register_hook(lambda g: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                optimizer.backward(loss_of(model, 7), low_memory=low_memory)
+            handle.remove()
+            optimizer.zero_grad()
+        optimizer.backward(loss_of(model, 0))
+        optimizer.step()
+        averages.append(optimizer.state[model[0].bias]["hessian"])
+    assert torch.equal(averages[0], averages[1])
+    assert torch.equal(averages[0], averages[2])

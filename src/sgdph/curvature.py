@@ -22,7 +22,7 @@ from sgdph.hessian import (
 )
 from sgdph.hyperparameters import check_loss_scale
 from sgdph.pending import PendingCurvature
-from sgdph.reduction import Arrival, mean_over_ranks, world_size
+from sgdph.reduction import Arrival, mean_over_ranks, static_graph_unnoticed, world_size
 from sgdph.region import Region
 from sgdph.replaced import ReplacedParameters
 from sgdph.shared_backward import SharedBackward
@@ -86,14 +86,15 @@ class Curvature:
         region = Region(loss, trainable)
         once = is_one_product(estimator, trainable)
         shared = SharedBackward.through(region) if share and once else None
-        gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
-        if shared is not None and not shared.is_complete:
-            shared = None
-        self._first_look.check(trainable, gradients)
-        probes = self.cycle.probes(groups, trainable)
-        curvatures = curvature_of_gradients(
-            gradients, trainable, estimator, probes, release=None if shared is None else loss
-        )
+        with static_graph_unnoticed(region):
+            gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
+            if shared is not None and not shared.is_complete:
+                shared = None
+            self._first_look.check(trainable, gradients)
+            probes = self.cycle.probes(groups, trainable)
+            curvatures = curvature_of_gradients(
+                gradients, trainable, estimator, probes, release=None if shared is None else loss
+            )
         taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
         self._notice_replaced([loss], [p for p in trainable if taken[id(p)] is None], groups)
         for p in targets:
@@ -145,6 +146,10 @@ class Curvature:
     def has_other_ranks(self) -> bool:
         """Tell whether there is anybody to average with."""
         return world_size(self._process_group) > 1
+
+    def backward_failed(self) -> None:
+        """Drop what was taken for a backward that came to nothing."""
+        self._pending.drop_fresh()
 
     def gradients_cleared(self) -> None:
         """Drop what belongs to the gradients that the optimizer is about to clear."""

@@ -201,10 +201,14 @@ class SGDPH(Optimizer):
         if self.hessian_due:
             refuse_graph_capture()
             rest = self._flow.take(loss, loss_scale, self.param_groups, share=not low_memory)
-        if rest is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
-            rest()
+        try:
+            if rest is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                rest()
+        except BaseException:
+            self._flow.backward_failed()
+            raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and the curvature that belongs to them.

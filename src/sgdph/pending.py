@@ -132,6 +132,11 @@ class PendingCurvature:
         if holds and p.grad is not None:
             entry.stamp = _GradientStamp.of(p.grad)
 
+    def drop_fresh(self) -> None:
+        """Drop all whose gradients have not arrived, because they never will."""
+        for entry in self._curvatures.values():
+            entry.fresh = None
+
     def gradients_cleared(self) -> None:
         """Drop all whose gradients had arrived, because the optimizer clears every gradient now."""
         for entry in self._curvatures.values():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sgdph.checkpoint import curvature_dtype
+from sgdph.region import Region
 
 
 def world_size(process_group: dist.ProcessGroup | None) -> int:
@@ -18,6 +20,32 @@ def world_size(process_group: dist.ProcessGroup | None) -> int:
     if not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size(process_group)
+
+
+@contextlib.contextmanager
+def static_graph_unnoticed(region: Region) -> Iterator[None]:
+    """Keep ``DistributedDataParallel(static_graph=True)`` from taking a pass for its backward.
+
+    The first time that a gradient comes out of the wrapped model, it puts a reduction of all
+    gradients at the end of the running backward. In a pass that only looks, there are none, and it
+    would never reduce any.
+    """
+    waiting = []
+    for node in region.nodes:
+        if type(node).__name__ == "_DDPSinkBackward":
+            wrapper = node.ddp_weakref()
+            if not getattr(wrapper, _ENQUEUED, True):
+                waiting.append(wrapper)
+    for wrapper in waiting:
+        setattr(wrapper, _ENQUEUED, True)
+    try:
+        yield
+    finally:
+        for wrapper in waiting:
+            setattr(wrapper, _ENQUEUED, False)
+
+
+_ENQUEUED = "_static_graph_delay_allreduce_enqueued"
 
 
 class Arrival(NamedTuple):
