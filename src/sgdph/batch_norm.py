@@ -16,13 +16,13 @@ BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 
 def is_lean_batch_norm(node: Node) -> bool:
     """Tell whether :func:`batch_norm_hook` applies: in training."""
-    return bool(node._saved_training) and not is_packed(node, "input")
+    return bool(getattr(node, "_saved_training", False)) and not is_packed(node, "input")
 
 
 def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook:
     """Make the hook that gives batch norm's gradients a lean derivative.
 
-    They keep torch's in mixed precision, where the expression would round between its parts, and
+    They keep torch's in half precision, where the expression would round between its parts, and
     where the input was packed after all (:func:`is_packed`).
 
     Args:
@@ -38,10 +38,10 @@ def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook:
             return None
         try:
             x, weight = node._saved_input, node._saved_weight
-        except RuntimeError:
+            mean, inverse_std = node._saved_result1, node._saved_result2
+        except (AttributeError, RuntimeError):
             return None
-        mean, inverse_std = node._saved_result1, node._saved_result2
-        if not x.dtype == mean.dtype == grad_output.dtype:
+        if not (x.dtype == mean.dtype == grad_output.dtype and x.dtype.itemsize >= 4):
             return None
         plain = list(map(detached, grad_inputs))
         lean = _BatchNormGradients.apply(
@@ -112,35 +112,37 @@ class _BatchNormGradients(Function):
             ctx.grad_output = None
         count = x.numel() // x.shape[1]
         needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
-        zero = torch.zeros_like(s)
+        absent = torch.zeros_like(s)
         scale = s if weight is None else weight * s
-        v_weight = zero if v_weight is None else v_weight
-        v_bias = zero if v_bias is None else v_bias
+        v_weight = absent if v_weight is None else v_weight
+        v_bias = absent if v_bias is None else v_bias
 
-        a = v_bar = zero
+        a = v_mean = absent
         if v is not None:
             sum_vx, sum_v = _channel_sums(v, x, mean, s)
-            a, v_bar = sum_vx / count, sum_v / count
-        by_g = by_x = by_weight = None
+            a, v_mean = sum_vx / count, sum_v / count
+        to_g = to_x = to_weight = None
         if needs_g:
-            x_hat = v_weight - scale * a
-            by_g = _combine([(scale, v), (x_hat * s, x)], v_bias - scale * v_bar - x_hat * s * mean)
+            of_x_hat = v_weight - scale * a
+            constant = v_bias - scale * v_mean
+            to_g = _combine([(scale, v)], of_x_hat, x, mean, s, constant)
         if needs_x or needs_weight:
             if sum_gx is None or sum_g is None:
                 sum_gx, sum_g = _channel_sums(g, x, mean, s)
-            b, g_bar = sum_gx / count, sum_g / count
-            c = zero
+            b, g_mean = sum_gx / count, sum_g / count
+            c = absent
             if v is not None:
-                c = _channel_sums(v, g, zero, torch.ones_like(s))[0] / count - v_bar * g_bar - a * b
+                vg_mean = _channel_sums(v, g, absent, torch.ones_like(s))[0] / count
+                c = vg_mean - v_mean * g_mean - a * b
             if needs_weight:
-                by_weight = count * s * c
+                to_weight = count * s * c
             if needs_x:
-                by_v = -scale * s * b
-                by_g_too = -scale * s * a + v_weight * s
-                x_hat = -scale * s * (c - 2 * a * b) - v_weight * s * b
-                constant = -by_v * v_bar - by_g_too * g_bar - x_hat * s * mean
-                by_x = _combine([(by_v, v), (by_g_too, g), (x_hat * s, x)], constant)
-        return by_g, by_x, by_weight, None, None, None, None
+                of_v = -scale * s * b
+                of_g = -scale * s * a + v_weight * s
+                of_x_hat = -scale * s * (c - 2 * a * b) - v_weight * s * b
+                constant = -of_v * v_mean - of_g * g_mean
+                to_x = _combine([(of_v, v), (of_g, g)], of_x_hat, x, mean, s, constant)
+        return to_g, to_x, to_weight, None, None, None, None
 
 
 def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,11 +153,18 @@ def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor
     return dots, sums
 
 
-def _combine(terms: list[tuple[Tensor, Tensor | None]], constant: Tensor) -> Tensor:
-    """Add up tensors of shape ``(N, C, ...)`` with a factor per channel each, and a constant."""
-    (factor, first), *others = [(f, t) for f, t in terms if t is not None]
-    dimensions = first.dim()
-    total = first * per_channel(factor, dimensions)
-    for factor, tensor in others:
-        total.addcmul_(tensor, per_channel(factor, dimensions))
-    return total.add_(per_channel(constant, dimensions))
+def _combine(
+    terms: list[tuple[Tensor, Tensor | None]],
+    of_x_hat: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    s: Tensor,
+    constant: Tensor,
+) -> Tensor:
+    """Add up tensors like ``x``, ``s (x - mean)`` and 1, each times a factor per channel."""
+    of_x = of_x_hat * s
+    total = x * per_channel(of_x, x.dim())
+    for factor, tensor in terms:
+        if tensor is not None:
+            total.addcmul_(tensor, per_channel(factor, x.dim()))
+    return total.add_(per_channel(constant - of_x * mean, x.dim()))

@@ -9,7 +9,8 @@ torch computed them, to the bit, and get the one derivative that is needed:
 * a ReLU's leaves out a tensor of zeros, which would be held until the product comes by again.
 
 All else is left to torch, and so is a convolution whose weight itself depends on the parameter
-(weight normalisation), batch norm in evaluation, and what a checkpoint will compute anew.
+(weight normalisation), batch norm in evaluation, a layer whose node has a hook of the user's, and
+what a checkpoint will compute anew.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from torch.autograd import Function
 
 from sgdph.batch_norm import BATCH_NORMS, batch_norm_hook, is_lean_batch_norm
 from sgdph.convolution import CONVOLUTION, convolution_hook, is_lean_convolution
-from sgdph.nodes import Gradients, Hook, Node, is_packed
+from sgdph.nodes import Gradients, Hook, Node, has_hooks, is_packed
 from sgdph.region import Region
 
 RELU = "ReluBackward0"
+_LEAN = frozenset({CONVOLUTION, RELU, *BATCH_NORMS})
 
 
 @contextlib.contextmanager
@@ -49,6 +51,8 @@ def lean_second_derivatives(region: Region, once: bool) -> Iterator[None]:
 
 def _lean_hook(node: Node, region: Region, once: bool) -> Hook | None:
     name = type(node).__name__
+    if name not in _LEAN or has_hooks(node):
+        return None
     if name == CONVOLUTION and is_lean_convolution(node, region):
         return convolution_hook(node)
     if name in BATCH_NORMS and is_lean_batch_norm(node):

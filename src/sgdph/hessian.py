@@ -87,8 +87,8 @@ def gradients_with_graph(
         _silenced_hooks([*params, *leaves]),
         torch.enable_grad(),
         explained(),
-        recording,
         lean_second_derivatives(region, once),
+        recording,
     ):
         inputs = [*map(get_gradient_edge, params), *asked]
         gradients = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
@@ -221,13 +221,20 @@ def _silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
     They are meant for the gradient of the user's own backward, and would otherwise fire twice more
     in every product, on vectors that are no gradients.
     """
-    silenced = [
-        (hooks, dict(hooks)) for p in params if (hooks := getattr(p, "_backward_hooks", None))
-    ]
-    for hooks, _ in silenced:
-        hooks.clear()
+    silenced = {
+        id(hooks): (hooks, dict(hooks))
+        for p in params
+        if (hooks := getattr(p, "_backward_hooks", None))
+    }
+    for hooks, saved in silenced.values():
+        hooks.update(dict.fromkeys(saved, _silent))
     try:
         yield
     finally:
-        for hooks, saved in silenced:
-            hooks.update(saved)
+        for hooks, saved in silenced.values():
+            # One whose handle was removed meanwhile stays away.
+            hooks.update({key: hook for key, hook in saved.items() if key in hooks})
+
+
+def _silent(_: Tensor) -> None:
+    return None

@@ -30,10 +30,18 @@ def is_leaf(node: Node) -> bool:
 def is_packed(node: Node, name: str) -> bool:
     """Tell whether a saved tensor went through a pack hook (checkpointed, moved to the host).
 
-    Such a one should not be unpacked more often than the node does it: what was checkpointed
-    raises, what was moved is copied. Older versions of torch do not tell; there, none looks packed.
+    Such a one should not be unpacked more often than the node does it: what was checkpointed is
+    computed anew or raises, what was moved is copied. Older versions of torch do not tell; there,
+    none looks packed, nor does what the node does not save.
     """
-    return getattr(getattr(node, f"_raw_saved_{name}"), "unpack_hook", None) is not None
+    return getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None) is not None
+
+
+def has_packed(node: Node) -> bool:
+    """Tell whether any of a node's saved tensors went through a pack hook."""
+    prefix = "_raw_saved_"
+    names = [name.removeprefix(prefix) for name in dir(node) if name.startswith(prefix)]
+    return any(is_packed(node, name) for name in names)
 
 
 def has_hooks(node: Node) -> bool:
@@ -53,6 +61,18 @@ def can_start_at_edges() -> bool:
     except (AttributeError, TypeError):
         return False
     return True
+
+
+def fitted(gradient: Tensor, edge: Edge) -> Tensor:
+    """Make a gradient that a node returned what its edge wants, as the engine does in between.
+
+    A node returns the gradient of a broadcast input, or of a converted one, as it computed it.
+    """
+    node, place = edge
+    wanted = node._input_metadata[place]
+    if gradient.is_complex() and not wanted.dtype.is_complex:
+        gradient = gradient.real
+    return gradient.sum_to_size(wanted.shape).to(wanted.device, wanted.dtype)
 
 
 def detached(tensor: Tensor | None) -> Tensor | None:

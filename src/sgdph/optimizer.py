@@ -184,7 +184,8 @@ class SGDPH(Optimizer):
     ) -> None:
         """Take the partial Hessian where one is due, then run ``loss.backward()``.
 
-        Leaves all as ``loss.backward()`` would: gradients added to ``.grad``, hooks fired once.
+        Leaves all as ``loss.backward()`` would: gradients added to ``.grad``, hooks on parameters
+        fired once. Hooks on tensors in between see each pass (``docs/cost.md``).
 
         Args:
             loss: See :meth:`update_hessian`.

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,9 @@ from sgdph.nodes import (
     Node,
     can_start_at_edges,
     detached,
+    fitted,
     has_hooks,
+    has_packed,
     is_leaf,
     is_packed,
 )
@@ -67,11 +69,14 @@ class SharedBackward:
         self._asked_at: dict[Node, list[int]] = {}
         self._rerun_at: dict[Node, list[int]] = {}
         self._late_at: dict[Node, None] = {}
-        self._found: list[tuple[Edge, Tensor]] = []
+        self._pass: int | None = None
+        self._found: list[_Found] = []
         self._late: list[tuple[Tensor, Callable[[], Tensor]]] = []
         self._rerun: list[tuple[Node, Gradients]] = []
+        self._users: Counter[int] = Counter()
         for node in region.nodes:
             self._plan(node)
+        self._hooked = {node for node in self._asked_at if has_hooks(node)}
         edges = dict.fromkeys(
             region.edges(node)[place] for node, places in self._asked_at.items() for place in places
         )
@@ -89,22 +94,39 @@ class SharedBackward:
         if python or not region.nodes or not can_start_at_edges():
             return None
         shared = cls(region)
-        return None if any(map(has_hooks, shared._rerun_at)) else shared
+        noticed = any(has_hooks(node) or has_packed(node) for node in shared._rerun_at)
+        return None if noticed else shared
 
     def _plan(self, node: Node) -> None:
         for place in self._region.crossings(node):
             following, _ = self._region.edges(node)[place]
             if not self._region.closes(following):
                 self._rerun_at.setdefault(node, []).append(place)
-            elif place == 1 and _is_better_late(node, following):
+            elif place == 1 and self._is_better_late(node):
                 self._late_at[node] = None
             else:
                 self._asked_at.setdefault(node, []).append(place)
 
+    def _is_better_late(self, node: Node) -> bool:
+        if type(node).__name__ != CONVOLUTION:
+            return False
+        (before, _), (weight, _), *_ = self._region.edges(node)
+        # A hook on another leaf may step an input that is a leaf itself before it is needed here.
+        if not is_leaf(weight) or (before is not None and is_leaf(before)):
+            return False
+        output_size = math.prod(node._input_metadata[0].shape)
+        return (
+            weight.variable.numel() > output_size
+            and not is_packed(node, "input")
+            and not has_hooks(node)
+        )
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Write down what leaves the region in the pass that is made meanwhile."""
-        nodes = {**self._asked_at, **self._rerun_at, **self._late_at}
+        # The last node is the loss's own: with it the pass begins.
+        begin = dict.fromkeys(self._region.nodes[-1:])
+        nodes = {**begin, **self._asked_at, **self._rerun_at, **self._late_at}
         handles = [node.register_hook(self._recorder(node)) for node in nodes]
         try:
             yield
@@ -114,11 +136,15 @@ class SharedBackward:
         self._run_again()
 
     def _recorder(self, node: Node) -> Hook:
-        edges = self._region.edges(node)
-
         def record(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+            # A user's hook may run passes of its own through the same nodes meanwhile.
+            current = torch._C._current_graph_task_id()
+            if self._pass is None:
+                self._pass = current
+            if self._pass != current:
+                return
             for place in self._asked_at.get(node, []):
-                self._find(edges[place], grad_inputs[place])
+                self._find(node, place, grad_inputs[place], grad_outputs)
             if node in self._rerun_at:
                 self._rerun.append((node, tuple(map(detached, grad_outputs))))
             if node in self._late_at and grad_outputs[0] is not None:
@@ -126,12 +152,22 @@ class SharedBackward:
 
         return record
 
-    def _find(self, edge: Edge, gradient: Tensor | None) -> None:
+    def _find(
+        self, node: Node, place: int, gradient: Tensor | None, grad_outputs: Gradients
+    ) -> None:
+        """Write down a gradient; none also, for a leaf's hooks fire all the same."""
+        edge = self._region.edges(node)[place]
+        own = False
         if gradient is not None:
-            self._found.append((edge, gradient.detach()))
+            self._users[_memory(gradient)] += 1
+            # What a node hands through, or a hook puts in, may be held by others.
+            passing = {_memory(g) for g in grad_outputs if g is not None}
+            own = node not in self._hooked and _memory(gradient) not in passing
+        self._found.append(_Found(edge, detached(gradient), own))
 
     def _put_off(self, node: Node, grad_output: Tensor) -> None:
         weight, _ = self._region.edges(node)[1]
+        self._users[_memory(grad_output)] += 1
         try:
             self._late.append((weight.variable, Convolution(node).weight_gradient(grad_output)))
         except RuntimeError:
@@ -143,32 +179,52 @@ class SharedBackward:
             places = self._rerun_at[node]
             try:
                 gradients = _gradients(node, grad_outputs, places)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 self.is_complete = False
                 return
             for place, gradient in zip(places, gradients, strict=True):
-                self._find(self._region.edges(node)[place], gradient)
+                self._find(node, place, gradient, grad_outputs)
 
     def hand_on(self) -> None:
         """Run the rest of the backward: as ``loss.backward()``, for all that is still to come."""
-        deliveries = [_deliver(leaf, supply) for leaf, supply in self._late]
+        # The engine begins with what was made last: it is to be what was found first.
+        deliveries = [
+            _deliver(leaf, supply) for leaf, supply in reversed(self._late) if leaf.requires_grad
+        ]
         self._late.clear()
-        users = Counter(gradient.data_ptr() for _, gradient in self._found)
         sums: dict[Edge, Tensor] = {}
         while self._found:
-            edge, gradient = self._found.pop()
-            if not is_leaf(edge[0]):
+            edge, gradient, own = self._found.pop()
+            if is_leaf(edge[0]):
+                if gradient is not None and not (own and self._users[_memory(gradient)] == 1):
+                    gradient = gradient.clone()
+                # A leaf may have been frozen since the forward.
+                if edge[0].variable.requires_grad:
+                    deliveries.append(_deliver(edge[0].variable, [gradient].pop))
+            elif gradient is not None:
+                gradient = fitted(gradient, edge)
                 sums[edge] = sums[edge] + gradient if edge in sums else gradient
-            else:
-                # A leaf makes what it is handed its own, so it must not be two leaves' (a sum's).
-                own = gradient.clone() if users[gradient.data_ptr()] > 1 else gradient
-                deliveries.append(_deliver(edge[0].variable, [own].pop))
-                del own
             del gradient
         torch.autograd.backward(
             [*map(get_gradient_edge, deliveries), *(GradientEdge(*edge) for edge in sums)],
             [*map(torch.ones_like, deliveries), *sums.values()],
         )
+
+
+class _Found(NamedTuple):
+    """A gradient on its way out of the region.
+
+    Attributes:
+        edge: Where it goes.
+        gradient: What it is, without a graph.
+        own: Whether the node made it for this edge.
+    """
+
+    edge: Edge
+    gradient: Tensor | None
+    own: bool
 
 
 def _gradients(node: Node, grad_outputs: Gradients, places: list[int]) -> list[Tensor | None]:
@@ -183,18 +239,12 @@ def _gradients(node: Node, grad_outputs: Gradients, places: list[int]) -> list[T
     return [gradients[place] for place in places]
 
 
-def _is_better_late(node: Node, weight: Node) -> bool:
-    if type(node).__name__ != CONVOLUTION or not is_leaf(weight):
-        return False
-    output_size = math.prod(node._input_metadata[0].shape)
-    return (
-        weight.variable.numel() > output_size
-        and not is_packed(node, "input")
-        and not has_hooks(node)
-    )
+def _memory(tensor: Tensor) -> int:
+    # A sparse gradient has no memory of this kind, and is copied where there are two.
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
-def _deliver(leaf: Tensor, supply: Callable[[], Tensor]) -> Tensor:
+def _deliver(leaf: Tensor, supply: Callable[[], Tensor | None]) -> Tensor:
     with torch.enable_grad():
         return _Delivery.apply(leaf, supply)  # type: ignore[no-any-return]
 
@@ -202,15 +252,15 @@ def _deliver(leaf: Tensor, supply: Callable[[], Tensor]) -> Tensor:
 class _Delivery(Function):
     """Hands a leaf its gradient, made or let go of only then.
 
-    The engine becomes the gradient's only owner, and so makes it the leaf's own without a copy.
+    Nobody else holds on to it, so the engine makes it the leaf's own without a copy.
     """
 
     @staticmethod
-    def forward(ctx: Any, leaf: Tensor, supply: Callable[[], Tensor]) -> Tensor:
+    def forward(ctx: Any, leaf: Tensor, supply: Callable[[], Tensor | None]) -> Tensor:
         ctx.supply = supply
         return leaf.new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, None]:
         supply, ctx.supply = ctx.supply, None
         return supply(), None
