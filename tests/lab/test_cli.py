@@ -96,7 +96,13 @@ def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[i
     """Start the command, signal it when it has told of its first epoch, and wait for its end."""
     words = [*COMMAND, *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    # A program started in the background of a script ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout is not None
         said = ""
         for line in process.stdout:
