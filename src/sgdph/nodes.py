@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 Node: TypeAlias = Any
 """A ``torch.autograd.graph.Node``; the generated classes carry attributes of their own."""
@@ -50,17 +47,6 @@ def has_hooks(node: Node) -> bool:
     hooks = handle.hooks_dict_ref()
     handle.remove()
     return bool(hooks)
-
-
-@lru_cache
-def can_start_at_edges() -> bool:
-    """Tell whether this version's engine can begin a backward at an edge, as those from 2.7 do."""
-    leaf = torch.zeros((), requires_grad=True)
-    try:
-        torch.autograd.backward([get_gradient_edge(leaf)], [torch.ones(())])
-    except (AttributeError, TypeError):
-        return False
-    return True
 
 
 def fitted(gradient: Tensor, edge: Edge) -> Tensor:

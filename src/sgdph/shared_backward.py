@@ -26,7 +26,6 @@ from sgdph.nodes import (
     Gradients,
     Hook,
     Node,
-    can_start_at_edges,
     detached,
     fitted,
     has_hooks,
@@ -91,7 +90,7 @@ class SharedBackward:
             region: What lies behind the parameters whose curvature is wanted.
         """
         python = any(isinstance(node, BackwardCFunction) for node in region.nodes)
-        if python or not region.nodes or not can_start_at_edges():
+        if python or not region.nodes:
             return None
         shared = cls(region)
         noticed = any(has_hooks(node) or has_packed(node) for node in shared._rerun_at)
