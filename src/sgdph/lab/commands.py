@@ -23,9 +23,9 @@ from sgdph.lab.options import (
     parse_seeds,
     resolve,
 )
-from sgdph.lab.progress import reporter_for
+from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.report import PLOT, REPORT, TABLE, verdict, write_report
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.runs import RecordDirectory, RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.sweep import (
     Comparison,
@@ -38,11 +38,6 @@ from sgdph.lab.table import to_rich
 from sgdph.lab.training import describe_outcome, train_run
 
 OK, DIVERGED, INTERRUPTED = 0, 1, 130
-
-
-def say(console: Console, text: str) -> None:
-    """Print a text as it is: no line breaks inside paths, nothing taken for markup."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def train(options: TrainOptions, console: Console) -> int:
@@ -124,16 +119,6 @@ def default_out(given: Mapping[str, Any], name: str) -> Path:
     return Path("runs") / ("{dataset}-{model}-" + name).format_map(values)
 
 
-class Target(Protocol):
-    """A directory that something is to be recorded in."""
-
-    def check_free(self) -> None:
-        """Raise LabError if it cannot take anything new."""
-
-    def check_clearable(self) -> None:
-        """Raise LabError if what is there is not ours to delete."""
-
-
 class TargetOptions(Protocol):
     """The options about what is there already."""
 
@@ -146,7 +131,7 @@ class TargetOptions(Protocol):
         """Delete it."""
 
 
-def check_target(directory: Target, options: TargetOptions) -> None:
+def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
     """Raise LabError if the directory may not be used in the way the options say."""
     if options.resume and options.overwrite:
         raise LabError(

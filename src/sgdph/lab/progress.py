@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter(Protocol):
@@ -26,6 +33,11 @@ class Reporter(Protocol):
         """The run ended; ``message`` says how."""
 
 
+def say(console: Console, text: str) -> None:
+    """Print a text as it is: no line breaks inside paths, nothing taken for markup."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     """Put an epoch's metrics into one line."""
     return (
@@ -36,11 +48,18 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-class LineReporter:
-    """A line per epoch, for logs and pipes."""
+class Lines:
+    """Says what it has to say in lines."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+
+    def _say(self, text: str) -> None:
+        say(self.console, text)
+
+
+class LineReporter(Lines):
+    """A line per epoch, for logs and pipes."""
 
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
         """Say which run begins."""
@@ -57,9 +76,6 @@ class LineReporter:
     def run_finished(self, name: str, message: str) -> None:
         """Say how the run ended."""
         self._say(f"{name}: {message}")
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class BarReporter(LineReporter):
@@ -94,6 +110,16 @@ class BarReporter(LineReporter):
         super().run_finished(name, message)
 
 
+def _bars(console: Console, *more: ProgressColumn) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, *more, console=console, transient=True)
+
+
 @contextmanager
 def reporter_for(console: Console, runs: int = 1) -> Iterator[Reporter]:
     """Yield bars where the console is a terminal, lines where it is not.
@@ -105,14 +131,7 @@ def reporter_for(console: Console, runs: int = 1) -> Iterator[Reporter]:
     if not console.is_terminal:
         yield LineReporter(console)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _bars(console, TextColumn("{task.fields[note]}")) as progress:
         yield BarReporter(console, progress, runs)
 
 
@@ -129,11 +148,8 @@ class StepReporter(Protocol):
         """The cell is done, or was before; ``message`` says what came out."""
 
 
-class StepLines:
+class StepLines(Lines):
     """A line where a cell begins and where it ends."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
 
     def cell_started(self, name: str, steps: int) -> None:
         """Say which cell begins."""
@@ -145,9 +161,6 @@ class StepLines:
     def cell_finished(self, name: str, message: str) -> None:
         """Say what came out."""
         self._say(f"{name}: {message}")
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class StepBars(StepLines):
@@ -180,11 +193,5 @@ def step_reporter_for(console: Console, cells: int) -> Iterator[StepReporter]:
     if not console.is_terminal:
         yield StepLines(console)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _bars(console) as progress:
         yield StepBars(console, progress, cells)

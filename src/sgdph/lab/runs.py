@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
 
@@ -83,19 +83,85 @@ def remove_files(directory: Path, names: Sequence[str]) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-class RunDirectory:
+class RecordDirectory:
+    """A directory in which something is recorded: under what conditions it is taken or cleared.
+
+    Args:
+        path: The directory; it need not exist yet.
+
+    Attributes:
+        what: What is recorded there, in one word.
+        files: Names of its files. The one it is recognised by goes last.
+    """
+
+    what: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def content(self) -> str:
+        """What :meth:`exists` looks for."""
+        return f"a {self.what}"
+
+    def found(self) -> list[str]:
+        """Name those of its files that are there."""
+        return [name for name in self.files if (self.path / name).exists()]
+
+    def exists(self) -> bool:
+        """Whether the record, or a part of one, is there."""
+        return bool(self.found())
+
+    def recognise(self) -> None:
+        """Raise LabError if the files that are there are not the record's."""
+        raise NotImplementedError
+
+    def check_free(self) -> None:
+        """Raise LabError if the path cannot take a new record."""
+        if self.path.exists() and not self.path.is_dir():
+            raise LabError(f"{self.path} is a file; --out must name a directory")
+        if self.exists():
+            raise LabError(
+                f"{self.path} already holds {self.content}; carry it on with --resume, delete it "
+                "with --overwrite, or name another --out"
+            )
+
+    def check_clearable(self) -> None:
+        """Raise LabError if there are files of the record's names that are not one's."""
+        found = self.found()
+        if not found:
+            return
+        try:
+            self.recognise()
+        except LabError as error:
+            raise LabError(
+                f"{self.path} is not recognised as a {self.what} ({error}), so --overwrite does "
+                f"not delete its {', '.join(found)}; name another --out"
+            ) from error
+
+    def clear(self) -> None:
+        """Delete the record's files, and no others.
+
+        Raises:
+            LabError: As :meth:`check_clearable`, before anything is deleted.
+        """
+        self.check_clearable()
+        remove_files(self.path, self.files)
+
+
+class RunDirectory(RecordDirectory):
     """The files of one run.
 
     Args:
         path: The directory; it need not exist yet.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    what, files = "run", RUN_FILES
 
-    def exists(self) -> bool:
-        """Whether the directory holds a run, or a part of one."""
-        return any((self.path / name).exists() for name in RUN_FILES)
+    def recognise(self) -> None:
+        """Raise LabError if what is there is not a run."""
+        self.read_config()
 
     def read_config(self) -> RunConfig:
         """Read the configuration.
@@ -120,38 +186,6 @@ class RunDirectory:
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / CONFIG, to_yaml(config))
-
-    def check_free(self) -> None:
-        """Raise LabError if the path cannot take a new run."""
-        if self.path.exists() and not self.path.is_dir():
-            raise LabError(f"{self.path} is a file; --out must name a directory")
-        if self.exists():
-            raise LabError(
-                f"{self.path} already holds a run; carry it on with --resume, delete it with "
-                "--overwrite, or name another --out"
-            )
-
-    def check_clearable(self) -> None:
-        """Raise LabError if there are files of a run's names that are not a run's."""
-        if not self.exists():
-            return
-        try:
-            self.read_config()
-        except LabError as error:
-            found = [name for name in RUN_FILES if (self.path / name).exists()]
-            raise LabError(
-                f"{self.path} is not recognised as a run ({error}), so --overwrite does not delete "
-                f"its {', '.join(found)}; name another --out"
-            ) from error
-
-    def clear(self) -> None:
-        """Delete the run's files, and no others.
-
-        Raises:
-            LabError: As :meth:`check_clearable`, before anything is deleted.
-        """
-        self.check_clearable()
-        remove_files(self.path, RUN_FILES)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch's line, on the disk when this returns."""

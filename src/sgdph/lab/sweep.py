@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,7 +19,7 @@ from sgdph.lab.data import Dataset
 from sgdph.lab.options import resolve_many
 from sgdph.lab.progress import Reporter
 from sgdph.lab.report import PLOT, REPORT, TABLE
-from sgdph.lab.runs import RunDirectory, remove_files, write_text
+from sgdph.lab.runs import RecordDirectory, RunDirectory, write_text
 from sgdph.lab.start import prepare
 from sgdph.lab.training import describe_outcome, train_run
 
@@ -56,15 +55,23 @@ class Comparison:
         )
 
 
-class ComparisonDirectory:
+class ComparisonDirectory(RecordDirectory):
     """The directory of a comparison.
 
     Args:
         path: The directory; it need not exist yet.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    what, files = "comparison", COMPARISON_FILES
+
+    @property
+    def content(self) -> str:
+        """What :meth:`exists` looks for."""
+        return "a comparison or its runs"
+
+    def recognise(self) -> None:
+        """Raise LabError if what is there is not a comparison."""
+        self.read()
 
     def run(self, config: RunConfig) -> RunDirectory:
         """Return the directory of one of the runs."""
@@ -79,8 +86,7 @@ class ComparisonDirectory:
 
     def exists(self) -> bool:
         """Whether anything of a comparison is there."""
-        files = any((self.path / name).exists() for name in COMPARISON_FILES)
-        return files or bool(self.existing_runs())
+        return super().exists() or bool(self.existing_runs())
 
     def read(self) -> Comparison:
         """Read what the comparison is.
@@ -121,27 +127,9 @@ class ComparisonDirectory:
         }
         write_text(self.path / COMPARISON, yaml.safe_dump(content, sort_keys=False))
 
-    def check_free(self) -> None:
-        """Raise LabError if the path cannot take a new comparison."""
-        if self.path.exists() and not self.path.is_dir():
-            raise LabError(f"{self.path} is a file; --out must name a directory")
-        if self.exists():
-            raise LabError(
-                f"{self.path} already holds a comparison or its runs; carry it on with --resume, "
-                "delete it with --overwrite, or name another --out"
-            )
-
     def check_clearable(self) -> None:
         """Raise LabError if something there has a comparison's or a run's name and is not one."""
-        found = [name for name in COMPARISON_FILES if (self.path / name).exists()]
-        if found:
-            try:
-                self.read()
-            except LabError as error:
-                raise LabError(
-                    f"{self.path} is not recognised as a comparison ({error}), so --overwrite does "
-                    f"not delete its {', '.join(found)}; name another --out"
-                ) from error
+        super().check_clearable()
         for run in self.existing_runs():
             run.check_clearable()
 
@@ -156,7 +144,7 @@ class ComparisonDirectory:
             run.clear()
             if not any(run.path.iterdir()):
                 run.path.rmdir()
-        remove_files(self.path, COMPARISON_FILES)
+        super().clear()
 
 
 def check_agreement(directory: ComparisonDirectory, configs: Sequence[RunConfig]) -> None:

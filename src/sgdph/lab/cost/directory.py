@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sgdph.lab.config import LabError
@@ -23,7 +22,7 @@ from sgdph.lab.cost.figures import (
     settings_from_plain,
     to_plain,
 )
-from sgdph.lab.runs import remove_files, write_json
+from sgdph.lab.runs import RecordDirectory, write_json
 
 FORMAT = "sgdph-cost-1"
 FIGURES, PAGE, TABLE, BARS, SWEEP = "cost.json", "cost.md", "cost.csv", "cost.png", "cost-sweep.png"
@@ -31,19 +30,18 @@ FIGURES, PAGE, TABLE, BARS, SWEEP = "cost.json", "cost.md", "cost.csv", "cost.pn
 COST_FILES = (PAGE, TABLE, BARS, SWEEP, FIGURES)
 
 
-class CostDirectory:
+class CostDirectory(RecordDirectory):
     """The files of one measurement.
 
     Args:
         path: The directory; it need not exist yet.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    what, files = "measurement", COST_FILES
 
-    def exists(self) -> bool:
-        """Whether the directory holds a measurement, or a part of one."""
-        return any((self.path / name).exists() for name in COST_FILES)
+    def recognise(self) -> None:
+        """Raise LabError if what is there is not a measurement."""
+        self._content()
 
     def write(self, settings: CostSettings, cells: Sequence[CellFigures]) -> None:
         """Replace settings and figures."""
@@ -70,38 +68,6 @@ class CostDirectory:
                 f"{self.path / FIGURES} was written by another version of sgdph and cannot be read "
                 f"({error!r}); name another --out, or measure anew with --overwrite"
             ) from error
-
-    def check_free(self) -> None:
-        """Raise LabError if the path cannot take a new measurement."""
-        if self.path.exists() and not self.path.is_dir():
-            raise LabError(f"{self.path} is a file; --out must name a directory")
-        if self.exists():
-            raise LabError(
-                f"{self.path} already holds a measurement; carry it on with --resume, delete it "
-                "with --overwrite, or name another --out"
-            )
-
-    def check_clearable(self) -> None:
-        """Raise LabError if there are files of a measurement's names that are not one's."""
-        if not self.exists():
-            return
-        try:
-            self._content()
-        except LabError as error:
-            found = [name for name in COST_FILES if (self.path / name).exists()]
-            raise LabError(
-                f"{self.path} is not recognised as a measurement ({error}), so --overwrite does "
-                f"not delete its {', '.join(found)}; name another --out"
-            ) from error
-
-    def clear(self) -> None:
-        """Delete the measurement's files, and no others.
-
-        Raises:
-            LabError: As :meth:`check_clearable`, before anything is deleted.
-        """
-        self.check_clearable()
-        remove_files(self.path, COST_FILES)
 
     def _content(self) -> Mapping[str, Any]:
         file = self.path / FIGURES
