@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sgdph.nodes import is_leaf
+
 
 def graph_nodes(roots: Iterable[Tensor]) -> list[Any]:
     """List the autograd nodes that the graphs of ``roots`` are made of, each once."""
@@ -26,7 +28,7 @@ def _is_dead_end(node: Any) -> bool:
     # Torch's own errors about missing derivatives lead on, and are raised when reached.
     following = [n for n, _ in node.next_functions if n is not None]
     return type(node).__name__ == "Error" and all(
-        hasattr(n, "variable") and not isinstance(n.variable, nn.Parameter) for n in following
+        is_leaf(n) and not isinstance(n.variable, nn.Parameter) for n in following
     )
 
 

@@ -126,10 +126,10 @@ def curvature_of_gradients(
             if probes is None:
                 raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
             return _hutchinson(gradients, params, probes, release)
-        return [
-            None if g is None else _exact(g, p) if estimator == "exact" else _row_sum(g, p, release)
-            for g, p in zip(gradients, params, strict=True)
-        ]
+        pairs = zip(gradients, params, strict=True)
+        if estimator == "exact":
+            return [None if g is None else _exact(g, p) for g, p in pairs]
+        return [None if g is None else _row_sum(g, p, release) for g, p in pairs]
 
 
 def is_one_product(estimator: Estimator, params: Sequence[Tensor]) -> bool:

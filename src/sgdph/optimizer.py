@@ -174,10 +174,7 @@ class SGDPH(Optimizer):
                 cannot be differentiated twice; parameters were replaced after construction; or a
                 CUDA graph is being captured.
         """
-        if not self.hessian_due:
-            return
-        refuse_graph_capture()
-        self._flow.take(loss, loss_scale, self.param_groups)
+        self._take(loss, loss_scale, share=False)
 
     def backward(
         self, loss: Tensor, loss_scale: float | Tensor = 1.0, *, low_memory: bool = False
@@ -198,10 +195,7 @@ class SGDPH(Optimizer):
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`update_hessian`.
         """
-        rest: Callable[[], None] | None = None
-        if self.hessian_due:
-            refuse_graph_capture()
-            rest = self._flow.take(loss, loss_scale, self.param_groups, share=not low_memory)
+        rest = self._take(loss, loss_scale, share=not low_memory)
         try:
             if rest is None:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -331,6 +325,15 @@ class SGDPH(Optimizer):
     def _flow(self) -> Curvature:
         assert self._curvature is not None, "the constructor has not finished"
         return self._curvature
+
+    def _take(
+        self, loss: Tensor, loss_scale: float | Tensor, *, share: bool
+    ) -> Callable[[], None] | None:
+        """Take what is due, and return the rest of the backward where that has begun."""
+        if not self.hessian_due:
+            return None
+        refuse_graph_capture()
+        return self._flow.take(loss, loss_scale, self.param_groups, share=share)
 
     def _step_group(self, group: dict[str, Any]) -> None:
         """Step the group's parameters that have a gradient, each kind its own way."""

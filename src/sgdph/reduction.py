@@ -22,6 +22,9 @@ def world_size(process_group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(process_group)
 
 
+_ENQUEUED = "_static_graph_delay_allreduce_enqueued"
+
+
 @contextlib.contextmanager
 def static_graph_unnoticed(region: Region) -> Iterator[None]:
     """Keep ``DistributedDataParallel(static_graph=True)`` from taking a pass for its backward.
@@ -43,9 +46,6 @@ def static_graph_unnoticed(region: Region) -> Iterator[None]:
     finally:
         for wrapper in waiting:
             setattr(wrapper, _ENQUEUED, False)
-
-
-_ENQUEUED = "_static_graph_delay_allreduce_enqueued"
 
 
 class Arrival(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sgdph.differentiability import REENTRANT_WAY_OUT, graph_nodes
+from sgdph.nodes import is_leaf
 
 
 class ReplacedParameters:
@@ -50,7 +51,7 @@ class ReplacedParameters:
                 f"no partial Hessian of parameter {name(missed[0])} can be taken from this loss: "
                 f"{REENTRANT_WAY_OUT}"
             )
-        leaves = [node.variable for node in nodes if hasattr(node, "variable")]
+        leaves = [node.variable for node in nodes if is_leaf(node)]
         own = [p for group in groups for p in group["params"] if p.requires_grad]
         known, reached = {id(p) for p in own}, {id(leaf) for leaf in leaves}
         absent = [p for p in own if id(p) not in reached]

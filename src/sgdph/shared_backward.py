@@ -67,7 +67,7 @@ class SharedBackward:
         self._region = region
         self._asked_at: dict[Node, list[int]] = {}
         self._rerun_at: dict[Node, list[int]] = {}
-        self._late_at: dict[Node, None] = {}
+        self._late_at: set[Node] = set()
         self._pass: int | None = None
         self._found: list[_Found] = []
         self._late: list[tuple[Tensor, Callable[[], Tensor]]] = []
@@ -102,7 +102,7 @@ class SharedBackward:
             if not self._region.closes(following):
                 self._rerun_at.setdefault(node, []).append(place)
             elif place == 1 and self._is_better_late(node):
-                self._late_at[node] = None
+                self._late_at.add(node)
             else:
                 self._asked_at.setdefault(node, []).append(place)
 
@@ -124,8 +124,7 @@ class SharedBackward:
     def recording(self) -> Iterator[None]:
         """Write down what leaves the region in the pass that is made meanwhile."""
         # The last node is the loss's own: with it the pass begins.
-        begin = dict.fromkeys(self._region.nodes[-1:])
-        nodes = {**begin, **self._asked_at, **self._rerun_at, **self._late_at}
+        nodes = {self._region.nodes[-1], *self._asked_at, *self._rerun_at, *self._late_at}
         handles = [node.register_hook(self._recorder(node)) for node in nodes]
         try:
             yield
