@@ -59,7 +59,9 @@ def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
         label = LEGEND[1] if i == 0 else None
         axes.plot([floor, floor], [y - 0.42, y + 0.02], color=FLOOR, linewidth=2.2, label=label)
     for y, row in zip(heights, rows, strict=True):
-        _write(axes, row.time.highest, y - 0.19, f"{row.time.median:.2f}")
+        # A floor that lies beyond the bar must not cross its figure.
+        end = max(row.time.highest, row.floor or 0.0)
+        _write(axes, end, y - 0.19, f"{row.time.median:.2f}")
         if row.mean_peak is not None and row.worst_peak is not None:
             alike = row.worst_peak < row.mean_peak + 0.005
             worst = "" if alike else f", worst {row.worst_peak:.2f}"
