@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,22 +71,38 @@ def hessian_block(
     Example:
         >>> block = hessian_block(loss_fn(model(x), y), model.bn1.weight)
     """
+    params = [p] if isinstance(p, Tensor) else listed(p)
+    named = [(f"at place {i}", q) for i, q in enumerate(params)]
+    return block_of(loss, named, dtype=dtype, chunk_size=chunk_size)
+
+
+def block_of(
+    loss: Tensor,
+    named: Sequence[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Build the joint block of parameters whose names errors should tell.
+
+    See :func:`hessian_block`.
+    """
     check_loss(loss)
-    params = [p] if isinstance(p, Tensor) else list(p)
-    _check_params(params)
-    sizes = [q.numel() for q in params]
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
+    check_params(named)
+    params = [p for _, p in named]
     if dtype is None:
         dtype = _common_dtype(params)
     elif not dtype.is_floating_point:
         raise ValueError(f"dtype must be a real floating-point one, got {dtype}")
-    check_side(sum(sizes), dtype)
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
+    sizes = [p.numel() for p in params]
+    _check_side(sum(sizes), dtype)
 
     region = Region(loss, params)
     with static_graph_unnoticed(region):
         at_a_time = chunk_size or _chunk_size(region, params[0].device)
-        gradients = _gradients(loss, params, region, lean=at_a_time == 1)
+        gradients = _gradients(loss, named, region, lean=at_a_time == 1)
         block = torch.zeros(sum(sizes), sum(sizes), dtype=dtype, device=params[0].device)
         with silenced_hooks(params), explained():
             for gradient, rows in zip(gradients, torch.split(block, sizes), strict=True):
@@ -95,29 +112,31 @@ def hessian_block(
     return block
 
 
-def check_side(n: int, dtype: torch.dtype, what: str = "the parameters") -> None:
-    """Check that a block of ``n`` entries a side is no larger than is reasonable.
+def listed(params: Iterable[Any]) -> list[Any]:
+    """List what was given where a tensor or several were expected.
 
     Raises:
-        ValueError: It is.
+        TypeError: It cannot be listed.
     """
-    if n > LARGEST_SIDE:
-        gibibytes = n * n * dtype.itemsize / 2**30
-        raise ValueError(
-            f"{what} have n = {n:,} entries, so their Hessian block would have {n:,} x {n:,} and "
-            f"take {gibibytes:,.1f} GiB and {n:,} products; at most {LARGEST_SIDE:,} a side are "
-            "built. Give smaller or fewer parameters, such as the channel-wise ones of "
-            "sgdph.param_groups(model)"
-        )
+    if not isinstance(params, Iterable):
+        raise TypeError(f"expected a tensor or several, got {type(params).__name__}")
+    return list(params)
 
 
-def _check_params(params: Sequence[Tensor]) -> None:
-    if not params:
+def check_params(named: Sequence[tuple[str, Tensor]]) -> None:
+    """Check that each parameter can have a block of its own.
+
+    Raises:
+        TypeError: One is no tensor.
+        ValueError: One is complex, frozen, empty, too large or given twice; or there is none.
+    """
+    if not named:
         raise ValueError("a Hessian block needs at least one parameter, got none")
-    for i, p in enumerate(params):
+    seen: set[int] = set()
+    for name, p in named:
         if not isinstance(p, Tensor):
-            raise TypeError(f"parameters must be tensors, got {type(p).__name__} at place {i}")
-        here = f"the parameter at place {i}, of shape {tuple(p.shape)},"
+            raise TypeError(f"a parameter must be a tensor, got {type(p).__name__} {name}")
+        here = _described(name, p)
         if p.is_complex():
             raise ValueError(f"{here} is complex; a Hessian block is of real parameters")
         if not p.requires_grad:
@@ -125,8 +144,26 @@ def _check_params(params: Sequence[Tensor]) -> None:
                 f"{here} is frozen, so the loss's graph does not reach it: call "
                 "p.requires_grad_() before the forward pass"
             )
-        if any(p is other for other in params[:i]):
+        if p.numel() == 0:
+            raise ValueError(f"{here} has no entries, so it has no block")
+        if id(p) in seen:
             raise ValueError(f"{here} is given twice")
+        seen.add(id(p))
+        _check_side(p.numel(), p.dtype)
+
+
+def _described(name: str, p: Tensor) -> str:
+    return f"the parameter {name}, of shape {tuple(p.shape)},"
+
+
+def _check_side(n: int, dtype: torch.dtype) -> None:
+    if n > LARGEST_SIDE:
+        raise ValueError(
+            f"a Hessian block over n = {n:,} entries would take {n:,} products and "
+            f"{n * n * dtype.itemsize / 2**30:,.1f} GiB; it may have at most {LARGEST_SIDE:,} a "
+            "side. Give fewer or smaller parameters, such as the channel-wise ones of "
+            "sgdph.param_groups(model) one by one"
+        )
 
 
 def _common_dtype(params: Sequence[Tensor]) -> torch.dtype:
@@ -137,19 +174,24 @@ def _common_dtype(params: Sequence[Tensor]) -> torch.dtype:
 
 
 def _gradients(
-    loss: Tensor, params: Sequence[Tensor], region: Region, *, lean: bool
+    loss: Tensor, named: Sequence[tuple[str, Tensor]], region: Region, *, lean: bool
 ) -> list[Tensor]:
-    # Lean derivatives are made for what lies in the region they are given.
-    region = region if lean else Region(loss, [])
-    found = gradients_with_graph(loss, params, region)
+    params = [p for _, p in named]
+    # Lean derivatives are made for what lies in the region that they are given.
+    found = gradients_with_graph(loss, params, region if lean else Region(loss, []))
     FirstLook().check(params, found)
     gradients = []
-    for i, (gradient, p) in enumerate(zip(found, params, strict=True)):
+    for gradient, (name, p) in zip(found, named, strict=True):
         if gradient is None:
             # Zeros would look like a parameter in which the loss is flat.
             raise RuntimeError(
-                f"the loss does not depend on the parameter at place {i}, of shape "
-                f"{tuple(p.shape)}: it was not used in the forward pass, or was replaced since"
+                f"the loss does not depend on {_described(name, p)[:-1]}: it was not used in the "
+                "forward pass, or was replaced since"
+            )
+        if gradient.is_sparse:
+            raise RuntimeError(
+                f"{_described(name, p)} has a sparse gradient, which cannot be differentiated "
+                "again; use a layer with sparse=False"
             )
         gradients.append(gradient)
     return gradients

@@ -146,6 +146,15 @@ class Subject(NamedTuple):
 
 
 def judge(block: Tensor, subject: Subject) -> Diagonality:
+    """Judge a block; see :meth:`Diagonality.of_block`.
+
+    Args:
+        block: ``(n, n)``.
+        subject: With draws and average of ``n`` entries.
+
+    Raises:
+        ValueError: ``block`` has entries that are not finite.
+    """
     # On the CPU, because not every device has float64.
     block = block.detach().to("cpu", torch.float64)
     name, shape, z, average = subject
@@ -178,5 +187,6 @@ def rademacher_draws(probes: int, seed: int, index: int, p: Tensor) -> Tensor:
 
 
 def check_probes(probes: int) -> None:
+    """Raise a ``ValueError`` unless there is at least one."""
     if not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdph.algorithm import corrected_average
-from sgdph.block import check_side, hessian_block
+from sgdph.block import block_of, check_params, listed
 from sgdph.block_statistics import Diagonality, Subject, check_probes, judge, rademacher_draws
 from sgdph.channelwise import param_groups
 from sgdph.groups import parameter_name
@@ -36,7 +36,7 @@ def diagonality(
 
     Args:
         loss: A real scalar whose graph has not been freed. A loss that was scaled scales the
-            blocks, which shows in ``average`` alone.
+            blocks, which shows in the error of ``average`` alone.
         params: A tensor, several, or ``(name, tensor)`` pairs; or a module, for its trainable
             channel-wise parameters as :func:`sgdph.param_groups` tells them.
         probes: How many Hutchinson draws each, at least 1.
@@ -62,9 +62,8 @@ def diagonality(
     """
     check_probes(probes)
     named = _named(params, optimizer)
-    for name, p in named:
-        check_side(p.numel(), p.dtype, f"the parameter {name}")
-    whole = hessian_block(loss, [p for _, p in named], chunk_size=chunk_size) if joint else None
+    check_params(named)
+    whole = block_of(loss, named, chunk_size=chunk_size) if joint else None
     subjects = [
         Subject(
             name,
@@ -76,8 +75,8 @@ def diagonality(
     ]
     if whole is None:
         return [
-            judge(hessian_block(loss, p, chunk_size=chunk_size), subject)
-            for (_, p), subject in zip(named, subjects, strict=True)
+            judge(block_of(loss, [one], chunk_size=chunk_size), subject)
+            for one, subject in zip(named, subjects, strict=True)
         ]
     sizes = [p.numel() for _, p in named]
     rows = torch.split(whole, sizes)
@@ -98,18 +97,17 @@ def _named(
 ) -> list[tuple[str, Tensor]]:
     if isinstance(params, nn.Module):
         return _channelwise_of(params)
-    entries = [params] if isinstance(params, Tensor) else list(params)
     named = []
-    for i, entry in enumerate(entries):
-        name, p = entry if isinstance(entry, tuple) else (None, entry)
-        if not isinstance(p, Tensor):
+    for i, entry in enumerate([params] if isinstance(params, Tensor) else listed(params)):
+        if isinstance(entry, Tensor):
+            named.append((_name(entry, i, optimizer), entry))
+        elif isinstance(entry, tuple) and len(entry) == 2:
+            named.append(entry)
+        else:
             raise TypeError(
                 "params must be tensors, (name, tensor) pairs or a module, got "
                 f"{type(entry).__name__} at place {i}"
             )
-        if p.numel() == 0:
-            raise ValueError(f"the parameter at place {i} has no entries, so it has no block")
-        named.append((_name(p, i, optimizer) if name is None else name, p))
     return named
 
 
