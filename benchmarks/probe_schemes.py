@@ -59,12 +59,15 @@ def hadamard(
         length: The matrix's size, a power of two; ``None`` is the least one that keeps all channels
             apart. In a smaller one, channels share rows, as evenly as can be and by chance.
         redraw: Whether signs, rows and columns are drawn anew for each round, or stay.
-        shuffled: Whether the columns come in random order, or in their own.
+        shuffled: Whether the columns come in random order, or in their own (then the channels are
+            given their rows by chance).
     """
     size = power_of_two(n) if length is None else length
     rounds = -(-visits // size) if redraw else 1
     s = signs(seeds, rounds, 1, n)
-    rows = torch.rand(seeds, rounds, 1, max(n, size)).argsort(-1)[..., :n] % size
+    rows = torch.arange(n)
+    if length is not None or not shuffled:
+        rows = torch.rand(seeds, rounds, 1, max(n, size)).argsort(-1)[..., :n] % size
     columns = torch.arange(size).expand(seeds, rounds, size)
     if shuffled:
         columns = torch.rand(seeds, rounds, size).argsort(-1)

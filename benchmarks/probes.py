@@ -3,9 +3,9 @@
     python benchmarks/probes.py collect [--blocks build/probes] [--data-dir data]
     python benchmarks/probes.py measure [--blocks build/probes] [--out results/probes]
 
-``collect`` trains small networks and keeps the dense Hessian blocks that they meet (about an hour
-on one core, 400 MB). ``measure`` draws every scheme's probes on these blocks, so that all schemes see the
-same weights and batches; it prints tables and writes them to one JSON file.
+``collect`` trains small networks and keeps the dense Hessian blocks that they meet. ``measure``
+draws every scheme's probes on these blocks, so that all schemes see the same weights and batches;
+it prints tables and writes them to one JSON file.
 
 The error is ``|| |D̂| - |d| || / ||d||``: D̂ is the bias-corrected moving average of the estimates,
 d the diagonal. Of each seed the median over the layers is taken, then mean ± std over the seeds.
@@ -38,7 +38,7 @@ Errors = dict[tuple[float, int], Tensor]
 
 
 def averages(estimates: Tensor, beta2: float, at: tuple[int, ...]) -> dict[int, Tensor]:
-    """Average estimates ``(seeds, visits, n)`` as SGD-PH does; ``(seeds, n)`` after each of ``at``."""
+    """Average estimates ``(seeds, visits, n)`` as SGD-PH does, into ``(seeds, n)`` each time."""
     average = torch.zeros_like(estimates[:, 0])
     found = {0: average}
     for visit in range(1, max(at) + 1):
