@@ -54,6 +54,8 @@ class RunConfig:
         refresh: SGD-PH's order of refreshes.
         hessian_interval: SGD-PH refreshes at every n-th step.
         betas: AdamW's two averaging factors.
+        keep_checkpoints: Epochs whose checkpoint is kept beside the last one; 0 is before the first
+            step.
     """
 
     dataset: DatasetName
@@ -77,6 +79,7 @@ class RunConfig:
     refresh: RefreshName | None = None
     hessian_interval: int | None = None
     betas: tuple[float, float] | None = None
+    keep_checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -91,6 +94,11 @@ class RunConfig:
                 raise LabError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise LabError(f"seed must lie between 0 and 2**63 - 1; got {self.seed}")
+        for epoch in self.keep_checkpoints or ():
+            if not 0 <= epoch <= self.epochs:
+                raise LabError(
+                    f"keep_checkpoints must lie between 0 and the {self.epochs} epochs; got {epoch}"
+                )
 
 
 # Where a run is computed, not what it computes: these may change when a run is resumed.
@@ -109,11 +117,13 @@ def _matches(value: object, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint)
     if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
         kinds = get_args(hint)
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(kinds)
-            and all(_matches(item, kind) for item, kind in zip(value, kinds, strict=True))
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        return len(value) == len(kinds) and all(
+            _matches(item, kind) for item, kind in zip(value, kinds, strict=True)
         )
     if origin is not None:
         return any(_matches(value, kind) for kind in get_args(hint))
@@ -130,7 +140,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if origin is tuple:
-        return f"{len(get_args(hint))} numbers"
+        kinds = get_args(hint)
+        return "whole numbers" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
     if origin is not None:
         return " or ".join(_describe(kind) for kind in get_args(hint))
     names = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
