@@ -180,9 +180,22 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
         raise LabError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         raise LabError(f"{source} is not a run's configuration: expected 'format: {FORMAT}' in it")
+    return from_mapping({key: value for key, value in values.items() if key != "format"}, source)
+
+
+def from_mapping(values: Mapping[str, Any], source: Path | str = "the configuration") -> RunConfig:
+    """Make a configuration of what a file held, by field name.
+
+    Args:
+        values: Field name to value, tuples as lists.
+        source: Where it came from, for error messages.
+
+    Raises:
+        LabError: If a key is missing or unknown, or a value is of the wrong kind.
+    """
     hints = get_type_hints(RunConfig)
     known = {field.name: field for field in dataclasses.fields(RunConfig)}
-    unknown = [str(key) for key in values if key not in known and key != "format"]
+    unknown = [str(key) for key in values if key not in known]
     missing = [
         name
         for name, field in known.items()
@@ -192,7 +205,7 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
         problems = [f"unknown keys: {', '.join(unknown)}"] if unknown else []
         problems += [f"missing keys: {', '.join(missing)}"] if missing else []
         raise LabError(f"{source}: {'; '.join(problems)}")
-    given = {key: _revive(value, hints[key]) for key, value in values.items() if key != "format"}
+    given = {key: _revive(value, hints[key]) for key, value in values.items()}
     try:
         return RunConfig(**given)
     except LabError as error:
