@@ -267,7 +267,7 @@ class SGDPH(Optimizer):
         """
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         return {
-            self._name(p): self._flow.multiplier(p, self.state, groups[id(p)]).clone()
+            self._name(p): self._multiplier(p, groups[id(p)]).clone()
             for p in self._flow.cycle.newton
         }
 
@@ -355,9 +355,13 @@ class SGDPH(Optimizer):
         self._keep_momentum(first_order, buffers)
 
         buffers = self._momentum_buffers(newton)
-        multipliers = [self._flow.multiplier(p, self.state, group) for p in newton]
+        multipliers = [self._multiplier(p, group) for p in newton]
         newton_step(newton, [p.grad for p in newton], buffers, multipliers, **shared)
         self._keep_momentum(newton, buffers)
+
+    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return what the momentum of ``p`` is multiplied by. Controls put another in its place."""
+        return self._flow.multiplier(p, self.state, group)
 
     def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor | None]:
         return [self.state.get(p, {}).get("momentum_buffer") for p in params]

@@ -59,7 +59,7 @@ def test_a_relative_data_directory_is_made_absolute() -> None:
 
 
 def test_a_setting_of_another_optimizer_is_refused_with_its_owners() -> None:
-    with pytest.raises(LabError, match=r"adamw has no setting --momentum.*sgdph, sgdm has it"):
+    with pytest.raises(LabError, match=r"adamw has no setting --momentum.*sgdph, sgdm, sgdph-mean"):
         resolve({"optimizer": "adamw", "momentum": 0.5})
 
 

@@ -11,23 +11,35 @@
 | sgdph | estimator, refresh, hessian_interval | row_sum, cyclic, 1 | the SGD-PH paper's algorithm |
 | adamw | lr | 1e-3 | the SGD-PH paper's experiments on CIFAR |
 | adamw | weight_decay | 0.05 | not the paper's; a usual value for AdamW on images |
+| sgdph-mean, sgdph-shuffled | all | as sgdph | :mod:`sgdph.lab.controls` |
+| sgdph-fixed1, sgdph-fixed10 | lr, weight_decay, momentum | as sgdph | :mod:`sgdph.lab.controls` |
 | adamw | betas | 0.9, 0.999 | Kingma & Ba, "Adam", ICLR 2015; torch's default |
 
+The ``sgdph-…`` are controls: SGD-PH with something else in place of its multipliers.
+
 On ``mnist5k`` lr and weight decay have other defaults, found on held-out training images by
-``benchmarks/tune_small.py``; elsewhere nothing was tuned here. Weight decay applies to every
-parameter of every optimizer.
+``benchmarks/tune_small.py`` (the controls take sgdph's); elsewhere nothing was tuned here. Weight
+decay applies to every parameter of every optimizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from sgdph import SGDPH, param_groups
 from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.controls import (
+    FixedMultiplier,
+    MeanMultiplier,
+    ShuffledMultiplier,
+    TenfoldMultiplier,
+)
 
 
 @dataclass(frozen=True)
@@ -51,38 +63,45 @@ def _adamw(model: nn.Module, settings: Mapping[str, Any], seed: int) -> torch.op
     return torch.optim.AdamW(model.parameters(), **settings)
 
 
-def _sgdph(model: nn.Module, settings: Mapping[str, Any], seed: int) -> torch.optim.Optimizer:
-    from sgdph import SGDPH, param_groups
-
+def _sgdph(
+    model: nn.Module, settings: Mapping[str, Any], seed: int, kind: type[SGDPH] = SGDPH
+) -> torch.optim.Optimizer:
     rest = {name: value for name, value in settings.items() if name != "weight_decay"}
     groups = param_groups(model, weight_decay=settings["weight_decay"])
-    return SGDPH(groups, seed=seed, **rest)
+    return kind(groups, seed=seed, **rest)
 
+
+_OF_SGDPH: Mapping[str, Any] = {
+    "lr": 0.01,
+    "weight_decay": 5e-3,
+    "momentum": 0.9,
+    "second_order_lr": 1e-3,
+    "hessian_momentum": 0.9,
+    "eps": 1e-4,
+    "estimator": "row_sum",
+    "refresh": "cyclic",
+    "hessian_interval": 1,
+}
+_OF_FIXED = {name: _OF_SGDPH[name] for name in ("lr", "weight_decay", "momentum")}
 
 BASELINES: Mapping[str, Baseline] = {
-    "sgdph": Baseline(
-        {
-            "lr": 0.01,
-            "weight_decay": 5e-3,
-            "momentum": 0.9,
-            "second_order_lr": 1e-3,
-            "hessian_momentum": 0.9,
-            "eps": 1e-4,
-            "estimator": "row_sum",
-            "refresh": "cyclic",
-            "hessian_interval": 1,
-        },
-        _sgdph,
-    ),
+    "sgdph": Baseline(_OF_SGDPH, _sgdph),
     "sgdm": Baseline({"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}, _sgdm),
     "adamw": Baseline({"lr": 1e-3, "weight_decay": 0.05, "betas": (0.9, 0.999)}, _adamw),
+    "sgdph-mean": Baseline(_OF_SGDPH, partial(_sgdph, kind=MeanMultiplier)),
+    "sgdph-shuffled": Baseline(_OF_SGDPH, partial(_sgdph, kind=ShuffledMultiplier)),
+    "sgdph-fixed1": Baseline(_OF_FIXED, partial(_sgdph, kind=FixedMultiplier)),
+    "sgdph-fixed10": Baseline(_OF_FIXED, partial(_sgdph, kind=TenfoldMultiplier)),
 }
 
 # The paper's learning rates are for 200 epochs of CIFAR; a few hundred steps are too few for them.
 # Found on held-out training images with equal budgets: results/tuning-mnist5k.
 TUNED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "mnist5k": {
-        "sgdph": {"lr": 0.1, "weight_decay": 5e-3},
+        **{
+            name: {"lr": 0.1, "weight_decay": 5e-3}
+            for name in ("sgdph", "sgdph-mean", "sgdph-shuffled", "sgdph-fixed1", "sgdph-fixed10")
+        },
         "sgdm": {"lr": 0.1, "weight_decay": 5e-3},
         "adamw": {"lr": 0.01, "weight_decay": 0.05},
     }

@@ -15,10 +15,10 @@ from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.options import (
     DEFAULT_OPTIMIZERS,
     DEFAULT_SEEDS,
-    DEFAULTS,
     CommonOptions,
     CompareOptions,
     TrainOptions,
+    defaults_for,
     parse_optimizers,
     parse_seeds,
     resolve,
@@ -115,7 +115,7 @@ def compare(options: CompareOptions, console: Console) -> int:
 
 def default_out(given: Mapping[str, Any], name: str) -> Path:
     """Name the directory of what was not given one."""
-    values = {**DEFAULTS, **given}
+    values = {**defaults_for(given), **given}
     return Path("runs") / ("{dataset}-{model}-" + name).format_map(values)
 
 

@@ -11,11 +11,19 @@ import yaml
 
 FORMAT = "sgdph-run-1"
 
-DatasetName = Literal["mnist5k", "digits", "cifar10", "cifar100"]
+DatasetName = Literal["mnist5k", "digits", "cifar10", "cifar100", "pydoc"]
 ModelName = Literal[
-    "resnet8", "resnet20", "resnet56", "resnet18", "resnet50", "vgg11-bn", "vgg19-bn"
+    "resnet8", "resnet20", "resnet56", "resnet18", "resnet50", "vgg11-bn", "vgg19-bn", "transformer"
 ]
-OptimizerName = Literal["sgdph", "sgdm", "adamw"]
+OptimizerName = Literal[
+    "sgdph",
+    "sgdm",
+    "adamw",
+    "sgdph-mean",
+    "sgdph-shuffled",
+    "sgdph-fixed1",
+    "sgdph-fixed10",
+]
 ScheduleName = Literal["cosine", "step", "constant"]
 EstimatorName = Literal["row_sum", "hutchinson", "exact"]
 RefreshName = Literal["cyclic", "all"]

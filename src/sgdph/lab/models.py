@@ -9,6 +9,7 @@
 | ``resnet50`` | four stages of bottlenecks | 23,520,842 |
 | ``vgg11-bn`` | :mod:`sgdph.lab.vgg` | 9,228,362 |
 | ``vgg19-bn`` | | 20,035,018 |
+| ``transformer`` | :mod:`sgdph.lab.transformer`, for text | 24,544 (96 characters) |
 | ``torchvision:NAME`` | torchvision's network of that name, untrained | its own |
 """
 
@@ -21,8 +22,11 @@ from torch import nn
 
 from sgdph.lab.config import LabError
 from sgdph.lab.resnet import BasicBlock, Bottleneck, ResNet
+from sgdph.lab.transformer import Transformer
 from sgdph.lab.vgg import VGG
 
+# The networks that take windows of text.
+TEXT_NETWORKS = frozenset({"transformer"})
 TORCHVISION = "torchvision:"
 
 
@@ -46,6 +50,7 @@ _NETWORKS: Mapping[str, Callable[[int, int], nn.Module]] = {
     ),
     "vgg11-bn": partial(VGG, convolutions=(1, 1, 2, 2, 2)),
     "vgg19-bn": partial(VGG, convolutions=(2, 2, 4, 4, 4)),
+    "transformer": lambda characters, classes: Transformer(classes),
 }
 
 
@@ -54,11 +59,12 @@ def build_model(name: str, *, in_channels: int, classes: int) -> nn.Module:
 
     Args:
         name: One of the module's table.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images; the number of characters of a text.
         classes: Number of classes, at least 2.
 
     Returns:
-        A module from ``(N, in_channels, H, W)`` to ``(N, classes)``.
+        A module from ``(N, in_channels, H, W)`` to ``(N, classes)``; for a text from ``(N, T)`` to
+        ``(N, classes, T)``.
 
     Raises:
         LabError: If the name is unknown, or torchvision's network does not take that many channels.

@@ -36,6 +36,8 @@ DEFAULTS: Mapping[str, Any] = {
     "schedule": "cosine",
     "seed": 0,
 }
+# What differs from these for a data set.
+DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"pydoc": {"model": "transformer"}}
 DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
 DEFAULT_SEEDS = (0, 1, 2)
 
@@ -64,14 +66,14 @@ class CommonOptions:
     """Delete what an earlier call left in --out, and nothing else, and start anew."""
 
     dataset: Annotated[DatasetName | None, shown("mnist5k", DatasetName)] = None
-    """Data set; mnist5k and digits need no download."""
+    """Data set; mnist5k, digits and pydoc (text) need no download."""
     data_dir: Annotated[Path | None, shown("none", "DIR")] = None
     """Directory that holds CIFAR's official files."""
     download: bool = False
     """Let torchvision download CIFAR into --data-dir if it is not there."""
     train_size: Annotated[int | None, shown("all", "N")] = None
     """Train on a stratified subset of this many images."""
-    model: Annotated[ModelName | None, shown("resnet8", ModelName)] = None
+    model: Annotated[ModelName | None, shown("resnet8; transformer for pydoc", ModelName)] = None
     """Network."""
     epochs: Annotated[int | None, shown("12", "N")] = None
     """Passes over the training images."""
@@ -159,6 +161,12 @@ class CompareOptions(CommonOptions):
     """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
 
 
+def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of all that is no optimizer's setting, for the data set that is asked."""
+    dataset = given.get("dataset", DEFAULTS["dataset"])
+    return {**DEFAULTS, **DATASET_DEFAULTS.get(dataset, {})}
+
+
 def resolve(given: Mapping[str, Any]) -> RunConfig:
     """Fill up what was given with the defaults, the optimizer's settings included.
 
@@ -166,7 +174,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
         LabError: If a value is out of its bounds or not one of the optimizer's settings.
     """
     shared = {name: value for name, value in given.items() if name not in SETTINGS}
-    values = {**DEFAULTS, **shared}
+    values = {**defaults_for(given), **shared}
     own = {name: value for name, value in given.items() if name in SETTINGS}
     return RunConfig(**values, **resolve_settings(values["optimizer"], values["dataset"], own))
 

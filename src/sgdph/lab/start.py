@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 from sgdph.lab.baselines import build_optimizer
 from sgdph.lab.checkpoint import TrainingState
 from sgdph.lab.config import LabError, RunConfig
-from sgdph.lab.data import Dataset
-from sgdph.lab.models import build_model
+from sgdph.lab.data import Dataset, TextDataset
+from sgdph.lab.models import TEXT_NETWORKS, build_model
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,17 @@ def build_schedule(optimizer: torch.optim.Optimizer, name: str, epochs: int) -> 
     return ConstantLR(optimizer, factor=1.0)
 
 
+def check_kind(model: str, data: Dataset) -> None:
+    """Raise LabError where a network for images is to read text, or the other way round."""
+    text, reads_text = isinstance(data, TextDataset), model in TEXT_NETWORKS
+    if text != reads_text:
+        raise LabError(
+            f"--model {model} takes {'windows of text' if reads_text else 'images'}, and --dataset "
+            f"{data.name} holds {'text' if text else 'images'}; text goes with --model "
+            f"{' or '.join(sorted(TEXT_NETWORKS))}, images with the others"
+        )
+
+
 def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
     """Make a run's first state out of its seed.
 
@@ -81,6 +92,7 @@ def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
     Raises:
         LabError: If the configuration does not fit the data, the machine or the optimizer.
     """
+    check_kind(config.model, data)
     count = len(data.train_labels)
     if config.batch_size > count:
         raise LabError(

@@ -37,7 +37,7 @@ class Diverged(Exception):  # noqa: N818 - an outcome that is recorded, not an e
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over the test images."""
+    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over all test labels."""
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=data.mean.device)
     correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
         logits = model(data.normalise(data.test_images[window]))
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
-    count = len(data.test_labels)
+    count = data.test_labels.numel()
     return loss.item() / count, correct.item() / count
 
 
@@ -167,13 +167,14 @@ class Trainer:
         """Step through the training images once.
 
         Returns:
-            Mean loss and accuracy over the images as they came, each before its batch's step, and
+            Mean loss and accuracy over all labels as they came, each before its batch's step, and
             the number of steps.
         """
         data, state, size = self.data, self.state, self.config.batch_size
         state.model.train()
         plan = plan_epoch(data, state.generator)
         count = len(data.train_labels)
+        labels_in_all = data.train_labels.numel()
         loss_sum = torch.zeros((), dtype=torch.float64, device=data.mean.device)
         correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
         starts = range(0, count, size)
@@ -181,7 +182,7 @@ class Trainer:
             images, labels = training_batch(data, plan, start, size)
             logits = state.model(images)
             loss = F.cross_entropy(logits, labels)
-            loss_sum += loss.detach() * len(labels)
+            loss_sum += loss.detach() * labels.numel()
             correct += (logits.detach().argmax(1) == labels).sum()
             if (step % CHECK_INTERVAL == 0 or step == len(starts)) and not loss_sum.isfinite():
                 raise Diverged(
@@ -192,7 +193,7 @@ class Trainer:
             self.reporter.batch_finished()
         if data.mean.is_cuda:
             torch.cuda.synchronize()
-        return loss_sum.item() / count, correct.item() / count, len(starts)
+        return loss_sum.item() / labels_in_all, correct.item() / labels_in_all, len(starts)
 
     def _summarise(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Write the summary of the epochs so far and return it."""

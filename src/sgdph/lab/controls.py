@@ -1,0 +1,64 @@
+"""Controls: SGD-PH whose Newton multipliers have lost what curvature could have put in them.
+
+Each answers one question of whether curvature matters to training. If a control trains as well as
+SGD-PH, that which it lacks was not what helped.
+
+| name | multiplier of a Newton parameter | what is lost |
+|---|---|---|
+| ``sgdph-mean`` | its mean over the channels, in each | the differences between channels |
+| ``sgdph-shuffled`` | its own, each channel's given to another | which channel has which |
+| ``sgdph-fixed1`` | 1 | all curvature: SGDM, with SGD-PH's weight decay |
+| ``sgdph-fixed10`` | 10, the cap at the paper's settings | all curvature: a larger learning rate |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgdph import SGDPH
+
+
+class MeanMultiplier(SGDPH):
+    """Each parameter's multiplier is replaced by its mean over the channels."""
+
+    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        own = super()._multiplier(p, group)
+        return own.mean().expand_as(own)
+
+
+class ShuffledMultiplier(SGDPH):
+    """Each parameter's multiplier is permuted over its channels, always in the same way.
+
+    The permutation is drawn once for each parameter, from the optimizer's seed. A new one at every
+    step would average out over the steps to the mean.
+    """
+
+    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        own = super()._multiplier(p, group)
+        place = next(i for i, other in enumerate(self._flow.cycle.newton) if other is p)
+        generator = torch.Generator().manual_seed(1_000_003 * group["seed"] + place)
+        order = torch.randperm(own.numel(), generator=generator)
+        return own.flatten()[order.to(own.device)].view_as(own)
+
+
+class FixedMultiplier(SGDPH):
+    """The multiplier is a number, and no curvature is ever taken."""
+
+    multiplier = 1.0
+
+    @property
+    def hessian_due(self) -> bool:
+        """Never."""
+        return False
+
+    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        return torch.full_like(p, self.multiplier)
+
+
+class TenfoldMultiplier(FixedMultiplier):
+    """The multiplier is 10: where SGD-PH's is capped at the paper's τ and ε."""
+
+    multiplier = 10.0

@@ -1,0 +1,54 @@
+"""Real text that ships with Python: the language reference, as ``help()`` shows it.
+
+``pydoc_data.topics`` holds some eighty chapters (about 460,000 characters) of the Python language
+reference (Python Software Foundation). Its words change a little from one Python to the next, so
+figures are comparable within one Python version only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgdph.lab.transformer import LENGTH
+
+# Printable ASCII and the line break; all else, some 0.1%, reads as a space.
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+# One chapter in so many is kept for the test.
+TEST_EVERY = 6
+
+
+def read_pydoc() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cut the chapters into windows, each with the characters that come next.
+
+    Every sixth chapter, in alphabetical order, is for the test. Windows do not overlap, and none
+    reaches over two chapters' splits.
+
+    Returns:
+        Training windows ``(N, 64)``, bytes; the characters that follow each of theirs ``(N, 64)``,
+        int64; test windows and followers ``(M, 64)`` likewise.
+    """
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    test = set(names[TEST_EVERY - 1 :: TEST_EVERY])
+    parts = [
+        "\n".join(topics[name] for name in names if (name in test) == wanted)
+        for wanted in (False, True)
+    ]
+    (train, train_next), (test_windows, test_next) = map(windows, parts)
+    return train, train_next, test_windows, test_next
+
+
+def windows(text: str) -> tuple[Tensor, Tensor]:
+    """Cut a text into windows of 64 characters, and the same one character further on.
+
+    Returns:
+        Places in :data:`CHARACTERS`: bytes ``(N, 64)`` and int64 ``(N, 64)``.
+    """
+    place = {character: i for i, character in enumerate(CHARACTERS)}
+    codes = torch.tensor([place.get(c, place[" "]) for c in text], dtype=torch.uint8)
+    count = (len(codes) - 1) // LENGTH
+    here = codes[: count * LENGTH].view(count, LENGTH)
+    following = codes[1 : count * LENGTH + 1].view(count, LENGTH)
+    return here, following.long()

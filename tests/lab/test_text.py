@@ -1,0 +1,109 @@
+"""The text data set and the small transformer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from sgdph.lab.config import LabError
+from sgdph.lab.data import TextDataset, load_dataset, plan_epoch, training_batch
+from sgdph.lab.models import build_model
+from sgdph.lab.options import resolve
+from sgdph.lab.start import prepare
+from sgdph.lab.text import CHARACTERS, windows
+from sgdph.lab.training import evaluate
+from sgdph.lab.transformer import LENGTH
+
+from .conftest import checkpoint_of, interrupt_at, same_bits, start
+
+
+@pytest.fixture(scope="module")
+def text() -> TextDataset:
+    data = load_dataset("pydoc", train_size=100)
+    assert isinstance(data, TextDataset)
+    return data
+
+
+def test_a_window_is_followed_by_itself_one_character_on() -> None:
+    sample = "".join(CHARACTERS[i % 96] for i in range(3 * LENGTH))
+    here, following = windows(sample + "é")
+    assert here.shape == following.shape == (3, LENGTH)
+    joined = here.flatten().tolist()
+    assert [CHARACTERS[i] for i in joined] == list(sample)
+    assert following.flatten().tolist()[:-1] == joined[1:]
+    # Whatever is not in the alphabet reads as a space.
+    assert CHARACTERS[following[-1, -1]] == " "
+
+
+def test_training_and_test_text_share_no_window() -> None:
+    data = load_dataset("pydoc")
+    rows = [
+        {bytes(row) for row in images.numpy()} for images in (data.train_images, data.test_images)
+    ]
+    # Rulers of dashes and blank lines may stand in both.
+    common = [row for row in rows[0] & rows[1] if len(set(row)) > 12]
+    assert not common
+    assert len(data.train_images) > 5 * len(data.test_images) > 1000
+
+
+def test_a_subset_is_spread_over_the_whole_text(text: TextDataset) -> None:
+    whole = load_dataset("pydoc").train_images
+    places = [int((whole == row).all(1).nonzero()[0]) for row in text.train_images]
+    assert min(places) < len(whole) // 8
+    assert max(places) > len(whole) * 7 // 8
+    with pytest.raises(LabError, match="--train-size for pydoc"):
+        load_dataset("pydoc", train_size=10**6)
+
+
+def test_no_position_sees_what_comes_after_it() -> None:
+    torch.manual_seed(0)
+    model = build_model("transformer", in_channels=96, classes=96).eval()
+    first = torch.randint(96, (2, LENGTH))
+    second = first.clone()
+    second[:, 40:] = (second[:, 40:] + 1) % 96
+    a, b = model(first), model(second)
+    assert a.shape == (2, 96, LENGTH)
+    torch.testing.assert_close(a[:, :, :40], b[:, :, :40])
+    assert not torch.allclose(a[:, :, 41:], b[:, :, 41:])
+    # A shorter window gives the same beginnings.
+    torch.testing.assert_close(model(first[:, :10]), a[:, :, :10])
+
+
+def test_evaluation_is_the_mean_over_all_characters(text: TextDataset) -> None:
+    config = resolve({"dataset": "pydoc", "train_size": 100, "threads": 1, "device": "cpu"})
+    assert config.model == "transformer"
+    model = prepare(config, text).state.model
+    loss, accuracy = evaluate(model, text)
+    with torch.no_grad():
+        logits = model.eval()(text.test_images.long())
+    assert loss == pytest.approx(F.cross_entropy(logits.double(), text.test_labels).item(), 1e-5)
+    hits = (logits.argmax(1) == text.test_labels).double().mean().item()
+    assert accuracy == pytest.approx(hits, abs=1e-4)
+
+
+def test_it_trains_and_resumes_to_the_bit(tmp_path: Path, text: TextDataset) -> None:
+    options = {"dataset": "pydoc", "train_size": 100, "epochs": 3, "batch_size": 25, "lr": 0.3}
+    config = resolve({**options, "threads": 1, "device": "cpu"})
+    summary = start(config, tmp_path / "whole", text)
+    assert summary["final_train_loss"] < 3.6
+    assert summary["final_test_accuracy"] > 0.1
+    with pytest.raises(KeyboardInterrupt):
+        start(config, tmp_path / "cut", text, interrupt_at(6))
+    start(config, tmp_path / "cut", text)
+    assert same_bits(checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "cut"))
+
+
+def test_a_batch_is_characters_and_their_followers(text: TextDataset) -> None:
+    plan = plan_epoch(text, torch.Generator().manual_seed(0))
+    x, y = training_batch(text, plan, 0, 7)
+    assert x.dtype == y.dtype == torch.int64
+    assert torch.equal(x[:, 1:], y[:, :-1])
+
+
+@pytest.mark.parametrize(("dataset", "model"), [("pydoc", "resnet8"), ("digits", "transformer")])
+def test_text_and_images_are_not_mixed_up(dataset: str, model: str) -> None:
+    data = load_dataset(dataset, train_size=100)
+    config = resolve({"dataset": dataset, "model": model, "device": "cpu", "threads": 1})
+    with pytest.raises(LabError, match="text goes with --model transformer"):
+        prepare(config, data)
