@@ -1,9 +1,20 @@
 """SGD with Partial Hessian (SGD-PH) for PyTorch."""
 
+from sgdph.block import hessian_block
+from sgdph.block_statistics import Diagonality, EstimateError
 from sgdph.channelwise import param_groups
+from sgdph.diagnostics import diagonality
 from sgdph.optimizer import SGDPH
 from sgdph.statistics import MultiplierStatistics
 
 __version__ = "0.1.0"
 
-__all__ = ["SGDPH", "MultiplierStatistics", "param_groups"]
+__all__ = [
+    "SGDPH",
+    "Diagonality",
+    "EstimateError",
+    "MultiplierStatistics",
+    "diagonality",
+    "hessian_block",
+    "param_groups",
+]

@@ -32,6 +32,20 @@ def average_curvature(
     refreshes.add_(accepted)
 
 
+def corrected_average(average: Tensor, refreshes: Tensor, beta2: float) -> Tensor:
+    """Return ``D̂ = |D| / (1 - β₂ᵛ)``; not a number before the first refresh.
+
+    Args:
+        average: D, of any shape.
+        refreshes: v, a float tensor of shape ``()``.
+        beta2: β₂.
+    """
+    v = refreshes.to(average.dtype)
+    # 1 - β₂ᵛ without the cancellation that β₂ near 1 brings in float32.
+    correction = -torch.expm1(v * (math.log(beta2) if beta2 > 0 else -math.inf))
+    return average.abs() / correction
+
+
 def newton_multiplier(
     average: Tensor, refreshes: Tensor, *, second_order_lr: float, eps: float, beta2: float
 ) -> Tensor:
@@ -44,10 +58,7 @@ def newton_multiplier(
         eps: ε.
         beta2: β₂.
     """
-    v = refreshes.to(average.dtype)
-    # 1 - β₂ᵛ without the cancellation that β₂ near 1 brings in float32.
-    correction = -torch.expm1(v * (math.log(beta2) if beta2 > 0 else -math.inf))
-    multiplier = second_order_lr / (average.abs() / correction + eps)
+    multiplier = second_order_lr / (corrected_average(average, refreshes, beta2) + eps)
     return torch.where(refreshes > 0, multiplier, torch.ones_like(multiplier))
 
 

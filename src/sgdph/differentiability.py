@@ -98,7 +98,8 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("backward through the graph a second time",),
         "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), "
-        "or optimizer.backward(loss) instead of both",
+        "or optimizer.backward(loss) instead of both; hessian_block and diagonality come before it "
+        "as well",
     ),
     (
         ("is not implemented", "does not support double backward", "order derivatives"),

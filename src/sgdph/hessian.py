@@ -84,7 +84,7 @@ def gradients_with_graph(
     leaves = [] if shared is None else shared.asked_leaves
     recording = contextlib.nullcontext() if shared is None else shared.recording()
     with (
-        _silenced_hooks([*params, *leaves]),
+        silenced_hooks([*params, *leaves]),
         torch.enable_grad(),
         explained(),
         lean_second_derivatives(region, once),
@@ -121,7 +121,7 @@ def curvature_of_gradients(
     Raises:
         RuntimeError: The gradients' graph cannot be differentiated.
     """
-    with _silenced_hooks(params), explained():
+    with silenced_hooks(params), explained():
         if estimator == "hutchinson":
             if probes is None:
                 raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
@@ -215,7 +215,7 @@ def check_loss(loss: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+def silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
     """Keep tensor hooks on the parameters quiet.
 
     They are meant for the gradient of the user's own backward, and would otherwise fire twice more
