@@ -120,7 +120,7 @@ class InspectDirectory(RecordDirectory):
         """
         content = self._content()
         try:
-            settings = {
+            settings: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in content["settings"].items()
             }

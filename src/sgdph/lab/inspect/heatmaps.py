@@ -10,14 +10,14 @@ from sgdph.lab.inspect.figures import Inspection
 from sgdph.lab.inspect.pictures import new_figure, save
 
 # Entries below this share of the largest are drawn on a linear scale.
-LINEAR = 0.01
+LINEAR = 0.1
 
 
 def draw_blocks(inspection: Inspection, path: Path) -> None:
     """Draw the mean blocks, a row per parameter and a column per checkpoint, into a PNG file.
 
     Each block is divided by its largest magnitude; the colours are symmetric about zero and
-    logarithmic beyond a hundredth.
+    logarithmic beyond a tenth.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import SymLogNorm
@@ -41,7 +41,7 @@ def draw_blocks(inspection: Inspection, path: Path) -> None:
         known = blocks[name]
         row[0].set_ylabel(f"{known.label}\n{known.kind}, {known.size} rows", fontsize="small")
     bar = figure.colorbar(colours, ax=panels, shrink=0.8, aspect=30)
-    ticks = [-1, -0.1, -0.01, 0, 0.01, 0.1, 1]
+    ticks = [-1, -0.3, -0.1, 0, 0.1, 0.3, 1]
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.minorticks_off()
     bar.set_label("entry / largest magnitude in its block")

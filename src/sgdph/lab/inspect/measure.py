@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
+from sgdph import hessian_block
+from sgdph.algorithm import corrected_average
 from sgdph.lab.baselines import BASELINES
 from sgdph.lab.checkpoint import load_checkpoint
 from sgdph.lab.config import RunConfig
 from sgdph.lab.data import Dataset, plan_epoch, training_batch
 from sgdph.lab.environment import describe_environment
-from sgdph.lab.inspect.blocks import corrected_average, hessian_block
 from sgdph.lab.inspect.choice import Candidate, Plan
 from sgdph.lab.inspect.figures import (
     BlockRecord,
@@ -132,9 +133,8 @@ def take_blocks(
         By name, what is kept of the blocks, and the seconds that they took.
     """
     count = 2 * settings.batches
-    seed = run.config.seed
     sketches = {
-        each.name: BlockSketch(count, settings.probes, derive_seed(seed, f"probes {each.name}"))
+        each.name: BlockSketch(count, settings.probes, run.config.seed, each.index)
         for each in chosen
     }
     seconds = dict.fromkeys(sketches, 0.0)

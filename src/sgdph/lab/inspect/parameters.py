@@ -30,12 +30,14 @@ class NewtonParameter:
         label: The same as a person reads it: ``conv.weight g`` for a weight-normalised length.
         kind: ``"bn scale"``, ``"gn shift"``, ``"bias"``, ``"weight-norm length"`` …
         tensor: The parameter.
+        index: Its place among the Newton parameters.
     """
 
     name: str
     label: str
     kind: str
     tensor: Tensor
+    index: int
 
     @property
     def size(self) -> int:
@@ -48,11 +50,15 @@ def newton_parameters(model: nn.Module) -> list[NewtonParameter]:
 
     They are the same for every optimizer: those that SGD-PH over ``param_groups(model)`` has.
     """
-    return [
-        NewtonParameter(name, label_of(name), kind_of(model, name), p)
+    named = [
+        (name, p)
         for group in param_groups(model)
         if group["channelwise"]
         for name, p in zip(group["param_names"], group["params"], strict=True)
+    ]
+    return [
+        NewtonParameter(name, label_of(name), kind_of(model, name), p, index)
+        for index, (name, p) in enumerate(named)
     ]
 
 

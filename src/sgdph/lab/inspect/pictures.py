@@ -58,7 +58,7 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
     b = checkpoints[0].blocks[0].batches
     groups = (
         (f"estimates from one batch, mean over {b} batches", (*ONE_BATCH, "constant")),
-        (f"running averages over {b} batches", (*AVERAGES, "constant")),
+        (f"running averages over {b} visits (what it holds: its own)", (*AVERAGES, "constant")),
     )
     for axes, (title, names) in zip(panels, groups, strict=True):
         for i, name in enumerate(names):

@@ -98,14 +98,11 @@ def describe_checkpoint(figures: CheckpointFigures) -> str:
     """Put a checkpoint's outcome into one line."""
     shares = [block.off_diagonal_share_batch or 0.0 for block in figures.blocks]
     row_sum = spread_over_layers(figures, "row_sum_one", "relative_error")
-    error = NOTHING_KNOWN if row_sum is None else number(row_sum.median)
+    error = "unknown" if row_sum is None else number(row_sum.median)
     return (
         f"{len(figures.blocks)} blocks in {figures.seconds:.1f} s, off-diagonal share "
         f"{min(shares):.2f} to {max(shares):.2f}, row sum's median error {error}"
     )
-
-
-NOTHING_KNOWN = "unknown"
 
 
 def notes(inspection: Inspection) -> list[str]:
@@ -189,7 +186,7 @@ def embedded(path: Path) -> str:
 
 def machines(inspection: Inspection) -> list[list[tuple[str, str]]]:
     """List each session's machine and command once."""
-    found = []
+    found: list[list[tuple[str, str]]] = []
     for each in inspection.checkpoints:
         known = [
             (key.replace("_", " "), str(each.environment[key]))

@@ -8,12 +8,14 @@ reference are both rectified before they are compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from sgdph.lab.inspect.blocks import EstimateError
+from sgdph import EstimateError
+from sgdph.hessian import rademacher_probe
+from sgdph.lab.start import derive_seed
 
 # The order of tables and pictures.
 ONE_BATCH = ("row_sum_one", "hutchinson_one", "exact_one")
@@ -27,8 +29,10 @@ class BlockSketch:
 
     Args:
         batches: How many blocks will come, an even number.
-        probes: Rademacher probes drawn per block.
+        probes: How many optimizers with ``hutchinson`` are followed, each with its own probe per
+            visit.
         seed: Of the probes.
+        index: The parameter's place, which gives it probes of its own.
 
     Attributes:
         mean: The mean block so far ``(n, n)``, float64.
@@ -36,9 +40,9 @@ class BlockSketch:
         negatives: Per block, the share of negative diagonal entries.
     """
 
-    def __init__(self, batches: int, probes: int, seed: int) -> None:
-        self.batches, self.probes = batches, probes
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, batches: int, probes: int, seed: int, index: int) -> None:
+        self.batches, self.index = batches, index
+        self.seeds = [derive_seed(seed, f"probes {i}") for i in range(probes)]
         self.mean = torch.zeros(())
         self.shares: list[float] = []
         self.negatives: list[float] = []
@@ -56,8 +60,9 @@ class BlockSketch:
         self.negatives.append((diagonal < 0).double().mean().item())
         self._diagonals.append(diagonal)
         if seen < self.batches // 2:
-            shape = (self.probes, len(diagonal))
-            z = torch.randint(0, 2, shape, generator=self.generator).double() * 2 - 1
+            # The optimizer's own probes, at its successive visits.
+            draws = [rademacher_probe(s, seen, self.index, diagonal) for s in self.seeds]
+            z = torch.stack(draws)
             self._row_sums.append(block.sum(1))
             self._hutchinson.append(z * (z @ block.T))
 
@@ -84,7 +89,7 @@ class BlockSketch:
         d = self.reference
 
         def of(estimates: Sequence[Tensor]) -> EstimateError:
-            return mean_error([EstimateError.of(each, d) for each in estimates])
+            return EstimateError.mean([EstimateError.of(each, d) for each in estimates])
 
         diagonals = self._diagonals[: self.batches // 2]
         by_probe = torch.stack(self._hutchinson, 1).unbind()
@@ -96,7 +101,7 @@ class BlockSketch:
             # Signed, and rectified after: else the noise of the probes would become bias.
             "hutchinson_average": of([running_average(h.unbind(), beta2) for h in by_probe]),
             "exact_average": of([running_average([h.abs() for h in diagonals], beta2)]),
-            "held": None if held is None else of([held.double().cpu().flatten()]),
+            "held": None if held is None else of([held]),
             "constant": of([d.abs().mean().expand_as(d)]),
         }
 
@@ -114,15 +119,6 @@ def running_average(visits: Sequence[Tensor], beta2: float) -> Tensor:
     for h in visits:
         average = beta2 * average + (1 - beta2) * h
     return average / (1 - beta2 ** len(visits))
-
-
-def mean_error(errors: Sequence[EstimateError]) -> EstimateError:
-    """Average errors, each measure by itself."""
-
-    def mean(measure: Callable[[EstimateError], float]) -> float:
-        return sum(map(measure, errors)) / len(errors)
-
-    return EstimateError(mean(lambda e: e.cosine), mean(lambda e: e.relative_error))
 
 
 def flat(errors: Mapping[str, EstimateError | None]) -> dict[str, float | None]:

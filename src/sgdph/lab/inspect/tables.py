@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from rich import box
 from rich.table import Table
 
 from sgdph.lab.inspect.figures import (
@@ -28,17 +29,8 @@ LABELS = {
     "held": "what the optimizer holds",
     "constant": "one constant",
 }
-SHORT = (
-    "row sum 1",
-    "probe 1",
-    "exact 1",
-    "row sum avg",
-    "probe avg",
-    "exact avg",
-    "held",
-    "const",
-)
-COLUMNS = ("parameter", "kind", "n", "off-diag 1", "off-diag mean", "neg 1", *SHORT, "τ/(D̂+ε)")
+_ERRORS = ("row sum", "probe", "exact", "row sum\navg", "probe\navg", "exact\navg", "held", "const")
+COLUMNS = ("parameter", "kind", "n", "off-diag", "off-diag\nmean", "neg", *_ERRORS, "τ/(D̂+ε)")
 MULTIPLIER_FIELDS = ("source", "min", "p05", "p25", "median", "p75", "p95", "max", "mean")
 NOTHING = "–"
 
@@ -104,9 +96,10 @@ def _over_layers(figures: CheckpointFigures, name: str) -> str:
 
 def to_rich(figures: CheckpointFigures) -> Table:
     """Make a checkpoint's table for the terminal."""
-    table = Table(title=f"Epoch {figures.epoch}, step {figures.step}", title_justify="left")
+    title = f"Epoch {figures.epoch}, step {figures.step}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i == 0)
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
     for row in rows(figures):
         table.add_row(*row)
     return table
@@ -115,7 +108,7 @@ def to_rich(figures: CheckpointFigures) -> Table:
 def summary_to_rich(inspection: Inspection) -> Table:
     """Make the table of errors through training for the terminal."""
     title = "Relative error against |diagonal|: median over layers (lowest to highest)"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("estimate", *(f"epoch {each.epoch}" for each in inspection.checkpoints)):
         table.add_column(column)
     for row in summary_rows(inspection):
