@@ -59,7 +59,8 @@ def inspect(options: InspectOptions, console: Console) -> int:
             train(prepared, inspection.settings, run, console)
         measure_all(directory, inspection, run, data, console)
     except KeyboardInterrupt:
-        write_report(directory)
+        if directory.found():
+            write_report(directory)
         return report_interruption(console, "inspect", directory.path, directory.exists())
     write_report(directory)
     show(directory, inspection, console)
