@@ -102,8 +102,8 @@ def same_bits(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def checkpoint_of(path: Path) -> dict[str, Any]:
+def checkpoint_of(path: Path, name: str = "last.pt") -> dict[str, Any]:
     """A run's checkpoint, without the clock's figures."""
-    content = torch.load(path / "last.pt", weights_only=True)
+    content = torch.load(path / name, weights_only=True)
     content["history"] = without_seconds(content["history"])
     return dict(content)

@@ -53,7 +53,7 @@ def test_help_names_every_option_and_loads_no_data_library() -> None:
         *("dataset", "data-dir", "model", "optimizer", "lr", "weight-decay", "epochs", "seed"),
         *("batch-size", "out", "resume", "device", "train-size", "schedule", "threads"),
         *("momentum", "second-order-lr", "hessian-momentum", "eps", "estimator", "refresh"),
-        *("hessian-interval", "betas", "overwrite", "download"),
+        *("hessian-interval", "betas", "overwrite", "download", "keep-checkpoints"),
     ):
         assert re.search(rf"--{option}\b", done.stdout), option
     assert "None" not in done.stdout

@@ -11,7 +11,8 @@ from .conftest import tiny_config
 
 @pytest.mark.parametrize("optimizer", ["sgdph", "sgdm", "adamw"])
 def test_yaml_round_trip(optimizer: str) -> None:
-    config = tiny_config(optimizer=optimizer, seed=7, data_dir="/somewhere")
+    kept = (0, 3)
+    config = tiny_config(optimizer=optimizer, seed=7, data_dir="/somewhere", keep_checkpoints=kept)
     assert from_yaml(to_yaml(config)) == config
 
 
@@ -41,6 +42,8 @@ def test_a_number_that_yaml_takes_for_text_is_read_as_a_number() -> None:
         ("lr: 0.01", "lr: -1.0", "lr must be at least 0 and finite; got -1.0"),
         ("lr: 0.01", "lr: .nan", "lr must be at least 0 and finite; got nan"),
         ("format: sgdph-run-1", "format: [", "not valid YAML"),
+        ("seed: 0", "seed: 0\nkeep_checkpoints: [0, 4]", "between 0 and the 3 epochs; got 4"),
+        ("seed: 0", "seed: 0\nkeep_checkpoints: [0, x]", "keep_checkpoints must be whole numbers"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(old: str, new: str, message: str) -> None:

@@ -45,6 +45,14 @@ def test_rates_are_the_papers_but_for_mnist5k(
     assert resolve({"optimizer": optimizer, "lr": 0.02}).lr == 0.02
 
 
+def test_epochs_to_keep() -> None:
+    given = TrainOptions(keep_checkpoints="3, 0,12,3").given()
+    assert given["keep_checkpoints"] == (0, 3, 12)
+    for text in ("", "1-2", "-1", "1,", "half"):
+        with pytest.raises(LabError, match=r"--keep-checkpoints must be epochs like 0,3,12"):
+            TrainOptions(keep_checkpoints=text).given()
+
+
 def test_a_relative_data_directory_is_made_absolute() -> None:
     given = TrainOptions(data_dir=Path("here")).given()
     assert given["data_dir"] == str(Path("here").resolve())

@@ -113,3 +113,13 @@ def test_what_is_not_there_yet_reads_as_empty(run: RunDirectory) -> None:
     assert run.read_summary() == {}
     assert run.read_metrics() == []
     assert run.status() is None
+
+
+def test_kept_checkpoints_belong_to_the_run_and_others_of_the_kind_do_not(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.create(tiny_config(keep_checkpoints=(0, 2)))
+    for name in ("epoch-0.pt", "epoch-2.pt", "epoch-2.pt.partial", "epoch-1.pt"):
+        (tmp_path / name).write_bytes(b"a checkpoint")
+    assert run.found() == ["epoch-0.pt", "epoch-2.pt", CONFIG]
+    run.clear()
+    assert names(tmp_path) == {"epoch-1.pt"}

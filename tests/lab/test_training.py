@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from sgdph.lab.checkpoint import load_checkpoint, save_checkpoint
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset, load_dataset
-from sgdph.lab.runs import CHECKPOINT, RunDirectory
+from sgdph.lab.runs import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.start import build_schedule, pick_device, prepare
 from sgdph.lab.training import EVALUATION_BATCH, evaluate, train_run
 
@@ -287,3 +287,32 @@ def test_a_reporter_hears_every_step(tmp_path: Path, digits: Dataset) -> None:
     start(tiny_config(optimizer="sgdm", epochs=2), tmp_path / "run", digits, reporter)
     assert reporter.batches == 8
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 8
+
+
+@pytest.mark.parametrize("step", [2, 6, 9])
+def test_kept_checkpoints_are_those_moments_whether_interrupted_or_not(
+    tmp_path: Path, digits: Dataset, step: int
+) -> None:
+    config = tiny_config(keep_checkpoints=(0, 1, 3), seed=3)
+    start(config, tmp_path / "whole", digits)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, tmp_path / "broken", digits, interrupt_at(step))
+    start(config, tmp_path / "broken", digits)
+    untrained = prepare(config, digits).state.model.state_dict()
+    for epoch in config.keep_checkpoints or ():
+        whole, broken = (
+            checkpoint_of(tmp_path / run, kept_checkpoint(epoch)) for run in ("whole", "broken")
+        )
+        assert whole["epoch"] == len(whole["history"]) == epoch
+        assert same_bits(whole, broken)
+        assert same_bits(whole["model"], dict(untrained)) == (epoch == 0)
+    assert same_bits(
+        checkpoint_of(tmp_path / "whole", "epoch-3.pt"), checkpoint_of(tmp_path / "whole")
+    )
+    assert not (tmp_path / "whole" / kept_checkpoint(2)).exists()
+
+
+def test_keeping_checkpoints_changes_nothing_else(tmp_path: Path, digits: Dataset) -> None:
+    start(tiny_config(keep_checkpoints=(0, 2)), tmp_path / "kept", digits)
+    start(tiny_config(), tmp_path / "plain", digits)
+    assert same_bits(checkpoint_of(tmp_path / "kept"), checkpoint_of(tmp_path / "plain"))

@@ -14,11 +14,13 @@ from sgdph.lab import commands
 from sgdph.lab.config import LabError
 from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.options import CostOptions
+from sgdph.lab.inspect.command import inspect
+from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
 
 DESCRIPTION = (
-    "Train small networks with SGD-PH and other optimizers, compare them, and measure what a step "
-    "costs. "
+    "Train small networks with SGD-PH and other optimizers, compare them, measure what a step "
+    "costs, and look at the Hessian blocks. "
     "sgdph --version prints the version."
 )
 WRONG_USAGE = 2
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = tyro.cli(
             Annotated[TrainOptions, tyro.conf.subcommand("train")]
             | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
-            | Annotated[CostOptions, tyro.conf.subcommand("cost")],
+            | Annotated[CostOptions, tyro.conf.subcommand("cost")]
+            | Annotated[InspectOptions, tyro.conf.subcommand("inspect")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -53,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return commands.train(options, console)
         if isinstance(options, CostOptions):
             return cost(options, console)
+        if isinstance(options, InspectOptions):
+            return inspect(options, console)
         return commands.compare(options, console)
     except LabError as error:
         print(f"sgdph: error: {error}", file=sys.stderr)

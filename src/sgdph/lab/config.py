@@ -77,6 +77,8 @@ class RunConfig:
         refresh: SGD-PH's order of refreshes.
         hessian_interval: SGD-PH refreshes at every n-th step.
         betas: AdamW's two averaging factors.
+        keep_checkpoints: Epochs whose checkpoint is kept beside the last one; 0 is before the first
+            step.
     """
 
     dataset: DatasetName
@@ -100,6 +102,7 @@ class RunConfig:
     refresh: RefreshName | None = None
     hessian_interval: int | None = None
     betas: tuple[float, float] | None = None
+    keep_checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -114,6 +117,11 @@ class RunConfig:
                 raise LabError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise LabError(f"seed must lie between 0 and 2**63 - 1; got {self.seed}")
+        for epoch in self.keep_checkpoints or ():
+            if not 0 <= epoch <= self.epochs:
+                raise LabError(
+                    f"keep_checkpoints must lie between 0 and the {self.epochs} epochs; got {epoch}"
+                )
 
 
 # Where a run is computed, not what it computes: these may change when a run is resumed.
@@ -132,11 +140,13 @@ def _matches(value: object, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint)
     if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
         kinds = get_args(hint)
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(kinds)
-            and all(_matches(item, kind) for item, kind in zip(value, kinds, strict=True))
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        return len(value) == len(kinds) and all(
+            _matches(item, kind) for item, kind in zip(value, kinds, strict=True)
         )
     if origin is not None:
         return any(_matches(value, kind) for kind in get_args(hint))
@@ -153,7 +163,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if origin is tuple:
-        return f"{len(get_args(hint))} numbers"
+        kinds = get_args(hint)
+        return "whole numbers" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
     if origin is not None:
         return " or ".join(_describe(kind) for kind in get_args(hint))
     names = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
@@ -192,9 +203,22 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
         raise LabError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         raise LabError(f"{source} is not a run's configuration: expected 'format: {FORMAT}' in it")
+    return from_mapping({key: value for key, value in values.items() if key != "format"}, source)
+
+
+def from_mapping(values: Mapping[str, Any], source: Path | str = "the configuration") -> RunConfig:
+    """Make a configuration of what a file held, by field name.
+
+    Args:
+        values: Field name to value, tuples as lists.
+        source: Where it came from, for error messages.
+
+    Raises:
+        LabError: If a key is missing or unknown, or a value is of the wrong kind.
+    """
     hints = get_type_hints(RunConfig)
     known = {field.name: field for field in dataclasses.fields(RunConfig)}
-    unknown = [str(key) for key in values if key not in known and key != "format"]
+    unknown = [str(key) for key in values if key not in known]
     missing = [
         name
         for name, field in known.items()
@@ -204,7 +228,7 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
         problems = [f"unknown keys: {', '.join(unknown)}"] if unknown else []
         problems += [f"missing keys: {', '.join(missing)}"] if missing else []
         raise LabError(f"{source}: {'; '.join(problems)}")
-    given = {key: _revive(value, hints[key]) for key, value in values.items() if key != "format"}
+    given = {key: _revive(value, hints[key]) for key, value in values.items()}
     try:
         return RunConfig(**given)
     except LabError as error:

@@ -115,8 +115,8 @@ class CommonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(CommonOptions):
-    """Train one network and record the run."""
+class RunOptions(CommonOptions):
+    """The options of a single run."""
 
     optimizer: Annotated[OptimizerName | None, shown("sgdph", OptimizerName)] = None
     """Optimizer."""
@@ -126,6 +126,25 @@ class TrainOptions(CommonOptions):
     """Weight decay."""
     seed: Annotated[int | None, shown("0", "N")] = None
     """Weights, data order, augmentation and probes all come from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """Train one network and record the run."""
+
+    keep_checkpoints: Annotated[str | None, shown("none", "TEXT")] = None
+    """Epochs whose checkpoint is kept as epoch-N.pt, like 0,3,12; 0 is before the first step."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the options of :class:`RunConfig` that were set, by field name.
+
+        Raises:
+            LabError: A list cannot be read.
+        """
+        values = super().given()
+        if self.keep_checkpoints is not None:
+            values["keep_checkpoints"] = parse_epochs(self.keep_checkpoints, "--keep-checkpoints")
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +258,25 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise LabError(f"--seeds names one twice: {text!r}; name each once")
     return tuple(seeds)
+
+
+def parse_epochs(text: str, name: str) -> tuple[int, ...]:
+    """Read ``"0,3,12"``.
+
+    Args:
+        text: What was given.
+        name: The flag, for error messages.
+
+    Returns:
+        The epochs, each once, in order.
+
+    Raises:
+        LabError: If the text is something else.
+    """
+    words = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+", word) for word in words):
+        raise LabError(f"{name} must be epochs like 0,3,12; got {text!r}")
+    return tuple(sorted({int(word) for word in words}))
 
 
 def parse_per_optimizer(text: str, name: str, optimizers: tuple[str, ...]) -> dict[str, float]:

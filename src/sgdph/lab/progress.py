@@ -149,11 +149,15 @@ class StepReporter(Protocol):
 
 
 class StepLines(Lines):
-    """A line where a cell begins and where it ends."""
+    """A line where a cell begins and where it ends; a cell consists of so many ``units``."""
+
+    def __init__(self, console: Console, units: str) -> None:
+        super().__init__(console)
+        self.units = units
 
     def cell_started(self, name: str, steps: int) -> None:
         """Say which cell begins."""
-        self._say(f"{name}: {steps} turns")
+        self._say(f"{name}: {steps} {self.units}")
 
     def step_finished(self) -> None:
         """Say nothing."""
@@ -166,11 +170,11 @@ class StepLines(Lines):
 class StepBars(StepLines):
     """A bar for cells (where there are several) and one for the steps of a cell."""
 
-    def __init__(self, console: Console, progress: Progress, cells: int) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, units: str, progress: Progress, cells: int) -> None:
+        super().__init__(console, units)
         self.progress = progress
         self.cells = progress.add_task("cells", total=cells, visible=cells > 1)
-        self.steps = progress.add_task("turns", total=None)
+        self.steps = progress.add_task(units, total=None)
 
     def cell_started(self, name: str, steps: int) -> None:
         """Set the bar for a cell."""
@@ -188,10 +192,16 @@ class StepBars(StepLines):
 
 
 @contextmanager
-def step_reporter_for(console: Console, cells: int) -> Iterator[StepReporter]:
-    """Yield bars where the console is a terminal, lines where it is not."""
+def step_reporter_for(console: Console, cells: int, units: str = "turns") -> Iterator[StepReporter]:
+    """Yield bars where the console is a terminal, lines where it is not.
+
+    Args:
+        console: Where to write.
+        cells: How many cells are to come.
+        units: What a cell consists of.
+    """
     if not console.is_terminal:
-        yield StepLines(console)
+        yield StepLines(console, units)
         return
     with _bars(console) as progress:
-        yield StepBars(console, progress, cells)
+        yield StepBars(console, units, progress, cells)

@@ -100,7 +100,9 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
 
 def _key(config: RunConfig) -> RunConfig:
     """Make runs equal that differ in seed and place only."""
-    return dataclasses.replace(config, seed=0, data_dir=None, device="auto", threads=None)
+    return dataclasses.replace(
+        config, seed=0, data_dir=None, device="auto", threads=None, keep_checkpoints=None
+    )
 
 
 def _label(key: RunConfig, keys: Sequence[RunConfig]) -> str:

@@ -7,6 +7,7 @@
 | ``metrics.jsonl`` | one line per finished epoch |
 | ``summary.json`` | the outcome, with a status: running, finished, interrupted or diverged |
 | ``last.pt`` | the checkpoint after the last finished epoch |
+| ``epoch-3.pt`` … | the checkpoints that the configuration has kept, ``epoch-0.pt`` untrained |
 
 Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves
 the old or the new one. A line of ``metrics.jsonl`` may be cut off by a kill; a resumed run rewrites
@@ -33,6 +34,11 @@ CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
 # The configuration goes last: while anything is left, the directory is still known for a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
 PARTIAL_SUFFIX = ".partial"
+
+
+def kept_checkpoint(epoch: int) -> str:
+    """Name the file of a checkpoint that is kept."""
+    return f"epoch-{epoch}.pt"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -105,9 +111,13 @@ class RecordDirectory:
         """What :meth:`exists` looks for."""
         return f"a {self.what}"
 
+    def names(self) -> tuple[str, ...]:
+        """Name the files that may be there, the one it is recognised by last."""
+        return self.files
+
     def found(self) -> list[str]:
         """Name those of its files that are there."""
-        return [name for name in self.files if (self.path / name).exists()]
+        return [name for name in self.names() if (self.path / name).exists()]
 
     def exists(self) -> bool:
         """Whether the record, or a part of one, is there."""
@@ -147,7 +157,7 @@ class RecordDirectory:
             LabError: As :meth:`check_clearable`, before anything is deleted.
         """
         self.check_clearable()
-        remove_files(self.path, self.files)
+        remove_files(self.path, self.names())
 
 
 class RunDirectory(RecordDirectory):
@@ -158,6 +168,14 @@ class RunDirectory(RecordDirectory):
     """
 
     what, files = "run", RUN_FILES
+
+    def names(self) -> tuple[str, ...]:
+        """Name the files that may be there: the kept checkpoints are those of the configuration."""
+        try:
+            kept = self.read_config().keep_checkpoints or ()
+        except LabError:
+            kept = ()
+        return (*map(kept_checkpoint, kept), *self.files)
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not a run."""

@@ -22,7 +22,7 @@ from sgdph.lab.config import RunConfig
 from sgdph.lab.data import Dataset, plan_epoch, training_batch
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.progress import Reporter
-from sgdph.lab.runs import CHECKPOINT, RunDirectory
+from sgdph.lab.runs import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.start import PreparedRun
 
 # Small enough for a batch's activations to stay in a CPU's cache: twice as fast there as 1,000.
@@ -112,6 +112,8 @@ class Trainer:
                 after any other exception.
         """
         self._summarise("running")
+        if self.state.epoch == 0:
+            self._keep_checkpoint()
         try:
             while self.state.epoch < self.config.epochs:
                 self._epoch()
@@ -149,9 +151,17 @@ class Trainer:
         state.epoch, state.step = epoch, state.step + steps
         state.history.append(metrics)
         self.directory.append_metrics(metrics)
+        # Before the last one: what a kill in between leaves out, the resumed run makes again.
+        self._keep_checkpoint()
         save_checkpoint(self.directory.path / CHECKPOINT, state)
         self._summarise("running")
         self.reporter.epoch_finished(metrics, self.config.epochs)
+
+    def _keep_checkpoint(self) -> None:
+        """Save the state under its epoch's name where the configuration has it kept."""
+        epoch = self.state.epoch
+        if epoch in (self.config.keep_checkpoints or ()):
+            save_checkpoint(self.directory.path / kept_checkpoint(epoch), self.state)
 
     def _pass(self) -> tuple[float, float, int]:
         """Step through the training images once.

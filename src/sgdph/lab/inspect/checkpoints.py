@@ -1,0 +1,57 @@
+"""The checkpoints that a run has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sgdph.lab.config import LabError
+from sgdph.lab.runs import CHECKPOINT, RunDirectory
+
+
+def find_checkpoints(run: RunDirectory) -> dict[int, Path]:
+    """Find a run's checkpoints, kept ones and the last.
+
+    Returns:
+        By epoch, in order, the files.
+
+    Raises:
+        LabError: The last checkpoint cannot be read.
+    """
+    found = {}
+    last = run.path / CHECKPOINT
+    if last.is_file():
+        found[_epoch_of(last)] = last
+    for name in run.found():
+        match = re.fullmatch(r"epoch-(\d+)\.pt", name)
+        if match:
+            found[int(match[1])] = run.path / name
+    return dict(sorted(found.items()))
+
+
+def check_present(run: RunDirectory, found: Sequence[int], asked: Sequence[int]) -> None:
+    """Raise LabError if the run lacks a checkpoint that was asked for, or has none."""
+    if not found:
+        raise LabError(
+            f"{run.path} has no checkpoint yet; let sgdph train finish an epoch, or begin a run "
+            "with --keep-checkpoints 0"
+        )
+    missing = [str(epoch) for epoch in asked if epoch not in found]
+    if missing:
+        raise LabError(
+            f"{run.path} has no checkpoint of epoch {', '.join(missing)}; it has those of epoch "
+            f"{', '.join(map(str, found))}. sgdph train keeps what --keep-checkpoints names"
+        )
+
+
+def _epoch_of(path: Path) -> int:
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])
+    except Exception as error:
+        raise LabError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); if the run is being "
+            "written by another version of sgdph, use that one"
+        ) from error

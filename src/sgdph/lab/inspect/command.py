@@ -1,0 +1,245 @@
+"""What ``sgdph inspect`` does with its options, and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sgdph.lab.checkpoint import save_checkpoint
+from sgdph.lab.commands import OK, check_target, default_out, load, report_interruption
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.data import Dataset
+from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
+from sgdph.lab.inspect.choice import make_plan, matching
+from sgdph.lab.inspect.directory import FIGURES, PAGE, PICTURES, TABLE, InspectDirectory
+from sgdph.lab.inspect.figures import Inspection, InspectSettings
+from sgdph.lab.inspect.measure import at_checkpoint, estimate_costs, measure_checkpoint
+from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differences
+from sgdph.lab.inspect.parameters import newton_parameters
+from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
+from sgdph.lab.inspect.tables import summary_to_rich, to_rich
+from sgdph.lab.options import resolve
+from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
+from sgdph.lab.runs import CONFIG, RunDirectory, kept_checkpoint
+from sgdph.lab.start import PreparedRun, prepare
+from sgdph.lab.training import train_run
+
+
+def inspect(options: InspectOptions, console: Console) -> int:
+    """Inspect a run, checkpoint by checkpoint, and report.
+
+    Returns:
+        The exit code: 0 when all checkpoints were measured (now or before), 130 when interrupted.
+
+    Raises:
+        LabError: If the options cannot be followed.
+    """
+    directory = InspectDirectory(options.out or default_inspect_out(options))
+    check_target(directory, options)
+    inspection = resumed(directory, options) if options.resume else requested(options)
+    own = inspection.run is None
+    run = directory.own_run if own else RunDirectory(Path(str(inspection.run)))
+    if own and inspection.settings.checkpoints[-1] > inspection.config.epochs:
+        raise LabError(
+            f"--checkpoints must lie between 0 and the {inspection.config.epochs} epochs; got "
+            f"{inspection.settings.checkpoints[-1]}"
+        )
+    try:
+        data = load(inspection.config, options)
+        prepared = prepare(inspection.config, data)
+        check_layers(prepared, inspection.settings)
+        if options.overwrite:
+            directory.clear()
+        directory.write(inspection)
+        if own:
+            train(prepared, inspection.settings, run, console)
+        measure_all(directory, inspection, run, data, console)
+    except KeyboardInterrupt:
+        if directory.found():
+            write_report(directory)
+        return report_interruption(console, "inspect", directory.path, directory.exists())
+    write_report(directory)
+    show(directory, inspection, console)
+    return OK
+
+
+def requested(options: InspectOptions) -> Inspection:
+    """Make a new inspection of the options.
+
+    Raises:
+        LabError: There is no run where --run says, it is another one than the options say, or it
+            lacks a checkpoint.
+    """
+    given, measurement = options.given(), options.measurement()
+    if options.run is None:
+        config = resolve(given)
+        checkpoints = measurement.pop("checkpoints", quarters(config.epochs))
+        settings = InspectSettings(checkpoints=checkpoints, **measurement)
+        if checkpoints[-1] <= config.epochs:
+            config = dataclasses.replace(config, keep_checkpoints=checkpoints)
+        return Inspection(config, None, settings)
+    run = RunDirectory(options.run)
+    if not (run.path / CONFIG).is_file():
+        raise LabError(
+            f"--run {run.path} holds no run (no {CONFIG}); name the directory that sgdph train "
+            "--out named, or leave --run out to train one"
+        )
+    config = placed(run.read_config(), given, f"the run that lies in {run.path}")
+    found = find_checkpoints(run)
+    checkpoints = measurement.pop("checkpoints", tuple(found))
+    check_present(run, list(found), checkpoints)
+    settings = InspectSettings(checkpoints=checkpoints, **measurement)
+    return Inspection(config, str(run.path.resolve()), settings)
+
+
+def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
+    """Return the inspection that lies in a directory, to be carried on.
+
+    How it measures may still be changed while it has not measured anything.
+
+    Raises:
+        LabError: If there is none, or it was another one than what is asked for.
+    """
+    inspection = directory.read()
+    what = f"the inspection that lies in {directory.path}"
+    inspection.config = placed(inspection.config, options.given(), what)
+    problems = []
+    if options.run is not None and str(options.run.resolve()) != inspection.run:
+        problems.append(f"run: it has {inspection.run!r}, given {str(options.run.resolve())!r}")
+    measurement = options.measurement()
+    fixed = {"checkpoints"} if inspection.plan is None else set(measurement)
+    problems += setting_differences(
+        {name: value for name, value in measurement.items() if name in fixed}, inspection.settings
+    )
+    if problems:
+        raise LabError(disagreement(what, problems))
+    inspection.settings = dataclasses.replace(inspection.settings, **measurement)
+    return inspection
+
+
+def placed(config: RunConfig, given: Mapping[str, Any], what: str) -> RunConfig:
+    """Return a saved configuration at the place asked for now.
+
+    Raises:
+        LabError: If other options disagree with it.
+    """
+    problems = differences(given, config)
+    if problems:
+        raise LabError(disagreement(what, problems))
+    place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
+    return dataclasses.replace(config, **place)
+
+
+def disagreement(what: str, problems: list[str]) -> str:
+    """Say how the options disagree with what is there."""
+    return (
+        f"the options disagree with {what}:\n  "
+        + "\n  ".join(problems)
+        + "\nleave these options out, or name another --out for a new inspection"
+    )
+
+
+def default_inspect_out(options: InspectOptions) -> Path:
+    """Name the directory of an inspection that was not given one."""
+    if options.run is not None:
+        return options.run.with_name(options.run.name + "-inspect")
+    return default_out(options.given(), "inspect-{optimizer}-seed{seed}")
+
+
+def check_layers(prepared: PreparedRun, settings: InspectSettings) -> None:
+    """Raise LabError now, not after the training, where a pattern fits no parameter."""
+    if settings.layers is not None:
+        names = [each.name for each in newton_parameters(prepared.state.model)]
+        matching(names, settings.layers)
+
+
+def train(
+    prepared: PreparedRun, settings: InspectSettings, run: RunDirectory, console: Console
+) -> None:
+    """Train the inspection's own run as far as it is not, or only begin it."""
+    if run.status() in ("finished", "diverged"):
+        return
+    if not run.exists():
+        run.create(prepared.config)
+    if settings.checkpoints == (0,):
+        save_checkpoint(run.path / kept_checkpoint(0), prepared.state)
+        return
+    with reporter_for(console) as reporter:
+        train_run(prepared, run, reporter)
+
+
+def measure_all(
+    directory: InspectDirectory,
+    inspection: Inspection,
+    run: RunDirectory,
+    data: Dataset,
+    console: Console,
+) -> None:
+    """Decide which blocks are taken, and measure every checkpoint that is not finished.
+
+    Raises:
+        LabError: No block fits the budget, or the run lacks a checkpoint.
+    """
+    found = find_checkpoints(run)
+    asked = inspection.settings.checkpoints
+    if run.status() == "diverged":
+        # What a diverged run did not reach cannot be asked of it.
+        asked = tuple(epoch for epoch in asked if epoch in found)
+        inspection.settings = dataclasses.replace(inspection.settings, checkpoints=asked)
+        say(console, f"The run diverged; inspected is epoch {', '.join(map(str, asked))}.")
+    check_present(run, list(found), asked)
+    settings = inspection.settings
+    with step_reporter_for(console, len(asked), units="blocks") as reporter:
+        if inspection.plan is None:
+            plan(directory, inspection, found[asked[-1]], data)
+        finished = {each.epoch: each for each in inspection.checkpoints}
+        for epoch in asked:
+            if epoch in finished:
+                reporter.cell_finished(f"epoch {epoch}", "kept")
+                continue
+            measure(directory, inspection, found[epoch], data, reporter)
+    assert len(inspection.checkpoints) == len(settings.checkpoints)
+
+
+def plan(directory: InspectDirectory, inspection: Inspection, path: Path, data: Dataset) -> None:
+    """Time one product of every parameter, and record which blocks are taken."""
+    settings = inspection.settings
+    run = at_checkpoint(inspection.config, data, path, settings.float64)
+    candidates = estimate_costs(run, settings, len(settings.checkpoints))
+    inspection.plan = make_plan(candidates, settings.budget, settings.layers)
+    directory.write(inspection)
+
+
+def measure(
+    directory: InspectDirectory,
+    inspection: Inspection,
+    path: Path,
+    data: Dataset,
+    reporter: StepReporter,
+) -> None:
+    """Measure one checkpoint, and record it."""
+    assert inspection.plan is not None
+    figures = measure_checkpoint(
+        inspection.config, data, path, inspection.plan, inspection.settings, reporter
+    )
+    inspection.checkpoints.append(figures)
+    directory.write(inspection)
+    reporter.cell_finished(f"epoch {figures.epoch}", describe_checkpoint(figures))
+
+
+def show(directory: InspectDirectory, inspection: Inspection, console: Console) -> None:
+    """Print the tables, how to read them, and where everything lies."""
+    for figures in inspection.checkpoints:
+        console.print(to_rich(figures))
+    console.print(summary_to_rich(inspection))
+    for line in notes(inspection):
+        say(console, line)
+    files = {"report": PAGE, "table": TABLE, "figures": FIGURES}
+    files |= {name.removesuffix(".png"): name for name in PICTURES}
+    for title, name in files.items():
+        if (directory.path / name).exists():
+            say(console, f"{title:<12}{(directory.path / name).resolve()}")

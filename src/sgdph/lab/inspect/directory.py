@@ -1,0 +1,190 @@
+"""An inspection's directory.
+
+| file | content |
+|---|---|
+| ``inspect.json`` | settings, the run, the plan, and every finished checkpoint's figures |
+| ``blocks.npz`` | mean blocks of the pictured parameters |
+| ``report.html`` | the page |
+| ``table.csv`` | one row per checkpoint and parameter |
+| ``shares.png``, ``errors.png``, ``multipliers.png``, ``blocks.png`` | the pictures |
+| ``run/`` | the run, where the inspection trained it |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgdph.lab.config import LabError, from_mapping
+from sgdph.lab.inspect.figures import (
+    ESTIMATE_FIELDS,
+    FIELDS,
+    CheckpointFigures,
+    Inspection,
+    InspectSettings,
+    MultiplierRecord,
+    block_from_plain,
+    plan_from_plain,
+    plan_to_plain,
+    record_to_plain,
+)
+from sgdph.lab.runs import RecordDirectory, RunDirectory, write_atomically, write_json
+
+FORMAT = "sgdph-inspect-1"
+FIGURES, BLOCKS, PAGE, TABLE = "inspect.json", "blocks.npz", "report.html", "table.csv"
+SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS = "shares.png", "errors.png", "multipliers.png", "blocks.png"
+PICTURES = (SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS)
+# The figures go last: while anything is left, the directory is still known for an inspection.
+INSPECT_FILES = (PAGE, TABLE, *PICTURES, BLOCKS, FIGURES)
+
+
+class InspectDirectory(RecordDirectory):
+    """The files of one inspection.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    what, files = "inspection", INSPECT_FILES
+
+    @property
+    def content(self) -> str:
+        """What :meth:`exists` looks for."""
+        return "an inspection or its run"
+
+    @property
+    def own_run(self) -> RunDirectory:
+        """The run that the inspection trains, where it trains one."""
+        return RunDirectory(self.path / "run")
+
+    def exists(self) -> bool:
+        """Whether anything of an inspection is there."""
+        return super().exists() or self.own_run.exists()
+
+    def recognise(self) -> None:
+        """Raise LabError if what is there is not an inspection."""
+        self._content()
+
+    def check_clearable(self) -> None:
+        """Raise LabError if something there has an inspection's or a run's name and is not one."""
+        super().check_clearable()
+        self.own_run.check_clearable()
+
+    def clear(self) -> None:
+        """Delete the inspection's files and its own run's, no others.
+
+        Raises:
+            LabError: As :meth:`check_clearable`, before anything is deleted.
+        """
+        self.check_clearable()
+        run = self.own_run
+        if run.exists():
+            run.clear()
+            if not any(run.path.iterdir()):
+                run.path.rmdir()
+        super().clear()
+
+    def write(self, inspection: Inspection) -> None:
+        """Replace what is known so far."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The blocks first: a kill in between leaves some that no checkpoint asks for.
+        self._write_blocks(inspection)
+        checkpoints = inspection.checkpoints
+        content = {
+            "format": FORMAT,
+            "run": inspection.run,
+            "config": dataclasses.asdict(inspection.config),
+            "settings": dataclasses.asdict(inspection.settings),
+            "plan": None if inspection.plan is None else plan_to_plain(inspection.plan),
+            "fields": {**FIELDS, "estimates": ESTIMATE_FIELDS},
+            "checkpoints": [
+                {name: getattr(each, name) for name in ("epoch", "step", "seconds", "environment")}
+                for each in checkpoints
+            ],
+            "records": [record_to_plain(block) for each in checkpoints for block in each.blocks],
+            "multipliers": [record_to_plain(m) for each in checkpoints for m in each.multipliers],
+        }
+        write_json(self.path / FIGURES, content)
+
+    def read(self) -> Inspection:
+        """Read what is known so far.
+
+        Raises:
+            LabError: There is nothing, or the file is not one of ours.
+        """
+        content = self._content()
+        try:
+            settings: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in content["settings"].items()
+            }
+            plan = content["plan"]
+            return Inspection(
+                from_mapping(content["config"], self.path / FIGURES),
+                content["run"],
+                InspectSettings(**settings),
+                None if plan is None else plan_from_plain(plan),
+                self._checkpoints(content),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise LabError(
+                f"{self.path / FIGURES} was written by another version of sgdph and cannot be read "
+                f"({error!r}); name another --out, or inspect anew with --overwrite"
+            ) from error
+
+    def _checkpoints(self, content: Mapping[str, Any]) -> list[CheckpointFigures]:
+        blocks = [block_from_plain(each) for each in content["records"]]
+        multipliers = [MultiplierRecord(**each) for each in content["multipliers"]]
+        pictures = self._read_blocks()
+        return [
+            CheckpointFigures(
+                **each,
+                blocks=[block for block in blocks if block.epoch == each["epoch"]],
+                multipliers=[m for m in multipliers if m.epoch == each["epoch"]],
+                pictures=pictures.get(each["epoch"], {}),
+            )
+            for each in content["checkpoints"]
+        ]
+
+    def _write_blocks(self, inspection: Inspection) -> None:
+        arrays = {
+            f"{each.epoch}/{name}": block.float().numpy()
+            for each in inspection.checkpoints
+            for name, block in each.pictures.items()
+        }
+        if arrays:
+            write_atomically(
+                self.path / BLOCKS,
+                lambda file: np.savez_compressed(file, **arrays),  # type: ignore[arg-type]
+            )
+
+    def _read_blocks(self) -> dict[int, dict[str, Tensor]]:
+        file = self.path / BLOCKS
+        found: dict[int, dict[str, Tensor]] = {}
+        if file.is_file():
+            with np.load(file) as arrays:
+                for key in arrays.files:
+                    epoch, _, name = key.partition("/")
+                    found.setdefault(int(epoch), {})[name] = torch.from_numpy(arrays[key])
+        return found
+
+    def _content(self) -> Mapping[str, Any]:
+        file = self.path / FIGURES
+        if not file.is_file():
+            raise LabError(
+                f"{self.path} holds no inspection to resume (no {FIGURES}); name another --out, or "
+                "start one there without --resume"
+            )
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LabError(f"{file} is not valid JSON: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise LabError(f"{file} is not an inspection's: expected the format {FORMAT} in it")
+        return content

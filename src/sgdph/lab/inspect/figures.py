@@ -1,0 +1,209 @@
+"""What is asked of an inspection, and what it found: plain figures that go to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.inspect.choice import Candidate, Plan
+from sgdph.lab.inspect.sketch import ESTIMATES, MEASURES
+
+ERRORS = tuple(f"{name}_{measure}" for name in ESTIMATES for measure in MEASURES)
+
+FIELDS: Mapping[str, str] = {
+    "epoch": "finished epochs at the checkpoint; 0 is before the first step",
+    "name": "the parameter's name in the model",
+    "label": "its name in tables and pictures",
+    "kind": "what it is: bn scale, bn shift, bias, weight-norm length ...",
+    "shape": "its shape",
+    "size": "its entries, n; the block is n x n",
+    "batches": "B: batches of the estimates, and as many others of the reference",
+    "batch_size": "examples in a batch",
+    "seconds": "wall-clock seconds that its 2B dense blocks took",
+    "off_diagonal_share_batch": "share of the Frobenius norm of one batch's block that lies off "
+    "the diagonal, sqrt(sum of squared off-diagonal entries / sum of all squared entries), 0 to 1; "
+    "mean over 2B batches",
+    "off_diagonal_share_mean": "the same of the mean block over 2B batches",
+    "negative_share_batch": "share of diagonal entries of one batch's block below 0, 0 to 1; mean "
+    "over 2B batches",
+    "negative_share_mean": "the same of the mean block over 2B batches",
+    "diagonal": "mean |d| over entries, in nats per squared unit of the parameter; d is the "
+    "diagonal of the mean block over the reference's B batches",
+    "ESTIMATE_relative_error": "|| |h| - |d| || / ||d||, Euclidean; see estimates",
+    "ESTIMATE_cosine": "cosine of the angle between |h| and |d|, 0 to 1",
+    "refreshes": "how many partial Hessians the optimizer's own average holds; null where it has "
+    "none",
+    "source": "what a multiplier is made of: held is the optimizer's own average, row_sum_average "
+    "the average over B visits, of an optimizer that has none",
+    "min, p05, p25, median, p75, p95, max, mean": "of the Newton multipliers tau / (D + eps) over "
+    "the parameter's entries: how many times SGD's step they take",
+}
+ESTIMATE_FIELDS: Mapping[str, str] = {
+    "row_sum_one": "|row sum| of one batch's block (the paper's); mean over B batches",
+    "hutchinson_one": "z * (Hz) of one batch with one Rademacher probe; mean over B batches and "
+    "all probes",
+    "exact_one": "the exact diagonal of one batch: what batches alone do; mean over B batches",
+    "row_sum_average": "running average of |row sum| over B batches, one visit each, "
+    "bias-corrected",
+    "hutchinson_average": "the same of signed Hutchinson estimates, one probe per visit, rectified "
+    "after; mean over the probes' sequences",
+    "exact_average": "the same of |exact diagonal|",
+    "held": "the average that the optimizer holds at the checkpoint, from visits on its way there",
+    "constant": "one number for all entries, mean |d|, told from the reference itself",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings:
+    """How a run is inspected.
+
+    Attributes:
+        checkpoints: Epochs whose checkpoints are inspected.
+        batches: B; the dense blocks are taken on 2B batches.
+        budget: Seconds for dense blocks over all checkpoints; it decides which blocks are taken.
+        layers: Patterns of names of the blocks to take, separated by commas; ``None`` leaves it to
+            the budget.
+        float64: Whether model and data are in double precision.
+        probes: Rademacher probes per batch, to average Hutchinson's error over.
+    """
+
+    checkpoints: tuple[int, ...]
+    batches: int = 8
+    budget: float = 300.0
+    layers: str | None = None
+    float64: bool = False
+    probes: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "probes"):
+            if getattr(self, name) < 1:
+                raise LabError(f"--{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.budget < float("inf"):
+            raise LabError(f"--budget must be above 0 seconds and finite; got {self.budget:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRecord:
+    """One parameter's block at one checkpoint; :data:`FIELDS` says what each figure is."""
+
+    epoch: int
+    name: str
+    label: str
+    kind: str
+    shape: tuple[int, ...]
+    size: int
+    batches: int
+    batch_size: int
+    seconds: float
+    off_diagonal_share_batch: float | None
+    off_diagonal_share_mean: float | None
+    negative_share_batch: float
+    negative_share_mean: float
+    diagonal: float
+    refreshes: int | None
+    errors: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiplierRecord:
+    """One parameter's Newton multipliers at one checkpoint; see :data:`FIELDS`."""
+
+    epoch: int
+    name: str
+    label: str
+    kind: str
+    size: int
+    source: str
+    refreshes: int | None
+    min: float
+    p05: float
+    p25: float
+    median: float
+    p75: float
+    p95: float
+    max: float
+    mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFigures:
+    """What one checkpoint showed.
+
+    Attributes:
+        epoch: Finished epochs.
+        step: Finished optimizer steps.
+        seconds: Wall-clock seconds of the measurement.
+        environment: Versions and machine.
+        blocks: The chosen parameters' figures.
+        multipliers: Multipliers of all Newton parameters where the optimizer holds averages, of the
+            chosen ones otherwise.
+        pictures: Mean blocks ``(n, n)`` of the pictured parameters, by name; kept in another file.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    environment: Mapping[str, Any]
+    blocks: list[BlockRecord]
+    multipliers: list[MultiplierRecord]
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Inspection:
+    """An inspection on its way.
+
+    Attributes:
+        config: The run that is inspected.
+        run: Its directory; ``None`` where the inspection trains it itself.
+        settings: How it is inspected.
+        plan: Which blocks; ``None`` until that was decided.
+        checkpoints: The finished ones, by epoch.
+    """
+
+    config: RunConfig
+    run: str | None
+    settings: InspectSettings
+    plan: Plan | None = None
+    checkpoints: list[CheckpointFigures] = field(default_factory=list)
+
+    @property
+    def task(self) -> str:
+        """Say in a line what was trained on what."""
+        c = self.config
+        return f"{c.model} on {c.dataset}, {c.optimizer}, batch {c.batch_size}, seed {c.seed}"
+
+
+def record_to_plain(record: BlockRecord | MultiplierRecord) -> dict[str, Any]:
+    """Turn a record into one flat mapping."""
+    plain = dataclasses.asdict(record)
+    errors = plain.pop("errors", {})
+    return {**plain, **errors}
+
+
+def block_from_plain(plain: Mapping[str, Any]) -> BlockRecord:
+    """Undo :func:`record_to_plain` after a way through JSON."""
+    values = dict(plain)
+    errors = {name: values.pop(name) for name in ERRORS}
+    return BlockRecord(**{**values, "shape": tuple(values["shape"])}, errors=errors)
+
+
+def plan_to_plain(plan: Plan) -> dict[str, Any]:
+    """Turn a plan into what JSON can hold."""
+    return {
+        "chosen": list(plan.chosen),
+        "pictured": list(plan.pictured),
+        "left_out": [each.name for each in plan.left_out],
+        "candidates": [dataclasses.asdict(each) for each in plan.candidates],
+    }
+
+
+def plan_from_plain(plain: Mapping[str, Any]) -> Plan:
+    """Undo :func:`plan_to_plain`."""
+    candidates = tuple(Candidate(**each) for each in plain["candidates"])
+    return Plan(tuple(plain["chosen"]), tuple(plain["pictured"]), candidates)

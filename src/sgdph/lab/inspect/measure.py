@@ -1,0 +1,234 @@
+"""The measurement of a checkpoint: dense blocks on batches, and the figures made of them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
+
+from sgdph import hessian_block
+from sgdph.lab.checkpoint import load_checkpoint
+from sgdph.lab.config import RunConfig
+from sgdph.lab.data import Dataset, plan_epoch, training_batch
+from sgdph.lab.environment import describe_environment
+from sgdph.lab.inspect.choice import Candidate, Plan
+from sgdph.lab.inspect.figures import (
+    BlockRecord,
+    CheckpointFigures,
+    InspectSettings,
+)
+from sgdph.lab.inspect.multipliers import (
+    held_averages,
+    hyperparameter,
+    multiplier_records,
+)
+from sgdph.lab.inspect.parameters import NewtonParameter, newton_parameters
+from sgdph.lab.inspect.sketch import BlockSketch, finite, flat, off_diagonal_share
+from sgdph.lab.progress import StepReporter
+from sgdph.lab.start import PreparedRun, derive_seed, prepare
+
+
+def measure_checkpoint(
+    config: RunConfig,
+    data: Dataset,
+    checkpoint: Path,
+    plan: Plan,
+    settings: InspectSettings,
+    reporter: StepReporter,
+) -> CheckpointFigures:
+    """Take the dense blocks of the chosen parameters at a checkpoint.
+
+    Every checkpoint of a run sees the same 2B training batches, augmented as in training, drawn by
+    the run's seed. The model is in training mode, as the optimizer sees it.
+
+    Args:
+        config: The run's.
+        data: Its data set.
+        checkpoint: The file.
+        plan: Which parameters.
+        settings: How many batches and probes, and in what precision.
+        reporter: Told of every block.
+
+    Raises:
+        LabError: The checkpoint cannot be read, or does not fit the run.
+    """
+    started = time.perf_counter()
+    run = at_checkpoint(config, data, checkpoint, settings.float64)
+    state = run.state
+    parameters = newton_parameters(state.model)
+    chosen = [each for each in parameters if each.name in plan.chosen]
+    sketches, seconds = take_blocks(run, chosen, settings, reporter)
+    held = held_averages(state.optimizer, parameters, config)
+    beta2 = hyperparameter(config, "hessian_momentum")
+    blocks = []
+    for each in chosen:
+        sketch = sketches[each.name]
+        average, refreshes = held.get(each.name, (None, None))
+        blocks.append(
+            BlockRecord(
+                epoch=state.epoch,
+                name=each.name,
+                label=each.label,
+                kind=each.kind,
+                shape=tuple(each.tensor.shape),
+                size=each.size,
+                batches=settings.batches,
+                batch_size=config.batch_size,
+                seconds=seconds[each.name],
+                off_diagonal_share_batch=finite(mean(sketch.shares)),
+                off_diagonal_share_mean=finite(off_diagonal_share(sketch.mean)),
+                negative_share_batch=mean(sketch.negatives),
+                negative_share_mean=(sketch.mean.diagonal() < 0).double().mean().item(),
+                diagonal=sketch.reference.abs().mean().item(),
+                refreshes=refreshes,
+                errors=flat(sketch.errors(beta2, average)),
+            )
+        )
+    return CheckpointFigures(
+        epoch=state.epoch,
+        step=state.step,
+        seconds=time.perf_counter() - started,
+        environment=describe_environment(run.data.mean.device),
+        blocks=blocks,
+        multipliers=multiplier_records(run, parameters, held, sketches),
+        pictures={name: sketches[name].mean for name in plan.pictured},
+    )
+
+
+def at_checkpoint(
+    config: RunConfig, data: Dataset, checkpoint: Path | None, float64: bool
+) -> PreparedRun:
+    """Bring a run to where a checkpoint was taken; without one it stays before its first step."""
+    run = prepare(config, data)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, run.state)
+    if float64:
+        run.state.model.double()
+    return run
+
+
+def take_blocks(
+    run: PreparedRun,
+    chosen: Sequence[NewtonParameter],
+    settings: InspectSettings,
+    reporter: StepReporter,
+) -> tuple[dict[str, BlockSketch], dict[str, float]]:
+    """Take the blocks of the chosen parameters on 2B batches.
+
+    Returns:
+        By name, what is kept of the blocks, and the seconds that they took.
+    """
+    count = 2 * settings.batches
+    sketches = {
+        each.name: BlockSketch(count, settings.probes, run.config.seed, each.index)
+        for each in chosen
+    }
+    seconds = dict.fromkeys(sketches, 0.0)
+    device = run.data.mean.device
+    reporter.cell_started(f"epoch {run.state.epoch}", count * len(chosen))
+    with training_mode(run.state.model):
+        for i, batch in enumerate(draw_batches(run, count)):
+            loss = loss_on(run, batch, i, settings.float64)
+            for each in chosen:
+                started = time.perf_counter()
+                sketches[each.name].add(hessian_block(loss, each.tensor))
+                wait_for(device)
+                seconds[each.name] += time.perf_counter() - started
+                reporter.step_finished()
+    return sketches, seconds
+
+
+def draw_batches(run: PreparedRun, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield full training batches, augmented as in training, the same at every call.
+
+    As many epochs' orders are drawn as it takes, from a generator of this purpose's own.
+    """
+    data, size = run.data, run.config.batch_size
+    generator = torch.Generator().manual_seed(derive_seed(run.config.seed, "inspect"))
+    per_epoch = len(data.train_labels) // size
+    for i in range(count):
+        if i % per_epoch == 0:
+            plan = plan_epoch(data, generator)
+        yield training_batch(data, plan, i % per_epoch * size, size)
+
+
+def loss_on(run: PreparedRun, batch: tuple[Tensor, Tensor], index: int, float64: bool) -> Tensor:
+    """Compute the training loss (nats) on a batch; dropout masks are the index's own."""
+    inputs, labels = batch
+    if float64 and inputs.is_floating_point():
+        inputs = inputs.double()
+    device = inputs.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(derive_seed(run.config.seed, f"forward {index}"))
+        return F.cross_entropy(run.state.model(inputs), labels)
+
+
+@contextlib.contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into training mode, and back with the buffers it had."""
+    modes = {module: module.training for module in model.modules()}
+    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    model.train()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def estimate_costs(
+    run: PreparedRun, settings: InspectSettings, checkpoints: int
+) -> list[Candidate]:
+    """Time one product of every Newton parameter, and estimate from it what its blocks take.
+
+    Args:
+        run: At any checkpoint.
+        settings: Decides the number of batches.
+        checkpoints: How many checkpoints are to be measured.
+    """
+    parameters = newton_parameters(run.state.model)
+    blocks = 2 * settings.batches * checkpoints
+    device = run.data.mean.device
+    with training_mode(run.state.model):
+        batch = next(draw_batches(run, 1))
+        loss = loss_on(run, batch, 0, settings.float64)
+        # The first time also builds what the later ones find ready.
+        _time_product(loss, parameters[0].tensor, device)
+        times = [_time_product(loss, each.tensor, device) for each in parameters]
+    return [
+        Candidate(
+            each.name, each.label, each.kind, each.size, blocks * (first + each.size * product)
+        )
+        for each, (first, product) in zip(parameters, times, strict=True)
+    ]
+
+
+def _time_product(loss: Tensor, p: Tensor, device: torch.device) -> tuple[float, float]:
+    """Return the seconds of a gradient with a graph, and of one product."""
+    started = time.perf_counter()
+    (gradient,) = torch.autograd.grad(loss, p, create_graph=True)
+    wait_for(device)
+    between = time.perf_counter()
+    torch.autograd.grad(gradient.sum(), p, retain_graph=True, allow_unused=True)
+    wait_for(device)
+    return between - started, time.perf_counter() - between
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish what it was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return sum(values) / len(values)

@@ -1,0 +1,93 @@
+"""What the optimizer holds at a checkpoint: its averages, and the Newton multipliers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgdph.algorithm import corrected_average
+from sgdph.lab.baselines import BASELINES
+from sgdph.lab.config import RunConfig
+from sgdph.lab.inspect.figures import MultiplierRecord
+from sgdph.lab.inspect.parameters import NewtonParameter
+from sgdph.lab.inspect.sketch import BlockSketch
+from sgdph.lab.start import PreparedRun
+
+QUANTILES = {
+    "min": 0.0,
+    "p05": 0.05,
+    "p25": 0.25,
+    "median": 0.5,
+    "p75": 0.75,
+    "p95": 0.95,
+    "max": 1,
+}
+
+
+def held_averages(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[NewtonParameter], config: RunConfig
+) -> dict[str, tuple[Tensor, int]]:
+    """Read the corrected average that SGD-PH holds, and its visits, of every visited parameter."""
+    held = {}
+    for each in parameters:
+        state: Mapping[str, Any] = optimizer.state.get(each.tensor, {})
+        if "hessian" in state and (visits := int(state["refreshes"])) > 0:
+            beta2 = hyperparameter(config, "hessian_momentum")
+            held[each.name] = (
+                corrected_average(state["hessian"], state["refreshes"], beta2),
+                visits,
+            )
+    return held
+
+
+def hyperparameter(config: RunConfig, name: str) -> float:
+    """Return SGD-PH's setting of the run, or its default where the run has another optimizer."""
+    value = getattr(config, name)
+    return float(BASELINES["sgdph"].defaults[name] if value is None else value)
+
+
+def multiplier_records(
+    run: PreparedRun,
+    parameters: Sequence[NewtonParameter],
+    held: Mapping[str, tuple[Tensor, int]],
+    sketches: Mapping[str, BlockSketch],
+) -> list[MultiplierRecord]:
+    """Summarise ``tau / (D + eps)`` of every parameter that has it.
+
+    Of SGD-PH they are the optimizer's own, 1 before a parameter's first visit. Another optimizer
+    has none: they are made of the row sums' average over B visits, at SGD-PH's defaults.
+    """
+    optimizer, config = run.state.optimizer, run.config
+    own: Mapping[str, Tensor] | None = None
+    if hasattr(optimizer, "multipliers"):
+        own = optimizer.multipliers()
+    tau, eps = hyperparameter(config, "second_order_lr"), hyperparameter(config, "eps")
+    beta2 = hyperparameter(config, "hessian_momentum")
+    records = []
+    for each in parameters:
+        if own is not None:
+            values, refreshes = own[each.name], held.get(each.name, (None, 0))[1]
+        elif each.name in sketches:
+            values = tau / (sketches[each.name].row_sum_average(beta2) + eps)
+            refreshes = None
+        else:
+            continue
+        values = values.double().flatten().cpu()
+        summary = {name: values.quantile(q).item() for name, q in QUANTILES.items()}
+        records.append(
+            MultiplierRecord(
+                epoch=run.state.epoch,
+                name=each.name,
+                label=each.label,
+                kind=each.kind,
+                size=each.size,
+                source="row_sum_average" if own is None else "held",
+                refreshes=refreshes,
+                mean=values.mean().item(),
+                **summary,
+            )
+        )
+    return records

@@ -1,0 +1,187 @@
+"""Pictures of an inspection's figures: shares, errors, multipliers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgdph.lab.inspect.figures import CheckpointFigures, Inspection
+from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
+from sgdph.lab.inspect.tables import LABELS, spread_over_layers
+from sgdph.lab.plots import COLOURS, MARKERS
+from sgdph.lab.runs import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GRID, INK = "#dddddd", "#333333"
+# Per estimate: colour and marker. The reference's own constant is the same in both panels.
+STYLES = {
+    "row_sum_one": (COLOURS[1], "s"),
+    "row_sum_average": (COLOURS[1], "s"),
+    "hutchinson_one": (COLOURS[0], "o"),
+    "hutchinson_average": (COLOURS[0], "o"),
+    "exact_one": (COLOURS[2], "^"),
+    "exact_average": (COLOURS[2], "^"),
+    "held": (COLOURS[3], "D"),
+    "constant": (COLOURS[6], "x"),
+}
+
+
+def draw_shares(inspection: Inspection, path: Path) -> None:
+    """Draw the off-diagonal shares, a row per layer and a mark per checkpoint, into a PNG file."""
+    checkpoints = inspection.checkpoints
+    labels = layer_labels(checkpoints)
+    figure = new_figure(11, 1.9 + 0.23 * len(labels))
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = ("one batch's block (mean over batches)", "the mean block over batches")
+    fields = ("off_diagonal_share_batch", "off_diagonal_share_mean")
+    for axes, title, field in zip(panels, titles, fields, strict=True):
+        for i, each in enumerate(checkpoints):
+            values = [getattr(block, field) for block in each.blocks]
+            axes.plot(values, range(len(values)), **mark(i), label=f"epoch {each.epoch}")
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("share of the Frobenius norm off the diagonal")
+        name_layers(axes, labels)
+    figure.suptitle(f"How far from diagonal the blocks are\n{inspection.task}", fontsize="medium")
+    legend_below(figure, panels[0], len(checkpoints))
+    save(figure, path)
+
+
+def draw_errors(inspection: Inspection, path: Path) -> None:
+    """Draw each estimate's error through training, median and range over layers, as PNG."""
+    checkpoints = inspection.checkpoints
+    figure = new_figure(11, 5.4)
+    panels = figure.subplots(1, 2, sharey=True)
+    b = checkpoints[0].blocks[0].batches
+    groups = (
+        (f"estimates from one batch, mean over {b} batches", (*ONE_BATCH, "constant")),
+        (f"running averages over {b} visits (what it holds: its own)", (*AVERAGES, "constant")),
+    )
+    for axes, (title, names) in zip(panels, groups, strict=True):
+        for i, name in enumerate(names):
+            draw_error_line(axes, checkpoints, name, (i - (len(names) - 1) / 2) * 0.13)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xticks(range(len(checkpoints)), [f"epoch {each.epoch}" for each in checkpoints])
+        axes.set_xlim(-0.5, len(checkpoints) - 0.5)
+        axes.set_title(title, fontsize="medium")
+        axes.axhline(1.0, color="#777777", linewidth=0.8, zorder=0)
+        axes.grid(True, axis="y", which="major", color=GRID, linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        # Below the panel: the ranges fill it.
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False, fontsize="small"
+        )
+    panels[0].set_ylabel("relative error against |diagonal| (log scale)")
+    figure.suptitle(
+        f"Errors through training: median over layers, bar from the lowest to the highest\n"
+        f"{inspection.task}",
+        fontsize="medium",
+    )
+    save(figure, path)
+
+
+def draw_error_line(
+    axes: Axes, checkpoints: list[CheckpointFigures], name: str, shift: float
+) -> None:
+    """Draw one estimate's medians and ranges into a panel, beside those of the others."""
+    spreads = [
+        (i, spread_over_layers(c, name, "relative_error")) for i, c in enumerate(checkpoints)
+    ]
+    found = [(i + shift, spread) for i, spread in spreads if spread is not None]
+    if not found:
+        return
+    colour, marker = STYLES[name]
+    reach = [
+        [spread.median - spread.lowest for _, spread in found],
+        [spread.highest - spread.median for _, spread in found],
+    ]
+    axes.errorbar(
+        [place for place, _ in found],
+        [spread.median for _, spread in found],
+        yerr=reach,
+        color=colour,
+        marker=marker,
+        markersize=5.5,
+        linewidth=1.0,
+        elinewidth=1.0,
+        capsize=2.5,
+        label=LABELS[name].removesuffix(", one batch").removesuffix(", averaged"),
+    )
+
+
+def draw_multipliers(inspection: Inspection, path: Path) -> None:
+    """Draw the distribution of Newton multipliers per layer, a panel per checkpoint, as PNG."""
+    checkpoints = [each for each in inspection.checkpoints if each.multipliers]
+    labels = [each.label for each in checkpoints[0].multipliers]
+    figure = new_figure(2.6 + 2.7 * len(checkpoints), 1.9 + 0.23 * len(labels))
+    panels = figure.subplots(1, len(checkpoints), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, each in zip(panels, checkpoints, strict=True):
+        for y, m in enumerate(each.multipliers):
+            axes.plot([m.p05, m.p95], [y, y], color=COLOURS[0], linewidth=1.0)
+            axes.plot([m.p25, m.p75], [y, y], color=COLOURS[5], linewidth=6, solid_capstyle="butt")
+            axes.plot([m.min, m.max], [y, y], ".", color=COLOURS[0], markersize=2.5)
+            axes.plot([m.median], [y], "|", color=COLOURS[6], markersize=8, markeredgewidth=1.8)
+        axes.axvline(1.0, color=COLOURS[1], linewidth=1.0, linestyle=(0, (5, 2)), zorder=0)
+        axes.set_xscale("log")
+        axes.set_title(f"epoch {each.epoch}", fontsize="medium")
+        name_layers(axes, labels)
+    figure.supxlabel("Newton multiplier (log scale)", fontsize="medium")
+    held = checkpoints[0].multipliers[0].source == "held"
+    source = "the optimizer's own average" if held else "row sums averaged, SGD-PH's defaults"
+    figure.suptitle(
+        f"Multipliers τ/(D̂+ε), D̂: {source}. Tick: median, box: quarters, line: 5 to 95%,\n"
+        f"dots: extremes, dashed: SGD's step. {inspection.task}",
+        fontsize="medium",
+    )
+    save(figure, path)
+
+
+def layer_labels(checkpoints: list[CheckpointFigures]) -> list[str]:
+    """Name the measured layers, with the size of each block."""
+    return [f"{block.label}  ({block.size})" for block in checkpoints[0].blocks]
+
+
+def name_layers(axes: Axes, labels: list[str]) -> None:
+    """Put layers on the y axis, the first on top."""
+    axes.set_yticks(range(len(labels)), labels, fontsize="small")
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def mark(index: int) -> dict[str, Any]:
+    """Style a checkpoint's marks."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": "none",
+        "markersize": 5.5,
+        "alpha": 0.85,
+    }
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    """Put one panel's legend below the whole figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 6), frameon=False)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure of so many inches."""
+    # Not pyplot: it would choose a screen and keep the figure for ever.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure into a PNG file."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))

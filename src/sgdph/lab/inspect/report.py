@@ -1,0 +1,208 @@
+"""The page, table and pictures of an inspection, made of its directory alone."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgdph.lab.inspect.directory import (
+    ERRORS,
+    HEAT_MAPS,
+    MULTIPLIERS,
+    PAGE,
+    SHARES,
+    TABLE,
+    InspectDirectory,
+)
+from sgdph.lab.inspect.figures import ESTIMATE_FIELDS, CheckpointFigures, Inspection
+from sgdph.lab.inspect.heatmaps import draw_blocks
+from sgdph.lab.inspect.pictures import draw_errors, draw_multipliers, draw_shares
+from sgdph.lab.inspect.tables import (
+    COLUMNS,
+    LABELS,
+    number,
+    rows,
+    spread_over_layers,
+    summary_rows,
+    to_csv,
+)
+from sgdph.lab.runs import write_text
+
+TEMPLATE = "report.html.jinja"
+MEANINGS = {
+    SHARES: (
+        "Off-diagonal shares",
+        "Each mark is the share of a block's Frobenius norm that lies off its diagonal: 0 is a "
+        "diagonal block, 1 one whose diagonal is zero. On the left it is taken of each batch's "
+        "block and averaged, on the right of the mean block, where what batches differ in has "
+        "partly cancelled.",
+    ),
+    ERRORS: (
+        "Errors of the estimates",
+        "The distance of each estimate from the exact diagonal, both rectified, as a share of the "
+        "diagonal's norm: 0 is exact, and an estimate of all zeros has 1. The exact diagonal of "
+        "other batches shows what batches alone do, and no estimate from as few can be asked to "
+        "come closer.",
+    ),
+    MULTIPLIERS: (
+        "Newton multipliers",
+        "How many times SGD's step each channel takes, τ/(D̂+ε), before weight decay; at most τ/ε. "
+        "A narrow distribution means that the layer is stepped as by one learning rate of its own.",
+    ),
+    HEAT_MAPS: (
+        "Mean blocks",
+        "The mean Hessian block of a few parameters, each divided by its largest magnitude; red is "
+        "positive, blue negative. A diagonal block would be white but for its diagonal.",
+    ),
+}
+DRAW = {
+    SHARES: draw_shares,
+    ERRORS: draw_errors,
+    MULTIPLIERS: draw_multipliers,
+    HEAT_MAPS: draw_blocks,
+}
+ENVIRONMENT = (
+    *("command", "git_commit", "sgdph", "torch", "python", "cpu", "device", "device_name"),
+    *("threads", "platform", "started"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the page, its bytes inside the page."""
+
+    title: str
+    meaning: str
+    source: str
+
+
+def write_report(directory: InspectDirectory) -> None:
+    """Write page, table and pictures beside the figures that they are made of.
+
+    Nothing is written before a checkpoint is finished.
+
+    Raises:
+        LabError: The directory cannot be read.
+    """
+    inspection = directory.read()
+    if not inspection.checkpoints:
+        return
+    for name, draw in DRAW.items():
+        draw(inspection, directory.path / name)
+    write_text(directory.path / TABLE, to_csv(inspection.checkpoints))
+    write_text(directory.path / PAGE, to_page(inspection, directory.path))
+
+
+def describe_checkpoint(figures: CheckpointFigures) -> str:
+    """Put a checkpoint's outcome into one line."""
+    shares = [block.off_diagonal_share_batch or 0.0 for block in figures.blocks]
+    row_sum = spread_over_layers(figures, "row_sum_one", "relative_error")
+    error = "unknown" if row_sum is None else number(row_sum.median)
+    return (
+        f"{len(figures.blocks)} blocks in {figures.seconds:.1f} s, off-diagonal share "
+        f"{min(shares):.2f} to {max(shares):.2f}, row sum's median error {error}"
+    )
+
+
+def notes(inspection: Inspection) -> list[str]:
+    """Say how the table is to be read, as far as this one calls for it."""
+    first = inspection.checkpoints[0].blocks[0]
+    b = first.batches
+    lines = [
+        f"Dense blocks on {2 * b} training batches of {first.batch_size}, the model in training "
+        f"mode: {b} batches make the estimates, the other {b} the reference, which is the "
+        "diagonal of their mean block. The shares are of all of them.",
+        "Errors are ‖|h| - |d|‖ / ‖d‖. The row sum is what the paper takes; it is not the "
+        "diagonal.",
+        f"Averages are of {b} visits, each on a fresh batch, with the optimizer's β₂ and bias "
+        "correction. What the optimizer holds comes from its own visits on the way to the "
+        "checkpoint.",
+    ]
+    if all(block.refreshes is None for each in inspection.checkpoints for block in each.blocks):
+        lines.append("No average was held by the optimizer at these checkpoints.")
+    if any(m.source != "held" for each in inspection.checkpoints for m in each.multipliers):
+        lines.append(
+            f"{inspection.config.optimizer} has no Newton multipliers: shown are those that the "
+            f"row sums' average over {b} visits would give at SGD-PH's default τ and ε."
+        )
+    return lines + left_out_notes(inspection)
+
+
+def left_out_notes(inspection: Inspection) -> list[str]:
+    """Name the parameters whose blocks were not taken."""
+    assert inspection.plan is not None
+    left_out = inspection.plan.left_out
+    if not left_out:
+        return ["All Newton parameters were inspected."]
+    listed = ", ".join(
+        f"{each.label} ({each.size} rows, about {each.estimated_seconds:.3g} s)"
+        for each in left_out
+    )
+    settings = inspection.settings
+    why = (
+        f"to stay within --budget {settings.budget:g} s"
+        if settings.layers is None
+        else f"because --layers is {settings.layers}"
+    )
+    return [f"Left out {why}: {listed}."]
+
+
+def to_page(inspection: Inspection, directory: Path) -> str:
+    """Write the page; nothing in it is fetched from elsewhere."""
+    # Not at the top: the other commands do without it.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert inspection.plan is not None
+    pictures = [
+        Picture(*MEANINGS[name], embedded(directory / name))
+        for name in (ERRORS, SHARES, HEAT_MAPS, MULTIPLIERS)
+    ]
+    return environment.get_template(TEMPLATE).render(
+        inspection=inspection,
+        notes=notes(inspection)[:-1],
+        left_out=inspection.plan.left_out,
+        pictures=pictures,
+        columns=COLUMNS,
+        rows=rows,
+        summary=summary_rows(inspection),
+        estimates=[(LABELS[name], meaning) for name, meaning in ESTIMATE_FIELDS.items()],
+        machines=machines(inspection),
+        config=settings_of_run(inspection),
+    )
+
+
+def embedded(path: Path) -> str:
+    """Return a picture as a data address."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def machines(inspection: Inspection) -> list[list[tuple[str, str]]]:
+    """List each session's machine and command once."""
+    found: list[list[tuple[str, str]]] = []
+    for each in inspection.checkpoints:
+        known = [
+            (key.replace("_", " "), str(each.environment[key]))
+            for key in ENVIRONMENT
+            if each.environment.get(key) is not None
+        ]
+        # Every checkpoint has its own moment; the first of a session tells enough.
+        if not found or found[-1][:-1] != known[:-1]:
+            found.append(known)
+    return found
+
+
+def settings_of_run(inspection: Inspection) -> list[tuple[str, str]]:
+    """List the run's settings that it has."""
+    return [
+        (name.replace("_", " "), str(value))
+        for name, value in vars(inspection.config).items()
+        if value is not None
+    ]
