@@ -295,3 +295,20 @@ def weight_norm_alone() -> Case:
     second = parametrizations.weight_norm(nn.ConvTranspose2d(4, 3, 3), dim=1)
     last = nn.utils.weight_norm(nn.Linear(7, 3))
     return Case(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last), (torch.randn(IMAGES),))
+
+
+def _with_a_channel_of_zeros(layer: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        layer.weight[1].zero_()
+    return layer
+
+
+@net
+def weight_norm_applied() -> Case:
+    model = nn.Sequential(
+        *(_with_a_channel_of_zeros(conv(2, 4, bias=True)), nn.SiLU()),
+        *(nn.ConvTranspose2d(4, 3, 3, stride=2), nn.Softplus()),
+        *(conv(3, 6, groups=3, bias=True), nn.GELU()),
+        *(nn.Conv2d(6, 4, 2, stride=2, bias=False), nn.Tanh(), head()),
+    )
+    return Case(sgdph.apply_weight_norm(model), (torch.randn(IMAGES),))

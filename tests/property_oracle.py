@@ -13,7 +13,7 @@ from property_nets import Case, build
 from torch import Tensor
 
 import sgdph
-from sgdph.hessian import rademacher_probe
+from sgdph.probes import rademacher_probe
 
 BETA2 = 0.5
 SEED = 3

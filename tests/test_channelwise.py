@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import sgdph
 from sgdph.channelwise import is_channelwise
@@ -164,6 +164,24 @@ def test_weight_norm_lengths_are_newton() -> None:
 def test_output_layers_bias_is_first_order(model: nn.Module, first_order_bias: str) -> None:
     _, first = roles(model)
     assert {name for name in first if name.endswith("bias")} == {first_order_bias}
+
+
+class Shifted(nn.Module):
+    """A parametrisation with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.shift
+
+
+def test_what_a_parametrisation_owns_is_no_layer() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    parametrize.register_parametrization(model[1], "weight", Shifted())
+    newton, _ = roles(model)
+    assert newton == {"0.bias"}
 
 
 def test_output_layer_without_bias_excludes_nobody() -> None:

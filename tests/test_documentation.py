@@ -45,7 +45,9 @@ def test_code_block_runs(block: str) -> None:
     }
     before = [p.detach().clone() for p in model.parameters()]
     exec(compile(block, "documentation", "exec"), names)
-    assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    after = list(model.parameters())
+    # Weight normalisation makes other parameters, and more of them.
+    assert len(after) != len(before) or not all(map(torch.equal, after, before))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -6,6 +6,7 @@ from sgdph.channelwise import param_groups
 from sgdph.diagnostics import diagonality
 from sgdph.optimizer import SGDPH
 from sgdph.statistics import MultiplierStatistics
+from sgdph.weight_norm import apply_weight_norm, fold_weight_norm
 
 __version__ = "0.1.0"
 
@@ -14,7 +15,9 @@ __all__ = [
     "Diagonality",
     "EstimateError",
     "MultiplierStatistics",
+    "apply_weight_norm",
     "diagonality",
+    "fold_weight_norm",
     "hessian_block",
     "param_groups",
 ]

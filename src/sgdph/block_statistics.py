@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sgdph.hessian import rademacher_probe
+from sgdph.probes import rademacher_probe
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ class Diagonality:
         row_sum: The error of ``|H 1|``, which the estimator ``row_sum`` takes.
         hutchinson: The error of one draw ``z ⊙ Hz`` with Rademacher ``z``, which the estimator
             ``hutchinson`` takes: the mean of the errors of ``probes`` single draws.
-        hutchinson_mean: The error of the signed mean of the ``probes`` draws.
+        hutchinson_mean: The error of the signed mean of the ``probes`` draws. They are made as the
+            optimizer's are, orthogonal over successive draws (:mod:`sgdph.probes`): of a block of
+            n entries, n draws (the next power of two) give the diagonal itself.
         probes: How many draws.
         constant: The error of the mean of ``|d|`` in every entry. It knows nothing of single
             channels: an estimate that does no better is worth no more than a learning rate.

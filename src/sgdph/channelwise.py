@@ -161,11 +161,15 @@ def _parameters_with_roles(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.M
 def _output_layer(model: nn.Module) -> nn.Module | None:
     """Find the last module, in registration order, that owns parameters itself.
 
-    The originals of a parametrised layer live in a child of it; the layer is then the owner.
+    The originals of a parametrised layer, and what its parametrisations own, live in children of
+    it; the layer is then the owner.
     """
     last = None
+    within: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, parametrize.ParametrizationList):
+            within |= set(module.modules())
+        if module in within:
             continue
         if next(module.parameters(recurse=False), None) is not None or parametrize.is_parametrized(
             module

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sgdph.hessian import rademacher_probe
+from sgdph.probes import rademacher_probe
 
 _START = {"step": 0, "cursor": 0, "refreshes": 0}
 
@@ -64,8 +64,12 @@ class Cycle:
         """Draw this refresh's probe for each of ``params``, where the estimator wants any."""
         if groups[0]["estimator"] != "hutchinson":
             return None
-        seed, refresh = groups[0]["seed"], groups[0]["refreshes"]
-        return [rademacher_probe(seed, refresh, self._places[id(p)], p) for p in params]
+        seed, visit = groups[0]["seed"], groups[0]["refreshes"]
+        if groups[0]["refresh"] == "cyclic":
+            # Counted from the place in the cycle, because a parameter's own count of what arrived
+            # lies on its device. From one turn of a parameter to its next it grows by one.
+            visit //= len(self.newton)
+        return [rademacher_probe(seed, visit, self._places[id(p)], p) for p in params]
 
     def advance(self, groups: Sequence[dict[str, Any]], refreshed: bool) -> None:
         """Complete a step: the turn passes on after a refresh, also where it came to nothing."""

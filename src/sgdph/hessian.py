@@ -6,7 +6,8 @@ the vector that takes the place of :math:`H`'s diagonal:
 * ``row_sum``: :math:`h = H\mathbf 1` (Eq. 3 of the paper). The paper takes it for the diagonal; it
   is not, because the block is not diagonal: later layers mix the channels.
 * ``hutchinson``: :math:`h = z \odot Hz` with Rademacher :math:`z`;
-  :math:`\mathbb E[z \odot Hz] = \operatorname{diag}(H)` (Bekas, Kokiopoulou & Saad, 2007).
+  :math:`\mathbb E[z \odot Hz] = \operatorname{diag}(H)` (Bekas, Kokiopoulou & Saad, 2007). The
+  probes are :mod:`sgdph.probes`'.
 * ``exact``: :math:`h = \operatorname{diag}(H)`, one product per element.
 
 Each product is reverse mode over reverse mode (Pearlmutter, 1994), restricted to what lies behind
@@ -16,7 +17,6 @@ the parameter: the engine visits nothing else.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -32,26 +32,6 @@ from sgdph.shared_backward import SharedBackward
 
 Estimator = Literal["row_sum", "hutchinson", "exact"]
 ESTIMATORS: tuple[Estimator, ...] = ("row_sum", "hutchinson", "exact")
-
-
-def rademacher_probe(seed: int, refresh: int, index: int, like: Tensor) -> Tensor:
-    """Draw the probe ``z`` of one parameter at one refresh: entries -1 or +1, equally likely.
-
-    The three integers alone decide the probe, so micro-batches, ranks and a resumed run see the
-    same one, and the global random number generator is left alone.
-
-    Args:
-        seed: The optimizer's seed.
-        refresh: How many refreshes have gone before this one.
-        index: The parameter's place among the Newton parameters.
-        like: Gives the shape, dtype and device of the result.
-    """
-    # A digest, not a sum: neighbouring seeds must not share probes with neighbouring refreshes.
-    key = hashlib.blake2b(f"{seed},{refresh},{index}".encode(), digest_size=8).digest()
-    # Drawn on the CPU, so that a run moved to another device keeps its probes.
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
-    bits = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
-    return bits.mul_(2).sub_(1).to(like.device, like.dtype, non_blocking=True)
 
 
 def gradients_with_graph(

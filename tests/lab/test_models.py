@@ -1,11 +1,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+import sgdph
 from sgdph.lab.config import LabError
 from sgdph.lab.encoder import HEADS, LAYERS, LENGTH, VOCABULARY, WIDTH, Encoder
 from sgdph.lab.models import build_model
-from sgdph.lab.resnet import BasicBlock, Bottleneck, PaddedShortcut
+from sgdph.lab.resnet import BasicBlock, Bottleneck, PaddedShortcut, ResNet, no_norm
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,15 @@ from sgdph.lab.resnet import BasicBlock, Bottleneck, PaddedShortcut
         # 9 c_in c_out per convolution, 2 c_out per batch norm, 5,130 of the linear layer.
         ("vgg11-bn", 3, 10, 9_217_728 + 5_504 + 5_130),
         ("vgg19-bn", 3, 10, 20_018_880 + 11_008 + 5_130),
+        # Without a norm, c_out of the biases, and as many lengths again.
+        ("vgg11", 3, 10, 9_217_728 + 2_752 + 5_130),
+        ("vgg19", 3, 10, 20_018_880 + 5_504 + 5_130),
+        ("vgg11-wn", 3, 10, 9_217_728 + 5_504 + 5_130),
+        ("vgg19-wn", 3, 10, 20_018_880 + 11_008 + 5_130),
+        ("resnet8-gn", 3, 10, 75_290),
+        ("resnet8-in", 3, 10, 75_290),
+        ("resnet8-ln", 3, 10, 75_290),
+        ("resnet8-wn", 3, 10, 75_290),
     ],
 )
 def test_parameter_counts(name: str, channels: int, classes: int, parameters: int) -> None:
@@ -40,6 +51,10 @@ def test_parameter_counts(name: str, channels: int, classes: int, parameters: in
         ("resnet18", 18),
         ("vgg11-bn", 9),
         ("vgg19-bn", 17),
+        ("vgg11", 9),
+        ("vgg19", 17),
+        ("vgg19-wn", 17),
+        ("resnet8-wn", 8),
     ],
 )
 def test_the_number_in_the_name_counts_the_layers(name: str, layers: int) -> None:
@@ -56,7 +71,12 @@ def test_the_number_in_the_name_counts_the_layers(name: str, layers: int) -> Non
 
 @pytest.mark.parametrize("size", [8, 28, 32])
 @pytest.mark.parametrize(
-    "name", ["resnet8", "resnet20", "resnet56", "resnet18", "resnet50", "vgg11-bn", "vgg19-bn"]
+    "name",
+    [
+        *("resnet8", "resnet20", "resnet56", "resnet18", "resnet50"),
+        *("resnet8-gn", "resnet8-in", "resnet8-ln", "resnet8-wn"),
+        *("vgg11", "vgg11-bn", "vgg19-bn", "vgg19-wn"),
+    ],
 )
 def test_every_size_goes_through(name: str, size: int) -> None:
     model = build_model(name, in_channels=1, classes=7)
@@ -73,14 +93,14 @@ def test_the_padded_shortcut_keeps_the_channels_in_the_middle() -> None:
 
 
 def test_a_block_whose_convolutions_are_silent_passes_its_shortcut_on() -> None:
-    block = BasicBlock(3, 8, 2, PaddedShortcut(5))
+    block = BasicBlock(3, 8, 2, PaddedShortcut(5), nn.BatchNorm2d)
     nn.init.zeros_(block.bn2.weight)
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(block(x), block.shortcut(x).relu())
 
 
 def test_a_bottleneck_whose_last_convolution_is_silent_passes_its_shortcut_on() -> None:
-    block = Bottleneck(3, 8, 2, PaddedShortcut(5))
+    block = Bottleneck(3, 8, 2, PaddedShortcut(5), nn.BatchNorm2d)
     nn.init.zeros_(block.bn3.weight)
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(block(x), block.shortcut(x).relu())
@@ -98,6 +118,101 @@ def test_small_images_are_padded_for_vgg() -> None:
     model = build_model("vgg11-bn", in_channels=1, classes=3)
     x = torch.randn(2, 1, 28, 28)
     assert torch.equal(model(x), model(nn.functional.pad(x, (2, 2, 2, 2))))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8-gn", "vgg11-bn"])
+def test_the_initial_weights_are_those_of_earlier_runs(name: str) -> None:
+    """Every layer's own draws in their order, then He's for the convolutions, and no others."""
+    torch.manual_seed(3)
+    model = build_model(name, in_channels=3, classes=10)
+    state = torch.get_rng_state()
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    torch.manual_seed(3)
+    drawn = [
+        nn.Conv2d(m.in_channels, m.out_channels, m.kernel_size, bias=False) for m in convolutions
+    ]
+    linear = nn.Linear(model.fc.in_features, 10)
+    for mine, theirs in zip(drawn, convolutions, strict=True):
+        nn.init.kaiming_normal_(mine.weight, mode="fan_out", nonlinearity="relu")
+        assert torch.equal(mine.weight, theirs.weight)
+        assert theirs.bias is None
+    assert torch.equal(linear.weight, model.fc.weight)
+    assert torch.equal(linear.bias, model.fc.bias)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+NORMS = {
+    "resnet8": nn.BatchNorm2d,
+    "resnet8-gn": nn.GroupNorm,
+    "resnet8-in": nn.InstanceNorm2d,
+    "resnet8-ln": nn.GroupNorm,
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_behind_every_convolution(name: str) -> None:
+    model = build_model(name, in_channels=3, classes=10)
+    assert sum(isinstance(module, NORMS[name]) for module in model.modules()) == 7
+    groups = {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)}
+    assert groups == {"resnet8-gn": {8}, "resnet8-ln": {1}}.get(name, set())
+    newton = sgdph.param_groups(model)[0]
+    assert newton["channelwise"]
+    assert sum(p.numel() for p in newton["params"]) == 2 * (3 * 16 + 2 * 32 + 2 * 64)
+
+
+def test_layer_norm_is_over_channels_and_pixels() -> None:
+    norm = build_model("resnet8-ln", in_channels=3, classes=10).bn
+    x = torch.randn(4, 16, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(norm(x), nn.functional.layer_norm(x, (16, 5, 5)))
+
+
+@pytest.mark.parametrize("name", ["vgg11-wn", "resnet8-wn"])
+def test_weight_norm_is_on_every_convolution_alone(name: str) -> None:
+    model = build_model(name, in_channels=3, classes=10)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            assert parametrize.is_parametrized(module, "weight")
+            assert not module.bias.any()
+    assert not parametrize.is_parametrized(model.fc)
+    groups = sgdph.param_groups(model)
+    newton = {name.rpartition(".")[2] for name in groups[0]["param_names"]}
+    assert newton == {"original0", "bias"}
+    assert "fc.bias" in groups[1]["param_names"]
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg19"])
+def test_weight_norm_starts_as_the_plain_network(name: str) -> None:
+    models = []
+    for form in (name, f"{name}-wn"):
+        torch.manual_seed(0)
+        models.append(build_model(form, in_channels=1, classes=10))
+    x = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(models[1](x), models[0](x), rtol=1e-5, atol=1e-6)
+    sgdph.fold_weight_norm(models[1])
+    models[0].load_state_dict(models[1].state_dict(), strict=True)
+
+
+def test_without_norms_the_variance_stays_bounded() -> None:
+    torch.manual_seed(0)
+    model = ResNet(
+        16,
+        10,
+        stem=64,
+        widths=(64,),
+        blocks=(16,),
+        block=BasicBlock,
+        projection=False,
+        norm=no_norm,
+    )
+    variances = []
+    x = torch.randn(8, 64, 8, 8).relu()
+    for block in model.blocks:
+        x = block(x)
+        variances.append(x.pow(2).mean().item())
+    # (1 + 1/16)^16 = 2.6, and ReLU's positive means in the sum; 2^16 without the factor.
+    assert variances[-1] / variances[0] < 10
+    branch = model.blocks[0].conv2.weight
+    assert branch.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5 / 4, rel=0.05)
 
 
 def test_torchvisions_networks_by_name() -> None:

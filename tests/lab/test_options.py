@@ -108,7 +108,9 @@ def test_a_comparison_gives_each_setting_to_those_that_have_it() -> None:
 
 
 def test_a_setting_that_none_of_the_compared_has_is_refused() -> None:
-    with pytest.raises(LabError, match="none of sgdm, adamw has the setting --eps; sgdph has it"):
+    with pytest.raises(
+        LabError, match="none of sgdm, adamw has the setting --eps; sgdph, sgdph-mean"
+    ):
         resolve_many({"eps": 1e-3}, ("sgdm", "adamw"), (0,))
 
 

@@ -80,7 +80,7 @@ class ReferenceSGDPH:
         estimator: ``"row_sum"``, ``"exact"`` or ``"hutchinson"``.
         refresh: ``"cyclic"`` or ``"all"``.
         hessian_interval: Steps from one refresh to the next.
-        probe: ``probe(refresh_number, newton_index, shape)``, Hutchinson's ``z``.
+        probe: ``probe(visit, newton_index, shape)``, Hutchinson's ``z``.
         **defaults: Hyperparameters that every group has unless it says otherwise.
     """
 
@@ -220,7 +220,9 @@ class ReferenceSGDPH:
 
     def z(self, w: Weight) -> Tensor:
         assert self.probe is not None, "hutchinson needs a probe"
-        return self.probe(self.refresh_number, self.newton.index(w), w.tensor.shape)
+        per_visit = len(self.newton) if self.refresh == "cyclic" else 1
+        visit = self.refresh_number // per_visit
+        return self.probe(visit, self.newton.index(w), w.tensor.shape)
 
     def move(self, w: Weight, g: Tensor) -> None:
         """Momentum, direction and step of one parameter; ``g`` points up the objective."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sgdph
 from reference.algorithm1 import Probe
-from sgdph.hessian import rademacher_probe
+from sgdph.probes import rademacher_probe
 
 Feed = Callable[..., None]
 
@@ -41,8 +41,8 @@ WAYS: dict[str, Feed] = {
 def package_probe(seed: int = 0, dtype: torch.dtype = torch.float64) -> Probe:
     """The optimizer's own probes, for the reference to use."""
 
-    def probe(refresh: int, index: int, shape: torch.Size) -> Tensor:
-        return rademacher_probe(seed, refresh, index, torch.empty(shape, dtype=dtype))
+    def probe(visit: int, index: int, shape: torch.Size) -> Tensor:
+        return rademacher_probe(seed, visit, index, torch.empty(shape, dtype=dtype))
 
     return probe
 

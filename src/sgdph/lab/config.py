@@ -13,7 +13,22 @@ FORMAT = "sgdph-run-1"
 
 DatasetName = Literal["mnist5k", "digits", "cifar10", "cifar100", "pydoc"]
 ModelName = Literal[
-    "resnet8", "resnet20", "resnet56", "resnet18", "resnet50", "vgg11-bn", "vgg19-bn", "transformer"
+    "resnet8",
+    "resnet8-gn",
+    "resnet8-in",
+    "resnet8-ln",
+    "resnet8-wn",
+    "resnet20",
+    "resnet56",
+    "resnet18",
+    "resnet50",
+    "vgg11",
+    "vgg11-bn",
+    "vgg11-wn",
+    "vgg19",
+    "vgg19-bn",
+    "vgg19-wn",
+    "transformer",
 ]
 OptimizerName = Literal[
     "sgdph",

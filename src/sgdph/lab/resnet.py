@@ -1,18 +1,30 @@
-"""Residual networks for small images, with batch norm.
+"""Residual networks for small images, with batch norm, another norm, or none.
 
 * ``6 n + 2`` layers, 16/32/64 channels and parameter-free shortcuts (zero-padded channels): the
   CIFAR family of He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
   section 4.2.
 * The ImageNet networks' four stages behind a 3x3 stem of stride 1 and without the max pool, as is
   usual for 32x32 images.
+
+The norm layers are called ``bn`` whatever their kind, as in torchvision's networks.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
+
+Norm: TypeAlias = Callable[[int], nn.Module]
+"""Makes a norm layer for so many channels."""
+
+
+def no_norm(channels: int) -> nn.Module:
+    """Stand in for a norm layer; the convolution in front of it has a bias then."""
+    return nn.Identity()
 
 
 class PaddedShortcut(nn.Module):
@@ -32,25 +44,26 @@ class PaddedShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.front, self.back))
 
 
-def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """A 1x1 convolution with batch norm (He et al., 2016, option B)."""
+def projection_shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Module:
+    """A 1x1 convolution with its norm (He et al., 2016, option B)."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-        nn.BatchNorm2d(out_channels),
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=norm is no_norm),
+        norm(out_channels),
     )
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, each with batch norm, beside a shortcut."""
+    """Two 3x3 convolutions, each with its norm, beside a shortcut."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module
+        self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module, norm: Norm
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        bias = norm is no_norm
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=bias)
+        self.bn1 = norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.bn2 = norm(out_channels)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,22 +74,23 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, each with batch norm, beside a shortcut.
+    """1x1, 3x3 and 1x1 convolutions, each with its norm, beside a shortcut.
 
     The stride lies in the 3x3 convolution, as in torchvision's networks.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module
+        self, in_channels: int, out_channels: int, stride: int, shortcut: nn.Module, norm: Norm
     ) -> None:
         super().__init__()
+        bias = norm is no_norm
         width = out_channels // 4
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=bias)
+        self.bn1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=bias)
+        self.bn2 = norm(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=bias)
+        self.bn3 = norm(out_channels)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,6 +112,9 @@ class ResNet(nn.Module):
         blocks: Blocks in each stage.
         block: Their kind.
         projection: Whether a changed shape passes a 1x1 convolution or :class:`PaddedShortcut`.
+        norm: Makes the norm layers. With :func:`no_norm` the convolutions have biases, which start
+            at zero, and the last convolution of each of ``n`` blocks starts ``√n`` times smaller:
+            else the variance would about double with every block.
     """
 
     def __init__(
@@ -110,10 +127,11 @@ class ResNet(nn.Module):
         blocks: tuple[int, ...],
         block: type[BasicBlock] | type[Bottleneck],
         projection: bool,
+        norm: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(stem)
+        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=norm is no_norm)
+        self.bn = norm(stem)
         stages: list[nn.Module] = []
         previous = stem
         for index, (width, count) in enumerate(zip(widths, blocks, strict=True)):
@@ -122,15 +140,17 @@ class ResNet(nn.Module):
                 shortcut: nn.Module = nn.Identity()
                 if stride != 1 or width != previous:
                     shortcut = (
-                        projection_shortcut(previous, width, stride)
+                        projection_shortcut(previous, width, stride, norm)
                         if projection
                         else PaddedShortcut(width - previous)
                     )
-                stages.append(block(previous, width, stride, shortcut))
+                stages.append(block(previous, width, stride, shortcut, norm))
                 previous = width
         self.blocks = nn.Sequential(*stages)
         self.fc = nn.Linear(previous, classes)
         self.apply(initialise)
+        if norm is no_norm:
+            shrink_branches(stages)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, in_channels, H, W)`` to logits ``(N, classes)``."""
@@ -144,3 +164,17 @@ def initialise(module: nn.Module) -> None:
     """Draw convolutions from He's normal distribution, fan-out mode (He et al., ICCV 2015)."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def shrink_branches(blocks: list[nn.Module]) -> None:
+    """Divide the last convolution of each of ``n`` blocks by ``√n``.
+
+    The variance then grows by ``(1 + 1 / n)^n < e`` over all of them, where it would grow by
+    ``2^n`` (Hanin & Rolnick, "How to start training", NeurIPS 2018, on summable residual scales).
+    """
+    for block in blocks:
+        last = block.conv3 if isinstance(block, Bottleneck) else cast(BasicBlock, block).conv2
+        last.weight /= len(blocks) ** 0.5

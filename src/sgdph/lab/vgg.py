@@ -1,6 +1,6 @@
-"""VGG networks for small images (Simonyan & Zhang, ICLR 2015), with batch norm.
+"""VGG networks for small images (Simonyan & Zhang, ICLR 2015), with batch norm or without.
 
-3x3 convolutions without bias, each with batch norm and ReLU, five max pools, and one linear layer
+3x3 convolutions, each with ReLU and with batch norm or a bias, five max pools, and one linear layer
 in place of the original's three, as is usual for 32x32 images.
 """
 
@@ -24,19 +24,21 @@ class VGG(nn.Module):
         in_channels: Channels of the images.
         classes: Number of classes.
         convolutions: Convolutions in each of the five stages.
+        batch_norm: Whether a convolution has batch norm, or a bias that starts at zero.
     """
 
-    def __init__(self, in_channels: int, classes: int, *, convolutions: tuple[int, ...]) -> None:
+    def __init__(
+        self, in_channels: int, classes: int, *, convolutions: tuple[int, ...], batch_norm: bool
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         previous = in_channels
         for width, count in zip((64, 128, 256, 512, 512), convolutions, strict=True):
             for _ in range(count):
-                layers += [
-                    nn.Conv2d(previous, width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(),
-                ]
+                layers.append(nn.Conv2d(previous, width, 3, padding=1, bias=not batch_norm))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU())
                 previous = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
