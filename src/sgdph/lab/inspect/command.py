@@ -21,7 +21,7 @@ from sgdph.lab.inspect.measure import at_checkpoint, estimate_costs, measure_che
 from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differences
 from sgdph.lab.inspect.parameters import newton_parameters
 from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
-from sgdph.lab.inspect.tables import summary_to_rich, to_rich
+from sgdph.lab.inspect.tables import left_out_to_rich, summary_to_rich, to_rich
 from sgdph.lab.options import resolve
 from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
 from sgdph.lab.runs import CONFIG, RunDirectory, kept_checkpoint
@@ -236,6 +236,8 @@ def show(directory: InspectDirectory, inspection: Inspection, console: Console) 
     for figures in inspection.checkpoints:
         console.print(to_rich(figures))
     console.print(summary_to_rich(inspection))
+    if inspection.plan is not None and inspection.plan.left_out:
+        console.print(left_out_to_rich(inspection.plan))
     for line in notes(inspection):
         say(console, line)
     files = {"report": PAGE, "table": TABLE, "figures": FIGURES}

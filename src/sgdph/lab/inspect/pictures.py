@@ -117,7 +117,7 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
     """Draw the distribution of Newton multipliers per layer, a panel per checkpoint, as PNG."""
     checkpoints = [each for each in inspection.checkpoints if each.multipliers]
     labels = [each.label for each in checkpoints[0].multipliers]
-    figure = new_figure(2.6 + 2.7 * len(checkpoints), 1.9 + 0.23 * len(labels))
+    figure = new_figure(max(8.0, 2.6 + 2.7 * len(checkpoints)), 2.1 + 0.23 * len(labels))
     panels = figure.subplots(1, len(checkpoints), sharex=True, sharey=True, squeeze=False)[0]
     for axes, each in zip(panels, checkpoints, strict=True):
         for y, m in enumerate(each.multipliers):
@@ -133,8 +133,8 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
     held = checkpoints[0].multipliers[0].source == "held"
     source = "the optimizer's own average" if held else "row sums averaged, SGD-PH's defaults"
     figure.suptitle(
-        f"Multipliers τ/(D̂+ε), D̂: {source}. Tick: median, box: quarters, line: 5 to 95%,\n"
-        f"dots: extremes, dashed: SGD's step. {inspection.task}",
+        f"Multipliers τ/(D̂+ε), D̂: {source}\n{inspection.task}\n"
+        "tick: median, box: quarters, line: 5 to 95%, dots: extremes, dashed: SGD's step",
         fontsize="medium",
     )
     save(figure, path)

@@ -126,26 +126,19 @@ def notes(inspection: Inspection) -> list[str]:
             f"{inspection.config.optimizer} has no Newton multipliers: shown are those that the "
             f"row sums' average over {b} visits would give at SGD-PH's default τ and ε."
         )
-    return lines + left_out_notes(inspection)
+    return [*lines, left_out_note(inspection)]
 
 
-def left_out_notes(inspection: Inspection) -> list[str]:
-    """Name the parameters whose blocks were not taken."""
+def left_out_note(inspection: Inspection) -> str:
+    """Say how many blocks were not taken, and why."""
     assert inspection.plan is not None
-    left_out = inspection.plan.left_out
-    if not left_out:
-        return ["All Newton parameters were inspected."]
-    listed = ", ".join(
-        f"{each.label} ({each.size} rows, about {each.estimated_seconds:.3g} s)"
-        for each in left_out
-    )
-    settings = inspection.settings
-    why = (
-        f"to stay within --budget {settings.budget:g} s"
-        if settings.layers is None
-        else f"because --layers is {settings.layers}"
-    )
-    return [f"Left out {why}: {listed}."]
+    plan, settings = inspection.plan, inspection.settings
+    if not plan.left_out:
+        return "All Newton parameters were inspected."
+    count = f"{len(plan.left_out)} of {len(plan.candidates)} Newton parameters"
+    if settings.layers is not None:
+        return f"Left out are {count}, not among --layers {settings.layers}."
+    return f"Left out are {count}, to stay within --budget {settings.budget:g} s."
 
 
 def to_page(inspection: Inspection, directory: Path) -> str:
@@ -167,7 +160,7 @@ def to_page(inspection: Inspection, directory: Path) -> str:
     ]
     return environment.get_template(TEMPLATE).render(
         inspection=inspection,
-        notes=notes(inspection)[:-1],
+        notes=notes(inspection),
         left_out=inspection.plan.left_out,
         pictures=pictures,
         columns=COLUMNS,

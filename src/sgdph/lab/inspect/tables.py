@@ -11,6 +11,7 @@ from statistics import median
 from rich import box
 from rich.table import Table
 
+from sgdph.lab.inspect.choice import Plan
 from sgdph.lab.inspect.figures import (
     BlockRecord,
     CheckpointFigures,
@@ -109,10 +110,22 @@ def summary_to_rich(inspection: Inspection) -> Table:
     """Make the table of errors through training for the terminal."""
     title = "Relative error against |diagonal|: median over layers (lowest to highest)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.min_width = len(title) + 2
     for column in ("estimate", *(f"epoch {each.epoch}" for each in inspection.checkpoints)):
         table.add_column(column)
     for row in summary_rows(inspection):
         table.add_row(*row)
+    return table
+
+
+def left_out_to_rich(plan: Plan) -> Table:
+    """Make the table of the blocks that were not taken for the terminal."""
+    title = "Left out; seconds are estimates from one timed product"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for i, column in enumerate(("parameter", "kind", "rows", "seconds")):
+        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
+    for each in plan.left_out:
+        table.add_row(each.label, each.kind, str(each.size), f"{each.estimated_seconds:.3g}")
     return table
 
 
