@@ -89,9 +89,9 @@ ESTIMATES = {
 }
 
 
-def run(names: Sequence[str], data_dir: Path | None) -> None:
+def run(names: Sequence[str], seeds: Sequence[int], data_dir: Path | None) -> None:
     """Inspect every network with every seed."""
-    for seed in SEEDS:
+    for seed in seeds:
         for name in names:
             out = WORK / f"{name}-seed{seed}"
             if (out / "report.html").exists():
@@ -286,13 +286,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run")
     command.add_argument("--only", default=",".join(STUDIES))
+    command.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     command.add_argument("--data-dir", type=Path)
     commands.add_parser("report").add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if arguments.command == "report":
         report(arguments.out)
     else:
-        run(arguments.only.split(","), arguments.data_dir)
+        run(arguments.only.split(","), arguments.seeds, arguments.data_dir)
 
 
 if __name__ == "__main__":
