@@ -109,20 +109,19 @@ def gathered() -> Iterator[dict[str, Any]]:
     for path in sorted(WORK.glob("*/inspect.json")):
         name, seed = path.parent.name.rsplit("-seed", 1)
         content = json.loads(path.read_text())
-        checkpoints = content["checkpoints"]
-        for phase, checkpoint in zip(PHASES, checkpoints, strict=False):
-            for record in checkpoint["blocks"]:
-                yield {
-                    "study": name,
-                    "seed": int(seed),
-                    "phase": phase,
-                    **{key: record[key] for key in KEPT},
-                    **{
-                        f"{estimate}_{measure}": record[f"{estimate}_{measure}"]
-                        for estimate in ESTIMATES
-                        for measure in ("relative_error", "cosine")
-                    },
-                }
+        epochs = [checkpoint["epoch"] for checkpoint in content["checkpoints"]]
+        for record in content["records"]:
+            yield {
+                "study": name,
+                "seed": int(seed),
+                "phase": PHASES[epochs.index(record["epoch"])],
+                **{key: record[key] for key in KEPT},
+                **{
+                    f"{estimate}_{measure}": record[f"{estimate}_{measure}"]
+                    for estimate in ESTIMATES
+                    for measure in ("relative_error", "cosine")
+                },
+            }
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
