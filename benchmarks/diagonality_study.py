@@ -87,6 +87,16 @@ ESTIMATES = {
     "held": "held by the optimizer (row sum)",
     "constant": "a constant",
 }
+STYLES = {
+    "row_sum_one": ("#d55e00", "s:"),
+    "hutchinson_one": ("#0072b2", "o:"),
+    "exact_one": ("#009e73", "^:"),
+    "row_sum_average": ("#d55e00", "s-"),
+    "hutchinson_average": ("#0072b2", "o-"),
+    "exact_average": ("#009e73", "^-"),
+    "held": ("#cc79a7", "D-"),
+    "constant": ("#000000", "x--"),
+}
 
 
 def run(names: Sequence[str], seeds: Sequence[int], data_dir: Path | None) -> None:
@@ -213,11 +223,10 @@ def draw_errors(records: Sequence[dict[str, Any]], file: Path) -> None:
         layout="constrained",
         squeeze=False,
     )
-    colours = plt.get_cmap("tab10")
     for axis in axes.flat[len(studies) :]:
         axis.set_visible(False)
     for axis, (study,) in zip(axes.flat, studies, strict=False):
-        for i, (estimate, label) in enumerate(ESTIMATES.items()):
+        for estimate, label in ESTIMATES.items():
             points = []
             for x, phase in enumerate(PHASES):
                 values = [
@@ -230,10 +239,13 @@ def draw_errors(records: Sequence[dict[str, Any]], file: Path) -> None:
                 if values:
                     points.append((x, statistics.median(values)))
             if points:
-                line = "--" if estimate == "constant" else "-"
-                axis.plot(*zip(*points, strict=True), "o" + line, color=colours(i), label=label)
+                colour, style = STYLES[estimate]
+                axis.plot(*zip(*points, strict=True), style, color=colour, label=label)
         axis.set_title(study)
         axis.set_yscale("log")
+        axis.set_ylim(0.07, 5)
+        axis.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+        axis.minorticks_off()
         axis.set_xticks(range(len(PHASES)), PHASES)
         axis.grid(axis="y", alpha=0.25, which="both")
     for row in axes:
