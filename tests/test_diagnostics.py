@@ -110,8 +110,13 @@ def test_draws_are_averaged_signed() -> None:
 
 
 def test_seeds_change_the_draws() -> None:
-    found = [Diagonality.of_block(drawn_block(), name="w", seed=s).hutchinson for s in (0, 0, 1)]
-    assert found[0] == found[1] != found[2]
+    # Fewer draws than the walk over all columns, which has the same errors for many signs.
+    found = [
+        Diagonality.of_block(drawn_block(), name="w", probes=2, seed=s).hutchinson_mean
+        for s in (0, 0, 1, 2, 3)
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) > 1
 
 
 def test_a_diagonal_block() -> None:
@@ -193,7 +198,7 @@ def test_each_parameter_is_judged_by_its_own_block(chunk_size: int | None) -> No
     loss = loss_of(model)
     found = sgdph.diagonality(loss, newton(model), seed=5, chunk_size=chunk_size)
     assert names(found) == ["0.bias", "1.weight", "1.bias"]
-    for k, (f, (name, p)) in enumerate(zip(found, newton(model), strict=True)):
+    for f, (name, p) in zip(found, newton(model), strict=True):
         alone = Diagonality.of_block(sgdph.hessian_block(loss, p), name=name, seed=5)
         assert (f.shape, f.average) == ((4,), None)
         if name == "0.bias":  # batch norm takes it away, and what is left is rounding
@@ -201,8 +206,14 @@ def test_each_parameter_is_judged_by_its_own_block(chunk_size: int | None) -> No
         for field in ("off_diagonal_share", "negative_share"):
             assert getattr(f, field) == pytest.approx(getattr(alone, field), rel=1e-9)
         assert figures(f.row_sum) == pytest.approx(figures(alone.row_sum), rel=1e-9)
-        if k:  # each parameter has draws of its own
-            assert f.hutchinson != alone.hutchinson
+
+
+def test_each_parameter_has_draws_of_its_own() -> None:
+    p, q = (torch.ones(16, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    loss = p.exp().prod() + q.exp().prod()
+    first, second = sgdph.diagonality(loss, [p, q], probes=2)
+    assert first.row_sum == second.row_sum
+    assert first.hutchinson_mean != second.hutchinson_mean
 
 
 def test_the_joint_block_comes_last() -> None:

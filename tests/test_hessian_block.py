@@ -412,3 +412,21 @@ S = torch.tensor(2.0, requires_grad=True)
 def test_bad_input(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         sgdph.hessian_block(**{"loss": S**3, "p": S, **arguments})
+
+
+def test_autocast_outside_the_loss_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    loss = model(torch.randn(5, 6)).pow(2).sum()
+    expected = sgdph.hessian_block(loss, model[0].bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        block = sgdph.hessian_block(loss, model[0].bias)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(block, expected)
+
+
+def test_inference_mode_is_told() -> None:
+    p = nn.Parameter(torch.ones(2))
+    loss = p.pow(3).sum()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        sgdph.hessian_block(loss, p)

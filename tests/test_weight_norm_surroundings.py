@@ -279,3 +279,51 @@ def test_onnx(folded: bool, tmp_path: Path) -> None:
     (name,) = (value.name for value in graph.graph.input)
     (logits,) = evaluator.run(None, {name: images().numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_optimizer_built_before_warns_at_its_first_step() -> None:
+    # Weights have no turn at which they would be missed, and biases and scales stay.
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    sgdph.apply_weight_norm(model)
+    with pytest.warns(UserWarning, match="unknown to the optimizer.*weight norm"):
+        optimizer.backward(model(torch.randn(5, 3)).pow(2).sum())
+
+
+def test_an_optimizer_built_after_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+    model = sgdph.apply_weight_norm(
+        nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    )
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    optimizer.backward(model(torch.randn(5, 3)).pow(2).sum())
+    assert not recwarn.list
+
+
+def test_a_default_device_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    nn.init.zeros_(model[1].weight)
+    expected = model(torch.ones(1, 3))
+    with torch.device("meta"):
+        sgdph.apply_weight_norm(model)
+    torch.testing.assert_close(model(torch.ones(1, 3)), expected)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_shared_lengths_are_not_folded_apart(whole: bool) -> None:
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    model = sgdph.apply_weight_norm(nn.Sequential(a, b))
+    if whole:
+        b.parametrizations = a.parametrizations
+    else:
+        mine, yours = b.parametrizations.weight, a.parametrizations.weight
+        mine.original0, mine.original1 = yours.original0, yours.original1
+    before = model(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="0 and 1 share a weight-normalised weight"):
+        sgdph.fold_weight_norm(model)
+    torch.testing.assert_close(model(torch.ones(1, 3)), before)
+
+
+def test_folding_keeps_channels_last() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3)).to(memory_format=torch.channels_last)
+    sgdph.fold_weight_norm(sgdph.apply_weight_norm(model))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)

@@ -94,13 +94,18 @@ def block_of(
         dtype = _common_dtype(params)
     elif not dtype.is_floating_point:
         raise ValueError(f"dtype must be a real floating-point one, got {dtype}")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (whole and chunk_size >= 1):
         raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
     sizes = [p.numel() for p in params]
     _check_side(sum(sizes), dtype, "all these parameters together")
 
     region = Region(loss, params)
-    with static_graph_unnoticed(region):
+    # Under autocast the products of a float32 graph would be taken in half precision.
+    kind = params[0].device.type
+    autocast = torch.is_autocast_enabled(kind)
+    plain = torch.autocast(kind, enabled=False) if autocast else contextlib.nullcontext()
+    with plain, static_graph_unnoticed(region):
         at_a_time = chunk_size or _chunk_size(region, params[0].device)
         gradients = _gradients(loss, named, region, lean=at_a_time == 1)
         block = torch.zeros(sum(sizes), sum(sizes), dtype=dtype, device=params[0].device)

@@ -184,11 +184,11 @@ def judge(block: Tensor, subject: Subject) -> Diagonality:
 
 def rademacher_draws(probes: int, seed: int, index: int, p: Tensor) -> Tensor:
     """Draw ``probes`` Rademacher vectors, of shape ``(probes, n)``."""
-    like = torch.empty(p.numel(), dtype=torch.float64)
+    like = torch.empty(p.numel(), dtype=torch.float64, device="cpu")
     return torch.stack([rademacher_probe(seed, draw, index, like) for draw in range(probes)])
 
 
 def check_probes(probes: int) -> None:
     """Raise a ``ValueError`` unless there is at least one."""
-    if not isinstance(probes, int) or probes < 1:
+    if not isinstance(probes, int) or isinstance(probes, bool) or probes < 1:
         raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}")

@@ -178,8 +178,12 @@ def check_loss(loss: Tensor) -> None:
 
     Raises:
         TypeError, ValueError: It is no real scalar tensor.
-        RuntimeError: It has no graph.
+        RuntimeError: It has no graph, or none can be made of its gradient here.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "nothing can be differentiated inside torch.inference_mode(); leave it first"
+        )
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
     if math.prod(loss.shape) != 1 or loss.is_complex():

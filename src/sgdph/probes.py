@@ -22,7 +22,8 @@ def rademacher_probe(seed: int, visit: int, index: int, like: Tensor) -> Tensor:
     The three integers alone decide the probe, so micro-batches, ranks and a resumed run see the
     same one, and the global random number generator is left alone. Over any N successive visits,
     N being the least power of two that is at least ``like.numel()``, each two entries of the probe
-    agree as often as they differ. Two parameters' probes are independent at each visit.
+    agree as often as they differ. (When a parameter group joins, the count of visits goes on from
+    another place.) Two parameters' probes are independent at each visit.
 
     Args:
         seed: The optimizer's seed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ class ReplacedParameters:
         groups: Sequence[dict[str, Any]],
         name: Callable[[Tensor], str],
     ) -> None:
-        """Raise where the missing parameters look replaced.
+        """Raise where the missing parameters look replaced; at the first look, warn already.
 
         The graph is walked when a parameter is missing, and once before, to learn which strangers
         belong there (a second network with an optimizer of its own, say).
@@ -58,9 +59,13 @@ class ReplacedParameters:
         strangers = [leaf for leaf in leaves if id(leaf) not in known]
         shapes, expected = {p.shape for p in absent}, self._strangers or set()
         twins = [s for s in strangers if s.shape in shapes and id(s) not in expected]
-        if self._strangers is None:
+        first = self._strangers is None
+        if first:
             self._strangers = {id(s) for s in strangers} - {id(s) for s in twins}
         if not missed:
+            if first and twins:
+                # First-order parameters have no turn at which they would be missed.
+                warnings.warn(_unknown(twins) + _REMEDY, UserWarning, stacklevel=6)
             return
         if len(absent) == len(own):
             raise RuntimeError(
@@ -69,12 +74,18 @@ class ReplacedParameters:
             )
         if twins:
             raise RuntimeError(
-                f"parameter {name(missed[0])} is not in the loss's graph, which instead holds "
-                f"{len(twins)} trainable tensor(s) unknown to the optimizer in the shapes of "
-                f"missing parameters ({', '.join(str(tuple(t.shape)) for t in twins[:3])}). "
+                f"parameter {name(missed[0])} is not in the loss's graph. {_unknown(twins)}"
                 f"{_REMEDY}. Where it is meant to be so, give that parameter's group "
                 "channelwise=False"
             )
+
+
+def _unknown(twins: Sequence[Tensor]) -> str:
+    shapes = ", ".join(str(tuple(t.shape)) for t in twins[:3])
+    return (
+        f"The loss depends on {len(twins)} trainable tensor(s) unknown to the optimizer, in the "
+        f"shapes of parameters that it does not depend on ({shapes}). "
+    )
 
 
 _REMEDY = (

@@ -9,7 +9,7 @@ parameters too.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -104,6 +104,7 @@ def fold_weight_norm(model: ModelT) -> ModelT:
     _check_model(model, "fold_weight_norm")
     folds = [_parametrised(*found) for found in _weight_norms(model)]
     folds += [_hooked(*found) for found in _weight_norm_hooks(model)]
+    _check_unshared(folds)
     if not folds:
         raise ValueError(
             f"{type(model).__name__} has no weight-normalised weight to fold; "
@@ -112,6 +113,18 @@ def fold_weight_norm(model: ModelT) -> ModelT:
     for fold in folds:
         fold.commit()
     return model
+
+
+def _check_unshared(folds: Sequence[_Fold]) -> None:
+    owners: dict[int, str] = {}
+    for fold in folds:
+        for part in fold.parts:
+            other = owners.setdefault(id(part), fold.path)
+            if other != fold.path:
+                raise ValueError(
+                    f"{other or 'the model'} and {fold.path} share a weight-normalised weight; "
+                    "folding would give each its own: give one of them parameters of its own first"
+                )
 
 
 def _check_model(model: object, caller: str) -> None:
@@ -141,7 +154,7 @@ def _point_somewhere(g: Tensor, v: Tensor, dim: int, generator: torch.Generator)
     none = g.detach() == 0
     if v.is_meta or not none.any():
         return
-    drawn = torch.randn(v.shape, generator=generator)
+    drawn = torch.randn(v.shape, generator=generator, device="cpu")
     drawn /= torch.norm_except_dim(drawn, 2, dim)
     # Not in place: v still shares its memory with the weight that it was.
     directions = v.detach().clone()
@@ -153,9 +166,11 @@ def _point_somewhere(g: Tensor, v: Tensor, dim: int, generator: torch.Generator)
 class _Fold:
     """A plain weight, ready to take the place of what it is computed from."""
 
+    path: str
     module: nn.Module
     name: str
     weight: nn.Parameter
+    parts: Sequence[nn.Parameter]
     place: int
     hook: int | None = None
     """The number of an old-style hook among the module's; ``None`` for a parametrisation."""
@@ -198,22 +213,25 @@ def _parametrised(path: str, module: nn.Module, name: str) -> _Fold:
     originals = _originals(module, name)
     if len(originals) > 1 or not originals._parameters.keys() >= {"original0", "original1"}:
         raise _stacked(path, name)
-    weight = _plain(originals(), [*originals.parameters(recurse=False)])
+    parts = [*originals.parameters(recurse=False)]
     place = getattr(originals[0], "place_of_weight", 0)
-    return _Fold(module, name, weight, place)
+    return _Fold(path, module, name, _plain(originals(), parts), parts, place)
 
 
 def _hooked(path: str, module: nn.Module, number: int, hook: WeightNorm) -> _Fold:
-    parts = [module._parameters.get(f"{hook.name}_{part}") for part in "gv"]
-    if None in parts:
+    found = [module._parameters.get(f"{hook.name}_{part}") for part in "gv"]
+    if None in found:
         raise _stacked(path, hook.name)
-    weight = _plain(hook.compute_weight(module), cast(list[nn.Parameter], parts))
-    return _Fold(module, hook.name, weight, 0, number)
+    parts = cast(list[nn.Parameter], found)
+    weight = _plain(hook.compute_weight(module), parts)
+    return _Fold(path, module, hook.name, weight, parts, 0, number)
 
 
 def _plain(weight: Tensor, parts: list[nn.Parameter]) -> nn.Parameter:
     trainable = any(part.requires_grad for part in parts)
-    return nn.Parameter(weight.detach().clone(), requires_grad=trainable)
+    # v keeps the memory format, such as channels-last, which the product of the two loses.
+    plain = torch.empty_like(parts[-1]).copy_(weight.detach())
+    return nn.Parameter(plain.detach(), requires_grad=trainable)
 
 
 def _stacked(path: str, name: str) -> ValueError:

@@ -115,3 +115,9 @@ def test_every_control_goes_by_name() -> None:
     ):
         baseline = BASELINES[name]
         assert type(baseline.build(net(), baseline.defaults, 0)) is kind
+
+
+def test_any_seed_of_a_run_shuffles() -> None:
+    baseline = BASELINES["sgdph-shuffled"]
+    optimizer = baseline.build(net(), baseline.defaults, 2**63 - 1)
+    assert len(optimizer.multipliers()) == 2

@@ -13,6 +13,7 @@ SGD-PH, that which it lacks was not what helped.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ class ShuffledMultiplier(SGDPH):
     def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         own = super()._multiplier(p, group)
         place = next(i for i, other in enumerate(self._flow.cycle.newton) if other is p)
-        generator = torch.Generator().manual_seed(1_000_003 * group["seed"] + place)
+        key = hashlib.blake2b(f"{group['seed']},{place}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
         order = torch.randperm(own.numel(), generator=generator)
         return own.flatten()[order.to(own.device)].view_as(own)
 
