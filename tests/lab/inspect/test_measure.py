@@ -13,11 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 from sgdph.lab.cli import main
 from sgdph.lab.data import Dataset
 from sgdph.lab.inspect.choice import make_plan
+from sgdph.lab.inspect.costs import estimate_costs
 from sgdph.lab.inspect.figures import InspectSettings
 from sgdph.lab.inspect.measure import (
     at_checkpoint,
     draw_batches,
-    estimate_costs,
     measure_checkpoint,
     training_mode,
 )
