@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,15 @@ def test_ddp_equals_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-10)
+
+
+def test_only_the_folded_network_can_be_pickled() -> None:
+    model = sgdph.apply_weight_norm(conv_net())
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(model)
+    folded = sgdph.fold_weight_norm(copy.deepcopy(model))
+    restored = pickle.loads(pickle.dumps(folded))
+    assert torch.equal(restored(images()), model(images()))
 
 
 @pytest.mark.parametrize("folded", [True, False])

@@ -97,7 +97,7 @@ def block_of(
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
     sizes = [p.numel() for p in params]
-    _check_side(sum(sizes), dtype)
+    _check_side(sum(sizes), dtype, "all these parameters together")
 
     region = Region(loss, params)
     with static_graph_unnoticed(region):
@@ -149,19 +149,19 @@ def check_params(named: Sequence[tuple[str, Tensor]]) -> None:
         if id(p) in seen:
             raise ValueError(f"{here} is given twice")
         seen.add(id(p))
-        _check_side(p.numel(), p.dtype)
+        _check_side(p.numel(), p.dtype, here)
 
 
 def _described(name: str, p: Tensor) -> str:
-    return f"the parameter {name}, of shape {tuple(p.shape)},"
+    return f"the parameter {name} of shape {tuple(p.shape)}"
 
 
-def _check_side(n: int, dtype: torch.dtype) -> None:
+def _check_side(n: int, dtype: torch.dtype, whose: str) -> None:
     if n > LARGEST_SIDE:
         raise ValueError(
-            f"a Hessian block over n = {n:,} entries would take {n:,} products and "
-            f"{n * n * dtype.itemsize / 2**30:,.1f} GiB; it may have at most {LARGEST_SIDE:,} a "
-            "side. Give fewer or smaller parameters, such as the channel-wise ones of "
+            f"the Hessian block of {whose} has n = {n:,} entries a side: it would take {n:,} "
+            f"products and {n * n * dtype.itemsize / 2**30:,.1f} GiB, and at most {LARGEST_SIDE:,} "
+            "a side are built. Give fewer or smaller parameters, such as the channel-wise ones of "
             "sgdph.param_groups(model) one by one"
         )
 
@@ -185,7 +185,7 @@ def _gradients(
         if gradient is None:
             # Zeros would look like a parameter in which the loss is flat.
             raise RuntimeError(
-                f"the loss does not depend on {_described(name, p)[:-1]}: it was not used in the "
+                f"the loss does not depend on {_described(name, p)}: it was not used in the "
                 "forward pass, or was replaced since"
             )
         if gradient.is_sparse:
