@@ -59,6 +59,24 @@ def test_help_names_every_option_and_loads_no_data_library() -> None:
     assert "None" not in done.stdout
 
 
+def test_help_of_inspect_names_its_options() -> None:
+    done = call("inspect", "--help")
+    assert done.returncode == 0
+    for option in (
+        "run",
+        "checkpoints",
+        "batches",
+        "budget",
+        "layers",
+        "probes",
+        "float64",
+        "seed",
+    ):
+        assert re.search(rf"--{option}\b", done.stdout), option
+    assert "None" not in done.stdout
+    assert "--keep-checkpoints" not in done.stdout
+
+
 @pytest.mark.parametrize("wrong", [["--optimizer", "sgd"], ["--epochs", "x"], ["--leanring", "1"]])
 def test_a_wrong_option_is_refused(tmp_path: Path, wrong: list[str]) -> None:
     done = call("train", *wrong, "--out", tmp_path / "run")

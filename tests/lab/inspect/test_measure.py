@@ -13,14 +13,15 @@ from torch.nn import functional as F  # noqa: N812
 from sgdph.lab.cli import main
 from sgdph.lab.data import Dataset
 from sgdph.lab.inspect.choice import make_plan
+from sgdph.lab.inspect.costs import estimate_costs
 from sgdph.lab.inspect.figures import InspectSettings
 from sgdph.lab.inspect.measure import (
     at_checkpoint,
     draw_batches,
-    estimate_costs,
     measure_checkpoint,
     training_mode,
 )
+from sgdph.lab.inspect.records import inspect_checkpoints
 from sgdph.lab.options import resolve
 
 SMALL = {"dataset": "digits", "train_size": 100, "device": "cpu", "threads": 1}
@@ -81,6 +82,8 @@ def test_a_block_is_the_hessian_of_the_training_loss(tmp_path: Path, digits: Dat
     middle = (1e-3 / (average + 1e-4)).quantile(0.5).item()
     assert multiplier.median == pytest.approx(middle, rel=1e-5)
     assert len(found.multipliers) == len(plan.candidates)
+    (again,) = inspect_checkpoints(config, digits, [path], settings)
+    assert again.errors == record.errors
 
 
 def test_batches_are_augmented_training_batches_and_the_same_at_every_call(digits: Dataset) -> None:

@@ -15,9 +15,10 @@ from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset
 from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
 from sgdph.lab.inspect.choice import make_plan, matching
+from sgdph.lab.inspect.costs import estimate_costs
 from sgdph.lab.inspect.directory import FIGURES, PAGE, PICTURES, TABLE, InspectDirectory
 from sgdph.lab.inspect.figures import Inspection, InspectSettings
-from sgdph.lab.inspect.measure import at_checkpoint, estimate_costs, measure_checkpoint
+from sgdph.lab.inspect.measure import at_checkpoint, measure_checkpoint
 from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differences
 from sgdph.lab.inspect.parameters import newton_parameters
 from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report

@@ -16,7 +16,7 @@ from sgdph.lab.checkpoint import load_checkpoint
 from sgdph.lab.config import RunConfig
 from sgdph.lab.data import Dataset, plan_epoch, training_batch
 from sgdph.lab.environment import describe_environment
-from sgdph.lab.inspect.choice import Candidate, Plan
+from sgdph.lab.inspect.choice import Plan
 from sgdph.lab.inspect.figures import (
     BlockRecord,
     CheckpointFigures,
@@ -183,44 +183,6 @@ def training_mode(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(before)
         for module, mode in modes.items():
             module.training = mode
-
-
-def estimate_costs(
-    run: PreparedRun, settings: InspectSettings, checkpoints: int
-) -> list[Candidate]:
-    """Time one product of every Newton parameter, and estimate from it what its blocks take.
-
-    Args:
-        run: At any checkpoint.
-        settings: Decides the number of batches.
-        checkpoints: How many checkpoints are to be measured.
-    """
-    parameters = newton_parameters(run.state.model)
-    blocks = 2 * settings.batches * checkpoints
-    device = run.data.mean.device
-    with training_mode(run.state.model):
-        batch = next(draw_batches(run, 1))
-        loss = loss_on(run, batch, 0, settings.float64)
-        # The first time also builds what the later ones find ready.
-        _time_product(loss, parameters[0].tensor, device)
-        times = [_time_product(loss, each.tensor, device) for each in parameters]
-    return [
-        Candidate(
-            each.name, each.label, each.kind, each.size, blocks * (first + each.size * product)
-        )
-        for each, (first, product) in zip(parameters, times, strict=True)
-    ]
-
-
-def _time_product(loss: Tensor, p: Tensor, device: torch.device) -> tuple[float, float]:
-    """Return the seconds of a gradient with a graph, and of one product."""
-    started = time.perf_counter()
-    (gradient,) = torch.autograd.grad(loss, p, create_graph=True)
-    wait_for(device)
-    between = time.perf_counter()
-    torch.autograd.grad(gradient.sum(), p, retain_graph=True, allow_unused=True)
-    wait_for(device)
-    return between - started, time.perf_counter() - between
 
 
 def wait_for(device: torch.device) -> None:

@@ -6,6 +6,8 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from sgdph.lab.inspect.directory import (
     ERRORS,
     HEAT_MAPS,
@@ -143,9 +145,6 @@ def left_out_note(inspection: Inspection) -> str:
 
 def to_page(inspection: Inspection, directory: Path) -> str:
     """Write the page; nothing in it is fetched from elsewhere."""
-    # Not at the top: the other commands do without it.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

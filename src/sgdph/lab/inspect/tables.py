@@ -120,7 +120,7 @@ def summary_to_rich(inspection: Inspection) -> Table:
 
 def left_out_to_rich(plan: Plan) -> Table:
     """Make the table of the blocks that were not taken for the terminal."""
-    title = "Left out; seconds are estimates from one timed product"
+    title = "Left out, with estimated seconds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(("parameter", "kind", "rows", "seconds")):
         table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
