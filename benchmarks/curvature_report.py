@@ -19,7 +19,7 @@ LABELS = {
     "row-sum": "SGD-PH, row sum (the paper)",
     "hutchinson": "SGD-PH, Hutchinson",
     "hutchinson-all": "SGD-PH, Hutchinson, all at once",
-    "exact": "SGD-PH, exact diagonal",
+    "exact": "SGD-PH, exact diagonal (lr, wd not tuned)",
     "mean": "control: mean multiplier",
     "shuffled": "control: shuffled multipliers",
     "fixed-1": "control: multiplier 1",
@@ -127,7 +127,8 @@ def draw(tasks: dict[str, list[dict[str, Any]]], lines: dict[str, list[Any]], fi
                 and line["system"] == row["system"]
                 and line["accuracy"] is not None
             ]
-            colour = "#9a6700" if row["system"] not in ("sgdm",) and y >= 5 else "#0a5db0"
+            control = LABELS[row["system"]].startswith("control")
+            colour = "#9a6700" if control else "#0a5db0"
             colour = "#555555" if row["system"] == "sgdm" else colour
             axis.plot(values, [y] * len(values), "o", color=colour, alpha=0.45, markersize=5)
             axis.plot([row["accuracy"]], [y], "|", color=colour, markersize=18, markeredgewidth=2.5)
@@ -138,6 +139,7 @@ def draw(tasks: dict[str, list[dict[str, Any]]], lines: dict[str, list[Any]], fi
             linestyle=":",
         )
         axis.set_title(task)
+        axis.locator_params(axis="x", nbins=6)
         axis.set_xlabel("test accuracy, %")
         axis.set_ylim(len(systems) - 0.5, -0.5)
         axis.set_yticks(range(len(systems)), [LABELS[s] for s in systems])

@@ -3,12 +3,15 @@
     python benchmarks/curvature_study.py run mnist5k [--systems sgdm,row-sum,...]
     python benchmarks/curvature_study.py run pydoc
     python benchmarks/curvature_study.py run cifar10 --data-dir DIR
+    python benchmarks/curvature_study.py run mnist5k --systems exact --point 0.3 5e-4
     python benchmarks/curvature_study.py report
 
 Each system is tuned first, all with one budget: the task's grid of lr and weight decay, on
 training data alone, of which a fifth is held out (another fifth for each tuning seed). Then it
 trains with five seeds at its best point, and is judged on the test set. Every finished run is one
-line of ``TASK.jsonl``; a call that is repeated goes on where the last one stopped.
+line of ``TASK.jsonl``; a call that is repeated goes on where the last one stopped. ``--point`` takes
+a system's lr and weight decay as given, for one that is too dear to tune: the exact diagonal takes a
+product for each channel.
 """
 
 from __future__ import annotations
@@ -158,8 +161,14 @@ class Study:
         )
         self.environment = describe_environment(torch.device("cpu"))
 
-    def run(self, system: str) -> None:
-        """Tune a system and train it with every seed."""
+    def run(self, system: str, point: tuple[float, float] | None) -> None:
+        """Tune a system, unless its point is given, and train it with every seed."""
+        lr, weight_decay = point or self.tuned(system)
+        for seed in SEEDS:
+            self.line("test", system, lr, weight_decay, seed)
+
+    def tuned(self, system: str) -> tuple[float, float]:
+        """Search the grid for the best lr and weight decay."""
         points = list(itertools.product(self.task.lrs, self.task.weight_decays))
         scores = {}
         for lr, weight_decay in points:
@@ -172,9 +181,7 @@ class Study:
                 statistics.mean(line["accuracy"] or 0.0 for line in lines),
                 -statistics.mean(line["loss"] or 1e9 for line in lines),
             )
-        lr, weight_decay = max(points, key=scores.__getitem__)
-        for seed in SEEDS:
-            self.line("test", system, lr, weight_decay, seed)
+        return max(points, key=scores.__getitem__)
 
     def line(
         self, phase: str, system: str, lr: float, weight_decay: float, seed: int
@@ -217,6 +224,7 @@ def main() -> None:
     run = commands.add_parser("run")
     run.add_argument("task", choices=TASKS)
     run.add_argument("--systems", default=",".join(SYSTEMS))
+    run.add_argument("--point", type=float, nargs=2, metavar=("LR", "WEIGHT_DECAY"))
     run.add_argument("--data-dir", type=Path)
     commands.add_parser("report")
     for command in commands.choices.values():
@@ -240,7 +248,7 @@ def main() -> None:
         json.dumps(study.environment, indent=1) + "\n"
     )
     for system in systems_of(arguments.systems):
-        study.run(system)
+        study.run(system, arguments.point and tuple(arguments.point))
 
 
 if __name__ == "__main__":

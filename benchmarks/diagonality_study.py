@@ -243,8 +243,9 @@ def draw_errors(records: Sequence[dict[str, Any]], file: Path) -> None:
                 axis.plot(*zip(*points, strict=True), style, color=colour, label=label)
         axis.set_title(study)
         axis.set_yscale("log")
-        axis.set_ylim(0.07, 5)
-        axis.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+        axis.set_ylim(0.02, 5)
+        ticks = ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]
+        axis.set_yticks([*map(float, ticks)], ticks)
         axis.minorticks_off()
         axis.set_xticks(range(len(PHASES)), PHASES)
         axis.grid(axis="y", alpha=0.25, which="both")
