@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from sgdph.lab.cli import main
+from sgdph.lab.config import LabError
 from sgdph.lab.inspect import command
 from sgdph.lab.inspect.figures import ERRORS
 from sgdph.lab.inspect.options import quarters
+from sgdph.lab.runs import RunDirectory
 
 SMALL = (
     *("--dataset", "digits", "--train-size", "100", "--batch-size", "25", "--device", "cpu"),
@@ -194,3 +196,39 @@ def test_too_small_a_budget_can_be_raised(
 def test_the_checkpoints_of_a_run_trained_here() -> None:
     assert quarters(12) == (0, 3, 6, 12)
     assert quarters(1) == (0, 1)
+
+
+def test_a_run_that_was_overwritten_meanwhile_is_not_mixed_in(
+    tmp_path: Path, sgdm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(sgdm, run)
+    words = ("--batches", "1", "--probes", "1", "--layers", "bn.bias", "--checkpoints", "0")
+    assert inspect("--run", run, *words, "--out", out) == 0
+    before = (out / "inspect.json").read_bytes()
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2").replace("cpu", "auto"))
+    capsys.readouterr()
+    assert inspect("--out", out, "--resume") == 2
+    said = capsys.readouterr().err
+    assert "lr: it began with 0.1, the run now has 0.2" in said
+    assert "--overwrite" in said
+    assert "device" not in said
+    config.unlink()
+    assert inspect("--out", out, "--resume") == 2
+    assert "no longer holds" in capsys.readouterr().err
+    assert (out / "inspect.json").read_bytes() == before
+
+
+def test_a_run_that_diverged_too_early_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*SMALL, *TINY, "--epochs", "2", "--lr", "1e30", "--optimizer", "sgdm")
+    assert inspect(*words, "--checkpoints", "1,2", "--out", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "diverged after epoch 0, before any checkpoint that was asked for (1, 2)" in said
+    assert "it has none" in said
+    run = RunDirectory(tmp_path / "run")
+    assert command.reached(run, [1], [1, 2]) == (1,)
+    with pytest.raises(LabError, match=r"it has those of epoch 1\. inspect them with --run"):
+        command.reached(run, [1], [2])
