@@ -132,8 +132,8 @@ def notes(inspection: Inspection) -> list[str]:
         "Errors are ‖|h| - |d|‖ / ‖d‖. The row sum is what the paper takes; it is not the "
         "diagonal.",
         f"Averages are of {counted(b, 'visit', 'visits')}, each on a fresh batch, with the "
-        "optimizer's β₂ and bias correction. What the optimizer holds comes from its own visits on the way to the "
-        "checkpoint.",
+        "optimizer's β₂ and bias correction. What the optimizer holds comes from its own "
+        "visits on the way to the checkpoint.",
     ]
     if all(block.refreshes is None for each in inspection.checkpoints for block in each.blocks):
         lines.append("No average was held by the optimizer at these checkpoints.")
