@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from sgdph.lab.cli import main
+from sgdph.lab.config import LabError
 from sgdph.lab.inspect import command
 from sgdph.lab.inspect.figures import ERRORS
 from sgdph.lab.inspect.options import quarters
+from sgdph.lab.runs import RunDirectory
 
 SMALL = (
     *("--dataset", "digits", "--train-size", "100", "--batch-size", "25", "--device", "cpu"),
@@ -73,12 +75,23 @@ def test_from_options_to_files(whole: tuple[Path, str]) -> None:
         assert (record["held_cosine"] is None) == (record["epoch"] == 0 or not record["refreshes"])
         fields = set(content["fields"]) | set(ERRORS)
         assert set(record) <= fields
-    assert {m["source"] for m in content["multipliers"]} == {"held"}
+    # Before the first step nothing was visited; one epoch of four steps visits four of all.
+    assert [m["source"] for m in content["multipliers"]] == [
+        "held" if m["refreshes"] else "unvisited" for m in content["multipliers"]
+    ]
+    assert sum(m["source"] == "held" for m in content["multipliers"]) == 4
+    assert all(m["max"] == 1 for m in content["multipliers"] if m["source"] == "unvisited")
+    count = len(content["plan"]["candidates"])
+    assert f"At epoch 1, {count - 4} of {count} Newton parameters had no visit yet" in said
+    # 2B batches of 25 are all of the 100 examples, and no more.
+    assert content["warnings"] == []
+    assert "Warning" not in said
     assert len(content["plan"]["left_out"]) == len(content["plan"]["candidates"]) - 2
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == [record["name"] for record in records]
     assert float(rows[0]["row_sum_one_cosine"]) == records[0]["row_sum_one_cosine"]
     page = (tmp_path / "report.html").read_text()
+    assert "hollow grey circle" in page
     # Opens offline: every picture is inside, nothing is fetched.
     assert page.count("data:image/png;base64,") == len(PNGS)
     assert not re.search(r"https?://|<script|<link|url\(|@import", page)
@@ -189,8 +202,63 @@ def test_too_small_a_budget_can_be_raised(
     layer = ("--budget", "99", "--layers", "bn.bias")
     assert inspect("--out", tmp_path, "--resume", *layer) == 0
     assert [record["name"] for record in read(tmp_path)["records"]] == ["bn.bias"]
+    said = capsys.readouterr().out
+    assert "one makes the estimates, the other the reference" in " ".join(said.split())
+    assert not re.search(r"\b1 (visits|batches)", said)
 
 
 def test_the_checkpoints_of_a_run_trained_here() -> None:
     assert quarters(12) == (0, 3, 6, 12)
     assert quarters(1) == (0, 1)
+
+
+def test_a_run_that_was_overwritten_meanwhile_is_not_mixed_in(
+    tmp_path: Path, sgdm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(sgdm, run)
+    words = ("--batches", "1", "--probes", "1", "--layers", "bn.bias", "--checkpoints", "0")
+    assert inspect("--run", run, *words, "--out", out) == 0
+    before = (out / "inspect.json").read_bytes()
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2").replace("cpu", "auto"))
+    capsys.readouterr()
+    assert inspect("--out", out, "--resume") == 2
+    said = capsys.readouterr().err
+    assert "lr: it began with 0.1, the run now has 0.2" in said
+    assert "--overwrite" in said
+    assert "device" not in said
+    config.unlink()
+    assert inspect("--out", out, "--resume") == 2
+    assert "no longer holds" in capsys.readouterr().err
+    assert (out / "inspect.json").read_bytes() == before
+
+
+def test_a_run_that_diverged_too_early_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*SMALL, *TINY, "--epochs", "2", "--lr", "1e30", "--optimizer", "sgdm")
+    assert inspect(*words, "--checkpoints", "1,2", "--out", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "diverged after epoch 0, before any checkpoint that was asked for (1, 2)" in said
+    assert "it has none" in said
+    run = RunDirectory(tmp_path / "run")
+    assert command.reached(run, [1], [1, 2]) == (1,)
+    with pytest.raises(LabError, match=r"it has those of epoch 1\. inspect them with --run"):
+        command.reached(run, [1], [2])
+
+
+def test_batches_that_share_examples_are_warned_of_and_a_control_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--optimizer", "sgdph-fixed10", "--checkpoints", "0", "--layers", "bn.bias")
+    assert inspect(*SMALL, *words, "--batches", "3", "--probes", "1", "--out", tmp_path) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    warning = "the batches hold 150 examples, but there are only 100 to train on"
+    content = read(tmp_path)
+    (recorded,) = content["warnings"]
+    assert warning in recorded
+    assert warning in said
+    assert warning in (tmp_path / "report.html").read_text()
+    assert {(m["source"], m["median"]) for m in content["multipliers"]} == {("control", 10)}
+    assert "sgdph-fixed10 is a control of SGD-PH" in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
     """
     inspection = directory.read()
     what = f"the inspection that lies in {directory.path}"
+    if inspection.run is not None:
+        check_same_run(inspection.config, RunDirectory(Path(inspection.run)), what)
     inspection.config = placed(inspection.config, options.given(), what)
     problems = []
     if options.run is not None and str(options.run.resolve()) != inspection.run:
@@ -120,6 +122,25 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
         raise LabError(disagreement(what, problems))
     inspection.settings = dataclasses.replace(inspection.settings, **measurement)
     return inspection
+
+
+def check_same_run(begun: RunConfig, run: RunDirectory, what: str) -> None:
+    """Raise LabError if another run lies now where an inspection found its own."""
+    anew = "inspect what lies there anew with --overwrite, or name another --out"
+    if not (run.path / CONFIG).is_file():
+        raise LabError(f"{what} is of a run that {run.path} no longer holds (no {CONFIG}); {anew}")
+    now = vars(run.read_config())
+    problems = [
+        f"{name}: it began with {value!r}, the run now has {now[name]!r}"
+        for name, value in vars(begun).items()
+        if name not in PLACE_FIELDS and now[name] != value
+    ]
+    if problems:
+        raise LabError(
+            f"{what} is of another run than lies in {run.path} now:\n  "
+            + "\n  ".join(problems)
+            + f"\n{anew}"
+        )
 
 
 def placed(config: RunConfig, given: Mapping[str, Any], what: str) -> RunConfig:
@@ -183,13 +204,14 @@ def measure_all(
     """Decide which blocks are taken, and measure every checkpoint that is not finished.
 
     Raises:
-        LabError: No block fits the budget, or the run lacks a checkpoint.
+        LabError: No block fits the budget, or the run lacks a checkpoint, or it diverged before
+            the first that was asked for.
     """
     found = find_checkpoints(run)
     asked = inspection.settings.checkpoints
     if run.status() == "diverged":
         # What a diverged run did not reach cannot be asked of it.
-        asked = tuple(epoch for epoch in asked if epoch in found)
+        asked = reached(run, list(found), asked)
         inspection.settings = dataclasses.replace(inspection.settings, checkpoints=asked)
         say(console, f"The run diverged; inspected is epoch {', '.join(map(str, asked))}.")
     check_present(run, list(found), asked)
@@ -204,6 +226,27 @@ def measure_all(
                 continue
             measure(directory, inspection, found[epoch], data, reporter)
     assert len(inspection.checkpoints) == len(settings.checkpoints)
+
+
+def reached(run: RunDirectory, found: Sequence[int], asked: Sequence[int]) -> tuple[int, ...]:
+    """Return which of the checkpoints that were asked for a diverged run has.
+
+    Raises:
+        LabError: It has none of them.
+    """
+    present = tuple(epoch for epoch in asked if epoch in found)
+    if present:
+        return present
+    if found:
+        has = f"it has those of epoch {', '.join(map(str, found))}"
+        way_out = f"inspect them with --run {run.path} and another --out, or"
+    else:
+        has, way_out = "it has none", "inspect its start with --checkpoints 0 and --overwrite, or"
+    raise LabError(
+        f"the run in {run.path} diverged after epoch {len(run.read_metrics())}, before any "
+        f"checkpoint that was asked for ({', '.join(map(str, asked))}); {has}. {way_out} train "
+        "with a smaller --lr and --overwrite"
+    )
 
 
 def plan(directory: InspectDirectory, inspection: Inspection, path: Path, data: Dataset) -> None:

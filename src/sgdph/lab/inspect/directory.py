@@ -40,6 +40,7 @@ FORMAT = "sgdph-inspect-1"
 FIGURES, BLOCKS, PAGE, TABLE = "inspect.json", "blocks.npz", "report.html", "table.csv"
 SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS = "shares.png", "errors.png", "multipliers.png", "blocks.png"
 PICTURES = (SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS)
+CHECKPOINT_FIELDS = ("epoch", "step", "seconds", "environment", "examples")
 # The figures go last: while anything is left, the directory is still known for an inspection.
 INSPECT_FILES = (PAGE, TABLE, *PICTURES, BLOCKS, FIGURES)
 
@@ -103,9 +104,9 @@ class InspectDirectory(RecordDirectory):
             "settings": dataclasses.asdict(inspection.settings),
             "plan": None if inspection.plan is None else plan_to_plain(inspection.plan),
             "fields": {**FIELDS, "estimates": ESTIMATE_FIELDS},
+            "warnings": inspection.warnings,
             "checkpoints": [
-                {name: getattr(each, name) for name in ("epoch", "step", "seconds", "environment")}
-                for each in checkpoints
+                {name: getattr(each, name) for name in CHECKPOINT_FIELDS} for each in checkpoints
             ],
             "records": [record_to_plain(block) for each in checkpoints for block in each.blocks],
             "multipliers": [record_to_plain(m) for each in checkpoints for m in each.multipliers],

@@ -38,10 +38,14 @@ FIELDS: Mapping[str, str] = {
     "ESTIMATE_cosine": "cosine of the angle between |h| and |d|, 0 to 1",
     "refreshes": "how many partial Hessians the optimizer's own average holds; null where it has "
     "none",
-    "source": "what a multiplier is made of: held is the optimizer's own average, row_sum_average "
-    "the average over B visits, of an optimizer that has none",
-    "min, p05, p25, median, p75, p95, max, mean": "of the Newton multipliers tau / (D + eps) over "
-    "the parameter's entries: how many times SGD's step they take",
+    "examples": "training examples that the batches are drawn from",
+    "warnings": "what keeps the figures from being what they are meant to be",
+    "source": "what a multiplier is: held is tau / (D + eps) of the optimizer's own average D; "
+    "unvisited is 1 by definition, before the parameter's first visit; control is what a control "
+    "of SGD-PH takes in its place; row_sum_average is tau / (D + eps) of the average over B visits "
+    "at SGD-PH's defaults, of an optimizer that has no multipliers",
+    "min, p05, p25, median, p75, p95, max, mean": "of the Newton multipliers over the parameter's "
+    "entries: how many times SGD's step they take; see source",
 }
 ESTIMATE_FIELDS: Mapping[str, str] = {
     "row_sum_one": "|row sum| of one batch's block (the paper's); mean over B batches",
@@ -139,6 +143,7 @@ class CheckpointFigures:
         step: Finished optimizer steps.
         seconds: Wall-clock seconds of the measurement.
         environment: Versions and machine.
+        examples: Training examples that the batches were drawn from.
         blocks: The chosen parameters' figures.
         multipliers: Multipliers of all Newton parameters where the optimizer holds averages, of the
             chosen ones otherwise.
@@ -149,6 +154,7 @@ class CheckpointFigures:
     step: int
     seconds: float
     environment: Mapping[str, Any]
+    examples: int
     blocks: list[BlockRecord]
     multipliers: list[MultiplierRecord]
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
@@ -177,6 +183,23 @@ class Inspection:
         """Say in a line what was trained on what."""
         c = self.config
         return f"{c.model} on {c.dataset}, {c.optimizer}, batch {c.batch_size}, seed {c.seed}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """Say what keeps the figures from being what they are meant to be."""
+        drawn = 2 * self.settings.batches * self.config.batch_size
+        if not self.checkpoints or drawn <= (examples := self.checkpoints[0].examples):
+            return []
+        return [
+            f"Warning: the batches hold {drawn} examples, but there are only {examples} to train "
+            "on: estimates and reference share examples, so they are not independent and the "
+            "errors look smaller than they are. Take fewer --batches."
+        ]
+
+
+def counted(number: int, singular: str, plural: str) -> str:
+    """Write a number with its noun."""
+    return f"{number} {singular if number == 1 else plural}"
 
 
 def record_to_plain(record: BlockRecord | MultiplierRecord) -> dict[str, Any]:

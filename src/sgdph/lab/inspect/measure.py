@@ -94,6 +94,7 @@ def measure_checkpoint(
         step=state.step,
         seconds=time.perf_counter() - started,
         environment=describe_environment(run.data.mean.device),
+        examples=len(run.data.train_labels),
         blocks=blocks,
         multipliers=multiplier_records(run, parameters, held, sketches),
         pictures={name: sketches[name].mean for name in plan.pictured},
@@ -146,7 +147,8 @@ def take_blocks(
 def draw_batches(run: PreparedRun, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield full training batches, augmented as in training, the same at every call.
 
-    As many epochs' orders are drawn as it takes, from a generator of this purpose's own.
+    As many epochs' orders are drawn as it takes, from a generator of this purpose's own. Batches of
+    one epoch share no example, those of different epochs do.
     """
     data, size = run.data, run.config.batch_size
     generator = torch.Generator().manual_seed(derive_seed(run.config.seed, "inspect"))

@@ -55,10 +55,11 @@ def multiplier_records(
     held: Mapping[str, tuple[Tensor, int]],
     sketches: Mapping[str, BlockSketch],
 ) -> list[MultiplierRecord]:
-    """Summarise ``tau / (D + eps)`` of every parameter that has it.
+    """Summarise the Newton multipliers of every parameter that has them.
 
-    Of SGD-PH they are the optimizer's own, 1 before a parameter's first visit. Another optimizer
-    has none: they are made of the row sums' average over B visits, at SGD-PH's defaults.
+    Of SGD-PH and its controls they are the optimizer's own; of SGD-PH 1 before a parameter's first
+    visit. Another optimizer has none: they are ``tau / (D + eps)`` of the row sums' average over B
+    visits, at SGD-PH's defaults.
     """
     optimizer, config = run.state.optimizer, run.config
     own: Mapping[str, Tensor] | None = None
@@ -84,10 +85,24 @@ def multiplier_records(
                 label=each.label,
                 kind=each.kind,
                 size=each.size,
-                source="row_sum_average" if own is None else "held",
+                source=source_of(config, refreshes),
                 refreshes=refreshes,
                 mean=values.mean().item(),
                 **summary,
             )
         )
     return records
+
+
+def source_of(config: RunConfig, refreshes: int | None) -> str:
+    """Say what a multiplier is; see ``source`` in :data:`~sgdph.lab.inspect.figures.FIELDS`.
+
+    Args:
+        config: The run's.
+        refreshes: The parameter's visits; ``None`` where the optimizer has no multipliers.
+    """
+    if refreshes is None:
+        return "row_sum_average"
+    if config.optimizer != "sgdph":
+        return "control"
+    return "held" if refreshes else "unvisited"

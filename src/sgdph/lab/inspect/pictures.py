@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdph.lab.inspect.figures import CheckpointFigures, Inspection
+from sgdph.lab.inspect.figures import (
+    CheckpointFigures,
+    Inspection,
+    MultiplierRecord,
+    counted,
+)
 from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
 from sgdph.lab.inspect.tables import LABELS, spread_over_layers
 from sgdph.lab.plots import COLOURS, MARKERS
@@ -15,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GRID, INK = "#dddddd", "#333333"
+GRID, INK, UNVISITED = "#dddddd", "#333333", "#777777"
 # Per estimate: colour and marker. The reference's own constant is the same in both panels.
 STYLES = {
     "row_sum_one": (COLOURS[1], "s"),
@@ -56,9 +61,13 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
     figure = new_figure(11, 5.4)
     panels = figure.subplots(1, 2, sharey=True)
     b = checkpoints[0].blocks[0].batches
+    visits = counted(b, "visit", "visits")
     groups = (
-        (f"estimates from one batch, mean over {b} batches", (*ONE_BATCH, "constant")),
-        (f"running averages over {b} visits (what it holds: its own)", (*AVERAGES, "constant")),
+        (
+            f"estimates from one batch, mean over {counted(b, 'batch', 'batches')}",
+            (*ONE_BATCH, "constant"),
+        ),
+        (f"running averages over {visits} (what it holds: its own)", (*AVERAGES, "constant")),
     )
     for axes, (title, names) in zip(panels, groups, strict=True):
         for i, name in enumerate(names):
@@ -121,23 +130,40 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
     panels = figure.subplots(1, len(checkpoints), sharex=True, sharey=True, squeeze=False)[0]
     for axes, each in zip(panels, checkpoints, strict=True):
         for y, m in enumerate(each.multipliers):
-            axes.plot([m.p05, m.p95], [y, y], color=COLOURS[0], linewidth=1.0)
-            axes.plot([m.p25, m.p75], [y, y], color=COLOURS[5], linewidth=6, solid_capstyle="butt")
-            axes.plot([m.min, m.max], [y, y], ".", color=COLOURS[0], markersize=2.5)
-            axes.plot([m.median], [y], "|", color=COLOURS[6], markersize=8, markeredgewidth=1.8)
+            draw_multiplier(axes, m, y)
         axes.axvline(1.0, color=COLOURS[1], linewidth=1.0, linestyle=(0, (5, 2)), zorder=0)
         axes.set_xscale("log")
         axes.set_title(f"epoch {each.epoch}", fontsize="medium")
         name_layers(axes, labels)
     figure.supxlabel("Newton multiplier (log scale)", fontsize="medium")
-    held = checkpoints[0].multipliers[0].source == "held"
-    source = "the optimizer's own average" if held else "row sums averaged, SGD-PH's defaults"
+    sources = {m.source for each in checkpoints for m in each.multipliers}
+    key = "tick: median, box: quarters, line: 5 to 95%, dots: extremes, dashed: SGD's step"
+    if "unvisited" in sources:
+        key += "\nhollow grey circle: not visited yet, 1 by definition"
     figure.suptitle(
-        f"Multipliers τ/(D̂+ε), D̂: {source}\n{inspection.task}\n"
-        "tick: median, box: quarters, line: 5 to 95%, dots: extremes, dashed: SGD's step",
-        fontsize="medium",
+        f"{multipliers_title(inspection, sources)}\n{inspection.task}\n{key}", fontsize="medium"
     )
     save(figure, path)
+
+
+def draw_multiplier(axes: Axes, m: MultiplierRecord, y: float) -> None:
+    """Draw one parameter's multipliers into a row; a hollow mark where nothing was measured."""
+    if m.source == "unvisited":
+        axes.plot([m.median], [y], "o", color=UNVISITED, fillstyle="none", markersize=5.5)
+        return
+    axes.plot([m.p05, m.p95], [y, y], color=COLOURS[0], linewidth=1.0)
+    axes.plot([m.p25, m.p75], [y, y], color=COLOURS[5], linewidth=6, solid_capstyle="butt")
+    axes.plot([m.min, m.max], [y, y], ".", color=COLOURS[0], markersize=2.5)
+    axes.plot([m.median], [y], "|", color=COLOURS[6], markersize=8, markeredgewidth=1.8)
+
+
+def multipliers_title(inspection: Inspection, sources: set[str]) -> str:
+    """Say what the multipliers are."""
+    if "control" in sources:
+        return f"Multipliers of the control {inspection.config.optimizer} (not τ/(D̂+ε))"
+    held = "row_sum_average" not in sources
+    source = "the optimizer's own average" if held else "row sums averaged, SGD-PH's defaults"
+    return f"Multipliers τ/(D̂+ε), D̂: {source}"
 
 
 def layer_labels(checkpoints: list[CheckpointFigures]) -> list[str]:

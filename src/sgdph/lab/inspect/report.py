@@ -17,7 +17,12 @@ from sgdph.lab.inspect.directory import (
     TABLE,
     InspectDirectory,
 )
-from sgdph.lab.inspect.figures import ESTIMATE_FIELDS, CheckpointFigures, Inspection
+from sgdph.lab.inspect.figures import (
+    ESTIMATE_FIELDS,
+    CheckpointFigures,
+    Inspection,
+    counted,
+)
 from sgdph.lab.inspect.heatmaps import draw_blocks
 from sgdph.lab.inspect.pictures import draw_errors, draw_multipliers, draw_shares
 from sgdph.lab.inspect.tables import (
@@ -42,15 +47,18 @@ MEANINGS = {
     ),
     ERRORS: (
         "Errors of the estimates",
-        "The distance of each estimate from the exact diagonal, both rectified, as a share of the "
-        "diagonal's norm: 0 is exact, and an estimate of all zeros has 1. The exact diagonal of "
-        "other batches shows what batches alone do, and no estimate from as few can be asked to "
-        "come closer.",
+        "The distance of each estimate from the reference diagonal, both rectified, as a share of "
+        "the reference's norm: 0 is equal, and an estimate of all zeros has 1. The reference is "
+        "itself a mean over B batches, and so noisy; all errors hold its noise, also those of the "
+        "exact diagonal of other batches, which show what batches alone do. The "
+        "one constant is told from the reference itself.",
     ),
     MULTIPLIERS: (
         "Newton multipliers",
-        "How many times SGD's step each channel takes, τ/(D̂+ε), before weight decay; at most τ/ε. "
-        "A narrow distribution means that the layer is stepped as by one learning rate of its own.",
+        "How many times SGD's step each channel takes before weight decay: τ/(D̂+ε), at most τ/ε, "
+        "except 1 by definition where a parameter was not visited yet (a hollow grey circle), and "
+        "whatever a control of SGD-PH takes instead. A narrow distribution means that the layer is "
+        "stepped as by one learning rate of its own.",
     ),
     HEAT_MAPS: (
         "Mean blocks",
@@ -111,24 +119,50 @@ def notes(inspection: Inspection) -> list[str]:
     """Say how the table is to be read, as far as this one calls for it."""
     first = inspection.checkpoints[0].blocks[0]
     b = first.batches
+    halves = (
+        "one makes the estimates, the other the reference"
+        if b == 1
+        else f"{b} batches make the estimates, the other {b} the reference"
+    )
     lines = [
+        *inspection.warnings,
         f"Dense blocks on {2 * b} training batches of {first.batch_size}, the model in training "
-        f"mode: {b} batches make the estimates, the other {b} the reference, which is the "
-        "diagonal of their mean block. The shares are of all of them.",
+        f"mode: {halves}. The reference is the diagonal of its mean block; so few batches make it "
+        "noisy, and all errors hold its noise. The shares are of all batches.",
         "Errors are ‖|h| - |d|‖ / ‖d‖. The row sum is what the paper takes; it is not the "
         "diagonal.",
-        f"Averages are of {b} visits, each on a fresh batch, with the optimizer's β₂ and bias "
-        "correction. What the optimizer holds comes from its own visits on the way to the "
-        "checkpoint.",
+        f"Averages are of {counted(b, 'visit', 'visits')}, each on a fresh batch, with the "
+        "optimizer's β₂ and bias correction. What the optimizer holds comes from its own "
+        "visits on the way to the checkpoint.",
     ]
     if all(block.refreshes is None for each in inspection.checkpoints for block in each.blocks):
         lines.append("No average was held by the optimizer at these checkpoints.")
-    if any(m.source != "held" for each in inspection.checkpoints for m in each.multipliers):
+    return [*lines, *multiplier_notes(inspection), left_out_note(inspection)]
+
+
+def multiplier_notes(inspection: Inspection) -> list[str]:
+    """Say which Newton multipliers are not of an average that the optimizer holds."""
+    optimizer, b = inspection.config.optimizer, inspection.settings.batches
+    lines = []
+    sources = {m.source for each in inspection.checkpoints for m in each.multipliers}
+    if "row_sum_average" in sources:
         lines.append(
-            f"{inspection.config.optimizer} has no Newton multipliers: shown are those that the "
-            f"row sums' average over {b} visits would give at SGD-PH's default τ and ε."
+            f"{optimizer} has no Newton multipliers: shown are those that the row sums' average "
+            f"over {counted(b, 'visit', 'visits')} would give at SGD-PH's default τ and ε."
         )
-    return [*lines, left_out_note(inspection)]
+    if "control" in sources:
+        lines.append(
+            f"{optimizer} is a control of SGD-PH: its multipliers are its own, not τ/(D̂+ε)."
+        )
+    for each in inspection.checkpoints:
+        unvisited = sum(m.source == "unvisited" for m in each.multipliers)
+        if unvisited:
+            lines.append(
+                f"At epoch {each.epoch}, {unvisited} of "
+                f"{counted(len(each.multipliers), 'Newton parameter', 'Newton parameters')} had no "
+                "visit yet: the multiplier is 1 there by definition."
+            )
+    return lines
 
 
 def left_out_note(inspection: Inspection) -> str:

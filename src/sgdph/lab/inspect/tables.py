@@ -31,7 +31,7 @@ LABELS = {
     "constant": "one constant",
 }
 _ERRORS = ("row sum", "probe", "exact", "row sum\navg", "probe\navg", "exact\navg", "held", "const")
-COLUMNS = ("parameter", "kind", "n", "off-diag", "off-diag\nmean", "neg", *_ERRORS, "τ/(D̂+ε)")
+COLUMNS = ("parameter", "kind", "n", "off-diag", "off-diag\nmean", "neg", *_ERRORS, "newton\nmult.")
 MULTIPLIER_FIELDS = ("source", "min", "p05", "p25", "median", "p75", "p95", "max", "mean")
 NOTHING = "–"
 
