@@ -87,11 +87,21 @@ ESTIMATES = {
     "held": "held by the optimizer (row sum)",
     "constant": "a constant",
 }
+STYLES = {
+    "row_sum_one": ("#d55e00", "s:"),
+    "hutchinson_one": ("#0072b2", "o:"),
+    "exact_one": ("#009e73", "^:"),
+    "row_sum_average": ("#d55e00", "s-"),
+    "hutchinson_average": ("#0072b2", "o-"),
+    "exact_average": ("#009e73", "^-"),
+    "held": ("#cc79a7", "D-"),
+    "constant": ("#000000", "x--"),
+}
 
 
-def run(names: Sequence[str], data_dir: Path | None) -> None:
+def run(names: Sequence[str], seeds: Sequence[int], data_dir: Path | None) -> None:
     """Inspect every network with every seed."""
-    for seed in SEEDS:
+    for seed in seeds:
         for name in names:
             out = WORK / f"{name}-seed{seed}"
             if (out / "report.html").exists():
@@ -109,20 +119,19 @@ def gathered() -> Iterator[dict[str, Any]]:
     for path in sorted(WORK.glob("*/inspect.json")):
         name, seed = path.parent.name.rsplit("-seed", 1)
         content = json.loads(path.read_text())
-        checkpoints = content["checkpoints"]
-        for phase, checkpoint in zip(PHASES, checkpoints, strict=False):
-            for record in checkpoint["blocks"]:
-                yield {
-                    "study": name,
-                    "seed": int(seed),
-                    "phase": phase,
-                    **{key: record[key] for key in KEPT},
-                    **{
-                        f"{estimate}_{measure}": record[f"{estimate}_{measure}"]
-                        for estimate in ESTIMATES
-                        for measure in ("relative_error", "cosine")
-                    },
-                }
+        epochs = [checkpoint["epoch"] for checkpoint in content["checkpoints"]]
+        for record in content["records"]:
+            yield {
+                "study": name,
+                "seed": int(seed),
+                "phase": PHASES[epochs.index(record["epoch"])],
+                **{key: record[key] for key in KEPT},
+                **{
+                    f"{estimate}_{measure}": record[f"{estimate}_{measure}"]
+                    for estimate in ESTIMATES
+                    for measure in ("relative_error", "cosine")
+                },
+            }
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
@@ -214,11 +223,10 @@ def draw_errors(records: Sequence[dict[str, Any]], file: Path) -> None:
         layout="constrained",
         squeeze=False,
     )
-    colours = plt.get_cmap("tab10")
     for axis in axes.flat[len(studies) :]:
         axis.set_visible(False)
     for axis, (study,) in zip(axes.flat, studies, strict=False):
-        for i, (estimate, label) in enumerate(ESTIMATES.items()):
+        for estimate, label in ESTIMATES.items():
             points = []
             for x, phase in enumerate(PHASES):
                 values = [
@@ -231,10 +239,13 @@ def draw_errors(records: Sequence[dict[str, Any]], file: Path) -> None:
                 if values:
                     points.append((x, statistics.median(values)))
             if points:
-                line = "--" if estimate == "constant" else "-"
-                axis.plot(*zip(*points, strict=True), "o" + line, color=colours(i), label=label)
+                colour, style = STYLES[estimate]
+                axis.plot(*zip(*points, strict=True), style, color=colour, label=label)
         axis.set_title(study)
         axis.set_yscale("log")
+        axis.set_ylim(0.07, 5)
+        axis.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+        axis.minorticks_off()
         axis.set_xticks(range(len(PHASES)), PHASES)
         axis.grid(axis="y", alpha=0.25, which="both")
     for row in axes:
@@ -286,13 +297,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run")
     command.add_argument("--only", default=",".join(STUDIES))
+    command.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     command.add_argument("--data-dir", type=Path)
     commands.add_parser("report").add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if arguments.command == "report":
         report(arguments.out)
     else:
-        run(arguments.only.split(","), arguments.data_dir)
+        run(arguments.only.split(","), arguments.seeds, arguments.data_dir)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ LARGEST_SIDE = 16_384
 _BATCH_ENTRIES_CPU = 2**19
 _BATCH_ENTRIES = 2**26
 # Batches of fewer products lose against the loop with lean derivatives.
-_SMALLEST_BATCH = 4
+_SMALLEST_BATCH = 8
 
 
 def hessian_block(
