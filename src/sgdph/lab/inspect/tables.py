@@ -100,7 +100,11 @@ def to_rich(figures: CheckpointFigures) -> Table:
     title = f"Epoch {figures.epoch}, step {figures.step}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
+        # Where the terminal is narrow, names are cut and figures are not.
+        least = max(map(len, column.split("\n"))) if i > 1 else None
+        table.add_column(
+            column, justify="left" if i < 2 else "right", no_wrap=True, min_width=least
+        )
     for row in rows(figures):
         table.add_row(*row)
     return table
