@@ -9,9 +9,9 @@
 Each system is tuned first, all with one budget: the task's grid of lr and weight decay, on
 training data alone, of which a fifth is held out (another fifth for each tuning seed). Then it
 trains with five seeds at its best point, and is judged on the test set. Every finished run is one
-line of ``TASK.jsonl``; a call that is repeated goes on where the last one stopped. ``--point`` takes
-a system's lr and weight decay as given, for one that is too dear to tune: the exact diagonal takes a
-product for each channel.
+line of ``TASK.jsonl``; a call that is repeated goes on where the last one stopped. ``--point``
+takes a system's lr and weight decay as given, for one that is too dear to tune: the exact diagonal
+takes a product for each channel.
 """
 
 from __future__ import annotations
