@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from rich import box
 from rich.table import Table
@@ -100,11 +101,11 @@ def to_rich(figures: CheckpointFigures) -> Table:
     title = f"Epoch {figures.epoch}, step {figures.step}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(COLUMNS):
-        # Where the terminal is narrow, names are cut and figures are not.
+        # A long name is cut, a figure never is.
         least = max(map(len, column.split("\n"))) if i > 1 else None
-        table.add_column(
-            column, justify="left" if i < 2 else "right", no_wrap=True, min_width=least
-        )
+        most = 28 if i == 0 else None
+        side: Literal["left", "right"] = "left" if i < 2 else "right"
+        table.add_column(column, justify=side, no_wrap=True, min_width=least, max_width=most)
     for row in rows(figures):
         table.add_row(*row)
     return table
