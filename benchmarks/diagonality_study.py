@@ -247,6 +247,7 @@ def draw_errors(records: Sequence[dict[str, Any]], file: Path) -> None:
         ticks = ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5"]
         axis.set_yticks([*map(float, ticks)], ticks)
         axis.minorticks_off()
+        axis.tick_params(labelbottom=True)
         axis.set_xticks(range(len(PHASES)), PHASES)
         axis.grid(axis="y", alpha=0.25, which="both")
     for row in axes:
