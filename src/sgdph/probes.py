@@ -40,7 +40,10 @@ def rademacher_probe(seed: int, visit: int, index: int, like: Tensor) -> Tensor:
     columns = torch.randperm(size, generator=generator, device="cpu")
     # A sign for the whole probe parts this walk from other parameters', which repeat as well.
     sign = -1 if _key(seed, visit, index) & 1 else 1
-    column = _hadamard_column(size, int(columns[visit % size]), sign)
+    place = visit % size
+    # A list, because int() of a tensor is an operation, like those that wait for a device.
+    (number,) = columns[place : place + 1].tolist()
+    column = _hadamard_column(size, number, sign)
     z = bits.mul_(2).sub_(1).mul_(column[:count])
     return z.view(like.shape).to(like.device, like.dtype, non_blocking=True)
 
