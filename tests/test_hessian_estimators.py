@@ -10,6 +10,7 @@ from reference.algorithm1 import dense_hessian
 from reference.drive import WAYS, package_probe, state_of
 from reference.nets import batches, build, loss_of
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sgdph
 
@@ -265,3 +266,18 @@ def test_the_global_generator_does_not_steer_the_probes() -> None:
         found.append(curvatures("layer_norm_mlp", estimator="hutchinson"))
     for (h, _), (other, _) in zip(*found, strict=True):
         assert torch.equal(h, other)
+
+
+def test_behind_layer_norm_the_row_sum_of_a_residual_bias_is_zero() -> None:
+    # Layer norm takes the mean over channels away, so adding one number to all of them is unseen.
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True)
+    model = nn.Sequential(layer, nn.LayerNorm(8), nn.Linear(8, 5)).double()
+    with sdpa_kernel(SDPBackend.MATH):
+        logits = model(torch.randn(4, 6, 8, dtype=torch.float64)).flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits, torch.randint(5, (24,)))
+        for p in (layer.self_attn.out_proj.bias, layer.linear2.bias):
+            block = sgdph.hessian_block(loss, p)
+            assert block.sum(1).abs().max() < 1e-12
+            assert block.diagonal().abs().min() > 1e-5
+        assert sgdph.hessian_block(loss, layer.linear1.bias).sum(1).abs().max() > 1e-5
