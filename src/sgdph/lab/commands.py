@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,16 +150,28 @@ def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConf
     Raises:
         LabError: If there is no run, or it was another one than what is asked for.
     """
-    saved = directory.read_config()
+    way_out = "leave these options out to carry it on, or name another --out for a new run"
+    what = f"the run that lies in {directory.path}"
+    return placed(directory.read_config(), given, what, way_out)
+
+
+def placed(saved: RunConfig, given: Mapping[str, Any], what: str, way_out: str) -> RunConfig:
+    """Return a saved configuration at the place asked for now.
+
+    Raises:
+        LabError: If other options disagree with it; the message names ``what`` has it and ends
+            with the ``way_out``.
+    """
     problems = differences(given, saved)
     if problems:
-        raise LabError(
-            f"the options disagree with the run that lies in {directory.path}:\n  "
-            + "\n  ".join(problems)
-            + "\nleave these options out to carry it on, or name another --out for a new run"
-        )
+        raise LabError(disagreement(what, problems, way_out))
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
     return dataclasses.replace(saved, **place)
+
+
+def disagreement(what: str, problems: Sequence[str], way_out: str) -> str:
+    """Say how the options disagree with what is there."""
+    return "\n".join([f"the options disagree with {what}:", *(f"  {p}" for p in problems), way_out])
 
 
 def requested_comparison(options: CompareOptions, given: Mapping[str, Any]) -> Comparison:

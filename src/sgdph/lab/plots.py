@@ -11,12 +11,29 @@ from sgdph.lab.runs import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe & Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. The
 # dashes tell the lines apart in grey too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure of so many inches."""
+    # Not pyplot: it would choose a screen and keep the figure for ever.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure into a PNG file."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
 def draw_comparison(groups: Sequence[Group], path: Path, title: str) -> None:
@@ -30,13 +47,9 @@ def draw_comparison(groups: Sequence[Group], path: Path, title: str) -> None:
         path: The file.
         title: What was trained on what.
     """
-    # Not pyplot: it would choose a screen and keep the figure for ever.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.6)
     accuracy, loss = figure.subplots(1, 2)
     for index, group in enumerate(groups):
         if group.finished:
@@ -62,7 +75,7 @@ def draw_comparison(groups: Sequence[Group], path: Path, title: str) -> None:
         accuracy.legend(frameon=False, loc="lower right")
         loss.legend(frameon=False, loc="best")
     figure.suptitle(title, fontsize="large", fontweight="bold")
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    save_figure(figure, path)
 
 
 def draw_band(axes: Axes, group: Group, key: str, scale: float, index: int) -> None:

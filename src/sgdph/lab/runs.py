@@ -107,9 +107,18 @@ class RecordDirectory:
         self.path = path
 
     @property
+    def noun(self) -> str:
+        """What is recorded there, with its article."""
+        return f"{'an' if self.what[0] in 'aeiou' else 'a'} {self.what}"
+
+    @property
     def content(self) -> str:
         """What :meth:`exists` looks for."""
-        return f"a {self.what}"
+        return self.noun
+
+    def inner_runs(self) -> list[RunDirectory]:
+        """List the runs that belong to the record; they need not exist."""
+        return []
 
     def names(self) -> tuple[str, ...]:
         """Name the files that may be there, the one it is recognised by last."""
@@ -121,7 +130,7 @@ class RecordDirectory:
 
     def exists(self) -> bool:
         """Whether the record, or a part of one, is there."""
-        return bool(self.found())
+        return bool(self.found()) or any(run.exists() for run in self.inner_runs())
 
     def recognise(self) -> None:
         """Raise LabError if the files that are there are not the record's."""
@@ -138,26 +147,58 @@ class RecordDirectory:
             )
 
     def check_clearable(self) -> None:
-        """Raise LabError if there are files of the record's names that are not one's."""
+        """Raise LabError if files of the record's names, or of its runs', are something else's."""
         found = self.found()
-        if not found:
-            return
         try:
-            self.recognise()
+            if found:
+                self.recognise()
         except LabError as error:
             raise LabError(
-                f"{self.path} is not recognised as a {self.what} ({error}), so --overwrite does "
+                f"{self.path} is not recognised as {self.noun} ({error}), so --overwrite does "
                 f"not delete its {', '.join(found)}; name another --out"
             ) from error
+        for run in self.inner_runs():
+            run.check_clearable()
 
     def clear(self) -> None:
-        """Delete the record's files, and no others.
+        """Delete the record's files and its runs', no others; emptied run directories go too.
 
         Raises:
             LabError: As :meth:`check_clearable`, before anything is deleted.
         """
         self.check_clearable()
+        for run in self.inner_runs():
+            if run.exists():
+                run.clear()
+                if not any(run.path.iterdir()):
+                    run.path.rmdir()
         remove_files(self.path, self.names())
+
+    def read_record(self, name: str, expected_format: str) -> dict[str, Any]:
+        """Read the JSON file that the record is recognised by.
+
+        Args:
+            name: The file's.
+            expected_format: The mark that it must hold under ``format``.
+
+        Raises:
+            LabError: If there is none, or it is not one of ours.
+        """
+        file = self.path / name
+        if not file.is_file():
+            raise LabError(
+                f"{self.path} holds no {self.what} to resume (no {name}); name another --out, or "
+                "start one there without --resume"
+            )
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LabError(f"{file} is not valid JSON: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != expected_format:
+            raise LabError(
+                f"{file} is not {self.noun}'s: expected the format {expected_format} in it"
+            )
+        return content
 
 
 class RunDirectory(RecordDirectory):

@@ -77,16 +77,12 @@ class ComparisonDirectory(RecordDirectory):
         """Return the directory of one of the runs."""
         return RunDirectory(self.path / f"{config.optimizer}-seed{config.seed}")
 
-    def existing_runs(self) -> list[RunDirectory]:
+    def inner_runs(self) -> list[RunDirectory]:
         """List the run directories that are there, by their names."""
         pattern = rf"({'|'.join(BASELINES)})-seed\d+"
         found = sorted(self.path.iterdir()) if self.path.is_dir() else []
         runs = [RunDirectory(path) for path in found if re.fullmatch(pattern, path.name)]
         return [run for run in runs if run.exists()]
-
-    def exists(self) -> bool:
-        """Whether anything of a comparison is there."""
-        return super().exists() or bool(self.existing_runs())
 
     def read(self) -> Comparison:
         """Read what the comparison is.
@@ -126,25 +122,6 @@ class ComparisonDirectory(RecordDirectory):
             "options": options,
         }
         write_text(self.path / COMPARISON, yaml.safe_dump(content, sort_keys=False))
-
-    def check_clearable(self) -> None:
-        """Raise LabError if something there has a comparison's or a run's name and is not one."""
-        super().check_clearable()
-        for run in self.existing_runs():
-            run.check_clearable()
-
-    def clear(self) -> None:
-        """Delete the comparison's files and its runs', no others; emptied run directories go too.
-
-        Raises:
-            LabError: As :meth:`check_clearable`, before anything is deleted.
-        """
-        self.check_clearable()
-        for run in self.existing_runs():
-            run.clear()
-            if not any(run.path.iterdir()):
-                run.path.rmdir()
-        super().clear()
 
 
 def check_agreement(directory: ComparisonDirectory, configs: Sequence[RunConfig]) -> None:

@@ -10,9 +10,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sgdph.lab.config import LabError
 from sgdph.lab.cost.figures import (
@@ -41,7 +39,7 @@ class CostDirectory(RecordDirectory):
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not a measurement."""
-        self._content()
+        self.read_record(FIGURES, FORMAT)
 
     def write(self, settings: CostSettings, cells: Sequence[CellFigures]) -> None:
         """Replace settings and figures."""
@@ -59,7 +57,7 @@ class CostDirectory(RecordDirectory):
         Raises:
             LabError: There are none, or the file is not one of ours.
         """
-        content = self._content()
+        content = self.read_record(FIGURES, FORMAT)
         try:
             cells = [cell_from_plain(cell) for cell in content["cells"]]
             return settings_from_plain(content["settings"]), cells
@@ -68,18 +66,3 @@ class CostDirectory(RecordDirectory):
                 f"{self.path / FIGURES} was written by another version of sgdph and cannot be read "
                 f"({error!r}); name another --out, or measure anew with --overwrite"
             ) from error
-
-    def _content(self) -> Mapping[str, Any]:
-        file = self.path / FIGURES
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no measurement to resume (no {FIGURES}); name another --out, "
-                "or start one there without --resume"
-            )
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LabError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise LabError(f"{file} is not a measurement's: expected the format {FORMAT} in it")
-        return content

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sgdph.lab.cost.figures import CellFigures
 from sgdph.lab.cost.summary import Row, summarise
-from sgdph.lab.plots import COLOURS, DASHES, MARKERS
-from sgdph.lab.runs import write_atomically
+from sgdph.lab.plots import COLOURS, DASHES, MARKERS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 TIME, MEMORY, FLOOR = COLOURS[0], COLOURS[4], COLOURS[1]
 LEGEND = ("time, median of rounds", "floor, in FLOPs", "mean peak memory", "worst peak")
@@ -23,7 +21,7 @@ LEGEND = ("time, median of rounds", "floor, in FLOPs", "mean peak memory", "wors
 def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     """Draw every system's time and memory as bars, a panel per cell, into a PNG file."""
     rows = max(len(cell.systems) for cell in cells)
-    figure = _figure(10.5, 1.3 + len(cells) * (0.9 + 0.46 * rows))
+    figure = new_figure(10.5, 1.3 + len(cells) * (0.9 + 0.46 * rows))
     panels = figure.subplots(len(cells), 1, squeeze=False)[:, 0]
     for axes, cell in zip(panels, cells, strict=True):
         draw_cell(axes, summarise(cell))
@@ -33,7 +31,7 @@ def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     legend = dict(sorted(zip(labels, handles, strict=True), key=lambda pair: LEGEND.index(pair[0])))
     figure.legend(legend.values(), legend, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"What a training step costs\n{subtitle}", fontsize="medium")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
@@ -88,7 +86,7 @@ def _write(axes: Axes, behind: float, y: float, text: str) -> None:
 
 def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     """Draw the ratios of time and memory over the cells, a line per system, into a PNG file."""
-    figure = _figure(12, 6.8)
+    figure = new_figure(12, 6.8)
     time, memory = figure.subplots(1, 2)
     tables = [summarise(cell) for cell in cells]
     places = list(range(len(cells)))
@@ -111,7 +109,7 @@ def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     handles, labels = time.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"What a training step costs\n{subtitle}", fontsize="medium")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -131,17 +129,3 @@ def _names(cells: Sequence[CellFigures]) -> list[str]:
     if len({cell.batch_size for cell in cells}) == 1:
         return [cell.model for cell in cells]
     return [f"{cell.model}\nbatch {cell.batch_size}" for cell in cells]
-
-
-def _figure(width: float, height: float) -> Figure:
-    # Not pyplot: it would choose a screen and keep the figure for ever.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from sgdph.lab.checkpoint import save_checkpoint
-from sgdph.lab.commands import OK, check_target, default_out, load, report_interruption
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.commands import (
+    OK,
+    check_target,
+    default_out,
+    disagreement,
+    load,
+    placed,
+    report_interruption,
+)
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
 from sgdph.lab.data import Dataset
 from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
 from sgdph.lab.inspect.choice import make_plan, matching
@@ -28,6 +35,8 @@ from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_fo
 from sgdph.lab.runs import CONFIG, RunDirectory, kept_checkpoint
 from sgdph.lab.start import PreparedRun, prepare
 from sgdph.lab.training import train_run
+
+_WAY_OUT = "leave these options out, or name another --out for a new inspection"
 
 
 def inspect(options: InspectOptions, console: Console) -> int:
@@ -89,7 +98,7 @@ def requested(options: InspectOptions) -> Inspection:
             f"--run {run.path} holds no run (no {CONFIG}); name the directory that sgdph train "
             "--out named, or leave --run out to train one"
         )
-    config = placed(run.read_config(), given, f"the run that lies in {run.path}")
+    config = placed(run.read_config(), given, f"the run that lies in {run.path}", _WAY_OUT)
     found = find_checkpoints(run)
     checkpoints = measurement.pop("checkpoints", tuple(found))
     check_present(run, list(found), checkpoints)
@@ -109,7 +118,7 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
     what = f"the inspection that lies in {directory.path}"
     if inspection.run is not None:
         check_same_run(inspection.config, RunDirectory(Path(inspection.run)), what)
-    inspection.config = placed(inspection.config, options.given(), what)
+    inspection.config = placed(inspection.config, options.given(), what, _WAY_OUT)
     problems = []
     if options.run is not None and str(options.run.resolve()) != inspection.run:
         problems.append(f"run: it has {inspection.run!r}, given {str(options.run.resolve())!r}")
@@ -119,7 +128,7 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
         {name: value for name, value in measurement.items() if name in fixed}, inspection.settings
     )
     if problems:
-        raise LabError(disagreement(what, problems))
+        raise LabError(disagreement(what, problems, _WAY_OUT))
     inspection.settings = dataclasses.replace(inspection.settings, **measurement)
     return inspection
 
@@ -141,28 +150,6 @@ def check_same_run(begun: RunConfig, run: RunDirectory, what: str) -> None:
             + "\n  ".join(problems)
             + f"\n{anew}"
         )
-
-
-def placed(config: RunConfig, given: Mapping[str, Any], what: str) -> RunConfig:
-    """Return a saved configuration at the place asked for now.
-
-    Raises:
-        LabError: If other options disagree with it.
-    """
-    problems = differences(given, config)
-    if problems:
-        raise LabError(disagreement(what, problems))
-    place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
-    return dataclasses.replace(config, **place)
-
-
-def disagreement(what: str, problems: list[str]) -> str:
-    """Say how the options disagree with what is there."""
-    return (
-        f"the options disagree with {what}:\n  "
-        + "\n  ".join(problems)
-        + "\nleave these options out, or name another --out for a new inspection"
-    )
 
 
 def default_inspect_out(options: InspectOptions) -> Path:

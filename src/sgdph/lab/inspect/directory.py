@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,32 +63,13 @@ class InspectDirectory(RecordDirectory):
         """The run that the inspection trains, where it trains one."""
         return RunDirectory(self.path / "run")
 
-    def exists(self) -> bool:
-        """Whether anything of an inspection is there."""
-        return super().exists() or self.own_run.exists()
+    def inner_runs(self) -> list[RunDirectory]:
+        """List the run that the inspection trains."""
+        return [self.own_run]
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not an inspection."""
-        self._content()
-
-    def check_clearable(self) -> None:
-        """Raise LabError if something there has an inspection's or a run's name and is not one."""
-        super().check_clearable()
-        self.own_run.check_clearable()
-
-    def clear(self) -> None:
-        """Delete the inspection's files and its own run's, no others.
-
-        Raises:
-            LabError: As :meth:`check_clearable`, before anything is deleted.
-        """
-        self.check_clearable()
-        run = self.own_run
-        if run.exists():
-            run.clear()
-            if not any(run.path.iterdir()):
-                run.path.rmdir()
-        super().clear()
+        self.read_record(FIGURES, FORMAT)
 
     def write(self, inspection: Inspection) -> None:
         """Replace what is known so far."""
@@ -119,7 +99,7 @@ class InspectDirectory(RecordDirectory):
         Raises:
             LabError: There is nothing, or the file is not one of ours.
         """
-        content = self._content()
+        content = self.read_record(FIGURES, FORMAT)
         try:
             settings: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
@@ -174,18 +154,3 @@ class InspectDirectory(RecordDirectory):
                     epoch, _, name = key.partition("/")
                     found.setdefault(int(epoch), {})[name] = torch.from_numpy(arrays[key])
         return found
-
-    def _content(self) -> Mapping[str, Any]:
-        file = self.path / FIGURES
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no inspection to resume (no {FIGURES}); name another --out, or "
-                "start one there without --resume"
-            )
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LabError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise LabError(f"{file} is not an inspection's: expected the format {FORMAT} in it")
-        return content

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sgdph.lab.inspect.figures import Inspection
-from sgdph.lab.inspect.pictures import new_figure, save
+from sgdph.lab.plots import new_figure, save_figure
 
 # Entries below this share of the largest are drawn on a linear scale.
 LINEAR = 0.1
@@ -46,7 +46,7 @@ def draw_blocks(inspection: Inspection, path: Path) -> None:
     bar.minorticks_off()
     bar.set_label("entry / largest magnitude in its block")
     figure.suptitle(f"Mean Hessian blocks over batches\n{inspection.task}", fontsize="medium")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def largest_magnitude(block: Tensor) -> float:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +81,9 @@ def measure_checkpoint(
                 batches=settings.batches,
                 batch_size=config.batch_size,
                 seconds=seconds[each.name],
-                off_diagonal_share_batch=finite(mean(sketch.shares)),
+                off_diagonal_share_batch=finite(fmean(sketch.shares)),
                 off_diagonal_share_mean=finite(off_diagonal_share(sketch.mean)),
-                negative_share_batch=mean(sketch.negatives),
+                negative_share_batch=fmean(sketch.negatives),
                 negative_share_mean=(sketch.mean.diagonal() < 0).double().mean().item(),
                 diagonal=sketch.reference.abs().mean().item(),
                 refreshes=refreshes,
@@ -191,8 +192,3 @@ def wait_for(device: torch.device) -> None:
     """Let the device finish what it was asked to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the arithmetic mean."""
-    return sum(values) / len(values)

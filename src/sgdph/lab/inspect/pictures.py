@@ -13,8 +13,7 @@ from sgdph.lab.inspect.figures import (
 )
 from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
 from sgdph.lab.inspect.tables import LABELS, spread_over_layers
-from sgdph.lab.plots import COLOURS, MARKERS
-from sgdph.lab.runs import write_atomically
+from sgdph.lab.plots import COLOURS, MARKERS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +51,7 @@ def draw_shares(inspection: Inspection, path: Path) -> None:
         name_layers(axes, labels)
     figure.suptitle(f"How far from diagonal the blocks are\n{inspection.task}", fontsize="medium")
     legend_below(figure, panels[0], len(checkpoints))
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_errors(inspection: Inspection, path: Path) -> None:
@@ -90,7 +89,7 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
         f"{inspection.task}",
         fontsize="medium",
     )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_error_line(
@@ -143,7 +142,7 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
     figure.suptitle(
         f"{multipliers_title(inspection, sources)}\n{inspection.task}\n{key}", fontsize="medium"
     )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_multiplier(axes: Axes, m: MultiplierRecord, y: float) -> None:
@@ -195,19 +194,3 @@ def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
     """Put one panel's legend below the whole figure."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 6), frameon=False)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Make a figure of so many inches."""
-    # Not pyplot: it would choose a screen and keep the figure for ever.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure into a PNG file."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))

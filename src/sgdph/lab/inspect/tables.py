@@ -96,10 +96,14 @@ def _over_layers(figures: CheckpointFigures, name: str) -> str:
     return f"{number(found.median)} ({number(found.lowest)} to {number(found.highest)})"
 
 
+def _titled(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+
+
 def to_rich(figures: CheckpointFigures) -> Table:
     """Make a checkpoint's table for the terminal."""
     title = f"Epoch {figures.epoch}, step {figures.step}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = _titled(title)
     for i, column in enumerate(COLUMNS):
         # A long name is cut, a figure never is.
         least = max(map(len, column.split("\n"))) if i > 1 else None
@@ -114,7 +118,7 @@ def to_rich(figures: CheckpointFigures) -> Table:
 def summary_to_rich(inspection: Inspection) -> Table:
     """Make the table of errors through training for the terminal."""
     title = "Relative error against |diagonal|: median over layers (lowest to highest)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = _titled(title)
     table.min_width = len(title) + 2
     for column in ("estimate", *(f"epoch {each.epoch}" for each in inspection.checkpoints)):
         table.add_column(column)
@@ -126,7 +130,7 @@ def summary_to_rich(inspection: Inspection) -> Table:
 def left_out_to_rich(plan: Plan) -> Table:
     """Make the table of the blocks that were not taken for the terminal."""
     title = "Left out, with estimated seconds"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = _titled(title)
     for i, column in enumerate(("parameter", "kind", "rows", "seconds")):
         table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
     for each in plan.left_out:
