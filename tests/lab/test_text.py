@@ -96,7 +96,7 @@ def test_it_trains_and_resumes_to_the_bit(tmp_path: Path, text: TextDataset) -> 
 
 def test_a_batch_is_characters_and_their_followers(text: TextDataset) -> None:
     plan = plan_epoch(text, torch.Generator().manual_seed(0))
-    x, y = training_batch(text, plan, 0, 7)
+    x, y = training_batch(text, plan, torch.arange(7))
     assert x.dtype == y.dtype == torch.int64
     assert torch.equal(x[:, 1:], y[:, :-1])
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import yaml
 
 FORMAT = "sgdph-run-1"
 
-DatasetName = Literal["mnist5k", "digits", "cifar10", "cifar100", "pydoc"]
-ModelName = Literal[
+DatasetName = Literal[
+    "mnist5k",
+    "digits",
+    "fashion-mnist",
+    "cifar10",
+    "cifar100",
+    "mini-imagenet",
+    "imagenet",
+    "pydoc",
+]
+NetworkName = Literal[
     "resnet8",
     "resnet8-gn",
     "resnet8-in",
@@ -33,7 +42,14 @@ ModelName = Literal[
 OptimizerName = Literal[
     "sgdph",
     "sgdm",
+    "adam",
     "adamw",
+    "adabelief",
+    "adahessian",
+    "apollo",
+    "sophiah",
+    "muon",
+    "soap",
     "sgdph-mean",
     "sgdph-shuffled",
     "sgdph-fixed1",
@@ -42,6 +58,11 @@ OptimizerName = Literal[
 ScheduleName = Literal["cosine", "step", "constant"]
 EstimatorName = Literal["row_sum", "hutchinson", "exact"]
 RefreshName = Literal["cyclic", "all"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+PrecisionName = Literal["float32", "bfloat16", "float16"]
+SplitName = Literal["test", "validation"]
+Setting: TypeAlias = bool | int | float | str | tuple[float, ...] | None
+"""A value that an optimizer's argument can have on the command line."""
 
 
 class LabError(ValueError):
@@ -59,14 +80,25 @@ class RunConfig:
         dataset: Name of the data set.
         data_dir: Where downloaded data lie; ``None`` for the sets that come with a package.
         train_size: Number of training images, a stratified subset; ``None`` for all.
-        model: Name of the network.
+        validation_size: Number of training images held out, a stratified subset of those. The run
+            is then evaluated on them, and never sees the test images; ``None`` holds out none.
+        image_size: Height and width in pixels to which a set of image files is resized.
+        model: Name of the network: one of :data:`NetworkName`, ``torchvision:NAME`` or
+            ``timm:NAME``.
         optimizer: Name of the optimizer.
         epochs: Passes over the training images.
-        batch_size: Images per step.
+        batch_size: Images per step, over all processes.
+        processes: Processes that share each batch (``torchrun``); batch statistics are each one's
+            own, so a run's figures depend on it.
+        precision: Of the forward's arithmetic; weights and optimizer state stay float32.
+        channels_last: Whether images and weights lie channels last in memory.
         schedule: How the learning rate falls over the epochs.
+        schedule_every: Epochs between the falls of ``step``; ``None`` for 30% of the epochs.
         seed: All randomness of the run comes from it.
         device: A torch device, or ``"auto"``.
         threads: CPU threads of torch; ``None`` leaves torch's own choice.
+        workers: Processes that read image files; ``None`` for a number that fits the machine.
+        track: Tracker that the metrics are sent to as well, ``None`` for none.
         lr: Initial learning rate.
         weight_decay: Weight decay, in the optimizer's own sense.
         momentum: Momentum of SGDM and SGD-PH.
@@ -76,7 +108,9 @@ class RunConfig:
         estimator: SGD-PH's estimator of the partial Hessian.
         refresh: SGD-PH's order of refreshes.
         hessian_interval: SGD-PH refreshes at every n-th step.
-        betas: AdamW's two averaging factors.
+        betas: The two averaging factors of Adam and its kin.
+        optimizer_args: The optimizer's arguments that have no field of their own here, as sorted
+            pairs of name and value.
         keep_checkpoints: Epochs whose checkpoint is kept beside the last one; 0 is before the first
             step.
     """
@@ -84,14 +118,22 @@ class RunConfig:
     dataset: DatasetName
     data_dir: str | None = None
     train_size: int | None = None
-    model: ModelName
+    validation_size: int | None = None
+    image_size: int | None = None
+    model: str
     optimizer: OptimizerName
     epochs: int
     batch_size: int
+    processes: int = 1
+    precision: PrecisionName = "float32"
+    channels_last: bool = True
     schedule: ScheduleName
+    schedule_every: int | None = None
     seed: int
     device: str = "auto"
     threads: int | None = None
+    workers: int | None = None
+    track: TrackerName | None = None
     lr: float
     weight_decay: float
     momentum: float | None = None
@@ -102,16 +144,18 @@ class RunConfig:
     refresh: RefreshName | None = None
     hessian_interval: int | None = None
     betas: tuple[float, float] | None = None
+    optimizer_args: tuple[tuple[str, Setting], ...] | None = None
     keep_checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), hints[field.name])
-        for name in ("train_size", "epochs", "batch_size", "threads", "hessian_interval"):
+        for name in AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LabError(f"{name} must be at least 1; got {value}")
+        check_model(self.model)
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise LabError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
@@ -123,9 +167,35 @@ class RunConfig:
                     f"keep_checkpoints must lie between 0 and the {self.epochs} epochs; got {epoch}"
                 )
 
+    @property
+    def evaluated(self) -> SplitName:
+        """Which images the run is evaluated on."""
+        return "test" if self.validation_size is None else "validation"
 
+
+AT_LEAST_ONE = (
+    "train_size",
+    "validation_size",
+    "image_size",
+    "epochs",
+    "batch_size",
+    "processes",
+    "schedule_every",
+    "threads",
+    "hessian_interval",
+)
 # Where a run is computed, not what it computes: these may change when a run is resumed.
-PLACE_FIELDS = frozenset({"data_dir", "device", "threads"})
+PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "workers", "track"})
+TORCHVISION, TIMM = "torchvision:", "timm:"
+
+
+def check_model(name: str) -> None:
+    """Raise LabError unless a network's name is one of ours or says whose it is."""
+    if name not in get_args(NetworkName) and not name.startswith((TORCHVISION, TIMM)):
+        raise LabError(
+            f"model must be one of {', '.join(get_args(NetworkName))}, {TORCHVISION}NAME or "
+            f"{TIMM}NAME; got {name!r}"
+        )
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
@@ -182,8 +252,15 @@ def to_yaml(config: RunConfig) -> str:
         value = getattr(config, field.name)
         if value is None and field.name not in optional:
             continue
-        values[field.name] = list(value) if isinstance(value, tuple) else value
+        values[field.name] = _plain(field.name, value)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Write a field's value as YAML has it: tuples as lists, pairs of name and value as mapping."""
+    if name == "optimizer_args":
+        return {key: _plain("", item) for key, item in value}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
@@ -229,10 +306,20 @@ def from_mapping(values: Mapping[str, Any], source: Path | str = "the configurat
         problems += [f"missing keys: {', '.join(missing)}"] if missing else []
         raise LabError(f"{source}: {'; '.join(problems)}")
     given = {key: _revive(value, hints[key]) for key, value in values.items()}
+    if isinstance(given.get("optimizer_args"), Mapping):
+        given["optimizer_args"] = as_pairs(given["optimizer_args"])
     try:
         return RunConfig(**given)
     except LabError as error:
         raise LabError(f"{source}: {error}") from error
+
+
+def as_pairs(arguments: Mapping[str, Any]) -> tuple[tuple[str, Setting], ...]:
+    """Write an optimizer's arguments as :class:`RunConfig` holds them."""
+    return tuple(
+        (name, tuple(value) if isinstance(value, list) else value)
+        for name, value in sorted(arguments.items())
+    )
 
 
 def _revive(value: Any, hint: Any) -> Any:

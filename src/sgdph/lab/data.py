@@ -14,7 +14,9 @@ a batch is made, so a whole set lies on the device: CIFAR takes 184 MB.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +28,26 @@ from sgdph.lab.config import LabError
 from sgdph.lab.text import CHARACTERS, read_pydoc
 
 SPLIT_KEY = "sgdph split 1"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a sequence that one of several processes takes.
+
+    Attributes:
+        rank: Which process, from 0.
+        processes: How many there are.
+    """
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, items: Tensor) -> Tensor:
+        """Take every so-manieth item."""
+        return items[self.rank :: self.processes]
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,58 @@ class Dataset:
     def channels(self) -> int:
         """Channels of an image."""
         return self.train_images.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its batches lie."""
+        return self.mean.device
+
+    @property
+    def train_count(self) -> int:
+        """Number of training images (windows of text)."""
+        return len(self.train_labels)
+
+    @property
+    def test_count(self) -> int:
+        """Number of images (windows of text) that it is evaluated on."""
+        return len(self.test_labels)
+
+    def steps(self, size: int) -> int:
+        """Count the batches of ``size`` in an epoch, a shorter last one too."""
+        return math.ceil(self.train_count / size)
+
+    def training_batches(
+        self, plan: EpochPlan, size: int, share: Share = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch's batches, or a process's share of each, on the device.
+
+        Args:
+            plan: The epoch's choices, equal in all processes.
+            size: Images per batch, over all processes.
+            share: Which part of every batch.
+
+        Yields:
+            Images ``(B, C, H, W)``, augmented and normalised, float32, and labels ``(B,)``, int64.
+        """
+        for start in range(0, self.train_count, size):
+            chosen = share.of(torch.arange(start, min(start + size, self.train_count)))
+            yield training_batch(self, plan, chosen)
+
+    def evaluation_batches(
+        self, size: int, share: Share = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images that it is evaluated on, or a process's share of them, in order.
+
+        Args:
+            size: Images per batch.
+            share: Which part of the set.
+
+        Yields:
+            Normalised images ``(B, C, H, W)``, float32, and labels ``(B,)``, int64.
+        """
+        for window in torch.split(share.of(torch.arange(self.test_count)), size):
+            chosen = window.to(self.test_labels.device)
+            yield self.normalise(self.test_images[chosen]), self.test_labels[chosen]
 
     def to(self, device: torch.device) -> Dataset:
         """Return the set with all its tensors on a device."""
@@ -289,7 +363,7 @@ def plan_epoch(data: Dataset, generator: torch.Generator) -> EpochPlan:
     return EpochPlan(order.to(device), offsets.to(device), flips.to(device))
 
 
-def training_batch(data: Dataset, plan: EpochPlan, start: int, size: int) -> tuple[Tensor, Tensor]:
+def training_batch(data: Dataset, plan: EpochPlan, places: Tensor) -> tuple[Tensor, Tensor]:
     """Make one augmented, normalised batch.
 
     The crop is CIFAR's usual one: zero (black) pixels around the image, then a window of its size.
@@ -297,19 +371,18 @@ def training_batch(data: Dataset, plan: EpochPlan, start: int, size: int) -> tup
     Args:
         data: The set.
         plan: The epoch's choices.
-        start: Where in the order the batch begins.
-        size: How many images; the last batch of an epoch is shorter.
+        places: Which places of the epoch's order ``(B,)``, int64.
 
     Returns:
         Images ``(B, C, H, W)``, float32, and labels ``(B,)``.
     """
-    window = slice(start, start + size)
-    chosen = plan.order[window]
+    places = places.to(plan.order.device)
+    chosen = plan.order[places]
     images = data.train_images[chosen]
     if data.crop_padding:
-        images = _crop(images, data.crop_padding, plan.offsets[window])
+        images = _crop(images, data.crop_padding, plan.offsets[places])
     if data.flip:
-        images = torch.where(plan.flips[window, None, None, None], images.flip(3), images)
+        images = torch.where(plan.flips[places, None, None, None], images.flip(3), images)
     return data.normalise(images), data.train_labels[chosen]
 
 

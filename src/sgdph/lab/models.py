@@ -32,14 +32,13 @@ from typing import TypeAlias
 from torch import nn
 
 from sgdph import apply_weight_norm
-from sgdph.lab.config import LabError
+from sgdph.lab.config import TORCHVISION, LabError
 from sgdph.lab.resnet import BasicBlock, Bottleneck, Norm, ResNet, no_norm
 from sgdph.lab.transformer import Transformer
 from sgdph.lab.vgg import VGG
 
 # The networks that take windows of text.
 TEXT_NETWORKS = frozenset({"transformer"})
-TORCHVISION = "torchvision:"
 
 
 Make: TypeAlias = Callable[[int, int], nn.Module]

@@ -20,11 +20,13 @@ from sgdph.lab.config import (
     DatasetName,
     EstimatorName,
     LabError,
-    ModelName,
+    NetworkName,
     OptimizerName,
+    PrecisionName,
     RefreshName,
     RunConfig,
     ScheduleName,
+    TrackerName,
 )
 
 DEFAULTS: Mapping[str, Any] = {
@@ -51,6 +53,7 @@ def shown(default: str, values: Any) -> Any:
     return tyro.conf.arg(help_behavior_hint=f"(default: {default})", metavar=metavar)
 
 
+MODELS = "{" + ",".join(get_args(NetworkName)) + ",torchvision:NAME,timm:NAME}"
 _OWN = "the optimizer's own"
 
 
@@ -66,21 +69,35 @@ class CommonOptions:
     """Delete what an earlier call left in --out, and nothing else, and start anew."""
 
     dataset: Annotated[DatasetName | None, shown("mnist5k", DatasetName)] = None
-    """Data set; mnist5k, digits and pydoc (text) need no download."""
+    """Data set; mnist5k, digits and pydoc (text) need no download. sgdph data tells more."""
     data_dir: Annotated[Path | None, shown("none", "DIR")] = None
-    """Directory that holds CIFAR's official files."""
+    """Directory that holds the files of the other sets."""
     download: bool = False
-    """Let torchvision download CIFAR into --data-dir if it is not there."""
+    """Let torchvision download CIFAR or Fashion-MNIST into --data-dir if it is not there."""
     train_size: Annotated[int | None, shown("all", "N")] = None
     """Train on a stratified subset of this many images."""
-    model: Annotated[ModelName | None, shown("resnet8; transformer for pydoc", ModelName)] = None
-    """Network."""
+    validation_size: Annotated[int | None, shown("0", "N")] = None
+    """Hold out so many training images, evaluate on them, and never touch the test images."""
+    image_size: Annotated[int | None, shown("224", "N")] = None
+    """Pixels to which image files are resized (mini-imagenet, imagenet)."""
+    workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
+    """Processes that read image files (mini-imagenet, imagenet)."""
+    model: Annotated[str | None, shown("resnet8; transformer for pydoc", MODELS)] = None
+    """Network: one of ours, or any of torchvision or timm, like timm:resnet18."""
     epochs: Annotated[int | None, shown("12", "N")] = None
     """Passes over the training images."""
     batch_size: Annotated[int | None, shown("25", "N")] = None
-    """Images per step."""
+    """Images per step, over all processes."""
     schedule: Annotated[ScheduleName | None, shown("cosine", ScheduleName)] = None
     """Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant."""
+    schedule_every: Annotated[int | None, shown("30% of the epochs", "N")] = None
+    """Epochs between the falls of --schedule step."""
+    precision: Annotated[PrecisionName | None, shown("float32", PrecisionName)] = None
+    """Arithmetic of the forward, by autocast; weights and optimizer state stay float32."""
+    channels_last: Annotated[bool | None, shown("True", "{True,False}")] = None
+    """Whether images and weights lie channels last in memory."""
+    track: Annotated[TrackerName | None, shown("none", TrackerName)] = None
+    """Send the metrics to a tracker as well."""
     device: Annotated[str | None, shown("auto", "TEXT")] = None
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
     threads: Annotated[int | None, shown("torch's choice", "N")] = None

@@ -38,12 +38,19 @@ def say(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
+def evaluated(metrics: Mapping[str, Any]) -> str:
+    """Tell which images an epoch's line was evaluated on: ``"test"`` or ``"validation"``."""
+    return "validation" if "validation_loss" in metrics else "test"
+
+
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     """Put an epoch's metrics into one line."""
+    split = evaluated(metrics)
     return (
         f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  "
         f"train loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:6.2%}  |  "
-        f"test loss {metrics['test_loss']:.4f}  accuracy {metrics['test_accuracy']:6.2%}  |  "
+        f"{split} loss {metrics[f'{split}_loss']:.4f}  "
+        f"accuracy {metrics[f'{split}_accuracy']:6.2%}  |  "
         f"lr {metrics['lr']:.2g}  {metrics['seconds']:.1f} s"
     )
 
@@ -100,7 +107,9 @@ class BarReporter(LineReporter):
 
     def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
         """Move the epoch bar and show the latest figures beside it."""
-        note = f"loss {metrics['train_loss']:.4f}  test {metrics['test_accuracy']:.2%}"
+        split = evaluated(metrics)
+        accuracy = metrics[f"{split}_accuracy"]
+        note = f"loss {metrics['train_loss']:.4f}  {split} {accuracy:.2%}"
         self.progress.update(self.epochs, advance=1, note=note)
         self.progress.reset(self.batches)
 

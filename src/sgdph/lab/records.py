@@ -31,6 +31,11 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     env: dict[str, Any]
 
+    def figure(self, kind: str) -> float | None:
+        """Return ``"final"`` or ``"best"`` accuracy on the images it was evaluated on, 0 to 1."""
+        value = self.summary.get(f"{kind}_{self.config.evaluated}_accuracy")
+        return None if value is None else float(value)
+
     @property
     def status(self) -> str:
         """The recorded status; ``"running"`` where none was recorded yet."""
@@ -100,9 +105,12 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
 
 def _key(config: RunConfig) -> RunConfig:
     """Make runs equal that differ in seed and place only."""
-    return dataclasses.replace(
-        config, seed=0, data_dir=None, device="auto", threads=None, keep_checkpoints=None
-    )
+    defaults: dict[str, Any] = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name in PLACE_FIELDS
+    }
+    return dataclasses.replace(config, seed=0, keep_checkpoints=None, **defaults)
 
 
 def _label(key: RunConfig, keys: Sequence[RunConfig]) -> str:

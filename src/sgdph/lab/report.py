@@ -149,7 +149,7 @@ def _run_table(records: Sequence[RunRecord], directory: Path) -> str:
         "|---|---:|---|---:|---:|",
     ]
     for run in records:
-        final, best = (run.summary.get(f"{kind}_test_accuracy") for kind in ("final", "best"))
+        final, best = run.figure("final"), run.figure("best")
         name = run.path.relative_to(directory).as_posix()
         shown_final = "–" if final is None else f"{final * 100:.2f}"
         shown_best = "–" if best is None else f"{best * 100:.2f} ({run.summary['best_epoch']})"

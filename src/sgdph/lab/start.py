@@ -55,16 +55,19 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, name: str, epochs: int) -> LRScheduler:
+def build_schedule(
+    optimizer: torch.optim.Optimizer, name: str, epochs: int, every: int | None = None
+) -> LRScheduler:
     """Make the learning-rate schedule, stepped once per epoch.
 
     ``cosine`` falls to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017); ``step`` multiplies by 0.1 after
-    every 30% of the epochs (the SGD-PH paper's "every 60 of 200"); ``constant`` stays.
+    so many epochs, 30% of all where left unset (the SGD-PH paper's "every 60 of 200"); ``constant``
+    stays.
     """
     if name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=epochs)
     if name == "step":
-        return StepLR(optimizer, step_size=max(1, round(0.3 * epochs)), gamma=0.1)
+        return StepLR(optimizer, step_size=every or max(1, round(0.3 * epochs)), gamma=0.1)
     return ConstantLR(optimizer, factor=1.0)
 
 
@@ -93,7 +96,7 @@ def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
         LabError: If the configuration does not fit the data, the machine or the optimizer.
     """
     check_kind(config.model, data)
-    count = len(data.train_labels)
+    count = data.train_count
     if config.batch_size > count:
         raise LabError(
             f"--batch-size {config.batch_size} is more than the {count} training images; "
@@ -106,9 +109,10 @@ def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     model = build_model(config.model, in_channels=data.channels, classes=data.classes)
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, config)
-    schedule = build_schedule(optimizer, config.schedule, config.epochs)
+    schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
     state = TrainingState(model, optimizer, schedule, generator)
     return PreparedRun(config, data.to(device), state)

@@ -68,7 +68,7 @@ def _seconds_per_epoch(run: RunRecord) -> float:
 FINAL = Column(
     "final_test_accuracy",
     "final test accuracy, %",
-    lambda run: float(run.summary["final_test_accuracy"]),
+    lambda run: run.figure("final") or 0.0,
     100,
     2,
 )
@@ -77,7 +77,7 @@ COLUMNS = (
     Column(
         "best_test_accuracy",
         "best test accuracy, %",
-        lambda run: float(run.summary["best_test_accuracy"]),
+        lambda run: run.figure("best") or 0.0,
         100,
         2,
     ),

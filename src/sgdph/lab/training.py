@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph.lab.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from sgdph.lab.config import RunConfig
-from sgdph.lab.data import Dataset, plan_epoch, training_batch
+from sgdph.lab.data import Dataset, plan_epoch
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.progress import Reporter
 from sgdph.lab.runs import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.start import PreparedRun
+from sgdph.lab.step import optimization_step
 
 # Small enough for a batch's activations to stay in a CPU's cache: twice as fast there as 1,000.
 EVALUATION_BATCH = 200
@@ -37,29 +38,17 @@ class Diverged(Exception):  # noqa: N818 - an outcome that is recorded, not an e
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over all test labels."""
+    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over all labels evaluated on."""
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=data.mean.device)
-    correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
-    for start in range(0, len(data.test_labels), EVALUATION_BATCH):
-        window = slice(start, start + EVALUATION_BATCH)
-        labels = data.test_labels[window]
-        logits = model(data.normalise(data.test_images[window]))
+    loss = torch.zeros((), dtype=torch.float64, device=data.device)
+    correct = torch.zeros((), dtype=torch.int64, device=data.device)
+    count = 0
+    for images, labels in data.evaluation_batches(EVALUATION_BATCH):
+        logits = model(images)
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
-    count = data.test_labels.numel()
+        count += labels.numel()
     return loss.item() / count, correct.item() / count
-
-
-def optimization_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Take one step down the loss; SGD-PH takes its partial Hessian along with the gradient."""
-    optimizer.zero_grad()
-    backward = getattr(optimizer, "backward", None)
-    if backward is None:
-        loss.backward()  # type: ignore[no-untyped-call]
-    else:
-        backward(loss)
-    optimizer.step()
 
 
 def multiplier_summary(optimizer: torch.optim.Optimizer) -> dict[str, float | int] | None:
@@ -130,17 +119,17 @@ class Trainer:
         rate = float(state.optimizer.param_groups[0]["lr"])
         train_loss, train_accuracy, steps = self._pass()
         seconds = time.perf_counter() - started
-        test_loss, test_accuracy = evaluate(state.model, self.data)
-        epoch = state.epoch + 1
-        if not math.isfinite(test_loss):
-            raise Diverged(f"the test loss after epoch {epoch} is {test_loss}")
+        loss, accuracy = evaluate(state.model, self.data)
+        epoch, split = state.epoch + 1, self.config.evaluated
+        if not math.isfinite(loss):
+            raise Diverged(f"the {split} loss after epoch {epoch} is {loss}")
         state.scheduler.step()
         metrics: dict[str, Any] = {
             "epoch": epoch,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
+            f"{split}_loss": loss,
+            f"{split}_accuracy": accuracy,
             "lr": rate,
             "seconds": seconds,
             "elapsed_seconds": state.elapsed + time.perf_counter() - started,
@@ -173,47 +162,48 @@ class Trainer:
         data, state, size = self.data, self.state, self.config.batch_size
         state.model.train()
         plan = plan_epoch(data, state.generator)
-        count = len(data.train_labels)
-        labels_in_all = data.train_labels.numel()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=data.mean.device)
-        correct = torch.zeros((), dtype=torch.int64, device=data.mean.device)
-        starts = range(0, count, size)
-        for step, start in enumerate(starts, 1):
-            images, labels = training_batch(data, plan, start, size)
+        labels_in_all, steps = 0, data.steps(size)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=data.device)
+        correct = torch.zeros((), dtype=torch.int64, device=data.device)
+        for step, (images, labels) in enumerate(data.training_batches(plan, size), 1):
             logits = state.model(images)
             loss = F.cross_entropy(logits, labels)
             loss_sum += loss.detach() * labels.numel()
             correct += (logits.detach().argmax(1) == labels).sum()
-            if (step % CHECK_INTERVAL == 0 or step == len(starts)) and not loss_sum.isfinite():
+            labels_in_all += labels.numel()
+            if (step % CHECK_INTERVAL == 0 or step == steps) and not loss_sum.isfinite():
                 raise Diverged(
                     f"the training loss in epoch {state.epoch + 1}, at step {step} of "
-                    f"{len(starts)} or up to {CHECK_INTERVAL - 1} before, is not finite"
+                    f"{steps} or up to {CHECK_INTERVAL - 1} before, is not finite"
                 )
             optimization_step(state.optimizer, loss)
             self.reporter.batch_finished()
-        if data.mean.is_cuda:
+        if data.device.type == "cuda":
             torch.cuda.synchronize()
-        return loss_sum.item() / labels_in_all, correct.item() / labels_in_all, len(starts)
+        return loss_sum.item() / labels_in_all, correct.item() / labels_in_all, steps
 
     def _summarise(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Write the summary of the epochs so far and return it."""
         history = self.state.history
         last = history[-1] if history else None
-        best = max(history, key=lambda line: line["test_accuracy"]) if history else None
+        split = self.config.evaluated
+        accuracy = f"{split}_accuracy"
+        best = max(history, key=lambda line: line[accuracy]) if history else None
         summary = {
             "status": status,
             "reason": reason,
             "epochs": self.state.epoch,
             "planned_epochs": self.config.epochs,
             "steps": self.state.step,
-            "final_test_accuracy": last["test_accuracy"] if last and status == "finished" else None,
-            "best_test_accuracy": best["test_accuracy"] if best else None,
+            "evaluated": split,
+            f"final_{accuracy}": last[accuracy] if last and status == "finished" else None,
+            f"best_{accuracy}": best[accuracy] if best else None,
             "best_epoch": best["epoch"] if best else None,
             "final_train_loss": last["train_loss"] if last and status == "finished" else None,
             "seconds": sum(line["seconds"] for line in history),
             "elapsed_seconds": self.state.elapsed,
-            "train_images": len(self.data.train_labels),
-            "test_images": len(self.data.test_labels),
+            "train_images": self.data.train_count,
+            f"{split}_images": self.data.test_count,
             "parameters": sum(p.numel() for p in self.state.model.parameters()),
         }
         self.directory.write_summary(summary)
@@ -239,9 +229,9 @@ def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
     checkpoint = directory.path / CHECKPOINT
     if checkpoint.is_file():
         load_checkpoint(checkpoint, state)
-    directory.write_env(describe_environment(data.mean.device))
+    directory.write_env(describe_environment(data.device))
     directory.replace_metrics(state.history)
-    name, batches = directory.path.name, math.ceil(len(data.train_labels) / config.batch_size)
+    name, batches = directory.path.name, data.steps(config.batch_size)
     reporter.run_started(name, epochs=config.epochs, done=state.epoch, batches=batches)
     summary = Trainer(config, directory, data, state, reporter).train()
     reporter.run_finished(name, describe_outcome(summary))
@@ -252,8 +242,9 @@ def describe_outcome(summary: dict[str, Any]) -> str:
     """Say in a line how a run ended."""
     if summary["status"] == "diverged":
         return f"diverged after {summary['epochs']} epochs: {summary['reason']}"
+    split = summary.get("evaluated", "test")
     return (
-        f"test accuracy {summary['final_test_accuracy']:.2%} at the end, "
-        f"{summary['best_test_accuracy']:.2%} at best (epoch {summary['best_epoch']}), "
+        f"{split} accuracy {summary[f'final_{split}_accuracy']:.2%} at the end, "
+        f"{summary[f'best_{split}_accuracy']:.2%} at best (epoch {summary['best_epoch']}), "
         f"{summary['seconds']:.1f} s of training"
     )

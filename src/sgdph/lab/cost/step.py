@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph.lab import encoder
-from sgdph.lab.config import LabError
+from sgdph.lab.config import TORCHVISION, LabError
 from sgdph.lab.cost.figures import CostSettings
 from sgdph.lab.cost.memory import bytes_of
 from sgdph.lab.cost.systems import Kind, System
-from sgdph.lab.models import TORCHVISION, build_model
+from sgdph.lab.models import build_model
 
 ENCODER = "encoder12"
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 from sgdph import hessian_block
 from sgdph.lab.checkpoint import load_checkpoint
 from sgdph.lab.config import RunConfig
-from sgdph.lab.data import Dataset, plan_epoch, training_batch
+from sgdph.lab.data import Dataset, plan_epoch
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.inspect.choice import Plan
 from sgdph.lab.inspect.figures import (
@@ -95,7 +95,7 @@ def measure_checkpoint(
         step=state.step,
         seconds=time.perf_counter() - started,
         environment=describe_environment(run.data.mean.device),
-        examples=len(run.data.train_labels),
+        examples=run.data.train_count,
         blocks=blocks,
         multipliers=multiplier_records(run, parameters, held, sketches),
         pictures={name: sketches[name].mean for name in plan.pictured},
@@ -153,11 +153,11 @@ def draw_batches(run: PreparedRun, count: int) -> Iterator[tuple[Tensor, Tensor]
     """
     data, size = run.data, run.config.batch_size
     generator = torch.Generator().manual_seed(derive_seed(run.config.seed, "inspect"))
-    per_epoch = len(data.train_labels) // size
+    per_epoch = data.train_count // size
     for i in range(count):
         if i % per_epoch == 0:
-            plan = plan_epoch(data, generator)
-        yield training_batch(data, plan, i % per_epoch * size, size)
+            batches = data.training_batches(plan_epoch(data, generator), size)
+        yield next(batches)
 
 
 def loss_on(run: PreparedRun, batch: tuple[Tensor, Tensor], index: int, float64: bool) -> Tensor:
