@@ -111,6 +111,8 @@ class RunConfig:
         betas: The two averaging factors of Adam and its kin.
         optimizer_args: The optimizer's arguments that have no field of their own here, as sorted
             pairs of name and value.
+        label: What the run is called in tables, where its optimizer's name does not say it all
+            (``SGDM+WN``); it decides nothing.
         keep_checkpoints: Epochs whose checkpoint is kept beside the last one; 0 is before the first
             step.
     """
@@ -145,6 +147,7 @@ class RunConfig:
     hessian_interval: int | None = None
     betas: tuple[float, float] | None = None
     optimizer_args: tuple[tuple[str, Setting], ...] | None = None
+    label: str | None = None
     keep_checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,51 @@
+"""How runs are laid out in a table: which of their fields make its rows, and which its columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sgdph.lab.config import LabError, RunConfig
+
+# A run's label, or where it has none, its optimizer.
+SYSTEM = "system"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table over runs; runs that agree in all its fields and differ in seed make one entry.
+
+    Attributes:
+        rows: Fields of :class:`RunConfig`, or :data:`SYSTEM`, whose values name the rows.
+        columns: Likewise for the columns.
+        title: What stands above the table.
+    """
+
+    rows: tuple[str, ...] = (SYSTEM,)
+    columns: tuple[str, ...] = ("dataset", "model")
+    title: str | None = None
+
+    def __post_init__(self) -> None:
+        known = {SYSTEM, *(field.name for field in dataclasses.fields(RunConfig))} - {"seed"}
+        for name in self.rows + self.columns:
+            if name not in known:
+                raise LabError(
+                    f"a table's rows and columns must be of {', '.join(sorted(known))}; got "
+                    f"{name!r}"
+                )
+        twice = set(self.rows) & set(self.columns)
+        if twice:
+            raise LabError(f"{', '.join(sorted(twice))} cannot make both rows and columns")
+
+
+def layout_from(values: Mapping[str, Any]) -> Layout:
+    """Make a layout of what a file held: lists of names under ``rows`` and ``columns``."""
+    names = {key: tuple(values[key]) for key in ("rows", "columns") if key in values}
+    return Layout(title=values.get("title"), **names)
+
+
+def value_of(config: RunConfig, name: str) -> Any:
+    """Read one of a layout's fields from a run's configuration."""
+    return (config.label or config.optimizer) if name == SYSTEM else getattr(config, name)
