@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
 from sgdph.lab.config import LabError
 from sgdph.lab.data import TextDataset, load_dataset, plan_epoch, training_batch
 from sgdph.lab.data.text import CHARACTERS, windows
@@ -14,8 +15,6 @@ from sgdph.lab.options import resolve
 from sgdph.lab.start import prepare
 from sgdph.lab.training import evaluate
 from sgdph.lab.transformer import LENGTH
-
-from .conftest import checkpoint_of, interrupt_at, same_bits, start
 
 
 @pytest.fixture(scope="module")
