@@ -188,15 +188,20 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path, root: Path) -> 
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as process:
         assert process.stdout is not None
         begun = itertools.takewhile(lambda line: not line.startswith("epoch 1/"), process.stdout)
         assert list(begun)
         # A terminal sends it to all of them.
         os.killpg(process.pid, signal.SIGINT)
-        # The pipe ends when the last process that holds it is gone.
-        rest = process.stdout.read()
-        assert process.wait() == 130
+        try:
+            # The pipe ends when the last process that holds it is gone.
+            rest = process.communicate(timeout=120)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == 130
     assert "carry on with" in rest
     assert "Traceback" not in rest
 

@@ -127,8 +127,8 @@ def read_split(root: Path, split: str) -> Any:
         first = str(error).split(". ")[0]
         raise LabError(
             f"torchvision cannot read {root / split} as ImageNet ({type(error).__name__}: "
-            f"{first}): the folder or {META[0]} is damaged, or scipy is not installed; unpack the archives "
-            f"again ({PAGE}), or take {' and '.join(META)} away to have any class folders read"
+            f"{first}): the folder or {META[0]} is damaged, or scipy is not installed; unpack the "
+            f"archives again ({PAGE}), or take {' and '.join(META)} away to have any class folders read"
         ) from error
 
 
