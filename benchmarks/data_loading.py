@@ -7,8 +7,10 @@ Every way of loading gives the same augmentation (crop of 32 out of 40, flip, no
 same memory format. An epoch here is ``--steps`` steps of SGDM over that many batches of training
 images; the waiting is all time inside ``next(batches)``, and the drawing of the epoch's plan. The
 ways alternate in one process; one pass of each comes before, so that worker processes are there
-already. The figures are medians over rounds, by the wall clock (workers' time is their own), with
-the smallest and the largest. The last column is images per second, waiting and training.
+already. The figures are medians over rounds, the shares with the smallest and the largest. Where
+other work runs on the machine, the share of the process's own CPU time says more of one tensor than
+the wall clock's; of a loader with workers it says nothing of theirs. The last column is images per
+second, waiting and training.
 """
 
 from __future__ import annotations
@@ -91,32 +93,35 @@ class Way:
     name: str
     batches: Batches
     shares: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
 
-def epoch(way: Way, model: nn.Module, device: torch.device) -> tuple[float, float, int]:
-    """Train one epoch.
-
-    Returns:
-        Seconds of waiting, seconds in all, and the number of images.
-    """
+def epoch(way: Way, model: nn.Module, device: torch.device) -> None:
+    """Train one epoch and note what it took."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    waited, count = 0.0, 0
-    begun = time.perf_counter()
+    waited, waited_cpu, count, steps = 0.0, 0.0, 0, 0
+    begun, begun_cpu = time.perf_counter(), time.process_time()
     batches = way.batches()
     while True:
-        asked = time.perf_counter()
+        asked, asked_cpu = time.perf_counter(), time.process_time()
         batch = next(batches, None)
         wait_for(device)
         waited += time.perf_counter() - asked
+        waited_cpu += time.process_time() - asked_cpu
         if batch is None:
             break
         images, labels = batch
         optimization_step(optimizer, F.cross_entropy(model(images), labels))
         wait_for(device)
         count += len(labels)
-    return waited, time.perf_counter() - begun, count
+        steps += 1
+    seconds = time.perf_counter() - begun
+    way.shares.append(waited / seconds)
+    way.own.append(waited_cpu / (time.process_time() - begun_cpu))
+    way.waits.append(1e3 * waited / steps)
+    way.rates.append(count / seconds)
 
 
 def wait_for(device: torch.device) -> None:
@@ -152,8 +157,10 @@ def main() -> None:
         f"{torch.get_num_threads()} threads, batch {size}, {arguments.steps} steps an epoch, "
         f"{arguments.rounds} rounds\n"
     )
-    print("| model | loading | wait, share of the epoch | wait, ms a batch | images/s |")
-    print("|---|---|---|---|---|")
+    print(
+        "| model | loading | wait, share of the epoch | of the CPU time | ms a batch | images/s |"
+    )
+    print("|---|---|---|---|---|---|")
     for name in arguments.models.split(","):
         torch.manual_seed(0)
         model = build_model(name, in_channels=3, classes=10)
@@ -162,22 +169,21 @@ def main() -> None:
         for workers in map(int, arguments.workers.split(",")):
             loading = by_loader(data, size, workers, device)
             ways.append(Way(f"DataLoader, {workers} workers", loading))
-        for way in ways:
-            epoch(way, model, device)
-        for _ in range(arguments.rounds):
+        for _ in range(1 + arguments.rounds):
             for way in ways:
-                waited, seconds, images = epoch(way, model, device)
-                way.shares.append(waited / seconds)
-                way.waits.append(1e3 * waited * size / images)
-                way.rates.append(images / seconds)
+                epoch(way, model, device)
         for way in ways:
-            share = statistics.median(way.shares)
             print(
-                f"| {name} | {way.name} | {share:.1%} ({min(way.shares):.1%} to "
-                f"{max(way.shares):.1%}) | {statistics.median(way.waits):.1f} | "
-                f"{statistics.median(way.rates):,.0f} |",
+                f"| {name} | {way.name} | {spread(way.shares[1:])} | {spread(way.own[1:])} | "
+                f"{statistics.median(way.waits[1:]):.1f} | "
+                f"{statistics.median(way.rates[1:]):,.0f} |",
                 flush=True,
             )
+
+
+def spread(shares: list[float]) -> str:
+    """Write a median with the smallest and the largest."""
+    return f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
 
 
 if __name__ == "__main__":

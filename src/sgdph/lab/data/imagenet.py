@@ -128,7 +128,8 @@ def read_split(root: Path, split: str) -> Any:
         raise LabError(
             f"torchvision cannot read {root / split} as ImageNet ({type(error).__name__}: "
             f"{first}): the folder or {META[0]} is damaged, or scipy is not installed; unpack the "
-            f"archives again ({PAGE}), or take {' and '.join(META)} away to have any class folders read"
+            f"archives again ({PAGE}), or take {' and '.join(META)} away to have any "
+            "class folders read"
         ) from error
 
 
