@@ -41,81 +41,15 @@ has one for its hidden weights and one for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from sgdph import param_groups
+from sgdph.lab.baseline import Baseline, adahessian, muon, sgdph
 from sgdph.lab.config import LabError, RunConfig, Setting, as_pairs
-from sgdph.lab.libraries import arguments_of, import_from, is_installed
-from sgdph.lab.muon import split_for_muon
-
-Constructor: TypeAlias = Callable[..., torch.optim.Optimizer]
-"""An optimizer's class."""
-
-
-def _plain(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    return make(model.parameters(), **settings)
-
-
-def _sgdph(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    rest = {name: value for name, value in settings.items() if name != "weight_decay"}
-    groups = param_groups(model, weight_decay=settings["weight_decay"])
-    return make(groups, seed=seed, **rest)
-
-
-def _adahessian(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    optimizer: Any = make(model.parameters(), **settings)
-    optimizer.seed_probes(seed)
-    return cast(torch.optim.Optimizer, optimizer)
-
-
-def _muon(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    hidden, others = split_for_muon(model)
-    groups = [{"params": hidden, "use_muon": True}, {"params": others, "use_muon": False}]
-    return make(groups, **settings)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """One optimizer of the comparison.
-
-    Attributes:
-        defaults: Setting to default value; its keys are all the settings that the optimizer has and
-            that have a field in a run's configuration.
-        constructor: Dotted path of its class, imported when it is built.
-        arguments: Other arguments of the constructor that are set, to their values.
-        apply: Makes the optimizer of its class, the model, all settings and the run's seed.
-        create_graph: Whether it takes second derivatives from the gradients' graph.
-        requires: The package that it comes from, where that is an optional one.
-    """
-
-    defaults: Mapping[str, Any]
-    constructor: str
-    arguments: Mapping[str, Setting] = field(default_factory=dict)
-    apply: Callable[[Constructor, nn.Module, Mapping[str, Any], int], torch.optim.Optimizer] = (
-        _plain
-    )
-    create_graph: bool = False
-    requires: str | None = None
-
-    def build(
-        self, model: nn.Module, settings: Mapping[str, Any], seed: int
-    ) -> torch.optim.Optimizer:
-        """Make the optimizer from the model, all settings and the run's seed."""
-        return self.apply(import_from(self.constructor), model, settings, seed)
-
+from sgdph.lab.libraries import arguments_of, is_installed
 
 _OF_SGDPH: Mapping[str, Any] = {
     "lr": 0.01,
@@ -133,7 +67,7 @@ _ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 _LIBRARY = "pytorch_optimizer"
 
 BASELINES: Mapping[str, Baseline] = {
-    "sgdph": Baseline(_OF_SGDPH, "sgdph.SGDPH", apply=_sgdph),
+    "sgdph": Baseline(_OF_SGDPH, "sgdph.SGDPH", apply=sgdph),
     "sgdm": Baseline({"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}, "torch.optim.SGD"),
     "adam": Baseline({"lr": 1e-3, "weight_decay": 5e-4, **_ADAM}, "torch.optim.Adam"),
     "adamw": Baseline({"lr": 1e-3, "weight_decay": 0.05, **_ADAM}, "torch.optim.AdamW"),
@@ -147,7 +81,7 @@ BASELINES: Mapping[str, Baseline] = {
         {"lr": 0.15, "weight_decay": 3.3e-3, "betas": (0.9, 0.999), "eps": 1e-4},
         "sgdph.lab.adahessian.Adahessian",
         {"hessian_power": 1.0, "update_each": 1, "n_samples": 1, "avg_conv_kernel": True},
-        _adahessian,
+        adahessian,
         create_graph=True,
         requires="timm",
     ),
@@ -190,7 +124,7 @@ BASELINES: Mapping[str, Baseline] = {
             "adamw_wd": 0.01,
             "adamw_eps": 1e-10,
         },
-        _muon,
+        muon,
         requires=_LIBRARY,
     ),
     "soap": Baseline(
@@ -206,10 +140,10 @@ BASELINES: Mapping[str, Baseline] = {
         },
         requires=_LIBRARY,
     ),
-    "sgdph-mean": Baseline(_OF_SGDPH, "sgdph.lab.controls.MeanMultiplier", apply=_sgdph),
-    "sgdph-shuffled": Baseline(_OF_SGDPH, "sgdph.lab.controls.ShuffledMultiplier", apply=_sgdph),
-    "sgdph-fixed1": Baseline(_OF_FIXED, "sgdph.lab.controls.FixedMultiplier", apply=_sgdph),
-    "sgdph-fixed10": Baseline(_OF_FIXED, "sgdph.lab.controls.TenfoldMultiplier", apply=_sgdph),
+    "sgdph-mean": Baseline(_OF_SGDPH, "sgdph.lab.controls.MeanMultiplier", apply=sgdph),
+    "sgdph-shuffled": Baseline(_OF_SGDPH, "sgdph.lab.controls.ShuffledMultiplier", apply=sgdph),
+    "sgdph-fixed1": Baseline(_OF_FIXED, "sgdph.lab.controls.FixedMultiplier", apply=sgdph),
+    "sgdph-fixed10": Baseline(_OF_FIXED, "sgdph.lab.controls.TenfoldMultiplier", apply=sgdph),
 }
 
 # The paper's learning rates are for 200 epochs of CIFAR; a few hundred steps are too few for them.
