@@ -1,5 +1,6 @@
 """Every optimizer of the comparison: it trains, resumes to the bit, and leaves no graph behind."""
 
+import copy
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_no_step_leaves_a_graph_behind(name: str) -> None:
         assert seen
         # Without the garbage collector, which would not find a cycle through autograd anyway.
         assert not any(reference() for reference in seen)
-    assert all(p.grad is None or not p.grad.requires_grad for p in model.parameters())
+        assert all(p.grad is None or not p.grad.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "argument"), [("adahessian", "update_each"), ("sophiah", None)])
@@ -208,6 +209,26 @@ def test_a_runs_seed_decides_adahessians_probes_and_no_other_draws() -> None:
 
     assert torch.equal(after(1), after(1))
     assert not torch.equal(after(1), after(2))
+
+
+def test_adahessian_sums_over_a_kernel_in_one_order_after_a_resumption_too() -> None:
+    """An estimate written over an old one has the old one's layout, which a new one has not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 7), nn.Tanh(), nn.Flatten(), nn.Linear(64, 2))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    config = resolve({"optimizer": "adahessian"})
+    optimizer = build_optimizer(model, config)
+
+    def step(network: nn.Module, of_it: torch.optim.Optimizer) -> Tensor:
+        optimization_step(of_it, network(x).square().sum())
+        return network[0].weight.detach()
+
+    step(model, optimizer)
+    other = copy.deepcopy(model)
+    resumed = build_optimizer(other, config)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert torch.equal(step(other, resumed), step(model, optimizer))
 
 
 @pytest.mark.parametrize("model", ["resnet8", "resnet8-wn"])
