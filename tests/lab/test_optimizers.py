@@ -227,7 +227,7 @@ def test_adahessian_sums_over_a_kernel_in_one_order_after_a_resumption_too() -> 
     step(model, optimizer)
     other = copy.deepcopy(model)
     resumed = build_optimizer(other, config)
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert torch.equal(step(other, resumed), step(model, optimizer))
 
 
