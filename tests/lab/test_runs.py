@@ -5,15 +5,8 @@ from typing import BinaryIO
 import pytest
 
 from sgdph.lab.config import LabError
-from sgdph.lab.runs import (
-    CHECKPOINT,
-    CONFIG,
-    METRICS,
-    SUMMARY,
-    RunDirectory,
-    write_atomically,
-    write_text,
-)
+from sgdph.lab.files import write_atomically, write_text
+from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, SUMMARY, RunDirectory
 
 from .conftest import tiny_config
 
@@ -71,7 +64,7 @@ def test_a_directory_with_other_files_takes_a_run_and_keeps_them(tmp_path: Path)
     run.write_summary({"status": "running"})
     (tmp_path / "last.pt.partial").write_bytes(b"left by a kill")
     run.clear()
-    assert names(tmp_path) == {"notes.txt"}
+    assert names(tmp_path) == {"notes.txt", "run.lock"}
 
 
 @pytest.mark.parametrize("name", [CONFIG, METRICS, SUMMARY, CHECKPOINT])
@@ -122,4 +115,4 @@ def test_kept_checkpoints_belong_to_the_run_and_others_of_the_kind_do_not(tmp_pa
         (tmp_path / name).write_bytes(b"a checkpoint")
     assert run.found() == ["epoch-0.pt", "epoch-2.pt", CONFIG]
     run.clear()
-    assert names(tmp_path) == {"epoch-1.pt"}
+    assert names(tmp_path) == {"epoch-1.pt", "run.lock"}

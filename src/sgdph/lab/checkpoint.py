@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from sgdph.lab.config import LabError
-from sgdph.lab.runs import write_atomically
+from sgdph.lab.files import write_atomically
 
 FORMAT = 1
 

@@ -60,11 +60,11 @@ def train(options: TrainOptions, console: Console) -> int:
         return OK if summary["status"] == "finished" else DIVERGED
     try:
         prepared = prepare(config, load(config, options))
-        if options.overwrite:
-            directory.clear()
-        if not options.resume:
-            directory.create(config)
-        with reporter_for(console) as reporter:
+        with directory.claim(), reporter_for(console) as reporter:
+            if options.overwrite:
+                directory.clear()
+            if not options.resume:
+                directory.create(config)
             summary = train_run(prepared, directory, reporter)
     except KeyboardInterrupt:
         return report_interruption(console, "train", directory.path, directory.exists())

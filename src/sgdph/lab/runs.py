@@ -8,6 +8,7 @@
 | ``summary.json`` | the outcome, with a status: running, finished, interrupted or diverged |
 | ``last.pt`` | the checkpoint after the last finished epoch |
 | ``epoch-3.pt`` … | the checkpoints that the configuration has kept, ``epoch-0.pt`` untrained |
+| ``run.lock`` | locked while a process trains the run, and tells which; means nothing unlocked |
 
 Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves
 the old or the new one. A line of ``metrics.jsonl`` may be cut off by a kill; a resumed run rewrites
@@ -18,11 +19,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
+from sgdph.lab.claims import LOCK, Claim
 from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
+from sgdph.lab.files import remove_files, write_json, write_text
 
 CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "config.yaml",
@@ -33,60 +37,11 @@ CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
 )
 # The configuration goes last: while anything is left, the directory is still known for a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
-PARTIAL_SUFFIX = ".partial"
 
 
 def kept_checkpoint(epoch: int) -> str:
     """Name the file of a checkpoint that is kept."""
     return f"epoch-{epoch}.pt"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace a file in one step: a crash leaves the old content or the new, never a mixture.
-
-    Args:
-        path: The file; its directory must exist.
-        write: Writes the content to the binary file it is given.
-    """
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in a directory durable, where the system can (Windows opens no directories)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step, in UTF-8."""
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def remove_files(directory: Path, names: Sequence[str]) -> None:
-    """Delete the named files and their partial versions, in this order, and nothing else."""
-    for name in names:
-        (directory / (name + PARTIAL_SUFFIX)).unlink(missing_ok=True)
-        (directory / name).unlink(missing_ok=True)
 
 
 class RecordDirectory:
@@ -164,15 +119,18 @@ class RecordDirectory:
         """Delete the record's files and its runs', no others; emptied run directories go too.
 
         Raises:
-            LabError: As :meth:`check_clearable`, before anything is deleted.
+            LabError: As :meth:`check_clearable`, or one of its runs is being trained; before
+                anything is deleted.
         """
         self.check_clearable()
-        for run in self.inner_runs():
-            if run.exists():
+        runs = [run for run in self.inner_runs() if run.exists()]
+        with ExitStack() as claims:
+            for run in runs:
+                claims.enter_context(run.claim())
+            for run in runs:
                 run.clear()
-                if not any(run.path.iterdir()):
-                    run.path.rmdir()
-        remove_files(self.path, self.names())
+                run.remove_if_empty()
+            remove_files(self.path, self.names())
 
     def read_record(self, name: str, expected_format: str) -> dict[str, Any]:
         """Read the JSON file that the record is recognised by.
@@ -209,6 +167,41 @@ class RunDirectory(RecordDirectory):
     """
 
     what, files = "run", RUN_FILES
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._claim = Claim(path)
+
+    def claim(self) -> Claim:
+        """Claim the run for this process, for as long as the context lasts.
+
+        ``with run.claim():`` makes the directory where it is not there. Through one
+        ``RunDirectory`` the claim may be entered again while it is held, as
+        :func:`sgdph.lab.training.train_run` does; so claim first, look at what is there, create or
+        clear the run, and train it within.
+
+        Raises:
+            Claimed: On entering, if another process is training the run: whoever looks for work
+                goes on to the next one.
+            LabError: On entering, if the directory cannot be locked.
+        """
+        return self._claim
+
+    def clear(self) -> None:
+        """Delete the run's files, no others; the lock stays.
+
+        Raises:
+            LabError: As :meth:`check_clearable`, or the run is being trained by another process;
+                before anything is deleted.
+        """
+        with self.claim():
+            super().clear()
+
+    def remove_if_empty(self) -> None:
+        """Remove a claimed directory that holds no more than its lock."""
+        if not {file.name for file in self.path.iterdir()} - {LOCK}:
+            remove_files(self.path, [LOCK])
+            self.path.rmdir()
 
     def names(self) -> tuple[str, ...]:
         """Name the files that may be there: the kept checkpoints are those of the configuration."""

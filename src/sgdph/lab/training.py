@@ -223,8 +223,16 @@ def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
         The summary.
 
     Raises:
+        Claimed: If another process is training the run.
         LabError: If the checkpoint cannot be read.
     """
+    with directory.claim():
+        return _train_claimed(prepared, directory, reporter)
+
+
+def _train_claimed(
+    prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
+) -> dict[str, Any]:
     config, data, state = prepared.config, prepared.data, prepared.state
     checkpoint = directory.path / CHECKPOINT
     if checkpoint.is_file():
