@@ -87,14 +87,15 @@ def test_a_claimed_directory_without_a_run_takes_one(tmp_path: Path) -> None:
 
 
 def test_what_is_being_trained_is_not_overwritten(
-    holder: "subprocess.Popen[str]", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RunDirectory(tmp_path / "run").create(tiny_config())
-    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
-    code = cli.main(["train", "--out", str(tmp_path / "run"), "--overwrite"])
-    assert code == 2
+    run = RunDirectory(tmp_path / "run")
+    run.create(tiny_config())
+    with run.claim():
+        before = {file.name: file.read_bytes() for file in run.path.iterdir()}
+        assert cli.main(["train", "--out", str(run.path), "--overwrite"]) == 2
+        assert {file.name: file.read_bytes() for file in run.path.iterdir()} == before
     assert "is being trained by another process" in capsys.readouterr().err
-    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_comparison_is_not_cleared_while_one_of_its_runs_is_trained(

@@ -129,7 +129,7 @@ class RecordDirectory:
                 claims.enter_context(run.claim())
             for run in runs:
                 run.clear()
-                run.remove_if_empty()
+                run.leave()
             remove_files(self.path, self.names())
 
     def read_record(self, name: str, expected_format: str) -> dict[str, Any]:
@@ -197,10 +197,10 @@ class RunDirectory(RecordDirectory):
         with self.claim():
             super().clear()
 
-    def remove_if_empty(self) -> None:
-        """Remove a claimed directory that holds no more than its lock."""
-        if not {file.name for file in self.path.iterdir()} - {LOCK}:
-            remove_files(self.path, [LOCK])
+    def leave(self) -> None:
+        """Remove a claimed, cleared run's lock, and its directory where nothing else is in it."""
+        remove_files(self.path, [LOCK])
+        if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def names(self) -> tuple[str, ...]:
