@@ -5,7 +5,7 @@ from typing import BinaryIO
 import pytest
 
 from sgdph.lab.config import LabError
-from sgdph.lab.files import write_atomically, write_text
+from sgdph.lab.files import WriteError, write_atomically, write_text
 from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, SUMMARY, RunDirectory
 
 from .conftest import tiny_config
@@ -28,7 +28,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         raise OSError("disk full")
 
     write_text(tmp_path / "file", "old")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"file could not be written \(disk full\)"):
         write_atomically(tmp_path / "file", half_written)
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == {"file"}

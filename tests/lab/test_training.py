@@ -10,9 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 from sgdph.lab.checkpoint import load_checkpoint, save_checkpoint
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset, load_dataset
+from sgdph.lab.evaluation import EVALUATION_BATCH, evaluate
 from sgdph.lab.runs import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.start import build_schedule, pick_device, prepare
-from sgdph.lab.training import EVALUATION_BATCH, evaluate, train_run
+from sgdph.lab.training import train_run
 
 from .conftest import (
     Silent,

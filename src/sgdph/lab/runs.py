@@ -8,6 +8,7 @@
 | ``summary.json`` | the outcome, with a status: running, finished, interrupted or diverged |
 | ``last.pt`` | the checkpoint after the last finished epoch |
 | ``epoch-3.pt`` … | the checkpoints that the configuration has kept, ``epoch-0.pt`` untrained |
+| ``events.out.tfevents.*`` | TensorBoard's, where the run is tracked by it |
 | ``run.lock`` | locked while a process trains the run, and tells which; means nothing unlocked |
 
 Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves
@@ -18,7 +19,6 @@ the file from the history in its checkpoint.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +26,14 @@ from typing import Any, ClassVar
 
 from sgdph.lab.claims import LOCK, Claim
 from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
-from sgdph.lab.files import remove_files, write_json, write_text
+from sgdph.lab.files import (
+    append_line,
+    read_json,
+    read_json_lines,
+    remove_files,
+    write_json,
+    write_text,
+)
 
 CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "config.yaml",
@@ -35,6 +42,8 @@ CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "summary.json",
     "last.pt",
 )
+# Of TensorBoard's files, which lie among the run's.
+EVENTS = "events.out.tfevents.*"
 # The configuration goes last: while anything is left, the directory is still known for a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
 
@@ -209,7 +218,8 @@ class RunDirectory(RecordDirectory):
             kept = self.read_config().keep_checkpoints or ()
         except LabError:
             kept = ()
-        return (*map(kept_checkpoint, kept), *self.files)
+        events = sorted(file.name for file in self.path.glob(EVENTS))
+        return (*map(kept_checkpoint, kept), *events, *self.files)
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not a run."""
@@ -241,10 +251,7 @@ class RunDirectory(RecordDirectory):
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch's line, on the disk when this returns."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path / METRICS, json.dumps(line, allow_nan=False))
 
     def replace_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write all epochs' lines anew."""
@@ -252,26 +259,35 @@ class RunDirectory(RecordDirectory):
         write_text(self.path / METRICS, text)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the finished epochs' lines; a last line cut off by a kill is left out."""
-        file = self.path / METRICS
-        if not file.is_file():
-            return []
-        text = file.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        """Read the finished epochs' lines; a last line cut off by a kill is left out.
+
+        Raises:
+            LabError: If another line is damaged.
+        """
+        return read_json_lines(self.path / METRICS)
+
+    def check_no_metrics(self) -> None:
+        """Raise LabError where epochs were recorded, and no checkpoint is there to go on from.
+
+        A kill between the two leaves one epoch's line; more means that the checkpoint was lost.
+        """
+        if not (self.path / CHECKPOINT).exists() and len(self.read_metrics()) > 1:
+            raise LabError(
+                f"{self.path} has the metrics of {len(self.read_metrics())} epochs and no "
+                f"{CHECKPOINT} to carry on from; put it back (or a kept checkpoint in its place), "
+                "or start the run anew with --overwrite"
+            )
 
     def write_env(self, environment: Mapping[str, Any]) -> None:
         """Record the machine: at the top for a new run, under ``resumed`` for a later session."""
-        file = self.path / ENV
-        if file.is_file():
-            first = json.loads(file.read_text(encoding="utf-8"))
+        first = self.read_env()
+        if first:
             first.setdefault("resumed", []).append(dict(environment))
-            write_json(file, first)
-        else:
-            write_json(file, environment)
+        write_json(self.path / ENV, first or environment)
 
     def read_env(self) -> dict[str, Any]:
         """Read the machine of the first session; empty where a kill came before it was written."""
-        return self._read_json(ENV)
+        return read_json(self.path / ENV)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace the outcome."""
@@ -279,15 +295,8 @@ class RunDirectory(RecordDirectory):
 
     def read_summary(self) -> dict[str, Any]:
         """Read the outcome; empty where a kill came before the first was written."""
-        return self._read_json(SUMMARY)
+        return read_json(self.path / SUMMARY)
 
     def status(self) -> str | None:
         """Return the recorded status, or None where none was recorded yet."""
         return self.read_summary().get("status")
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        if not file.is_file():
-            return {}
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return value
