@@ -1,6 +1,7 @@
 """A program for ``torchrun``: trains the runs of a folder, and saves what each process ends with.
 
-Arguments: the folder, and the name of the run at which process 1 is to be killed, or ``none``.
+Arguments: the folder, the name of the run at which process 1 is to be killed, or ``none``, and
+what the command ``sgdph`` is called with before, if anything.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sgdph.lab import training
+from sgdph.lab import cli, training
 from sgdph.lab.config import LabError
 from sgdph.lab.data import load_dataset
 from sgdph.lab.distributed import Team, joined
@@ -69,4 +70,6 @@ def main(folder: Path, doomed: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[3:]:
+        assert cli.main(sys.argv[3:]) == 0
     main(Path(sys.argv[1]), sys.argv[2])

@@ -47,11 +47,15 @@ def ends(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.xdist_group("torchrun")
-def test_two_processes_make_the_run_that_one_makes(tmp_path: Path) -> None:
+def test_two_processes_make_the_run_that_one_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for optimizer in ("sgdm", "sgdph"):
         config = tiny_config(**OPTIONS, optimizer=optimizer, processes=2)
         RunDirectory(tmp_path / "runs" / optimizer).create(config)
-    done = torchrun(2, *program(tmp_path), folder=tmp_path)
+    small = ["--dataset=digits", "--train-size=100", "--epochs=1", "--device=cpu", "--threads=1"]
+    command = ["train", *small, "--optimizer=sgdm", "--batch-size=20", "--out", "by-command"]
+    done = torchrun(2, *program(tmp_path), *command, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "nowhere").exists()
     # The first process alone has anything to say.
@@ -75,9 +79,15 @@ def test_two_processes_make_the_run_that_one_makes(tmp_path: Path) -> None:
         for found, expected in zip(shared["history"], alone["history"], strict=True):
             for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
                 assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6)
-        # A checkpoint is one process's to read like any other.
-        prepared = prepare(config, data)
-        prepared.state.model.load_state_dict(shared["model"])
+
+    # The command says all once, and in one process its run would become another.
+    assert done.stdout.count("The run lies in") == done.stdout.count("epoch 1/1") == 1
+    run = RunDirectory(tmp_path / "by-command")
+    assert run.read_config().processes == run.read_env()["processes"] == 2
+    before = checkpoint_of(run.path)
+    assert cli.main(["train", f"--out={run.path}", "--resume"]) == 2
+    assert "carry it on with torchrun --nproc-per-node 2" in capsys.readouterr().err
+    assert same_bits(checkpoint_of(run.path), before)
 
 
 @pytest.mark.xdist_group("torchrun")
@@ -99,23 +109,6 @@ def test_three_processes_of_which_one_was_killed_come_out_to_the_same_bits(tmp_p
     for other in others:
         assert same_bits(first["model"], other["model"])
     assert len({tuple(g["torch"].tolist()) for g in expected["generators"]}) == 3
-
-
-@pytest.mark.xdist_group("torchrun")
-def test_the_command_under_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--dataset=digits", "--train-size=100", "--epochs=1", "--device=cpu", "--threads=1"]
-    train = ["-m", "sgdph.lab", "train", *small, "--optimizer=sgdm", f"--out={tmp_path / 'run'}"]
-    done = torchrun(2, *train, "--batch-size=20", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    # Said once.
-    assert done.stdout.count("The run lies in") == done.stdout.count("epoch 1/1") == 1
-    run = RunDirectory(tmp_path / "run")
-    assert run.read_config().processes == run.read_env()["processes"] == 2
-    # In one process it would become another run.
-    before = checkpoint_of(run.path)
-    assert cli.main(["train", f"--out={run.path}", "--resume"]) == 2
-    assert "carry it on with torchrun --nproc-per-node 2" in capsys.readouterr().err
-    assert same_bits(checkpoint_of(run.path), before)
 
 
 def test_a_run_of_several_processes_is_not_trained_by_one(tmp_path: Path, digits: Dataset) -> None:

@@ -106,8 +106,8 @@ class Team:
         """Let all processes go on only if none fails within.
 
         Raises:
-            LabError: If a process raised one: in the first process that which it raised itself, else
-                an :class:`Agreed`. Any other exception goes its way where it was raised.
+            LabError: If a process raised an exception: an :class:`Agreed`, but in the first process
+                its own, if it raised one. What is no ``LabError`` goes its way where it was raised.
         """
         own: Exception | None = None
         try:
