@@ -81,6 +81,7 @@ def test_train_writes_a_run_and_says_where(sgdph: Command, tmp_path: Path) -> No
         "metrics.jsonl",
         "summary.json",
         "last.pt",
+        "run.lock",
     }
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["lr"], config["betas"], config["optimizer"]) == (0.02, [0.8, 0.99], "adamw")

@@ -5,15 +5,8 @@ from typing import BinaryIO
 import pytest
 
 from sgdph.lab.config import LabError
-from sgdph.lab.runs import (
-    CHECKPOINT,
-    CONFIG,
-    METRICS,
-    SUMMARY,
-    RunDirectory,
-    write_atomically,
-    write_text,
-)
+from sgdph.lab.files import WriteError, write_atomically, write_text
+from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, SUMMARY, RunDirectory
 
 from .conftest import tiny_config
 
@@ -35,7 +28,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         raise OSError("disk full")
 
     write_text(tmp_path / "file", "old")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"file could not be written \(disk full\)"):
         write_atomically(tmp_path / "file", half_written)
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == {"file"}
@@ -71,7 +64,7 @@ def test_a_directory_with_other_files_takes_a_run_and_keeps_them(tmp_path: Path)
     run.write_summary({"status": "running"})
     (tmp_path / "last.pt.partial").write_bytes(b"left by a kill")
     run.clear()
-    assert names(tmp_path) == {"notes.txt"}
+    assert names(tmp_path) == {"notes.txt", "run.lock"}
 
 
 @pytest.mark.parametrize("name", [CONFIG, METRICS, SUMMARY, CHECKPOINT])
@@ -122,4 +115,24 @@ def test_kept_checkpoints_belong_to_the_run_and_others_of_the_kind_do_not(tmp_pa
         (tmp_path / name).write_bytes(b"a checkpoint")
     assert run.found() == ["epoch-0.pt", "epoch-2.pt", CONFIG]
     run.clear()
-    assert names(tmp_path) == {"epoch-1.pt"}
+    assert names(tmp_path) == {"epoch-1.pt", "run.lock"}
+
+
+@pytest.mark.parametrize("line", ['{"epoch": 1, "train_lo', "17", "\0\0\0"])
+def test_a_damaged_line_is_named(run: RunDirectory, line: str) -> None:
+    (run.path / METRICS).write_text('{"epoch": 0}\n' + line + '\n{"epoch": 2}\n')
+    with pytest.raises(LabError, match=rf"{METRICS} is damaged at line 2 .*--resume"):
+        run.read_metrics()
+
+
+@pytest.mark.parametrize("content", ['{"status": "fin', "[]"])
+def test_a_damaged_summary_is_named(run: RunDirectory, content: str) -> None:
+    (run.path / SUMMARY).write_text(content)
+    with pytest.raises(LabError, match=f"{SUMMARY} is damaged"):
+        run.status()
+
+
+def test_tensorboards_files_belong_to_the_run(run: RunDirectory) -> None:
+    (run.path / "events.out.tfevents.17.host").write_bytes(b"events")
+    run.clear()
+    assert names(run.path) == {"run.lock"}

@@ -16,6 +16,7 @@ from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.data.command import data
 from sgdph.lab.data.options import DataOptions
+from sgdph.lab.distributed import processes, speaks
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
@@ -57,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if isinstance(options, TrainOptions):
             return commands.train(options, console)
+        if processes() > 1:
+            raise LabError(
+                "torchrun shares one training among processes, so it goes with train alone; start "
+                "this command without it"
+            )
         if isinstance(options, CostOptions):
             return cost(options, console)
         if isinstance(options, InspectOptions):
@@ -65,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return data(options, console)
         return commands.compare(options, console)
     except LabError as error:
-        print(f"sgdph: error: {error}", file=sys.stderr)
+        if speaks(error):
+            print(f"sgdph: error: {error}", file=sys.stderr)
         return WRONG_USAGE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset, load_dataset
+from sgdph.lab.distributed import ALONE, Team, joined
 from sgdph.lab.options import (
     DEFAULT_OPTIMIZERS,
     DEFAULT_SEEDS,
@@ -49,27 +51,61 @@ def train(options: TrainOptions, console: Console) -> int:
     Raises:
         LabError: If the options cannot be followed.
     """
-    given = options.given()
+    with joined() as team:
+        console = console if team.first else Console(quiet=True, force_terminal=False)
+        return _train(options, team, console)
+
+
+def _train(options: TrainOptions, team: Team, console: Console) -> int:
+    given = {**options.given(), "processes": team.size}
     directory = RunDirectory(options.out or default_out(given, "{optimizer}-seed{seed}"))
-    check_target(directory, options)
-    config = resumed_config(directory, given) if options.resume else resolve(given)
-    if options.resume and directory.status() in ("finished", "diverged"):
-        summary = directory.read_summary()
+    config, summary = team.from_first(lambda: requested_run(directory, options, given))
+    if summary is not None:
         say(console, f"Nothing left to do: {describe_outcome(summary)}")
         say(console, f"The run lies in {directory.path.resolve()}")
         return OK if summary["status"] == "finished" else DIVERGED
     try:
-        prepared = prepare(config, load(config, options))
-        if options.overwrite:
-            directory.clear()
-        if not options.resume:
-            directory.create(config)
-        with reporter_for(console) as reporter:
+        if options.download:
+            # The others find it there.
+            team.from_first(lambda: load(config, options).name)
+        with team.agreement():
+            prepared = prepare(config, load(config, options), team)
+        with ExitStack() as stack:
+            with team.agreement():
+                if team.first:
+                    stack.enter_context(directory.claim())
+                    begin(directory, config, options)
+            reporter = stack.enter_context(reporter_for(console))
             summary = train_run(prepared, directory, reporter)
     except KeyboardInterrupt:
-        return report_interruption(console, "train", directory.path, directory.exists())
+        begun = team.first and directory.exists()
+        return report_interruption(console, "train", directory.path, begun, team)
     say(console, f"The run lies in {directory.path.resolve()}")
     return OK if summary["status"] == "finished" else DIVERGED
+
+
+def requested_run(
+    directory: RunDirectory, options: TrainOptions, given: Mapping[str, Any]
+) -> tuple[RunConfig, dict[str, Any] | None]:
+    """Return the configuration asked for, and the summary where the run is at its end already.
+
+    Raises:
+        LabError: If the options cannot be followed.
+    """
+    check_target(directory, options)
+    if not options.resume:
+        return resolve(given), None
+    config = resumed_config(directory, given)
+    ended = directory.status() in ("finished", "diverged")
+    return config, directory.read_summary() if ended else None
+
+
+def begin(directory: RunDirectory, config: RunConfig, options: TrainOptions) -> None:
+    """Make the claimed directory ready for a run that is begun or carried on."""
+    if options.overwrite:
+        directory.clear()
+    if not options.resume:
+        directory.create(config)
 
 
 def compare(options: CompareOptions, console: Console) -> int:
@@ -150,9 +186,16 @@ def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConf
     Raises:
         LabError: If there is no run, or it was another one than what is asked for.
     """
+    saved, processes = directory.read_config(), given.get("processes", 1)
+    if saved.processes != processes:
+        raise LabError(
+            f"the run that lies in {directory.path} is one of {saved.processes} processes, and "
+            f"there are {processes}: each has its own batch statistics, so it would become another "
+            f"run; carry it on with torchrun --nproc-per-node {saved.processes}"
+        )
     way_out = "leave these options out to carry it on, or name another --out for a new run"
     what = f"the run that lies in {directory.path}"
-    return placed(directory.read_config(), given, what, way_out)
+    return placed(saved, given, what, way_out)
 
 
 def placed(saved: RunConfig, given: Mapping[str, Any], what: str, way_out: str) -> RunConfig:
@@ -198,12 +241,15 @@ def load(config: RunConfig, options: CommonOptions) -> Dataset:
     )
 
 
-def report_interruption(console: Console, command: str, path: Path, begun: bool) -> int:
+def report_interruption(
+    console: Console, command: str, path: Path, begun: bool, team: Team = ALONE
+) -> int:
     """Say how to carry on, and return the exit code of an interrupted command."""
     if not begun:
         say(console, "Interrupted before anything was recorded.")
         return INTERRUPTED
     place = path.resolve()
     say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
-    say(console, f"  sgdph {command} --out {shlex.quote(str(place))} --resume")
+    program = "sgdph" if team.size == 1 else "torchrun … -m sgdph.lab"
+    say(console, f"  {program} {command} --out {shlex.quote(str(place))} --resume")
     return INTERRUPTED

@@ -42,7 +42,7 @@ OptimizerName = Literal[
 ScheduleName = Literal["cosine", "step", "constant"]
 EstimatorName = Literal["row_sum", "hutchinson", "exact"]
 RefreshName = Literal["cyclic", "all"]
-TrackerName = Literal["tensorboard", "wandb", "trackio"]
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 SplitName = Literal["test", "validation"]
 Setting: TypeAlias = bool | int | float | str | tuple[float, ...] | None
@@ -82,7 +82,7 @@ class RunConfig:
         device: A torch device, or ``"auto"``.
         threads: CPU threads of torch; ``None`` leaves torch's own choice.
         workers: Processes that read image files; ``None`` for a number that fits the machine.
-        track: Tracker that the metrics are sent to as well, ``None`` for none.
+        track: Tracker that the metrics are sent to as well; ``None`` and ``"none"`` for none.
         lr: Initial learning rate.
         weight_decay: Weight decay, in the optimizer's own sense.
         momentum: Momentum of SGDM, SGD-PH and Muon.

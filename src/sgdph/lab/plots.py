@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgdph.lab.files import write_atomically
 from sgdph.lab.records import Group
-from sgdph.lab.runs import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgdph.lab.baselines import BASELINES
+from sgdph.lab.files import write_text
 from sgdph.lab.plots import draw_comparison
 from sgdph.lab.records import Group, RunRecord, group_runs, load_runs, shared_fields
-from sgdph.lab.runs import write_text
 from sgdph.lab.table import FINAL, spread, to_csv, to_markdown
 
 REPORT, TABLE, PLOT = "report.md", "table.csv", "comparison.png"

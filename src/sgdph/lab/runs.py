@@ -8,6 +8,8 @@
 | ``summary.json`` | the outcome, with a status: running, finished, interrupted or diverged |
 | ``last.pt`` | the checkpoint after the last finished epoch |
 | ``epoch-3.pt`` … | the checkpoints that the configuration has kept, ``epoch-0.pt`` untrained |
+| ``events.out.tfevents.*`` | TensorBoard's, where the run is tracked by it |
+| ``run.lock`` | locked while a process trains the run, and tells which; means nothing unlocked |
 
 Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves
 the old or the new one. A line of ``metrics.jsonl`` may be cut off by a kill; a resumed run rewrites
@@ -17,12 +19,21 @@ the file from the history in its checkpoint.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
+from sgdph.lab.claims import LOCK, Claim
 from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
+from sgdph.lab.files import (
+    append_line,
+    read_json,
+    read_json_lines,
+    remove_files,
+    write_json,
+    write_text,
+)
 
 CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "config.yaml",
@@ -31,62 +42,15 @@ CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "summary.json",
     "last.pt",
 )
+# Of TensorBoard's files, which lie among the run's.
+EVENTS = "events.out.tfevents.*"
 # The configuration goes last: while anything is left, the directory is still known for a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
-PARTIAL_SUFFIX = ".partial"
 
 
 def kept_checkpoint(epoch: int) -> str:
     """Name the file of a checkpoint that is kept."""
     return f"epoch-{epoch}.pt"
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace a file in one step: a crash leaves the old content or the new, never a mixture.
-
-    Args:
-        path: The file; its directory must exist.
-        write: Writes the content to the binary file it is given.
-    """
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in a directory durable, where the system can (Windows opens no directories)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step, in UTF-8."""
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def remove_files(directory: Path, names: Sequence[str]) -> None:
-    """Delete the named files and their partial versions, in this order, and nothing else."""
-    for name in names:
-        (directory / (name + PARTIAL_SUFFIX)).unlink(missing_ok=True)
-        (directory / name).unlink(missing_ok=True)
 
 
 class RecordDirectory:
@@ -164,15 +128,18 @@ class RecordDirectory:
         """Delete the record's files and its runs', no others; emptied run directories go too.
 
         Raises:
-            LabError: As :meth:`check_clearable`, before anything is deleted.
+            LabError: As :meth:`check_clearable`, or one of its runs is being trained; before
+                anything is deleted.
         """
         self.check_clearable()
-        for run in self.inner_runs():
-            if run.exists():
+        runs = [run for run in self.inner_runs() if run.exists()]
+        with ExitStack() as claims:
+            for run in runs:
+                claims.enter_context(run.claim())
+            for run in runs:
                 run.clear()
-                if not any(run.path.iterdir()):
-                    run.path.rmdir()
-        remove_files(self.path, self.names())
+                run.leave()
+            remove_files(self.path, self.names())
 
     def read_record(self, name: str, expected_format: str) -> dict[str, Any]:
         """Read the JSON file that the record is recognised by.
@@ -210,13 +177,49 @@ class RunDirectory(RecordDirectory):
 
     what, files = "run", RUN_FILES
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._claim = Claim(path)
+
+    def claim(self) -> Claim:
+        """Claim the run for this process, for as long as the context lasts.
+
+        ``with run.claim():`` makes the directory where it is not there. Through one
+        ``RunDirectory`` the claim may be entered again while it is held, as
+        :func:`sgdph.lab.training.train_run` does; so claim first, look at what is there, create or
+        clear the run, and train it within.
+
+        Raises:
+            Claimed: On entering, if another process is training the run: whoever looks for work
+                goes on to the next one.
+            LabError: On entering, if the directory cannot be locked.
+        """
+        return self._claim
+
+    def clear(self) -> None:
+        """Delete the run's files, no others; the lock stays.
+
+        Raises:
+            LabError: As :meth:`check_clearable`, or the run is being trained by another process;
+                before anything is deleted.
+        """
+        with self.claim():
+            super().clear()
+
+    def leave(self) -> None:
+        """Remove a claimed, cleared run's lock, and its directory where nothing else is in it."""
+        remove_files(self.path, [LOCK])
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def names(self) -> tuple[str, ...]:
         """Name the files that may be there: the kept checkpoints are those of the configuration."""
         try:
             kept = self.read_config().keep_checkpoints or ()
         except LabError:
             kept = ()
-        return (*map(kept_checkpoint, kept), *self.files)
+        events = sorted(file.name for file in self.path.glob(EVENTS))
+        return (*map(kept_checkpoint, kept), *events, *self.files)
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not a run."""
@@ -248,10 +251,7 @@ class RunDirectory(RecordDirectory):
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch's line, on the disk when this returns."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path / METRICS, json.dumps(line, allow_nan=False))
 
     def replace_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write all epochs' lines anew."""
@@ -259,26 +259,35 @@ class RunDirectory(RecordDirectory):
         write_text(self.path / METRICS, text)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the finished epochs' lines; a last line cut off by a kill is left out."""
-        file = self.path / METRICS
-        if not file.is_file():
-            return []
-        text = file.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        """Read the finished epochs' lines; a last line cut off by a kill is left out.
+
+        Raises:
+            LabError: If another line is damaged.
+        """
+        return read_json_lines(self.path / METRICS)
+
+    def check_no_metrics(self) -> None:
+        """Raise LabError where epochs were recorded, and no checkpoint is there to go on from.
+
+        A kill between the two leaves one epoch's line; more means that the checkpoint was lost.
+        """
+        if not (self.path / CHECKPOINT).exists() and len(self.read_metrics()) > 1:
+            raise LabError(
+                f"{self.path} has the metrics of {len(self.read_metrics())} epochs and no "
+                f"{CHECKPOINT} to carry on from; put it back (or a kept checkpoint in its place), "
+                "or start the run anew with --overwrite"
+            )
 
     def write_env(self, environment: Mapping[str, Any]) -> None:
         """Record the machine: at the top for a new run, under ``resumed`` for a later session."""
-        file = self.path / ENV
-        if file.is_file():
-            first = json.loads(file.read_text(encoding="utf-8"))
+        first = self.read_env()
+        if first:
             first.setdefault("resumed", []).append(dict(environment))
-            write_json(file, first)
-        else:
-            write_json(file, environment)
+        write_json(self.path / ENV, first or environment)
 
     def read_env(self) -> dict[str, Any]:
         """Read the machine of the first session; empty where a kill came before it was written."""
-        return self._read_json(ENV)
+        return read_json(self.path / ENV)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace the outcome."""
@@ -286,15 +295,8 @@ class RunDirectory(RecordDirectory):
 
     def read_summary(self) -> dict[str, Any]:
         """Read the outcome; empty where a kill came before the first was written."""
-        return self._read_json(SUMMARY)
+        return read_json(self.path / SUMMARY)
 
     def status(self) -> str | None:
         """Return the recorded status, or None where none was recorded yet."""
         return self.read_summary().get("status")
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        if not file.is_file():
-            return {}
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return value

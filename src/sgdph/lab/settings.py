@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sgdph.lab.config import LabError
-from sgdph.lab.runs import write_text
+from sgdph.lab.files import write_text
 
 FORMAT = "sgdph-settings-1"
 

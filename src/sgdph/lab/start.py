@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 
+from sgdph.lab.arithmetic import Arithmetic, check_arithmetic, takes_graph
 from sgdph.lab.baselines import build_optimizer
 from sgdph.lab.checkpoint import TrainingState
 from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.data import Dataset, TextDataset
+from sgdph.lab.distributed import ALONE, Team
 from sgdph.lab.external import check_output, is_external
 from sgdph.lab.models import TEXT_NETWORKS, build_model
+from sgdph.lab.tracking import check_tracker
 
 
 @dataclass(frozen=True)
@@ -24,21 +29,32 @@ class PreparedRun:
         config: What the run is.
         data: Its data set, on the run's device.
         state: Its state before the first epoch.
+        team: The processes that train it.
     """
 
     config: RunConfig
     data: Dataset
     state: TrainingState
+    team: Team = ALONE
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, team: Team = ALONE) -> torch.device:
     """Turn a device's name into the device; ``"auto"`` prefers a CUDA GPU.
+
+    Of several processes on a machine, each takes the GPU of its own number.
 
     Raises:
         LabError: If there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if team.size > 1 and name == "cuda":
+        name = f"cuda:{team.local_rank}"
+    elif team.size > 1 and name.startswith("cuda:"):
+        raise LabError(
+            f"--device {name} is one GPU, and {team.size} processes need one each; take --device "
+            "cuda, and CUDA_VISIBLE_DEVICES to choose among them"
+        )
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -47,6 +63,8 @@ def pick_device(name: str) -> torch.device:
             f"--device {name} cannot be used here: {str(error).splitlines()[0]}; expected auto, "
             "cpu or a device that torch sees on this machine, like cuda:0"
         ) from error
+    if device.type == "cuda" and team.size > 1:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -83,6 +101,37 @@ def check_kind(model: str, data: Dataset) -> None:
         )
 
 
+def check_batch(config: RunConfig, data: Dataset) -> None:
+    """Raise LabError unless the batch fits the data and the processes."""
+    size, count = config.batch_size, data.train_count
+    if size > count:
+        raise LabError(
+            f"--batch-size {size} is more than the {count} training images; take at most {count}"
+        )
+    if size % config.processes:
+        raise LabError(
+            f"--batch-size {size} is the images of a step over all processes, and cannot be "
+            f"divided among {config.processes}; take a multiple of {config.processes}"
+        )
+
+
+def check_optimizer(config: RunConfig) -> None:
+    """Raise LabError if the optimizer cannot be shared by several processes."""
+    if config.processes > 1 and takes_graph(config):
+        raise LabError(
+            f"{config.optimizer} takes its curvature from the gradients' graph, of which each "
+            "process has only its own, and DistributedDataParallel has none; train it in one "
+            "process, without torchrun"
+        )
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of torch, Python and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - what libraries draw from
+
+
 def check_external(name: str, model: torch.nn.Module, data: Dataset) -> None:
     """Raise LabError unless a network of torchvision or timm takes the data set's images."""
     # Reading image files draws from torch's generator.
@@ -91,32 +140,32 @@ def check_external(name: str, model: torch.nn.Module, data: Dataset) -> None:
     check_output(name, model, images, data.classes)
 
 
-def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
+def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun:
     """Make a run's first state out of its seed.
 
-    Seeds torch's global generators, sets torch's threads where the configuration names them, and
-    makes cuDNN deterministic, without which a resumed run would not come out to the same bits.
+    Seeds the global generators, sets torch's threads where the configuration names them, and makes
+    cuDNN deterministic, without which a resumed run would not come out to the same bits.
 
     Args:
         config: What the run is.
         data: Its data set, on any device.
+        team: The processes that train it. All make the same state; what they draw from the global
+            generators afterwards, as dropout does, is each one's own.
 
     Raises:
         LabError: If the configuration does not fit the data, the machine or the optimizer.
     """
     check_kind(config.model, data)
-    count = data.train_count
-    if config.batch_size > count:
-        raise LabError(
-            f"--batch-size {config.batch_size} is more than the {count} training images; "
-            f"take at most {count}"
-        )
+    check_batch(config, data)
+    check_optimizer(config)
+    check_tracker(config.track)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    device = pick_device(config.device)
-    torch.manual_seed(config.seed)
+    device = pick_device(config.device, team)
+    check_arithmetic(config, device)
+    seed_generators(config.seed)
     model = build_model(config.model, in_channels=data.channels, classes=data.classes)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
@@ -126,5 +175,8 @@ def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
-    state = TrainingState(model, optimizer, schedule, generator)
-    return PreparedRun(config, data, state)
+    scaler = Arithmetic.of(config).scaler(device)
+    state = TrainingState(model, optimizer, schedule, generator, scaler)
+    if not team.first:
+        seed_generators(derive_seed(config.seed, f"process {team.rank}"))
+    return PreparedRun(config, data, state, team)

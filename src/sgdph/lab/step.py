@@ -8,23 +8,32 @@ import torch
 from torch import Tensor
 
 
-def optimization_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def optimization_step(
+    optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler
+) -> None:
     """Take one step down the loss; SGD-PH takes its partial Hessian along with the gradient.
 
     AdaHessian and SophiaH differentiate the gradients in their step, where their
     ``create_graph_due`` says so. Such gradients hold their graph, and it holds them: they are let
     go once the step is taken.
+
+    Args:
+        optimizer: The optimizer.
+        loss: The loss, not scaled.
+        scaler: Its scaler; a disabled one does nothing.
     """
     optimizer.zero_grad()
+    scaled = scaler.scale(loss)
     backward = getattr(optimizer, "backward", None)
     graph = getattr(optimizer, "create_graph_due", False)
     if backward is not None:
-        backward(loss)
+        backward(scaled, loss_scale=scaler.get_scale())
     elif graph:
-        backward_with_graph(loss)
+        backward_with_graph(scaled)
     else:
-        loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+        scaled.backward()  # type: ignore[no-untyped-call]
+    scaler.step(optimizer)
+    scaler.update()
     if graph:
         optimizer.zero_grad()
 

@@ -16,10 +16,11 @@ import yaml
 from sgdph.lab.baselines import BASELINES
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset
+from sgdph.lab.files import write_text
 from sgdph.lab.options import resolve_many
 from sgdph.lab.progress import Reporter
 from sgdph.lab.report import PLOT, REPORT, TABLE
-from sgdph.lab.runs import RecordDirectory, RunDirectory, write_text
+from sgdph.lab.runs import RecordDirectory, RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import describe_outcome, train_run
 

@@ -8,47 +8,36 @@ the same batches.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
+from sgdph.lab.arithmetic import Arithmetic
 from sgdph.lab.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from sgdph.lab.config import RunConfig
+from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.data import Dataset, plan_epoch
+from sgdph.lab.distributed import ALONE, Team
 from sgdph.lab.environment import describe_environment
+from sgdph.lab.evaluation import evaluate
+from sgdph.lab.files import WriteError
 from sgdph.lab.progress import Reporter
 from sgdph.lab.runs import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.start import PreparedRun
 from sgdph.lab.step import optimization_step
+from sgdph.lab.tracking import TrackedRun, tracked
 
-# Small enough for a batch's activations to stay in a CPU's cache: twice as fast there as 1,000.
-EVALUATION_BATCH = 200
 # How often the running loss is looked at; on a GPU every look waits for the device.
 CHECK_INTERVAL = 20
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome that is recorded, not an error
     """The loss is no longer finite."""
-
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, data: Dataset) -> tuple[float, float]:
-    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over all labels evaluated on."""
-    model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=data.device)
-    correct = torch.zeros((), dtype=torch.int64, device=data.device)
-    count = 0
-    for images, labels in data.evaluation_batches(EVALUATION_BATCH):
-        logits = model(images)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-        count += labels.numel()
-    return loss.item() / count, correct.item() / count
 
 
 def multiplier_summary(optimizer: torch.optim.Optimizer) -> dict[str, float | int] | None:
@@ -82,6 +71,7 @@ class Trainer:
         data: Its data set, on the run's device.
         state: Where it stands.
         reporter: What is told of its progress.
+        team: The processes that train it.
     """
 
     config: RunConfig
@@ -89,6 +79,7 @@ class Trainer:
     data: Dataset
     state: TrainingState
     reporter: Reporter
+    team: Team = ALONE
 
     def train(self) -> dict[str, Any]:
         """Train to the last epoch.
@@ -109,7 +100,9 @@ class Trainer:
         except Diverged as outcome:
             return self._summarise("diverged", str(outcome))
         except BaseException as error:
-            self._summarise("interrupted", f"{type(error).__name__}: {error}".rstrip(": "))
+            # Where the disk is full, the reason is on its way to who called.
+            with contextlib.suppress(WriteError):
+                self._write_summary("interrupted", f"{type(error).__name__}: {error}".rstrip(": "))
             raise
         return self._summarise("finished")
 
@@ -119,7 +112,8 @@ class Trainer:
         rate = float(state.optimizer.param_groups[0]["lr"])
         train_loss, train_accuracy, steps = self._pass()
         seconds = time.perf_counter() - started
-        loss, accuracy = evaluate(state.model, self.data)
+        self.team.share_buffers(state.model)
+        loss, accuracy = evaluate(state.model, self.data, Arithmetic.of(self.config), self.team)
         epoch, split = state.epoch + 1, self.config.evaluated
         if not math.isfinite(loss):
             raise Diverged(f"the {split} loss after epoch {epoch} is {loss}")
@@ -139,10 +133,12 @@ class Trainer:
             metrics["newton_multiplier"] = multipliers
         state.epoch, state.step = epoch, state.step + steps
         state.history.append(metrics)
-        self.directory.append_metrics(metrics)
+        with self.team.agreement():
+            if self.team.first:
+                self.directory.append_metrics(metrics)
         # Before the last one: what a kill in between leaves out, the resumed run makes again.
         self._keep_checkpoint()
-        save_checkpoint(self.directory.path / CHECKPOINT, state)
+        self._save(CHECKPOINT)
         self._summarise("running")
         self.reporter.epoch_finished(metrics, self.config.epochs)
 
@@ -150,7 +146,11 @@ class Trainer:
         """Save the state under its epoch's name where the configuration has it kept."""
         epoch = self.state.epoch
         if epoch in (self.config.keep_checkpoints or ()):
-            save_checkpoint(self.directory.path / kept_checkpoint(epoch), self.state)
+            self._save(kept_checkpoint(epoch))
+
+    def _save(self, name: str) -> None:
+        with self.team.agreement():
+            save_checkpoint(self.directory.path / name, self.state, self.team)
 
     def _pass(self) -> tuple[float, float, int]:
         """Step through the training images once.
@@ -159,31 +159,46 @@ class Trainer:
             Mean loss and accuracy over all labels as they came, each before its batch's step, and
             the number of steps.
         """
-        data, state, size = self.data, self.state, self.config.batch_size
+        data, state, team = self.data, self.state, self.team
+        arithmetic, size = Arithmetic.of(self.config), self.config.batch_size
         state.model.train()
+        # Anew for each epoch: the order of its sums changes after its first step, and a resumed
+        # run begins at an epoch.
+        network = team.wrap(state.model)
         plan = plan_epoch(data, state.generator)
-        labels_in_all, steps = 0, data.steps(size)
+        labels_in_all, steps = 0, team.steps(data.train_count, size)
         loss_sum = torch.zeros((), dtype=torch.float64, device=data.device)
-        correct = torch.zeros((), dtype=torch.int64, device=data.device)
-        for step, (images, labels) in enumerate(data.training_batches(plan, size), 1):
-            logits = state.model(images)
+        correct = torch.zeros((), dtype=torch.float64, device=data.device)
+        for step, (images, labels) in enumerate(
+            data.training_batches(plan, size, team.equal_share), 1
+        ):
+            if labels.numel() == 0:
+                # Fewer were left for the last batch than there are processes.
+                break
+            logits = arithmetic.logits(network, images)
             loss = F.cross_entropy(logits, labels)
             loss_sum += loss.detach() * labels.numel()
             correct += (logits.detach().argmax(1) == labels).sum()
-            labels_in_all += labels.numel()
-            if (step % CHECK_INTERVAL == 0 or step == steps) and not loss_sum.isfinite():
+            labels_in_all += labels.numel() * team.size
+            look = step % CHECK_INTERVAL == 0 or step == steps
+            if look and not team.sum(loss_sum).isfinite():
                 raise Diverged(
                     f"the training loss in epoch {state.epoch + 1}, at step {step} of "
                     f"{steps} or up to {CHECK_INTERVAL - 1} before, is not finite"
                 )
-            optimization_step(state.optimizer, loss)
+            optimization_step(state.optimizer, loss, state.scaler)
             self.reporter.batch_finished()
         if data.device.type == "cuda":
             torch.cuda.synchronize()
-        return loss_sum.item() / labels_in_all, correct.item() / labels_in_all, steps
+        total_loss, total_correct = team.sum(torch.stack([loss_sum, correct])).tolist()
+        return total_loss / labels_in_all, total_correct / labels_in_all, steps
 
     def _summarise(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Write the summary of the epochs so far and return it."""
+        with self.team.agreement():
+            return self._write_summary(status, reason)
+
+    def _write_summary(self, status: str, reason: str | None) -> dict[str, Any]:
         history = self.state.history
         last = history[-1] if history else None
         split = self.config.evaluated
@@ -206,7 +221,8 @@ class Trainer:
             f"{split}_images": self.data.test_count,
             "parameters": sum(p.numel() for p in self.state.model.parameters()),
         }
-        self.directory.write_summary(summary)
+        if self.team.first:
+            self.directory.write_summary(summary)
         return summary
 
 
@@ -214,7 +230,7 @@ def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
     """Train a run to its end, from its checkpoint where it has one.
 
     Args:
-        prepared: The run, just prepared: torch's global generators must still stand where
+        prepared: The run, just prepared: the global generators must still stand where
             :func:`sgdph.lab.start.prepare` left them.
         directory: Its directory, which holds the configuration already.
         reporter: What is told of its progress.
@@ -223,19 +239,46 @@ def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
         The summary.
 
     Raises:
-        LabError: If the checkpoint cannot be read.
+        Claimed: If another process is training the run.
+        LabError: If the checkpoint cannot be read, a file cannot be written, the tracker cannot be
+            started, or the number of processes is not the run's.
     """
-    config, data, state = prepared.config, prepared.data, prepared.state
-    checkpoint = directory.path / CHECKPOINT
-    if checkpoint.is_file():
-        load_checkpoint(checkpoint, state)
-    directory.write_env(describe_environment(data.device))
-    directory.replace_metrics(state.history)
-    name, batches = directory.path.name, data.steps(config.batch_size)
-    reporter.run_started(name, epochs=config.epochs, done=state.epoch, batches=batches)
-    summary = Trainer(config, directory, data, state, reporter).train()
-    reporter.run_finished(name, describe_outcome(summary))
+    config, data, state, team = prepared.config, prepared.data, prepared.state, prepared.team
+    if config.processes != team.size:
+        raise LabError(
+            f"{directory.path} is a run of {config.processes} processes, and there are {team.size};"
+            f" start it with torchrun --nproc-per-node {config.processes}"
+        )
+    with contextlib.ExitStack() as stack:
+        with team.agreement():
+            if team.first:
+                stack.enter_context(directory.claim())
+        checkpoint = directory.path / CHECKPOINT
+        if team.from_first(checkpoint.is_file):
+            load_checkpoint(checkpoint, state, team)
+        with team.agreement():
+            if team.first:
+                run = _record_start(prepared, directory)
+                reporter = stack.enter_context(tracked(reporter, run))
+        name, batches = directory.path.name, team.steps(data.train_count, config.batch_size)
+        reporter.run_started(name, epochs=config.epochs, done=state.epoch, batches=batches)
+        summary = Trainer(config, directory, data, state, reporter, team).train()
+        reporter.run_finished(name, describe_outcome(summary))
     return summary
+
+
+def _record_start(prepared: PreparedRun, directory: RunDirectory) -> TrackedRun:
+    """Record the session, and bring the metrics to where the checkpoint was taken."""
+    state, team = prepared.state, prepared.team
+    if state.epoch == 0:
+        directory.check_no_metrics()
+    environment = describe_environment(prepared.data.device)
+    session = {"session": uuid.uuid4().hex[:12], "processes": team.size}
+    directory.write_env({**environment, **session})
+    directory.replace_metrics(state.history)
+    # That of the first session, which all others carry on.
+    identity = str(directory.read_env().get("session", session["session"]))
+    return TrackedRun(directory.path, identity, prepared.config, state.epoch)
 
 
 def describe_outcome(summary: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ from sgdph.lab.cost.figures import (
     settings_from_plain,
     to_plain,
 )
-from sgdph.lab.runs import RecordDirectory, write_json
+from sgdph.lab.files import write_json
+from sgdph.lab.runs import RecordDirectory
 
 FORMAT = "sgdph-cost-1"
 FIGURES, PAGE, TABLE, BARS, SWEEP = "cost.json", "cost.md", "cost.csv", "cost.png", "cost-sweep.png"

@@ -9,7 +9,7 @@ from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.pictures import draw_bars, draw_sweep
 from sgdph.lab.cost.summary import summarise
 from sgdph.lab.cost.tables import to_csv, to_markdown
-from sgdph.lab.runs import write_text
+from sgdph.lab.files import write_text
 
 
 def write_report(directory: CostDirectory) -> list[CellFigures]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sgdph.lab.config import LabError, from_mapping
+from sgdph.lab.files import write_atomically, write_json
 from sgdph.lab.inspect.figures import (
     ESTIMATE_FIELDS,
     FIELDS,
@@ -33,7 +34,7 @@ from sgdph.lab.inspect.figures import (
     plan_to_plain,
     record_to_plain,
 )
-from sgdph.lab.runs import RecordDirectory, RunDirectory, write_atomically, write_json
+from sgdph.lab.runs import RecordDirectory, RunDirectory
 
 FORMAT = "sgdph-inspect-1"
 FIGURES, BLOCKS, PAGE, TABLE = "inspect.json", "blocks.npz", "report.html", "table.csv"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sgdph.lab.files import write_text
 from sgdph.lab.inspect.directory import (
     ERRORS,
     HEAT_MAPS,
@@ -34,7 +35,6 @@ from sgdph.lab.inspect.tables import (
     summary_rows,
     to_csv,
 )
-from sgdph.lab.runs import write_text
 
 TEMPLATE = "report.html.jinja"
 MEANINGS = {

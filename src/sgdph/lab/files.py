@@ -1,0 +1,179 @@
+"""Files that are whole whenever one looks: replaced in one step, durable when the call returns."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sgdph.lab.config import LabError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+class WriteError(LabError):
+    """A file could not be written: the disk is full, a quota is used up, it is read-only."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn what the system says about a file that cannot be written into a message.
+
+    Args:
+        path: The file.
+        size: How many bytes are to be written, where that is known.
+
+    Raises:
+        WriteError: If writing fails within.
+    """
+    try:
+        yield
+    except OSError as error:
+        needed = "" if size is None else f"; it takes {_megabytes(size)}"
+        raise WriteError(
+            f"{path} could not be written ({error.strerror or error}){needed}"
+            f"{_room(path.parent)}. What was saved before is whole: make room there, or raise the "
+            "quota, and carry on with --resume"
+        ) from error
+
+
+def _room(directory: Path) -> str:
+    try:
+        return f", and its file system has {_megabytes(shutil.disk_usage(directory).free)} left"
+    except OSError:
+        return ""
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], size: int | None = None
+) -> None:
+    """Replace a file in one step: a crash leaves the old content or the new, never a mixture.
+
+    Args:
+        path: The file; its directory must exist.
+        write: Writes the content to the binary file it is given.
+        size: How many bytes that will be, where it is known.
+
+    Raises:
+        WriteError: If the file cannot be written; the old one is still there then.
+    """
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    with writing(path, size):
+        try:
+            with partial.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in a directory durable, where the system can (Windows opens no directories)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file in one step.
+
+    Raises:
+        WriteError: If it cannot be written; the old one is still there then.
+    """
+    write_atomically(path, lambda file: file.write(content), len(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step, in UTF-8.
+
+    Raises:
+        WriteError: If it cannot be written; the old one is still there then.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step.
+
+    Raises:
+        WriteError: If it cannot be written; the old one is still there then.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, on the disk when this returns.
+
+    Raises:
+        WriteError: If it cannot be written; a part of the line may be there then.
+    """
+    content = (line + "\n").encode()
+    with writing(path, len(content)), path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_files(directory: Path, names: Sequence[str]) -> None:
+    """Delete the named files and their partial versions, in this order, and nothing else."""
+    for name in names:
+        (directory / (name + PARTIAL_SUFFIX)).unlink(missing_ok=True)
+        (directory / name).unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; empty where there is none.
+
+    Raises:
+        LabError: If it holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LabError(
+            f"{path} is damaged ({error}); delete it and carry the run on with --resume, which "
+            "writes it anew"
+        ) from error
+    if not isinstance(value, dict):
+        raise LabError(f"{path} is damaged: expected a JSON object in it; got {value!r}")
+    return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of a JSON object per line; a last line cut off by a kill is left out.
+
+    Raises:
+        LabError: If another line is damaged.
+    """
+    if not path.is_file():
+        return []
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            lines.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise LabError(
+                f"{path} is damaged at line {number} ({error}); carry the run on with --resume, "
+                "which writes it anew from the checkpoint"
+            ) from error
+    return lines
