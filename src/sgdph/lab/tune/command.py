@@ -55,7 +55,7 @@ def tune(options: TuneOptions, console: Console) -> int:
     directory = TuneDirectory(options.out or default_out(given, "tune"))
     check_options(directory, options)
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
-    jobs = options.jobs or 1
+    jobs = options.parallel or 1
     if jobs > 1:
         place.setdefault("threads", share_threads(jobs))
     try:
@@ -86,8 +86,8 @@ def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
             "--resume and --overwrite contradict each other: one carries on what is in --out, the "
             "other deletes it; give one of them"
         )
-    if options.jobs is not None and options.jobs < 1:
-        raise LabError(f"--jobs must be at least 1; got {options.jobs}")
+    if options.parallel is not None and options.parallel < 1:
+        raise LabError(f"--parallel must be at least 1; got {options.parallel}")
     storage = options.storage or "sqlite"
     if storage not in ("sqlite", "journal") and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")
