@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -50,7 +51,11 @@ def draw_sensitivity(searches: Sequence[Search], path: Path, title: str) -> None
         ("lr", "set_xscale", "set_xlim"),
         ("weight_decay", "set_yscale", "set_ylim"),
     ):
-        low, high, log = _extent([search.space[name] for search in searches])
+        # As much air as half a cell of a grid needs.
+        values = [{trial.settings[name] for trial in each.trials} for each in searches]
+        cells = [len(found) for each, found in zip(searches, values, strict=True) if is_grid(each)]
+        air = max([0.05, *(0.55 / (count - 1) for count in cells)])
+        low, high, log = _extent([search.space[name] for search in searches], air)
         getattr(panels[0], scale)("log" if log else "linear")
         getattr(panels[0], limit)(low, high)
     figure.colorbar(
@@ -71,14 +76,10 @@ def draw_sensitivity(searches: Sequence[Search], path: Path, title: str) -> None
     save_figure(figure, path)
 
 
-def _extent(ranges: Sequence[Range]) -> tuple[float, float, bool]:
+def _extent(ranges: Sequence[Range], air: float) -> tuple[float, float, bool]:
     """Return limits that hold all ranges with some air, and whether they are logarithmic."""
-    low, high = min(each.low for each in ranges), max(each.high for each in ranges)
-    if all(each.log for each in ranges):
-        air = (high / low) ** 0.05
-        return low / air, high * air, True
-    air = 0.05 * (high - low)
-    return low - air, high + air, False
+    low, high = min(each.at(-air) for each in ranges), max(each.at(1 + air) for each in ranges)
+    return low, high, all(each.log for each in ranges)
 
 
 def _draw_panel(axes: Axes, search: Search, colours: dict[str, Any]) -> None:
@@ -95,8 +96,11 @@ def _draw_panel(axes: Axes, search: Search, colours: dict[str, Any]) -> None:
             edgecolor="#999999",
             linestyle=(0, (4, 3)),
             label="searched",
+            zorder=2,
         )
     )
+    if is_grid(search):
+        _draw_cells(axes, search, colours)
     kinds: tuple[tuple[str, dict[str, Any]], ...] = (
         ("pruned", {"marker": "v", "s": 46, "linewidths": 0.6}),
         ("finished", {"marker": "o", "s": 80, "linewidths": 0.6}),
@@ -134,6 +138,34 @@ def _draw_panel(axes: Axes, search: Search, colours: dict[str, Any]) -> None:
     axes.set_title(f"{search.optimizer}: {found}", fontsize="medium")
     axes.grid(True, which="major", color="#eeeeee", linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
+
+
+def is_grid(search: Search) -> bool:
+    """Whether the trials are the points of a grid over lr and weight decay, each point once."""
+    places = list(zip(*_places(search.trials), strict=True))
+    sides = [len(set(values)) for values in zip(*places, strict=True)]
+    whole = len(set(places)) == len(places) == math.prod(sides)
+    return len(search.space) == 2 and whole and min(sides) > 1
+
+
+def _draw_cells(axes: Axes, search: Search, colours: dict[str, Any]) -> None:
+    """Fill the cell around each point of a grid with its accuracy's colour."""
+    rows, columns = (search.space[name] for name in ("weight_decay", "lr"))
+    lrs, decays = (sorted(set(values)) for values in _places(search.trials))
+    found = {
+        (trial.settings["weight_decay"], trial.settings["lr"]): 100 * (trial.accuracy or 0.0)
+        for trial in search.trials
+        if trial.status != "diverged"
+    }
+    cells = [[found.get((decay, lr), math.nan) for lr in lrs] for decay in decays]
+    axes.pcolormesh(
+        _borders(columns, len(lrs)), _borders(rows, len(decays)), cells, **colours
+    )
+
+
+def _borders(each: Range, count: int) -> list[float]:
+    """Return the borders of cells around so many values, spread evenly over a range."""
+    return [each.at((i - 0.5) / (count - 1)) for i in range(count + 1)]
 
 
 def _places(trials: Sequence[TrialRecord]) -> tuple[list[float], list[float]]:
