@@ -34,7 +34,7 @@ from sgdph.lab.tune.record import (
     Tuning,
 )
 from sgdph.lab.tune.space import Range, complete, parse_space
-from sgdph.lab.tune.study import Studies
+from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, Studies, open_storage
 from sgdph.lab.tune.trial import run_trial
 from sgdph.lab.tune.workers import run_workers, share_threads
 
@@ -88,8 +88,8 @@ def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
         )
     if options.parallel is not None and options.parallel < 1:
         raise LabError(f"--parallel must be at least 1; got {options.parallel}")
-    storage = options.storage or "sqlite"
-    if storage not in ("sqlite", "journal") and "://" not in storage:
+    storage = options.storage or SQLITE
+    if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")
     if urlsplit(storage).password:
         raise LabError(
@@ -150,6 +150,9 @@ def begin(
         if (directory.path / TUNING).is_file():
             # Another process may have begun it, or added to it, since it was looked at.
             asked = requested(directory, options, given)
+        if asked.storage not in (SQLITE, JOURNAL_FILE):
+            # Before anything is recorded of a database that cannot be had.
+            open_storage(asked.storage, directory.path)
         directory.write(asked)
     return asked
 

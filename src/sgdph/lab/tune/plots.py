@@ -158,9 +158,7 @@ def _draw_cells(axes: Axes, search: Search, colours: dict[str, Any]) -> None:
         if trial.status != "diverged"
     }
     cells = [[found.get((decay, lr), math.nan) for lr in lrs] for decay in decays]
-    axes.pcolormesh(
-        _borders(columns, len(lrs)), _borders(rows, len(decays)), cells, **colours
-    )
+    axes.pcolormesh(_borders(columns, len(lrs)), _borders(rows, len(decays)), cells, **colours)
 
 
 def _borders(each: Range, count: int) -> list[float]:

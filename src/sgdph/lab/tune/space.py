@@ -199,7 +199,7 @@ def _sides(trials: int, settings: int) -> list[int]:
         factors = [side for side in range(2, left) if left % side == 0]
         if not factors:
             break
-        side = min(factors, key=lambda factor: (abs(math.log(factor / ideal)), -factor))
+        side = min(factors, key=lambda factor: (round(abs(math.log(factor / ideal)), 9), -factor))
         sides.append(side)
         left //= side
     sides.append(left)

@@ -32,6 +32,8 @@ from sgdph.lab.tune.space import grid
 
 # So many trials are drawn at random before there is a model of them, and end before any is pruned.
 STARTUP = 5
+# Where the studies are kept, other than in a database that has a URL.
+SQLITE, JOURNAL_FILE = "sqlite", "journal"
 # Seconds that a process waits for others to let the database go.
 PATIENCE = 120
 
@@ -210,11 +212,10 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
         LabError: If it cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if storage == "journal":
+    if storage == JOURNAL_FILE:
         cut_torn_line(folder / JOURNAL)
         return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    sqlite = storage == "sqlite"
-    url = f"sqlite:///{(folder / DATABASE).resolve()}" if sqlite else storage
+    url = f"sqlite:///{(folder / DATABASE).resolve()}" if storage == SQLITE else storage
     wait = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite:") else {}
     try:
         return RDBStorage(url, engine_kwargs=wait)
