@@ -12,6 +12,7 @@ from sgdph.lab.baselines import build_optimizer
 from sgdph.lab.checkpoint import TrainingState
 from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.data import Dataset, TextDataset
+from sgdph.lab.external import check_output, is_external
 from sgdph.lab.models import TEXT_NETWORKS, build_model
 
 
@@ -82,6 +83,14 @@ def check_kind(model: str, data: Dataset) -> None:
         )
 
 
+def check_external(name: str, model: torch.nn.Module, data: Dataset) -> None:
+    """Raise LabError unless a network of torchvision or timm takes the data set's images."""
+    # Reading image files draws from torch's generator.
+    with torch.random.fork_rng(devices=[]):
+        images, _ = next(iter(data.evaluation_batches(1)))
+    check_output(name, model, images, data.classes)
+
+
 def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
     """Make a run's first state out of its seed.
 
@@ -111,8 +120,11 @@ def prepare(config: RunConfig, data: Dataset) -> PreparedRun:
     model = build_model(config.model, in_channels=data.channels, classes=data.classes)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    data = data.to(device)
+    if is_external(config.model):
+        check_external(config.model, model, data)
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
     state = TrainingState(model, optimizer, schedule, generator)
-    return PreparedRun(config, data.to(device), state)
+    return PreparedRun(config, data, state)
