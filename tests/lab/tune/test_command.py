@@ -141,6 +141,24 @@ def test_trials_and_optimizers_can_be_added(sgdph: Command, tmp_path: Path) -> N
     assert facts(tmp_path / "b")["sgdm"] == found["sgdm"]
 
 
+def test_what_was_fixed_goes_with_the_best_settings(sgdph: Command, tmp_path: Path) -> None:
+    out = f"--out={tmp_path}/a"
+    fixed = ["--momentum=0.8", "--optimizer-args", "adamw.amsgrad=true", "adamw.eps=1e-6"]
+    code, _, _ = sgdph("tune", *TINY, "--optimizers=sgdm,adamw", "--trials=1", out, *fixed)
+    assert code == 0
+    found = read_settings(tmp_path / "a" / "best.yaml")
+    assert set(found["sgdm"]) == {"momentum", "lr", "weight_decay"}
+    assert found["sgdm"]["momentum"] == 0.8
+    assert found["adamw"]["optimizer_args"] == {"amsgrad": True, "eps": 1e-6}
+    config = searches(tmp_path / "a")["adamw"].trials[0].run.config
+    assert (config.eps, config.optimizer_args) == (1e-6, (("amsgrad", True),))
+    # The same words again agree, others do not.
+    code, _, errors = sgdph("tune", out, "--optimizer-args", "adamw.amsgrad=false")
+    assert code == 2
+    assert "amsgrad: the run has True, given False" in errors
+    assert sgdph("tune", out, *fixed)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -45,7 +45,7 @@ def write_outcome(
         searches = read_searches(directory, tuning)
         source = describe_source(tuning, searches, environment)
         found = {
-            search.optimizer: dict(search.best.settings)
+            search.optimizer: {**tuning.fixed(search.optimizer), **search.best.settings}
             for search in searches
             if search.best is not None
         }

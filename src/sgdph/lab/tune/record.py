@@ -23,6 +23,7 @@ from filelock import BaseFileLock, FileLock
 from sgdph.lab.baselines import BASELINES, SETTINGS, flag, owners
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.files import remove_files, write_text
+from sgdph.lab.optimizer_args import share_arguments
 from sgdph.lab.options import resolve
 from sgdph.lab.runs import RecordDirectory, RunDirectory
 from sgdph.lab.tune.space import Range, Space, complete, grid
@@ -105,13 +106,15 @@ class Tuning:
         """
         space = self.spaces[optimizer]
         settings = settings or {name: each.rounded(each.at(0.5)) for name, each in space.items()}
-        given = {**self.given, **(place or {})}
-        own = {
-            name: value
-            for name, value in given.items()
-            if name not in SETTINGS or optimizer in owners(name)
-        }
+        own = own_options({**self.given, **(place or {})}, optimizer, self.optimizers)
         return resolve({**own, **settings, "optimizer": optimizer})
+
+    def fixed(self, optimizer: str) -> dict[str, Any]:
+        """Return the settings of an optimizer that were given, and not searched."""
+        own = own_options(self.given, optimizer, self.optimizers)
+        fixed = {name: value for name, value in own.items() if name in SETTINGS}
+        arguments = dict(own.get("optimizer_args", ()))
+        return {**fixed, "optimizer_args": arguments} if arguments else fixed
 
     def joined(
         self,
@@ -147,12 +150,9 @@ class Tuning:
                 for name, each in spaces.get(optimizer, {}).items()
                 if each != space.get(name)
             ]
+        known = tuple(dict.fromkeys((*self.optimizers, *optimizers)))
         for optimizer in self.optimizers:
-            own = {
-                name: value
-                for name, value in given.items()
-                if name not in SETTINGS or optimizer in owners(name)
-            }
+            own = own_options(given, optimizer, known)
             problems += differences(own, self.config(optimizer))
         if problems:
             lines = "\n  ".join(dict.fromkeys(problems))
@@ -163,12 +163,35 @@ class Tuning:
         more = [each for each in optimizers if each not in self.spaces]
         added = {each: complete(each, spaces.get(each, {})) for each in more}
         kept = {name: value for name, value in given.items() if name not in PLACE_FIELDS}
+        if "optimizer_args" in given:
+            words = (*self.given.get("optimizer_args", ()), *given["optimizer_args"])
+            kept["optimizer_args"] = tuple(dict.fromkeys(words))
         return dataclasses.replace(
             self,
             spaces={**self.spaces, **added},
             trials=trials,
             given={**self.given, **kept},
         )
+
+
+def own_options(
+    given: Mapping[str, Any], optimizer: str, optimizers: Sequence[str]
+) -> dict[str, Any]:
+    """Leave of the options of all optimizers those that one of them has.
+
+    Args:
+        given: The options, ``optimizer_args`` as the words that were given.
+        optimizer: Whose are wanted.
+        optimizers: All that are tuned.
+    """
+    own = {
+        name: value
+        for name, value in given.items()
+        if name not in SETTINGS or optimizer in owners(name)
+    }
+    if "optimizer_args" in own:
+        own["optimizer_args"] = share_arguments(own["optimizer_args"], optimizers)[optimizer]
+    return own
 
 
 class TuneDirectory(RecordDirectory):
