@@ -1,10 +1,11 @@
 """Trials are taken by one process at a time, never more than the budget, and never lost."""
 
+import math
 import os
 import signal
+import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,9 @@ def test_what_is_suggested_does_not_depend_on_interruptions(tmp_path: Path) -> N
     """One process asks for all trials, or each is asked for by a process of its own."""
 
     def walk(path: Path, fresh: bool) -> list[dict[str, float]]:
-        directory = begin(path, trials=STARTUP + 3)
+        directory = begin(path, trials=STARTUP + 5, storage="journal")
         studies, settings = Studies(directory), []
-        for _ in range(STARTUP + 3):
+        for _ in range(STARTUP + 5):
             if fresh:
                 studies = Studies(directory)
                 with studies.take():
@@ -80,16 +81,22 @@ def test_what_is_suggested_does_not_depend_on_interruptions(tmp_path: Path) -> N
             with studies.take() as hand:
                 assert hand is not None
                 settings.append(hand.settings)
-                hand.finish("finished", 1 / (1 + abs(hand.settings["lr"] - 0.1)))
+                hand.finish("finished", 1 - distance(hand.settings) / 4)
         return settings
 
     once, often = walk(tmp_path / "once", False), walk(tmp_path / "often", True)
     assert once == often
-    # The model of the trials is in use: its suggestions lie nearer to the best than random ones.
-    assert once[STARTUP:] != [walk(tmp_path / "r", False)[0]] * 3
+    # The model of the trials is in use: it suggests what lies nearer to the best than chance does.
+    chance, model = once[:STARTUP], once[STARTUP:]
+    assert statistics.median(map(distance, model)) < statistics.median(map(distance, chance))
 
 
-def test_the_worst_settings_are_remembered_by_the_sampler(tmp_path: Path) -> None:
+def distance(settings: dict[str, float]) -> float:
+    """How many decades lr lies from 0.1."""
+    return abs(math.log10(settings["lr"]) + 1)
+
+
+def test_a_diverged_trial_has_the_worst_value(tmp_path: Path) -> None:
     directory = begin(tmp_path, trials=1)
     studies = Studies(directory)
     with studies.take() as hand:
@@ -138,19 +145,19 @@ def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path)
 def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) -> None:
     out = tmp_path / "a"
     code, said, _ = sgdph(
-        "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=3", "--parallel=2", f"--out={out}"
+        "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=2", "--parallel=2", f"--out={out}"
     )
     assert code == 0
     found = searches(out)
     for optimizer in ("sgdm", "adamw"):
-        assert [trial.number for trial in found[optimizer].trials] == [0, 1, 2]
-        assert found[optimizer].count("finished") == 3
-        for number in range(3):
+        assert [trial.number for trial in found[optimizer].trials] == [0, 1]
+        assert found[optimizer].count("finished") == 2
+        for number in range(2):
             assert said.count(f"{optimizer} trial-{number:03d}: validation accuracy") == 1
             run = RunDirectory(out / optimizer / f"trial-{number:03d}")
             assert "resumed" not in run.read_env()
     logs = [(out / f"worker-{number}.log").read_text() for number in (1, 2)]
-    assert sum(log.count(" epochs of 4 steps") + log.count("1 epochs of") for log in logs) >= 6
+    assert sum(log.count("1 epochs of 4 steps") for log in logs) == 4
 
 
 def test_a_process_that_fails_is_named(
@@ -166,15 +173,3 @@ def test_a_process_that_fails_is_named(
     assert code == 2
     assert "process 1 of 2 ended with code 1" in errors
     assert "no memory" in errors
-
-
-def test_claims_end_with_their_context(tmp_path: Path) -> None:
-    directory = begin(tmp_path, trials=1)
-    with ExitStack() as stack:
-        hand = stack.enter_context(Studies(directory).take())
-        assert hand is not None
-        with Studies(directory).take() as other:
-            assert other is None
-    with Studies(directory).take() as again:
-        assert again is not None
-        assert again.settings == hand.settings

@@ -12,12 +12,10 @@ from rich.console import Console
 
 from sgdph.lab.commands import INTERRUPTED, OK, default_out, load
 from sgdph.lab.config import PLACE_FIELDS, LabError
-from sgdph.lab.data import Dataset
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.options import DEFAULT_OPTIMIZERS, DEFAULTS, parse_optimizers
-from sgdph.lab.progress import reporter_for, say
+from sgdph.lab.progress import say
 from sgdph.lab.start import pick_device, prepare
-from sgdph.lab.tune.held_out import hold_out
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
 from sgdph.lab.tune.page import to_rich, warnings, write_outcome
@@ -34,8 +32,8 @@ from sgdph.lab.tune.record import (
     Tuning,
 )
 from sgdph.lab.tune.space import Range, complete, parse_space
-from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, Studies, open_storage
-from sgdph.lab.tune.trial import run_trial
+from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
+from sgdph.lab.tune.worker import load_data, work
 from sgdph.lab.tune.workers import run_workers, share_threads
 
 # Of the training images, the part that is held out where no number was given.
@@ -62,8 +60,7 @@ def tune(options: TuneOptions, console: Console) -> int:
         if options.overwrite:
             directory.check_clearable()
         tuning = requested(directory, options, given)
-        config = tuning.config(tuning.optimizers[0], place=place)
-        data = hold_out(load(config, options), config)
+        data = load_data(tuning, place, options)
         for optimizer in tuning.optimizers:
             prepare(tuning.config(optimizer, place=place), data)
         tuning = begin(directory, options, given, tuning)
@@ -155,25 +152,6 @@ def begin(
             open_storage(asked.storage, directory.path)
         directory.write(asked)
     return asked
-
-
-def work(
-    directory: TuneDirectory, place: Mapping[str, Any], data: Dataset, console: Console
-) -> None:
-    """Take trials and train them until there is none to take."""
-    studies = Studies(directory)
-    tuning = directory.read()
-    left = tuning.trials * len(tuning.optimizers)
-    with reporter_for(console, left) as reporter:
-        while True:
-            with studies.take() as hand:
-                if hand is None:
-                    break
-                config = directory.read().config(hand.optimizer, hand.settings, place)
-                run_trial(hand, config, data, reporter)
-    running = studies.running()
-    if running:
-        say(console, f"{running} trials are in the hands of other processes, which go on.")
 
 
 def report_interruption(directory: TuneDirectory, console: Console) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -75,14 +76,9 @@ def run_workers(
 
 
 def worker_command(directory: TuneDirectory, place: Mapping[str, Any]) -> list[str]:
-    """Write the command of one process; all but the place is in the directory."""
-    flags = [
-        word
-        for name, value in place.items()
-        for word in ("--" + name.replace("_", "-"), str(value))
-    ]
-    out = str(directory.path.resolve())
-    return [sys.executable, "-m", "sgdph.lab", "tune", "--out", out, "--resume", *flags]
+    """Write the command of one process."""
+    module = "sgdph.lab.tune.worker"
+    return [sys.executable, "-m", module, str(directory.path.resolve()), json.dumps(dict(place))]
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
