@@ -14,6 +14,8 @@ from sgdph.lab import commands
 from sgdph.lab.config import LabError
 from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.options import CostOptions
+from sgdph.lab.data.command import data
+from sgdph.lab.data.options import DataOptions
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
             | Annotated[CostOptions, tyro.conf.subcommand("cost")]
             | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
+            | Annotated[DataOptions, tyro.conf.subcommand("data")]
             | Annotated[TuneOptions, tyro.conf.subcommand("tune")],
             prog="sgdph",
             description=DESCRIPTION,
@@ -61,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return cost(options, console)
         if isinstance(options, InspectOptions):
             return inspect(options, console)
+        if isinstance(options, DataOptions):
+            return data(options, console)
         if isinstance(options, TuneOptions):
             return tune(options, console)
         return commands.compare(options, console)

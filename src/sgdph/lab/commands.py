@@ -191,7 +191,10 @@ def load(config: RunConfig, options: CommonOptions) -> Dataset:
         config.dataset,
         data_dir=Path(config.data_dir) if config.data_dir is not None else None,
         train_size=config.train_size,
+        validation_size=config.validation_size,
         download=options.download,
+        image_size=config.image_size,
+        workers=config.workers,
     )
 
 

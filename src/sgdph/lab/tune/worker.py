@@ -18,7 +18,6 @@ from sgdph.lab.commands import INTERRUPTED, OK, load
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset
 from sgdph.lab.progress import reporter_for, say
-from sgdph.lab.tune.held_out import hold_out
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.study import Studies
@@ -29,8 +28,7 @@ FAILED = 1
 
 def load_data(tuning: Tuning, place: Mapping[str, Any], options: TuneOptions) -> Dataset:
     """Load the images that a tuning's trials are trained on, and those that judge them."""
-    config = tuning.config(tuning.optimizers[0], place=place)
-    return hold_out(load(config, options), config)
+    return load(tuning.config(tuning.optimizers[0], place=place), options)
 
 
 def work(
