@@ -20,10 +20,12 @@ from sgdph.lab.distributed import processes, speaks
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
+from sgdph.lab.tune.command import tune
+from sgdph.lab.tune.options import TuneOptions
 
 DESCRIPTION = (
-    "Train small networks with SGD-PH and other optimizers, compare them, measure what a step "
-    "costs, and look at the Hessian blocks. "
+    "Train small networks with SGD-PH and other optimizers, tune and compare them, measure what a "
+    "step costs, and look at the Hessian blocks. "
     "sgdph --version prints the version."
 )
 WRONG_USAGE = 2
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
             | Annotated[CostOptions, tyro.conf.subcommand("cost")]
             | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
-            | Annotated[DataOptions, tyro.conf.subcommand("data")],
+            | Annotated[DataOptions, tyro.conf.subcommand("data")]
+            | Annotated[TuneOptions, tyro.conf.subcommand("tune")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -69,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return inspect(options, console)
         if isinstance(options, DataOptions):
             return data(options, console)
+        if isinstance(options, TuneOptions):
+            return tune(options, console)
         return commands.compare(options, console)
     except LabError as error:
         if speaks(error):
