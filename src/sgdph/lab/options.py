@@ -27,6 +27,7 @@ from sgdph.lab.config import (
     RunConfig,
     ScheduleName,
     TrackerName,
+    revived,
 )
 
 DEFAULTS: Mapping[str, Any] = {
@@ -176,6 +177,10 @@ class CompareOptions(CommonOptions):
     """Initial learning rate: one number for all, or one each like sgdm=0.1,sgdph=0.01."""
     weight_decay: Annotated[str | None, shown(_OWN, "TEXT")] = None
     """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
+    settings: Annotated[Path | None, shown("none", "FILE")] = None
+    """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
+    parallel: Annotated[int, shown("1", "N")] = 1
+    """Processes that train runs at the same time; each takes its share of the CPU cores."""
 
 
 def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +202,10 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
 
 
 def resolve_many(
-    given: Mapping[str, Any], optimizers: tuple[str, ...], seeds: tuple[int, ...]
+    given: Mapping[str, Any],
+    optimizers: tuple[str, ...],
+    seeds: tuple[int, ...],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[RunConfig]:
     """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
 
@@ -206,6 +214,7 @@ def resolve_many(
             them. A setting goes to those of the optimizers that have it.
         optimizers: Their names.
         seeds: The seeds.
+        settings: Optimizer to settings that stand where nothing was given.
 
     Raises:
         LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has
@@ -237,7 +246,8 @@ def resolve_many(
                 for name, values in per_optimizer.items()
                 if optimizer in values
             }
-            configs.append(resolve({**own, **rates, "optimizer": optimizer, "seed": seed}))
+            tuned = revived((settings or {}).get(optimizer, {}))
+            configs.append(resolve({**tuned, **own, **rates, "optimizer": optimizer, "seed": seed}))
     return configs
 
 
