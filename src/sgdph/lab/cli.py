@@ -18,10 +18,12 @@ from sgdph.lab.distributed import processes, speaks
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
+from sgdph.lab.reproduce import reproduce
+from sgdph.lab.reproduce_options import ReproduceOptions
 
 DESCRIPTION = (
-    "Train small networks with SGD-PH and other optimizers, compare them, measure what a step "
-    "costs, and look at the Hessian blocks. "
+    "Train small networks with SGD-PH and other optimizers, compare them, run the paper's "
+    "experiments, measure what a step costs, and look at the Hessian blocks. "
     "sgdph --version prints the version."
 )
 WRONG_USAGE = 2
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Annotated[TrainOptions, tyro.conf.subcommand("train")]
             | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
             | Annotated[CostOptions, tyro.conf.subcommand("cost")]
-            | Annotated[InspectOptions, tyro.conf.subcommand("inspect")],
+            | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
+            | Annotated[ReproduceOptions, tyro.conf.subcommand("reproduce")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -64,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return cost(options, console)
         if isinstance(options, InspectOptions):
             return inspect(options, console)
+        if isinstance(options, ReproduceOptions):
+            return reproduce(options, console)
         return commands.compare(options, console)
     except LabError as error:
         if speaks(error):

@@ -140,17 +140,22 @@ def compare(options: CompareOptions, console: Console) -> int:
         return report_interruption(console, "compare", directory.path, directory.exists())
     if not progress.ended:
         return report_failures(console, directory.path, progress)
-    groups = write_report(directory.path)
+    say_report(directory.path, console)
+    return report_failures(console, directory.path, progress)
+
+
+def say_report(directory: Path, console: Console) -> None:
+    """Write the report of the runs under a directory, show the table and say where it all lies."""
+    groups = write_report(directory)
     console.print(to_rich(groups))
     say(console, verdict(groups))
     for title, path in (
-        ("report", directory.path / REPORT),
-        ("table", directory.path / TABLE),
-        ("plot", directory.path / PLOT),
-        ("runs", directory.path),
+        ("report", directory / REPORT),
+        ("table", directory / TABLE),
+        ("plot", directory / PLOT),
+        ("runs", directory),
     ):
         say(console, f"{title:<7}{path.resolve()}")
-    return report_failures(console, directory.path, progress)
 
 
 def default_out(given: Mapping[str, Any], name: str) -> Path:
@@ -171,13 +176,18 @@ class TargetOptions(Protocol):
         """Delete it."""
 
 
-def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
-    """Raise LabError if the directory may not be used in the way the options say."""
+def check_contradiction(options: TargetOptions) -> None:
+    """Raise LabError if what is there is to be both carried on and deleted."""
     if options.resume and options.overwrite:
         raise LabError(
             "--resume and --overwrite contradict each other: one carries on what is in --out, the "
             "other deletes it; give one of them"
         )
+
+
+def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
+    """Raise LabError if the directory may not be used in the way the options say."""
+    check_contradiction(options)
     if options.overwrite:
         directory.check_clearable()
     elif not options.resume:

@@ -130,40 +130,50 @@ class SweepDirectory(RecordDirectory):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         write_text(self.path / SWEEP, text)
 
-    def join(self, plan: Plan, place: Mapping[str, Any]) -> Plan:
-        """Begin the sweep, or take part in the one that is there.
+    def agreed(self, plan: Plan, place: Mapping[str, Any]) -> Plan:
+        """Return the sweep that is there, or where none is, the one that is asked for.
 
         Args:
             plan: What is asked for.
             place: Where it is to be computed now; what is not said here is as at the beginning.
-
-        Returns:
-            The sweep, at that place.
 
         Raises:
             LabError: If another sweep, or something else, lies in the directory.
         """
         if self.path.exists() and not self.path.is_dir():
             raise LabError(f"{self.path} is a file; --out must name a directory")
-        if not (self.path / SWEEP).exists() and self.found():
+        if not (self.path / SWEEP).exists():
+            if self.found():
+                raise LabError(
+                    f"{self.path} holds {', '.join(self.found())} of something that is no sweep; "
+                    "name another --out"
+                )
+            return plan
+        saved = self.read()
+        problems = sweep_differences(plan, saved)
+        if problems:
             raise LabError(
-                f"{self.path} holds {', '.join(self.found())} of something that is no sweep; name "
-                "another --out"
+                f"what is asked for disagrees with the sweep that lies in {self.path}:\n  "
+                + "\n  ".join(problems)
+                + "\nask for the same to carry it on, name another --out, or delete it with "
+                "--overwrite"
             )
+        return saved.placed(place)
+
+    def join(self, plan: Plan, place: Mapping[str, Any]) -> None:
+        """Record the sweep, or take part in the one that another process recorded just now.
+
+        Args:
+            plan: What is asked for.
+            place: Where it is to be computed now.
+
+        Raises:
+            LabError: As :meth:`agreed`.
+        """
         with self.alone():
+            self.agreed(plan, place)
             if not (self.path / SWEEP).exists():
                 self.write(plan)
-                return plan
-            saved = self.read()
-            problems = sweep_differences(plan, saved)
-            if problems:
-                raise LabError(
-                    f"what is asked for disagrees with the sweep that lies in {self.path}:\n  "
-                    + "\n  ".join(problems)
-                    + "\nask for the same to carry it on, name another --out, or delete it with "
-                    "--overwrite"
-                )
-            return saved.placed(place)
 
 
 def _cell(config: RunConfig) -> dict[str, Any]:
