@@ -311,7 +311,7 @@ def test_what_a_later_run_would_refuse_is_refused_at_once(sgdph: Command, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--optimizer", "adamw", "--momentum", "0.5"], "sgdph, sgdm, sgdph-mean"),
+        (["train", "--optimizer", "adamw", "--momentum", "0.5"], "sgdph, sgdm, muon"),
         (["train", "--dataset", "cifar10"], "needs --data-dir"),
         (["train", "--epochs", "0"], "epochs must be at least 1"),
         (["train", "--resume", "--overwrite"], "contradict"),

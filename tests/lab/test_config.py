@@ -21,7 +21,7 @@ def test_yaml_holds_the_flags_names_and_only_the_optimizers_own_settings() -> No
     assert values["betas"] == [0.9, 0.999]
     assert values["lr"] == 1e-3
     assert "momentum" not in values
-    assert "eps" not in values
+    assert "hessian_momentum" not in values
 
 
 def test_a_number_that_yaml_takes_for_text_is_read_as_a_number() -> None:

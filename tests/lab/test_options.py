@@ -59,7 +59,7 @@ def test_a_relative_data_directory_is_made_absolute() -> None:
 
 
 def test_a_setting_of_another_optimizer_is_refused_with_its_owners() -> None:
-    with pytest.raises(LabError, match=r"adamw has no setting --momentum.*sgdph, sgdm, sgdph-mean"):
+    with pytest.raises(LabError, match=r"adamw has no setting --momentum.*sgdph, sgdm, muon"):
         resolve({"optimizer": "adamw", "momentum": 0.5})
 
 
@@ -104,14 +104,14 @@ def test_a_comparison_gives_each_setting_to_those_that_have_it() -> None:
     sgdm, sgdph, adamw = configs[:3]
     assert (sgdm.lr, sgdm.momentum, sgdm.eps) == (0.2, 0.8, None)
     assert (sgdph.lr, sgdph.momentum, sgdph.eps) == (0.1, 0.8, 1e-3)
-    assert (adamw.lr, adamw.momentum, adamw.epochs) == (0.01, None, 2)
+    assert (adamw.lr, adamw.momentum, adamw.eps, adamw.epochs) == (0.01, None, 1e-3, 2)
 
 
 def test_a_setting_that_none_of_the_compared_has_is_refused() -> None:
     with pytest.raises(
-        LabError, match="none of sgdm, adamw has the setting --eps; sgdph, sgdph-mean"
+        LabError, match="none of sgdm, muon has the setting --eps; sgdph, adam, adamw"
     ):
-        resolve_many({"eps": 1e-3}, ("sgdm", "adamw"), (0,))
+        resolve_many({"eps": 1e-3}, ("sgdm", "muon"), (0,))
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
@@ -122,7 +122,9 @@ def test_every_optimizer_takes_every_parameter_with_its_settings(name: str) -> N
     groups = optimizer.param_groups
     held = {id(parameter) for group in groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in model.parameters()}
-    assert all((group["lr"], group["weight_decay"]) == (0.25, 0.125) for group in groups)
+    # Muon's AdamW has its own.
+    own = [group for group in groups if group.get("use_muon", True)]
+    assert all((group["lr"], group["weight_decay"]) == (0.25, 0.125) for group in own)
     assert isinstance(optimizer, torch.optim.Optimizer)
 
 

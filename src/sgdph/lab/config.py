@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import yaml
 
+from sgdph.lab.network_names import NETWORKS, canonical
+
 FORMAT = "sgdph-run-1"
 
 DatasetName = Literal[
@@ -20,24 +22,6 @@ DatasetName = Literal[
     "mini-imagenet",
     "imagenet",
     "pydoc",
-]
-NetworkName = Literal[
-    "resnet8",
-    "resnet8-gn",
-    "resnet8-in",
-    "resnet8-ln",
-    "resnet8-wn",
-    "resnet20",
-    "resnet56",
-    "resnet18",
-    "resnet50",
-    "vgg11",
-    "vgg11-bn",
-    "vgg11-wn",
-    "vgg19",
-    "vgg19-bn",
-    "vgg19-wn",
-    "transformer",
 ]
 OptimizerName = Literal[
     "sgdph",
@@ -83,8 +67,8 @@ class RunConfig:
         validation_size: Number of training images held out, a stratified subset of those. The run
             is then evaluated on them, and never sees the test images; ``None`` holds out none.
         image_size: Height and width in pixels to which a set of image files is resized.
-        model: Name of the network: one of :data:`NetworkName`, ``torchvision:NAME`` or
-            ``timm:NAME``.
+        model: Name of the network: one of :data:`sgdph.lab.network_names.NETWORKS`,
+            ``torchvision:NAME`` or ``timm:NAME``. Of a network's two names the shorter is kept.
         optimizer: Name of the optimizer.
         epochs: Passes over the training images.
         batch_size: Images per step, over all processes.
@@ -101,10 +85,10 @@ class RunConfig:
         track: Tracker that the metrics are sent to as well; ``None`` and ``"none"`` for none.
         lr: Initial learning rate.
         weight_decay: Weight decay, in the optimizer's own sense.
-        momentum: Momentum of SGDM and SGD-PH.
+        momentum: Momentum of SGDM, SGD-PH and Muon.
         second_order_lr: SGD-PH's tau.
         hessian_momentum: SGD-PH's beta_2.
-        eps: SGD-PH's epsilon.
+        eps: Damping: SGD-PH's epsilon, or what the others add to their denominators.
         estimator: SGD-PH's estimator of the partial Hessian.
         refresh: SGD-PH's order of refreshes.
         hessian_interval: SGD-PH refreshes at every n-th step.
@@ -159,6 +143,7 @@ class RunConfig:
             if value is not None and value < 1:
                 raise LabError(f"{name} must be at least 1; got {value}")
         check_model(self.model)
+        object.__setattr__(self, "model", canonical(self.model))
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise LabError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
@@ -194,10 +179,10 @@ TORCHVISION, TIMM = "torchvision:", "timm:"
 
 def check_model(name: str) -> None:
     """Raise LabError unless a network's name is one of ours or says whose it is."""
-    if name not in get_args(NetworkName) and not name.startswith((TORCHVISION, TIMM)):
+    if name not in NETWORKS and not name.startswith((TORCHVISION, TIMM)):
         raise LabError(
-            f"model must be one of {', '.join(get_args(NetworkName))}, {TORCHVISION}NAME or "
-            f"{TIMM}NAME; got {name!r}"
+            f"model must be one of {', '.join(NETWORKS)}, {TORCHVISION}NAME or {TIMM}NAME; got "
+            f"{name!r}"
         )
 
 
@@ -330,11 +315,8 @@ def revived(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_pairs(arguments: Mapping[str, Any]) -> tuple[tuple[str, Setting], ...]:
-    """Write an optimizer's arguments as :class:`RunConfig` holds them."""
-    return tuple(
-        (name, tuple(value) if isinstance(value, list) else value)
-        for name, value in sorted(arguments.items())
-    )
+    """Write an optimizer's arguments, as a file has them, as :class:`RunConfig` holds them."""
+    return tuple((name, _revive(value, float)) for name, value in sorted(arguments.items()))
 
 
 def _revive(value: Any, hint: Any) -> Any:
@@ -360,8 +342,21 @@ def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
         One ``"name: the run has x, given y"`` per difference, fields of :data:`PLACE_FIELDS`
         excepted.
     """
-    return [
-        f"{name}: the run has {getattr(saved, name)!r}, given {value!r}"
+    named = {
+        name: value
         for name, value in given.items()
-        if name not in PLACE_FIELDS and getattr(saved, name) != value
+        if name not in PLACE_FIELDS and name != "optimizer_args"
+    }
+    lines = [_difference(name, getattr(saved, name), value) for name, value in named.items()]
+    # Only those that were given are asked about, and one may have a field of its own.
+    own = dict(saved.optimizer_args or ())
+    lines += [
+        _difference(name, own.get(name, getattr(saved, name, None)), value)
+        for name, value in given.get("optimizer_args") or ()
     ]
+    return [line for line in lines if line]
+
+
+def _difference(name: str, found: object, value: object) -> str:
+    """Say how two values differ, or nothing where they agree."""
+    return "" if found == value else f"{name}: the run has {found!r}, given {value!r}"

@@ -175,7 +175,7 @@ def time_step(config: RunConfig, batch: int, steps: int) -> float:
         started = time.perf_counter()
         for images, labels in data.training_batches(plan, batch):
             loss = F.cross_entropy(state.model(images), labels)
-            optimization_step(state.optimizer, loss)
+            optimization_step(state.optimizer, loss, state.scaler)
         if data.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)

@@ -1,26 +1,36 @@
 """The networks, by name.
 
-| name | network | parameters (3 channels, 10 classes) |
+Each ResNet and VGG comes in three forms. Short names mean the usual one: batch norm in ResNets,
+no norm in the VGGs.
+
+| name | form |
+|---|---|
+| ``resnet8`` or ``resnet8-bn``; ``vgg11-bn`` | batch norm |
+| ``resnet8-plain``; ``vgg11`` or ``vgg11-plain`` | no norm layers; convolutions with bias |
+| ``resnet8-wn``; ``vgg11-wn`` | as plain, and weight-normalised |
+
+Parameters at 3 channels and 10 classes. ``c`` output channels of a convolution cost 2 c in batch
+norm (scale, shift), c without a norm (bias) and 2 c under weight norm (length, bias), so that the
+forms with batch norm and with weight norm are of one size.
+
+| network | batch norm, weight norm | plain |
 |---|---|---|
-| ``resnet8`` | :mod:`sgdph.lab.resnet`, 6 n + 2 layers, n = 1 | 75,290 |
-| ``resnet8-gn`` | group norm of 8 groups in place of batch norm | 75,290 |
-| ``resnet8-in`` | instance norm with scale and shift | 75,290 |
-| ``resnet8-ln`` | layer norm over channels and pixels, but scale and shift per channel | 75,290 |
-| ``resnet8-wn`` | no norm layers; convolutions with bias, weight-normalised | 75,290 |
-| ``resnet20`` | n = 3 | 269,722 |
-| ``resnet56`` | n = 9 | 853,018 |
-| ``resnet18`` | :mod:`sgdph.lab.resnet`, four stages | 11,173,962 |
-| ``resnet50`` | four stages of bottlenecks | 23,520,842 |
-| ``vgg11-bn`` | :mod:`sgdph.lab.vgg` | 9,228,362 |
-| ``vgg19-bn`` | | 20,035,018 |
-| ``vgg11``, ``vgg19`` | no norm layers; convolutions with bias | 9,225,610, 20,029,514 |
-| ``vgg11-wn``, ``vgg19-wn`` | the same, weight-normalised | 9,228,362, 20,035,018 |
-| ``transformer`` | :mod:`sgdph.lab.transformer`, for text | 24,544 (96 characters) |
-| ``torchvision:NAME`` | torchvision's network of that name, untrained | its own |
+| ``resnet8``: :mod:`sgdph.lab.resnet`, 6 n + 2 layers, n = 1 | 75,290 | 75,050 |
+| ``resnet20``: n = 3 | 269,722 | 269,034 |
+| ``resnet56``: n = 9 | 853,018 | 850,986 |
+| ``resnet18``: four stages | 11,173,962 | 11,169,162 |
+| ``resnet50``: four stages of bottlenecks | 23,520,842 | 23,494,282 |
+| ``vgg11``: :mod:`sgdph.lab.vgg` | 9,228,362 | 9,225,610 |
+| ``vgg19`` | 20,035,018 | 20,029,514 |
+
+Others: ``resnet8-gn`` (group norm of 8 groups), ``resnet8-in`` (instance norm with scale and
+shift), ``resnet8-ln`` (layer norm over channels and pixels, but scale and shift per channel), all
+of 75,290 parameters; ``transformer`` (:mod:`sgdph.lab.transformer`) for text, 24,544 at 96
+characters; ``torchvision:NAME`` and ``timm:NAME`` (:mod:`sgdph.lab.external`).
 
 ``-wn`` networks have weight-normalised convolutions and a plain linear layer: the paper speaks of
 convolutions alone, and batch norm does not stand behind the last layer either. They start as the
-same function of the image as the network without weight norm.
+same function of the image as the plain network.
 """
 
 from __future__ import annotations
@@ -32,8 +42,10 @@ from typing import TypeAlias
 from torch import nn
 
 from sgdph import apply_weight_norm
-from sgdph.lab.config import TORCHVISION, LabError
-from sgdph.lab.resnet import BasicBlock, Bottleneck, Norm, ResNet, no_norm
+from sgdph.lab.config import TIMM, TORCHVISION, check_model
+from sgdph.lab.external import build_timm, build_torchvision
+from sgdph.lab.network_names import canonical
+from sgdph.lab.resnet import BasicBlock, Bottleneck, ResNet, no_norm
 from sgdph.lab.transformer import Transformer
 from sgdph.lab.vgg import VGG
 
@@ -41,11 +53,11 @@ from sgdph.lab.vgg import VGG
 TEXT_NETWORKS = frozenset({"transformer"})
 
 
-Make: TypeAlias = Callable[[int, int], nn.Module]
+Make: TypeAlias = Callable[..., nn.Module]
 """Makes a network for so many input channels and classes."""
 
 
-def _cifar_resnet(n: int, norm: Norm = nn.BatchNorm2d) -> Make:
+def _cifar_resnet(n: int) -> Make:
     return partial(
         ResNet,
         stem=16,
@@ -53,7 +65,6 @@ def _cifar_resnet(n: int, norm: Norm = nn.BatchNorm2d) -> Make:
         blocks=(n, n, n),
         block=BasicBlock,
         projection=False,
-        norm=norm,
     )
 
 
@@ -67,17 +78,15 @@ def _weight_normed(make: Make) -> Make:
     return lambda in_channels, classes: apply_weight_norm(make(in_channels, classes), [nn.Conv2d])
 
 
+def _forms(name: str, normed: Make, plain: Make) -> dict[str, Make]:
+    forms = {f"{name}-bn": normed, f"{name}-plain": plain, f"{name}-wn": _weight_normed(plain)}
+    return {canonical(form): make for form, make in forms.items()}
+
+
 _IMAGENET_LIKE = partial(ResNet, stem=64, projection=True)
 
-_VGG11 = partial(VGG, convolutions=(1, 1, 2, 2, 2))
-_VGG19 = partial(VGG, convolutions=(2, 2, 4, 4, 4))
-
-_NETWORKS: Mapping[str, Make] = {
+_RESNETS: Mapping[str, Make] = {
     "resnet8": _cifar_resnet(1),
-    "resnet8-gn": _cifar_resnet(1, partial(nn.GroupNorm, 8)),
-    "resnet8-in": _cifar_resnet(1, partial(nn.InstanceNorm2d, affine=True)),
-    "resnet8-ln": _cifar_resnet(1, _layer_norm),
-    "resnet8-wn": _weight_normed(_cifar_resnet(1, no_norm)),
     "resnet20": _cifar_resnet(3),
     "resnet56": _cifar_resnet(9),
     "resnet18": partial(
@@ -86,14 +95,22 @@ _NETWORKS: Mapping[str, Make] = {
     "resnet50": partial(
         _IMAGENET_LIKE, widths=(256, 512, 1024, 2048), blocks=(3, 4, 6, 3), block=Bottleneck
     ),
-    "vgg11": partial(_VGG11, batch_norm=False),
-    "vgg11-bn": partial(_VGG11, batch_norm=True),
-    "vgg11-wn": _weight_normed(partial(_VGG11, batch_norm=False)),
-    "vgg19": partial(_VGG19, batch_norm=False),
-    "vgg19-bn": partial(_VGG19, batch_norm=True),
-    "vgg19-wn": _weight_normed(partial(_VGG19, batch_norm=False)),
+}
+_VGGS: Mapping[str, Make] = {
+    "vgg11": partial(VGG, convolutions=(1, 1, 2, 2, 2)),
+    "vgg19": partial(VGG, convolutions=(2, 2, 4, 4, 4)),
+}
+
+_NETWORKS: dict[str, Make] = {
+    "resnet8-gn": partial(_RESNETS["resnet8"], norm=partial(nn.GroupNorm, 8)),
+    "resnet8-in": partial(_RESNETS["resnet8"], norm=partial(nn.InstanceNorm2d, affine=True)),
+    "resnet8-ln": partial(_RESNETS["resnet8"], norm=_layer_norm),
     "transformer": lambda characters, classes: Transformer(classes),
 }
+for _name, _make in _RESNETS.items():
+    _NETWORKS |= _forms(_name, _make, partial(_make, norm=no_norm))
+for _name, _make in _VGGS.items():
+    _NETWORKS |= _forms(_name, partial(_make, batch_norm=True), partial(_make, batch_norm=False))
 
 
 def build_model(name: str, *, in_channels: int, classes: int) -> nn.Module:
@@ -109,30 +126,12 @@ def build_model(name: str, *, in_channels: int, classes: int) -> nn.Module:
         ``(N, classes, T)``.
 
     Raises:
-        LabError: If the name is unknown, or torchvision's network does not take that many channels.
+        LabError: If the name is unknown, or torchvision's or timm's network cannot be had like
+            that.
     """
+    check_model(name)
     if name.startswith(TORCHVISION):
-        return _from_torchvision(name.removeprefix(TORCHVISION), in_channels, classes)
-    if name not in _NETWORKS:
-        raise LabError(
-            f"model must be one of {', '.join(_NETWORKS)} or {TORCHVISION}NAME; got {name!r}"
-        )
-    return _NETWORKS[name](in_channels, classes)
-
-
-def _from_torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
-    if in_channels != 3:
-        raise LabError(
-            f"torchvision's networks take images of 3 channels; {TORCHVISION}{name} cannot take "
-            f"{in_channels}"
-        )
-    from torchvision.models import get_model
-
-    try:
-        model: nn.Module = get_model(name, weights=None, num_classes=classes)
-    except (TypeError, ValueError) as error:
-        raise LabError(
-            f"torchvision has no network {name!r} with a number of classes ({error}); "
-            "torchvision.models.list_models() lists what it has"
-        ) from error
-    return model
+        return build_torchvision(name.removeprefix(TORCHVISION), in_channels, classes)
+    if name.startswith(TIMM):
+        return build_timm(name.removeprefix(TIMM), in_channels, classes)
+    return _NETWORKS[canonical(name)](in_channels, classes)

@@ -20,15 +20,17 @@ from sgdph.lab.config import (
     DatasetName,
     EstimatorName,
     LabError,
-    NetworkName,
     OptimizerName,
     PrecisionName,
     RefreshName,
     RunConfig,
     ScheduleName,
     TrackerName,
+    as_pairs,
     revived,
 )
+from sgdph.lab.network_names import PATTERNS, canonical
+from sgdph.lab.optimizer_args import parse_arguments, share_arguments
 
 DEFAULTS: Mapping[str, Any] = {
     "dataset": "mnist5k",
@@ -54,7 +56,7 @@ def shown(default: str, values: Any) -> Any:
     return tyro.conf.arg(help_behavior_hint=f"(default: {default})", metavar=metavar)
 
 
-MODELS = "{" + ",".join(get_args(NetworkName)) + ",torchvision:NAME,timm:NAME}"
+MODELS = " | ".join((*PATTERNS, "torchvision:NAME", "timm:NAME"))
 _OWN = "the optimizer's own"
 
 
@@ -105,13 +107,13 @@ class CommonOptions:
     """CPU threads; the last bits of a result depend on it."""
 
     momentum: Annotated[float | None, shown(_OWN, "X")] = None
-    """Momentum (sgdm, sgdph)."""
+    """Momentum (sgdm, sgdph, muon)."""
     second_order_lr: Annotated[float | None, shown(_OWN, "X")] = None
     """Second-order learning rate, the paper's tau (sgdph)."""
     hessian_momentum: Annotated[float | None, shown(_OWN, "X")] = None
     """Momentum of the Hessian average, the paper's beta_2 (sgdph)."""
     eps: Annotated[float | None, shown(_OWN, "X")] = None
-    """Damping added to the Hessian average (sgdph)."""
+    """Damping: added to the Hessian average (sgdph), or to the denominator (adam and its kin)."""
     estimator: Annotated[EstimatorName | None, shown(_OWN, EstimatorName)] = None
     """What is taken of each Hessian block (sgdph)."""
     refresh: Annotated[RefreshName | None, shown(_OWN, RefreshName)] = None
@@ -119,7 +121,10 @@ class CommonOptions:
     hessian_interval: Annotated[int | None, shown(_OWN, "N")] = None
     """Refresh at every n-th step (sgdph)."""
     betas: Annotated[tuple[float, float] | None, shown(_OWN, "X X")] = None
-    """Averaging factors (adamw)."""
+    """Averaging factors (adam, adamw, adabelief, adahessian, sophiah, soap)."""
+    optimizer_args: Annotated[tuple[str, ...] | None, shown(_OWN, "NAME=VALUE ...")] = None
+    """Any argument of the optimizer's constructor, like update_each=2 adamw_betas=0.9,0.99; a
+    comparison takes OPTIMIZER.NAME=VALUE too."""
 
     def given(self) -> dict[str, Any]:
         """Return the options of :class:`RunConfig` that were set, by field name."""
@@ -129,6 +134,8 @@ class CommonOptions:
         }
         if self.data_dir is not None:
             values["data_dir"] = str(self.data_dir.expanduser().resolve())
+        if self.model is not None:
+            values["model"] = canonical(self.model)
         return values
 
 
@@ -144,6 +151,17 @@ class RunOptions(CommonOptions):
     """Weight decay."""
     seed: Annotated[int | None, shown("0", "N")] = None
     """Weights, data order, augmentation and probes all come from it."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the options of :class:`RunConfig` that were set, by field name.
+
+        Raises:
+            LabError: The optimizer's arguments cannot be read.
+        """
+        values = super().given()
+        if self.optimizer_args is not None:
+            values["optimizer_args"] = as_pairs(parse_arguments(self.optimizer_args))
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +213,16 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
     Raises:
         LabError: If a value is out of its bounds or not one of the optimizer's settings.
     """
-    shared = {name: value for name, value in given.items() if name not in SETTINGS}
+    shared = {
+        name: value
+        for name, value in given.items()
+        if name not in SETTINGS and name != "optimizer_args"
+    }
     values = {**defaults_for(given), **shared}
     own = {name: value for name, value in given.items() if name in SETTINGS}
-    return RunConfig(**values, **resolve_settings(values["optimizer"], values["dataset"], own))
+    arguments = dict(given.get("optimizer_args") or ())
+    settings = resolve_settings(values["optimizer"], values["dataset"], own, arguments)
+    return RunConfig(**values, **settings)
 
 
 def resolve_many(
@@ -211,7 +235,8 @@ def resolve_many(
 
     Args:
         given: Option to value; ``lr`` and ``weight_decay`` as :func:`parse_per_optimizer` takes
-            them. A setting goes to those of the optimizers that have it.
+            them, ``optimizer_args`` as :func:`sgdph.lab.optimizer_args.share_arguments` does. A
+            setting goes to those of the optimizers that have it.
         optimizers: Their names.
         seeds: The seeds.
         settings: Optimizer to settings that stand where nothing was given.
@@ -233,6 +258,7 @@ def resolve_many(
         for name in ("lr", "weight_decay")
         if name in given
     }
+    arguments = share_arguments(given.get("optimizer_args") or (), optimizers)
     configs = []
     for seed in seeds:
         for optimizer in optimizers:
@@ -247,7 +273,10 @@ def resolve_many(
                 if optimizer in values
             }
             tuned = revived((settings or {}).get(optimizer, {}))
-            configs.append(resolve({**tuned, **own, **rates, "optimizer": optimizer, "seed": seed}))
+            asked = dict(arguments[optimizer] or ())
+            merged = as_pairs({**dict(tuned.get("optimizer_args") or ()), **asked}) or None
+            rest = {"optimizer_args": merged, "optimizer": optimizer, "seed": seed}
+            configs.append(resolve({**tuned, **own, **rates, **rest}))
     return configs
 
 

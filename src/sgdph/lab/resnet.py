@@ -11,7 +11,7 @@ The norm layers are called ``bn`` whatever their kind, as in torchvision's netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -169,12 +169,12 @@ def initialise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def shrink_branches(blocks: list[nn.Module]) -> None:
-    """Divide the last convolution of each of ``n`` blocks by ``√n``.
+def shrink_branches(blocks: Sequence[nn.Module]) -> None:
+    """Divide the last convolution of each of ``n`` blocks by ``√n``, torchvision's blocks too.
 
     The variance then grows by ``(1 + 1 / n)^n < e`` over all of them, where it would grow by
     ``2^n`` (Hanin & Rolnick, "How to start training", NeurIPS 2018, on summable residual scales).
     """
     for block in blocks:
-        last = block.conv3 if isinstance(block, Bottleneck) else cast(BasicBlock, block).conv2
+        last = cast(nn.Conv2d, block.conv3 if hasattr(block, "conv3") else block.conv2)
         last.weight /= len(blocks) ** 0.5

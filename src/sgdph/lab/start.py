@@ -16,6 +16,7 @@ from sgdph.lab.checkpoint import TrainingState
 from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.data import Dataset, TextDataset
 from sgdph.lab.distributed import ALONE, Team
+from sgdph.lab.external import check_output, is_external
 from sgdph.lab.models import TEXT_NETWORKS, build_model
 from sgdph.lab.tracking import check_tracker
 
@@ -131,6 +132,14 @@ def seed_generators(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - what libraries draw from
 
 
+def check_external(name: str, model: torch.nn.Module, data: Dataset) -> None:
+    """Raise LabError unless a network of torchvision or timm takes the data set's images."""
+    # Reading image files draws from torch's generator.
+    with torch.random.fork_rng(devices=[]):
+        images, _ = next(iter(data.evaluation_batches(1)))
+    check_output(name, model, images, data.classes)
+
+
 def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun:
     """Make a run's first state out of its seed.
 
@@ -160,6 +169,9 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     model = build_model(config.model, in_channels=data.channels, classes=data.classes)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    data = data.to(device)
+    if is_external(config.model):
+        check_external(config.model, model, data)
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
@@ -167,4 +179,4 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     state = TrainingState(model, optimizer, schedule, generator, scaler)
     if not team.first:
         seed_generators(derive_seed(config.seed, f"process {team.rank}"))
-    return PreparedRun(config, data.to(device), state, team)
+    return PreparedRun(config, data, state, team)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,10 @@ def optimization_step(
 ) -> None:
     """Take one step down the loss; SGD-PH takes its partial Hessian along with the gradient.
 
+    AdaHessian and SophiaH differentiate the gradients in their step, where their
+    ``create_graph_due`` says so. Such gradients hold their graph, and it holds them: they are let
+    go once the step is taken.
+
     Args:
         optimizer: The optimizer.
         loss: The loss, not scaled.
@@ -19,9 +25,21 @@ def optimization_step(
     optimizer.zero_grad()
     scaled = scaler.scale(loss)
     backward = getattr(optimizer, "backward", None)
-    if backward is None:
-        scaled.backward()  # type: ignore[no-untyped-call]
-    else:
+    graph = getattr(optimizer, "create_graph_due", False)
+    if backward is not None:
         backward(scaled, loss_scale=scaler.get_scale())
+    elif graph:
+        backward_with_graph(scaled)
+    else:
+        scaled.backward()  # type: ignore[no-untyped-call]
     scaler.step(optimizer)
     scaler.update()
+    if graph:
+        optimizer.zero_grad()
+
+
+def backward_with_graph(loss: Tensor) -> None:
+    """Compute gradients that can be differentiated; who calls it clears them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
+        loss.backward(create_graph=True)  # type: ignore[no-untyped-call]

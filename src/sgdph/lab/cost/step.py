@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph.lab import encoder
-from sgdph.lab.config import TORCHVISION, LabError
+from sgdph.lab.config import LabError
 from sgdph.lab.cost.figures import CostSettings
 from sgdph.lab.cost.memory import bytes_of
 from sgdph.lab.cost.systems import Kind, System
+from sgdph.lab.external import is_external
 from sgdph.lab.models import build_model
 
 ENCODER = "encoder12"
@@ -61,7 +62,7 @@ def build_network(model: str) -> nn.Module:
 
 
 def _classes(model: str) -> int:
-    return 1000 if model.startswith(TORCHVISION) else 10
+    return 1000 if is_external(model) else 10
 
 
 def build_workload(
@@ -83,7 +84,7 @@ def build_workload(
     if model == ENCODER:
         inputs = torch.randint(encoder.VOCABULARY, (batch_size, encoder.LENGTH))
     else:
-        size = IMAGENET_SIZE if model.startswith(TORCHVISION) else CIFAR_SIZE
+        size = IMAGENET_SIZE if is_external(model) else CIFAR_SIZE
         inputs = torch.randn(batch_size, 3, size, size)
     targets = torch.randint(_classes(model), (batch_size,))
     inputs = inputs.to(device)

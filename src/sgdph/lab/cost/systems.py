@@ -5,8 +5,6 @@ All take a learning rate so small that the weights hardly move: every step then 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +16,8 @@ from sgdph import SGDPH, param_groups
 from sgdph.hessian import Estimator
 from sgdph.lab.config import LabError
 from sgdph.lab.cost.authors import AuthorsSGDPH
+from sgdph.lab.libraries import import_from, is_installed
+from sgdph.lab.step import backward_with_graph
 
 LR, WEIGHT_DECAY = 1e-4, 5e-4
 
@@ -86,7 +86,10 @@ def _separate(optimizer: SGDPH, loss: Tensor, kind: Kind) -> None:
 
 
 def _create_graph(optimizer: torch.optim.Optimizer, loss: Tensor, kind: Kind) -> None:
-    loss.backward(create_graph=kind == "refresh")  # type: ignore[no-untyped-call]
+    if kind == "refresh":
+        backward_with_graph(loss)
+    else:
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _sgdph(name: str, label: str, backward: Any = _shared, **settings: Any) -> System:
@@ -106,11 +109,9 @@ def _sgdph(name: str, label: str, backward: Any = _shared, **settings: Any) -> S
 
 def _from_package(package: str, path: str, **settings: Any) -> dict[str, Any]:
     """Say where an optional package's optimizer is, imported when it is built."""
-    module, _, cls = path.rpartition(".")
 
     def build(model: nn.Module) -> torch.optim.Optimizer:
-        make = getattr(importlib.import_module(module), cls)
-        optimizer: torch.optim.Optimizer = make(
+        optimizer: torch.optim.Optimizer = import_from(path)(
             model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, **settings
         )
         return optimizer
@@ -196,7 +197,7 @@ def choose_systems(names: Sequence[str]) -> list[System]:
         if name not in SYSTEMS:
             raise LabError(f"--systems must be of {', '.join(SYSTEMS)}; got {name!r}")
         needed = SYSTEMS[name].requires
-        if needed is not None and importlib.util.find_spec(needed) is None:
+        if needed is not None and not is_installed(needed):
             raise LabError(
                 f"{name} comes from {needed}, which is not installed; install it with "
                 f"'pip install {needed}', or leave {name} out of --systems"

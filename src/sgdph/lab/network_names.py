@@ -1,0 +1,24 @@
+"""The names of the laboratory's own networks."""
+
+from __future__ import annotations
+
+RESNETS = ("resnet8", "resnet20", "resnet56", "resnet18", "resnet50")
+VGGS = ("vgg11", "vgg19")
+# With batch norm, without any norm, and without but weight-normalised.
+FORMS = ("-bn", "-plain", "-wn")
+OTHERS = ("resnet8-gn", "resnet8-in", "resnet8-ln", "transformer")
+
+# The explicit name of what a short one stands for: ResNets have batch norm, the original VGGs none.
+ALIASES = {
+    **{f"{name}-bn": name for name in RESNETS},
+    **{f"{name}-plain": name for name in VGGS},
+}
+NETWORKS = (*(name + form for name in RESNETS + VGGS for form in ("", *FORMS)), *OTHERS)
+
+# How the help and error messages show them.
+PATTERNS = ("{" + ",".join(RESNETS + VGGS) + "}[-bn,-plain,-wn]", *OTHERS)
+
+
+def canonical(name: str) -> str:
+    """Return the shorter name of a network that has two, so that its runs are told for the same."""
+    return ALIASES.get(name, name)
