@@ -12,12 +12,13 @@ from typing import TypeAlias
 import torch
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
+from sgdph.lab.arithmetic import Arithmetic
 from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.data import Dataset, plan_epoch
+from sgdph.lab.evaluation import EVALUATION_BATCH, evaluate
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.start import prepare
 from sgdph.lab.step import optimization_step
-from sgdph.lab.training import EVALUATION_BATCH, evaluate
 
 STEPS, WARM_UP = 5, 2
 # A step that takes longer than so many seconds is timed on fewer images.
@@ -153,9 +154,10 @@ def measure(config: RunConfig) -> Timing:
     step = few * scale if scaled else time_step(config, config.batch_size, STEPS)
     images = FEW_IMAGES if scaled else EVALUATION_BATCH
     prepared = prepare(one_process(config, images), noise(config, images))
-    evaluate(prepared.state.model, prepared.data)
+    arithmetic = Arithmetic.of(config)
+    evaluate(prepared.state.model, prepared.data, arithmetic)
     started = time.perf_counter()
-    evaluate(prepared.state.model, prepared.data)
+    evaluate(prepared.state.model, prepared.data, arithmetic)
     return Timing(step, (time.perf_counter() - started) / images, scaled)
 
 
@@ -170,11 +172,12 @@ def time_step(config: RunConfig, batch: int, steps: int) -> float:
     data, state = prepared.data, prepared.state
     plan = plan_epoch(data, torch.Generator().manual_seed(0))
     state.model.train()
+    arithmetic = Arithmetic.of(config)
     seconds = []
     for _ in range(WARM_UP + steps):
         started = time.perf_counter()
         for images, labels in data.training_batches(plan, batch):
-            loss = F.cross_entropy(state.model(images), labels)
+            loss = F.cross_entropy(arithmetic.logits(state.model, images), labels)
             optimization_step(state.optimizer, loss, state.scaler)
         if data.device.type == "cuda":
             torch.cuda.synchronize()

@@ -98,16 +98,11 @@ def train_and_report(
         return INTERRUPTED
     if any(run.exists() for run in directory.inner_runs()):
         with directory.alone():
-            report(directory.path, plan, console)
+            say_report(directory.path, console)
     rest = len(plan.runs()) - len(progress_of(directory.path, plan.runs()).ended)
     if rest and options.only is not None:
         say(console, f"{rest} of the sweep's {len(plan.runs())} runs are not at their end yet")
     return report_failures(console, directory.path, progress)
-
-
-def report(directory: Path, plan: Plan, console: Console) -> None:
-    """Write the report of all the runs that are there, and show the table."""
-    say_report(directory, console, plan.layout)
 
 
 def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:

@@ -20,8 +20,8 @@ _RECIPE = "the recipe's"
 class ReproduceOptions:
     """Run one of the paper's tables or figures: all its runs, and the table at the end.
 
-    The same command again carries on: it skips what is finished and resumes what is half done. Other
-    machines that share --out join by running it too.
+    The same command again carries on: it skips what is finished and resumes what is half done.
+    Other machines that share --out join by running it too.
     """
 
     name: Annotated[

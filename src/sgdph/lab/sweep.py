@@ -17,6 +17,7 @@ from sgdph.lab.claims import Claimed
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset
 from sgdph.lab.files import write_text
+from sgdph.lab.launch import train_in_processes
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import Reporter
 from sgdph.lab.runs import RunDirectory
@@ -109,31 +110,47 @@ class Work:
     def _settle(self, planned: PlannedRun) -> bool:
         """Bring a run to its end; False where another process is at it."""
         run = RunDirectory(self.directory / planned.name)
-        if run.status() not in ENDED and not failure_file(self.directory, planned.name).exists():
+        if run.status() in ENDED:
+            outcome = describe_outcome(run.read_summary())
+            self.reporter.run_finished(planned.name, f"kept; {outcome}")
+        elif not failure_file(self.directory, planned.name).exists():
             try:
-                with run.claim():
-                    # Another process may have ended it between the look and the claim.
-                    if run.status() not in ENDED:
-                        self._train(planned, run)
-                        return True
+                self._attempt(planned, run)
             except Claimed:
                 return False
-        if run.status() in ENDED:
-            self.reporter.run_finished(
-                planned.name, f"kept; {describe_outcome(run.read_summary())}"
-            )
         return True
 
-    def _train(self, planned: PlannedRun, run: RunDirectory) -> None:
+    def _attempt(self, planned: PlannedRun, run: RunDirectory) -> None:
+        """Train a run; where that fails, leave the traceback."""
         try:
-            prepared = prepare(planned.config, self._dataset(planned.config))
-            if not run.exists():
-                run.create(planned.config)
-            train_run(prepared, run, self.reporter)
+            if planned.config.processes == 1:
+                self._train(planned, run)
+            else:
+                self._train_in_processes(planned, run)
+        except Claimed:
+            raise
         except Exception as error:
             text = "".join(traceback.format_exception(error))
             note_failure(self.directory, planned.name, text)
             self.reporter.run_finished(planned.name, f"failed: {type(error).__name__}: {error}")
+
+    def _train(self, planned: PlannedRun, run: RunDirectory) -> None:
+        with run.claim():
+            # Another process may have ended it between the look and the claim.
+            if run.status() not in ENDED:
+                prepared = prepare(planned.config, self._dataset(planned.config))
+                if not run.exists():
+                    run.create(planned.config)
+                train_run(prepared, run, self.reporter)
+
+    def _train_in_processes(self, planned: PlannedRun, run: RunDirectory) -> None:
+        with run.claim():
+            if run.status() in ENDED:
+                return
+            if not run.exists():
+                run.create(planned.config)
+        train_in_processes(planned.config, run, self.directory / LOGS / f"{planned.name}.log")
+        self.reporter.run_finished(planned.name, describe_outcome(run.read_summary()))
 
     def _dataset(self, config: RunConfig) -> Dataset:
         key = task_data(config)

@@ -4,7 +4,7 @@
 |---|---|
 | ``sweep.yaml`` | recipe, scale, what deviates from it, layout, seeds, each cell's configuration |
 | ``<cell>-seed<k>/`` | a run (:mod:`sgdph.lab.runs`) |
-| ``logs/`` | ``worker-<k>.log`` of parallel workers, ``<run>.error.txt`` of failed runs |
+| ``logs/`` | ``worker-<k>.log`` of parallel workers, ``<run>.error.txt`` of what failed |
 | ``sweep.lock`` | held while a process writes here; means nothing otherwise |
 """
 
@@ -60,7 +60,7 @@ class SweepDirectory(RecordDirectory):
         """
         super().clear()
         logs = self.path / LOGS
-        for pattern in ("worker-*.log", "*.error.txt"):
+        for pattern in ("*.log", "*.error.txt"):
             for file in logs.glob(pattern):
                 file.unlink()
         if logs.is_dir() and not any(logs.iterdir()):
