@@ -17,10 +17,12 @@ from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
+from sgdph.lab.reports.command import report
+from sgdph.lab.reports.options import ReportOptions
 
 DESCRIPTION = (
     "Train small networks with SGD-PH and other optimizers, compare them, measure what a step "
-    "costs, and look at the Hessian blocks. "
+    "costs, look at the Hessian blocks, and report on finished runs. "
     "sgdph --version prints the version."
 )
 WRONG_USAGE = 2
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Annotated[TrainOptions, tyro.conf.subcommand("train")]
             | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
             | Annotated[CostOptions, tyro.conf.subcommand("cost")]
-            | Annotated[InspectOptions, tyro.conf.subcommand("inspect")],
+            | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
+            | Annotated[ReportOptions, tyro.conf.subcommand("report")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -58,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return cost(options, console)
         if isinstance(options, InspectOptions):
             return inspect(options, console)
+        if isinstance(options, ReportOptions):
+            return report(options, console)
         return commands.compare(options, console)
     except LabError as error:
         print(f"sgdph: error: {error}", file=sys.stderr)

@@ -24,7 +24,8 @@ from sgdph.lab.options import (
     resolve,
 )
 from sgdph.lab.progress import reporter_for, say
-from sgdph.lab.report import PLOT, REPORT, TABLE, verdict, write_report
+from sgdph.lab.report import write_report
+from sgdph.lab.reports.command import show_report
 from sgdph.lab.runs import RecordDirectory, RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.sweep import (
@@ -34,7 +35,6 @@ from sgdph.lab.sweep import (
     check_all,
     run_all,
 )
-from sgdph.lab.table import to_rich
 from sgdph.lab.training import describe_outcome, train_run
 
 OK, DIVERGED, INTERRUPTED = 0, 1, 130
@@ -100,16 +100,8 @@ def compare(options: CompareOptions, console: Console) -> int:
             run_all(directory, configs, data, reporter)
     except KeyboardInterrupt:
         return report_interruption(console, "compare", directory.path, directory.exists())
-    groups = write_report(directory.path)
-    console.print(to_rich(groups))
-    say(console, verdict(groups))
-    for title, path in (
-        ("report", directory.path / REPORT),
-        ("table", directory.path / TABLE),
-        ("plot", directory.path / PLOT),
-        ("runs", directory.path),
-    ):
-        say(console, f"{title:<7}{path.resolve()}")
+    show_report(write_report(directory.path), directory.path, console)
+    say(console, f"runs   {directory.path.resolve()}")
     return OK
 
 

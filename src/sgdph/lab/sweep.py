@@ -18,14 +18,14 @@ from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset
 from sgdph.lab.options import resolve_many
 from sgdph.lab.progress import Reporter
-from sgdph.lab.report import PLOT, REPORT, TABLE
+from sgdph.lab.report import REPORT_FILES
 from sgdph.lab.runs import RecordDirectory, RunDirectory, write_text
 from sgdph.lab.start import prepare
 from sgdph.lab.training import describe_outcome, train_run
 
 FORMAT = "sgdph-comparison-1"
 COMPARISON = "comparison.yaml"
-COMPARISON_FILES = (REPORT, TABLE, PLOT, COMPARISON)
+COMPARISON_FILES = (*REPORT_FILES, COMPARISON)
 
 
 @dataclass(frozen=True)
