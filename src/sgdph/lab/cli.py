@@ -18,12 +18,15 @@ from sgdph.lab.distributed import processes, speaks
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
+from sgdph.lab.reports.command import report
+from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.reproduce import reproduce
 from sgdph.lab.reproduce_options import ReproduceOptions
 
 DESCRIPTION = (
     "Train small networks with SGD-PH and other optimizers, compare them, run the paper's "
-    "experiments, measure what a step costs, and look at the Hessian blocks. "
+    "experiments, measure what a step costs, look at the Hessian blocks, and report on finished "
+    "runs. "
     "sgdph --version prints the version."
 )
 WRONG_USAGE = 2
@@ -50,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
             | Annotated[CostOptions, tyro.conf.subcommand("cost")]
             | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
-            | Annotated[ReproduceOptions, tyro.conf.subcommand("reproduce")],
+            | Annotated[ReproduceOptions, tyro.conf.subcommand("reproduce")]
+            | Annotated[ReportOptions, tyro.conf.subcommand("report")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -69,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return inspect(options, console)
         if isinstance(options, ReproduceOptions):
             return reproduce(options, console)
+        if isinstance(options, ReportOptions):
+            return report(options, console)
         return commands.compare(options, console)
     except LabError as error:
         if speaks(error):

@@ -27,12 +27,12 @@ from sgdph.lab.options import (
     resolve,
 )
 from sgdph.lab.progress import reporter_for, say
-from sgdph.lab.report import PLOT, REPORT, TABLE, verdict, write_report
+from sgdph.lab.report import write_report
+from sgdph.lab.reports.command import show_report
 from sgdph.lab.runs import RecordDirectory, RunDirectory
 from sgdph.lab.settings import read_settings
 from sgdph.lab.start import prepare
 from sgdph.lab.sweep import Progress, check_agreement, check_runs, failure_file
-from sgdph.lab.table import to_rich
 from sgdph.lab.training import describe_outcome, train_run
 from sgdph.lab.workers import train_all
 
@@ -145,17 +145,9 @@ def compare(options: CompareOptions, console: Console) -> int:
 
 
 def say_report(directory: Path, console: Console) -> None:
-    """Write the report of the runs under a directory, show the table and say where it all lies."""
-    groups = write_report(directory)
-    console.print(to_rich(groups))
-    say(console, verdict(groups))
-    for title, path in (
-        ("report", directory / REPORT),
-        ("table", directory / TABLE),
-        ("plot", directory / PLOT),
-        ("runs", directory),
-    ):
-        say(console, f"{title:<7}{path.resolve()}")
+    """Write the report of the runs under a directory, show its table and say where it all lies."""
+    show_report(write_report(directory), directory, console)
+    say(console, f"runs   {directory.resolve()}")
 
 
 def default_out(given: Mapping[str, Any], name: str) -> Path:

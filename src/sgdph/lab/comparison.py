@@ -18,12 +18,12 @@ from sgdph.lab.config import LabError
 from sgdph.lab.files import write_text
 from sgdph.lab.options import resolve_many
 from sgdph.lab.plan import PlannedRun
-from sgdph.lab.report import PLOT, REPORT, TABLE
+from sgdph.lab.report import REPORT_FILES
 from sgdph.lab.runs import RecordDirectory, RunDirectory
 
 FORMAT = "sgdph-comparison-1"
 COMPARISON = "comparison.yaml"
-COMPARISON_FILES = (REPORT, TABLE, PLOT, COMPARISON)
+COMPARISON_FILES = (*REPORT_FILES, COMPARISON)
 
 
 @dataclass(frozen=True)

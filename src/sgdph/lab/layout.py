@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sgdph.lab.config import LabError, RunConfig
 
 # A run's label, or where it has none, its optimizer.
 SYSTEM = "system"
+# The file of a sweep's directory that may hold a layout.
+SWEEP = "sweep.yaml"
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,39 @@ def layout_from(values: Mapping[str, Any]) -> Layout:
 def value_of(config: RunConfig, name: str) -> Any:
     """Read one of a layout's fields from a run's configuration."""
     return (config.label or config.optimizer) if name == SYSTEM else getattr(config, name)
+
+
+def parse_fields(text: str, flag: str) -> tuple[str, ...]:
+    """Read ``"dataset,model"``.
+
+    Args:
+        text: What was given.
+        flag: The option, for error messages.
+
+    Raises:
+        LabError: If a name is missing or stands twice.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if "" in names or len(set(names)) < len(names):
+        raise LabError(f"{flag} must be names like dataset,model, each once; got {text!r}")
+    return names
+
+
+def saved_layout(directory: Path) -> Layout:
+    """Return the layout that a sweep's directory asks for, the usual one where it asks for none.
+
+    Raises:
+        LabError: If what lies there is not a layout.
+    """
+    file = directory / SWEEP
+    if not file.is_file():
+        return Layout()
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        asked = (values or {}).get("layout")
+        return Layout() if asked is None else layout_from(asked)
+    except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise LabError(
+            f"the layout in {file} cannot be read ({error}); mend it there under 'layout', or move "
+            "the file away and name --rows and --columns"
+        ) from error

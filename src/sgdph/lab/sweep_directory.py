@@ -22,7 +22,7 @@ from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences, fro
 from sgdph.lab.files import write_text
 from sgdph.lab.layout import layout_from
 from sgdph.lab.plan import Plan
-from sgdph.lab.report import PLOT, REPORT, TABLE
+from sgdph.lab.report import REPORT_FILES
 from sgdph.lab.runs import RecordDirectory, RunDirectory
 from sgdph.lab.sweep import LOGS
 
@@ -39,7 +39,7 @@ class SweepDirectory(RecordDirectory):
         path: The directory; it need not exist yet.
     """
 
-    what, files = "sweep", (REPORT, TABLE, PLOT, SWEEP)
+    what, files = "sweep", (*REPORT_FILES, SWEEP)
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not a sweep."""
