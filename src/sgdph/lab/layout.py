@@ -26,11 +26,14 @@ class Layout:
         rows: Fields of :class:`RunConfig`, or :data:`SYSTEM`, whose values name the rows.
         columns: Likewise for the columns.
         title: What stands above the table.
+        turned: Whether a table of several columns is shown with rows and columns changed round, as
+            the SGD-PH paper has its own. Whatever is compared are still the rows.
     """
 
     rows: tuple[str, ...] = (SYSTEM,)
     columns: tuple[str, ...] = ("dataset", "model")
     title: str | None = None
+    turned: bool = False
 
     def __post_init__(self) -> None:
         known = {SYSTEM, *(field.name for field in dataclasses.fields(RunConfig))} - {"seed"}
@@ -48,7 +51,7 @@ class Layout:
 def layout_from(values: Mapping[str, Any]) -> Layout:
     """Make a layout of what a file held: lists of names under ``rows`` and ``columns``."""
     names = {key: tuple(values[key]) for key in ("rows", "columns") if key in values}
-    return Layout(title=values.get("title"), **names)
+    return Layout(title=values.get("title"), turned=bool(values.get("turned", False)), **names)
 
 
 def value_of(config: RunConfig, name: str) -> Any:

@@ -167,7 +167,7 @@ def complete(values: Mapping[str, Any]) -> RunConfig:
 def cell_name(config: RunConfig, layout: Layout) -> str:
     """Name a cell after what tells it from the others in its table."""
     parts: list[str] = []
-    for name in dict.fromkeys([*layout.rows, *layout.columns, SYSTEM]):
+    for name in dict.fromkeys([*layout.columns, *layout.rows, SYSTEM]):
         value = value_of(config, name)
         parts.append(
             str(value) if name in ("dataset", "model", SYSTEM) else f"{_word(name)}{value}"

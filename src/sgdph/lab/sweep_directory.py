@@ -123,6 +123,7 @@ class SweepDirectory(RecordDirectory):
                 "title": plan.layout.title,
                 "rows": list(plan.layout.rows),
                 "columns": list(plan.layout.columns),
+                "turned": plan.layout.turned,
             },
             "seeds": list(plan.seeds),
             "cells": {name: _cell(config) for name, config in plan.cells.items()},

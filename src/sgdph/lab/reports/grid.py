@@ -81,8 +81,13 @@ class Grid:
     @property
     def corner(self) -> str:
         """What the rows are, in words."""
-        names = {SYSTEM: "optimizer"}
-        return ", ".join(names.get(name, field_title(name)) for name in self.layout.rows)
+        return describe_fields(self.layout.rows)
+
+
+def describe_fields(names: Iterable[str]) -> str:
+    """Say in words what fields of a layout are."""
+    titles = {SYSTEM: "optimizer"}
+    return ", ".join(titles.get(name, field_title(name)) for name in names)
 
 
 def make_grids(records: Sequence[RunRecord], layout: Layout) -> list[Grid]:

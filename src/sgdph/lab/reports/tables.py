@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sgdph.lab.records import Group
-from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.grid import Grid, describe_fields
 from sgdph.lab.reports.measures import (
     Measure,
     area,
@@ -114,6 +114,15 @@ def state_note(group: Group, usual: int) -> str:
 
 
 def _laid_out(grid: Grid, name: str, caption: str, cells: dict[tuple[int, int], Cell]) -> TextTable:
+    if grid.layout.turned:
+        turned = [
+            (heading.text, tuple(cells.get((i, j), Cell("")) for i in range(len(grid.rows))))
+            for j, heading in enumerate(grid.columns)
+        ]
+        systems = tuple((heading.text,) for heading in grid.rows)
+        return TextTable(
+            name, caption, describe_fields(grid.layout.columns), systems, tuple(turned)
+        )
     rows = [
         (heading.text, tuple(cells.get((i, j), Cell("")) for j in range(len(grid.columns))))
         for i, heading in enumerate(grid.rows)
