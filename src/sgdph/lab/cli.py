@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Union
 
 import tyro
 from rich.console import Console
@@ -20,15 +20,31 @@ from sgdph.lab.distributed import processes, speaks
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
+from sgdph.lab.reports.command import report
+from sgdph.lab.reports.options import ReportOptions
+from sgdph.lab.reproduce import reproduce
+from sgdph.lab.reproduce_options import ReproduceOptions
 from sgdph.lab.tune.command import tune
 from sgdph.lab.tune.options import TuneOptions
 
 DESCRIPTION = (
-    "Train small networks with SGD-PH and other optimizers, tune and compare them, measure what a "
-    "step costs, and look at the Hessian blocks. "
+    "Train small networks with SGD-PH and other optimizers, tune and compare them, run the paper's "
+    "experiments, measure what a step costs, look at the Hessian blocks, and report on finished "
+    "runs. "
     "sgdph --version prints the version."
 )
 WRONG_USAGE = 2
+
+COMMANDS: Mapping[str, tuple[type, Callable[[Any, Console], int]]] = {
+    "train": (TrainOptions, commands.train),
+    "compare": (CompareOptions, commands.compare),
+    "reproduce": (ReproduceOptions, reproduce),
+    "tune": (TuneOptions, tune),
+    "report": (ReportOptions, report),
+    "cost": (CostOptions, cost),
+    "inspect": (InspectOptions, inspect),
+    "data": (DataOptions, data),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,38 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sgdph {sgdph.__version__}")
         return commands.OK
     try:
-        options = tyro.cli(
-            Annotated[TrainOptions, tyro.conf.subcommand("train")]
-            | Annotated[CompareOptions, tyro.conf.subcommand("compare")]
-            | Annotated[CostOptions, tyro.conf.subcommand("cost")]
-            | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
-            | Annotated[DataOptions, tyro.conf.subcommand("data")]
-            | Annotated[TuneOptions, tyro.conf.subcommand("tune")],
-            prog="sgdph",
-            description=DESCRIPTION,
-            args=words,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-        )
-        if isinstance(options, TrainOptions):
-            return commands.train(options, console)
-        if processes() > 1:
+        options = parse(words)
+        run = next(run for kind, run in COMMANDS.values() if type(options) is kind)
+        if processes() > 1 and not isinstance(options, TrainOptions):
             raise LabError(
                 "torchrun shares one training among processes, so it goes with train alone; start "
                 "this command without it"
             )
-        if isinstance(options, CostOptions):
-            return cost(options, console)
-        if isinstance(options, InspectOptions):
-            return inspect(options, console)
-        if isinstance(options, DataOptions):
-            return data(options, console)
-        if isinstance(options, TuneOptions):
-            return tune(options, console)
-        return commands.compare(options, console)
+        return run(options, console)
     except LabError as error:
         if speaks(error):
             print(f"sgdph: error: {error}", file=sys.stderr)
         return WRONG_USAGE
+
+
+def parse(words: Sequence[str]) -> Any:
+    """Read a command and its options, or say what is wrong with them and exit."""
+    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items()]
+    return tyro.cli(
+        Union[tuple(kinds)],  # type: ignore[arg-type]  # noqa: UP007 - made of a table
+        prog="sgdph",
+        description=DESCRIPTION,
+        args=words,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
 
 
 if __name__ == "__main__":

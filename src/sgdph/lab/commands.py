@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from sgdph.lab.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.distributed import ALONE, Team, joined
@@ -26,20 +27,16 @@ from sgdph.lab.options import (
     resolve,
 )
 from sgdph.lab.progress import reporter_for, say
-from sgdph.lab.report import PLOT, REPORT, TABLE, verdict, write_report
+from sgdph.lab.report import write_report
+from sgdph.lab.reports.command import show_report
 from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.settings import read_settings
 from sgdph.lab.start import prepare
-from sgdph.lab.sweep import (
-    Comparison,
-    ComparisonDirectory,
-    check_agreement,
-    check_all,
-    run_all,
-)
-from sgdph.lab.table import to_rich
+from sgdph.lab.sweep import Progress, check_agreement, check_runs, failure_file
 from sgdph.lab.training import describe_outcome, train_run
+from sgdph.lab.workers import train_all
 
-OK, DIVERGED, INTERRUPTED = 0, 1, 130
+OK, DIVERGED, FAILED, INTERRUPTED = 0, 1, 1, 130
 
 
 def train(options: TrainOptions, console: Console) -> int:
@@ -112,7 +109,8 @@ def compare(options: CompareOptions, console: Console) -> int:
     """Train every optimizer with every seed, and report.
 
     Returns:
-        The exit code: 0 when all runs came to an end (diverged ones too), 130 when interrupted.
+        The exit code: 0 when all runs came to an end (diverged ones too), 1 when one failed, 130
+        when interrupted.
 
     Raises:
         LabError: If the options cannot be followed.
@@ -123,30 +121,33 @@ def compare(options: CompareOptions, console: Console) -> int:
     comparison = requested_comparison(options, given)
     if options.resume:
         comparison = directory.read().extended(comparison)
-    configs = comparison.runs()
+    runs = comparison.runs()
     if options.resume:
-        check_agreement(directory, configs)
+        check_agreement(directory.path, runs)
     try:
-        data = load(configs[0], options)
-        check_all(configs, data)
+        check_runs(runs, lambda config: load(config, options))
         if options.overwrite:
             directory.clear()
         directory.write(comparison)
-        with reporter_for(console, len(configs)) as reporter:
-            run_all(directory, configs, data, reporter)
+        progress = train_all(
+            directory.path,
+            runs,
+            load_for,
+            console,
+            workers=options.parallel,
+        )
     except KeyboardInterrupt:
         return report_interruption(console, "compare", directory.path, directory.exists())
-    groups = write_report(directory.path)
-    console.print(to_rich(groups))
-    say(console, verdict(groups))
-    for title, path in (
-        ("report", directory.path / REPORT),
-        ("table", directory.path / TABLE),
-        ("plot", directory.path / PLOT),
-        ("runs", directory.path),
-    ):
-        say(console, f"{title:<7}{path.resolve()}")
-    return OK
+    if not progress.ended:
+        return report_failures(console, directory.path, progress)
+    say_report(directory.path, console)
+    return report_failures(console, directory.path, progress)
+
+
+def say_report(directory: Path, console: Console) -> None:
+    """Write the report of the runs under a directory, show its table and say where it all lies."""
+    show_report(write_report(directory), directory, console)
+    say(console, f"runs   {directory.resolve()}")
 
 
 def default_out(given: Mapping[str, Any], name: str) -> Path:
@@ -167,13 +168,18 @@ class TargetOptions(Protocol):
         """Delete it."""
 
 
-def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
-    """Raise LabError if the directory may not be used in the way the options say."""
+def check_contradiction(options: TargetOptions) -> None:
+    """Raise LabError if what is there is to be both carried on and deleted."""
     if options.resume and options.overwrite:
         raise LabError(
             "--resume and --overwrite contradict each other: one carries on what is in --out, the "
             "other deletes it; give one of them"
         )
+
+
+def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
+    """Raise LabError if the directory may not be used in the way the options say."""
+    check_contradiction(options)
     if options.overwrite:
         directory.check_clearable()
     elif not options.resume:
@@ -225,20 +231,35 @@ def requested_comparison(options: CompareOptions, given: Mapping[str, Any]) -> C
         optimizers = parse_optimizers(options.optimizers)
     if options.seeds is not None:
         seeds = parse_seeds(options.seeds)
-    return Comparison(optimizers, seeds, given)
+    settings = {} if options.settings is None else read_settings(options.settings)
+    return Comparison(optimizers, seeds, given, settings)
 
 
 def load(config: RunConfig, options: CommonOptions) -> Dataset:
     """Load the data set of a run."""
+    return load_for(config, download=options.download)
+
+
+def load_for(config: RunConfig, *, download: bool = False) -> Dataset:
+    """Load the data set of a run, downloading it where that was asked for."""
     return load_dataset(
         config.dataset,
         data_dir=Path(config.data_dir) if config.data_dir is not None else None,
         train_size=config.train_size,
         validation_size=config.validation_size,
-        download=options.download,
+        download=download,
         image_size=config.image_size,
         workers=config.workers,
     )
+
+
+def report_failures(console: Console, directory: Path, progress: Progress) -> int:
+    """Say which runs are not at their end, and return the exit code."""
+    for name, reason in progress.failed.items():
+        say(console, f"failed: {name}: {reason} (see {failure_file(directory, name)})")
+    if progress.left:
+        say(console, f"not at their end: {', '.join(progress.left)}")
+    return FAILED if progress.failed or progress.left else OK
 
 
 def report_interruption(

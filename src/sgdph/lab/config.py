@@ -281,7 +281,6 @@ def from_mapping(values: Mapping[str, Any], source: Path | str = "the configurat
     Raises:
         LabError: If a key is missing or unknown, or a value is of the wrong kind.
     """
-    hints = get_type_hints(RunConfig)
     known = {field.name: field for field in dataclasses.fields(RunConfig)}
     unknown = [str(key) for key in values if key not in known]
     missing = [
@@ -293,13 +292,26 @@ def from_mapping(values: Mapping[str, Any], source: Path | str = "the configurat
         problems = [f"unknown keys: {', '.join(unknown)}"] if unknown else []
         problems += [f"missing keys: {', '.join(missing)}"] if missing else []
         raise LabError(f"{source}: {'; '.join(problems)}")
-    given = {key: _revive(value, hints[key]) for key, value in values.items()}
-    if isinstance(given.get("optimizer_args"), Mapping):
-        given["optimizer_args"] = as_pairs(given["optimizer_args"])
     try:
-        return RunConfig(**given)
+        return RunConfig(**revived(values))
     except LabError as error:
         raise LabError(f"{source}: {error}") from error
+
+
+def revived(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn values as YAML has them into those of the fields that they are named after.
+
+    Raises:
+        LabError: If a name is not a field's.
+    """
+    hints = get_type_hints(RunConfig)
+    strangers = [name for name in values if name not in hints]
+    if strangers:
+        raise LabError(f"a run has no {', '.join(strangers)}; it has {', '.join(hints)}")
+    given = {name: _revive(value, hints[name]) for name, value in values.items()}
+    if isinstance(given.get("optimizer_args"), Mapping):
+        given["optimizer_args"] = as_pairs(given["optimizer_args"])
+    return given
 
 
 def as_pairs(arguments: Mapping[str, Any]) -> tuple[tuple[str, Setting], ...]:

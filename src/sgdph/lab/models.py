@@ -20,6 +20,7 @@ forms with batch norm and with weight norm are of one size.
 | ``resnet56``: n = 9 | 853,018 | 850,986 |
 | ``resnet18``: four stages | 11,173,962 | 11,169,162 |
 | ``resnet50``: four stages of bottlenecks | 23,520,842 | 23,494,282 |
+| ``vgg8``: :mod:`sgdph.lab.vgg`, a convolution a stage, a quarter as wide | 246,682 | 246,314 |
 | ``vgg11``: :mod:`sgdph.lab.vgg` | 9,228,362 | 9,225,610 |
 | ``vgg19`` | 20,035,018 | 20,029,514 |
 
@@ -97,6 +98,7 @@ _RESNETS: Mapping[str, Make] = {
     ),
 }
 _VGGS: Mapping[str, Make] = {
+    "vgg8": partial(VGG, convolutions=(1, 1, 1, 1, 1), widths=(16, 32, 64, 128, 128)),
     "vgg11": partial(VGG, convolutions=(1, 1, 2, 2, 2)),
     "vgg19": partial(VGG, convolutions=(2, 2, 4, 4, 4)),
 }

@@ -27,6 +27,7 @@ from sgdph.lab.config import (
     ScheduleName,
     TrackerName,
     as_pairs,
+    revived,
 )
 from sgdph.lab.network_names import PATTERNS, canonical
 from sgdph.lab.optimizer_args import parse_arguments, share_arguments
@@ -200,6 +201,10 @@ class CompareOptions(CommonOptions):
     """Initial learning rate: one number for all, or one each like sgdm=0.1,sgdph=0.01."""
     weight_decay: Annotated[str | None, shown(_OWN, "TEXT")] = None
     """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
+    settings: Annotated[Path | None, shown("none", "FILE")] = None
+    """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
+    parallel: Annotated[int, shown("1", "N")] = 1
+    """Processes that train runs at the same time; each takes its share of the CPU cores."""
 
 
 def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +232,10 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
 
 
 def resolve_many(
-    given: Mapping[str, Any], optimizers: tuple[str, ...], seeds: tuple[int, ...]
+    given: Mapping[str, Any],
+    optimizers: tuple[str, ...],
+    seeds: tuple[int, ...],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[RunConfig]:
     """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
 
@@ -237,6 +245,7 @@ def resolve_many(
             setting goes to those of the optimizers that have it.
         optimizers: Their names.
         seeds: The seeds.
+        settings: Optimizer to settings that stand where nothing was given.
 
     Raises:
         LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has
@@ -269,8 +278,11 @@ def resolve_many(
                 for name, values in per_optimizer.items()
                 if optimizer in values
             }
-            rest = {"optimizer_args": arguments[optimizer], "optimizer": optimizer, "seed": seed}
-            configs.append(resolve({**own, **rates, **rest}))
+            tuned = revived((settings or {}).get(optimizer, {}))
+            asked = dict(arguments[optimizer] or ())
+            merged = as_pairs({**dict(tuned.get("optimizer_args") or ()), **asked}) or None
+            rest = {"optimizer_args": merged, "optimizer": optimizer, "seed": seed}
+            configs.append(resolve({**tuned, **own, **rates, **rest}))
     return configs
 
 

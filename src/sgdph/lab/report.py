@@ -1,188 +1,142 @@
-"""The page of a comparison, made of its run directories alone."""
+"""A report on finished runs: tables, curves and pages, made of their directories alone."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from sgdph.lab.baselines import BASELINES
+from sgdph.lab.config import LabError
 from sgdph.lab.files import write_text
-from sgdph.lab.plots import draw_comparison
-from sgdph.lab.records import Group, RunRecord, group_runs, load_runs, shared_fields
-from sgdph.lab.table import FINAL, spread, to_csv, to_markdown
+from sgdph.lab.layout import Layout, saved_layout
+from sgdph.lab.records import Runs, read_runs
+from sgdph.lab.reports.export import targets_to_csv, to_csv
+from sgdph.lab.reports.grid import Grid, make_grids
+from sgdph.lab.reports.latex import to_latex
+from sgdph.lab.reports.page import Section, to_html_page, to_markdown_page
+from sgdph.lab.reports.pictures import EPOCHS, VALIDATION, draw_pictures, picture_names
+from sgdph.lab.reports.tables import make_tables
+from sgdph.lab.reports.words import (
+    default_title,
+    describe_recipe,
+    describe_task,
+    notes,
+    verdicts,
+)
+from sgdph.lab.table import TextTable
 
-REPORT, TABLE, PLOT = "report.md", "table.csv", "comparison.png"
+REPORT, PAGE, TABLE, LATEX, TARGETS, PLOT = (
+    "report.md",
+    "index.html",
+    "table.csv",
+    "table.tex",
+    "targets.csv",
+    EPOCHS,
+)
+REPORT_FILES = (REPORT, PAGE, TABLE, LATEX, TARGETS, *picture_names())
+# The beginnings of files that only a report of ours can have left.
+_OURS = {PAGE: 'content="sgdph report"', TABLE: "optimizer,n,final_"}
 
 
-def write_report(directory: Path) -> list[Group]:
-    """Write the page, the table and the picture of the runs under a directory into it.
+@dataclass(frozen=True)
+class Report:
+    """What was reported.
+
+    Attributes:
+        title: Its title.
+        runs: The runs that it is made of, and what was left out.
+        sections: A section per kind of images that runs were evaluated on.
+    """
+
+    title: str
+    runs: Runs
+    sections: tuple[Section, ...]
+
+    @property
+    def main_tables(self) -> list[TextTable]:
+        """Each section's first table."""
+        return [section.tables[0] for section in self.sections]
+
+
+def write_report(directory: Path, layout: Layout | None = None) -> Report:
+    """Write the report on the runs under a directory into it.
 
     Args:
-        directory: Holds one directory per run.
-
-    Returns:
-        The groups of runs that were reported.
+        directory: Holds the runs.
+        layout: What the tables' rows and columns are; that of the directory's own sweep where
+            ``None``.
 
     Raises:
-        LabError: If there is no run, or one cannot be read.
+        LabError: If there is no run that can be read.
     """
-    records = load_runs(directory)
-    groups = group_runs(records)
-    title = f"{describe_task(records)}\n{describe_bands(groups)}"
-    draw_comparison(groups, directory / PLOT, title)
-    write_text(directory / TABLE, to_csv(groups))
-    write_text(directory / REPORT, to_page(records, groups, directory))
-    return groups
+    return report_on([directory], directory, layout or saved_layout(directory), ())
 
 
-def verdict(groups: Sequence[Group]) -> str:
-    """Say what the final accuracies show, and no more.
+def report_on(paths: Sequence[Path], out: Path, layout: Layout, targets: Sequence[float]) -> Report:
+    """Write the report on all runs under some directories.
 
-    Two groups tie where their intervals, mean ± standard deviation over seeds, meet. With fewer
-    than two finished seeds there is no interval, so nothing is said.
+    Args:
+        paths: The directories.
+        out: Where the report goes; made if it is not there.
+        layout: What the tables' rows and columns are, and the title.
+        targets: Accuracies between 0 and 1 whose times are told; none for one of each column's own.
+
+    Raises:
+        LabError: If there is no run that can be read, or a path is no directory.
     """
-    judged = [group for group in groups if len(group.finished) > 1]
-    if len(judged) < 2:
-        return "Fewer than two optimizers have two finished seeds, so no comparison is drawn."
-    spreads = {group.label: spread(group, FINAL) for group in judged}
-    bounds = {
-        label: (each.mean - each.std, each.mean + each.std)
-        for label, each in spreads.items()
-        if each.mean is not None and each.std is not None
-    }
-    ranked = sorted(bounds, key=lambda label: spreads[label].mean or 0.0, reverse=True)
-    first = ranked[0]
-    level = [label for label in ranked[1:] if bounds[label][1] >= bounds[first][0]]
-    if level:
-        return (
-            f"A tie in final test accuracy between {first} and {', '.join(level)}: their intervals "
-            "of mean ± standard deviation meet."
-        )
-    counts = ", ".join(f"{group.label} {len(group.finished)}" for group in judged)
-    others = ", ".join(ranked[1:])
-    return (
-        f"In final test accuracy {first} lies above {others} by more than the spread over seeds "
-        f"(intervals of mean ± standard deviation do not meet; seeds: {counts}). That "
-        "holds for this task and these settings."
+    runs = read_runs(paths)
+    grids = make_grids(runs.records, layout)
+    out.mkdir(parents=True, exist_ok=True)
+    title = layout.title or default_title(grids)
+    sections = tuple(
+        _section(grid, out, VALIDATION if place else "", targets)
+        for place, grid in enumerate(grids)
+    )
+    tables = [table for section in sections for table in section.tables]
+    said = [f"{section.heading}. {line}" for section in sections for line in section.notes]
+    write_text(out / TABLE, to_csv(grids))
+    write_text(out / TARGETS, targets_to_csv(grids, targets))
+    write_text(out / LATEX, to_latex(tables, said))
+    write_text(out / REPORT, to_markdown_page(title, sections, runs, out))
+    write_text(out / PAGE, to_html_page(title, sections, runs, out))
+    return Report(title, runs, sections)
+
+
+def _section(grid: Grid, out: Path, suffix: str, targets: Sequence[float]) -> Section:
+    records = [run for group in grid.groups for run in group.runs]
+    task = describe_task(records)
+    recipe = describe_recipe(records)
+    return Section(
+        grid,
+        f"{task}; {recipe}" if recipe else task,
+        tuple(make_tables(grid, targets)),
+        tuple(line for line in verdicts(grid) if line),
+        tuple(notes(grid, targets)),
+        tuple(draw_pictures(grid, out, suffix, task)),
     )
 
 
-def notes(groups: Sequence[Group]) -> list[str]:
-    """Say how the table is to be read, as far as this one calls for it."""
-    lines = [
-        "n counts the finished runs, and the figures are theirs alone; ± is the sample standard "
-        "deviation over seeds (– where one seed has none).",
-        "The final accuracy, after the last epoch, is the one to quote. The best one was picked on "
-        "the test images, and so flatters.",
-        "The training loss is the mean over the last epoch as it trained. Seconds are training "
-        "alone, without evaluation.",
-    ]
-    diverged = sum(group.count("diverged") for group in groups)
-    if diverged:
-        lines.append(
-            f"{diverged} run(s) diverged (the loss became infinite or undefined) and are not in "
-            "the means."
+def verdict(report: Report) -> str:
+    """Say what the final accuracies show, a line per column."""
+    return "\n".join(line for section in report.sections for line in section.verdicts)
+
+
+def check_out(out: Path) -> None:
+    """Raise LabError if a report would go over files that are not a report's.
+
+    Inspections and cost studies have tables and pages of the same names.
+    """
+    if out.exists() and not out.is_dir():
+        raise LabError(f"{out} is a file; --out must name a directory")
+    there = [name for name in REPORT_FILES if (out / name).exists()]
+    if there and not any(_begins(out / name, mark) for name, mark in _OURS.items()):
+        raise LabError(
+            f"{out} holds {', '.join(there)} that no report has written; name another --out"
         )
-    return lines
 
 
-def describe_task(records: Sequence[RunRecord]) -> str:
-    """Name data set, size and network, as far as the runs have them in common."""
-    shared = shared_fields(records)
-    sizes = {
-        (run.summary.get("train_images"), run.summary.get("test_images"))
-        for run in records
-        if run.summary
-    }
-    parts = [str(shared.get("dataset", "several data sets"))]
-    if len(sizes) == 1:
-        train, test = sizes.pop()
-        parts.append(f"{train:,} training and {test:,} test images")
-    parts.append(str(shared.get("model", "several networks")))
-    return ", ".join(parts)
-
-
-def describe_bands(groups: Sequence[Group]) -> str:
-    """Say what the picture's lines and bands are, and over how many seeds."""
-    counts = sorted({len(group.finished) for group in groups})
-    if counts == [1]:
-        return "one seed"
-    numbers = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"line: mean over {numbers} seeds, band: lowest to highest"
-
-
-def to_page(records: Sequence[RunRecord], groups: Sequence[Group], directory: Path) -> str:
-    """Write the markdown page."""
-    shared = shared_fields(records)
-    recipe = ", ".join(
-        f"{name.replace('_', ' ')} {shared[name]}"
-        for name in ("epochs", "batch_size", "schedule")
-        if name in shared
-    )
-    sections = [
-        f"# {' and '.join(group.label for group in groups)}",
-        f"{describe_task(records)}; {recipe}.",
-        to_markdown(groups).rstrip(),
-        verdict(groups),
-        "\n".join(f"* {line}" for line in notes(groups)),
-        f"![Test accuracy and training loss over epochs]({PLOT})",
-        "## Settings",
-        "\n".join(f"* {group.label}: {_settings(group)}" for group in groups),
-        "## Runs",
-        _run_table(records, directory),
-        "## Machine",
-        _machines(records),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _settings(group: Group) -> str:
-    config = dataclasses.asdict(group.runs[0].config)
-    names = BASELINES[group.runs[0].config.optimizer].defaults
-    return ", ".join(f"{name} {config[name]}" for name in names)
-
-
-def _run_table(records: Sequence[RunRecord], directory: Path) -> str:
-    lines = [
-        "| run | seed | status | final test accuracy, % | best (epoch) |",
-        "|---|---:|---|---:|---:|",
-    ]
-    for run in records:
-        final, best = run.figure("final"), run.figure("best")
-        name = run.path.relative_to(directory).as_posix()
-        shown_final = "–" if final is None else f"{final * 100:.2f}"
-        shown_best = "–" if best is None else f"{best * 100:.2f} ({run.summary['best_epoch']})"
-        lines.append(
-            f"| [{name}]({name}/) | {run.config.seed} | {run.status} | {shown_final} | "
-            f"{shown_best} |"
-        )
-    return "\n".join(lines)
-
-
-def _machines(records: Sequence[RunRecord]) -> str:
-    """List each kind of machine, with the runs' commands, once."""
-    keys = (
-        "cpu",
-        "device",
-        "device_name",
-        "threads",
-        "platform",
-        "python",
-        "torch",
-        "sgdph",
-        "git_commit",
-    )
-    titles = [key.replace("_", " ") for key in keys]
-    machines = dict.fromkeys(
-        "; ".join(
-            f"{title} {run.env[key]}"
-            for key, title in zip(keys, titles, strict=True)
-            if run.env.get(key) is not None
-        )
-        for run in records
-        if run.env
-    )
-    commands = dict.fromkeys(run.env["command"] for run in records if "command" in run.env)
-    lines = [f"* {machine}" for machine in machines]
-    return "\n".join(lines + [f"* `{command}`" for command in commands])
+def _begins(file: Path, mark: str) -> bool:
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return mark in stream.read(1000)

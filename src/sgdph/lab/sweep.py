@@ -1,176 +1,207 @@
-"""Many runs, one after another: every optimizer with every seed, in one directory.
+"""Many runs in one directory: who trains which, skipping what is finished, never a run twice.
 
-At the top of the directory ``comparison.yaml`` keeps what was asked for, so that ``--resume`` needs
-no other option; each run lies in ``<optimizer>-seed<k>``.
+Every run lies in a directory of its own and is claimed by the process that trains it, so any number
+of processes, on one machine or on several that share the directory, work through the same list.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
 
-import yaml
-
-from sgdph.lab.baselines import BASELINES
+from sgdph.lab.claims import Claimed
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset
 from sgdph.lab.files import write_text
-from sgdph.lab.options import resolve_many
+from sgdph.lab.launch import train_in_processes
+from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import Reporter
-from sgdph.lab.report import PLOT, REPORT, TABLE
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import describe_outcome, train_run
 
-FORMAT = "sgdph-comparison-1"
-COMPARISON = "comparison.yaml"
-COMPARISON_FILES = (REPORT, TABLE, PLOT, COMPARISON)
+Load: TypeAlias = Callable[[RunConfig], Dataset]
+"""Loads the data set of a run."""
+
+ENDED = ("finished", "diverged")
+LOGS = "logs"
+# How often a process that finds every run claimed by others looks again, in seconds.
+PATIENCE = 1.0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison is.
-
-    Attributes:
-        optimizers: Names of the optimizers.
-        seeds: The seeds.
-        given: The options that were set, as :func:`sgdph.lab.options.resolve_many` takes them.
-    """
-
-    optimizers: tuple[str, ...]
-    seeds: tuple[int, ...]
-    given: Mapping[str, Any]
-
-    def runs(self) -> list[RunConfig]:
-        """Resolve the runs, all optimizers of a seed in a row."""
-        return resolve_many(self.given, self.optimizers, self.seeds)
-
-    def extended(self, other: Comparison) -> Comparison:
-        """Add another's optimizers and seeds to these, and let its options go before these."""
-        return Comparison(
-            tuple(dict.fromkeys(self.optimizers + other.optimizers)),
-            tuple(dict.fromkeys(self.seeds + other.seeds)),
-            {**self.given, **other.given},
-        )
-
-
-class ComparisonDirectory(RecordDirectory):
-    """The directory of a comparison.
-
-    Args:
-        path: The directory; it need not exist yet.
-    """
-
-    what, files = "comparison", COMPARISON_FILES
-
-    @property
-    def content(self) -> str:
-        """What :meth:`exists` looks for."""
-        return "a comparison or its runs"
-
-    def recognise(self) -> None:
-        """Raise LabError if what is there is not a comparison."""
-        self.read()
-
-    def run(self, config: RunConfig) -> RunDirectory:
-        """Return the directory of one of the runs."""
-        return RunDirectory(self.path / f"{config.optimizer}-seed{config.seed}")
-
-    def inner_runs(self) -> list[RunDirectory]:
-        """List the run directories that are there, by their names."""
-        pattern = rf"({'|'.join(BASELINES)})-seed\d+"
-        found = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        runs = [RunDirectory(path) for path in found if re.fullmatch(pattern, path.name)]
-        return [run for run in runs if run.exists()]
-
-    def read(self) -> Comparison:
-        """Read what the comparison is.
-
-        Raises:
-            LabError: If there is none, or the file is not one of ours.
-        """
-        file = self.path / COMPARISON
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no comparison to resume (no {COMPARISON}); name another --out, "
-                "or start one there without --resume"
-            )
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise LabError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise LabError(f"{file} is not a comparison's: expected 'format: {FORMAT}' in it")
-        given = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values["options"].items()
-        }
-        return Comparison(tuple(values["optimizers"]), tuple(values["seeds"]), given)
-
-    def write(self, comparison: Comparison) -> None:
-        """Make the directory and record what the comparison is."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        options = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in comparison.given.items()
-        }
-        content = {
-            "format": FORMAT,
-            "optimizers": list(comparison.optimizers),
-            "seeds": list(comparison.seeds),
-            "options": options,
-        }
-        write_text(self.path / COMPARISON, yaml.safe_dump(content, sort_keys=False))
-
-
-def check_agreement(directory: ComparisonDirectory, configs: Sequence[RunConfig]) -> None:
+def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
     """Raise LabError where runs that were begun differ from what is asked for now."""
     problems = []
-    for config in configs:
-        run = directory.run(config)
+    for planned in runs:
+        run = RunDirectory(directory / planned.name)
         if run.exists():
             asked = {
-                name: value for name, value in vars(config).items() if name not in PLACE_FIELDS
+                name: value
+                for name, value in vars(planned.config).items()
+                if name not in PLACE_FIELDS
             }
             problems += [
-                f"{run.path.name}: {line}" for line in differences(asked, run.read_config())
+                f"{planned.name}: {line}" for line in differences(asked, run.read_config())
             ]
     if problems:
         raise LabError(
-            f"the options disagree with runs that lie in {directory.path}:\n  "
+            f"the options disagree with runs that lie in {directory}:\n  "
             + "\n  ".join(problems)
             + "\nleave these options out to carry on, or name another --out"
         )
 
 
-def check_all(configs: Sequence[RunConfig], data: Dataset) -> None:
-    """Raise LabError now, not after an hour, where a later run's settings would be refused."""
-    for config in {config.optimizer: config for config in configs}.values():
-        prepare(config, data)
+def check_runs(runs: Sequence[PlannedRun], load: Load) -> None:
+    """Raise LabError now, not after an hour, where data are missing or settings are refused.
+
+    Loads each data set once, and prepares one run of each optimizer.
+    """
+    data = {task_data(run.config): run.config for run in runs}
+    loaded = {key: load(config) for key, config in data.items()}
+    for config in {run.config.optimizer: run.config for run in reversed(runs)}.values():
+        prepare(config, loaded[task_data(config)])
 
 
-def run_all(
-    directory: ComparisonDirectory,
-    configs: Sequence[RunConfig],
-    data: Dataset,
-    reporter: Reporter,
-) -> None:
-    """Train every run that is not at its end, each from its checkpoint where it has one.
+def task_data(config: RunConfig) -> tuple[object, ...]:
+    """Return all that a run's data set depends on."""
+    return (
+        config.dataset,
+        config.data_dir,
+        config.train_size,
+        config.validation_size,
+        config.image_size,
+    )
 
-    Args:
-        directory: Where the runs lie.
-        configs: The runs.
-        data: Their data set.
+
+@dataclass
+class Work:
+    """One process's way through a list of runs.
+
+    Attributes:
+        directory: Where they lie, each under its name.
+        runs: The runs, in the order in which they are taken up.
+        load: Loads a run's data set; the last one is kept.
         reporter: What is told of the progress.
     """
-    for config in configs:
-        run = directory.run(config)
-        if run.status() in ("finished", "diverged"):
-            reporter.run_finished(run.path.name, f"kept; {describe_outcome(run.read_summary())}")
-            continue
-        prepared = prepare(config, data)
-        if not run.exists():
-            run.create(config)
-        train_run(prepared, run, reporter)
+
+    directory: Path
+    runs: Sequence[PlannedRun]
+    load: Load
+    reporter: Reporter
+    _data: tuple[object, Dataset] | None = field(default=None, init=False)
+
+    def do(self) -> None:
+        """Train every run that is not at its end, each from its checkpoint where it has one.
+
+        A run that fails leaves its traceback in ``logs`` and the next one is taken up. Runs that
+        other processes are training are waited for, and taken over where their process dies.
+        """
+        left = list(self.runs)
+        while left:
+            busy = [planned for planned in left if not self._settle(planned)]
+            if busy and len(busy) == len(left):
+                time.sleep(PATIENCE)
+            left = busy
+
+    def _settle(self, planned: PlannedRun) -> bool:
+        """Bring a run to its end; False where another process is at it."""
+        run = RunDirectory(self.directory / planned.name)
+        if run.status() in ENDED:
+            outcome = describe_outcome(run.read_summary())
+            self.reporter.run_finished(planned.name, f"kept; {outcome}")
+        elif not failure_file(self.directory, planned.name).exists():
+            try:
+                self._attempt(planned, run)
+            except Claimed:
+                return False
+        return True
+
+    def _attempt(self, planned: PlannedRun, run: RunDirectory) -> None:
+        """Train a run; where that fails, leave the traceback."""
+        try:
+            if planned.config.processes == 1:
+                self._train(planned, run)
+            else:
+                self._train_in_processes(planned, run)
+        except Claimed:
+            raise
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            note_failure(self.directory, planned.name, text)
+            self.reporter.run_finished(planned.name, f"failed: {type(error).__name__}: {error}")
+
+    def _train(self, planned: PlannedRun, run: RunDirectory) -> None:
+        with run.claim():
+            # Another process may have ended it between the look and the claim.
+            if run.status() not in ENDED:
+                prepared = prepare(planned.config, self._dataset(planned.config))
+                if not run.exists():
+                    run.create(planned.config)
+                train_run(prepared, run, self.reporter)
+
+    def _train_in_processes(self, planned: PlannedRun, run: RunDirectory) -> None:
+        with run.claim():
+            if run.status() in ENDED:
+                return
+            if not run.exists():
+                run.create(planned.config)
+        train_in_processes(planned.config, run, self.directory / LOGS / f"{planned.name}.log")
+        self.reporter.run_finished(planned.name, describe_outcome(run.read_summary()))
+
+    def _dataset(self, config: RunConfig) -> Dataset:
+        key = task_data(config)
+        if self._data is None or self._data[0] != key:
+            # Let go of the old one first: both may not fit.
+            self._data = None
+            self._data = (key, self.load(config))
+        return self._data[1]
+
+
+def failure_file(directory: Path, name: str) -> Path:
+    """Name the file that holds a failed run's traceback."""
+    return directory / LOGS / f"{name}.error.txt"
+
+
+def note_failure(directory: Path, name: str, text: str) -> None:
+    """Record that a run failed, for other processes and for who looks for the cause."""
+    (directory / LOGS).mkdir(parents=True, exist_ok=True)
+    write_text(failure_file(directory, name), text)
+
+
+def forget_failures(directory: Path, runs: Sequence[PlannedRun]) -> None:
+    """Give failed runs another chance."""
+    for planned in runs:
+        failure_file(directory, planned.name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a list of runs is.
+
+    Attributes:
+        ended: Runs that are finished or diverged.
+        failed: Runs whose last attempt failed, with the last line of the traceback.
+        left: All the others.
+    """
+
+    ended: tuple[str, ...]
+    failed: dict[str, str]
+    left: tuple[str, ...]
+
+
+def progress_of(directory: Path, runs: Sequence[PlannedRun]) -> Progress:
+    """Look how far the runs are."""
+    ended, failed, left = [], {}, []
+    for planned in runs:
+        failure = failure_file(directory, planned.name)
+        if RunDirectory(directory / planned.name).status() in ENDED:
+            ended.append(planned.name)
+        elif failure.exists():
+            failed[planned.name] = failure.read_text(encoding="utf-8").strip().splitlines()[-1]
+        else:
+            left.append(planned.name)
+    return Progress(tuple(ended), failed, tuple(left))

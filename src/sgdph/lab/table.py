@@ -1,173 +1,115 @@
-"""The table of a comparison: one row per group of runs, as CSV, markdown or for the terminal."""
+"""A table of texts, and its forms for the terminal and for a markdown page."""
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from collections.abc import Callable, Sequence
+import re
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.table import Table
 
-from sgdph.lab.records import Group, RunRecord
+# Beside the best mean and those that a test does not tell from it.
+LEVEL = "†"
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (n - 1) of some runs' figures.
+class Cell:
+    """One entry.
 
     Attributes:
-        mean: Arithmetic mean; ``None`` of no figures.
-        std: Standard deviation; ``None`` of fewer than two figures, of which there is none.
+        text: What it says.
+        bold: Whether it is the best of its column, told from every other entry.
+        level: Whether it is the best or not told from the best, where there is more than one such.
+        note: What must be known of it, like how many of its runs diverged.
     """
 
-    mean: float | None
-    std: float | None
+    text: str
+    bold: bool = False
+    level: bool = False
+    note: str = ""
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise figures."""
-        return cls(
-            statistics.fmean(values) if values else None,
-            statistics.stdev(values) if len(values) > 1 else None,
-        )
-
-    def show(self, scale: float, digits: int) -> str:
-        """Write ``mean ± std``, both times ``scale``, with a dash for what there is not."""
-        mean, std = (
-            "–" if value is None else f"{value * scale:.{digits}f}"
-            for value in (self.mean, self.std)
-        )
-        return f"{mean} ± {std}" if self.mean is not None else "–"
+    @property
+    def plain(self) -> str:
+        """Text, mark and note."""
+        return " ".join(filter(None, (self.text, LEVEL if self.level else "", self.note)))
 
 
 @dataclass(frozen=True)
-class Column:
-    """One figure of the table.
+class TextTable:
+    """A table of texts.
 
     Attributes:
-        key: Its name in the CSV file.
-        title: Its heading.
-        figure: Reads it from a finished run.
-        scale: What it is multiplied by to be shown.
-        digits: Decimals shown.
+        name: One word for it.
+        caption: What it shows.
+        corner: What its rows are.
+        columns: Per column its heading, the widest term first: ``("CIFAR-10", "ResNet18")``.
+        rows: Per row its name and its cells.
     """
 
-    key: str
-    title: str
-    figure: Callable[[RunRecord], float]
-    scale: float
-    digits: int
+    name: str
+    caption: str
+    corner: str
+    columns: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+    @property
+    def headings(self) -> list[str]:
+        """Each column's heading in one piece."""
+        return [", ".join(parts) for parts in self.columns]
+
+    @property
+    def levels(self) -> list[list[tuple[str, int]]]:
+        """The headings line by line: each text with the number of columns that it stands over."""
+        if not self.columns:
+            return []
+        lines = []
+        depth = len(self.columns[0])
+        for level in range(depth):
+            line: list[tuple[str, int]] = []
+            for j, parts in enumerate(self.columns):
+                same = j > 0 and parts[: level + 1] == self.columns[j - 1][: level + 1]
+                if same and level < depth - 1:
+                    line[-1] = (parts[level], line[-1][1] + 1)
+                else:
+                    line.append((parts[level], 1))
+            lines.append(line)
+        return lines
 
 
-def _seconds_per_epoch(run: RunRecord) -> float:
-    return float(run.summary["seconds"]) / max(1, int(run.summary["epochs"]))
-
-
-FINAL = Column(
-    "final_test_accuracy",
-    "final test accuracy, %",
-    lambda run: run.figure("final") or 0.0,
-    100,
-    2,
-)
-COLUMNS = (
-    FINAL,
-    Column(
-        "best_test_accuracy",
-        "best test accuracy, %",
-        lambda run: run.figure("best") or 0.0,
-        100,
-        2,
-    ),
-    Column(
-        "final_train_loss",
-        "final training loss",
-        lambda run: float(run.summary["final_train_loss"]),
-        1,
-        4,
-    ),
-    Column("seconds_per_epoch", "training s / epoch", _seconds_per_epoch, 1, 2),
-)
-
-
-def spread(group: Group, column: Column) -> Spread:
-    """Summarise one figure over a group's finished runs."""
-    return Spread.of([column.figure(run) for run in group.finished])
-
-
-def _states(groups: Sequence[Group]) -> list[str]:
-    """Name the states other than finished that occur and so deserve a column."""
-    shown = {"diverged": ("diverged",), "unfinished": ("running", "interrupted")}
-    return [
-        title
-        for title, states in shown.items()
-        if any(group.count(state) for group in groups for state in states)
-    ]
-
-
-def _count(group: Group, title: str) -> int:
-    if title == "unfinished":
-        return group.count("running") + group.count("interrupted")
-    return group.count(title)
-
-
-def cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Lay the table out as texts.
-
-    Returns:
-        The headings, and one row per group; columns for diverged and unfinished runs only where
-        there are any.
-    """
-    states = _states(groups)
-    headings = ["optimizer", "n", *(column.title for column in COLUMNS), *states]
-    rows = [
-        [
-            group.label,
-            str(len(group.finished)),
-            *(spread(group, column).show(column.scale, column.digits) for column in COLUMNS),
-            *(str(_count(group, state)) for state in states),
-        ]
-        for group in groups
-    ]
-    return headings, rows
-
-
-def to_rich(groups: Sequence[Group]) -> Table:
-    """Make the table for the terminal."""
-    headings, rows = cells(groups)
-    table = Table(title="mean ± standard deviation over n seeds", title_justify="left")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
+def to_rich(shown: TextTable) -> Table:
+    """Make a table for the terminal."""
+    table = Table(title=escape(shown.caption), title_justify="left")
+    table.add_column(escape(shown.corner), justify="left", overflow="fold")
+    for heading in shown.headings:
+        table.add_column(escape(heading), justify="right")
+    for name, cells in shown.rows:
+        texts = (escape(cell.plain) for cell in cells)
+        table.add_row(
+            escape(name),
+            *(
+                f"[bold]{text}[/bold]" if cell.bold else text
+                for cell, text in zip(cells, texts, strict=True)
+            ),
+        )
     return table
 
 
-def to_markdown(groups: Sequence[Group]) -> str:
-    """Make the table for a markdown page."""
-    headings, rows = cells(groups)
-    rule = ["---", *("---:" for _ in headings[1:])]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [headings, rule, *rows])
+def to_markdown(table: TextTable) -> str:
+    """Make a table for a markdown page."""
+    lines = [
+        [markdown_text(text) for text in (table.corner, *table.headings)],
+        ["---", *("---:" for _ in table.columns)],
+        *([markdown_text(name), *map(_markdown_cell, cells)] for name, cells in table.rows),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_csv(groups: Sequence[Group]) -> str:
-    """Make the table as CSV: fractions and seconds in full, empty where there is no figure."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    figures = [f"{column.key}_{part}" for column in COLUMNS for part in ("mean", "std")]
-    writer.writerow(["optimizer", "n", *figures, "diverged", "unfinished"])
-    for group in groups:
-        spreads = [spread(group, column) for column in COLUMNS]
-        values = [value for each in spreads for value in (each.mean, each.std)]
-        writer.writerow(
-            [
-                group.label,
-                len(group.finished),
-                *("" if value is None else repr(value) for value in values),
-                _count(group, "diverged"),
-                _count(group, "unfinished"),
-            ]
-        )
-    return stream.getvalue()
+def _markdown_cell(cell: Cell) -> str:
+    text = markdown_text(cell.text)
+    marked = f"**{text}**" if cell.bold else text
+    return marked + markdown_text(cell.plain.removeprefix(cell.text))
+
+
+def markdown_text(text: str) -> str:
+    """Escape what markdown would take for its own."""
+    return re.sub(r"([\\`*|<\[\]])", r"\\\1", text.replace("\n", " "))

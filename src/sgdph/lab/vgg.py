@@ -25,15 +25,22 @@ class VGG(nn.Module):
         classes: Number of classes.
         convolutions: Convolutions in each of the five stages.
         batch_norm: Whether a convolution has batch norm, or a bias that starts at zero.
+        widths: Channels of each stage; the original's where left out.
     """
 
     def __init__(
-        self, in_channels: int, classes: int, *, convolutions: tuple[int, ...], batch_norm: bool
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        convolutions: tuple[int, ...],
+        batch_norm: bool,
+        widths: tuple[int, ...] = (64, 128, 256, 512, 512),
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         previous = in_channels
-        for width, count in zip((64, 128, 256, 512, 512), convolutions, strict=True):
+        for width, count in zip(widths, convolutions, strict=True):
             for _ in range(count):
                 layers.append(nn.Conv2d(previous, width, 3, padding=1, bias=not batch_norm))
                 if batch_norm:

@@ -1,0 +1,129 @@
+"""A comparison: every optimizer with every seed, in one directory.
+
+At the top of the directory ``comparison.yaml`` keeps what was asked for, so that ``--resume`` needs
+no other option; each run lies in ``<optimizer>-seed<k>``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from sgdph.lab.baselines import BASELINES
+from sgdph.lab.config import LabError
+from sgdph.lab.files import write_text
+from sgdph.lab.options import resolve_many
+from sgdph.lab.plan import PlannedRun
+from sgdph.lab.report import REPORT_FILES
+from sgdph.lab.runs import RecordDirectory, RunDirectory
+
+FORMAT = "sgdph-comparison-1"
+COMPARISON = "comparison.yaml"
+COMPARISON_FILES = (*REPORT_FILES, COMPARISON)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison is.
+
+    Attributes:
+        optimizers: Names of the optimizers.
+        seeds: The seeds.
+        given: The options that were set, as :func:`sgdph.lab.options.resolve_many` takes them.
+        settings: Optimizer to settings, as a settings file has them; what was set goes before.
+    """
+
+    optimizers: tuple[str, ...]
+    seeds: tuple[int, ...]
+    given: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def runs(self) -> list[PlannedRun]:
+        """Resolve the runs, all optimizers of a seed in a row."""
+        configs = resolve_many(self.given, self.optimizers, self.seeds, self.settings)
+        return [PlannedRun(f"{each.optimizer}-seed{each.seed}", each) for each in configs]
+
+    def extended(self, other: Comparison) -> Comparison:
+        """Add another's optimizers and seeds to these, and let its options go before these."""
+        return Comparison(
+            tuple(dict.fromkeys(self.optimizers + other.optimizers)),
+            tuple(dict.fromkeys(self.seeds + other.seeds)),
+            {**self.given, **other.given},
+            {**self.settings, **other.settings},
+        )
+
+
+class ComparisonDirectory(RecordDirectory):
+    """The directory of a comparison.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    what, files = "comparison", COMPARISON_FILES
+
+    @property
+    def content(self) -> str:
+        """What :meth:`exists` looks for."""
+        return "a comparison or its runs"
+
+    def recognise(self) -> None:
+        """Raise LabError if what is there is not a comparison."""
+        self.read()
+
+    def inner_runs(self) -> list[RunDirectory]:
+        """List the run directories that are there, by their names."""
+        pattern = rf"({'|'.join(BASELINES)})-seed\d+"
+        found = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        runs = [RunDirectory(path) for path in found if re.fullmatch(pattern, path.name)]
+        return [run for run in runs if run.exists()]
+
+    def read(self) -> Comparison:
+        """Read what the comparison is.
+
+        Raises:
+            LabError: If there is none, or the file is not one of ours.
+        """
+        file = self.path / COMPARISON
+        if not file.is_file():
+            raise LabError(
+                f"{self.path} holds no comparison to resume (no {COMPARISON}); name another --out, "
+                "or start one there without --resume"
+            )
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise LabError(f"{file} is not valid YAML: {error}") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise LabError(f"{file} is not a comparison's: expected 'format: {FORMAT}' in it")
+        given = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values["options"].items()
+        }
+        return Comparison(
+            tuple(values["optimizers"]),
+            tuple(values["seeds"]),
+            given,
+            values.get("settings", {}),
+        )
+
+    def write(self, comparison: Comparison) -> None:
+        """Make the directory and record what the comparison is."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        options = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in comparison.given.items()
+        }
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "optimizers": list(comparison.optimizers),
+            "seeds": list(comparison.seeds),
+            "options": options,
+        }
+        if comparison.settings:
+            content["settings"] = {name: dict(own) for name, own in comparison.settings.items()}
+        write_text(self.path / COMPARISON, yaml.safe_dump(content, sort_keys=False))

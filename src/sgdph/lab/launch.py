@@ -1,0 +1,62 @@
+"""A run that several processes share, started from a sweep with ``torchrun``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
+from sgdph.lab.runs import RunDirectory
+
+INTERRUPTED = 130
+# A failure's cause stands in its last lines.
+TAIL = 3000
+
+
+def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
+    """Train a run in its number of processes, to its end.
+
+    The first of them claims the run, so it must not be claimed here.
+
+    Args:
+        config: What the run is; its directory holds the same already.
+        run: Its directory.
+        log: Where what they say is added.
+
+    Raises:
+        Claimed: If another process is training the run.
+        LabError: If they fail; the message holds the end of what they said.
+        KeyboardInterrupt: If they were interrupted.
+    """
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(config.processes)),
+        *("-m", "sgdph.lab", "train", "--out", str(run.path), "--resume"),
+        *place_flags(config),
+    ]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        # Standard input is the pipe of a worker's parent.
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    # Another sweep may have been quicker.
+    with run.claim():
+        pass
+    if run.status() not in ("finished", "diverged"):
+        said = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        raise LabError(f"torchrun ended with code {done.returncode} ({log}):\n{said}")
+
+
+def place_flags(config: RunConfig) -> list[str]:
+    """Write where a run is computed as flags of ``sgdph train``."""
+    given = {name: getattr(config, name) for name in sorted(PLACE_FIELDS)}
+    return [
+        word
+        for name, value in given.items()
+        if value is not None
+        for word in ("--" + name.replace("_", "-"), str(value))
+    ]

@@ -1,0 +1,64 @@
+"""What ``sgdph report`` does with its options, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from sgdph.lab.config import LabError
+from sgdph.lab.progress import say
+from sgdph.lab.report import (
+    LATEX,
+    PAGE,
+    PLOT,
+    REPORT,
+    TABLE,
+    Report,
+    check_out,
+    report_on,
+    verdict,
+)
+from sgdph.lab.reports.options import ReportOptions
+from sgdph.lab.table import to_rich
+
+OK = 0
+
+
+def report(options: ReportOptions, console: Console) -> int:
+    """Report on runs.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        LabError: If the options cannot be followed, or there is no run.
+    """
+    if not options.runs:
+        raise LabError("sgdph report needs a directory that holds runs, like: sgdph report runs")
+    layout, targets = options.layout(), options.targets()
+    check_out(options.place)
+    made = report_on(options.runs, options.place, layout, targets)
+    show_report(made, options.place, console)
+    return OK
+
+
+def show_report(made: Report, out: Path, console: Console) -> None:
+    """Print a report's first tables and verdicts, and where its files lie."""
+    for table in made.main_tables:
+        console.print(to_rich(table))
+    say(console, verdict(made))
+    for broken in made.runs.unreadable:
+        say(console, f"Unreadable, left out: {broken.path}: {broken.reason}")
+    if made.runs.duplicates:
+        count = len(made.runs.duplicates)
+        say(console, f"{count} run(s) of the same configuration and seed as another: left out.")
+    for title, name in (
+        ("page", PAGE),
+        ("latex", LATEX),
+        ("report", REPORT),
+        ("table", TABLE),
+        ("plot", PLOT),
+    ):
+        if (out / name).exists():
+            say(console, f"{title:<7}{(out / name).resolve()}")

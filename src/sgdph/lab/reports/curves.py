@@ -1,0 +1,214 @@
+"""Curves over training: means over seeds with bands from the lowest to the highest."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgdph.lab.plots import line_style, new_figure, save_figure
+from sgdph.lab.records import Group, RunRecord
+from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.measures import final, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats: TypeAlias = NDArray[np.float64]
+Curve: TypeAlias = Callable[[RunRecord], Sequence[float]]
+Over: TypeAlias = Literal["epochs", "seconds"]
+# More lines than these cannot be told apart in one panel.
+MOST = 12
+PER_ROW = 4
+
+
+@dataclass(frozen=True)
+class Band:
+    """Some runs' curves, put together.
+
+    Attributes:
+        places: Epochs, or seconds of training.
+        mean: Mean over the runs there.
+        lowest: The lowest of them.
+        highest: The highest of them.
+    """
+
+    places: Floats
+    mean: Floats
+    lowest: Floats
+    highest: Floats
+
+
+def band_over_epochs(runs: Sequence[RunRecord], curve: Curve) -> Band | None:
+    """Put curves together epoch by epoch, as far as all of them reach."""
+    curves = [curve(run) for run in runs]
+    length = min(map(len, curves), default=0)
+    if length == 0:
+        return None
+    return _band(np.arange(1, length + 1, dtype=np.float64), [each[:length] for each in curves])
+
+
+def band_over_seconds(runs: Sequence[RunRecord], curve: Curve) -> Band | None:
+    """Put curves together over seconds of training.
+
+    A run's curve is straight between the ends of its epochs, and stays at its last value after its
+    end: that is what it has by then. The places are the ends of all runs' epochs, where the mean
+    has its corners, from where each run has finished an epoch.
+    """
+    timed = [run for run in runs if run.seconds]
+    if not timed:
+        return None
+    start = max(run.seconds[0] for run in timed)
+    ends = np.unique(np.concatenate([np.asarray(run.seconds) for run in timed]))
+    places = ends[ends >= start]
+    return _band(places, [np.interp(places, run.seconds, curve(run)) for run in timed])
+
+
+def _band(places: Floats, curves: Sequence[Any]) -> Band:
+    values = np.asarray(curves, dtype=np.float64)
+    return Band(places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
+def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
+    """Draw accuracy and training loss, a panel per column of the table, into a PNG file.
+
+    Args:
+        grid: What to draw; finished runs alone.
+        over: What they are drawn over.
+        path: The file.
+        title: What stands above.
+    """
+    rows = chosen_rows(grid)
+    count = len(grid.columns)
+    wide = 2 if count == 1 else min(count, PER_ROW)
+    deep = 1 if count == 1 else 2 * math.ceil(count / wide)
+    names = legend_names(grid, rows)
+    width = max(9.0, 3.4 * wide)
+    columns = max(1, min(4, int(width * 9 / max(len(name) + 8 for name in names.values()))))
+    lines = sum(1 + name.count("\n") for name in names.values()) / columns
+    figure = new_figure(width, 1.3 + 2.9 * deep + (0.9 if count == 1 else 0) + 0.2 * lines)
+    panels = figure.subplots(deep, wide, squeeze=False).flatten()
+    half = len(panels) // 2
+    for j, heading in enumerate(grid.columns):
+        for metric, axes in (("accuracy", panels[j]), ("loss", panels[half + j])):
+            _draw_panel(axes, grid, j, rows, metric, over)
+            _dress(axes, metric, over, grid.evaluated)
+            what = {"accuracy": f"{grid.evaluated} accuracy", "loss": "training loss"}[metric]
+            single = what[0].upper() + what[1:]
+            axes.set_title(single if count == 1 else textwrap.fill(heading.text, 34))
+            axes.title.set_fontsize("medium")
+    for axes in (*panels[count:half], *panels[half + count :]):
+        axes.set_visible(False)
+    _add_legend(figure, names, columns)
+    figure.suptitle(textwrap.fill(title, int(width * 9)), fontsize="medium", fontweight="bold")
+    save_figure(figure, path)
+
+
+def chosen_rows(grid: Grid) -> list[int]:
+    """Choose the rows to draw: all, or of more than can be told apart those of best accuracy."""
+    if len(grid.rows) <= MOST:
+        return list(range(len(grid.rows)))
+    measure = final(grid.evaluated)
+
+    def height(i: int) -> float:
+        here = [group for (row, _), group in grid.entries.items() if row == i]
+        means = [spread(group, measure).mean for group in here]
+        known = [mean for mean in means if mean is not None]
+        return sum(known) / len(known) if known else -math.inf
+
+    return sorted(sorted(range(len(grid.rows)), key=height, reverse=True)[:MOST])
+
+
+def legend_names(grid: Grid, rows: Sequence[int]) -> dict[int, str]:
+    """Name each row, with its numbers of finished and of diverged seeds; long names in lines."""
+    names = {}
+    for i in rows:
+        here = [group for (row, _), group in grid.entries.items() if row == i]
+        counts = sorted({len(group.finished) for group in here})
+        numbers = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        diverged = sum(group.count("diverged") for group in here)
+        text = f"{grid.rows[i].text}, n = {numbers}"
+        text += f" ({diverged} diverged)" if diverged else ""
+        names[i] = textwrap.fill(text, 60)
+    return names
+
+
+def _draw_panel(
+    axes: Axes, grid: Grid, j: int, rows: Sequence[int], metric: str, over: Over
+) -> None:
+    """Draw one column's bands."""
+    column = grid.column(j)
+    for place, i in enumerate(rows):
+        if i in column:
+            draw_band(axes, column[i], metric, over, place)
+
+
+def draw_band(axes: Axes, group: Group, metric: str, over: Over, index: int) -> None:
+    """Draw one group's mean line and its band from the lowest to the highest run into a panel.
+
+    Args:
+        axes: The panel.
+        group: The runs; finished ones are drawn.
+        metric: ``"accuracy"``, drawn in percent, or ``"loss"``.
+        over: What it is drawn over.
+        index: The group's place, which decides colour, dashes and marker.
+    """
+    make = band_over_epochs if over == "epochs" else band_over_seconds
+    band = make(group.finished, accuracy_percent if metric == "accuracy" else training_loss)
+    if band is None:
+        return
+    style = line_style(index)
+    every = max(1, len(band.places) // 12)
+    axes.plot(band.places, band.mean, **style, linewidth=1.6, markersize=3.5, markevery=every)
+    axes.fill_between(
+        *(band.places, band.lowest, band.highest), color=style["color"], alpha=0.16, linewidth=0
+    )
+
+
+def accuracy_percent(run: RunRecord) -> list[float]:
+    """Return a run's accuracy after each epoch, in percent."""
+    return [100 * accuracy for accuracy in run.accuracies]
+
+
+def training_loss(run: RunRecord) -> list[float]:
+    """Return a run's mean training loss of each epoch."""
+    return list(run.losses)
+
+
+def _dress(axes: Axes, metric: str, over: Over, split: str) -> None:
+    """Name and scale a panel's axes."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axes.set_xlabel("epoch" if over == "epochs" else "seconds of training")
+    if over == "epochs":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if metric == "accuracy":
+        axes.set_ylabel(f"{split} accuracy (%)")
+    else:
+        axes.set(ylabel="training cross-entropy\n(nats, log scale)", yscale="log")
+        # One, two and five of each decade, in plain figures: a run may not reach a power of ten.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _add_legend(figure: Figure, names: dict[int, str], columns: int) -> None:
+    """Put one legend under all panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], **line_style(place), linewidth=1.6, markersize=4, label=name)
+        for place, name in enumerate(names.values())
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small"
+    )

@@ -1,0 +1,145 @@
+"""Groups of runs in the rows and columns that a layout asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sgdph.lab.config import RunConfig
+from sgdph.lab.layout import SYSTEM, Layout, value_of
+from sgdph.lab.records import Group, RunRecord, differing_fields, group_runs
+from sgdph.lab.reports.names import field_title, rank, shown_value
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a row or a column is called.
+
+    Attributes:
+        values: Field of the layout to its value.
+        details: Further fields, which tell this row from others of the same values.
+    """
+
+    values: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Each of the layout's values, as people read it, a number or a switch with its name."""
+        return tuple(_named(name, shown_value(name, each)) for name, each in self.values.items())
+
+    @property
+    def text(self) -> str:
+        """All of it, as people read it."""
+        details = ", ".join(
+            f"{field_title(name)} {shown_value(name, value)}"
+            for name, value in self.details.items()
+        )
+        return ", ".join(self.parts) + (f" ({details})" if details else "")
+
+    @property
+    def plain(self) -> str:
+        """All of it in the words of the command line, for a file that programs read."""
+        details = ", ".join(f"{name}={value}" for name, value in self.details.items())
+        values = ", ".join(str(value) for value in self.values.values())
+        return values + (f" ({details})" if details else "")
+
+
+def _named(name: str, value: str) -> str:
+    speaks = name in (SYSTEM, "optimizer", "dataset", "model", "label", "estimator", "schedule")
+    return value if speaks else f"{field_title(name)} {value}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table's entries, all evaluated on the same kind of images.
+
+    Attributes:
+        evaluated: ``"test"`` or ``"validation"``.
+        layout: Which fields name rows and columns.
+        rows: The rows, in order.
+        columns: The columns, in order.
+        entries: Row and column to the runs there.
+    """
+
+    evaluated: str
+    layout: Layout
+    rows: tuple[Heading, ...]
+    columns: tuple[Heading, ...]
+    entries: Mapping[tuple[int, int], Group]
+
+    def column(self, j: int) -> dict[int, Group]:
+        """Return a column's entries by row."""
+        return {i: self.entries[i, j] for i in range(len(self.rows)) if (i, j) in self.entries}
+
+    @property
+    def groups(self) -> list[Group]:
+        """All entries, row by row."""
+        return [self.entries[place] for place in sorted(self.entries)]
+
+    @property
+    def corner(self) -> str:
+        """What the rows are, in words."""
+        return describe_fields(self.layout.rows)
+
+
+def describe_fields(names: Iterable[str]) -> str:
+    """Say in words what fields of a layout are."""
+    titles = {SYSTEM: "optimizer"}
+    return ", ".join(titles.get(name, field_title(name)) for name in names)
+
+
+def make_grids(records: Sequence[RunRecord], layout: Layout) -> list[Grid]:
+    """Lay runs out, those evaluated on test images apart from those on held-out training images.
+
+    Runs in one entry that differ in more than the seed are not mixed: their row becomes several,
+    told apart by what they differ in.
+    """
+    splits = ("test", "validation")
+    chosen = [[run for run in records if run.config.evaluated == split] for split in splits]
+    return [_make_grid(group_runs(runs), layout) for runs in chosen if runs]
+
+
+def _make_grid(groups: Sequence[Group], layout: Layout) -> Grid:
+    columns = list(_by_values(groups, layout.columns))
+    rows: list[Heading] = []
+    entries: dict[tuple[int, int], Group] = {}
+    for name, members in _by_values(groups, layout.rows).items():
+        extra = _details(members, layout)
+        for detail, here in _by_values(members, extra).items():
+            for group in here:
+                place = columns.index(_values(group.config, layout.columns))
+                entries[len(rows), place] = group
+            values = dict(zip(layout.rows, name, strict=True))
+            rows.append(Heading(values, dict(zip(extra, detail, strict=True))))
+    headings = tuple(Heading(dict(zip(layout.columns, c, strict=True))) for c in columns)
+    return Grid(groups[0].config.evaluated, layout, tuple(rows), headings, entries)
+
+
+def _values(config: RunConfig, names: Iterable[str]) -> tuple[Any, ...]:
+    return tuple(value_of(config, name) for name in names)
+
+
+def _by_values(groups: Sequence[Group], names: Sequence[str]) -> dict[tuple[Any, ...], list[Group]]:
+    """Put groups together that agree in some fields, sorted by these."""
+    found: dict[tuple[Any, ...], list[Group]] = {}
+    for group in sorted(groups, key=lambda each: [rank(each.config, name) for name in names]):
+        found.setdefault(_values(group.config, names), []).append(group)
+    return found
+
+
+def _details(groups: Sequence[Group], layout: Layout) -> list[str]:
+    """Name the fields in which groups of one row differ that would share an entry."""
+    names = dict.fromkeys(
+        name
+        for here in _by_values(groups, layout.columns).values()
+        for name in differing_fields([group.config for group in here])
+    )
+    systems = {"optimizer", "label"} & set(names)
+    if systems and SYSTEM not in layout.rows + layout.columns:
+        # One word for both, unless it hides that they differ.
+        kinds = {(group.config.optimizer, group.config.label) for group in groups}
+        if len({value_of(group.config, SYSTEM) for group in groups}) == len(kinds):
+            names = dict.fromkeys([SYSTEM, *(name for name in names if name not in systems)])
+    return list(names)

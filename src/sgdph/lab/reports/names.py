@@ -1,0 +1,93 @@
+"""What systems, data sets, networks and settings are called where people read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from sgdph.lab.config import DatasetName, OptimizerName, RunConfig
+from sgdph.lab.layout import SYSTEM, value_of
+from sgdph.lab.network_names import NETWORKS
+
+OPTIMIZERS: Mapping[str, str] = {
+    "sgdph": "SGD-PH",
+    "sgdm": "SGDM",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "adabelief": "AdaBelief",
+    "adahessian": "AdaHessian",
+    "apollo": "Apollo",
+    "sophiah": "SophiaH",
+    "muon": "Muon",
+    "soap": "SOAP",
+    "sgdph-mean": "SGD-PH, mean multiplier",
+    "sgdph-shuffled": "SGD-PH, shuffled multipliers",
+    "sgdph-fixed1": "SGD-PH, multiplier 1",
+    "sgdph-fixed10": "SGD-PH, multiplier 10",
+}
+DATASETS: Mapping[str, str] = {
+    "mnist5k": "MNIST-5k",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "mini-imagenet": "Mini-ImageNet",
+    "imagenet": "ImageNet",
+}
+FIELDS: Mapping[str, str] = {"dataset": "data set", "model": "network", "lr": "lr"}
+# What stands first in a table: the reference, then the others in the order of the list.
+ORDER = ("sgdm", *(name for name in get_args(OptimizerName) if name != "sgdm"))
+
+
+def shown_value(name: str, value: Any) -> str:
+    """Write a field's value for people.
+
+    Args:
+        name: A field of :class:`RunConfig`, or :data:`SYSTEM`.
+        value: Its value.
+    """
+    if name in (SYSTEM, "optimizer"):
+        return OPTIMIZERS.get(value, str(value))
+    if name == "dataset":
+        return DATASETS.get(value, str(value))
+    if name == "model":
+        return network(value)
+    if name == "optimizer_args":
+        return ", ".join(f"{key} {shown_value('', item)}" for key, item in value or ()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        return " ".join(shown_value("", item) for item in value)
+    return "none" if value is None else str(value)
+
+
+def network(name: str) -> str:
+    """Write a network's name as papers do: ``ResNet18``, ``VGG19-BN``; a library's own is kept."""
+    match = re.fullmatch(r"(resnet|vgg)(\d+)(-\w+)?", name)
+    if match:
+        family = {"resnet": "ResNet", "vgg": "VGG"}[match[1]]
+        return f"{family}{match[2]}{(match[3] or '').upper()}"
+    return "Transformer" if name == "transformer" else name
+
+
+def field_title(name: str) -> str:
+    """Write a field's name for people."""
+    return FIELDS.get(name, name.replace("_", " "))
+
+
+def rank(config: RunConfig, name: str) -> tuple[Any, ...]:
+    """Return what a field's values are sorted by: systems, data sets and networks as listed."""
+    value = value_of(config, name)
+    if name in (SYSTEM, "optimizer"):
+        return _place(config.optimizer, ORDER), config.label or ""
+    if name in ("dataset", "model"):
+        return _place(value, get_args(DatasetName) if name == "dataset" else NETWORKS), value
+    if isinstance(value, (int, float)):
+        return 1, float(value), ""
+    return (0, 0.0, "") if value is None else (2, 0.0, str(value))
+
+
+def _place(value: str, order: tuple[str, ...]) -> int:
+    return order.index(value) if value in order else len(order)

@@ -1,0 +1,94 @@
+"""A report's pictures: which there are, and what each shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgdph.lab.reports.curves import MOST, draw_curves
+from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.sensitivity import find_sensitivity
+from sgdph.lab.reports.sensitivity_pictures import draw_lines, draw_surfaces
+
+EPOCHS, SECONDS, MAPS, LINES = (
+    "comparison.png",
+    "seconds.png",
+    "sensitivity-maps.png",
+    "sensitivity-lines.png",
+)
+PICTURES = (EPOCHS, SECONDS, MAPS, LINES)
+# A report on both kinds of images has the pictures of the held-out ones under names with this.
+VALIDATION = "-validation"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was drawn.
+
+    Attributes:
+        path: Its file.
+        title: Its heading.
+        meaning: What it shows.
+    """
+
+    path: Path
+    title: str
+    meaning: str
+
+
+def picture_names() -> tuple[str, ...]:
+    """Name all files that a report may draw."""
+    return PICTURES + tuple(named(name, VALIDATION) for name in PICTURES)
+
+
+def named(name: str, suffix: str) -> str:
+    """Put a suffix before a file's ending."""
+    return name.removesuffix(".png") + suffix + ".png"
+
+
+def draw_pictures(grid: Grid, out: Path, suffix: str, task: str) -> list[Picture]:
+    """Draw what a grid's runs have to show.
+
+    Args:
+        grid: The entries.
+        out: The directory.
+        suffix: What the files' names have before their ending.
+        task: What was trained on what, for the titles.
+    """
+    pictures = []
+    split = grid.evaluated
+    lines = "Line: mean over the finished seeds; band: from the lowest to the highest of them."
+    if len(grid.rows) > MOST:
+        lines += f" Drawn are the {MOST} of {len(grid.rows)} rows with the highest final accuracy."
+    drawn = f"{task}; line: mean over seeds, band: lowest to highest"
+    if any(group.finished and group.finished[0].metrics for group in grid.groups):
+        path = out / named(EPOCHS, suffix)
+        draw_curves(grid, "epochs", path, drawn)
+        what = f"{split.capitalize()} accuracy and training loss over epochs"
+        pictures.append(Picture(path, what, lines))
+    if any(run.seconds for group in grid.groups for run in group.finished):
+        path = out / named(SECONDS, suffix)
+        draw_curves(grid, "seconds", path, drawn)
+        what = f"{split.capitalize()} accuracy and training loss over seconds of training"
+        meaning = (
+            f"{lines} Between the ends of its epochs a run's curve is straight; after its end it "
+            "stays where it ended. Seconds of runs that shared a machine, or had different ones, "
+            "do not compare."
+        )
+        pictures.append(Picture(path, what, meaning))
+    surfaces, settings = find_sensitivity(grid)
+    what = f"Final {split} accuracy over"
+    if surfaces:
+        path = out / named(MAPS, suffix)
+        draw_surfaces(surfaces, path, f"{what} two settings")
+        meaning = (
+            "Mean ± standard deviation over n finished seeds; the best mean is framed. The colours "
+            "end below where few settings failed."
+        )
+        pictures.append(Picture(path, f"{what} two settings", meaning))
+    if settings:
+        path = out / named(LINES, suffix)
+        draw_lines(settings, path, f"{what} one setting")
+        meaning = "Mean over finished seeds, bars: sample standard deviation; ×: no run finished."
+        pictures.append(Picture(path, f"{what} one setting", meaning))
+    return pictures

@@ -1,0 +1,248 @@
+"""Pictures of how much settings matter: heat maps over two, lines over one."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sgdph.lab.plots import line_style, new_figure, save_figure
+from sgdph.lab.reports.sensitivity import Line, Point, Surface
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+
+# A map of which less than this share is filled is drawn as points on logarithmic axes instead.
+FILLED = 0.4
+# From this ratio of the largest value to the smallest an axis is logarithmic.
+DECADE = 8
+PER_ROW = 3
+COLOUR_MAP = "viridis"
+GREY = (0.85, 0.85, 0.85)
+
+
+def draw_surfaces(surfaces: Sequence[Surface], path: Path, title: str) -> None:
+    """Draw accuracy over two settings, a panel per surface, into a PNG file.
+
+    A grid of values is drawn as a map with a figure in each cell, the values in order; scattered
+    values, as a random search has them, as points on logarithmic axes.
+
+    Args:
+        surfaces: At least one; a setting whose runs all diverged is crossed out.
+        path: The file.
+        title: What stands above.
+    """
+    wide = min(len(surfaces), PER_ROW)
+    deep = math.ceil(len(surfaces) / wide)
+    cells = max(_most_values(surface) for surface in surfaces)
+    side = min(12.0, max(4.2, 0.95 * cells + 1.6))
+    figure = new_figure(max(5.0, side * wide), 0.9 + 0.85 * side * deep)
+    panels = figure.subplots(deep, wide, squeeze=False).flatten()
+    for axes, surface in zip(panels, surfaces, strict=False):
+        colours = _colours(surface.points)
+        draw = _draw_map if _is_map(surface) else _draw_points
+        draw(axes, surface, colours)
+        axes.set_title(textwrap.fill(surface.title, 38), fontsize="medium")
+        axes.set(xlabel=surface.x, ylabel=surface.y)
+        bar = figure.colorbar(colours, ax=axes, shrink=0.8, aspect=25, extend="min")
+        bar.set_label("mean final accuracy (%)", fontsize="small")
+    for axes in panels[len(surfaces) :]:
+        axes.set_visible(False)
+    figure.suptitle(textwrap.fill(title, int(wide * side * 9)), fontsize="medium")
+    save_figure(figure, path)
+
+
+def _most_values(surface: Surface) -> int:
+    if not _is_map(surface):
+        return 0
+    return max(len({point.x for point in surface.points}), len({p.y for p in surface.points}))
+
+
+def _is_map(surface: Surface) -> bool:
+    columns, rows = ({p.x for p in surface.points}, {p.y for p in surface.points})
+    return len(surface.points) >= FILLED * len(columns) * len(rows)
+
+
+def _colours(points: Sequence[Point]) -> ScalarMappable:
+    """Make a scale that ends where few settings failed: they would leave no colour to the rest."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    means = [100 * p.accuracy.mean for p in points if p.accuracy.mean is not None] or [0.0]
+    highest = max(means)
+    lowest = max(min(means), highest - 3 * (highest - median(means)))
+    if lowest == highest:
+        lowest = min(min(means), highest - 1)
+    return ScalarMappable(Normalize(lowest, highest), COLOUR_MAP)
+
+
+def _draw_map(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
+    """Draw a cell per setting, the best one framed."""
+    from matplotlib.patches import Rectangle
+
+    columns = sorted({point.x for point in surface.points})
+    rows = sorted({point.y for point in surface.points})
+    image = np.ones((len(rows), len(columns), 4))
+    best = _best(surface.points)
+    for point in surface.points:
+        place = (columns.index(point.x), rows.index(point.y))
+        mean = point.accuracy.mean
+        colour = GREY if mean is None else _colour(colours, mean)
+        image[place[1], place[0]] = (*colour, 1.0)
+        axes.text(
+            *(*place, _cell_text(point)),
+            ha="center",
+            va="center",
+            fontsize="small",
+            color=_readable(colour),
+        )
+        if point is best:
+            corner = (place[0] - 0.47, place[1] - 0.47)
+            axes.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2.5))
+    axes.imshow(image, origin="lower", aspect="auto")
+    axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns], rotation=30)
+    axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+
+
+def _best(points: Sequence[Point]) -> Point | None:
+    known = [point for point in points if point.accuracy.mean is not None]
+    return max(known, key=lambda point: point.accuracy.mean or 0.0, default=None)
+
+
+def _cell_text(point: Point) -> str:
+    """Write a setting's mean, spread and number of runs."""
+    found = point.accuracy
+    lines = []
+    if found.mean is not None:
+        lines.append(f"{100 * found.mean:.1f}")
+    if found.std is not None:
+        lines.append(f"± {100 * found.std:.1f}")
+    lines += [f"n = {found.n}"] if found.n else []
+    lines += [f"{point.diverged} diverged"] if point.diverged else []
+    return "\n".join(lines or ["no run\nfinished"])
+
+
+def _colour(colours: ScalarMappable, accuracy: float) -> tuple[float, float, float]:
+    red, green, blue, _ = colours.to_rgba(np.array([100 * accuracy]))[0]
+    return red, green, blue
+
+
+def _readable(colour: tuple[float, float, float]) -> str:
+    """Choose black or white writing by a colour's brightness."""
+    red, green, blue = colour
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
+    """Draw a mark per setting, the best one framed, and a cross where none of its runs finished."""
+    known = [point for point in surface.points if point.accuracy.mean is not None]
+    failed = [point for point in surface.points if point.accuracy.mean is None]
+    best = _best(known)
+    for point in sorted(known, key=lambda each: each.accuracy.mean or 0.0):
+        assert point.accuracy.mean is not None
+        axes.scatter(
+            *(point.x, point.y, 70),
+            color=_colour(colours, point.accuracy.mean),
+            edgecolors="#D55E00" if point is best else "#555555",
+            linewidths=2.5 if point is best else 0.6,
+            zorder=3,
+        )
+    axes.scatter([p.x for p in failed], [p.y for p in failed], marker="x", color="#777777")
+    if best is not None:
+        axes.annotate(
+            *(_cell_text(best).splitlines()[0], (best.x, best.y)),
+            xytext=(8, 6),
+            textcoords="offset points",
+            fontsize="small",
+        )
+    _scale(axes.set_xscale, [point.x for point in surface.points])
+    _scale(axes.set_yscale, [point.y for point in surface.points])
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
+
+
+def _scale(set_scale: Any, values: Sequence[float]) -> None:
+    """Make an axis logarithmic where its values span much, leaving room for a 0."""
+    positive = [value for value in values if value > 0]
+    if not positive or max(positive) < DECADE * min(positive):
+        return
+    if min(values) < min(positive):
+        set_scale("symlog", linthresh=min(positive))
+    else:
+        set_scale("log")
+
+
+def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
+    """Draw accuracy over one setting, a panel per task and setting, into a PNG file.
+
+    Args:
+        lines: At least one; its bars are the sample standard deviation, and a cross at the foot
+            is a setting of which no run finished.
+        path: The file.
+        title: What stands above.
+    """
+    keys = list(dict.fromkeys((line.panel, line.x) for line in lines))
+    names = list(dict.fromkeys(line.name for line in lines))
+    wide = min(len(keys), PER_ROW)
+    deep = math.ceil(len(keys) / wide)
+    width = max(6.0, 4.2 * wide)
+    columns = max(1, min(4, int(width * 9 / max(len(name) + 8 for name in names))))
+    rows = math.ceil(len(names) / columns)
+    figure = new_figure(width, 1.0 + 3.2 * deep + 0.22 * rows)
+    panels = figure.subplots(deep, wide, squeeze=False).flatten()
+    handles: dict[str, Any] = {}
+    for axes, key in zip(panels, keys, strict=False):
+        here = [line for line in lines if (line.panel, line.x) == key]
+        for line in here:
+            handles[line.name] = _draw_line(axes, line, names.index(line.name))
+        _dress(axes, key, [point.x for line in here for point in line.points])
+    for axes in panels[len(keys) :]:
+        axes.set_visible(False)
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False
+    )
+    figure.suptitle(textwrap.fill(title, int(width * 9)), fontsize="medium")
+    save_figure(figure, path)
+
+
+def _draw_line(axes: Axes, line: Line, index: int) -> Any:
+    """Draw one system's means with their standard deviations; return its sign for the legend."""
+    style = line_style(index)
+    known = [point for point in line.points if point.accuracy.mean is not None]
+    sign = axes.errorbar(
+        [point.x for point in known],
+        [100 * (point.accuracy.mean or 0.0) for point in known],
+        yerr=[100 * (point.accuracy.std or 0.0) for point in known],
+        **style,
+        linewidth=1.6,
+        markersize=5,
+        capsize=3,
+    )
+    failed = [point.x for point in line.points if point.accuracy.mean is None]
+    axes.plot(
+        *(failed, [0.03] * len(failed), "x"),
+        color=style["color"],
+        transform=axes.get_xaxis_transform(),
+    )
+    return sign
+
+
+def _dress(axes: Axes, key: tuple[str, str], values: Sequence[float]) -> None:
+    """Name and scale a panel's axes; few values are the ticks themselves."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    _scale(axes.set_xscale, values)
+    ticks = sorted(set(values))
+    if len(ticks) <= 8:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(textwrap.fill(key[0], 40), fontsize="medium")
+    axes.set(xlabel=key[1], ylabel="mean final accuracy (%)")
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)

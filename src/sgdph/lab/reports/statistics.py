@@ -1,0 +1,122 @@
+"""Means over seeds, and what may be said of two of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) of some runs' figures.
+
+    Attributes:
+        mean: Arithmetic mean; ``None`` of no figures.
+        std: Standard deviation; ``None`` of fewer than two figures, of which there is none.
+        n: How many figures.
+    """
+
+    mean: float | None
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise figures."""
+        return cls(
+            statistics.fmean(values) if values else None,
+            statistics.stdev(values) if len(values) > 1 else None,
+            len(values),
+        )
+
+    def show(self, scale: float, digits: int) -> str:
+        """Write ``mean ± std``, both times ``scale``, with a dash for what there is not."""
+        mean, std = (
+            "–" if value is None else f"{value * scale:.{digits}f}"
+            for value in (self.mean, self.std)
+        )
+        return f"{mean} ± {std}" if self.mean is not None else "–"
+
+
+def welch(first: Spread, second: Spread) -> float | None:
+    """Test whether two means differ, the variances not taken for equal (Welch, 1947).
+
+    Returns:
+        The two-sided p-value. ``None`` where there is no test: fewer than two figures on a side, or
+        no spread on either, which leaves nothing to measure a difference by (equal means then
+        have 1).
+    """
+    from scipy.stats import ttest_ind_from_stats
+
+    if first.mean is None or second.mean is None or first.std is None or second.std is None:
+        return None
+    if first.std == second.std == 0:
+        return 1.0 if first.mean == second.mean else None
+    result = ttest_ind_from_stats(
+        *(first.mean, first.std, first.n), *(second.mean, second.std, second.n), equal_var=False
+    )
+    return float(result.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm, 1979): at most alpha, the hypothesis is rejected.
+
+    The i-th smallest of m is multiplied by m - i + 1, and none may fall below a smaller one's.
+
+    Returns:
+        The adjusted p-values, in the order given.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - place)))
+        adjusted[i] = highest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one column's figures show.
+
+    Attributes:
+        best: The entry with the best mean; ``None`` where there is no figure.
+        adjusted: Every other entry that could be tested, to the p-value of its difference from the
+            best, adjusted by Holm's method over these comparisons.
+        untested: Entries with a figure that no test compares with the best.
+    """
+
+    best: int | None
+    adjusted: Mapping[int, float]
+    untested: tuple[int, ...]
+
+    @property
+    def level(self) -> tuple[int, ...]:
+        """The entries that the test does not tell from the best."""
+        return tuple(row for row, p in self.adjusted.items() if p >= ALPHA)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the best is told from every other entry."""
+        return bool(self.adjusted) and not self.level and not self.untested
+
+
+def judge(spreads: Mapping[int, Spread], better: Literal["higher", "lower"]) -> Judgement:
+    """Compare the best entry of a column with every other one.
+
+    Args:
+        spreads: Place of the entry in its column to its figures; one without is not compared.
+        better: Which figures are better.
+    """
+    means = {row: spread.mean for row, spread in spreads.items() if spread.mean is not None}
+    if not means:
+        return Judgement(None, {}, ())
+    sign = 1 if better == "higher" else -1
+    best = max(means, key=lambda row: sign * means[row])
+    tests = {row: welch(spreads[best], spreads[row]) for row in means if row != best}
+    tested = {row: p for row, p in tests.items() if p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return Judgement(best, adjusted, tuple(row for row in tests if row not in tested))

@@ -1,0 +1,235 @@
+"""What a report says in sentences: its verdicts, how it is to be read, what was run where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgdph.lab.config import RunConfig
+from sgdph.lab.layout import SYSTEM
+from sgdph.lab.records import Group, RunRecord, differing_fields
+from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.measures import final, judge_column
+from sgdph.lab.reports.names import shown_value
+from sgdph.lab.reports.statistics import ALPHA, Judgement
+from sgdph.lab.reports.targets import SHARE
+from sgdph.lab.table import LEVEL
+
+# The optimizer's own settings, and what else of a run its reader asks for first.
+SETTINGS = (
+    *("lr", "weight_decay", "momentum", "second_order_lr", "hessian_momentum", "eps"),
+    *("estimator", "refresh", "hessian_interval", "betas", "optimizer_args"),
+)
+RECIPE = (
+    *("epochs", "batch_size", "schedule", "schedule_every", "train_size", "validation_size"),
+    *("image_size", "processes", "precision", "channels_last"),
+)
+TEST = "Welch's t-test over seeds with Holm's correction"
+
+
+def verdicts(grid: Grid) -> list[str]:
+    """Say what each column's final accuracies show, and no more."""
+    said = []
+    for j, heading in enumerate(grid.columns):
+        judgement = judge_column(grid, final(grid.evaluated), j)
+        assert judgement is not None
+        where = f"{heading.text}: " if len(grid.columns) > 1 else ""
+        said.append(where + _verdict(grid, j, judgement))
+    return said
+
+
+def _verdict(grid: Grid, j: int, judgement: Judgement) -> str:
+    column, split = grid.column(j), grid.evaluated
+    best = judgement.best
+    if best is None or len(column) == 1:
+        return "There is no second row to compare with." if column else ""
+    if not judgement.adjusted:
+        return (
+            f"No comparison of the final {split} accuracies is drawn: a test needs two finished "
+            f"seeds each, that are not all alike ({_counts(grid, column)})."
+        )
+    name = grid.rows[best].text
+    shown = {i: f"{grid.rows[i].text} (p {_p(p)})" for i, p in judgement.adjusted.items()}
+    level = [shown[i] for i in judgement.level]
+    above = [text for i, text in shown.items() if i not in judgement.level]
+    if level:
+        tied = _list([f"{name} (the highest mean)", *level])
+        text = f"A tie in final {split} accuracy between {tied}"
+        text += f"; {_list(above)} {'lies' if len(above) == 1 else 'lie'} below" if above else ""
+    else:
+        text = f"In final {split} accuracy {name} lies above {_list(above)}"
+    if judgement.untested:
+        others = _list([grid.rows[i].text for i in judgement.untested])
+        text += f", not tested against {others} for want of seeds that differ"
+    return (
+        f"{text}, by {TEST} (seeds: {_counts(grid, column)}). That holds for this task and these "
+        "settings."
+    )
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
+def _list(texts: Sequence[str]) -> str:
+    """Join texts as a sentence does, the first few of many."""
+    shown = [*texts[:6], *([f"{len(texts) - 6} more"] if len(texts) > 6 else [])]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
+
+
+def _counts(grid: Grid, column: dict[int, Group]) -> str:
+    counts = {grid.rows[i].text: len(group.finished) for i, group in column.items()}
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values()))} each"
+    return _list([f"{name} {count}" for name, count in counts.items()])
+
+
+def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
+    """Say how the tables are to be read, as far as these ones call for it."""
+    split = grid.evaluated
+    images = (
+        "the test images"
+        if split == "test"
+        else "training images that were held out, never the test images"
+    )
+    lines = [
+        f"Evaluated on {images}. n counts the finished runs, and the figures are theirs alone; ± "
+        "is the sample standard deviation over seeds (– where one seed has none).",
+        "The final accuracy, after the last epoch, is the one to quote. The best one was picked on "
+        f"the {split} images, and so flatters.",
+        f"Bold: the best of its column where {TEST} for its comparisons with all others "
+        f"gives each p < {ALPHA:g}. {LEVEL}: the best and those not told from it. Neither: too few "
+        "seeds, or not the best. The best epoch's accuracy and the seconds are not tested: the one "
+        "was picked, the others depend on what else the machine did.",
+        "The training loss is the mean over the last epoch as it trained. Seconds are training "
+        "alone, without evaluation.",
+        _target_note(targets),
+    ]
+    diverged = sum(group.count("diverged") for group in grid.groups)
+    if diverged:
+        lines.append(
+            f"{diverged} run(s) diverged (the loss became infinite or undefined) and are not in "
+            "the means."
+        )
+    unfinished = sum(group.unfinished for group in grid.groups)
+    if unfinished:
+        lines.append(
+            f"{unfinished} run(s) are not finished (running or interrupted) and are not in the "
+            "means."
+        )
+    return lines
+
+
+def _target_note(targets: Sequence[float]) -> str:
+    how = (
+        "The targets were named."
+        if targets
+        else f"The target is {SHARE:.0%} of the column's highest mean final accuracy, so known "
+        "only afterwards."
+    )
+    return (
+        f"{how} Times to a target count whole epochs; their mean is over the runs that reached "
+        "it alone, so read it with their number. A diverged run counts as one that did not."
+    )
+
+
+def shared_fields(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return the fields, other than seed and place, that all the runs have in common."""
+    keys = [record.key for record in records]
+    differing = {*differing_fields(keys), "seed"}
+    return {name: value for name, value in vars(keys[0]).items() if name not in differing}
+
+
+def describe_task(records: Sequence[RunRecord]) -> str:
+    """Name data set, sizes and network, as far as the runs have them in common."""
+    shared = shared_fields(records)
+    parts = [
+        shown_value("dataset", shared["dataset"]) if "dataset" in shared else "several data sets"
+    ]
+    split = records[0].config.evaluated
+    sizes = {
+        (run.summary.get("train_images"), run.summary.get(f"{split}_images"))
+        for run in records
+        if run.summary
+    }
+    if len(sizes) == 1:
+        train, evaluated = sizes.pop()
+        if isinstance(train, int) and isinstance(evaluated, int):
+            parts.append(f"{train:,} training and {evaluated:,} {split} images")
+    parts.append(shown_value("model", shared["model"]) if "model" in shared else "several networks")
+    return ", ".join(parts)
+
+
+def describe_recipe(records: Sequence[RunRecord]) -> str:
+    """List what else the runs have in common."""
+    shared = shared_fields(records)
+    return _settings(shared, [name for name in RECIPE if name in shared])
+
+
+def describe_settings(grid: Grid) -> list[tuple[str, str]]:
+    """List each row's settings: once where its columns agree, else per column."""
+    everywhere = {
+        *differing_fields([group.config for group in grid.groups]),
+        *SETTINGS,
+    } - {"seed", "dataset", "model", "optimizer", "label"}
+    names = [name for name in (*SETTINGS, *RECIPE) if name in everywhere]
+    lines: dict[tuple[int, str], list[int]] = {}
+    for (i, j), group in sorted(grid.entries.items()):
+        lines.setdefault((i, _settings(vars(group.config), names)), []).append(j)
+    whole = [sum(i == row for row, _ in lines) == 1 for i in range(len(grid.rows))]
+    return [
+        (
+            grid.rows[i].text
+            + ("" if whole[i] else f" on {'; '.join(grid.columns[j].text for j in columns)}"),
+            text,
+        )
+        for (i, text), columns in lines.items()
+    ]
+
+
+def _settings(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    defaults = {name: getattr(RunConfig, name, None) for name in names}
+    return ", ".join(
+        f"{name} {_exact(values[name])}"
+        for name in names
+        if values[name] is not None and not (name in RECIPE and values[name] == defaults[name])
+    )
+
+
+def _exact(value: Any) -> str:
+    """Write a setting as it was: a report must be enough to run it again."""
+    if isinstance(value, tuple):
+        parts = (
+            f"{each[0]}={_exact(each[1])}" if isinstance(each, tuple) else _exact(each)
+            for each in value
+        )
+        return " ".join(parts)
+    return str(value)
+
+
+def describe_machines(records: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
+    """List each kind of machine, and each command, once."""
+    keys = (
+        *("cpu", "device", "device_name", "threads", "platform", "python", "torch", "sgdph"),
+        "git_commit",
+    )
+    machines = dict.fromkeys(
+        "; ".join(
+            f"{key.replace('_', ' ')} {run.env[key]}"
+            for key in keys
+            if run.env.get(key) is not None
+        )
+        for run in records
+        if run.env
+    )
+    commands = dict.fromkeys(str(run.env["command"]) for run in records if "command" in run.env)
+    return list(machines), list(commands)
+
+
+def default_title(grids: Sequence[Grid]) -> str:
+    """Name a report by its rows, or by their number where they are many."""
+    rows = dict.fromkeys(heading.text for grid in grids for heading in grid.rows)
+    if len(rows) <= 4:
+        return _list(list(rows))
+    what = "optimizers" if grids[0].layout.rows == (SYSTEM,) else "settings"
+    return f"{len(rows)} {what}"

@@ -1,0 +1,80 @@
+"""The progress of runs that other processes train, read off their directories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sgdph.lab.plan import PlannedRun
+from sgdph.lab.progress import say
+from sgdph.lab.runs import METRICS, RunDirectory
+from sgdph.lab.sweep import ENDED, failure_file
+from sgdph.lab.training import describe_outcome
+
+
+class Watch:
+    """Tells of runs as they come to their ends, and of epochs in a bar where there is one.
+
+    Args:
+        directory: Where the runs lie.
+        runs: The runs.
+        console: Where to write.
+        bars: The bars of a terminal; ``None`` elsewhere.
+    """
+
+    def __init__(
+        self, directory: Path, runs: Sequence[PlannedRun], console: Console, bars: Progress | None
+    ) -> None:
+        self.directory = directory
+        self.console = console
+        self.bars = bars
+        self.left = {planned.name: planned for planned in runs}
+        self.count = len(runs)
+        self.settled_epochs = 0
+        if bars is not None:
+            total = sum(planned.config.epochs for planned in runs)
+            self.runs_bar = bars.add_task("runs", total=len(runs))
+            self.epochs_bar = bars.add_task("epochs", total=total)
+
+    def look(self) -> None:
+        """Look how far every run is that was not at its end before."""
+        epochs = 0
+        for name, planned in list(self.left.items()):
+            run = RunDirectory(self.directory / name)
+            failed = failure_file(self.directory, name).exists()
+            summary = run.read_summary()
+            if summary.get("status") in ENDED or failed:
+                del self.left[name]
+                # A run that diverged or failed has no epochs left either.
+                self.settled_epochs += planned.config.epochs
+                say(self.console, f"{name}: {'failed' if failed else describe_outcome(summary)}")
+            else:
+                epochs += count_lines(run.path / METRICS)
+        if self.bars is not None:
+            self.bars.update(self.runs_bar, completed=self.count - len(self.left))
+            self.bars.update(self.epochs_bar, completed=self.settled_epochs + epochs)
+
+
+def count_lines(file: Path) -> int:
+    """Count a file's whole lines; none where it is not there."""
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+@contextmanager
+def watching(directory: Path, runs: Sequence[PlannedRun], console: Console) -> Iterator[Watch]:
+    """Yield what tells of the runs' progress: in bars on a terminal, in lines elsewhere."""
+    if not console.is_terminal:
+        yield Watch(directory, runs, console, None)
+        return
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Watch(directory, runs, console, bars)
