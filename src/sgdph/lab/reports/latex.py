@@ -107,8 +107,11 @@ def _headings(table: TextTable) -> list[str]:
 def _cell(cell: Cell) -> str:
     text = latex_text(cell.text)
     text = f"\\textbf{{{text}}}" if cell.bold else text
-    mark = latex_text(LEVEL) if cell.level else ""
-    return text + mark + (f" {latex_text(cell.note)}" if cell.note else "")
+    text += latex_text(LEVEL) if cell.level else ""
+    if not cell.note:
+        return text
+    note = rf"{{\scriptsize {latex_text(cell.note)}}}"
+    return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{text} \\ {note}\end{{tabular}}"
 
 
 def _row(texts: Sequence[str]) -> str:

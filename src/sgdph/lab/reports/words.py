@@ -38,7 +38,7 @@ def verdicts(grid: Grid) -> list[str]:
         where = f"{heading.text}: " if len(grid.columns) > 1 else ""
         said.append(where + _verdict(grid, j, judgement))
         tested = tested or bool(judgement.adjusted)
-    closing = f"({TEST[0].upper()}{TEST[1:]}.) That holds for these tasks and settings."
+    closing = f"The test is {TEST}; what it shows holds for these tasks and settings."
     return [*said, closing] if tested else said
 
 
@@ -182,7 +182,9 @@ def describe_task(records: Sequence[RunRecord]) -> str:
 def describe_recipe(records: Sequence[RunRecord]) -> str:
     """List what else the runs have in common."""
     shared = shared_fields(records)
-    return _settings(shared, [name for name in RECIPE if name in shared])
+    sizes = ("train_size", "validation_size")
+    text = _settings(shared, [name for name in RECIPE if name in shared and name not in sizes])
+    return text.replace("_", " ")
 
 
 def describe_settings(grid: Grid) -> list[tuple[str, str]]:
