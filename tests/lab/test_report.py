@@ -35,6 +35,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((path / TABLE).read_text())))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_table_is_of_the_directories_alone(tmp_path: Path) -> None:
     for seed, final in enumerate((0.8, 0.9, 1.0)):
         lay_down(tmp_path, "sgdph", seed, final)
@@ -48,6 +49,7 @@ def test_the_table_is_of_the_directories_alone(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_diverged_and_unfinished_runs_are_counted_and_kept_out(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     lay_down(tmp_path, "sgdm", 1, None, status="diverged")
@@ -71,6 +73,7 @@ def test_only_diverged_runs_still_make_a_report(tmp_path: Path) -> None:
     assert "| SGDM | 0 | – | – | – | – | 1 |" in (tmp_path / REPORT).read_text()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_csv_has_full_precision_gaps_and_its_old_columns_first(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.123456789)
     reported(tmp_path)
@@ -102,6 +105,7 @@ def lay_down_pair(path: Path, gap: float) -> None:
         lay_down(path, "sgdph", seed, 0.80 + gap + 0.01 * seed)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_tie_is_called_a_tie(tmp_path: Path) -> None:
     # t = 0.02 / sqrt(2 * 0.0001 / 3) = 2.449, 4 degrees of freedom: p = 0.0705.
     lay_down_pair(tmp_path, 0.02)
@@ -117,6 +121,7 @@ def test_a_tie_is_called_a_tie(tmp_path: Path) -> None:
     assert [row["p_against_best"][:6] for row in rows_of(tmp_path)] == ["0.0704", ""]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_difference_beyond_the_spread_is_bold_and_said_with_its_limits(tmp_path: Path) -> None:
     # t = 0.03 / sqrt(2 * 0.0001 / 3) = 3.674: p = 0.0213.
     lay_down_pair(tmp_path, 0.03)
@@ -130,6 +135,7 @@ def test_a_difference_beyond_the_spread_is_bold_and_said_with_its_limits(tmp_pat
     assert "<strong>84.00 ± 1.00</strong>" in (tmp_path / PAGE).read_text()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_single_seeds_are_not_compared(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5)
     lay_down(tmp_path, "sgdph", 0, 0.9)
@@ -140,6 +146,7 @@ def test_single_seeds_are_not_compared(tmp_path: Path) -> None:
     assert "± – †" not in page
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
     for model, add in (("resnet8", 0.0), ("vgg11", 0.05)):
         for seed in range(2):
@@ -262,6 +269,7 @@ def test_the_page_the_table_and_the_picture(tmp_path: Path) -> None:
         assert (second / name).read_bytes() == (first / name).read_bytes()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_arguments_of_an_optimizer_stand_among_its_settings(tmp_path: Path) -> None:
     config = tiny_config(optimizer="sgdm", optimizer_args=(("nesterov", True), ("x", 1e-8)))
     write_run(tmp_path / "run", config, [0.5])
@@ -269,6 +277,7 @@ def test_the_arguments_of_an_optimizer_stand_among_its_settings(tmp_path: Path) 
     assert "optimizer_args nesterov=True x=1e-08" in (tmp_path / REPORT).read_text()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_what_was_left_out_is_said(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     shutil.copytree(tmp_path / "sgdm-seed0", tmp_path / "twin")
@@ -291,6 +300,7 @@ def test_a_sweeps_layout_and_title_are_its_reports(tmp_path: Path) -> None:
     assert (tmp_path / "sensitivity-lines.png").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     check_out(tmp_path)
@@ -313,6 +323,7 @@ def test_nothing_to_report_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_how_to_read_it_stands_on_every_page(tmp_path: Path) -> None:
     lay_down_pair(tmp_path, 0.02)
     reported(tmp_path)
