@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -151,7 +152,7 @@ class RunConfig:
     keep_checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _field_types()
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), hints[field.name])
         for name in AT_LEAST_ONE:
@@ -189,6 +190,14 @@ AT_LEAST_ONE = (
 )
 # Where a run is computed, not what it computes: these may change when a run is resumed.
 PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "workers", "track"})
+
+
+@cache
+def _field_types() -> dict[str, Any]:
+    """Resolve the annotations once: a report reads thousands of configurations."""
+    return get_type_hints(RunConfig)
+
+
 TORCHVISION, TIMM = "torchvision:", "timm:"
 
 
@@ -296,7 +305,7 @@ def from_mapping(values: Mapping[str, Any], source: Path | str = "the configurat
     Raises:
         LabError: If a key is missing or unknown, or a value is of the wrong kind.
     """
-    hints = get_type_hints(RunConfig)
+    hints = _field_types()
     known = {field.name: field for field in dataclasses.fields(RunConfig)}
     unknown = [str(key) for key in values if key not in known]
     missing = [
