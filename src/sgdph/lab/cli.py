@@ -80,8 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> Any:
     """Read a command and its options, or say what is wrong with them and exit."""
     kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items()]
+    any_of_them: Any = Union[tuple(kinds)]  # noqa: UP007 - made of a table
     return tyro.cli(
-        Union[tuple(kinds)],  # type: ignore[arg-type]  # noqa: UP007 - made of a table
+        any_of_them,
         prog="sgdph",
         description=DESCRIPTION,
         args=words,

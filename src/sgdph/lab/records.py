@@ -17,7 +17,7 @@ from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, SUMMARY, RunDirectory
 
 # Every version's format mark begins like this.
 MARK = FORMAT.rstrip("0123456789")
-ENDED = ("finished", "diverged")
+ENDED = ("finished", "diverged", "pruned")
 
 
 @dataclass(frozen=True)
