@@ -13,7 +13,7 @@ from sgdph.lab.data.mini_imagenet import read_mini_imagenet
 
 from . import made
 
-EXPECTED_TEST = ["02 04 00 10 06 09 08 09"]
+EXPECTED_TEST = ["02", "04", "00", "10", "06", "09", "08", "09"]
 
 
 def names(files: ImageFiles) -> list[str]:
