@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from sgdph.lab import arithmetic, baselines
+from sgdph.lab import arithmetic
 from sgdph.lab.arithmetic import Arithmetic
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset
@@ -107,12 +108,8 @@ def test_the_scale_is_part_of_the_checkpoint(tmp_path: Path, digits: Dataset) ->
 def test_float16_is_refused_where_the_scale_would_be_lost(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class TakesGraph(baselines.Baseline):
-        create_graph = True
-
-    monkeypatch.setattr(
-        arithmetic, "BASELINES", {"sgdm": TakesGraph(**vars(baselines.BASELINES["sgdm"]))}
-    )
+    takes_graph = SimpleNamespace(create_graph=True)
+    monkeypatch.setattr(arithmetic, "BASELINES", {"sgdm": takes_graph})
     with pytest.raises(LabError, match="float16 scales the loss, and sgdm"):
         prepare(tiny_config(optimizer="sgdm", precision="float16"), digits)
     with pytest.raises(LabError, match="train it in one process"):
