@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgdph.lab.records import RunRecord, load_runs
+from sgdph.lab.records import RunRecord
+from sgdph.lab.runs import RunDirectory
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import Space
 
@@ -114,14 +115,18 @@ class Search:
 
 def read_searches(directory: TuneDirectory, tuning: Tuning) -> list[Search]:
     """Read every optimizer's trials."""
-    begun = {run.path.parent.name for run in directory.inner_runs()}
+    runs = [_read(run) for run in directory.inner_runs()]
     searches = []
     for optimizer, space in tuning.spaces.items():
-        records = load_runs(directory.path / optimizer) if optimizer in begun else []
-        trials = [_trial(record, space) for record in records]
-        trials.sort(key=lambda trial: trial.number)
+        own = [run for run in runs if run.path.parent.name == optimizer]
+        trials = sorted((_trial(run, space) for run in own), key=lambda trial: trial.number)
         searches.append(Search(optimizer, space, tuple(trials)))
     return searches
+
+
+def _read(run: RunDirectory) -> RunRecord:
+    config, summary = run.read_config(), run.read_summary()
+    return RunRecord(run.path, config, summary, run.read_metrics(), run.read_env())
 
 
 def _trial(record: RunRecord, space: Space) -> TrialRecord:
