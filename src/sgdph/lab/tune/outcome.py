@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sgdph.lab.records import RunRecord, read_runs
+from sgdph.lab.records import RunRecord, read_run
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import Space
 
@@ -115,20 +114,13 @@ class Search:
 
 def read_searches(directory: TuneDirectory, tuning: Tuning) -> list[Search]:
     """Read every optimizer's trials."""
-    begun = {run.path.parent.name for run in directory.inner_runs()}
+    runs = [read_run(run.path) for run in directory.inner_runs()]
     searches = []
     for optimizer, space in tuning.spaces.items():
-        records = _every_run(directory.path / optimizer) if optimizer in begun else []
-        trials = [_trial(record, space) for record in records]
-        trials.sort(key=lambda trial: trial.number)
+        own = [run for run in runs if run.path.parent.name == optimizer]
+        trials = sorted((_trial(run, space) for run in own), key=lambda trial: trial.number)
         searches.append(Search(optimizer, space, tuple(trials)))
     return searches
-
-
-def _every_run(path: Path) -> list[RunRecord]:
-    """Read an optimizer's runs, also those whose settings were drawn before."""
-    runs = read_runs([path])
-    return [*runs.records, *(run for run, _ in runs.duplicates)]
 
 
 def _trial(record: RunRecord, space: Space) -> TrialRecord:
