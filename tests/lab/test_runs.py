@@ -116,3 +116,23 @@ def test_kept_checkpoints_belong_to_the_run_and_others_of_the_kind_do_not(tmp_pa
     assert run.found() == ["epoch-0.pt", "epoch-2.pt", CONFIG]
     run.clear()
     assert names(tmp_path) == {"epoch-1.pt", "run.lock"}
+
+
+@pytest.mark.parametrize("line", ['{"epoch": 1, "train_lo', "17", "\0\0\0"])
+def test_a_damaged_line_is_named(run: RunDirectory, line: str) -> None:
+    (run.path / METRICS).write_text('{"epoch": 0}\n' + line + '\n{"epoch": 2}\n')
+    with pytest.raises(LabError, match=rf"{METRICS} is damaged at line 2 .*--resume"):
+        run.read_metrics()
+
+
+@pytest.mark.parametrize("content", ['{"status": "fin', "[]"])
+def test_a_damaged_summary_is_named(run: RunDirectory, content: str) -> None:
+    (run.path / SUMMARY).write_text(content)
+    with pytest.raises(LabError, match=f"{SUMMARY} is damaged"):
+        run.status()
+
+
+def test_tensorboards_files_belong_to_the_run(run: RunDirectory) -> None:
+    (run.path / "events.out.tfevents.17.host").write_bytes(b"events")
+    run.clear()
+    assert names(run.path) == {"run.lock"}

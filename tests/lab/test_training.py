@@ -1,13 +1,11 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from sgdph.lab.checkpoint import load_checkpoint, save_checkpoint
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.evaluation import EVALUATION_BATCH, evaluate
@@ -156,38 +154,6 @@ def test_a_run_killed_right_after_its_last_checkpoint_is_only_concluded(
     assert (run.path / CHECKPOINT).read_bytes() == before
 
 
-def test_a_failing_checkpoint_leaves_the_last_one(
-    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config(optimizer="sgdm")
-    save, calls = torch.save, []
-
-    def failing(content: Any, file: Any) -> None:
-        calls.append(content)
-        if len(calls) == 2:
-            file.write(b"half")
-            raise OSError("disk full")
-        save(content, file)
-
-    monkeypatch.setattr(torch, "save", failing)
-    with pytest.raises(OSError, match="disk full"):
-        start(config, tmp_path / "run", digits)
-    assert torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["epoch"] == 1
-    summary = RunDirectory(tmp_path / "run").read_summary()
-    assert (summary["status"], summary["reason"]) == ("interrupted", "OSError: disk full")
-    start(config, tmp_path / "run", digits)
-    start(config, tmp_path / "whole", digits)
-    assert same_bits(checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "whole"))
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, digits: Dataset) -> None:
-    config = tiny_config(optimizer="sgdm", epochs=1)
-    start(config, tmp_path / "run", digits)
-    (tmp_path / "run" / CHECKPOINT).write_bytes(b"damaged")
-    with pytest.raises(LabError, match=r"last.pt cannot be read.*--overwrite"):
-        start(config, tmp_path / "run", digits)
-
-
 @pytest.mark.parametrize("optimizer", ["sgdph", "sgdm"])
 @pytest.mark.parametrize(
     ("batch_size", "reason"),
@@ -219,16 +185,6 @@ def test_a_run_that_diverges_later_keeps_its_finite_epochs(tmp_path: Path, digit
     assert (summary["status"], summary["epochs"]) == ("diverged", 2)
     assert [line["epoch"] for line in run.read_metrics()] == [1, 2]
     assert summary["best_test_accuracy"] == max(e["test_accuracy"] for e in run.read_metrics())
-
-
-def test_a_checkpoint_brings_torchs_own_generator_back(tmp_path: Path, digits: Dataset) -> None:
-    config = tiny_config(optimizer="sgdm")
-    state = prepare(config, digits).state
-    torch.rand(3)
-    save_checkpoint(tmp_path / CHECKPOINT, state)
-    expected = torch.rand(3)
-    load_checkpoint(tmp_path / CHECKPOINT, prepare(config, digits).state)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_one_seed_gives_all_optimizers_one_start_and_one_order(digits: Dataset) -> None:

@@ -74,6 +74,7 @@ def save_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> Non
         "format": FORMAT,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "optimizer_kind": type(state.optimizer).__name__,
         "scheduler": state.scheduler.state_dict(),
         "scaler": state.scaler.state_dict(),
         "data_generator": state.generator.get_state(),
@@ -136,6 +137,10 @@ def _remedy(path: Path) -> str:
 
 
 def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
+    kind = type(state.optimizer).__name__
+    if content.get("optimizer_kind", kind) != kind:
+        # Groups of the same sizes would load, and be stepped with another's state.
+        raise ValueError(f"it is {content['optimizer_kind']}'s, and the run has {kind}")
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.scheduler.load_state_dict(content["scheduler"])

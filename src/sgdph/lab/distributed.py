@@ -106,7 +106,8 @@ class Team:
         """Let all processes go on only if none fails within.
 
         Raises:
-            Agreed: If another process raised an exception; this one's own goes its way.
+            LabError: If a process raised an exception: an :class:`Agreed`, but in the first process
+                its own, if it raised one. What is no ``LabError`` goes its way where it was raised.
         """
         own: Exception | None = None
         try:
@@ -114,7 +115,7 @@ class Team:
         except Exception as error:
             own = error
         problems = self.gather(_describe(own) if own is not None else None)
-        if own is not None:
+        if own is not None and (self.first or not isinstance(own, LabError)):
             raise own
         for rank, problem in enumerate(problems):
             if problem is not None:
