@@ -4,42 +4,100 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import sgdph
-from sgdph.lab.config import LabError
+from sgdph.lab.config import LabError, differences
 from sgdph.lab.encoder import HEADS, LAYERS, LENGTH, VOCABULARY, WIDTH, Encoder
 from sgdph.lab.models import build_model
+from sgdph.lab.options import RunOptions, resolve
 from sgdph.lab.resnet import BasicBlock, Bottleneck, PaddedShortcut, ResNet, no_norm
+
+from .conftest import same_bits
 
 
 @pytest.mark.parametrize(
     ("name", "channels", "classes", "parameters"),
     [
-        ("resnet18", 3, 10, 11_173_962),
         ("resnet18", 3, 100, 11_220_132),
         # 16 * 9 * 3 less than with a colour stem: 75,290.
-        ("resnet8", 3, 10, 75_290),
         ("resnet8", 1, 10, 75_002),
-        # He et al. (2016), table 6: 0.27 M.
-        ("resnet20", 3, 10, 269_722),
-        # The same table: 0.85 M.
-        ("resnet56", 3, 10, 853_018),
-        ("resnet50", 3, 10, 23_520_842),
-        # 9 c_in c_out per convolution, 2 c_out per batch norm, 5,130 of the linear layer.
-        ("vgg11-bn", 3, 10, 9_217_728 + 5_504 + 5_130),
-        ("vgg19-bn", 3, 10, 20_018_880 + 11_008 + 5_130),
-        # Without a norm, c_out of the biases, and as many lengths again.
-        ("vgg11", 3, 10, 9_217_728 + 2_752 + 5_130),
-        ("vgg19", 3, 10, 20_018_880 + 5_504 + 5_130),
-        ("vgg11-wn", 3, 10, 9_217_728 + 5_504 + 5_130),
-        ("vgg19-wn", 3, 10, 20_018_880 + 11_008 + 5_130),
         ("resnet8-gn", 3, 10, 75_290),
         ("resnet8-in", 3, 10, 75_290),
         ("resnet8-ln", 3, 10, 75_290),
-        ("resnet8-wn", 3, 10, 75_290),
+        # torchvision's own counts of ImageNet's networks, less 990 classes of 513 numbers.
+        ("torchvision:resnet18", 3, 10, 11_689_512 - 990 * 513),
+        ("torchvision:resnet18-wn", 3, 10, 11_689_512 - 990 * 513),
+        # 4,800 channels: a bias each where batch norm has scale and shift.
+        ("torchvision:resnet18-plain", 3, 10, 11_689_512 - 990 * 513 - 4_800),
     ],
 )
 def test_parameter_counts(name: str, channels: int, classes: int, parameters: int) -> None:
-    model = build_model(name, in_channels=channels, classes=classes)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert count(build_model(name, in_channels=channels, classes=classes)) == parameters
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# Weights of the convolutions, their output channels, and the linear layer.
+FORMS = {
+    # 0.27 M and 0.85 M in table 6 of He et al. (2016).
+    "resnet8": (74_160, 240, 650),
+    "resnet20": (267_696, 688, 650),
+    "resnet56": (848_304, 2_032, 650),
+    # The counts that the specification names: 11,173,962 and 23,520,842.
+    "resnet18": (11_159_232, 4_800, 5_130),
+    "resnet50": (23_447_232, 26_560, 20_490),
+    "vgg11": (9_217_728, 2_752, 5_130),
+    "vgg19": (20_018_880, 5_504, 5_130),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_parameter_counts_of_every_form(name: str) -> None:
+    """Scale and shift, or bias, or length and bias, for every output channel."""
+    weights, channels, linear = FORMS[name]
+    counts = {
+        form: count(build_model(name + form, in_channels=3, classes=10))
+        for form in ("-bn", "-plain", "-wn", "")
+    }
+    assert counts["-bn"] == counts["-wn"] == weights + 2 * channels + linear
+    assert counts["-plain"] == weights + channels + linear
+    assert counts[""] == counts["-plain" if name.startswith("vgg") else "-bn"]
+
+
+def test_the_specified_counts() -> None:
+    weights, channels, linear = zip(FORMS["resnet18"], FORMS["resnet50"], strict=True)
+    totals = [w + 2 * c + f for w, c, f in zip(weights, channels, linear, strict=True)]
+    assert totals == [11_173_962, 23_520_842]
+
+
+def test_a_network_with_two_names_is_one_network() -> None:
+    for long, short in (("resnet20-bn", "resnet20"), ("vgg11-plain", "vgg11")):
+        config = resolve({"model": long})
+        assert config.model == short
+        assert differences(RunOptions(model=long).given(), config) == []
+        assert differences(RunOptions(model=short).given(), config) == []
+        torch.manual_seed(0)
+        first = build_model(long, in_channels=1, classes=3).state_dict()
+        torch.manual_seed(0)
+        second = build_model(short, in_channels=1, classes=3).state_dict()
+        assert same_bits(first, second)
+
+
+@pytest.mark.parametrize("form", ["-plain", "-wn"])
+@pytest.mark.parametrize("name", [*FORMS, "torchvision:resnet18"])
+def test_without_norms_signal_and_gradients_neither_explode_nor_vanish(
+    name: str, form: str
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(name + form, in_channels=3, classes=10)
+    logits = model(torch.randn(4, 3, 16, 16))
+    # Small logits at the start; the plain VGG19 has the smallest.
+    assert 0.01 < logits.std().item() < 0.5
+    nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    weights = [p.grad for p in model.parameters() if p.grad is not None and p.ndim == 4]
+    norms = [weight.norm().item() for weight in weights]
+    assert max(norms) < 5
+    assert min(norms) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -213,15 +271,6 @@ def test_without_norms_the_variance_stays_bounded() -> None:
     assert variances[-1] / variances[0] < 10
     branch = model.blocks[0].conv2.weight
     assert branch.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5 / 4, rel=0.05)
-
-
-def test_torchvisions_networks_by_name() -> None:
-    model = build_model("torchvision:resnet18", in_channels=3, classes=7)
-    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
-    with pytest.raises(LabError, match=r"3 channels.*cannot take 1"):
-        build_model("torchvision:resnet18", in_channels=1, classes=7)
-    with pytest.raises(LabError, match=r"no classification network 'resnet19' \(perhaps resnet18"):
-        build_model("torchvision:resnet19", in_channels=3, classes=7)
 
 
 def test_the_encoder_can_be_differentiated_twice() -> None:
