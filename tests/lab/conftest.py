@@ -107,3 +107,9 @@ def checkpoint_of(path: Path, name: str = "last.pt") -> dict[str, Any]:
     content = torch.load(path / name, weights_only=True)
     content["history"] = without_seconds(content["history"])
     return dict(content)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a report's pictures out: they take most of its time."""
+    monkeypatch.setattr("sgdph.lab.report.draw_pictures", lambda *_: [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -135,7 +136,7 @@ class RunConfig:
     keep_checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _field_types()
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), hints[field.name])
         for name in AT_LEAST_ONE:
@@ -174,6 +175,14 @@ AT_LEAST_ONE = (
 )
 # Where a run is computed, not what it computes: these may change when a run is resumed.
 PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "workers", "track"})
+
+
+@cache
+def _field_types() -> dict[str, Any]:
+    """Resolve the annotations once: a report reads thousands of configurations."""
+    return get_type_hints(RunConfig)
+
+
 TORCHVISION, TIMM = "torchvision:", "timm:"
 
 
@@ -304,7 +313,7 @@ def revived(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         LabError: If a name is not a field's.
     """
-    hints = get_type_hints(RunConfig)
+    hints = _field_types()
     strangers = [name for name in values if name not in hints]
     if strangers:
         raise LabError(f"a run has no {', '.join(strangers)}; it has {', '.join(hints)}")

@@ -91,7 +91,8 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
     deep = 1 if count == 1 else 2 * math.ceil(count / wide)
     names = legend_names(grid, rows)
     width = max(9.0, 3.4 * wide)
-    columns = max(1, min(4, int(width * 9 / max(len(name) + 8 for name in names.values()))))
+    longest = max(len(line) for name in names.values() for line in name.splitlines())
+    columns = max(1, min(4, int(width * 12 / (longest + 8))))
     lines = sum(1 + name.count("\n") for name in names.values()) / columns
     figure = new_figure(width, 1.3 + 2.9 * deep + (0.9 if count == 1 else 0) + 0.2 * lines)
     panels = figure.subplots(deep, wide, squeeze=False).flatten()
@@ -107,7 +108,7 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
     for axes in (*panels[count:half], *panels[half + count :]):
         axes.set_visible(False)
     _add_legend(figure, names, columns)
-    figure.suptitle(textwrap.fill(title, int(width * 9)), fontsize="medium", fontweight="bold")
+    figure.suptitle(textwrap.fill(title, int(width * 10)), fontsize="medium", fontweight="bold")
     save_figure(figure, path)
 
 
@@ -136,7 +137,7 @@ def legend_names(grid: Grid, rows: Sequence[int]) -> dict[int, str]:
         diverged = sum(group.count("diverged") for group in here)
         text = f"{grid.rows[i].text}, n = {numbers}"
         text += f" ({diverged} diverged)" if diverged else ""
-        names[i] = textwrap.fill(text, 60)
+        names[i] = textwrap.fill(text, 44)
     return names
 
 

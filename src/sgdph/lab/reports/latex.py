@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 from sgdph.lab.table import LEVEL, Cell, TextTable
@@ -22,6 +23,9 @@ _SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    # After the end of a row these would be its arguments.
+    "[": "{[}",
+    "*": "{*}",
     "±": r"$\pm$",
     "–": "--",
     "×": r"$\times$",
@@ -32,9 +36,14 @@ _SPECIAL = {
     LEVEL: r"$^\dagger$",
     "\n": " ",
 }
-# Beyond this many columns a table is set smaller.
-MANY = 5
-HEAD = "% Made by sgdph report; needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.\n"
+# A row's name is broken into lines of this many characters.
+LINE = 36
+HEAD = (
+    "% Made by sgdph report; needs \\usepackage{booktabs}, \\usepackage{graphicx} and\n"
+    "% \\usepackage[T1]{fontenc}.\n"
+)
+# A table wider than the page is made smaller, no other.
+FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def to_latex(tables: Sequence[TextTable], notes: Sequence[str]) -> str:
@@ -49,24 +58,32 @@ def latex_text(text: str) -> str:
 
 
 def _table(table: TextTable) -> str:
-    size = "\\footnotesize" if len(table.columns) > MANY else "\\small"
     label = re.sub(r"[^a-z0-9-]", "-", table.name)
     lines = [
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{latex_text(table.caption)}.}}",
         f"\\label{{tab:{label}}}",
-        size,
+        "\\small",
+        FIT,
         f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         "\\toprule",
         *_headings(table),
         "\\midrule",
-        *(_row([latex_text(name), *map(_cell, cells)]) for name, cells in table.rows),
+        *(_row([_name(name), *map(_cell, cells)]) for name, cells in table.rows),
         "\\bottomrule",
-        "\\end{tabular}",
+        "\\end{tabular}}",
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _name(text: str) -> str:
+    """Write a row's name, a long one in several lines."""
+    lines = [latex_text(line) for line in textwrap.wrap(text, LINE)]
+    if len(lines) < 2:
+        return "".join(lines)
+    return r"\begin{tabular}[t]{@{}l@{}}" + r" \\ ".join(lines) + r"\end{tabular}"
 
 
 def _headings(table: TextTable) -> list[str]:
@@ -90,8 +107,11 @@ def _headings(table: TextTable) -> list[str]:
 def _cell(cell: Cell) -> str:
     text = latex_text(cell.text)
     text = f"\\textbf{{{text}}}" if cell.bold else text
-    mark = latex_text(LEVEL) if cell.level else ""
-    return text + mark + (f" {latex_text(cell.note)}" if cell.note else "")
+    text += latex_text(LEVEL) if cell.level else ""
+    if not cell.note:
+        return text
+    note = rf"{{\scriptsize {latex_text(cell.note)}}}"
+    return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{text} \\ {note}\end{{tabular}}"
 
 
 def _row(texts: Sequence[str]) -> str:

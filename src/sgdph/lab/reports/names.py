@@ -34,7 +34,12 @@ DATASETS: Mapping[str, str] = {
     "mini-imagenet": "Mini-ImageNet",
     "imagenet": "ImageNet",
 }
-FIELDS: Mapping[str, str] = {"dataset": "data set", "model": "network", "lr": "lr"}
+FIELDS: Mapping[str, str] = {
+    "dataset": "data set",
+    "model": "network",
+    "second_order_lr": "second-order lr",
+    "hessian_momentum": "Hessian momentum",
+}
 # What stands first in a table: the reference, then the others in the order of the list.
 ORDER = ("sgdm", *(name for name in get_args(OptimizerName) if name != "sgdm"))
 

@@ -98,7 +98,7 @@ def to_markdown_page(title: str, sections: Sequence[Section], runs: Runs, out: P
             parts.append(f"## {section.heading}")
         parts.append(f"{section.task}.")
         first, *others = section.tables
-        parts += [_titled(first), *map(markdown_text, section.verdicts)]
+        parts += [_titled(first), _bullets(section.verdicts)]
         parts += map(_titled, others)
         parts.append(_bullets(section.notes))
         for picture in section.pictures:

@@ -54,7 +54,7 @@ def draw_surfaces(surfaces: Sequence[Surface], path: Path, title: str) -> None:
         bar.set_label("mean final accuracy (%)", fontsize="small")
     for axes in panels[len(surfaces) :]:
         axes.set_visible(False)
-    figure.suptitle(textwrap.fill(title, int(wide * side * 9)), fontsize="medium")
+    figure.suptitle(textwrap.fill(title, int(wide * side * 10)), fontsize="medium")
     save_figure(figure, path)
 
 
@@ -191,7 +191,7 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
     wide = min(len(keys), PER_ROW)
     deep = math.ceil(len(keys) / wide)
     width = max(6.0, 4.2 * wide)
-    columns = max(1, min(4, int(width * 9 / max(len(name) + 8 for name in names))))
+    columns = max(1, min(4, int(width * 11 / max(len(name) + 8 for name in names))))
     rows = math.ceil(len(names) / columns)
     figure = new_figure(width, 1.0 + 3.2 * deep + 0.22 * rows)
     panels = figure.subplots(deep, wide, squeeze=False).flatten()

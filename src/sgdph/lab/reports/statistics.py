@@ -28,7 +28,8 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """Summarise figures."""
         return cls(
-            statistics.fmean(values) if values else None,
+            # Not fmean: its rounding would make means of equal figures differ.
+            float(statistics.mean(values)) if values else None,
             statistics.stdev(values) if len(values) > 1 else None,
             len(values),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sgdph.lab.config import RunConfig
@@ -24,51 +24,69 @@ RECIPE = (
     *("epochs", "batch_size", "schedule", "schedule_every", "train_size", "validation_size"),
     *("image_size", "processes", "precision", "channels_last"),
 )
+# Rows up to this number are named one by one.
+FEW = 4
 TEST = "Welch's t-test over seeds with Holm's correction"
 
 
 def verdicts(grid: Grid) -> list[str]:
-    """Say what each column's final accuracies show, and no more."""
-    said = []
+    """Say what each column's final accuracies show, and no more; last by which test."""
+    said, tested = [], False
     for j, heading in enumerate(grid.columns):
         judgement = judge_column(grid, final(grid.evaluated), j)
         assert judgement is not None
         where = f"{heading.text}: " if len(grid.columns) > 1 else ""
         said.append(where + _verdict(grid, j, judgement))
-    return said
+        tested = tested or bool(judgement.adjusted)
+    closing = f"The test is {TEST}; what it shows holds for these tasks and settings."
+    return [*said, closing] if tested else said
 
 
 def _verdict(grid: Grid, j: int, judgement: Judgement) -> str:
-    column, split = grid.column(j), grid.evaluated
-    best = judgement.best
-    if best is None or len(column) == 1:
-        return "There is no second row to compare with." if column else ""
+    split, best = grid.evaluated, judgement.best
+    counts = _counts(grid.column(j).values())
+    if best is None:
+        return "No run is finished."
+    if len(grid.column(j)) == 1:
+        return "There is nothing to compare with."
     if not judgement.adjusted:
         return (
             f"No comparison of the final {split} accuracies is drawn: a test needs two finished "
-            f"seeds each, that are not all alike ({_counts(grid, column)})."
+            f"seeds a side that are not all alike ({counts})."
         )
-    name = grid.rows[best].text
-    shown = {i: f"{grid.rows[i].text} (p {_p(p)})" for i, p in judgement.adjusted.items()}
-    level = [shown[i] for i in judgement.level]
-    above = [text for i, text in shown.items() if i not in judgement.level]
+    name, level = grid.rows[best].text, judgement.level
+    above = [i for i in judgement.adjusted if i not in level]
     if level:
-        tied = _list([f"{name} (the highest mean)", *level])
-        text = f"A tie in final {split} accuracy between {tied}"
-        text += f"; {_list(above)} {'lies' if len(above) == 1 else 'lie'} below" if above else ""
+        text = (
+            f"A tie in final {split} accuracy: {name} has the highest mean, but is not told from "
+            f"{_names(grid, judgement, level)}"
+        )
+        text += f", only from {_names(grid, judgement, above)}" if above else ""
     else:
-        text = f"In final {split} accuracy {name} lies above {_list(above)}"
+        text = f"In final {split} accuracy {name} lies above {_names(grid, judgement, above)}"
     if judgement.untested:
         others = _list([grid.rows[i].text for i in judgement.untested])
-        text += f", not tested against {others} for want of seeds that differ"
-    return (
-        f"{text}, by {TEST} (seeds: {_counts(grid, column)}). That holds for this task and these "
-        "settings."
+        text += f"; not tested against {others}, for want of seeds that differ"
+    return f"{text} ({counts})."
+
+
+def _names(grid: Grid, judgement: Judgement, rows: Sequence[int]) -> str:
+    """Name rows with their p-values, or of many rows the number and the extreme p-value."""
+    p_values = [judgement.adjusted[i] for i in rows]
+    if len(rows) <= FEW:
+        pairs = zip(rows, p_values, strict=True)
+        return _list([f"{grid.rows[i].text} (p {_p(p)})" for i, p in pairs])
+    # What would make the sentence wrong is nearest to the threshold.
+    bound = (
+        f"p up to {_p(max(p_values), '')}"
+        if max(p_values) < ALPHA
+        else f"p from {_p(min(p_values), '')}"
     )
+    return f"{len(rows)} others ({bound})"
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+def _p(value: float, equals: str = "= ") -> str:
+    return "< 0.001" if value < 0.001 else f"{equals}{value:.2g}"
 
 
 def _list(texts: Sequence[str]) -> str:
@@ -77,11 +95,12 @@ def _list(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
-def _counts(grid: Grid, column: dict[int, Group]) -> str:
-    counts = {grid.rows[i].text: len(group.finished) for i, group in column.items()}
-    if len(set(counts.values())) == 1:
-        return f"{next(iter(counts.values()))} each"
-    return _list([f"{name} {count}" for name, count in counts.items()])
+def _counts(groups: Iterable[Group]) -> str:
+    """Say over how many seeds."""
+    counts = sorted({len(group.finished) for group in groups})
+    if len(counts) == 1:
+        return f"{counts[0]} seed{'' if counts == [1] else 's'} each"
+    return f"{counts[0]} to {counts[-1]} seeds"
 
 
 def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
@@ -163,7 +182,9 @@ def describe_task(records: Sequence[RunRecord]) -> str:
 def describe_recipe(records: Sequence[RunRecord]) -> str:
     """List what else the runs have in common."""
     shared = shared_fields(records)
-    return _settings(shared, [name for name in RECIPE if name in shared])
+    sizes = ("train_size", "validation_size")
+    text = _settings(shared, [name for name in RECIPE if name in shared and name not in sizes])
+    return text.replace("_", " ")
 
 
 def describe_settings(grid: Grid) -> list[tuple[str, str]]:

@@ -1,0 +1,99 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from lab.conftest import tiny_config
+from lab.made_runs import lay_down, write_run
+from sgdph.lab.cli import main
+
+
+def lay_down_two_places(path: Path) -> None:
+    for seed in range(2):
+        lay_down(path / "a", "sgdm", seed, 0.8 + seed / 100)
+        lay_down(path / "deep" / "b", "adamw", seed, 0.7 + seed / 100, model="vgg11")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_several_places_make_one_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_down_two_places(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "a", "deep"]) == 0
+    said = capsys.readouterr().out
+    assert str(tmp_path / "runs" / "report" / "index.html") in said
+    assert "81.50" not in said
+    assert "80.50 ± 0.71" in said
+    rows = list(csv.DictReader((tmp_path / "runs/report/table.csv").open()))
+    assert [(row["optimizer"], row["model"], row["n"]) for row in rows] == [
+        ("sgdm", "resnet8", "2"),
+        ("adamw", "vgg11", "2"),
+    ]
+    page = (tmp_path / "runs/report/report.md").read_text()
+    assert "](../../a/sgdm-seed0/)" in page
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_options_decide_layout_targets_and_title(tmp_path: Path) -> None:
+    lay_down_two_places(tmp_path)
+    options = ["--rows", "model", "--columns", "dataset", "--target", "0.75", "--title", "Mine"]
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 0
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert page.startswith("# Mine\n")
+    assert "| network | n |" in page
+    assert "seconds to 75%" in page
+    assert not (tmp_path / "report.md").exists()
+    rows = list(csv.DictReader((tmp_path / "out" / "targets.csv").open()))
+    assert [(row["optimizer"], row["reached"]) for row in rows] == [("sgdm", "2"), ("adamw", "0")]
+
+
+def test_one_place_takes_its_report_itself_again_and_again(tmp_path: Path) -> None:
+    lay_down_two_places(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    first = (tmp_path / "index.html").read_bytes()
+    assert main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "index.html").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "holds no run"),
+        (["--rows", "mood"], "rows and columns must be of"),
+        (["--rows", "model"], "cannot make both rows and columns"),
+        (["--target", "90"], "at most at 1"),
+        (["absent"], "is not a directory"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["report", str(tmp_path), *options]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("sgdph: error: ")
+    assert message in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_place_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == 2
+    assert "sgdph report runs" in capsys.readouterr().err
+
+
+def test_a_strangers_files_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no report has written" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_forty_runs_of_many_settings_are_reported(tmp_path: Path) -> None:
+    for k in range(40):
+        config = tiny_config(optimizer="sgdm", lr=0.001 * (k + 1), weight_decay=0.01 / (k + 1))
+        write_run(tmp_path / str(k), config, [0.1, 0.2 + k / 200])
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.md").read_text()
+    assert page.count("](") == 40 + 3
+    assert "Drawn are the 12 of 40 rows with the highest final accuracy." in page

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lab.conftest import tiny_config
+from lab.made_runs import lay_down, write_run
+from sgdph.lab.plots import COLOURS, line_style
+from sgdph.lab.records import Group, group_runs, read_runs
+from sgdph.lab.reports.curves import (
+    MOST,
+    accuracy_percent,
+    band_over_epochs,
+    band_over_seconds,
+    chosen_rows,
+    draw_band,
+    legend_names,
+)
+
+from .test_grid import grid_of
+
+
+def group_of(path: Path) -> Group:
+    (group,) = group_runs(read_runs([path]).records)
+    return group
+
+
+def test_a_line_is_the_mean_and_its_band_the_range_of_the_finished_runs(tmp_path: Path) -> None:
+    for seed, final in enumerate((0.7, 0.8, 0.6)):
+        lay_down(tmp_path, "sgdm", seed, final)
+    lay_down(tmp_path, "sgdm", 3, None, status="diverged")
+    axes = Figure().subplots()
+    draw_band(axes, group_of(tmp_path), "accuracy", "epochs", 0)
+    (line,) = axes.get_lines()
+    assert np.asarray(line.get_xdata()).tolist() == [1, 2]
+    assert np.asarray(line.get_ydata()).tolist() == pytest.approx([50, 70])
+    (band,) = axes.collections
+    heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((50, 80))
+    assert legend_names(grid_of(tmp_path), [0]) == {0: "SGDM, n = 3 (1 diverged)"}
+
+
+def test_epochs_end_where_the_shortest_run_ends(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", tiny_config(seed=0), [0.1, 0.2, 0.3])
+    write_run(tmp_path / "b", tiny_config(seed=1), [0.3, 0.4])
+    band = band_over_epochs(group_of(tmp_path).finished, accuracy_percent)
+    assert band is not None
+    assert band.places.tolist() == [1, 2]
+    assert band.mean.tolist() == pytest.approx([20, 30])
+
+
+def test_seconds_by_hand(tmp_path: Path) -> None:
+    # Epochs end at 1, 3, 5 s and at 2, 6, 10 s.
+    write_run(tmp_path / "a", tiny_config(seed=0), [0.1, 0.5, 0.9], seconds=[1, 2, 2])
+    write_run(tmp_path / "b", tiny_config(seed=1), [0.2, 0.6, 0.8], seconds=[2, 4, 4])
+    band = band_over_seconds(group_of(tmp_path).finished, accuracy_percent)
+    assert band is not None
+    # Before 2 s the second has no epoch; after 5 s the first stays at 90.
+    first = [30, 50, 90, 90, 90]
+    second = [20, 30, 50, 60, 80]
+    assert band.places.tolist() == [2, 3, 5, 6, 10]
+    assert band.mean.tolist() == pytest.approx(
+        [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    )
+    assert band.lowest.tolist() == pytest.approx(list(map(min, first, second)))
+    assert band.highest.tolist() == pytest.approx(list(map(max, first, second)))
+
+
+def test_no_curve_without_epochs(tmp_path: Path) -> None:
+    run = lay_down(tmp_path, "sgdm", 0, 0.5)
+    (run / "metrics.jsonl").unlink()
+    runs = group_of(tmp_path).finished
+    assert band_over_epochs(runs, accuracy_percent) is None
+    assert band_over_seconds(runs, accuracy_percent) is None
+    axes = Figure().subplots()
+    draw_band(axes, group_of(tmp_path), "loss", "seconds", 0)
+    assert not axes.get_lines()
+
+
+def test_twelve_systems_can_be_told_apart() -> None:
+    assert len(set(COLOURS)) == len(COLOURS)
+    styles = [line_style(index) for index in range(MOST)]
+    # Without colour, dashes with markers repeat; with it nothing does.
+    assert len({tuple(map(str, style.values())) for style in styles}) == MOST
+
+
+def test_of_too_many_rows_the_best_are_drawn(tmp_path: Path) -> None:
+    for k in range(MOST + 2):
+        # The first two are the worst.
+        lay_down(tmp_path, "sgdm", 0, 0.1 + k / 20, name=str(k), lr=0.1 + k / 100)
+    assert chosen_rows(grid_of(tmp_path)) == list(range(2, MOST + 2))

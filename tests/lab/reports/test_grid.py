@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+
+from lab.made_runs import lay_down
+from sgdph.lab.config import LabError
+from sgdph.lab.layout import SYSTEM, Layout, parse_fields, saved_layout
+from sgdph.lab.records import read_runs
+from sgdph.lab.reports.grid import Grid, make_grids
+
+
+def grid_of(path: Path, layout: Layout | None = None) -> Grid:
+    (grid,) = make_grids(read_runs([path]).records, layout or Layout())
+    return grid
+
+
+def test_rows_and_columns_stand_in_their_order(tmp_path: Path) -> None:
+    for optimizer in ("sgdph", "adamw", "sgdm"):
+        for model in ("vgg19", "resnet18", "timm:resnet18"):
+            lay_down(tmp_path / model, optimizer, 0, 0.5, model=model)
+    grid = grid_of(tmp_path)
+    assert [row.text for row in grid.rows] == ["SGDM", "SGD-PH", "AdamW"]
+    assert [column.parts for column in grid.columns] == [
+        ("digits", "ResNet18"),
+        ("digits", "VGG19"),
+        ("digits", "timm:resnet18"),
+    ]
+    assert len(grid.entries) == 9
+    assert grid.entries[1, 2].config.model == "timm:resnet18"
+    assert grid.entries[1, 2].config.optimizer == "sgdph"
+
+
+def test_runs_that_differ_in_a_setting_are_not_mixed(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.5, lr=0.1)
+    lay_down(tmp_path, "sgdm", 1, 0.9, lr=0.02)
+    lay_down(tmp_path, "sgdph", 1, 0.9)
+    rows = grid_of(tmp_path).rows
+    assert [row.text for row in rows] == ["SGDM (lr 0.02)", "SGDM (lr 0.1)", "SGD-PH"]
+    assert rows[0].plain == "sgdm (lr=0.02)"
+
+
+def test_settings_that_differ_between_columns_alone_leave_a_row_whole(tmp_path: Path) -> None:
+    lay_down(tmp_path / "a", "sgdm", 0, 0.5, lr=0.1)
+    lay_down(tmp_path / "b", "sgdm", 0, 0.9, lr=0.02, model="resnet20")
+    assert [row.text for row in grid_of(tmp_path).rows] == ["SGDM"]
+
+
+def test_a_label_is_a_system_of_its_own(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.5)
+    lay_down(tmp_path, "sgdm", 1, 0.5, label="SGDM+WN")
+    assert [row.text for row in grid_of(tmp_path).rows] == ["SGDM", "SGDM+WN"]
+
+
+def test_numbers_make_rows_by_their_size_and_name(tmp_path: Path) -> None:
+    for decay in (1e-2, 1e-3, 5e-3):
+        for size in (25, 100):
+            name = f"-{decay}-{size}"
+            lay_down(tmp_path, "sgdm", 0, 0.5, name=name, weight_decay=decay, batch_size=size)
+    grid = grid_of(tmp_path, Layout(("weight_decay",), ("batch_size",)))
+    assert [row.text for row in grid.rows] == [f"weight decay {x}" for x in (0.001, 0.005, 0.01)]
+    assert [column.text for column in grid.columns] == ["batch size 25", "batch size 100"]
+
+
+def test_systems_are_told_apart_where_a_layout_forgets_them(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.5, lr=0.1)
+    lay_down(tmp_path, "adamw", 0, 0.5, lr=0.1, weight_decay=5e-4)
+    rows = grid_of(tmp_path, Layout(("lr",), ("dataset",))).rows
+    assert ["SGDM" in row.text for row in rows] == [True, False]
+    assert "AdamW" in rows[1].text
+
+
+def test_test_and_validation_images_never_share_an_entry(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.5)
+    lay_down(tmp_path, "sgdm", 1, 0.9, validation_size=10)
+    grids = make_grids(read_runs([tmp_path]).records, Layout())
+    assert [grid.evaluated for grid in grids] == ["test", "validation"]
+    assert [len(grid.groups[0].runs) for grid in grids] == [1, 1]
+
+
+def test_a_sweep_has_its_own_layout(tmp_path: Path) -> None:
+    assert saved_layout(tmp_path) == Layout()
+    file = tmp_path / "sweep.yaml"
+    file.write_text("layout: {rows: [lr], columns: [model], title: Table 5}\n")
+    assert saved_layout(tmp_path) == Layout(("lr",), ("model",), "Table 5")
+    for wrong in ("layout: {rows: [mood]}\n", "layout: [\n", "- 1\n", "layout: 3\n"):
+        file.write_text(wrong)
+        with pytest.raises(LabError, match=r"the layout in .*sweep.yaml"):
+            saved_layout(tmp_path)
+
+
+def test_fields_are_read_from_a_list() -> None:
+    assert parse_fields("system, lr", "--rows") == (SYSTEM, "lr")
+    for text in ("", "lr,", "lr,lr"):
+        with pytest.raises(LabError, match="--rows must be names"):
+            parse_fields(text, "--rows")

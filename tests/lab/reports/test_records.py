@@ -1,0 +1,105 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lab.conftest import tiny_config
+from lab.made_runs import lay_down, write_run
+from sgdph.lab.config import LabError
+from sgdph.lab.records import group_runs, read_runs
+
+
+def test_runs_are_found_at_any_depth_once(tmp_path: Path) -> None:
+    lay_down(tmp_path / "a" / "b", "sgdm", 0, 0.8)
+    lay_down(tmp_path / "c", "sgdm", 1, 0.9)
+    lay_down(tmp_path / ".hidden", "sgdm", 2, 0.9)
+    stranger = tmp_path / "other"
+    stranger.mkdir()
+    (stranger / "config.yaml").write_text("mine: true\n")
+    runs = read_runs([tmp_path, tmp_path / "a", tmp_path / "c" / "sgdm-seed1"])
+    assert [run.config.seed for run in runs.records] == [0, 1]
+    assert not runs.unreadable
+    assert not runs.duplicates
+
+
+def test_a_broken_run_is_listed_with_its_reason_and_the_rest_is_read(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    broken = {
+        1: ("config.yaml", "format: sgdph-run-1\nlr: [", "not valid YAML"),
+        2: ("config.yaml", "format: sgdph-run-9\n", "expected 'format: sgdph-run-1'"),
+        3: ("config.yaml", "\0\0\0", "config.yaml"),
+        4: ("summary.json", '{"status": "fini', "cannot be read"),
+        5: ("summary.json", '{"status": "finished"}', "no number for final_test_accuracy"),
+        6: ("metrics.jsonl", '{"epoch": 1, "tr\n{"epoch": 2}\n', "line 1 of metrics.jsonl"),
+        7: ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2}\n', "lacks epoch, train_loss"),
+        8: ("summary.json", "[]", "no mapping"),
+        9: ("env.json", "{", "cannot be read"),
+    }
+    for seed, (file, text, _) in broken.items():
+        (lay_down(tmp_path, "sgdm", seed, 0.8) / file).write_text(text)
+    runs = read_runs([tmp_path])
+    assert [run.config.seed for run in runs.records] == [0]
+    reasons = {int(each.path.name[-1]): each.reason for each in runs.unreadable}
+    assert set(reasons) == set(broken)
+    for seed, (_, _, reason) in broken.items():
+        assert reason in reasons[seed]
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_last_line_cut_off_by_a_kill_is_left_out(tmp_path: Path, end: str) -> None:
+    run = lay_down(tmp_path, "sgdm", 0, 0.8, status="running")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_lo' + end)
+    (record,) = read_runs([tmp_path]).records
+    assert record.accuracies == (0.5, 0.8)
+    assert record.status == "running"
+
+
+def test_a_run_that_has_only_begun_is_running(tmp_path: Path) -> None:
+    run = lay_down(tmp_path, "sgdm", 0, 0.8)
+    for name in ("summary.json", "metrics.jsonl", "env.json"):
+        (run / name).unlink()
+    (record,) = read_runs([tmp_path]).records
+    assert (record.status, record.accuracies, record.figure("final")) == ("running", (), None)
+
+
+def test_of_two_runs_of_one_seed_the_first_that_ended_counts(tmp_path: Path) -> None:
+    lay_down(tmp_path / "a", "sgdm", 0, None, status="interrupted")
+    lay_down(tmp_path / "b", "sgdm", 0, 0.7)
+    lay_down(tmp_path / "c", "sgdm", 0, 0.9, device="cuda", threads=4)
+    runs = read_runs([tmp_path])
+    assert [run.path.parent.name for run in runs.records] == ["b"]
+    assert [(out.path.parent.name, kept.path.parent.name) for out, kept in runs.duplicates] == [
+        ("c", "b"),
+        ("a", "b"),
+    ]
+
+
+def test_runs_on_other_machines_are_of_one_group(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.5, threads=1)
+    lay_down(tmp_path, "sgdm", 1, 0.9, threads=2, device="cuda")
+    lay_down(tmp_path, "sgdm", 2, 0.9, lr=0.3)
+    groups = group_runs(read_runs([tmp_path]).records)
+    assert [len(group.finished) for group in groups] == [2, 1]
+
+
+def test_seconds_add_up_and_are_none_where_they_were_not_recorded(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", tiny_config(), [0.1, 0.2, 0.3], seconds=[2, 3, 0.5])
+    assert read_runs([tmp_path]).records[0].seconds == (2, 5, 5.5)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    del lines[1]["seconds"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_runs([tmp_path]).records[0].seconds == ()
+
+
+def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"holds no run; name directories"):
+        read_runs([tmp_path])
+    with pytest.raises(LabError, match="is not a directory"):
+        read_runs([tmp_path / "absent"])
+    run = lay_down(tmp_path, "sgdm", 0, 0.5)
+    (run / "config.yaml").write_text("format: sgdph-run-1\n")
+    with pytest.raises(LabError, match=r"holds no run that can be read:\n .*missing keys"):
+        read_runs([tmp_path])
+    shutil.rmtree(run)

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+
+from lab.made_runs import lay_down
+from sgdph.lab.reports.sensitivity import Line, Surface, find_sensitivity
+from sgdph.lab.reports.sensitivity_pictures import _colours, _is_map, draw_lines, draw_surfaces
+
+from .test_grid import grid_of
+
+
+def found(path: Path) -> tuple[list[Surface], list[Line]]:
+    return find_sensitivity(grid_of(path))
+
+
+def test_two_varying_numbers_make_a_surface(tmp_path: Path) -> None:
+    for lr, decay, final in ((0.1, 1e-3, 0.8), (0.1, 1e-2, 0.7), (0.01, 1e-3, 0.6)):
+        for seed in range(2):
+            name = f"-{lr}-{decay}"
+            final += 0.02 * seed
+            lay_down(tmp_path, "sgdm", seed, final, name=name, lr=lr, weight_decay=decay)
+    bad = {"lr": 0.01, "weight_decay": 1e-2}
+    lay_down(tmp_path, "sgdm", 5, None, status="diverged", **bad)
+    (surface,), lines = found(tmp_path)
+    assert not lines
+    assert (surface.title, surface.x, surface.y) == (
+        "SGDM, digits, ResNet8",
+        "lr",
+        "weight decay",
+    )
+    points = {(point.x, point.y): point for point in surface.points}
+    assert set(points) == {(0.1, 1e-3), (0.1, 1e-2), (0.01, 1e-3), (0.01, 1e-2)}
+    assert points[0.1, 1e-3].accuracy.mean == pytest.approx(0.81)
+    assert points[0.1, 1e-3].accuracy.n == 2
+    assert (points[0.01, 1e-2].accuracy.mean, points[0.01, 1e-2].diverged) == (None, 1)
+    assert _is_map(surface)
+    draw_surfaces([surface], tmp_path / "map.png", "a title")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scattered_settings_are_no_map(tmp_path: Path) -> None:
+    for k in range(4):
+        options = {"lr": 0.1 / (k + 1), "weight_decay": 0.0 if k == 3 else 0.001 * (k + 1)}
+        lay_down(tmp_path, "sgdm", 0, 0.5 + k / 10, name=str(k), **options)
+    (surface,), _ = found(tmp_path)
+    assert not _is_map(surface)
+    draw_surfaces([surface, surface], tmp_path / "points.png", "a title")
+    assert (tmp_path / "points.png").exists()
+
+
+def test_one_varying_number_makes_a_line_per_system_and_task(tmp_path: Path) -> None:
+    for size in (50, 25):
+        for optimizer in ("sgdm", "sgdph"):
+            lay_down(tmp_path, optimizer, 0, size / 100, name=str(size), batch_size=size)
+        lay_down(tmp_path, "sgdm", 1, 0.3, name=f"v{size}", batch_size=size, model="vgg11")
+    surfaces, lines = found(tmp_path)
+    assert not surfaces
+    assert [(line.panel, line.name, line.x) for line in lines] == [
+        ("digits, ResNet8", "SGDM", "batch size"),
+        ("digits, ResNet8", "SGD-PH", "batch size"),
+        ("digits, VGG11", "SGDM", "batch size"),
+    ]
+    assert [(point.x, point.accuracy.mean) for point in lines[0].points] == [(25, 0.25), (50, 0.5)]
+    draw_lines(lines, tmp_path / "lines.png", "a title")
+    assert (tmp_path / "lines.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_systems_that_differ_in_words_are_not_joined(tmp_path: Path) -> None:
+    for tau in (0.1, 0.01):
+        for estimator in ("row_sum", "hutchinson"):
+            options = {"second_order_lr": tau, "estimator": estimator}
+            lay_down(tmp_path, "sgdph", 0, 0.5, name=f"{tau}{estimator}", **options)
+    names = [line.name for line in found(tmp_path)[1]]
+    assert names == ["SGD-PH (estimator hutchinson)", "SGD-PH (estimator row_sum)"]
+
+
+def test_of_three_varying_numbers_each_is_followed_alone(tmp_path: Path) -> None:
+    centre = {"lr": 0.1, "weight_decay": 1e-3, "momentum": 0.9}
+    others = [{"lr": 0.2}, {"lr": 0.4}, {"weight_decay": 0.01}, {"momentum": 0.8}]
+    for k, change in enumerate([{}, *others]):
+        lay_down(tmp_path, "sgdm", 0, 0.5, name=str(k), **{**centre, **change})
+    surfaces, lines = found(tmp_path)
+    assert not surfaces
+    # Of weight decay and momentum there are two values alone.
+    assert [(line.x, line.name) for line in lines] == [
+        ("lr", "SGDM at weight decay 0.001, momentum 0.9")
+    ]
+    assert [point.x for point in lines[0].points] == [0.1, 0.2, 0.4]
+
+
+def test_seeds_alone_are_nothing_to_draw(tmp_path: Path) -> None:
+    for seed in range(2):
+        lay_down(tmp_path, "sgdm", seed, 0.5)
+        lay_down(tmp_path, "sgdm", seed, 0.5, model="vgg11", name="v", lr=0.3)
+    assert found(tmp_path) == ([], [])
+
+
+def test_a_failed_setting_leaves_the_colours_to_the_others(tmp_path: Path) -> None:
+    finals = (0.90, 0.91, 0.92, 0.93, 0.10)
+    for k, final in enumerate(finals):
+        options = {"lr": 0.1 * (1 + k % 3), "weight_decay": 0.01 * (1 + k // 3)}
+        lay_down(tmp_path, "sgdm", 0, final, name=str(k), **options)
+    (surface,), _ = found(tmp_path)
+    scale = _colours(surface.points).norm
+    # The median is 91: three times its distance from the best below the best.
+    assert (scale.vmin, scale.vmax) == pytest.approx((87, 93))

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+from scipy.stats import t as student
+
+from sgdph.lab.reports.statistics import Judgement, Spread, holm, judge, welch
+
+
+def test_mean_and_sample_deviation() -> None:
+    spread = Spread.of([0.8, 0.9, 1.0])
+    assert spread.mean == pytest.approx(0.9)
+    assert spread.std == pytest.approx(0.1)
+    assert spread.n == 3
+    assert spread.show(100, 2) == "90.00 ± 10.00"
+    assert Spread.of([0.8]).show(100, 2) == "80.00 ± –"
+    assert Spread.of([]).show(100, 2) == "–"
+
+
+def test_welch_is_the_formula_of_the_textbook() -> None:
+    first, second = [90.1, 91.4, 90.7, 92.0], [88.0, 90.5, 89.9]
+    means = [sum(values) / len(values) for values in (first, second)]
+    # Squared standard errors.
+    errors = [
+        sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+        for values, mean in zip((first, second), means, strict=True)
+    ]
+    t = (means[0] - means[1]) / math.sqrt(sum(errors))
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
+    p = welch(Spread.of(first), Spread.of(second))
+    assert p == pytest.approx(2 * student.sf(abs(t), freedom), rel=1e-12)
+    assert welch(Spread.of(second), Spread.of(first)) == pytest.approx(p)
+    # Not the test that takes the variances for equal, whose degrees of freedom are 5.
+    assert p != pytest.approx(2 * student.sf(abs(t), 5), rel=1e-3)
+
+
+def test_one_side_without_spread_is_compared_by_the_others() -> None:
+    # Student's test of one sample against 1: t = (2 - 1) / (1 / sqrt(3)), 2 degrees of freedom.
+    p = welch(Spread.of([1.0, 1.0]), Spread.of([1.0, 2.0, 3.0]))
+    assert p == pytest.approx(2 * student.sf(math.sqrt(3), 2))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([0.9], [0.8, 0.7], None),
+        ([], [0.8, 0.7], None),
+        ([0.1, 0.1, 0.1], [0.2, 0.2, 0.2], None),
+        ([0.1, 0.1, 0.1], [0.1, 0.1], 1.0),
+    ],
+)
+def test_what_no_test_can_tell(
+    first: list[float], second: list[float], expected: float | None
+) -> None:
+    assert welch(Spread.of(first), Spread.of(second)) == expected
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.03, 0.6; times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.6.
+    assert holm([0.03, 0.01, 0.6, 0.02]) == pytest.approx([0.06, 0.04, 0.6, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+BEST = Spread.of([0.90, 0.91, 0.92])
+LEVEL = Spread.of([0.89, 0.91, 0.90])
+LOW = Spread.of([0.50, 0.51, 0.52])
+ALONE = Spread.of([0.8])
+
+
+def test_the_best_is_bold_only_above_all_others() -> None:
+    tie = judge({0: LOW, 1: BEST, 2: LEVEL}, "higher")
+    assert (tie.best, tie.level, tie.clear) == (1, (2,), False)
+    expected = holm([welch(BEST, LOW) or 0, welch(BEST, LEVEL) or 0])
+    assert [tie.adjusted[0], tie.adjusted[2]] == pytest.approx(expected)
+    clear = judge({0: LOW, 1: BEST}, "higher")
+    assert (clear.best, clear.level, clear.clear) == (1, (), True)
+
+
+def test_lower_can_be_better() -> None:
+    assert judge({0: LOW, 1: BEST}, "lower").best == 0
+
+
+def test_the_correction_is_for_the_number_of_comparisons() -> None:
+    one = judge({0: BEST, 1: LEVEL}, "higher").adjusted[1]
+    many = judge({0: BEST, 1: LEVEL, 2: LEVEL, 3: LEVEL}, "higher").adjusted[1]
+    assert many == pytest.approx(min(1, 3 * one))
+
+
+def test_an_entry_of_one_seed_forbids_bold_and_is_named() -> None:
+    found = judge({0: LOW, 1: BEST, 2: ALONE}, "higher")
+    assert found.adjusted[0] < 0.05
+    assert (found.level, found.untested, found.clear) == ((), (2,), False)
+
+
+def test_an_entry_without_figures_is_no_rival() -> None:
+    assert judge({0: LOW, 1: BEST, 2: Spread.of([])}, "higher").clear
+    assert judge({0: Spread.of([])}, "higher") == Judgement(None, {}, ())
+    assert not judge({0: BEST}, "higher").clear
