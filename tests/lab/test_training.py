@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from sgdph.lab.config import LabError
-from sgdph.lab.data import Dataset, load_dataset
+from sgdph.lab.data import Dataset, TensorDataset, load_dataset
 from sgdph.lab.evaluation import EVALUATION_BATCH, evaluate
 from sgdph.lab.runs import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.start import build_schedule, pick_device, prepare
@@ -112,7 +112,7 @@ def test_probes_and_other_refreshes_resume_to_the_same_bits(
 
 def test_augmentation_resumes_to_the_same_bits(tmp_path: Path) -> None:
     digits = load_dataset("digits", train_size=100)
-    augmented = Dataset(**{**vars(digits), "crop_padding": 2, "flip": True})
+    augmented = TensorDataset(**{**vars(digits), "crop_padding": 2, "flip": True})
     config = tiny_config(optimizer="sgdm", schedule="step")
     start(config, tmp_path / "whole", augmented)
     with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,8 @@ from sgdph.lab import commands
 from sgdph.lab.config import LabError
 from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.options import CostOptions
+from sgdph.lab.data.command import data
+from sgdph.lab.data.options import DataOptions
 from sgdph.lab.distributed import processes, speaks
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[CostOptions, tyro.conf.subcommand("cost")]
             | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
             | Annotated[ReproduceOptions, tyro.conf.subcommand("reproduce")]
-            | Annotated[ReportOptions, tyro.conf.subcommand("report")],
+            | Annotated[ReportOptions, tyro.conf.subcommand("report")]
+            | Annotated[DataOptions, tyro.conf.subcommand("data")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -75,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return reproduce(options, console)
         if isinstance(options, ReportOptions):
             return report(options, console)
+        if isinstance(options, DataOptions):
+            return data(options, console)
         return commands.compare(options, console)
     except LabError as error:
         if speaks(error):

@@ -246,7 +246,10 @@ def load_for(config: RunConfig, *, download: bool = False) -> Dataset:
         config.dataset,
         data_dir=Path(config.data_dir) if config.data_dir is not None else None,
         train_size=config.train_size,
+        validation_size=config.validation_size,
         download=download,
+        image_size=config.image_size,
+        workers=config.workers,
     )
 
 

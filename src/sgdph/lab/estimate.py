@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 
 from sgdph.lab.arithmetic import Arithmetic
 from sgdph.lab.config import LabError, RunConfig
-from sgdph.lab.data import Dataset, plan_epoch
+from sgdph.lab.data import Dataset, TensorDataset, plan_epoch
 from sgdph.lab.evaluation import EVALUATION_BATCH, evaluate
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.start import prepare
@@ -196,7 +196,7 @@ def noise(config: RunConfig, count: int) -> Dataset:
         dtype=torch.uint8,
     )
     labels = torch.randint(shape.classes, (count,), generator=generator)
-    return Dataset(
+    return TensorDataset(
         name=config.dataset,
         classes=shape.classes,
         crop_padding=4 if config.dataset.startswith("cifar") else 0,

@@ -42,7 +42,12 @@ DEFAULTS: Mapping[str, Any] = {
     "seed": 0,
 }
 # What differs from these for a data set.
-DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"pydoc": {"model": "transformer"}}
+_FILES = {"model": "torchvision:resnet18", "image_size": 224}
+DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "pydoc": {"model": "transformer"},
+    "mini-imagenet": _FILES,
+    "imagenet": _FILES,
+}
 DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
 DEFAULT_SEEDS = (0, 1, 2)
 
@@ -85,8 +90,9 @@ class CommonOptions:
     """Pixels to which image files are resized (mini-imagenet, imagenet)."""
     workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
     """Processes that read image files (mini-imagenet, imagenet)."""
-    model: Annotated[str | None, shown("resnet8; transformer for pydoc", MODELS)] = None
-    """Network: one of ours, or any of torchvision or timm, like timm:resnet18."""
+    model: Annotated[str | None, shown("resnet8", MODELS)] = None
+    """Network: one of ours, or any of torchvision or timm, like timm:resnet18. The default for
+    pydoc is transformer, for sets of image files torchvision:resnet18."""
     epochs: Annotated[int | None, shown("12", "N")] = None
     """Passes over the training images."""
     batch_size: Annotated[int | None, shown("25", "N")] = None

@@ -36,7 +36,7 @@ def estimate_costs(
         checkpoints: How many checkpoints are to be measured.
     """
     parameters = newton_parameters(run.state.model)
-    device = run.data.mean.device
+    device = run.data.device
     blocks = 2 * settings.batches * checkpoints
     with training_mode(run.state.model):
         loss = loss_on(run, next(draw_batches(run, 1)), 0, settings.float64)

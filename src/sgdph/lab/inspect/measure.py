@@ -94,7 +94,7 @@ def measure_checkpoint(
         epoch=state.epoch,
         step=state.step,
         seconds=time.perf_counter() - started,
-        environment=describe_environment(run.data.mean.device),
+        environment=describe_environment(run.data.device),
         examples=run.data.train_count,
         blocks=blocks,
         multipliers=multiplier_records(run, parameters, held, sketches),
@@ -131,7 +131,7 @@ def take_blocks(
         for each in chosen
     }
     seconds = dict.fromkeys(sketches, 0.0)
-    device = run.data.mean.device
+    device = run.data.device
     reporter.cell_started(f"epoch {run.state.epoch}", count * len(chosen))
     with training_mode(run.state.model):
         for i, batch in enumerate(draw_batches(run, count)):

@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
 from sgdph.lab.config import LabError
 from sgdph.lab.data import TextDataset, load_dataset, plan_epoch, training_batch
+from sgdph.lab.data.text import CHARACTERS, windows
 from sgdph.lab.evaluation import evaluate
 from sgdph.lab.models import build_model
 from sgdph.lab.options import resolve
 from sgdph.lab.start import prepare
-from sgdph.lab.text import CHARACTERS, windows
 from sgdph.lab.transformer import LENGTH
-
-from .conftest import checkpoint_of, interrupt_at, same_bits, start
 
 
 @pytest.fixture(scope="module")

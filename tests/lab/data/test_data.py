@@ -5,7 +5,7 @@ import torch
 
 from sgdph.lab.config import LabError
 from sgdph.lab.data import (
-    Dataset,
+    TensorDataset,
     channel_statistics,
     load_dataset,
     plan_epoch,
@@ -19,11 +19,11 @@ def rows(images: torch.Tensor) -> set[bytes]:
 
 
 @pytest.fixture(scope="module")
-def mnist() -> Dataset:
+def mnist() -> TensorDataset:
     return load_dataset("mnist5k")
 
 
-def test_mnist5k_is_split_into_1000_and_4000_equal_by_class(mnist: Dataset) -> None:
+def test_mnist5k_is_split_into_1000_and_4000_equal_by_class(mnist: TensorDataset) -> None:
     assert mnist.train_images.shape == (1000, 1, 28, 28)
     assert mnist.test_images.shape == (4000, 1, 28, 28)
     assert mnist.train_labels.bincount().tolist() == [100] * 10
@@ -31,7 +31,7 @@ def test_mnist5k_is_split_into_1000_and_4000_equal_by_class(mnist: Dataset) -> N
     assert not rows(mnist.train_images) & rows(mnist.test_images)
 
 
-def test_the_split_is_the_same_for_ever(mnist: Dataset) -> None:
+def test_the_split_is_the_same_for_ever(mnist: TensorDataset) -> None:
     # Measured figures hang on this very split: a change here is a change of the data set.
     digest = hashlib.sha256(mnist.train_images.numpy().tobytes()).hexdigest()
     assert digest == "02d5108da1b7778035a2a1f379f55bc4377d7c84e8b69f1f59d00eb0d0c8904d"
@@ -47,7 +47,7 @@ def test_digits_split_is_stratified_and_disjoint() -> None:
     assert share.max() < 0.728
 
 
-def test_training_images_are_normalised(mnist: Dataset) -> None:
+def test_training_images_are_normalised(mnist: TensorDataset) -> None:
     images = mnist.normalise(mnist.train_images)
     assert images.dtype == torch.float32
     assert abs(images.mean().item()) < 1e-4
@@ -89,12 +89,12 @@ def test_an_unknown_set_is_refused() -> None:
         load_dataset("mnist")
 
 
-def coloured(crop_padding: int, flip: bool) -> Dataset:
+def coloured(crop_padding: int, flip: bool) -> TensorDataset:
     """Eight images whose pixels say where they are from."""
     images = torch.arange(8 * 3 * 5 * 6).remainder(251).add(1).to(torch.uint8).view(8, 3, 5, 6)
     labels = torch.arange(8)
     zero, one = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    return Dataset(
+    return TensorDataset(
         "coloured", 8, crop_padding, flip, images, labels, images[:0], labels[:0], zero, one
     )
 
@@ -115,7 +115,7 @@ def test_augmentation_is_a_padded_crop_then_a_flip() -> None:
 
 def test_crop_offsets_reach_both_ends() -> None:
     data = load_dataset("digits")
-    wide = Dataset(**{**vars(data), "crop_padding": 4})
+    wide = TensorDataset(**{**vars(data), "crop_padding": 4})
     offsets = plan_epoch(wide, torch.Generator().manual_seed(0)).offsets
     assert (int(offsets.min()), int(offsets.max())) == (0, 8)
 

@@ -13,7 +13,6 @@ The sets are Krizhevsky's ("Learning Multiple Layers of Features from Tiny Image
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,11 @@ import torch
 from torch import Tensor
 
 from sgdph.lab.config import LabError
+from sgdph.lab.data.digests import check_digest
 
 PIXELS = 3 * 32 * 32
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+UNPACK = f"unpack the official archive again ({PAGE})"
 
 Split = tuple[Tensor, Tensor]
 
@@ -161,7 +162,7 @@ def _read_binary(name: str, data_dir: Path) -> tuple[Tensor, Tensor, Tensor, Ten
     layout = CIFARS[name]
     folder = data_dir / layout.binary_folder
     if not layout.sha256 and (data_dir / layout.archive).is_file():
-        check_digest(data_dir / layout.archive, "md5", layout.archive_md5)
+        check_digest(data_dir / layout.archive, "md5", layout.archive_md5, UNPACK)
     train = [read_records(folder / file, layout, layout.records) for file in layout.train_files]
     test = [read_records(folder / file, layout, layout.test_records) for file in layout.test_files]
     parts = []
@@ -170,19 +171,6 @@ def _read_binary(name: str, data_dir: Path) -> tuple[Tensor, Tensor, Tensor, Ten
         check_classes(whole, layout, folder / first)
         parts.append(split_records(whole, layout))
     return (*parts[0], *parts[1])
-
-
-def check_digest(file: Path, algorithm: str, expected: str) -> None:
-    """Raise LabError unless a file's digest is the expected one."""
-    with file.open("rb") as stream:
-        digest = hashlib.new(algorithm, usedforsecurity=False)
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != expected:
-        raise LabError(
-            f"{file} is damaged or not the official file: expected {algorithm.upper()} {expected}, "
-            f"got {digest.hexdigest()}; unpack the official archive again ({PAGE})"
-        )
 
 
 def read_records(file: Path, layout: Cifar, records: int) -> Tensor:
@@ -210,7 +198,7 @@ def read_records(file: Path, layout: Cifar, records: int) -> Tensor:
             f"again ({PAGE})"
         )
     if file.name in layout.sha256:
-        check_digest(file, "sha256", layout.sha256[file.name])
+        check_digest(file, "sha256", layout.sha256[file.name], UNPACK)
     content = bytearray(file.read_bytes())
     return torch.frombuffer(content, dtype=torch.uint8).view(records, length)
 

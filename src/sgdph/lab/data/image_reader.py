@@ -1,0 +1,205 @@
+"""Image files, and the worker processes that read them, by torch's ``DataLoader``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import data as torch_data
+
+from sgdph.lab.config import LabError
+
+MOST_WORKERS = 8
+CHECKED_AT_ONCE = 64
+
+Item: TypeAlias = tuple[int, int]
+"""Which image, and the seed of its augmentation."""
+Transform: TypeAlias = Callable[[Any], Tensor]
+"""From a PIL image to bytes ``(3, S, S)``."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files and their labels.
+
+    Attributes:
+        paths: Encoded paths ``(N,)``: one array, because a list of strings would be copied into
+            every worker as its reference counts change.
+        labels: Class indices ``(N,)``, int64.
+    """
+
+    paths: np.ndarray[Any, np.dtype[np.bytes_]]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, paths: Iterable[str | os.PathLike[str]], labels: Iterable[int]) -> ImageFiles:
+        """Hold paths and labels, one each per image."""
+        encoded = [os.fsencode(path) for path in paths]
+        return cls(np.array(encoded, dtype=np.bytes_), torch.tensor(list(labels)).long())
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Return an image's path."""
+        return os.fsdecode(self.paths[index])
+
+    def subset(self, chosen: Tensor) -> ImageFiles:
+        """Keep the images at these places."""
+        return ImageFiles(self.paths[chosen.numpy()], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a worker hands over in the place of an image that it cannot read."""
+
+    path: str
+    reason: str
+
+
+class Reader:
+    """Reads batches of image files with a pool of workers that outlives a pass.
+
+    Args:
+        files: The images.
+        transform: What is made of each.
+        workers: Processes; 0 reads in this one.
+        pin_memory: Whether batches come in page-locked memory, for a GPU.
+    """
+
+    def __init__(
+        self, files: ImageFiles, transform: Transform, workers: int, pin_memory: bool
+    ) -> None:
+        self._order = _Order()
+        self._passes = 0
+        self._loader = torch_data.DataLoader(
+            _Images(files, transform),
+            batch_sampler=self._order,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts,
+            # A generator of its own: without one, each pass would draw from torch's global one.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, items: Iterable[list[Item]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Read batches in order; ends the pass before, where one is under way.
+
+        Args:
+            items: Which images, batch by batch.
+
+        Yields:
+            Bytes ``(B, 3, S, S)`` and labels ``(B,)``, int64, on the CPU.
+
+        Raises:
+            LabError: If a file cannot be read as an image.
+            RuntimeError: If another pass was begun meanwhile.
+        """
+        self._passes += 1
+        this_pass = self._passes
+        self._order.items = items
+        for batch in self._loader:
+            if isinstance(batch, Unreadable):
+                raise LabError(
+                    f"{batch.path} cannot be read as an image ({batch.reason}): damaged or cut "
+                    "off; fetch or unpack it again, or take it out of the set"
+                )
+            yield batch
+            if self._passes != this_pass:
+                raise RuntimeError("a new pass over these images ended this one; finish one first")
+
+
+class _Order(torch_data.Sampler[list[Item]]):
+    """The batches of the pass that comes next; the loader asks for them as each pass begins."""
+
+    items: Iterable[list[Item]] = ()
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return iter(self.items)
+
+
+class _Images(torch_data.Dataset[Any]):
+    """What lies in the workers: files, and what is made of them."""
+
+    def __init__(self, files: ImageFiles, transform: Transform) -> None:
+        self.files = files
+        self.transform = transform
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, int] | Unreadable:
+        index, seed = item
+        image = open_image(self.files.path(index))
+        if isinstance(image, Unreadable):
+            return image
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reseed a GPU's generator too, where this is the main process.
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image), int(self.files.labels[index])
+
+
+def open_image(path: str) -> Any:
+    """Read a file as an RGB image of PIL's, or say why that cannot be."""
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    # Pillow's readers raise errors of a dozen kinds on damaged files.
+    except Exception as error:
+        return Unreadable(path, f"{type(error).__name__}: {error}")
+
+
+def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
+    """Stack a batch; the first image that could not be read stands for all of it."""
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, Unreadable):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the main one, which ends us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def pick_workers(workers: int | None) -> int:
+    """Return the number of workers asked for, or one per CPU core of ours, at most 8.
+
+    Raises:
+        LabError: If the number is negative.
+    """
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return min(MOST_WORKERS, cores or 1)
+    if workers < 0:
+        raise LabError(f"--workers must be at least 0 (which reads in this process); got {workers}")
+    return workers
+
+
+def check_readable(files: ImageFiles, workers: int) -> None:
+    """Read every image.
+
+    Raises:
+        LabError: If a file cannot be read as an image.
+    """
+    windows = torch.split(torch.arange(len(files)), CHECKED_AT_ONCE)
+    whole_set = ([(index, 0) for index in window.tolist()] for window in windows)
+    for _ in Reader(files, _Nothing(), workers, pin_memory=False).batches(whole_set):
+        pass
+
+
+class _Nothing:
+    """Makes nothing of an image that was read."""
+
+    def __call__(self, image: Any) -> Tensor:
+        return torch.empty(0)

@@ -1,0 +1,149 @@
+"""ImageNet (ILSVRC 2012): 1,281,167 training images and 50,000 to validate, 1,000 classes.
+
+Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. The 50,000
+"validation" images are what everyone tests on, and so does this laboratory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgdph.lab.config import LabError
+from sgdph.lab.data.image_folders import (
+    FolderSplits,
+    check_same_classes,
+    class_folders,
+    set_root,
+)
+from sgdph.lab.data.image_reader import ImageFiles
+
+NAME = "imagenet"
+PAGE = "https://image-net.org/download.php"
+# What torchvision makes of the development kit, and the kit itself.
+META = ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Official:
+    """The official counts.
+
+    Attributes:
+        classes: Number of classes.
+        train: Training images.
+        test: Validation images.
+    """
+
+    classes: int = 1000
+    train: int = 1_281_167
+    test: int = 50_000
+
+
+OFFICIAL = Official()
+
+
+def has_devkit(root: Path) -> bool:
+    """Say whether what torchvision's ``ImageNet`` asks for is there."""
+    return any((root / name).is_file() for name in META)
+
+
+def read_imagenet(data_dir: Path | None) -> FolderSplits:
+    """List the set's files: through torchvision where its development kit is there.
+
+    With the kit (or the ``meta.bin`` that torchvision made of it) the set says that it is the
+    whole of what the kit lists, and must be. Without it any ``train/<class>/`` and ``val/<class>/``
+    will do.
+
+    Args:
+        data_dir: The directory that holds the files, or a folder ``imagenet`` with them.
+
+    Raises:
+        LabError: If files are missing, or counts are not what they must be.
+    """
+    expected = "train/<class>/ and val/<class>/ (images), and for torchvision's checks " + META[1]
+    if data_dir is None:
+        raise LabError(
+            f"{NAME} needs --data-dir DIR, a directory that holds {expected}; registered users "
+            f"fetch it from {PAGE}"
+        )
+    root = set_root(NAME, data_dir)
+    missing = [f"{root / name}/" for name in SPLITS if not (root / name).is_dir()]
+    if missing:
+        raise LabError(
+            f"{NAME}: {' and '.join(missing)} is not there; expected {expected}. Unpack the "
+            f"archives there (from {PAGE}): with all of them in that directory, "
+            f"torchvision.datasets.ImageNet({str(root)!r}, split) does it, for train and for val"
+        )
+    if not has_devkit(root):
+        return class_folders(root, *SPLITS)
+    train, test = (read_split(root, split) for split in SPLITS)
+    check_same_classes(root, *SPLITS, train.wnids, test.wnids)
+    found = FolderSplits(
+        "torchvision.datasets.ImageNet", len(train.classes), files_of(train), files_of(test)
+    )
+    problem = disagreement(root, train.wnids, found)
+    if problem is not None:
+        raise LabError(
+            f"{root} {problem}: unpack the archives again ({PAGE}), or take {' and '.join(META)} "
+            "away if this is a set of your own"
+        )
+    return found
+
+
+def disagreement(root: Path, classes: list[str], found: FolderSplits) -> str | None:
+    """Say where the files disagree with the list of torchvision's ``meta.bin``, if they do.
+
+    Args:
+        root: The set's folder.
+        classes: The folders of ``train/``, which are those of ``val/`` too.
+        found: The files.
+    """
+    from torchvision.datasets.imagenet import load_meta_file
+
+    names, test_labels = load_meta_file(root)
+    missing = sorted(set(names) - set(classes))
+    if missing:
+        return (
+            f"lacks {len(missing)} of the {len(names)} classes that {META[0]} lists, like "
+            f"{missing[0]}"
+        )
+    if len(found.test) < len(test_labels):
+        return f"has {len(found.test):,} images in val/, and {META[0]} lists {len(test_labels):,}"
+    if found.classes == OFFICIAL.classes and len(found.train) != OFFICIAL.train:
+        return f"has {len(found.train):,} images in train/, expected {OFFICIAL.train:,}"
+    return None
+
+
+def read_split(root: Path, split: str) -> Any:
+    """Read a split as torchvision's ``ImageNet``."""
+    from torchvision.datasets import ImageNet
+
+    try:
+        return ImageNet(root, split)
+    # Whatever torch.load makes of a damaged file.
+    except Exception as error:
+        first = str(error).split(". ")[0]
+        raise LabError(
+            f"torchvision cannot read {root / split} as ImageNet ({type(error).__name__}: "
+            f"{first}): the folder or {META[0]} is damaged, or scipy is not installed; unpack the "
+            f"archives again ({PAGE}), or take {' and '.join(META)} away to have any "
+            "class folders read"
+        ) from error
+
+
+def files_of(split: Any) -> ImageFiles:
+    """Take the files out of a folder of torchvision's."""
+    return ImageFiles.of(*zip(*split.samples, strict=True))
+
+
+def shortfall(found: FolderSplits) -> str | None:
+    """Say how a set differs from the official one in its counts; ``None`` where it does not."""
+    counts = (found.classes, len(found.train), len(found.test))
+    official = (OFFICIAL.classes, OFFICIAL.train, OFFICIAL.test)
+    if counts == official:
+        return None
+    return "{} classes and {:,} + {:,} images, ImageNet has {} and {:,} + {:,}".format(
+        *counts, *official
+    )

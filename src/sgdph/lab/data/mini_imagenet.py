@@ -1,0 +1,179 @@
+"""Mini-ImageNet: 100 of ImageNet's classes, 600 images each, as a set to classify.
+
+The classes are those of Ravi & Larochelle ("Optimization as a Model for Few-Shot Learning", ICLR
+2017), whose lists ``train.csv``, ``val.csv`` and ``test.csv`` give 64, 16 and 20 *classes* each. To
+train a classifier the three are pooled, and every class is divided: 500 images to train, 100 to
+test. Nobody published which; here the images are sorted by class and file name, and
+:func:`sgdph.lab.data.splits.stratified` chooses the training images by the hash that it uses for
+every set, so the division is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sgdph.lab.config import LabError
+from sgdph.lab.data.image_folders import FolderSplits, class_folders, set_root
+from sgdph.lab.data.image_reader import ImageFiles
+from sgdph.lab.data.splits import stratified
+
+NAME = "mini-imagenet"
+LISTS = ("train.csv", "val.csv", "test.csv")
+IMAGES = "images"
+PAGE = "https://openreview.net/forum?id=rJY0-Kcll"
+
+
+@dataclass(frozen=True)
+class Official:
+    """The official counts.
+
+    Attributes:
+        classes: Number of classes.
+        images: Images of each.
+    """
+
+    classes: int = 100
+    images: int = 600
+
+
+OFFICIAL = Official()
+# Of six images of a class, five are for training.
+PARTS = 6
+
+
+def find_layout(data_dir: Path) -> str | None:
+    """Say how the set lies: ``"lists"``, the name of the test split's folder, or ``None``."""
+    root = set_root(NAME, data_dir)
+    if any((root / name).is_file() for name in LISTS):
+        return "lists"
+    for test in ("test", "val"):
+        if (root / "train").is_dir() and (root / test).is_dir():
+            return test
+    return None
+
+
+def read_mini_imagenet(data_dir: Path | None) -> FolderSplits:
+    """List the set's files, whichever way they lie.
+
+    Args:
+        data_dir: The directory that holds the files, or a folder ``mini-imagenet`` with them.
+
+    Raises:
+        LabError: If files are missing, or are not what the lists say.
+    """
+    expected = (
+        f"{IMAGES}/ with all images and the split files {', '.join(LISTS)}, or train/<class>/ and "
+        "test/<class>/ (or val/)"
+    )
+    if data_dir is None:
+        raise LabError(
+            f"{NAME} needs --data-dir DIR, a directory that holds {expected}; it is made of "
+            f"ImageNet, whose terms do not let it be handed on ({PAGE} has the lists' source)"
+        )
+    root, layout = set_root(NAME, data_dir), find_layout(data_dir)
+    if layout is None:
+        raise LabError(
+            f"{NAME}: {root} must hold {expected}; found none of them. Lay them there, or name the "
+            "directory that holds them with --data-dir"
+        )
+    return read_lists(root) if layout == "lists" else class_folders(root, "train", layout)
+
+
+def read_lists(root: Path) -> FolderSplits:
+    """Pool the three lists and divide every class.
+
+    Raises:
+        LabError: If a list or an image is missing, a list cannot be read, or classes are not of one
+            size.
+    """
+    classes = pooled(root)
+    check_sizes(root, {name: len(files) for name, files in classes.items()})
+    check_images(root, classes)
+    paths, labels = [], []
+    for label, name in enumerate(sorted(classes)):
+        for file in sorted(classes[name]):
+            paths.append(root / IMAGES / file)
+            labels.append(label)
+    files = ImageFiles.of(paths, labels)
+    size = len(files) // len(classes)
+    test = max(1, round(size / PARTS))
+    chosen = stratified(files.labels, (size - test) * len(classes))
+    rest = torch.ones(len(files), dtype=torch.bool).index_fill_(0, chosen, False)
+    layout = f"{IMAGES}/ and {', '.join(LISTS)}"
+    return FolderSplits(
+        layout, len(classes), files.subset(chosen), files.subset(rest.nonzero()[:, 0])
+    )
+
+
+def pooled(root: Path) -> dict[str, set[str]]:
+    """Read the three lists: class to file names.
+
+    Raises:
+        LabError: If one is missing, or has not the columns ``filename`` and ``label``.
+    """
+    classes: dict[str, set[str]] = defaultdict(set)
+    for name in LISTS:
+        path = root / name
+        if not path.is_file():
+            raise LabError(
+                f"{path} is missing: the {OFFICIAL.classes} classes are spread over "
+                f"{', '.join(LISTS)}; lay the three split files beside {IMAGES}/"
+            )
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.DictReader(file)
+            if not {"filename", "label"} <= set(lines.fieldnames or ()):
+                raise LabError(
+                    f"{path} begins with {','.join(lines.fieldnames or ()) or 'nothing'}, expected "
+                    "the columns filename,label; lay the official split files there"
+                )
+            for line in lines:
+                if not line["filename"] or not line["label"]:
+                    raise LabError(
+                        f"{path} has no filename and label in line {lines.line_num}: cut off or "
+                        "damaged; fetch it again"
+                    )
+                classes[line["label"]].add(line["filename"])
+    return classes
+
+
+def check_sizes(root: Path, sizes: dict[str, int]) -> None:
+    """Raise LabError unless all classes are of one size, of at least two images."""
+    smallest, largest = (pick(sizes, key=lambda name: sizes[name]) for pick in (min, max))
+    if sizes[smallest] < sizes[largest] or sizes[smallest] < 2:
+        raise LabError(
+            f"the split files in {root} list {sizes[smallest]} images of class {smallest} and "
+            f"{sizes[largest]} of {largest}; expected equally many of each (Mini-ImageNet has "
+            f"{OFFICIAL.images} of each of {OFFICIAL.classes} classes): one of {', '.join(LISTS)} "
+            "is cut off or not the official one; fetch it again. A set of your own may also lie as "
+            "train/<class>/ and test/<class>/, without these files and in any number"
+        )
+
+
+def check_images(root: Path, classes: dict[str, set[str]]) -> None:
+    """Raise LabError unless every listed image is there."""
+    folder = root / IMAGES
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    listed = {file for files in classes.values() for file in files}
+    missing = sorted(listed - there)
+    if missing:
+        raise LabError(
+            f"{folder} lacks {len(missing):,} of the {len(listed):,} images that the split files "
+            f"list, like {missing[0]}; unpack all images into that one folder"
+        )
+
+
+def shortfall(found: FolderSplits) -> str | None:
+    """Say how a set differs from the official one in its counts; ``None`` where it does not."""
+    images = len(found.train) + len(found.test)
+    wanted = OFFICIAL.classes * OFFICIAL.images
+    if (found.classes, images) == (OFFICIAL.classes, wanted):
+        return None
+    return (
+        f"{found.classes} classes and {images:,} images, Mini-ImageNet has {OFFICIAL.classes} and "
+        f"{wanted:,}"
+    )

@@ -1,0 +1,104 @@
+"""Subsets and held-out parts that depend on the labels alone, never on a run's seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdph.lab.config import LabError
+
+SPLIT_KEY = "sgdph split 1"
+
+
+def stratified(labels: Tensor, count: int) -> Tensor:
+    """Choose ``count`` items so that every class keeps its share, the same ones at every call.
+
+    The order within a class comes from a hash of the item's index, so that the choice depends on no
+    random generator's version, and a smaller choice lies within a larger one of the same labels
+    when classes are of equal size.
+
+    Args:
+        labels: Class indices ``(N,)``.
+        count: How many, between the number of classes and N.
+
+    Returns:
+        Sorted indices ``(count,)``, int64.
+
+    Raises:
+        LabError: If ``count`` lies outside its bounds.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels.tolist()):
+        members[label].append(index)
+    total = len(labels)
+    if not len(members) <= count <= total:
+        raise LabError(
+            f"expected between {len(members)} images (one per class) and {total} (all there are); "
+            f"got {count}"
+        )
+    shares = {label: count * len(items) / total for label, items in members.items()}
+    quota = {label: int(share) for label, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda label: (quota[label] - shares[label], label))
+    for label in by_remainder[: count - sum(quota.values())]:
+        quota[label] += 1
+    chosen = [
+        index
+        for label, items in members.items()
+        for index in sorted(items, key=_shuffle_key)[: quota[label]]
+    ]
+    return torch.tensor(sorted(chosen))
+
+
+def _shuffle_key(index: int) -> bytes:
+    return hashlib.sha256(f"{SPLIT_KEY}:{index}".encode()).digest()
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """How much of a set's training images is used, and for what.
+
+    Attributes:
+        train: Number of training images in use, a stratified subset; ``None`` for all.
+        validation: How many of those are held out to evaluate on, stratified again; ``None`` to
+            train on all of them and evaluate on the test images.
+    """
+
+    train: int | None = None
+    validation: int | None = None
+
+    def split(self, name: str, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Choose the images to train on, and those that are held out.
+
+        Args:
+            name: The set's name, for error messages.
+            labels: What the training images are stratified by ``(N,)``, int64.
+
+        Returns:
+            Sorted indices of the images to train on, and of those held out; ``None`` where none is.
+
+        Raises:
+            LabError: If a size is out of bounds.
+        """
+        used = torch.arange(len(labels))
+        if self.train is not None:
+            try:
+                used = stratified(labels, self.train)
+            except LabError as error:
+                raise LabError(f"--train-size for {name}: {error}") from error
+        if self.validation is None:
+            return used, None
+        classes = len(set(labels.tolist()))
+        most = len(used) - classes
+        if not classes <= self.validation <= most:
+            raise LabError(
+                f"--validation-size for {name}: expected between {classes} images (one per class) "
+                f"and {most} (which leaves one per class of the {len(used)} training images in "
+                f"use); got {self.validation}"
+            )
+        held = stratified(labels[used], self.validation)
+        kept = torch.ones(len(used), dtype=torch.bool).index_fill_(0, held, False)
+        return used[kept], used[held]

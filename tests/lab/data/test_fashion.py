@@ -1,0 +1,132 @@
+import gzip
+import hashlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+
+from sgdph.lab.config import LabError
+from sgdph.lab.data import fashion
+from sgdph.lab.data.fashion import FOLDER, IdxPart, read_fashion_mnist
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An array of bytes as torchvision's own reader takes it."""
+    sizes = b"".join(int(size).to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The set in 40 + 20 images, unpacked, where torchvision lays it."""
+    folder = tmp_path / FOLDER
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for attribute, count in (("TRAIN", 40), ("TEST", 20)):
+        part = getattr(fashion, attribute)
+        (folder / part.images).write_bytes(idx(rng.integers(256, size=(count, 28, 28))))
+        (folder / part.labels).write_bytes(idx(np.arange(count) % 10))
+        monkeypatch.setattr(fashion, attribute, IdxPart(part.images, part.labels, count))
+    return tmp_path
+
+
+def pack(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack every file, and let torchvision know these files' MD5."""
+    from torchvision.datasets import FashionMNIST
+
+    resources = []
+    for file in sorted((root / FOLDER).iterdir()):
+        content = gzip.compress(file.read_bytes())
+        file.unlink()
+        file.with_name(f"{file.name}.gz").write_bytes(content)
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        resources.append((f"{file.name}.gz", digest))
+    monkeypatch.setattr(FashionMNIST, "resources", resources)
+
+
+def test_it_is_what_torchvision_reads(tiny: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    images, labels, test_images, test_labels = read_fashion_mnist(tiny)
+    for train, ours, classes in ((True, images, labels), (False, test_images, test_labels)):
+        theirs = FashionMNIST(tiny, train=train)
+        assert torch.equal(ours[:, 0], theirs.data)
+        assert torch.equal(classes, theirs.targets)
+    assert images.shape == (40, 1, 28, 28)
+    assert images.dtype == torch.uint8
+
+
+def test_packed_files_and_files_in_the_directory_itself_read_the_same(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = read_fashion_mnist(tiny)
+    pack(tiny, monkeypatch)
+    packed = read_fashion_mnist(tiny)
+    plain = read_fashion_mnist(tiny / FOLDER)
+    for a, b, c in zip(expected, packed, plain, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+def test_a_damaged_packed_file_is_told_by_its_md5(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(tiny, monkeypatch)
+    file = tiny / FOLDER / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(LabError, match=r"t10k-labels-idx1-ubyte.gz is damaged.*MD5.*fetch it aga"):
+        read_fashion_mnist(tiny)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train-images-idx3-ubyte", lambda b: b[:-1], r"31,375 bytes, expected .*31,376"),
+        ("train-images-idx3-ubyte", lambda b: b[:3] + b"\x01" + b[4:], "begins with 00000801"),
+        ("t10k-labels-idx1-ubyte", lambda b: b[:-1] + b"\x0b", "expected 10 classes of 2"),
+        ("train-labels-idx1-ubyte", lambda b: b[:-1] + b"\x00", "expected 10 classes of 4"),
+    ],
+)
+def test_a_damaged_unpacked_file_is_told(
+    tiny: Path, name: str, change: object, message: str
+) -> None:
+    file = tiny / FOLDER / name
+    file.write_bytes(change(file.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(LabError, match=rf"{name}.*{message}.*fetch it again"):
+        read_fashion_mnist(tiny)
+
+
+def test_missing_files_are_named_with_the_way_out(tiny: Path) -> None:
+    (tiny / FOLDER / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(LabError, match=r"lacks t10k-images-idx3-ubyte .*official.*--download"):
+        read_fashion_mnist(tiny)
+    with pytest.raises(LabError, match=r"needs --data-dir.*FashionMNIST/raw"):
+        read_fashion_mnist(None)
+
+
+def test_a_failed_download_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    monkeypatch.setattr(FashionMNIST, "mirrors", [(tmp_path / "nowhere").as_uri() + "/"])
+    with pytest.raises(LabError, match=r"(?s)could not be downloaded.*by hand"):
+        read_fashion_mnist(tmp_path / "data", download=True)
+
+
+def test_a_download_lands_where_it_is_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import FashionMNIST
+
+    expected = read_fashion_mnist(tiny)
+    pack(tiny, monkeypatch)
+    handler = partial(SimpleHTTPRequestHandler, directory=tiny / FOLDER)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        fetched = read_fashion_mnist(tiny / "fresh", download=True)
+        server.shutdown()
+    assert torch.equal(fetched[0], expected[0])
