@@ -24,9 +24,11 @@ from sgdph.lab.reports.command import report
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.reproduce import reproduce
 from sgdph.lab.reproduce_options import ReproduceOptions
+from sgdph.lab.tune.command import tune
+from sgdph.lab.tune.options import TuneOptions
 
 DESCRIPTION = (
-    "Train small networks with SGD-PH and other optimizers, compare them, run the paper's "
+    "Train small networks with SGD-PH and other optimizers, tune and compare them, run the paper's "
     "experiments, measure what a step costs, look at the Hessian blocks, and report on finished "
     "runs. "
     "sgdph --version prints the version."
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             | Annotated[InspectOptions, tyro.conf.subcommand("inspect")]
             | Annotated[ReproduceOptions, tyro.conf.subcommand("reproduce")]
             | Annotated[ReportOptions, tyro.conf.subcommand("report")]
-            | Annotated[DataOptions, tyro.conf.subcommand("data")],
+            | Annotated[DataOptions, tyro.conf.subcommand("data")]
+            | Annotated[TuneOptions, tyro.conf.subcommand("tune")],
             prog="sgdph",
             description=DESCRIPTION,
             args=words,
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return report(options, console)
         if isinstance(options, DataOptions):
             return data(options, console)
+        if isinstance(options, TuneOptions):
+            return tune(options, console)
         return commands.compare(options, console)
     except LabError as error:
         if speaks(error):

@@ -1,0 +1,185 @@
+"""What ``sgdph tune`` does with its options, and what it says."""
+
+from __future__ import annotations
+
+import shlex
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+
+from sgdph.lab.commands import INTERRUPTED, OK, default_out, load
+from sgdph.lab.config import PLACE_FIELDS, LabError
+from sgdph.lab.environment import describe_environment
+from sgdph.lab.options import DEFAULT_OPTIMIZERS, DEFAULTS, parse_optimizers
+from sgdph.lab.progress import say
+from sgdph.lab.start import pick_device, prepare
+from sgdph.lab.tune.options import TuneOptions
+from sgdph.lab.tune.outcome import Search
+from sgdph.lab.tune.page import to_rich, warnings, write_outcome
+from sgdph.lab.tune.record import (
+    BEST,
+    BUDGET,
+    DEFAULT_PRUNERS,
+    PAGE,
+    SEARCH_DEFAULTS,
+    SENSITIVITY,
+    TRIALS,
+    TUNING,
+    TuneDirectory,
+    Tuning,
+)
+from sgdph.lab.tune.space import Range, complete, parse_space
+from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
+from sgdph.lab.tune.worker import load_data, work
+from sgdph.lab.tune.workers import run_workers, share_threads
+
+# Of the training images, the part that is held out where no number was given.
+HELD_OUT = 5
+
+
+def tune(options: TuneOptions, console: Console) -> int:
+    """Search settings for every optimizer, from where it stands, and report.
+
+    Returns:
+        The exit code: 0 when there was nothing left to take, 130 when interrupted.
+
+    Raises:
+        LabError: If the options cannot be followed.
+    """
+    given = options.given()
+    directory = TuneDirectory(options.out or default_out(given, "tune"))
+    check_options(directory, options)
+    place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
+    jobs = options.parallel or 1
+    if jobs > 1:
+        place.setdefault("threads", share_threads(jobs))
+    try:
+        if options.overwrite:
+            directory.check_clearable()
+        tuning = requested(directory, options, given)
+        data = load_data(tuning, place, options)
+        for optimizer in tuning.optimizers:
+            prepare(tuning.config(optimizer, place=place), data)
+        tuning = begin(directory, options, given, tuning)
+        if jobs > 1:
+            run_workers(directory, tuning, jobs, place, console)
+        else:
+            work(directory, place, data, console)
+    except KeyboardInterrupt:
+        return report_interruption(directory, console)
+    device = pick_device(tuning.config(tuning.optimizers[0], place=place).device)
+    searches = write_outcome(directory, directory.read(), describe_environment(device))
+    show(directory, directory.read(), searches, console)
+    return OK
+
+
+def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
+    """Raise LabError for options that cannot be followed, whatever lies in the directory."""
+    if options.resume and options.overwrite:
+        raise LabError(
+            "--resume and --overwrite contradict each other: one carries on what is in --out, the "
+            "other deletes it; give one of them"
+        )
+    if options.parallel is not None and options.parallel < 1:
+        raise LabError(f"--parallel must be at least 1; got {options.parallel}")
+    storage = options.storage or SQLITE
+    if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
+        raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")
+    if urlsplit(storage).password:
+        raise LabError(
+            "--storage holds a password, which would be written into files; leave it out, and let "
+            "the database's client find it (for PostgreSQL, PGPASSWORD or ~/.pgpass)"
+        )
+    if directory.path.exists() and not directory.path.is_dir():
+        raise LabError(f"{directory.path} is a file; --out must name a directory")
+
+
+def requested(directory: TuneDirectory, options: TuneOptions, given: Mapping[str, Any]) -> Tuning:
+    """Return what is asked for: what lies there with what is added, or a new tuning.
+
+    Raises:
+        LabError: If the options disagree with what lies there, or it is no tuning.
+    """
+    optimizers = parse_optimizers(options.optimizers) if options.optimizers is not None else ()
+    if options.overwrite or not (options.resume or directory.exists()):
+        return new(directory, options, given, optimizers or DEFAULT_OPTIMIZERS)
+    saved = directory.read()
+    known = tuple(dict.fromkeys((*saved.optimizers, *optimizers)))
+    return saved.joined(optimizers, ranges(options, known), options.search(), given)
+
+
+def ranges(options: TuneOptions, optimizers: Sequence[str]) -> dict[str, dict[str, Range]]:
+    """Read the ranges that were named."""
+    return parse_space(options.space, optimizers) if options.space is not None else {}
+
+
+def new(
+    directory: TuneDirectory,
+    options: TuneOptions,
+    given: Mapping[str, Any],
+    optimizers: Sequence[str],
+) -> Tuning:
+    """Make a tuning of the options."""
+    named = ranges(options, optimizers)
+    search = {**SEARCH_DEFAULTS, **options.search()}
+    search.setdefault("pruner", DEFAULT_PRUNERS[search["sampler"]])
+    spaces = {each: complete(each, named.get(each, {})) for each in optimizers}
+    values = {"seed": DEFAULTS["seed"], **given}
+    name = f"{directory.path.resolve().name}-{uuid.uuid4().hex[:8]}"
+    tuning = Tuning(name, spaces, **search, given=values)
+    if "validation_size" in values:
+        return tuning
+    whole = load(tuning.config(optimizers[0]), options)
+    held_out = max(1, whole.train_count // HELD_OUT)
+    return Tuning(name, spaces, **search, given={**values, "validation_size": held_out})
+
+
+def begin(
+    directory: TuneDirectory, options: TuneOptions, given: Mapping[str, Any], asked: Tuning
+) -> Tuning:
+    """Record what is asked for, unless another process just has, and return what then holds."""
+    with directory.lock():
+        if options.overwrite:
+            directory.clear()
+        if (directory.path / TUNING).is_file():
+            # Another process may have begun it, or added to it, since it was looked at.
+            asked = requested(directory, options, given)
+        if asked.storage not in (SQLITE, JOURNAL_FILE):
+            # Before anything is recorded of a database that cannot be had.
+            open_storage(asked.storage, directory.path)
+        directory.write(asked)
+    return asked
+
+
+def report_interruption(directory: TuneDirectory, console: Console) -> int:
+    """Say how to carry on, and return the exit code of an interrupted command."""
+    if not directory.exists():
+        say(console, "Interrupted before anything was recorded.")
+        return INTERRUPTED
+    place = directory.path.resolve()
+    say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
+    say(console, f"  sgdph tune --out {shlex.quote(str(place))}")
+    return INTERRUPTED
+
+
+def show(
+    directory: TuneDirectory, tuning: Tuning, searches: Sequence[Search], console: Console
+) -> None:
+    """Print the table, what speaks against it, and where everything lies."""
+    console.print(to_rich(searches))
+    for line in warnings(tuning, searches):
+        say(console, line)
+    files = {
+        "settings": BEST,
+        "page": PAGE,
+        "trials": TRIALS,
+        "sensitivity": SENSITIVITY,
+        "budget": BUDGET,
+    }
+    for title, name in files.items():
+        if (directory.path / name).exists():
+            say(console, f"{title:<13}{(directory.path / name).resolve()}")
+    say(console, f"{'runs':<13}{directory.path.resolve()}")

@@ -1,0 +1,285 @@
+"""What a tuning is, and the directory that it lies in.
+
+| file | content |
+|---|---|
+| ``tune.yaml`` | what was asked for; its presence makes the directory a tuning |
+| ``<optimizer>/trial-000`` … | one run directory per trial |
+| ``study.db`` or ``study.log`` | Optuna's studies, one per optimizer |
+| ``tune.lock`` | held while a process takes a trial, or writes what is below |
+| ``best.yaml``, ``tune.json``, ``tune.md``, pictures | what came out, made of the runs |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from filelock import BaseFileLock, FileLock
+
+from sgdph.lab.baselines import BASELINES, SETTINGS, flag, owners
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.files import remove_files, write_text
+from sgdph.lab.optimizer_args import share_arguments
+from sgdph.lab.options import resolve
+from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.tune.space import Range, Space, complete, grid
+
+FORMAT = "sgdph-tuning-1"
+TUNING, LOCK = "tune.yaml", "tune.lock"
+BEST, TRIALS, PAGE = "best.yaml", "tune.json", "tune.md"
+SENSITIVITY, BUDGET = "sensitivity.png", "budget.png"
+DATABASE, JOURNAL = "study.db", "study.log"
+DATABASE_FILES = (DATABASE, DATABASE + "-journal", JOURNAL, JOURNAL + ".lock")
+WORKER_LOG = "worker-{}.log"
+SEARCH_DEFAULTS: Mapping[str, Any] = {"trials": 20, "sampler": "tpe", "storage": "sqlite"}
+DEFAULT_PRUNERS = {"tpe": "median", "random": "median", "grid": "none"}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is searched, how, and with which budget.
+
+    Attributes:
+        name: Its own, told from all others: its studies are called after it.
+        spaces: Optimizer to setting to range.
+        trials: Trials of each optimizer.
+        sampler: ``"tpe"``, ``"random"`` or ``"grid"``.
+        pruner: ``"median"`` or ``"none"``.
+        storage: ``"sqlite"``, ``"journal"`` or a database's URL.
+        given: The options of the runs that were set, by field of :class:`RunConfig`;
+            ``validation_size`` and ``seed`` always are.
+    """
+
+    name: str
+    spaces: Mapping[str, Space]
+    trials: int
+    sampler: str
+    pruner: str
+    storage: str
+    given: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise LabError(f"--trials must be at least 1; got {self.trials}")
+        for name in self.given:
+            if name in SETTINGS and not set(owners(name)) & set(self.spaces):
+                raise LabError(
+                    f"none of {', '.join(self.spaces)} has the setting {flag(name)}; "
+                    f"{', '.join(owners(name))} has it"
+                )
+            searched = [each for each, space in self.spaces.items() if name in space]
+            if searched:
+                raise LabError(
+                    f"{flag(name)} fixes what --space searches for {', '.join(searched)}; give "
+                    "one of them"
+                )
+        if self.sampler == "grid":
+            for space in self.spaces.values():
+                grid(space, self.trials)
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """The optimizers that are tuned."""
+        return tuple(self.spaces)
+
+    @property
+    def seed(self) -> int:
+        """The seed of all trials."""
+        return int(self.given["seed"])
+
+    def config(
+        self,
+        optimizer: str,
+        settings: Mapping[str, float] | None = None,
+        place: Mapping[str, Any] | None = None,
+    ) -> RunConfig:
+        """Resolve the run of a trial.
+
+        Args:
+            optimizer: Its optimizer.
+            settings: The searched settings' values; the middle of each range where ``None``.
+            place: Fields of :data:`PLACE_FIELDS` that hold here and now.
+        """
+        space = self.spaces[optimizer]
+        settings = settings or {name: each.rounded(each.at(0.5)) for name, each in space.items()}
+        own = own_options({**self.given, **(place or {})}, optimizer, self.optimizers)
+        return resolve({**own, **settings, "optimizer": optimizer})
+
+    def fixed(self, optimizer: str) -> dict[str, Any]:
+        """Return the settings of an optimizer that were given, and not searched."""
+        own = own_options(self.given, optimizer, self.optimizers)
+        fixed = {name: value for name, value in own.items() if name in SETTINGS}
+        arguments = dict(own.get("optimizer_args", ()))
+        return {**fixed, "optimizer_args": arguments} if arguments else fixed
+
+    def joined(
+        self,
+        optimizers: Sequence[str],
+        spaces: Mapping[str, Space],
+        search: Mapping[str, Any],
+        given: Mapping[str, Any],
+    ) -> Tuning:
+        """Add what is asked for now: more trials, more optimizers, and nothing that disagrees.
+
+        Args:
+            optimizers: Those asked for; none asks for these.
+            spaces: Optimizer to setting to range, only what was named.
+            search: Of ``trials``, ``sampler``, ``pruner``, ``storage`` what was set.
+            given: The options of the runs that were set.
+
+        Raises:
+            LabError: If options disagree with what the tuning is.
+        """
+        problems = [
+            f"{name}: it has {getattr(self, name)}, given {value}"
+            for name, value in search.items()
+            if name != "trials" and value != getattr(self, name)
+        ]
+        trials = search.get("trials", self.trials)
+        if trials < self.trials:
+            problems.append(f"trials: it has {self.trials}, given {trials}; they can only grow")
+        if trials > self.trials and self.sampler == "grid":
+            problems.append(f"trials: its grid has {self.trials} points, given {trials}")
+        for optimizer, space in self.spaces.items():
+            problems += [
+                f"space: it has {optimizer}.{name}={space.get(name, 'not searched')}, given {each}"
+                for name, each in spaces.get(optimizer, {}).items()
+                if each != space.get(name)
+            ]
+        known = tuple(dict.fromkeys((*self.optimizers, *optimizers)))
+        for optimizer in self.optimizers:
+            own = own_options(given, optimizer, known)
+            problems += differences(own, self.config(optimizer))
+        if problems:
+            lines = "\n  ".join(dict.fromkeys(problems))
+            raise LabError(
+                f"the options disagree with the tuning that lies there:\n  {lines}\nleave these "
+                "options out to carry it on, or name another --out for a new one"
+            )
+        more = [each for each in optimizers if each not in self.spaces]
+        added = {each: complete(each, spaces.get(each, {})) for each in more}
+        kept = {name: value for name, value in given.items() if name not in PLACE_FIELDS}
+        if "optimizer_args" in given:
+            words = (*self.given.get("optimizer_args", ()), *given["optimizer_args"])
+            kept["optimizer_args"] = tuple(dict.fromkeys(words))
+        return dataclasses.replace(
+            self,
+            spaces={**self.spaces, **added},
+            trials=trials,
+            given={**self.given, **kept},
+        )
+
+
+def own_options(
+    given: Mapping[str, Any], optimizer: str, optimizers: Sequence[str]
+) -> dict[str, Any]:
+    """Leave of the options of all optimizers those that one of them has.
+
+    Args:
+        given: The options, ``optimizer_args`` as the words that were given.
+        optimizer: Whose are wanted.
+        optimizers: All that are tuned.
+    """
+    own = {
+        name: value
+        for name, value in given.items()
+        if name not in SETTINGS or optimizer in owners(name)
+    }
+    if "optimizer_args" in own:
+        own["optimizer_args"] = share_arguments(own["optimizer_args"], optimizers)[optimizer]
+    return own
+
+
+class TuneDirectory(RecordDirectory):
+    """The directory of a tuning.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    what = "tuning"
+    files = (BEST, TRIALS, PAGE, SENSITIVITY, BUDGET, *DATABASE_FILES, TUNING)
+
+    @property
+    def content(self) -> str:
+        """What :meth:`exists` looks for."""
+        return "a tuning or its runs"
+
+    def recognise(self) -> None:
+        """Raise LabError if what is there is not a tuning."""
+        self.read()
+
+    def lock(self) -> BaseFileLock:
+        """Return the lock of whoever takes a trial or writes a file here; it waits.
+
+        The kernel holds it, so that it goes with the process, however that ends.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path / LOCK)
+
+    def trial(self, optimizer: str, number: int) -> RunDirectory:
+        """Return a trial's run directory; it need not exist."""
+        return RunDirectory(self.path / optimizer / f"trial-{number:03d}")
+
+    def inner_runs(self) -> list[RunDirectory]:
+        """List the trials' run directories that are there."""
+        names = [self.path / name for name in BASELINES]
+        found = [path for folder in names if folder.is_dir() for path in sorted(folder.iterdir())]
+        runs = [RunDirectory(path) for path in found if re.fullmatch(r"trial-\d+", path.name)]
+        return [run for run in runs if run.exists()]
+
+    def clear(self) -> None:
+        """Delete the tuning's files, its runs' and its processes' logs, no others."""
+        folders = {run.path.parent for run in self.inner_runs()}
+        super().clear()
+        logs = [path.name for path in self.path.glob(WORKER_LOG.format("*"))]
+        remove_files(self.path, logs)
+        for folder in folders:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def read(self) -> Tuning:
+        """Read what the tuning is.
+
+        Raises:
+            LabError: If there is none, or the file is not one of ours.
+        """
+        file = self.path / TUNING
+        if not file.is_file():
+            raise LabError(
+                f"{self.path} holds no tuning to resume (no {TUNING}); name another --out, or "
+                "start one there without --resume"
+            )
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise LabError(f"{file} is not valid YAML: {error}") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise LabError(f"{file} is not a tuning's: expected 'format: {FORMAT}' in it")
+        values["spaces"] = {
+            optimizer: {name: Range(**bounds) for name, bounds in space.items()}
+            for optimizer, space in values["spaces"].items()
+        }
+        values["given"] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values["given"].items()
+        }
+        return Tuning(**values)
+
+    def write(self, tuning: Tuning) -> None:
+        """Make the directory and record what the tuning is."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        given = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in tuning.given.items()
+        }
+        spaces = {
+            optimizer: {name: vars(each) for name, each in space.items()}
+            for optimizer, space in tuning.spaces.items()
+        }
+        content = {"format": FORMAT, **vars(tuning), "spaces": spaces, "given": given}
+        write_text(self.path / TUNING, yaml.safe_dump(content, sort_keys=False))

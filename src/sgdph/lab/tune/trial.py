@@ -1,0 +1,143 @@
+"""One trial: its run, watched by the study epoch by epoch, and stopped where it is not worth on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.data import Dataset
+from sgdph.lab.progress import Reporter
+from sgdph.lab.start import prepare
+from sgdph.lab.training import describe_outcome, train_run
+from sgdph.lab.tune.study import TrialInHand
+
+ENDED = ("finished", "diverged", "pruned")
+
+
+class Pruned(Exception):  # noqa: N818 - an outcome that is recorded, not an error
+    """The trial lies below the median of the finished ones."""
+
+
+class Watch:
+    """A reporter that tells the study of every epoch, and stops the trial where it says so.
+
+    Args:
+        hand: The trial.
+        reporter: What is told of the progress as well.
+    """
+
+    def __init__(self, hand: TrialInHand, reporter: Reporter) -> None:
+        self.hand = hand
+        self.reporter = reporter
+
+    def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
+        """Pass on that the run begins, by the trial's name."""
+        self.reporter.run_started(describe(self.hand), epochs=epochs, done=done, batches=batches)
+
+    def batch_finished(self) -> None:
+        """Pass on that one step is done."""
+        self.reporter.batch_finished()
+
+    def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
+        """Pass on an epoch, and tell the study.
+
+        Raises:
+            Pruned: The study says so.
+        """
+        self.reporter.epoch_finished(metrics, epochs)
+        self.tell(metrics)
+        self.judge(metrics, epochs)
+
+    def run_finished(self, name: str, message: str) -> None:
+        """Pass on how the run ended."""
+        self.reporter.run_finished(self.hand.name, message)
+
+    def tell(self, metrics: Mapping[str, Any]) -> None:
+        """Tell the study of an epoch."""
+        self.hand.report(int(metrics["epoch"]), float(metrics["validation_accuracy"]))
+
+    def judge(self, metrics: Mapping[str, Any], epochs: int) -> None:
+        """Ask the study whether to go on after an epoch; after the last there is nothing to stop.
+
+        Raises:
+            Pruned: The study says no.
+        """
+        epoch = int(metrics["epoch"])
+        if epoch < epochs and self.hand.trial.should_prune():
+            raise Pruned(
+                f"below the median of the finished trials after epoch {epoch}, at "
+                f"{metrics['validation_accuracy']:.2%}"
+            )
+
+
+def describe(hand: TrialInHand) -> str:
+    """Name a trial with its settings."""
+    return (
+        f"{hand.name} ({', '.join(f'{name} {value:g}' for name, value in hand.settings.items())})"
+    )
+
+
+def run_trial(hand: TrialInHand, config: RunConfig, data: Dataset, reporter: Reporter) -> None:
+    """Train a trial's run to its end, from its checkpoint where it has one, and tell the study.
+
+    Args:
+        hand: The trial.
+        config: Its run, at this place.
+        data: Its training and validation images.
+        reporter: What is told of the progress.
+
+    Raises:
+        LabError: If the run directory holds another run.
+    """
+    if hand.run.exists():
+        check_same(hand, config)
+    else:
+        hand.run.create(config)
+    if hand.run.status() not in ENDED:
+        train(hand, config, data, Watch(hand, reporter))
+    summary = hand.run.read_summary()
+    hand.finish(summary["status"], summary["final_validation_accuracy"])
+
+
+def check_same(hand: TrialInHand, config: RunConfig) -> None:
+    """Raise LabError if the trial's directory holds a run that is not the trial's."""
+    asked = {name: value for name, value in vars(config).items() if name not in PLACE_FIELDS}
+    problems = differences(asked, hand.run.read_config())
+    if problems:
+        raise LabError(
+            f"{hand.run.path} holds another run than the study's trial:\n  "
+            + "\n  ".join(problems)
+            + "\nthe study and the runs do not belong together; name another --out"
+        )
+
+
+def train(hand: TrialInHand, config: RunConfig, data: Dataset, watch: Watch) -> None:
+    """Train, and record the run as pruned where the study stops it."""
+    try:
+        catch_up(hand, config.epochs, watch)
+        train_run(prepare(config, data), hand.run, watch)
+    except Pruned as outcome:
+        summary = {**hand.run.read_summary(), "status": "pruned", "reason": str(outcome)}
+        hand.run.write_summary(summary)
+        watch.run_finished(hand.name, f"pruned, {outcome}")
+
+
+def catch_up(hand: TrialInHand, epochs: int, watch: Watch) -> None:
+    """Tell the study what a process that died had recorded and perhaps not told.
+
+    Raises:
+        Pruned: The study says not to carry on.
+    """
+    lines = hand.run.read_metrics()
+    for line in lines:
+        watch.tell(line)
+    if lines:
+        watch.judge(lines[-1], epochs)
+
+
+def ending(summary: Mapping[str, Any]) -> str:
+    """Say in a line how a trial ended."""
+    if summary["status"] == "pruned":
+        return f"pruned, {summary['reason']}"
+    return describe_outcome(dict(summary))

@@ -1,0 +1,72 @@
+"""One process that works on a tuning: takes trials and trains them until there is none to take.
+
+``sgdph tune`` does so itself, or has ``python -m sgdph.lab.tune.worker OUT PLACE`` do it often,
+where PLACE is a JSON object of the fields that hold on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sgdph.lab.commands import INTERRUPTED, OK, load
+from sgdph.lab.config import LabError
+from sgdph.lab.data import Dataset
+from sgdph.lab.progress import reporter_for, say
+from sgdph.lab.tune.options import TuneOptions
+from sgdph.lab.tune.record import TuneDirectory, Tuning
+from sgdph.lab.tune.study import Studies
+from sgdph.lab.tune.trial import run_trial
+
+FAILED = 1
+
+
+def load_data(tuning: Tuning, place: Mapping[str, Any], options: TuneOptions) -> Dataset:
+    """Load the images that a tuning's trials are trained on, and those that judge them."""
+    return load(tuning.config(tuning.optimizers[0], place=place), options)
+
+
+def work(
+    directory: TuneDirectory, place: Mapping[str, Any], data: Dataset, console: Console
+) -> None:
+    """Take trials and train them until there is none to take."""
+    studies = Studies(directory)
+    tuning = directory.read()
+    left = tuning.trials * len(tuning.optimizers)
+    with reporter_for(console, left) as reporter:
+        while True:
+            with studies.take() as hand:
+                if hand is None:
+                    break
+                config = directory.read().config(hand.optimizer, hand.settings, place)
+                run_trial(hand, config, data, reporter)
+    running = studies.running()
+    if running:
+        say(console, f"{running} trials are in the hands of other processes, which go on.")
+
+
+def main(arguments: list[str]) -> int:
+    """Work on the tuning that the first argument names, at the place that the second describes.
+
+    Returns:
+        The exit code: 0 when there is nothing left to take, 1 when it failed, 130 when interrupted.
+    """
+    directory, place = TuneDirectory(Path(arguments[0])), json.loads(arguments[1])
+    try:
+        data = load_data(directory.read(), place, TuneOptions())
+        work(directory, place, data, Console(width=140))
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""What the tests of tuning share: the command in this process, and tiny options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgdph.lab import cli
+from sgdph.lab.tune.outcome import Search, read_searches
+from sgdph.lab.tune.record import TuneDirectory
+
+Command = Callable[..., tuple[int, str, str]]
+# 80 digits to train on and 20 to validate on: an epoch of 4 steps.
+TINY = ["--dataset=digits", "--train-size=100", "--device=cpu", "--threads=1", "--epochs=1"]
+
+
+@pytest.fixture
+def sgdph(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Calls the command line; returns exit code, output and errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the pictures, which take longer than the trials, to the tuning of the module."""
+    for name in ("draw_sensitivity", "draw_budget"):
+        monkeypatch.setattr(f"sgdph.lab.tune.page.{name}", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a small tuning: two optimizers of three trials; tests leave it as it is."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    words = ["tune", *TINY, "--optimizers=sgdm,adamw", "--trials=3", f"--out={out}"]
+    assert cli.main(words) == 0
+    return out
+
+
+def searches(out: Path) -> dict[str, Search]:
+    """Read what a directory holds, by optimizer."""
+    directory = TuneDirectory(out)
+    return {each.optimizer: each for each in read_searches(directory, directory.read())}
+
+
+def facts(out: Path) -> dict[str, list[Any]]:
+    """What decides a tuning, without what a clock decides: every trial's settings and course."""
+    return {
+        name: [
+            (trial.number, trial.status, dict(trial.settings), _course(trial.run.metrics))
+            for trial in search.trials
+        ]
+        for name, search in searches(out).items()
+    }
+
+
+def _course(metrics: list[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    return [(line["train_loss"], line["validation_accuracy"]) for line in metrics]

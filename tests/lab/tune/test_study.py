@@ -1,0 +1,175 @@
+"""Trials are taken by one process at a time, never more than the budget, and never lost."""
+
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sgdph.lab.runs import RunDirectory
+from sgdph.lab.tune.record import TuneDirectory, Tuning
+from sgdph.lab.tune.space import default_space
+from sgdph.lab.tune.study import STARTUP, Studies
+
+from .conftest import TINY, Command, facts, searches
+
+GIVEN = {"dataset": "digits", "validation_size": 20, "seed": 0, "epochs": 3}
+
+
+def begin(path: Path, **options: object) -> TuneDirectory:
+    """Record a tuning of one optimizer with two trials, or what the options say."""
+    values = {"trials": 2, "sampler": "tpe", "pruner": "none", "storage": "sqlite", **options}
+    tuning = Tuning("x", {"sgdm": default_space("sgdm")}, given=GIVEN, **values)
+    directory = TuneDirectory(path)
+    directory.write(tuning)
+    return directory
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_processes_share_the_budget(tmp_path: Path, storage: str) -> None:
+    directory = begin(tmp_path, storage=storage)
+    first, second = Studies(directory), Studies(directory)
+    with first.take() as mine, second.take() as other:
+        assert mine is not None
+        assert other is not None
+        assert (mine.trial.number, other.trial.number) == (0, 1)
+        assert mine.settings != other.settings
+        with first.take() as third:
+            assert third is None
+        assert first.running() == 2
+        mine.finish("finished", 0.5)
+    with first.take() as left:
+        # The other's was let go unfinished, the first one's not.
+        assert left is not None
+        assert left.trial.number == 1
+        assert left.settings == other.settings
+        left.finish("finished", 0.6)
+    with first.take() as nothing:
+        assert nothing is None
+    assert first.running() == 0
+
+
+def test_a_budget_that_is_raised_meanwhile_is_seen(tmp_path: Path) -> None:
+    directory = begin(tmp_path, trials=1)
+    studies = Studies(directory)
+    with studies.take() as hand:
+        assert hand is not None
+        hand.finish("finished", 0.5)
+    with studies.take() as hand:
+        assert hand is None
+    begin(tmp_path, trials=2)
+    with studies.take() as hand:
+        assert hand is not None
+
+
+def test_what_is_suggested_does_not_depend_on_interruptions(tmp_path: Path) -> None:
+    """One process asks for all trials, or each is asked for by a process of its own."""
+
+    def walk(path: Path, fresh: bool) -> list[dict[str, float]]:
+        directory = begin(path, trials=STARTUP + 5, storage="journal")
+        studies, settings = Studies(directory), []
+        for _ in range(STARTUP + 5):
+            if fresh:
+                studies = Studies(directory)
+                with studies.take():
+                    pass  # Taken and let go, as a kill does.
+                studies = Studies(directory)
+            with studies.take() as hand:
+                assert hand is not None
+                settings.append(hand.settings)
+                hand.finish("finished", 1 - distance(hand.settings) / 4)
+        return settings
+
+    once, often = walk(tmp_path / "once", False), walk(tmp_path / "often", True)
+    assert once == often
+    # The model of the trials is in use: it suggests what lies nearer to the best than chance does.
+    chance, model = once[:STARTUP], once[STARTUP:]
+    assert statistics.median(map(distance, model)) < statistics.median(map(distance, chance))
+
+
+def distance(settings: dict[str, float]) -> float:
+    """How many decades lr lies from 0.1."""
+    return abs(math.log10(settings["lr"]) + 1)
+
+
+def test_a_diverged_trial_has_the_worst_value(tmp_path: Path) -> None:
+    directory = begin(tmp_path, trials=1)
+    studies = Studies(directory)
+    with studies.take() as hand:
+        assert hand is not None
+        hand.finish("diverged", None)
+        (trial,) = hand.trial.study.trials
+    assert (trial.value, trial.user_attrs["status"]) == (0.0, "diverged")
+
+
+def test_a_journal_with_a_torn_line_is_read_on(tmp_path: Path) -> None:
+    directory = begin(tmp_path, storage="journal")
+    with Studies(directory).take() as hand:
+        assert hand is not None
+        hand.finish("finished", 0.5)
+    with (tmp_path / "study.log").open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    with Studies(directory).take() as hand:
+        assert hand is not None
+        assert hand.trial.number == 1
+        hand.finish("finished", 0.7)
+    with Studies(directory).take() as hand:
+        assert hand is None
+
+
+def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path) -> None:
+    words = ["tune", *TINY[:-1], "--epochs=2", "--optimizers=sgdm", "--trials=3"]
+    command = [sys.executable, "-m", "sgdph.lab", *words, f"--out={tmp_path}/killed"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("sgdm trial-001"):
+                break
+        assert process.stdout.readline().startswith("epoch 1/2")
+        process.send_signal(signal.SIGKILL)
+    killed = RunDirectory(tmp_path / "killed" / "sgdm" / "trial-001")
+    assert killed.status() == "running"
+    assert sgdph(*words, f"--out={tmp_path}/killed")[0] == 0
+    assert sgdph(*words, f"--out={tmp_path}/whole")[0] == 0
+    found = facts(tmp_path / "killed")
+    assert [trial[1] for trial in found["sgdm"]] == ["finished"] * 3
+    assert found == facts(tmp_path / "whole")
+    # Carried on, not begun anew.
+    assert len(killed.read_env()["resumed"]) == 1
+
+
+def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    code, said, _ = sgdph(
+        "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=2", "--parallel=2", f"--out={out}"
+    )
+    assert code == 0
+    found = searches(out)
+    for optimizer in ("sgdm", "adamw"):
+        assert [trial.number for trial in found[optimizer].trials] == [0, 1]
+        assert found[optimizer].count("finished") == 2
+        for number in range(2):
+            assert said.count(f"{optimizer} trial-{number:03d}: validation accuracy") == 1
+            run = RunDirectory(out / optimizer / f"trial-{number:03d}")
+            assert "resumed" not in run.read_env()
+    logs = [(out / f"worker-{number}.log").read_text() for number in (1, 2)]
+    assert sum(log.count("1 epochs of 4 steps") for log in logs) == 4
+
+
+def test_a_process_that_fails_is_named(
+    sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sgdph.lab.tune.workers.worker_command",
+        lambda *_: [sys.executable, "-c", "raise SystemExit('no memory')"],
+    )
+    code, _, errors = sgdph(
+        "tune", *TINY, "--optimizers=sgdm", "--trials=1", "--parallel=2", f"--out={tmp_path}/a"
+    )
+    assert code == 2
+    assert "process 1 of 2 ended with code 1" in errors
+    assert "no memory" in errors
