@@ -5,7 +5,7 @@
 | ``config.yaml`` | the resolved configuration; its presence makes the directory a run |
 | ``env.json`` | versions, machine and command line, and those of every resumption |
 | ``metrics.jsonl`` | one line per finished epoch |
-| ``summary.json`` | the outcome, with a status: running, finished, interrupted or diverged |
+| ``summary.json`` | the outcome; status running, finished, interrupted, diverged or pruned |
 | ``last.pt`` | the checkpoint after the last finished epoch |
 | ``epoch-3.pt`` … | the checkpoints that the configuration has kept, ``epoch-0.pt`` untrained |
 | ``events.out.tfevents.*`` | TensorBoard's, where the run is tracked by it |

@@ -50,6 +50,7 @@ def summary(grid: Grid) -> TextTable:
     judgements = [judge_column(grid, measure, 0) for measure in measures]
     states = {
         "diverged": [group.count("diverged") for group in grid.groups],
+        "pruned": [group.count("pruned") for group in grid.groups],
         "unfinished": [group.unfinished for group in grid.groups],
     }
     shown = {name: counts for name, counts in states.items() if any(counts)}
@@ -106,9 +107,10 @@ def usual_count(grid: Grid) -> int:
 
 def state_note(group: Group, usual: int) -> str:
     """Say what is unusual about an entry's runs."""
-    finished, diverged = len(group.finished), group.count("diverged")
+    finished, diverged, pruned = (group.count(s) for s in ("finished", "diverged", "pruned"))
     parts = [f"n = {finished}"] if finished != usual else []
     parts += [f"{diverged} diverged"] if diverged else []
+    parts += [f"{pruned} pruned"] if pruned else []
     parts += [f"{group.unfinished} unfinished"] if group.unfinished else []
     return f"({', '.join(parts)})" if parts else ""
 

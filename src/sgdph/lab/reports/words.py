@@ -130,6 +130,11 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
             f"{diverged} run(s) diverged (the loss became infinite or undefined) and are not in "
             "the means."
         )
+    pruned = sum(group.count("pruned") for group in grid.groups)
+    if pruned:
+        lines.append(
+            f"{pruned} run(s) were stopped early by a tuning (pruned) and are not in the means."
+        )
     unfinished = sum(group.unfinished for group in grid.groups)
     if unfinished:
         lines.append(
