@@ -25,7 +25,7 @@ from sgdph.lab.tune.space import Range
 from sgdph.lab.tune.study import STARTUP
 
 COLUMNS = ("optimizer", "best, %", "its settings", "finished", "pruned", "diverged", "unfinished")
-SOURCE = ("sgdph", "torch", "python", "git_commit", "cpu", "device_name", "command", "started")
+SOURCE = ("sgdph", "torch", "python", "git_commit", "cpu", "device_name", "command")
 
 
 def write_outcome(
