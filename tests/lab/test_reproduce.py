@@ -213,6 +213,7 @@ def test_the_list_names_every_recipe_and_its_times(reproduce: Command) -> None:
         (["table9"], "there is no recipe 'table9'"),
         (["table7", *ONE, "--only=nothing"], "fits no cell; the cells are digits-resnet8"),
         (["table7", "--resume", "--overwrite"], "contradict"),
+        (["table7", "--workers=0"], "--workers must be at least 1"),
         (["table1", "--scale=cpu", "--only=cifar10"], "--data-dir"),
         (["table7", *ONE, "--settings=nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],

@@ -34,7 +34,7 @@ from sgdph.lab.settings import read_settings
 from sgdph.lab.start import prepare
 from sgdph.lab.sweep import Progress, check_agreement, check_runs, failure_file
 from sgdph.lab.training import describe_outcome, train_run
-from sgdph.lab.workers import train_all
+from sgdph.lab.workers import check_workers, train_all
 
 OK, DIVERGED, FAILED, INTERRUPTED = 0, 1, 1, 130
 
@@ -117,6 +117,7 @@ def compare(options: CompareOptions, console: Console) -> int:
     """
     given = options.given()
     directory = ComparisonDirectory(options.out or default_out(given, "compare"))
+    check_workers(options.parallel, "--parallel")
     check_target(directory, options)
     comparison = requested_comparison(options, given)
     if options.resume:

@@ -33,7 +33,7 @@ from sgdph.lab.reproduce_options import ReproduceOptions
 from sgdph.lab.settings import read_settings
 from sgdph.lab.sweep import check_agreement, check_runs, progress_of
 from sgdph.lab.sweep_directory import SweepDirectory
-from sgdph.lab.workers import train_all
+from sgdph.lab.workers import check_workers, train_all
 
 
 def reproduce(options: ReproduceOptions, console: Console) -> int:
@@ -52,6 +52,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.name is None:
         raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list tells of each")
     check_contradiction(options)
+    check_workers(options.workers, "--workers")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
     out = options.out or Path("runs") / f"{recipe.runs_of}-{options.scale}"

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from sgdph.lab.config import from_yaml, to_yaml
+from sgdph.lab.config import LabError, from_yaml, to_yaml
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import LineReporter, reporter_for, say
 from sgdph.lab.sweep import LOGS, Load, Progress, Work, forget_failures, progress_of
@@ -95,6 +95,12 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def check_workers(count: int, flag: str) -> None:
+    """Raise LabError unless a number of workers, asked for with a flag, is one."""
+    if count < 1:
+        raise LabError(f"{flag} must be at least 1; got {count}")
 
 
 def train_all(

@@ -57,6 +57,22 @@ def test_the_best_settings_are_those_of_the_best_run(tuned: Path) -> None:
         assert source[name]
 
 
+def test_a_comparison_takes_the_best_settings(sgdph: Command, tuned: Path, tmp_path: Path) -> None:
+    words = ["--optimizers=sgdm,adamw", "--seeds=3", f"--settings={tuned}/best.yaml"]
+    code, _, _ = sgdph("compare", *TINY, *words, "--lr=adamw=0.5", f"--out={tmp_path}/a")
+    assert code == 0
+    best = read_settings(tuned / "best.yaml")
+    configs = {
+        config.optimizer: config
+        for path in (tmp_path / "a").glob("*/config.yaml")
+        for config in [RunDirectory(path.parent).read_config()]
+    }
+    assert configs["sgdm"].lr == best["sgdm"]["lr"]
+    assert configs["adamw"].weight_decay == best["adamw"]["weight_decay"]
+    # What is said in so many words goes before.
+    assert configs["adamw"].lr == 0.5
+
+
 def test_all_trials_are_in_the_json(tuned: Path) -> None:
     content = json.loads((tuned / "tune.json").read_text())
     for optimizer, search in content["optimizers"].items():
