@@ -50,18 +50,20 @@ def test_the_table_is_of_the_directories_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_diverged_and_unfinished_runs_are_counted_and_kept_out(tmp_path: Path) -> None:
+def test_diverged_pruned_and_unfinished_runs_are_counted_and_kept_out(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     lay_down(tmp_path, "sgdm", 1, None, status="diverged")
     lay_down(tmp_path, "sgdm", 2, None, status="interrupted")
     (lay_down(tmp_path, "sgdm", 3, None) / "summary.json").unlink()
+    lay_down(tmp_path, "sgdm", 4, None, status="pruned")
     (table,) = reported(tmp_path).main_tables
-    assert table.headings[-2:] == ["diverged", "unfinished"]
+    assert table.headings[-3:] == ["diverged", "pruned", "unfinished"]
     ((name, cells),) = table.rows
     assert [name, *(cell.text for cell in cells)][:3] == ["SGDM", "1", "80.00 ± –"]
-    assert [cell.text for cell in cells][-2:] == ["1", "2"]
+    assert [cell.text for cell in cells][-3:] == ["1", "1", "2"]
     for page in (REPORT, PAGE):
         assert "1 run(s) diverged" in (tmp_path / page).read_text()
+        assert "1 run(s) were stopped early" in (tmp_path / page).read_text()
         assert "2 run(s) are not finished" in (tmp_path / page).read_text()
     (row,) = rows_of(tmp_path)
     assert (row["n"], row["diverged"], row["unfinished"]) == ("1", "1", "2")
