@@ -1,11 +1,14 @@
 """Sets of image files in training: the same bits whoever reads them, and errors that name files."""
 
 import dataclasses
+import gc
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -137,6 +140,26 @@ def test_a_pass_that_another_one_ended_says_so(root: Path) -> None:
     assert same_bits(next(second), whole[0])
     with pytest.raises(RuntimeError, match="a new pass over these images ended this one"):
         next(first)
+
+
+def test_workers_go_with_their_set_in_the_middle_of_a_pass(root: Path) -> None:
+    before = set(multiprocessing.active_children())
+    data = loaded(root, workers=1)
+    batches = data.training_batches(plan_epoch(data, torch.Generator().manual_seed(0)), 5)
+    next(batches)
+    evaluation = data.evaluation_batches(2)
+    next(evaluation)
+    workers = set(multiprocessing.active_children()) - before
+    gone = weakref.ref(data)
+    assert len(workers) == 2
+    gc.disable()
+    try:
+        # No cycle holds them: torch could not end in order the workers of one.
+        del data, batches, evaluation
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def config(root: Path, **options: object) -> RunConfig:

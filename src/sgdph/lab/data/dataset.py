@@ -123,11 +123,6 @@ class Dataset(ABC):
         """Count the batches of ``size`` in an epoch, a shorter last one too."""
         return math.ceil(self.train_count / size)
 
-    def places(self, size: int, share: Share) -> Iterator[Tensor]:
-        """Yield the places ``(B,)`` in an epoch's order that make up its batches, or a share."""
-        for start in range(0, self.train_count, size):
-            yield share.of(torch.arange(start, min(start + size, self.train_count)))
-
 
 def plan_epoch(data: Dataset, generator: torch.Generator) -> EpochPlan:
     """Draw an epoch's order and augmentation.
@@ -141,6 +136,18 @@ def plan_epoch(data: Dataset, generator: torch.Generator) -> EpochPlan:
     """
     order = torch.randperm(data.train_count, generator=generator)
     return data.plan(order, generator)
+
+
+def batch_places(count: int, size: int, share: Share) -> Iterator[Tensor]:
+    """Yield the places ``(B,)`` in an epoch's order that make up its batches, or a share of each.
+
+    Args:
+        count: Number of training images.
+        size: Images per batch, over all processes.
+        share: Which part of every batch.
+    """
+    for start in range(0, count, size):
+        yield share.of(torch.arange(start, min(start + size, count)))
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, normalise
+from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, batch_places, normalise
 from sgdph.lab.data.image_reader import ImageFiles, Reader, Transform
 
 # Of ImageNet's training images, in [0, 1]: what torchvision's and most other recipes use.
@@ -81,9 +81,11 @@ class FolderDataset(Dataset):
         self, plan: EpochPlan, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's batches; see :meth:`Dataset.training_batches`."""
+        # Nothing of self in here: the workers would belong to a cycle, and a collector that comes
+        # upon one closes their queues first, after which they end by a time-out only.
         items = (
             list(zip(plan.order[places].tolist(), plan.seeds[places].tolist(), strict=True))
-            for places in self.places(size, share)
+            for places in batch_places(self.train_count, size, share)
         )
         return map(self._on_device, self._training.batches(items))
 

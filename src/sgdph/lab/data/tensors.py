@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, normalise
+from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, batch_places, normalise
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TensorDataset(Dataset):
         self, plan: EpochPlan, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's batches; see :meth:`Dataset.training_batches`."""
-        for places in self.places(size, share):
+        for places in batch_places(self.train_count, size, share):
             yield training_batch(self, plan, places)
 
     def evaluation_batches(
