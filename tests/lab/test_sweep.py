@@ -227,9 +227,10 @@ def test_killed_workers_and_a_killed_parent_cost_nothing(
         if (tmp_path / name).is_dir():
             with FileLock(tmp_path / name / LOCK, timeout=PATIENCE):
                 pass
+    runs = [RunDirectory(tmp_path / name) for name in NAMES]
+    assert {run.status() for run in runs} != {"finished"}
     assert cli.main([*SWEEP, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    runs = [RunDirectory(tmp_path / name) for name in NAMES]
     assert {run.status() for run in runs} == {"finished"}
     for name in (first, second):
         assert f"{name}: kept" in said

@@ -233,7 +233,10 @@ def reproduce_cost(
     # As on the command line of sgdph cost, where these may be lists.
     values["batch_size"] = str(values["batch_size"])
     if options.dry_run:
-        flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in values.items())
+        flags = " ".join(
+            f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}")
+            for key, value in values.items()
+        )
         say(console, f"{recipe.title} (scale {options.scale})\n{scale.description}")
         say(console, f"Stated time: {scale.time}\nsgdph cost {flags} --out {out}")
         return OK
