@@ -3,11 +3,12 @@
     python benchmarks/finite_difference.py --out results/finite-difference
 
 For each network, untrained and after 100 steps, each of its Newton parameters and each kind of
-arithmetic: the row sum and Hutchinson's estimate, once from ``update_hessian(loss)``'s exact product
-in float32, once from ``update_hessian(closure=...)``. The error is the norm of the difference over
-the norm of the exact one; reported are the median and the 90th percentile over parameters whose
-exact norm is above a thousandth of the network's largest (a block that is zero has no relative
-error). Cost: process time of a step with the closure over one with ``optimizer.backward(loss)``.
+arithmetic: the row sum and Hutchinson's estimate, once from the exact product of
+``update_hessian(loss)`` in float32, once from ``update_hessian(closure=...)``. The error is the
+norm of the difference over the norm of the exact one; reported are the median and the 90th
+percentile over parameters whose exact norm is above a thousandth of the network's largest (a block
+that is zero has no relative error).
+Cost: process time of a step with the closure over one with ``optimizer.backward(loss)``.
 """
 
 from __future__ import annotations
@@ -192,15 +193,16 @@ def main() -> None:
         json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n"
     )
     lines = [
-        "| network | weights | arithmetic | estimator | median error | 90th percentile | parameters | step's time, closure / backward |",
+        "| network | weights | arithmetic | estimator | median error | 90th percentile "
+        "| parameters | step's time, closure / backward |",
         "|---|---|---|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
+        *(
             f"| {row['network']} | {'after 100 steps' if row['trained'] else 'initial'} | "
             f"{row['arithmetic']} | {row['estimator']} | {row['median']:.2g} | {row['p90']:.2g} | "
             f"{row['parameters']} | {row['cost_ratio']:.2f} |"
-        )
+            for row in rows
+        ),
+    ]
     (out / "errors.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
