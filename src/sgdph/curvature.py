@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from sgdph.averages import CurvatureAverages
 from sgdph.checkpoint import curvature_dtype
 from sgdph.cycle import Cycle
+from sgdph.ddp import Wrappers, static_graph_unnoticed
 from sgdph.differentiability import FirstLook
 from sgdph.finite_difference import Closure, curvature_of_differences
 from sgdph.groups import parameter_name
@@ -23,7 +24,7 @@ from sgdph.hessian import (
 )
 from sgdph.hyperparameters import check_loss_scale
 from sgdph.pending import PendingCurvature
-from sgdph.reduction import Arrival, mean_over_ranks, static_graph_unnoticed, world_size
+from sgdph.reduction import Arrival, Ranks
 from sgdph.region import Region
 from sgdph.replaced import ReplacedParameters
 from sgdph.shared_backward import SharedBackward
@@ -52,7 +53,9 @@ class Curvature:
 
     def __init__(self, newton: Sequence[Tensor], process_group: ProcessGroup | None) -> None:
         self.cycle = Cycle(newton)
-        self._process_group = process_group
+        self.ranks = Ranks(process_group)
+        self._wrappers = Wrappers()
+        self._answers_join = False
         self._first_look = FirstLook()
         self._pending = PendingCurvature(self._first_look)
         self._averages = CurvatureAverages()
@@ -134,11 +137,19 @@ class Curvature:
             h = taken.get(p)
             self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
 
-    def arrive(self, groups: Groups, loss_scale: float | None) -> list[Arrival]:
+    def arrive(
+        self, groups: Groups, loss_scale: float | None, *, active: bool = True
+    ) -> list[Arrival]:
         """Gather what came for those whose turn it is, over all ranks.
 
+        Args:
+            groups: The parameter groups.
+            loss_scale: See :meth:`SGDPH.step`.
+            active: Whether this rank still has batches.
+
         Raises:
-            RuntimeError: Nothing came, though there are gradients.
+            RuntimeError: Nothing came, though there are gradients; or the model is inside a join
+                context that does not know of the optimizer.
         """
         targets = self.cycle.targets(groups)
         self._notice_replaced_in_gradients(targets, groups)
@@ -151,7 +162,9 @@ class Curvature:
         )
         arrivals = [Arrival(p, came.get(id(p))) for p in targets]
         if self.has_other_ranks():
-            arrivals = mean_over_ranks(arrivals, self._process_group)
+            if not self._answers_join:
+                self._wrappers.refuse_join_without_optimizer(self.cycle.newton)
+            arrivals = self.ranks.mean(arrivals, active=active)
             # Only a rank that has nothing waits for its device, to learn whether others have.
             nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
         if nothing_came:
@@ -177,7 +190,12 @@ class Curvature:
 
     def has_other_ranks(self) -> bool:
         """Tell whether there is anybody to average with."""
-        return world_size(self._process_group) > 1
+        return self.ranks.count() > 1
+
+    def answer_join(self, *, over_active: bool) -> None:
+        """Note that a join context calls here for a rank that has run out of batches."""
+        self._answers_join = True
+        self.ranks.over_active = over_active
 
     def backward_failed(self) -> None:
         """Drop what was taken for a backward that came to nothing."""

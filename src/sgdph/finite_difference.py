@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sgdph.checkpoint import curvature_dtype
+from sgdph.ddp import forwards_unnoticed
 from sgdph.hessian import Estimator, check_loss, silenced_hooks
 
 Closure = Callable[[], Tensor]
@@ -99,7 +100,7 @@ class _Differences:
         steps = [
             distance.to(p.device) * v.to(p.dtype) for p, v in zip(params, vectors, strict=True)
         ]
-        with _buffers_kept():
+        with _buffers_kept(), forwards_unnoticed():
             ahead = self._gradients(params, steps)
             behind = self._gradients(params, [-step for step in steps])
         return [
