@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -153,7 +154,7 @@ def sharded(kind: str) -> nn.Module:
     if kind == "fsdp2":
         return fully_shard(model, mesh=mesh)
     if kind == "tensor parallel":
-        return parallelize_module(model, mesh, {"0": ColwiseParallel()})
+        return parallelize_module(model, mesh, {"0": ColwiseParallel(output_layouts=Replicate())})
     return FullyShardedDataParallel(
         model, use_orig_params=kind == "fsdp1 original", device_id=torch.device("cpu")
     )
