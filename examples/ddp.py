@@ -34,20 +34,21 @@ def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    width = 32
     model = nn.Sequential(
-        nn.Linear(2, 32),
-        nn.LayerNorm(32),
+        nn.Linear(2, width),
+        nn.LayerNorm(width),
         nn.SiLU(),
-        nn.Linear(32, 32),
+        nn.Linear(width, width),
         nn.SiLU(),
-        nn.Linear(32, 2),
+        nn.Linear(width, 2),
     )
     replica = DistributedDataParallel(model)
-    optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.05)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.2)
     data = two_moons(1024)
     sampler: DistributedSampler[tuple[Tensor, Tensor]] = DistributedSampler(data)
     loader = DataLoader(data, batch_size=32, sampler=sampler)
-    for epoch in range(5):
+    for epoch in range(10):
         sampler.set_epoch(epoch)
         for x, y in loader:
             optimizer.zero_grad()
@@ -58,11 +59,12 @@ def main() -> None:
         dist.all_reduce(mean)
         if dist.get_rank() == 0:
             print(f"epoch {epoch + 1}: loss {float(mean) / dist.get_world_size():.4f}", flush=True)
-    # One digest of the weights from each process: they are the same to the bit.
-    digests: list[object] = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, [p.detach().numpy().tobytes() for p in model.parameters()])
+    mine = torch.cat([p.detach().flatten() for p in model.parameters()])
+    everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyones, mine)
     if dist.get_rank() == 0:
-        print(f"ranks agree: {all(digest == digests[0] for digest in digests)}", flush=True)
+        same = all(torch.equal(weights, mine) for weights in everyones)
+        print(f"the same weights in every process, to the bit: {same}", flush=True)
     dist.destroy_process_group()
 
 

@@ -16,6 +16,6 @@ def test_example_under_torchrun_learns_and_its_ranks_agree() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     losses = [float(x) for x in re.findall(r"loss ([\d.]+)", done.stdout)]
-    assert len(losses) == 5
-    assert losses[-1] < 0.5 * losses[0]
-    assert "ranks agree: True" in done.stdout
+    assert len(losses) == 10
+    assert losses[-1] < 0.3 * losses[0]
+    assert "to the bit: True" in done.stdout
