@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from small import batch, bn_net, loss_of
 from torch import nn
 
@@ -26,16 +28,27 @@ def test_there_is_something_to_run() -> None:
     assert len(BLOCKS) >= 5
 
 
+@pytest.fixture
+def replica_of() -> Iterator[Callable[[nn.Module], nn.Module]]:
+    """Wraps a model for a process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield nn.parallel.DistributedDataParallel
+    dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_block_runs(block: str) -> None:
+def test_code_block_runs(block: str, replica_of: Callable[[nn.Module], nn.Module]) -> None:
     model = bn_net()
     batches = [batch(step) for step in range(3)]
     names: dict[str, Any] = {
         "model": model,
+        # Whatever compiles: the page shows how it is used.
+        "compiled": torch.compile(model, backend="eager"),
         "loader": batches,
         "micro_batches": batches,
         "loss_fn": nn.CrossEntropyLoss(),
         "optimizer": sgdph.SGDPH(sgdph.param_groups(model)),
+        "replica": replica_of(model),
         "loss": loss_of(model),
         "x": batches[0][0],
         "y": batches[0][1],

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgdph.ddp import static_graph_unnoticed
 from sgdph.differentiability import FirstLook, explained
 from sgdph.hessian import check_loss, gradients_with_graph, silenced_hooks
 from sgdph.nodes import has_packed
-from sgdph.reduction import static_graph_unnoticed
 from sgdph.region import Region
 
 LARGEST_SIDE = 16_384

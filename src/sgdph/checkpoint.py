@@ -64,7 +64,9 @@ def restore_exactly(
             if not isinstance(value, Tensor):
                 continue
             if key in EXACT_KEYS:
-                state[p][key] = value.to(p.device, curvature_dtype(p), copy=True)
+                # A count stays what it is, whatever is counted.
+                dtype = curvature_dtype(p) if key == "hessian" else value.dtype
+                state[p][key] = value.to(p.device, dtype, copy=True)
             elif state[p][key] is value:
                 state[p][key] = value.clone()
 

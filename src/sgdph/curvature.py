@@ -11,7 +11,9 @@ from torch.distributed import ProcessGroup
 from sgdph.averages import CurvatureAverages
 from sgdph.checkpoint import curvature_dtype
 from sgdph.cycle import Cycle
+from sgdph.ddp import Wrappers, static_graph_unnoticed
 from sgdph.differentiability import FirstLook
+from sgdph.finite_difference import Closure, curvature_of_differences
 from sgdph.groups import parameter_name
 from sgdph.hessian import (
     Estimator,
@@ -22,7 +24,7 @@ from sgdph.hessian import (
 )
 from sgdph.hyperparameters import check_loss_scale
 from sgdph.pending import PendingCurvature
-from sgdph.reduction import Arrival, mean_over_ranks, static_graph_unnoticed, world_size
+from sgdph.reduction import Arrival, Ranks
 from sgdph.region import Region
 from sgdph.replaced import ReplacedParameters
 from sgdph.shared_backward import SharedBackward
@@ -51,7 +53,9 @@ class Curvature:
 
     def __init__(self, newton: Sequence[Tensor], process_group: ProcessGroup | None) -> None:
         self.cycle = Cycle(newton)
-        self._process_group = process_group
+        self.ranks = Ranks(process_group)
+        self._wrappers = Wrappers()
+        self._answers_join = False
         self._first_look = FirstLook()
         self._pending = PendingCurvature(self._first_look)
         self._averages = CurvatureAverages()
@@ -95,18 +99,57 @@ class Curvature:
             curvatures = curvature_of_gradients(
                 gradients, trainable, estimator, probes, release=None if shared is None else loss
             )
-        taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
-        self._notice_replaced([loss], [p for p in trainable if taken[id(p)] is None], groups)
-        for p in targets:
-            h = taken.get(id(p))
-            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+        self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
         return None if shared is None else shared.hand_on
 
-    def arrive(self, groups: Groups, loss_scale: float | None) -> list[Arrival]:
+    def take_differences(
+        self, closure: Closure, loss_scale: float | Tensor, groups: Groups
+    ) -> None:
+        """Take the curvature of those whose turn it is from differences of gradients.
+
+        Args:
+            closure: See :meth:`SGDPH.update_hessian`.
+            loss_scale: See :meth:`SGDPH.update_hessian`.
+            groups: The parameter groups.
+        """
+        check_loss_scale(loss_scale)
+        targets = self.cycle.targets(groups)
+        trainable = [p for p in targets if p.requires_grad]
+        if not trainable:
+            return
+        self._pending.watch(trainable)
+        probes = self.cycle.probes(groups, trainable)
+        curvatures, loss = curvature_of_differences(
+            closure, trainable, groups[0]["estimator"], probes
+        )
+        self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
+
+    def _keep(
+        self,
+        loss: Tensor,
+        taken: Mapping[Tensor, Tensor | None],
+        loss_scale: float | Tensor,
+        groups: Groups,
+    ) -> None:
+        """Keep what was taken until the step, divided by the loss's scale."""
+        self._notice_replaced([loss], [p for p, h in taken.items() if h is None], groups)
+        for p in self.cycle.targets(groups):
+            h = taken.get(p)
+            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+
+    def arrive(
+        self, groups: Groups, loss_scale: float | None, *, active: bool = True
+    ) -> list[Arrival]:
         """Gather what came for those whose turn it is, over all ranks.
 
+        Args:
+            groups: The parameter groups.
+            loss_scale: See :meth:`SGDPH.step`.
+            active: Whether this rank still has batches.
+
         Raises:
-            RuntimeError: Nothing came, though there are gradients.
+            RuntimeError: Nothing came, though there are gradients; or the model is inside a join
+                context that does not know of the optimizer.
         """
         targets = self.cycle.targets(groups)
         self._notice_replaced_in_gradients(targets, groups)
@@ -119,7 +162,9 @@ class Curvature:
         )
         arrivals = [Arrival(p, came.get(id(p))) for p in targets]
         if self.has_other_ranks():
-            arrivals = mean_over_ranks(arrivals, self._process_group)
+            if not self._answers_join:
+                self._wrappers.refuse_join_without_optimizer(self.cycle.newton)
+            arrivals = self.ranks.mean(arrivals, active=active)
             # Only a rank that has nothing waits for its device, to learn whether others have.
             nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
         if nothing_came:
@@ -145,7 +190,12 @@ class Curvature:
 
     def has_other_ranks(self) -> bool:
         """Tell whether there is anybody to average with."""
-        return world_size(self._process_group) > 1
+        return self.ranks.count() > 1
+
+    def answer_join(self, *, over_active: bool) -> None:
+        """Note that a join context calls here for a rank that has run out of batches."""
+        self._answers_join = True
+        self.ranks.over_active = over_active
 
     def backward_failed(self) -> None:
         """Drop what was taken for a backward that came to nothing."""

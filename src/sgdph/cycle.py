@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +45,12 @@ class Cycle:
     @staticmethod
     def join(group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> None:
         """Put a group that came later where the others are."""
-        group.update({name: groups[0][name] for name in _START})
+        group.update(Cycle.place(groups[0]))
+
+    @staticmethod
+    def place(group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the place in the cycle that a group holds."""
+        return {name: group[name] for name in _START}
 
     def is_due(self, groups: Sequence[dict[str, Any]]) -> bool:
         """Tell whether the coming step wants a partial Hessian."""
@@ -73,7 +78,7 @@ class Cycle:
 
     def advance(self, groups: Sequence[dict[str, Any]], refreshed: bool) -> None:
         """Complete a step: the turn passes on after a refresh, also where it came to nothing."""
-        place = {name: groups[0][name] for name in _START}
+        place = self.place(groups[0])
         place["step"] += 1
         if refreshed:
             place["refreshes"] += 1

@@ -25,6 +25,8 @@ from sgdph.hyperparameters import (
     refuse_graph_capture,
     warn_of_joint_noise,
 )
+from sgdph.joining import CurvatureJoinHook, refuse_to_lead
+from sgdph.sharding import refuse_sharded, refuse_zero
 from sgdph.statistics import MultiplierStatistics
 
 
@@ -77,7 +79,8 @@ class SGDPH(Optimizer):
     Raises:
         ValueError: A hyperparameter is out of its range; groups disagree about ``estimator``,
             ``refresh``, ``hessian_interval`` or ``seed``; a parameter is sparse, or complex and
-            flagged channel-wise.
+            flagged channel-wise, or channel-wise and sharded; ``ZeroRedundancyOptimizer`` is
+            building this.
 
     Example:
         >>> optimizer = SGDPH(param_groups(model, weight_decay=5e-3), lr=0.01)
@@ -125,6 +128,7 @@ class SGDPH(Optimizer):
         # None while torch's constructor adds the first groups: their roles depend on one another.
         self._curvature: Curvature | None = None
         super().__init__(params, defaults)
+        refuse_zero(self.param_groups)
         Cycle.start(self.param_groups)
         self._curvature = Curvature(newton_parameters(self.param_groups), process_group)
         warn_of_joint_noise(self.param_groups)
@@ -143,6 +147,7 @@ class SGDPH(Optimizer):
         try:
             check_group(group)
             check_groups_agree(self.param_groups)
+            refuse_sharded(group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -159,24 +164,49 @@ class SGDPH(Optimizer):
         check_groups_agree(self.param_groups)
         return self._flow.cycle.is_due(self.param_groups)
 
-    def update_hessian(self, loss: Tensor, loss_scale: float | Tensor = 1.0) -> None:
+    def update_hessian(
+        self,
+        loss: Tensor | None = None,
+        loss_scale: float | Tensor = 1.0,
+        *,
+        closure: Callable[[], Tensor] | None = None,
+    ) -> None:
         """Take the partial Hessian that the coming step wants; nothing where none is due.
 
         Call it before the loss's own backward: the graph stays alive, ``.grad`` untouched.
         Micro-batches add up, signed, until the step. A non-finite result is dropped by the step.
 
+        With ``closure`` in place of ``loss`` it is taken from central differences of the gradient,
+        at two forward and backward passes more for each product, and needs no second derivative:
+        for fused attention, cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models. Its
+        error, and what it sees of ReLU's kinks, is in ``docs/second-derivatives.md``.
+
         Args:
             loss: A real scalar with a graph.
+            closure: Computes the loss from the model and a batch and returns it, without a
+                backward. Called at weights beside the present ones, which come back to the bit, as
+                do the buffers of the modules that it calls and the random number generators.
             loss_scale: What the loss was multiplied by (``GradScaler.get_scale()``, or 1/n where
                 accumulation divides later than here); the curvature is divided by it.
 
         Raises:
-            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0.
+            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
+                not one of ``loss`` and ``closure`` was given.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
                 cannot be differentiated twice; parameters were replaced after construction; or a
                 CUDA graph is being captured.
         """
-        self._take(loss, loss_scale, share=False)
+        if closure is None and loss is not None:
+            self._take(loss, loss_scale, share=False)
+        elif closure is not None and loss is None:
+            if self.hessian_due:
+                refuse_graph_capture()
+                self._flow.take_differences(closure, loss_scale, self.param_groups)
+        else:
+            raise TypeError(
+                "update_hessian takes a loss, or closure=... that computes one; got "
+                f"{'neither' if loss is None else 'both'}"
+            )
 
     def backward(
         self, loss: Tensor, loss_scale: float | Tensor = 1.0, *, low_memory: bool = False
@@ -259,6 +289,30 @@ class SGDPH(Optimizer):
             self._flow.cycle.advance(self.param_groups, due)
         self._flow.consumed(self.param_groups)
         return loss
+
+    def join_hook(self, **settings: Any) -> CurvatureJoinHook:
+        """For ``Join([model, optimizer])`` (``torch.distributed.algorithms.join``): uneven inputs.
+
+        Each forward of the model must then have its ``step``: no accumulation, no skipped steps.
+        """
+        return CurvatureJoinHook(self, self._flow, settings)
+
+    @property
+    def join_device(self) -> torch.device:
+        """The device of a join context's collectives."""
+        device: torch.device = self.param_groups[0]["params"][0].device
+        return device
+
+    @property
+    def join_process_group(self) -> ProcessGroup | None:
+        """The ranks of a join context."""
+        return self._flow.ranks.process_group or torch.distributed.group.WORLD
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # How a join context says what it is, before it begins.
+        if name == "_join_config":
+            refuse_to_lead(value)
+        super().__setattr__(name, value)
 
     def multipliers(self) -> dict[str, Tensor]:
         """Read ``τ / (D̂ + ε)`` of every Newton parameter, 1 where none was refreshed yet.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -12,40 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sgdph.checkpoint import curvature_dtype
-from sgdph.region import Region
-
-
-def world_size(process_group: dist.ProcessGroup | None) -> int:
-    """Return the number of ranks: 1 where ``torch.distributed`` is not running."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 1
-    return dist.get_world_size(process_group)
-
-
-_ENQUEUED = "_static_graph_delay_allreduce_enqueued"
-
-
-@contextlib.contextmanager
-def static_graph_unnoticed(region: Region) -> Iterator[None]:
-    """Keep ``DistributedDataParallel(static_graph=True)`` from taking a pass for its backward.
-
-    The first time that a gradient comes out of the wrapped model, it puts a reduction of all
-    gradients at the end of the running backward. In a pass that only looks, there are none, and it
-    would never reduce any.
-    """
-    waiting = []
-    for node in region.nodes:
-        if type(node).__name__ == "_DDPSinkBackward":
-            wrapper = node.ddp_weakref()
-            if not getattr(wrapper, _ENQUEUED, True):
-                waiting.append(wrapper)
-    for wrapper in waiting:
-        setattr(wrapper, _ENQUEUED, True)
-    try:
-        yield
-    finally:
-        for wrapper in waiting:
-            setattr(wrapper, _ENQUEUED, False)
 
 
 class Arrival(NamedTuple):
@@ -62,41 +27,61 @@ class Arrival(NamedTuple):
     valid: Tensor | None = None
 
 
-def mean_over_ranks(
-    arrivals: Sequence[Arrival], process_group: dist.ProcessGroup | None
-) -> list[Arrival]:
-    """Average signed curvature over the ranks, in one collective.
+class Ranks:
+    """The ranks that share a mean.
 
-    The mean is unweighted, as DDP's of the gradients; a rank that has nothing counts as zero.
+    Attributes:
+        over_active: Whether the mean is over the ranks that still have batches, in a join context
+            that asks for it, and not over all of them.
 
     Args:
-        arrivals: This rank's, for the same parameters in the same order on every rank.
         process_group: ``None`` for the default group.
-
-    Returns:
-        The means, valid where any rank had something.
     """
-    params = [a.p for a in arrivals]
-    dtype = reduce(torch.promote_types, (curvature_dtype(p) for p in params))
-    device = params[0].device
-    parts = [
-        torch.zeros(p.numel(), dtype=dtype, device=device)
-        if h is None
-        else h.reshape(-1).to(device, dtype)
-        for p, h, _ in arrivals
-    ]
-    counts = torch.tensor([h is not None for _, h, _ in arrivals], dtype=dtype)
-    vector = torch.cat([*parts, counts.to(device, non_blocking=True)])
-    dist.all_reduce(vector, group=process_group)
 
-    sizes = [*(p.numel() for p in params), len(params)]
-    *sums, present = torch.split(vector, sizes)
-    ranks = dist.get_world_size(process_group)
-    return [
-        Arrival(
-            p,
-            (total / ranks).view(p.shape).to(p.device, curvature_dtype(p)),
-            count.gt(0).to(p.device),
-        )
-        for p, total, count in zip(params, sums, present, strict=True)
-    ]
+    def __init__(self, process_group: dist.ProcessGroup | None) -> None:
+        self.process_group = process_group
+        self.over_active = False
+
+    def count(self) -> int:
+        """Return their number: 1 where ``torch.distributed`` is not running."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.process_group)
+
+    def mean(self, arrivals: Sequence[Arrival], *, active: bool = True) -> list[Arrival]:
+        """Average signed curvature, in one collective.
+
+        The mean is unweighted, as DDP's of the gradients; a rank that has nothing counts as zero.
+
+        Args:
+            arrivals: This rank's, for the same parameters in the same order on every rank.
+            active: Whether this rank still has batches.
+
+        Returns:
+            The means, valid where any rank had something.
+        """
+        params = [a.p for a in arrivals]
+        dtype = reduce(torch.promote_types, (curvature_dtype(p) for p in params))
+        device = params[0].device
+        parts = [
+            torch.zeros(p.numel(), dtype=dtype, device=device)
+            if h is None
+            else h.reshape(-1).to(device, dtype)
+            for p, h, _ in arrivals
+        ]
+        counted = [h is not None for _, h, _ in arrivals] + [active] * self.over_active
+        counts = torch.tensor(counted, dtype=dtype).to(device, non_blocking=True)
+        vector = torch.cat([*parts, counts])
+        dist.all_reduce(vector, group=self.process_group)
+
+        sizes = [*(p.numel() for p in params), len(params), len(counted) - len(params)]
+        *sums, present, actives = torch.split(vector, sizes)
+        ranks = actives if self.over_active else self.count()
+        return [
+            Arrival(
+                p,
+                (total / ranks).view(p.shape).to(p.device, curvature_dtype(p)),
+                count.gt(0).to(p.device),
+            )
+            for p, total, count in zip(params, sums, present, strict=True)
+        ]

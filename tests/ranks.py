@@ -1,0 +1,99 @@
+"""Several processes on this machine, with gloo, for tests about ranks."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import sgdph
+
+Found = dict[str, Tensor]
+Job = Callable[[int], Any]
+
+
+def network() -> nn.Module:
+    """Newton: 0.bias, 1.weight, 1.bias, by shape and by role. No batch statistics."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def rank_batch(rank: int, step: int, size: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    return torch.randn(size, 3, generator=generator, dtype=torch.float64)
+
+
+def loss_on(model: nn.Module, rank: int, step: int, size: int = 5) -> Tensor:
+    loss: Tensor = model(rank_batch(rank, step, size)).square().mean()
+    return loss
+
+
+def by_update(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
+    value = loss()
+    optimizer.update_hessian(value)
+    value.backward()
+
+
+def by_backward(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
+    optimizer.backward(loss())
+
+
+def by_closure(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
+    optimizer.update_hessian(closure=loss)
+    loss().backward()
+
+
+WAYS = {"update_hessian": by_update, "backward": by_backward, "closure": by_closure}
+
+
+def everything(model: nn.Module, optimizer: sgdph.SGDPH) -> Found:
+    """The weights, the optimizer's tensors, and the place in the cycle."""
+    group = optimizer.param_groups[0]
+    place = {name: torch.tensor(group[name]) for name in ("step", "cursor", "refreshes")}
+    found = {f"weight {name}": p.detach().clone() for name, p in model.named_parameters()}
+    for i, p in enumerate(model.parameters()):
+        kept = optimizer.state.get(p, {})
+        found |= {f"{key} {i}": value.clone() for key, value in kept.items()}
+    return found | place
+
+
+def assert_same_bits(first: Found, second: Found) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype, name
+        assert torch.equal(value, second[name]), name
+
+
+def assert_near(found: Found, expected: Found, tolerance: float = 1e-10) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance)
+
+
+def _worker(rank: int, jobs: Mapping[str, Job], ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    # Where ranks wait for one another in vain, a test should fail and not hang.
+    patience = datetime.timedelta(seconds=120)
+    dist.init_process_group(
+        "gloo", init_method=store, rank=rank, world_size=ranks, timeout=patience
+    )
+    try:
+        torch.save({name: job(rank) for name, job in jobs.items()}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def on_ranks(jobs: Mapping[str, Job], ranks: int, folder: Path) -> list[dict[str, Any]]:
+    """Run all jobs on every rank, one after the other, and return each rank's results by job.
+
+    One start for all of them: starting processes costs more than what they do.
+    """
+    mp.spawn(_worker, (jobs, ranks, str(folder)), nprocs=ranks)  # type: ignore[no-untyped-call]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
