@@ -10,13 +10,22 @@ import pytest
 import torch
 from small import batch, bn_net, loss_of
 from torch import nn
+from torch.utils.data import DataLoader
 
 import sgdph
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{i}")
+    pytest.param(
+        block,
+        id=f"{page.name}-{i}",
+        # With its integration's tests, in the one worker that has imported the framework.
+        marks=[
+            pytest.mark.xdist_group(name)
+            for name in re.findall(r"sgdph\.integrations\.(\w+)", block)[:1]
+        ],
+    )
     for page in PAGES
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
@@ -26,17 +35,29 @@ def test_there_is_something_to_run() -> None:
     assert len(BLOCKS) >= 5
 
 
+def language_model() -> nn.Module:
+    """A model as ``transformers`` makes them, for the block that trains one."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 256, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, attn_implementation="eager"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_block_runs(block: str) -> None:
-    model = bn_net()
+def test_code_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = language_model() if "transformers" in block else bn_net()
+    row = torch.arange(16)
     batches = [batch(step) for step in range(3)]
     names: dict[str, Any] = {
         "model": model,
-        "loader": batches,
+        "loader": DataLoader(batches, batch_size=None),
         "micro_batches": batches,
         "loss_fn": nn.CrossEntropyLoss(),
         "optimizer": sgdph.SGDPH(sgdph.param_groups(model)),
-        "loss": loss_of(model),
+        "loss": loss_of(model) if isinstance(model, nn.Sequential) else None,
+        "rows": [{"input_ids": row, "labels": row}] * 8,
         "x": batches[0][0],
         "y": batches[0][1],
         "device": "cpu",
