@@ -1,4 +1,4 @@
-"""The two storeys: the core needs torch alone and never knows the laboratory."""
+"""The two storeys: the core needs torch alone, never knows the laboratory or the integrations."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ import pytest
 
 import sgdph
 
-CORE = sorted(Path(sgdph.__file__).parent.glob("*.py"))
+SOURCE = Path(sgdph.__file__).parent
+CORE = sorted(SOURCE.glob("*.py"))
+FRAMEWORKS = {
+    "accelerate": {"accelerate"},
+    "lightning": {"lightning", "pytorch_lightning"},
+    "timm": {"timm"},
+    "transformers": {"transformers"},
+}
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
-def test_core_imports_torch_and_itself_alone(path: Path) -> None:
+def imports_of(path: Path) -> set[str]:
     imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -23,16 +29,39 @@ def test_core_imports_torch_and_itself_alone(path: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add(node.module or "")
-    assert not any(name.startswith("sgdph.lab") for name in imported)
+    return imported
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_core_imports_torch_and_itself_alone(path: Path) -> None:
+    imported = imports_of(path)
+    assert not any(name.startswith(("sgdph.lab", "sgdph.integrations")) for name in imported)
     allowed = {"torch", "sgdph", *sys.stdlib_module_names}
     assert {name.partition(".")[0] for name in imported} <= allowed
 
 
-def test_importing_sgdph_brings_no_part_of_the_laboratory() -> None:
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("lab/**/*.py")), ids=lambda path: path.name)
+def test_the_laboratory_needs_no_integration(path: Path) -> None:
+    assert not any(name.startswith("sgdph.integrations") for name in imports_of(path))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.glob("integrations/*.py")), ids=lambda path: path.name
+)
+def test_an_integration_imports_its_framework_alone(path: Path) -> None:
+    imported = imports_of(path)
+    assert not any(name.startswith("sgdph.lab") for name in imported)
+    allowed = {"torch", "sgdph", *sys.stdlib_module_names} | FRAMEWORKS.get(path.stem, set())
+    assert {name.partition(".")[0] for name in imported} <= allowed
+
+
+def test_importing_sgdph_brings_no_laboratory_and_no_framework() -> None:
     code = (
         "import sys, sgdph\n"
-        "heavy = ('torchvision', 'matplotlib', 'mlxtend', 'sklearn', 'rich', 'tyro', 'yaml')\n"
-        "print([m for m in sys.modules if m.split('.')[0] in heavy or m.startswith('sgdph.lab')])"
+        "heavy = ('torchvision', 'matplotlib', 'mlxtend', 'sklearn', 'rich', 'tyro', 'yaml',\n"
+        "         'lightning', 'accelerate', 'transformers', 'timm')\n"
+        "ours = ('sgdph.lab', 'sgdph.integrations')\n"
+        "print([m for m in sys.modules if m.split('.')[0] in heavy or m.startswith(ours)])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

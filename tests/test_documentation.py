@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ import torch
 import torch.distributed as dist
 from small import batch, bn_net, loss_of
 from torch import nn
+from torch.utils.data import DataLoader
 
 import sgdph
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{i}")
+    pytest.param(
+        block,
+        id=f"{page.name}-{i}",
+        # With its integration's tests, in the one worker that has imported the framework.
+        marks=[
+            pytest.mark.xdist_group(name)
+            for name in re.findall(r"sgdph\.integrations\.(\w+)", block)[:1]
+        ],
+    )
     for page in PAGES
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
@@ -28,28 +38,39 @@ def test_there_is_something_to_run() -> None:
     assert len(BLOCKS) >= 5
 
 
-@pytest.fixture
-def replica_of() -> Iterator[Callable[[nn.Module], nn.Module]]:
-    """Wraps a model for a process group of this process alone."""
+@contextlib.contextmanager
+def replica_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Wrap a model for a process group of this process alone."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield nn.parallel.DistributedDataParallel
-    dist.destroy_process_group()
+    try:
+        yield nn.parallel.DistributedDataParallel(model)
+    finally:
+        dist.destroy_process_group()
 
 
+def language_model() -> nn.Module:
+    """A model as ``transformers`` makes them, for the block that trains one."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 256, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, attn_implementation="eager"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_block_runs(block: str, replica_of: Callable[[nn.Module], nn.Module]) -> None:
-    model = bn_net()
+def test_code_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = language_model() if "transformers" in block else bn_net()
+    row = torch.arange(16)
     batches = [batch(step) for step in range(3)]
     names: dict[str, Any] = {
         "model": model,
-        # Whatever compiles: the page shows how it is used.
-        "compiled": torch.compile(model, backend="eager"),
-        "loader": batches,
+        "loader": DataLoader(batches, batch_size=None),
         "micro_batches": batches,
         "loss_fn": nn.CrossEntropyLoss(),
         "optimizer": sgdph.SGDPH(sgdph.param_groups(model)),
-        "replica": replica_of(model),
-        "loss": loss_of(model),
+        "loss": loss_of(model) if isinstance(model, nn.Sequential) else None,
+        "rows": [{"input_ids": row, "labels": row}] * 8,
         "x": batches[0][0],
         "y": batches[0][1],
         "device": "cpu",
@@ -57,7 +78,13 @@ def test_code_block_runs(block: str, replica_of: Callable[[nn.Module], nn.Module
         "sgdph": sgdph,
     }
     before = [p.detach().clone() for p in model.parameters()]
-    exec(compile(block, "documentation", "exec"), names)
+    with contextlib.ExitStack() as stack:
+        if "replica" in block:
+            names["replica"] = stack.enter_context(replica_of(model))
+        if "compiled" in block:
+            # Whatever compiles: the page shows how it is used.
+            names["compiled"] = torch.compile(model, backend="eager")
+        exec(compile(block, "documentation", "exec"), names)
     after = list(model.parameters())
     # Weight normalisation makes other parameters, and more of them.
     assert len(after) != len(before) or not all(map(torch.equal, after, before))

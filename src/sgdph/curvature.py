@@ -36,7 +36,8 @@ _NONE_CAME = (
     "this step wants a partial Hessian and none came. Take it in one of three ways: "
     "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
     "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph inside a "
-    "reentrant checkpoint (use_reentrant=False does)"
+    "reentrant checkpoint (use_reentrant=False does). Where a framework runs the backward, "
+    "sgdph.integrations has what takes it there (docs/frameworks.md)"
 )
 
 

@@ -1,0 +1,67 @@
+"""Accelerate: ``backward`` in place of ``accelerator.backward``.
+
+Accelerate wraps the optimizer, and its wrapper forwards no ``update_hessian``. Its ``backward``
+divides the loss by the accumulation steps, and under fp16 multiplies it by the gradient scaler's
+scale; a partial Hessian of the bare loss would be n times too large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from sgdph.integrations.wrapped import wrapped_sgdph
+
+
+def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments: Any) -> None:
+    """Take the partial Hessian where one is due, then run ``accelerator.backward(loss)``.
+
+    Args:
+        accelerator: The accelerator that prepared ``optimizer``.
+        optimizer: The prepared :class:`sgdph.SGDPH`, or the bare one.
+        loss: The loss of one micro-batch, neither divided by the accumulation steps nor scaled.
+        arguments: Handed on to ``accelerator.backward``.
+
+    Raises:
+        TypeError: There is no SGDPH in ``optimizer``.
+        RuntimeError: DeepSpeed or Megatron owns the backward; or as
+            :meth:`sgdph.SGDPH.update_hessian`.
+
+    Example:
+        >>> with accelerator.accumulate(model):
+        ...     backward(accelerator, optimizer, loss_fn(model(x), y))
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+    """
+    update_hessian(accelerator, optimizer, loss)
+    accelerator.backward(loss, **arguments)
+
+
+def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> None:
+    """Take the partial Hessian of the loss as ``accelerator.backward`` will weigh it.
+
+    Args:
+        accelerator: See :func:`backward`.
+        optimizer: See :func:`backward`.
+        loss: See :func:`backward`.
+
+    Raises:
+        TypeError, RuntimeError: See :func:`backward`.
+    """
+    sgdph = wrapped_sgdph(optimizer)
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise RuntimeError(
+            f"no partial Hessian can be taken under {accelerator.distributed_type.value}: it owns "
+            "the backward and the parameters. Use plain DDP (distributed_type MULTI_GPU or "
+            "MULTI_CPU)"
+        )
+    steps = float(accelerator.gradient_accumulation_steps)
+    if accelerator.scaler is None:
+        sgdph.update_hessian(loss, loss_scale=steps)
+    elif sgdph.hessian_due:
+        # Scaled as its gradient is, because what underflows in half precision there does so here.
+        scaler = accelerator.scaler
+        sgdph.update_hessian(scaler.scale(loss), loss_scale=steps * scaler.get_scale())

@@ -1,0 +1,103 @@
+"""Lightning: a callback that takes the partial Hessian before each backward; Fabric: a function.
+
+``lightning`` and ``pytorch_lightning`` (2.4 or later) are the same code under two names; the
+callback serves trainers of both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sgdph.differentiability import graph_nodes
+from sgdph.integrations.ahead import ahead_of
+from sgdph.integrations.wrapped import wrapped_sgdph
+from sgdph.nodes import is_leaf
+from sgdph.optimizer import SGDPH
+
+try:
+    from lightning.pytorch.callbacks import Callback
+except ImportError:
+    from pytorch_lightning.callbacks import Callback
+
+
+class PartialHessian(Callback):
+    """Hands the loss to :class:`sgdph.SGDPH` before each backward; the module stays as it is.
+
+    For automatic and for manual optimisation (``self.manual_backward(loss)``). The hook sees the
+    loss as the backward will: divided by ``accumulate_grad_batches``, and under ``16-mixed``
+    multiplied by the gradient scaler, which is told to the optimizer.
+
+    With several optimizers each one takes the curvature of a loss that reaches its parameters;
+    optimizers of other classes are passed over.
+
+    Example:
+        >>> trainer = lightning.Trainer(callbacks=[PartialHessian()])
+        >>> trainer.fit(module, loader)
+    """
+
+    def __init__(self) -> None:
+        self._backward_ran = False
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """Take what is due from ``loss``; called by the trainer."""
+        optimizers = [each for each in trainer.optimizers if isinstance(each, SGDPH)]
+        due = [each for each in optimizers if each.hessian_due]
+        if len(trainer.optimizers) > 1:
+            # A generator's loss is no business of a discriminator whose parameters are switched
+            # off. Of an only optimizer it must be, and update_hessian says so where it is not.
+            due = [each for each in due if _reaches(loss, each)]
+        for optimizer in due:
+            optimizer.update_hessian(loss, loss_scale=_scale(trainer.precision_plugin))
+        self._backward_ran = True
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Let a step that no backward went before do nothing; called by the trainer.
+
+        The pass that ``StochasticWeightAveraging`` adds for batch norm's statistics ends in a step
+        on the gradients left over from training, for which there is no curvature.
+        """
+        if pl_module.automatic_optimization:
+            if isinstance(optimizer, SGDPH) and not self._backward_ran:
+                optimizer.zero_grad()
+            self._backward_ran = False
+
+
+def fabric_backward(fabric: Any, optimizer: Any, loss: Tensor, **arguments: Any) -> None:
+    """Take the partial Hessian where one is due, then run ``fabric.backward(loss)``.
+
+    Under mixed precision Fabric refuses any differentiation outside its ``backward``; this one
+    happens inside.
+
+    Args:
+        fabric: The ``lightning.Fabric``.
+        optimizer: The :class:`sgdph.SGDPH`, as ``fabric.setup`` returned it or bare.
+        loss: The loss; divided where micro-batches accumulate.
+        arguments: Handed on to ``fabric.backward``.
+
+    Raises:
+        TypeError: There is no SGDPH in ``optimizer``.
+        RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
+    """
+    sgdph, precision = wrapped_sgdph(optimizer), fabric.strategy.precision
+
+    def take(loss: Tensor) -> None:
+        if not sgdph.hessian_due:
+            return
+        scaler = getattr(precision, "scaler", None)
+        scaled = loss if scaler is None else scaler.scale(loss)
+        sgdph.update_hessian(scaled, loss_scale=_scale(precision))
+
+    with ahead_of(fabric.strategy, "backward", take):
+        fabric.backward(loss, **arguments)
+
+
+def _scale(precision: Any) -> float:
+    scaler = getattr(precision, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _reaches(loss: Tensor, optimizer: SGDPH) -> bool:
+    leaves = {id(node.variable) for node in graph_nodes([loss]) if is_leaf(node)}
+    return any(id(p) in leaves for group in optimizer.param_groups for p in group["params"])

@@ -1,0 +1,119 @@
+"""timm: ``"sgdph"`` in its registry of optimizers, its scaler, and groups by role.
+
+timm's training script asks an optimizer for ``is_second_order`` and then runs every backward with
+``create_graph=True``: it works unchanged, at the memory of a graph of every gradient. A loop of
+one's own does better with :class:`PartialHessianScaler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from timm.optim import OptimInfo, list_optimizers
+from timm.optim._optim_factory import default_registry
+from timm.utils import NativeScaler
+from torch import Tensor, nn
+
+from sgdph.channelwise import param_groups
+from sgdph.integrations.wrapped import wrapped_sgdph
+from sgdph.optimizer import SGDPH
+
+
+class SecondOrderSGDPH(SGDPH):
+    """:class:`sgdph.SGDPH` that asks timm's training script for ``create_graph=True``."""
+
+    is_second_order = True
+    """timm's convention. Not on SGDPH itself: it needs no such graph, and DDP permits none."""
+
+
+def register() -> None:
+    """Make ``timm.optim.create_optimizer_v2(model, "sgdph", …)`` known; again does nothing.
+
+    Example:
+        >>> register()
+        >>> optimizer = timm.optim.create_optimizer_v2(model, "sgdph", lr=0.01, weight_decay=5e-3)
+    """
+    if "sgdph" in list_optimizers():
+        return
+    default_registry.register(
+        OptimInfo(
+            name="sgdph",
+            opt_class=SecondOrderSGDPH,
+            description="SGD with a Newton step for channel-wise parameters",
+            has_eps=True,
+            has_momentum=True,
+            second_order=True,
+        )
+    )
+
+
+def by_role(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Split groups so that each holds parameters of one role, as :func:`sgdph.param_groups` does.
+
+    timm's own groups (weight decay, layer decay) tell no roles, and SGDPH would go by shape.
+
+    Args:
+        model: The model whose parameters the groups hold.
+        groups: Group dicts, as ``timm.optim.param_groups_layer_decay`` returns them.
+
+    Returns:
+        Groups with the same settings and ``channelwise=True`` or ``False``, in the same order.
+
+    Example:
+        >>> groups = by_role(model, timm.optim.param_groups_layer_decay(model, layer_decay=0.75))
+        >>> optimizer = timm.optim.create_optimizer_v2(groups, "sgdph", lr=0.01)
+    """
+    channelwise = {
+        id(p) for group in param_groups(model) if group["channelwise"] for p in group["params"]
+    }
+    split = []
+    for group in groups:
+        members = list(group["params"])
+        for role in (True, False):
+            params = [p for p in members if (id(p) in channelwise) == role]
+            if params:
+                split.append({**group, "params": params, "channelwise": role})
+    return split
+
+
+class PartialHessianScaler(NativeScaler):
+    """timm's ``NativeScaler`` that takes the partial Hessian first, from the scaled loss.
+
+    A drop-in for loops that call ``loss_scaler(loss, optimizer, …)``; needs no ``create_graph``,
+    and so works under DDP.
+    """
+
+    def __call__(
+        self,
+        loss: Tensor,
+        optimizer: Any,
+        clip_grad: float | None = None,
+        clip_mode: str = "norm",
+        parameters: Iterable[Tensor] | None = None,
+        create_graph: bool = False,
+        need_update: bool = True,
+    ) -> None:
+        """Take the curvature, then scale, run the backward, clip and step as timm does.
+
+        Args:
+            loss: The loss, not scaled; divided where micro-batches accumulate.
+            optimizer: The :class:`sgdph.SGDPH`.
+            clip_grad: See ``NativeScaler``.
+            clip_mode: See ``NativeScaler``.
+            parameters: See ``NativeScaler``.
+            create_graph: Not needed, and not followed: the script sets it for any second order.
+            need_update: See ``NativeScaler``.
+        """
+        sgdph = wrapped_sgdph(optimizer)
+        if sgdph.hessian_due:
+            scale = self._scaler.get_scale()
+            sgdph.update_hessian(self._scaler.scale(loss), loss_scale=scale)
+        super().__call__(
+            loss,
+            optimizer,
+            clip_grad=clip_grad,
+            clip_mode=clip_mode,
+            parameters=parameters,
+            need_update=need_update,
+        )

@@ -1,0 +1,51 @@
+"""Hugging Face ``Trainer``: the partial Hessian before each of its backwards.
+
+No callback of ``Trainer`` stands between a loss and its backward, so its ``training_step`` is
+overridden, by a mixin that also fits under other trainers (``Seq2SeqTrainer``).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from transformers import Trainer
+
+from sgdph.integrations.accelerate import update_hessian
+from sgdph.integrations.ahead import ahead_of
+
+
+class PartialHessianMixin:
+    """Put before a ``Trainer`` class: ``class Mine(PartialHessianMixin, Seq2SeqTrainer)``.
+
+    The partial Hessian is taken from the loss as the trainer hands it to its accelerator: divided
+    by the accumulation steps, or normalised by ``num_items_in_batch``.
+    """
+
+    accelerator: Any
+    optimizer: Any
+
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        """Run the trainer's own training step; its backward takes the curvature first."""
+        # Only there is the loss final: what happens to it before differs from model to model.
+        take = partial(update_hessian, self.accelerator, self.optimizer)
+        with ahead_of(self.accelerator, "backward", take):
+            step: Any = super()
+            loss: Tensor = step.training_step(*arguments, **named)
+            return loss
+
+
+class PartialHessianTrainer(PartialHessianMixin, Trainer):
+    """A ``transformers.Trainer`` for :class:`sgdph.SGDPH`.
+
+    The model needs attention that can be differentiated twice:
+    ``model.set_attn_implementation("eager")``, or ``attn_implementation="eager"`` where it is
+    loaded.
+
+    Example:
+        >>> optimizer = SGDPH(param_groups(model, weight_decay=0.01), lr=0.01)
+        >>> trainer = PartialHessianTrainer(model, args, train_dataset=data,
+        ...                                 optimizers=(optimizer, None))
+        >>> trainer.train()
+    """

@@ -1,0 +1,119 @@
+"""What the frameworks' loops are compared with: plain loops over the same batches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from small import batch, bn_net
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+import sgdph
+
+SETTINGS: dict[str, Any] = {
+    "lr": 0.02,
+    "weight_decay": 5e-3,
+    "second_order_lr": 0.01,
+    "eps": 1e-2,
+}
+
+
+def optimizer_of(model: nn.Module, **settings: Any) -> sgdph.SGDPH:
+    return sgdph.SGDPH(model.named_parameters(), **SETTINGS | settings)
+
+
+def loader(count: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches as a loader hands them over; their order is fixed."""
+    return DataLoader([batch(i) for i in range(count)], batch_size=None)
+
+
+def plain_loop(
+    count: int,
+    *,
+    accumulate: int = 1,
+    clip: float | None = None,
+    autocast: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    schedule: Callable[[Any], Any] | None = None,
+    epochs: int = 1,
+    **settings: Any,
+) -> tuple[nn.Module, sgdph.SGDPH]:
+    """Train ``bn_net`` as the frameworks promise to, in torch's words alone."""
+    model = bn_net()
+    optimizer = optimizer_of(model, **settings)
+    scheduler = None if schedule is None else schedule(optimizer)
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    cast = contextlib.nullcontext if autocast is None else lambda: torch.autocast("cpu", autocast)
+    for step in [*range(count)] * epochs:
+        x, y = batch(step)
+        with cast():
+            loss = functional.cross_entropy(model(x), y)
+        loss = scaler.scale(loss / accumulate)
+        optimizer.update_hessian(loss, loss_scale=scaler.get_scale())
+        loss.backward()
+        if (step + 1) % accumulate == 0:
+            scaler.unscale_(optimizer)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            if scheduler is not None:
+                scheduler.step()
+    return model, optimizer
+
+
+def assert_same_run(
+    model: nn.Module, optimizer: Any, expected: tuple[nn.Module, sgdph.SGDPH], bound: float = 0.0
+) -> None:
+    """Weights, buffers, momenta, averages, counts: all as in the plain loop."""
+    for (name, p), q in zip(
+        model.state_dict().items(), expected[0].state_dict().values(), strict=True
+    ):
+        assert (p - q).abs().max() <= bound, f"{name} differs by {(p - q).abs().max():.1e}"
+    ours, theirs = optimizer.state_dict()["state"], expected[1].state_dict()["state"]
+    assert ours.keys() == theirs.keys()
+    assert any("hessian" in state for state in theirs.values())
+    for index, state in theirs.items():
+        for key, value in state.items():
+            torch.testing.assert_close(
+                ours[index][key], value, rtol=bound, atol=bound, msg=f"{key} of {index} differs"
+            )
+    for mine, other in zip(optimizer.param_groups, expected[1].param_groups, strict=True):
+        for key in mine.keys() & other.keys() - {"params", "initial_lr", "max_lr", "min_lr"}:
+            assert mine[key] == other[key], key
+
+
+def two_by_two() -> nn.Module:
+    """A network without batch statistics, for ranks to share: in float64, to be exact."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)]
+    return nn.Sequential(*layers).double()
+
+
+def pieces(count: int) -> list[tuple[Tensor, Tensor]]:
+    """Examples one by one; consecutive pairs are the two ranks' shares of one step."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 2, (count,), generator=generator)
+    return [*zip(x, y, strict=True)]
+
+
+def joined_loop(count: int, size: int) -> nn.Module:
+    """One process on the joined batches."""
+    model = two_by_two()
+    optimizer = optimizer_of(model)
+    for x, y in DataLoader(pieces(count), batch_size=size):
+        optimizer.zero_grad()
+        optimizer.backward(functional.cross_entropy(model(x), y))
+        optimizer.step()
+    return model
+
+
+def gap(model: nn.Module, other: nn.Module) -> float:
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return max(float((p - q).detach().abs().max()) for p, q in pairs)

@@ -1,0 +1,153 @@
+"""Accelerate: our ``backward`` against plain loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
+from small import assert_same_bits, bn_net
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from integrations.loops import (
+    assert_same_run,
+    gap,
+    joined_loop,
+    loader,
+    optimizer_of,
+    pieces,
+    plain_loop,
+    two_by_two,
+)
+from integrations.ranks import RANKS, on_two_ranks
+from sgdph.integrations.accelerate import backward
+
+pytestmark = [
+    pytest.mark.xdist_group("accelerate"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_state_left() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+class Run:
+    """A prepared network, optimizer and loader."""
+
+    def __init__(self, count: int, accumulate: int = 1, **options: Any) -> None:
+        settings = options.pop("settings", {})
+        scaler = options.pop("scaler", None)
+        self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate, **options)
+        # Accelerate makes none on a CPU, where torch's works all the same.
+        self.accelerator.scaler = scaler
+        self.bare = bn_net()
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(
+            self.bare, optimizer_of(self.bare, **settings), loader(count)
+        )
+        self.skipped = 0
+
+    def epoch(self, clip: float | None = None, autocast: torch.dtype | None = None) -> None:
+        for x, y in self.loader:
+            with self.accelerator.accumulate(self.model):
+                with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                    loss = functional.cross_entropy(self.model(x), y)
+                backward(self.accelerator, self.optimizer, loss)
+                if clip is not None and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
+                self.optimizer.step()
+                self.skipped += self.accelerator.optimizer_step_was_skipped
+                self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_trains_as_the_plain_loop(accumulate: int, interval: int) -> None:
+    # The curvature of the undivided loss would be too large as many times as it accumulates.
+    run = Run(24, accumulate, settings={"hessian_interval": interval})
+    run.epoch(clip=0.1)
+    expected = plain_loop(24, accumulate=accumulate, clip=0.1, hessian_interval=interval)
+    assert_same_run(run.bare, run.optimizer, expected, bound=1e-6)
+
+
+def test_bf16() -> None:
+    run = Run(12, mixed_precision="bf16")
+    run.epoch()
+    assert_same_run(run.bare, run.optimizer, plain_loop(12, autocast=torch.bfloat16))
+
+
+def test_a_scaler_its_skipped_steps_and_accumulation() -> None:
+    def scaler() -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+
+    run = Run(24, 2, scaler=scaler())
+    run.epoch(autocast=torch.float16)
+    theirs = scaler()
+    expected = plain_loop(24, accumulate=2, autocast=torch.float16, scaler=theirs)
+    assert run.skipped > 0
+    assert run.accelerator.scaler.get_scale() == theirs.get_scale()
+    assert_same_run(run.bare, run.optimizer, expected, bound=1e-6)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    settings = {"estimator": "hutchinson"}
+    run = Run(5, settings=settings)
+    run.epoch()
+    run.accelerator.save_state(str(tmp_path))
+    resumed = Run(5, settings=settings)
+    resumed.accelerator.load_state(str(tmp_path))
+    resumed.epoch()
+    assert_same_run(resumed.bare, resumed.optimizer, plain_loop(5, epochs=2, **settings))
+
+
+def test_who_calls_its_own_backward_is_told() -> None:
+    run = Run(1)
+    run.accelerator.backward(
+        functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
+    )
+    with pytest.raises(RuntimeError, match=r"wants a partial Hessian.*integrations"):
+        run.optimizer.step()
+
+
+def test_what_cannot_work_is_refused() -> None:
+    run = Run(1)
+    loss = functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
+    adam = run.accelerator.prepare(torch.optim.Adam(run.bare.parameters()))
+    with pytest.raises(TypeError, match="AcceleratedOptimizer around Adam"):
+        backward(run.accelerator, adam, loss)
+    deepspeed: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(RuntimeError, match="DEEPSPEED"):
+        backward(deepspeed, run.optimizer, loss)
+
+
+def train_on_rank(rank: int, path: Path) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    assert accelerator.num_processes == RANKS
+    bare = two_by_two()
+    data = DataLoader(pieces(48)[rank::RANKS], batch_size=2)
+    model, optimizer = accelerator.prepare(bare, optimizer_of(bare))
+    assert isinstance(model, nn.parallel.DistributedDataParallel)
+    for x, y in data:
+        with accelerator.accumulate(model):
+            backward(accelerator, optimizer, functional.cross_entropy(model(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.save(bare, path / f"{rank}.pt")
+
+
+def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
+    on_two_ranks(train_on_rank, tmp_path)
+    first, second = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(RANKS)
+    )
+    assert_same_bits(first, second)
+    assert gap(first, joined_loop(48, size=8)) < 1e-10

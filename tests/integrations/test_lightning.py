@@ -1,0 +1,316 @@
+"""Lightning: the callback against plain loops, and what trainers do besides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import pytorch_lightning
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
+from small import assert_same_bits, bn_net
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from integrations.loops import (
+    assert_same_run,
+    gap,
+    joined_loop,
+    loader,
+    optimizer_of,
+    pieces,
+    plain_loop,
+    two_by_two,
+)
+from integrations.ranks import RANKS, on_two_ranks
+from sgdph import SGDPH
+from sgdph.integrations.lightning import PartialHessian, fabric_backward
+
+pytestmark = [
+    pytest.mark.xdist_group("lightning"),
+    pytest.mark.filterwarnings("ignore"),  # advice about workers, GPUs and loggers
+]
+
+
+class Module(LightningModule):
+    """Knows nothing of partial Hessians."""
+
+    def __init__(self, net: nn.Module | None = None, schedule: Any = None, **settings: Any) -> None:
+        super().__init__()
+        self.net = bn_net() if net is None else net
+        self.schedule, self.settings = schedule, settings
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = functional.cross_entropy(self.net(x), y)
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = optimizer_of(self.net, **self.settings)
+        if self.schedule is None:
+            return optimizer
+        scheduler = {"scheduler": self.schedule(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def trainer(**options: Any) -> Trainer:
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": [PartialHessian()],
+    }
+    return Trainer(**{"max_epochs": 1, **quiet, **options})
+
+
+def fit(module: LightningModule, count: int = 12, **options: Any) -> SGDPH:
+    this = trainer(**options)
+    this.fit(module, loader(count))
+    return this.optimizers[0]
+
+
+def one_cycle(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=12)
+
+
+@pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
+@pytest.mark.parametrize("interval", [1, 3])
+def test_an_unchanged_module_trains_as_the_plain_loop(interval: int, estimator: str) -> None:
+    settings = {"hessian_interval": interval, "estimator": estimator}
+    module = Module(**settings)
+    assert_same_run(module.net, fit(module), plain_loop(12, **settings))
+
+
+def test_accumulation_clipping_and_a_schedule() -> None:
+    # Divided once: Lightning does it before the hook.
+    module = Module(schedule=one_cycle)
+    optimizer = fit(module, 24, accumulate_grad_batches=2, gradient_clip_val=0.1)
+    expected = plain_loop(24, accumulate=2, clip=0.1, schedule=one_cycle)
+    assert_same_run(module.net, optimizer, expected)
+
+
+def test_bf16_mixed() -> None:
+    module = Module()
+    optimizer = fit(module, precision="bf16-mixed")
+    assert_same_run(module.net, optimizer, plain_loop(12, autocast=torch.bfloat16))
+
+
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**20], ids=["fits", "overflows at first"])
+def test_16_mixed(scale: float) -> None:
+    def scaler() -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+
+    module = Module()
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler())
+    optimizer = fit(module, plugins=[plugin], accumulate_grad_batches=2)
+    theirs = scaler()
+    expected = plain_loop(12, accumulate=2, autocast=torch.float16, scaler=theirs)
+    assert plugin.scaler.get_scale() == theirs.get_scale() != scale
+    assert_same_run(module.net, optimizer, expected)
+
+
+def test_who_forgets_the_callback_is_told() -> None:
+    with pytest.raises(RuntimeError, match=r"wants a partial Hessian.*integrations"):
+        fit(Module(), callbacks=[])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    settings = {"estimator": "hutchinson"}
+    whole = Module(**settings)
+    whole_optimizer = fit(whole, 5, max_epochs=2)
+    half = Module(**settings)
+    first = trainer(max_epochs=1)
+    first.fit(half, loader(5))
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = Module(net=bn_net(seed=1), **settings)
+    second = trainer(max_epochs=2)
+    second.fit(resumed, loader(5), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert second.global_step == 10
+    assert_same_run(resumed.net, second.optimizers[0], (whole.net, whole_optimizer))
+
+
+class Manual(Module):
+    """Two optimizers of ours and one of torch's, each with its own loss."""
+
+    def __init__(self, toggle: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.toggle = toggle
+        self.second, self.third = bn_net(seed=1), nn.Linear(3, 3)
+
+    def configure_optimizers(self) -> Any:
+        third = torch.optim.SGD(self.third.parameters(), lr=0.1)
+        return [optimizer_of(self.net), optimizer_of(self.second), third]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        first, second, third = self.optimizers()
+        for optimizer in (first, second, third):
+            if self.toggle:
+                self.toggle_optimizer(optimizer)
+            logits = self.net(x)
+            if optimizer is second:
+                # Reaches the first network as well, whose optimizer clears that gradient.
+                logits = self.second(x) + (0 if self.toggle else 1e-3 * logits)
+            if optimizer is third:
+                logits = self.third(logits.detach())
+            optimizer.zero_grad()
+            self.manual_backward(functional.cross_entropy(logits, y))
+            optimizer.step()
+            if self.toggle:
+                self.untoggle_optimizer(optimizer)
+
+
+@pytest.mark.parametrize("toggle", [True, False])
+def test_manual_optimisation_with_several_optimizers(toggle: bool) -> None:
+    module = Manual(toggle)
+    this = trainer()
+    this.fit(module, loader(9))
+    model, optimizer = plain_loop(9)
+    for p, q in zip(module.net.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    for ours, theirs in zip(
+        this.optimizers[0].multipliers().values(), optimizer.multipliers().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert any((m < 1).any() for m in this.optimizers[1].multipliers().values())
+
+
+def test_manual_optimisation_may_call_update_hessian_itself() -> None:
+    class ByHand(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            loss = functional.cross_entropy(self.net(batch[0]), batch[1])
+            optimizer.zero_grad()
+            optimizer.update_hessian(loss)
+            self.manual_backward(loss)
+            optimizer.step()
+
+    module = ByHand()
+    assert_same_run(module.net, fit(module, callbacks=[]), plain_loop(12))
+
+
+def test_a_skipped_batch_is_no_step() -> None:
+    class Skipping(Module):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+            return None if batch_idx >= 6 else super().training_step(batch, batch_idx)
+
+    module = Skipping()
+    optimizer = fit(module, 12)
+    assert_same_run(module.net, optimizer, plain_loop(6))
+
+
+def test_stochastic_weight_averaging() -> None:
+    # With batch norm it adds a pass for the statistics, which ends in a step without a backward.
+    averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)
+    module = Module()
+    this = trainer(callbacks=[PartialHessian(), averaging], max_epochs=4)
+    this.fit(module, loader(4))
+    assert this.optimizers[0].param_groups[0]["lr"] == 0.01
+    average = averaging._average_model.net
+    for p, q in zip(module.net.parameters(), average.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert gap(module.net, plain_loop(4, epochs=4)[0]) > 1e-4
+
+
+def test_early_stopping() -> None:
+    stopping = EarlyStopping("loss", mode="min", patience=1, min_delta=1e9)
+    module = Module()
+    this = trainer(callbacks=[PartialHessian(), stopping], max_epochs=9)
+    this.fit(module, loader(4))
+    assert this.current_epoch == 2
+    assert_same_run(module.net, this.optimizers[0], plain_loop(4, epochs=2))
+
+
+def test_trainers_of_pytorch_lightning() -> None:
+    class Same(pytorch_lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.schedule, self.settings = bn_net(), None, {}
+
+        training_step = Module.training_step
+        configure_optimizers = Module.configure_optimizers
+
+    module = Same()
+    this = pytorch_lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[PartialHessian()],
+    )
+    this.fit(module, loader(12))
+    assert_same_run(module.net, this.optimizers[0], plain_loop(12))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_fabric(precision: Any) -> None:
+    fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
+    model = bn_net()
+    net, optimizer = fabric.setup(model, optimizer_of(model))
+    for x, y in loader(12):
+        loss = functional.cross_entropy(net(x), y)
+        fabric_backward(fabric, optimizer, loss)
+        fabric.clip_gradients(net, optimizer, max_norm=0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+    autocast = torch.bfloat16 if precision == "bf16-mixed" else None
+    expected = plain_loop(12, autocast=autocast, clip=0.1)
+    assert_same_run(model, optimizer.optimizer, expected)
+
+
+def test_fabric_with_a_scaler() -> None:
+    def scaler() -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+
+    plugin = lightning.fabric.plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler())
+    fabric = lightning.Fabric(accelerator="cpu", devices=1, plugins=[plugin])
+    model = bn_net()
+    net, optimizer = fabric.setup(model, optimizer_of(model))
+    for x, y in loader(12):
+        fabric_backward(fabric, optimizer, functional.cross_entropy(net(x), y))
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = plain_loop(12, autocast=torch.float16, scaler=scaler())
+    assert_same_run(model, optimizer.optimizer, expected)
+
+
+def fit_on_rank(rank: int, path: Path) -> None:
+    module = Module(net=two_by_two())
+    this = trainer(
+        strategy="ddp", devices=RANKS, use_distributed_sampler=False, accumulate_grad_batches=2
+    )
+    data = pieces(48)[rank::RANKS]
+    this.fit(module, DataLoader(data, batch_size=2))
+    assert this.world_size == RANKS
+    torch.save(module.net, path / f"{rank}.pt")
+
+
+def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
+    on_two_ranks(fit_on_rank, tmp_path)
+    first, second = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(RANKS)
+    )
+    assert_same_bits(first, second)
+    # Each rank has every other example: two micro-batches of two on each are eight in a row.
+    assert gap(first, joined_loop(48, size=8)) < 1e-10
+
+
+@pytest.fixture(autouse=True)
+def _no_files_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,204 @@
+"""timm: its registry, the conventions of its training script, its companions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models import model_parameters
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
+from torch import Tensor, nn
+from torch.nn import functional
+
+import sgdph
+from integrations.loops import SETTINGS, gap
+from sgdph.integrations.timm import PartialHessianScaler, by_role, register
+
+pytestmark = [pytest.mark.xdist_group("timm"), pytest.mark.filterwarnings("ignore")]
+
+STEPS = 6
+BATCHES = [
+    (torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 3]))
+    for generator in (torch.Generator().manual_seed(step) for step in range(STEPS))
+]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    register()
+    register()
+
+
+def network(name: str = "test_resnet", seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=4, pretrained=False)
+
+
+def script_epoch(
+    model: nn.Module,
+    optimizer: Any,
+    loss_scaler: Any = None,
+    clip_grad: float | None = None,
+    clip_mode: str = "norm",
+    accumulate: int = 1,
+    model_ema: Any = None,
+) -> None:
+    """One epoch in the order of calls of timm's training script."""
+    second_order = hasattr(optimizer, "is_second_order") and optimizer.is_second_order
+    parameters = list(model_parameters(model, exclude_head="agc" in clip_mode))
+    optimizer.zero_grad()
+    for step, (x, y) in enumerate(BATCHES):
+        need_update = (step + 1) % accumulate == 0
+        loss = functional.cross_entropy(model(x), y) / accumulate
+        if loss_scaler is not None:
+            loss_scaler(
+                loss,
+                optimizer,
+                clip_grad=clip_grad,
+                clip_mode=clip_mode,
+                parameters=parameters,
+                create_graph=second_order,
+                need_update=need_update,
+            )
+        else:
+            loss.backward(create_graph=second_order)
+            if need_update:
+                if clip_grad is not None:
+                    dispatch_clip_grad(parameters, value=clip_grad, mode=clip_mode)
+                optimizer.step()
+        if need_update:
+            if model_ema is not None:
+                model_ema.update(model)
+            optimizer.zero_grad()
+
+
+def plain_epoch(
+    model: nn.Module,
+    optimizer: sgdph.SGDPH,
+    accumulate: int = 1,
+    clip: Any = None,
+    ema: list[Tensor] | None = None,
+) -> None:
+    for step, (x, y) in enumerate(BATCHES):
+        optimizer.backward(functional.cross_entropy(model(x), y) / accumulate)
+        if (step + 1) % accumulate:
+            continue
+        if clip is not None:
+            clip(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        if ema is not None:
+            for average, p in zip(ema, model.parameters(), strict=True):
+                average.lerp_(p.detach(), 0.1)
+
+
+def clip_norm(model: nn.Module) -> None:
+    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+
+
+def test_the_script_trains_as_the_plain_loop() -> None:
+    model, twin = network(), network()
+    optimizer = create_optimizer_v2(model, "sgdph", param_group_fn=sgdph.param_groups, **SETTINGS)
+    script_epoch(model, optimizer, clip_grad=0.5, accumulate=2)
+    reference = sgdph.SGDPH(sgdph.param_groups(twin), **SETTINGS)
+    plain_epoch(twin, reference, accumulate=2, clip=clip_norm)
+    assert gap(model, twin) < 1e-5
+    assert {*optimizer.multipliers()} == {*reference.multipliers()}
+
+
+@pytest.mark.parametrize("scaler", [NativeScaler, PartialHessianScaler])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_scalers_train_as_the_plain_loop(scaler: Any, accumulate: int) -> None:
+    model, twin = network(), network()
+    # The registry's class asks for a graph of every gradient; the second scaler needs none.
+    kind = (
+        sgdph.SGDPH if scaler is PartialHessianScaler else timm.optim.get_optimizer_class("sgdph")
+    )
+    optimizer = kind(model.parameters(), **SETTINGS)
+    script_epoch(model, optimizer, scaler("cpu"), clip_grad=0.5, accumulate=accumulate)
+    plain_epoch(twin, sgdph.SGDPH(twin.parameters(), **SETTINGS), accumulate, clip_norm)
+    assert gap(model, twin) < 1e-5
+
+
+def test_adaptive_clipping_and_ema() -> None:
+    model, twin = network(), network()
+    ema = ModelEmaV3(model, decay=0.9)
+    optimizer = create_optimizer_v2(model, "sgdph", **SETTINGS)
+    script_epoch(model, optimizer, clip_grad=0.01, clip_mode="agc", model_ema=ema)
+    reference = create_optimizer_v2(twin, "sgdph", **SETTINGS)
+    average = [p.detach().clone() for p in twin.parameters()]
+
+    def clip(model: nn.Module) -> None:
+        parameters = model_parameters(model, exclude_head=True)
+        dispatch_clip_grad(parameters, 0.01, mode="agc")
+
+    plain_epoch(twin, reference, clip=clip, ema=average)
+    assert gap(model, twin) < 1e-5
+    for p, q in zip(ema.module.parameters(), average, strict=True):
+        assert (p - q).abs().max() < 1e-5
+        assert p.grad is None
+
+
+def test_registry_hands_on_the_settings() -> None:
+    info = timm.optim.get_optimizer_info("sgdph")
+    assert info.second_order
+    optimizer = create_optimizer_v2(
+        network(), "sgdph", lr=0.3, weight_decay=0.1, momentum=0.8, eps=0.5, second_order_lr=0.7
+    )
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1]
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["momentum"], group["eps"]) == (0.3, 0.8, 0.5)
+        assert group["second_order_lr"] == 0.7
+    assert "lookahead" in type(create_optimizer_v2(network(), "lookahead_sgdph")).__name__.lower()
+
+
+def test_lookahead_trains() -> None:
+    model, twin = network(), network()
+    # Its slow weights begin at the first synchronisation, which so changes nothing.
+    optimizer = create_optimizer_v2(model, "lookahead_sgdph", **SETTINGS)
+    script_epoch(model, optimizer)
+    assert optimizer.param_groups[0]["lookahead_step"] == STEPS
+    plain_epoch(twin, create_optimizer_v2(twin, "sgdph", **SETTINGS))
+    assert gap(model, twin) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_layer_decay_groups_by_role(name: str) -> None:
+    model = network(name)
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
+    split = by_role(model, groups)
+    roles = {id(p): g["channelwise"] for g in sgdph.param_groups(model) for p in g["params"]}
+    scales = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in split) == len(list(model.parameters()))
+    assert len({g["lr_scale"] for g in split}) > 2
+    for group in split:
+        for p in group["params"]:
+            assert group["channelwise"] == roles[id(p)]
+            assert (group["lr_scale"], group["weight_decay"]) == scales[id(p)]
+
+
+def test_layer_decay_under_timms_scheduler() -> None:
+    model = network()
+    groups = by_role(model, param_groups_layer_decay(model, layer_decay=0.5))
+    optimizer = create_optimizer_v2(groups, "sgdph", lr=0.02)
+    scheduler = CosineLRScheduler(optimizer, t_initial=4, lr_min=1e-4)
+    before = copy.deepcopy(model)
+    for epoch in range(2):
+        script_epoch(model, optimizer)
+        scheduler.step(epoch + 1)
+    rates = {group["lr"] / group["lr_scale"] for group in optimizer.param_groups}
+    assert max(rates) - min(rates) < 1e-12
+    assert max(rates) < 0.02
+    assert gap(model, before) > 1e-4
+
+
+def test_a_scaler_around_another_optimizer_is_refused() -> None:
+    model = network()
+    loss = functional.cross_entropy(model(BATCHES[0][0]), BATCHES[0][1])
+    with pytest.raises(TypeError, match="got SGD: only SGDPH"):
+        PartialHessianScaler("cpu")(loss, torch.optim.SGD(model.parameters(), lr=0.1))

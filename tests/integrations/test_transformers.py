@@ -1,0 +1,267 @@
+"""Hugging Face Trainer: tiny networks with random weights, on text that comes with Python."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from small import assert_same_bits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainingArguments,
+)
+
+import sgdph
+from integrations.loops import SETTINGS, assert_same_run, gap
+from integrations.ranks import RANKS, on_two_ranks
+from sgdph.integrations.transformers import PartialHessianMixin, PartialHessianTrainer
+
+pytestmark = [
+    pytest.mark.xdist_group("transformers"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+LENGTH = 16
+TEXT = torch.tensor(list("".join(pydoc_data.topics.topics.values()).encode()[: 64 * LENGTH]))
+# Nothing predicts a row's first byte; whether it counts as an item differs between versions.
+UNPREDICTED = torch.arange(LENGTH) == 0
+ROWS = [
+    {"input_ids": row, "labels": row.masked_fill(UNPREDICTED, -100)}
+    for row in TEXT.view(-1, LENGTH)
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_state_left() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def gpt2(seed: int = 0, attention: str = "eager") -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=256,
+        n_positions=LENGTH,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation=attention,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=256,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation="eager",
+    )
+    return BertForSequenceClassification(config)
+
+
+def optimizer_of(model: nn.Module, **settings: Any) -> sgdph.SGDPH:
+    return sgdph.SGDPH(sgdph.param_groups(model), **SETTINGS | settings)
+
+
+def arguments(path: Path, **options: Any) -> TrainingArguments:
+    quiet = {
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+    }
+    kind = options.pop("kind", TrainingArguments)
+    return kind(str(path), **{**quiet, **options})
+
+
+def trainer(
+    path: Path, model: nn.Module, optimizer: Any, rows: Any = ROWS, **options: Any
+) -> PartialHessianTrainer:
+    return PartialHessianTrainer(
+        model, arguments(path, **options), train_dataset=rows, optimizers=(optimizer, None)
+    )
+
+
+def plain_loop(
+    model: nn.Module,
+    rows: list[dict[str, Tensor]] = ROWS,
+    *,
+    size: int = 4,
+    accumulate: int = 1,
+    clip: float = 1.0,
+    autocast: torch.dtype | None = None,
+    **settings: Any,
+) -> tuple[nn.Module, sgdph.SGDPH]:
+    """The mean loss of ``size * accumulate`` rows of one length a step, clipped."""
+    optimizer = optimizer_of(model, **settings)
+    model.train()
+    for i, rows_of_batch in enumerate(DataLoader(rows, batch_size=size)):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = model(**rows_of_batch).loss / accumulate
+        optimizer.backward(loss)
+        if (i + 1) % accumulate == 0:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
+def test_gpt2_trains_as_the_plain_loop(tmp_path: Path, estimator: str, accumulate: int) -> None:
+    # GPT-2 normalises by num_items_in_batch: the loss comes divided, by other numbers than ours.
+    settings = {"estimator": estimator, "hessian_interval": 2}
+    model = gpt2()
+    optimizer = optimizer_of(model, **settings)
+    trainer(tmp_path, model, optimizer, gradient_accumulation_steps=accumulate).train()
+    expected = plain_loop(gpt2(), accumulate=accumulate, **settings)
+    assert_same_run(model, optimizer, expected, bound=1e-5)
+
+
+class Plain(nn.Module):
+    """A model that cannot be told ``num_items_in_batch``: Trainer divides its loss itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = bert()
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        return self.inner(input_ids=input_ids, labels=labels)
+
+
+@pytest.mark.parametrize(("build", "accumulate"), [(bert, 1), (Plain, 2)])
+def test_bert_classifies(tmp_path: Path, build: Any, accumulate: int) -> None:
+    rows = [{**row, "labels": (row["input_ids"] == 32).any().long()} for row in ROWS]
+    model = build()
+    optimizer = optimizer_of(model)
+    trainer(tmp_path, model, optimizer, rows, gradient_accumulation_steps=accumulate).train()
+    expected = plain_loop(build(), rows, accumulate=accumulate)
+    assert_same_run(model, optimizer, expected, bound=1e-5)
+
+
+def test_bf16(tmp_path: Path) -> None:
+    model = gpt2()
+    optimizer = optimizer_of(model)
+    trainer(tmp_path, model, optimizer, bf16=True).train()
+    expected = plain_loop(gpt2(), autocast=torch.bfloat16)
+    assert_same_run(model, optimizer, expected, bound=1e-2)
+
+
+def test_gradient_checkpointing(tmp_path: Path) -> None:
+    model = gpt2()
+    optimizer = optimizer_of(model)
+    kwargs = {"use_reentrant": False}
+    trainer(
+        tmp_path,
+        model,
+        optimizer,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs=kwargs,
+    ).train()
+    assert_same_run(model, optimizer, plain_loop(gpt2()), bound=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    options = {
+        "lr_scheduler_type": "linear",
+        "save_strategy": "steps",
+        "save_steps": 6,
+        "train_sampling_strategy": "random",
+    }
+    whole, resumed = gpt2(), gpt2(seed=1)
+    whole_optimizer = optimizer_of(whole, estimator="hutchinson")
+    trainer(tmp_path, whole, whole_optimizer, **options).train()
+    optimizer = optimizer_of(resumed, estimator="hutchinson")
+    run = trainer(tmp_path, resumed, optimizer, **options)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert run.state.global_step == 16
+    assert_same_run(resumed, optimizer, (whole, whole_optimizer))
+
+
+def test_under_another_trainer(tmp_path: Path) -> None:
+    class Mine(PartialHessianMixin, Seq2SeqTrainer):
+        pass
+
+    model = gpt2()
+    optimizer = optimizer_of(model)
+    args = arguments(tmp_path, kind=Seq2SeqTrainingArguments)
+    Mine(model, args, train_dataset=ROWS, optimizers=(optimizer, None)).train()
+    assert_same_run(model, optimizer, plain_loop(gpt2()), bound=1e-5)
+
+
+def test_an_optimizer_that_trainer_builds(tmp_path: Path) -> None:
+    run = PartialHessianTrainer(
+        gpt2(),
+        arguments(tmp_path),
+        train_dataset=ROWS,
+        optimizer_cls_and_kwargs=(sgdph.SGDPH, dict(SETTINGS)),
+    )
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.train()
+    assert run.optimizer.optimizer.multipliers()
+    assert all(not torch.equal(p, b) for p, b in zip(run.model.parameters(), before, strict=True))
+
+
+def test_the_accelerator_is_as_it_was(tmp_path: Path) -> None:
+    model = gpt2()
+    run = trainer(tmp_path, model, optimizer_of(model))
+    before = dict(vars(run.accelerator))
+    run.train()
+    assert "backward" not in before
+    assert "backward" not in vars(run.accelerator)
+
+
+def test_fused_attention_is_told_the_way_out(tmp_path: Path) -> None:
+    model = gpt2(attention="sdpa")
+    with pytest.raises(RuntimeError, match="fused attention"):
+        trainer(tmp_path, model, optimizer_of(model, refresh="all")).train()
+
+
+def test_another_optimizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="AdamW"):
+        trainer(tmp_path, gpt2(), None).train()
+
+
+def train_on_rank(rank: int, path: Path) -> None:
+    model = gpt2()
+    run = trainer(path, model, optimizer_of(model), per_device_train_batch_size=2)
+    run.train()
+    assert run.accelerator.num_processes == RANKS
+    torch.save(model.state_dict(), path / f"{rank}.pt")
+
+
+def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
+    on_two_ranks(train_on_rank, tmp_path)
+    models = [gpt2(), gpt2()]
+    for rank, model in enumerate(models):
+        model.load_state_dict(torch.load(tmp_path / f"{rank}.pt"))
+    assert_same_bits(*models)
+    assert gap(models[0], plain_loop(gpt2())[0]) < 1e-4
