@@ -32,6 +32,8 @@ def test_code_block_runs(block: str) -> None:
     batches = [batch(step) for step in range(3)]
     names: dict[str, Any] = {
         "model": model,
+        # Whatever compiles: the page shows how it is used.
+        "compiled": torch.compile(model, backend="eager"),
         "loader": batches,
         "micro_batches": batches,
         "loss_fn": nn.CrossEntropyLoss(),

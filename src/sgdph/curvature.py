@@ -12,6 +12,7 @@ from sgdph.averages import CurvatureAverages
 from sgdph.checkpoint import curvature_dtype
 from sgdph.cycle import Cycle
 from sgdph.differentiability import FirstLook
+from sgdph.finite_difference import Closure, curvature_of_differences
 from sgdph.groups import parameter_name
 from sgdph.hessian import (
     Estimator,
@@ -95,12 +96,43 @@ class Curvature:
             curvatures = curvature_of_gradients(
                 gradients, trainable, estimator, probes, release=None if shared is None else loss
             )
-        taken = {id(p): h for p, h in zip(trainable, curvatures, strict=True)}
-        self._notice_replaced([loss], [p for p in trainable if taken[id(p)] is None], groups)
-        for p in targets:
-            h = taken.get(id(p))
-            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+        self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
         return None if shared is None else shared.hand_on
+
+    def take_differences(
+        self, closure: Closure, loss_scale: float | Tensor, groups: Groups
+    ) -> None:
+        """Take the curvature of those whose turn it is from differences of gradients.
+
+        Args:
+            closure: See :meth:`SGDPH.update_hessian`.
+            loss_scale: See :meth:`SGDPH.update_hessian`.
+            groups: The parameter groups.
+        """
+        check_loss_scale(loss_scale)
+        targets = self.cycle.targets(groups)
+        trainable = [p for p in targets if p.requires_grad]
+        if not trainable:
+            return
+        self._pending.watch(trainable)
+        probes = self.cycle.probes(groups, trainable)
+        curvatures, loss = curvature_of_differences(
+            closure, trainable, groups[0]["estimator"], probes
+        )
+        self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
+
+    def _keep(
+        self,
+        loss: Tensor,
+        taken: Mapping[Tensor, Tensor | None],
+        loss_scale: float | Tensor,
+        groups: Groups,
+    ) -> None:
+        """Keep what was taken until the step, divided by the loss's scale."""
+        self._notice_replaced([loss], [p for p, h in taken.items() if h is None], groups)
+        for p in self.cycle.targets(groups):
+            h = taken.get(p)
+            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
 
     def arrive(self, groups: Groups, loss_scale: float | None) -> list[Arrival]:
         """Gather what came for those whose turn it is, over all ranks.

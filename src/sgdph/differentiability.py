@@ -65,9 +65,11 @@ REENTRANT_WAY_OUT = (
     "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
 )
 
+_BY_DIFFERENCES = "or take it from differences of gradients, update_hessian(closure=...)"
+
 _OPERATION_WAY_OUT = (
     "an operation of this network has no second derivative: replace it, or train the parameters "
-    "before it first-order, with channelwise=False in their groups"
+    "before it first-order, with channelwise=False in their groups, " + _BY_DIFFERENCES
 )
 
 # What torch says where a second derivative is missing, and the way out of each.
@@ -75,21 +77,23 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("scaled_dot_product", "flash_attention", "efficient_attention"),
         "fused attention has no second derivative: run the forward under "
-        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)",
+        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), " + _BY_DIFFERENCES,
     ),
     (
         ("cudnn_rnn", "CuDNN RNN"),
         "cuDNN's recurrent layers have no second derivative: run the forward under "
-        "torch.backends.cudnn.flags(enabled=False)",
+        "torch.backends.cudnn.flags(enabled=False), " + _BY_DIFFERENCES,
     ),
     (
         ("aot_autograd", "torch.compile", "donated buffers"),
         "a compiled model has no second derivative: take the partial Hessian from the uncompiled "
-        'module, or run due steps under torch.compiler.set_stance("force_eager")',
+        'module, or run due steps under torch.compiler.set_stance("force_eager"), '
+        + _BY_DIFFERENCES,
     ),
     (
         ("batch_norm_backward_reduce", "batch_norm_backward_elemt", "SyncBatchNorm"),
-        "SyncBatchNorm has no second derivative: use BatchNorm, GroupNorm or LayerNorm",
+        "SyncBatchNorm has no second derivative: use BatchNorm, GroupNorm or LayerNorm, "
+        + _BY_DIFFERENCES,
     ),
     (
         ("use_reentrant", "Checkpointing is not compatible"),

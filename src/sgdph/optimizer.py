@@ -159,24 +159,49 @@ class SGDPH(Optimizer):
         check_groups_agree(self.param_groups)
         return self._flow.cycle.is_due(self.param_groups)
 
-    def update_hessian(self, loss: Tensor, loss_scale: float | Tensor = 1.0) -> None:
+    def update_hessian(
+        self,
+        loss: Tensor | None = None,
+        loss_scale: float | Tensor = 1.0,
+        *,
+        closure: Callable[[], Tensor] | None = None,
+    ) -> None:
         """Take the partial Hessian that the coming step wants; nothing where none is due.
 
         Call it before the loss's own backward: the graph stays alive, ``.grad`` untouched.
         Micro-batches add up, signed, until the step. A non-finite result is dropped by the step.
 
+        With ``closure`` in place of ``loss`` it is taken from central differences of the gradient,
+        at two forward and backward passes more for each product, and needs no second derivative:
+        for fused attention, cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models. Its
+        error, and what it sees of ReLU's kinks, is in ``docs/second-derivatives.md``.
+
         Args:
             loss: A real scalar with a graph.
+            closure: Computes the loss from the model and a batch and returns it, without a
+                backward. Called at weights beside the present ones, which come back to the bit, as
+                do the buffers of the modules that it calls and the random number generators.
             loss_scale: What the loss was multiplied by (``GradScaler.get_scale()``, or 1/n where
                 accumulation divides later than here); the curvature is divided by it.
 
         Raises:
-            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0.
+            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
+                not one of ``loss`` and ``closure`` was given.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
                 cannot be differentiated twice; parameters were replaced after construction; or a
                 CUDA graph is being captured.
         """
-        self._take(loss, loss_scale, share=False)
+        if closure is None and loss is not None:
+            self._take(loss, loss_scale, share=False)
+        elif closure is not None and loss is None:
+            if self.hessian_due:
+                refuse_graph_capture()
+                self._flow.take_differences(closure, loss_scale, self.param_groups)
+        else:
+            raise TypeError(
+                "update_hessian takes a loss, or closure=... that computes one; got "
+                f"{'neither' if loss is None else 'both'}"
+            )
 
     def backward(
         self, loss: Tensor, loss_scale: float | Tensor = 1.0, *, low_memory: bool = False
