@@ -199,7 +199,7 @@ def test_curvature_is_the_dense_blocks(case: Case) -> None:
     }
     optimizer.backward(case.loss(model, 0))
     optimizer.step()
-    assert len(names) > 3
+    assert len(names) >= 2
     for name in names:
         hessian = optimizer.state[params[name]]["hessian"].flatten() / (1 - 0.9)
         torch.testing.assert_close(hessian, expected[name], rtol=1e-9, atol=1e-12, msg=name)

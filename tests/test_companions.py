@@ -287,7 +287,8 @@ def test_float32_scale_that_starts_far_too_high(way: str) -> None:
         else:
             reference.step([functools.partial(loss_of, plain, batch)])
     assert 0 < skips < 15
-    assert (flat(model) - flat(plain)).abs().max() < 1e-5
+    # float32, over the whole run: the last bits are the processor's.
+    assert (flat(model) - flat(plain)).abs().max() < 3e-5
 
 
 # ---- averages of the weights ---------------------------------------------------------------------

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from sgdph.lab import cli
+from sgdph.lab import cli, distributed
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset, Share, load_dataset
 from sgdph.lab.distributed import EqualShare, Team
@@ -44,6 +45,23 @@ def program(folder: Path, doomed: str = "none") -> list[str]:
 
 def ends(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{name}-{rank}.end") for rank in range(processes)]
+
+
+def test_joining_again_finds_nothing_of_the_time_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stale addresses, by which processes would wait for one that is no longer there."""
+    shared, stores = dist.HashStore(), []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(shared, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for _ in range(2):
+        with distributed.joined() as team:
+            assert (team.rank, team.size) == (0, 2)
+    first, second = stores
+    first.set("address", "here")
+    assert first.check(["address"])
+    assert not second.check(["address"])
 
 
 @pytest.mark.xdist_group("torchrun")

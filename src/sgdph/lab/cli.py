@@ -17,6 +17,7 @@ from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.data.command import data
 from sgdph.lab.data.options import DataOptions
 from sgdph.lab.distributed import processes, speaks
+from sgdph.lab.exit_codes import OK, WRONG_USAGE
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
@@ -33,7 +34,6 @@ DESCRIPTION = (
     "runs. "
     "sgdph --version prints the version."
 )
-WRONG_USAGE = 2
 
 COMMANDS: Mapping[str, tuple[type, Callable[[Any, Console], int]]] = {
     "train": (TrainOptions, commands.train),
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=140)
     if words == ["--version"]:
         print(f"sgdph {sgdph.__version__}")
-        return commands.OK
+        return OK
     try:
         options = parse(words)
         run = next(run for kind, run in COMMANDS.values() if type(options) is kind)

@@ -15,6 +15,7 @@ from sgdph.lab.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.distributed import ALONE, Team, joined
+from sgdph.lab.exit_codes import DIVERGED, FAILED, INTERRUPTED, OK
 from sgdph.lab.options import (
     DEFAULT_OPTIMIZERS,
     DEFAULT_SEEDS,
@@ -29,14 +30,12 @@ from sgdph.lab.options import (
 from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.report import write_report
 from sgdph.lab.reports.command import show_report
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.runs import ENDED, RecordDirectory, RunDirectory
 from sgdph.lab.settings import read_settings
 from sgdph.lab.start import prepare
 from sgdph.lab.sweep import Progress, check_agreement, check_runs, failure_file
 from sgdph.lab.training import describe_outcome, train_run
 from sgdph.lab.workers import check_workers, train_all
-
-OK, DIVERGED, FAILED, INTERRUPTED = 0, 1, 1, 130
 
 
 def train(options: TrainOptions, console: Console) -> int:
@@ -93,7 +92,7 @@ def requested_run(
     if not options.resume:
         return resolve(given), None
     config = resumed_config(directory, given)
-    ended = directory.status() in ("finished", "diverged")
+    ended = directory.status() in ENDED
     return config, directory.read_summary() if ended else None
 
 

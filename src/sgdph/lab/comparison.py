@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sgdph.lab.baselines import BASELINES
-from sgdph.lab.config import LabError
+from sgdph.lab.config import with_lists, with_tuples
 from sgdph.lab.files import write_text
 from sgdph.lab.options import resolve_many
 from sgdph.lab.plan import PlannedRun
@@ -88,41 +88,22 @@ class ComparisonDirectory(RecordDirectory):
         Raises:
             LabError: If there is none, or the file is not one of ours.
         """
-        file = self.path / COMPARISON
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no comparison to resume (no {COMPARISON}); name another --out, "
-                "or start one there without --resume"
-            )
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise LabError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise LabError(f"{file} is not a comparison's: expected 'format: {FORMAT}' in it")
-        given = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values["options"].items()
-        }
+        values = self.read_yaml_record(COMPARISON, FORMAT)
         return Comparison(
             tuple(values["optimizers"]),
             tuple(values["seeds"]),
-            given,
+            with_tuples(values["options"]),
             values.get("settings", {}),
         )
 
     def write(self, comparison: Comparison) -> None:
         """Make the directory and record what the comparison is."""
         self.path.mkdir(parents=True, exist_ok=True)
-        options = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in comparison.given.items()
-        }
         content: dict[str, Any] = {
             "format": FORMAT,
             "optimizers": list(comparison.optimizers),
             "seeds": list(comparison.seeds),
-            "options": options,
+            "options": with_lists(comparison.given),
         }
         if comparison.settings:
             content["settings"] = {name: dict(own) for name, own in comparison.settings.items()}

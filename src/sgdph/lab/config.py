@@ -260,6 +260,16 @@ def _plain(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def with_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write options as YAML and JSON have them: tuples as lists."""
+    return {name: list(each) if isinstance(each, tuple) else each for name, each in values.items()}
+
+
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo :func:`with_lists`."""
+    return {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+
+
 def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
     """Read what :func:`to_yaml` wrote.
 

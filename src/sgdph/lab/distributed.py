@@ -7,6 +7,7 @@ need not even see the disk that it lies on.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Share
 
 T = TypeVar("T")
+_joins = itertools.count()
 
 
 class Agreed(LabError):  # noqa: N818 - somebody else's error
@@ -169,9 +173,16 @@ def joined() -> Iterator[Team]:
         return
     if not dist.is_available():
         raise LabError("this torch was built without torch.distributed: start one process alone")
-    # Two backends: what the processes say to each other of the run goes through the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    rank = dist.get_rank()
-    yield Team(rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(
+        # Two backends: what the processes say to each other of the run goes through the CPU.
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        # torchrun's store outlives a group. Under the same names the next group would find the
+        # addresses of the last one's processes, where nobody listens any more.
+        store=PrefixStore(f"sgdph/{next(_joins)}", store),
+        rank=rank,
+        world_size=size,
+    )
+    yield Team(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
     # Not after an error: the others may be gone, and leaving in order would wait for them.
     dist.destroy_process_group()

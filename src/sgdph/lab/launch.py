@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.exit_codes import INTERRUPTED
+from sgdph.lab.runs import ENDED, RunDirectory
 
-INTERRUPTED = 130
 # A failure's cause stands in its last lines.
 TAIL = 3000
 
@@ -46,7 +46,7 @@ def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
     # Another sweep may have been quicker.
     with run.claim():
         pass
-    if run.status() not in ("finished", "diverged"):
+    if run.status() not in ENDED:
         said = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
         raise LabError(f"torchrun ended with code {done.returncode} ({log}):\n{said}")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, revived
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, revived, with_lists
 from sgdph.lab.layout import SYSTEM, Layout, value_of
 from sgdph.lab.options import resolve
 from sgdph.lab.recipe import Options, Recipe, Scale
@@ -95,11 +95,7 @@ def make_plan(
         config = _resolve(scale, own, given, settings or {})
         # Two cells of one name differ only in what was given for both.
         cells.setdefault(cell_name(config, recipe.layout), config)
-    overrides: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in given.items()
-        if name not in PLACE_FIELDS
-    }
+    overrides = with_lists({k: v for k, v in given.items() if k not in PLACE_FIELDS})
     if seeds is not None and seeds != scale.seeds:
         overrides["seeds"] = list(seeds)
     if settings is not None:

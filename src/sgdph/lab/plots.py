@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,3 +41,8 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure into a PNG file."""
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def embedded(path: Path) -> str:
+    """Return a PNG file's picture as a data address, for a page that loads nothing."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

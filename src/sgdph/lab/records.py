@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sgdph.lab.config import FORMAT, PLACE_FIELDS, LabError, RunConfig
-from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, SUMMARY, RunDirectory
+from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, OVER, SUMMARY, RunDirectory
 
 # Every version's format mark begins like this.
 MARK = FORMAT.rstrip("0123456789")
-ENDED = ("finished", "diverged", "pruned")
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class Group:
     @property
     def unfinished(self) -> int:
         """How many runs are running or were interrupted."""
-        return sum(run.status not in ENDED for run in self.runs)
+        return sum(run.status not in OVER for run in self.runs)
 
 
 def read_runs(paths: Sequence[Path]) -> Runs:
@@ -155,7 +154,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         )
     counted: dict[tuple[RunConfig, int], RunRecord] = {}
     duplicates = []
-    for run in sorted(found, key=lambda run: run.status not in ENDED):
+    for run in sorted(found, key=lambda run: run.status not in OVER):
         first = counted.setdefault((run.key, run.config.seed), run)
         if first is not run:
             duplicates.append((run, first))

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sgdph.lab.commands import (
-    INTERRUPTED,
-    OK,
     check_contradiction,
     load_for,
     report_failures,
@@ -25,6 +23,7 @@ from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.directory import CostDirectory
 from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.estimate import Key, Timing, measure_all, seconds_of, shape_of, timing_key
+from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import parse_seeds
 from sgdph.lab.plan import Plan, PlannedRun, make_plan
 from sgdph.lab.progress import say

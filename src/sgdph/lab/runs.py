@@ -24,6 +24,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
+
 from sgdph.lab.claims import LOCK, Claim
 from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
 from sgdph.lab.files import (
@@ -46,6 +48,12 @@ CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
 EVENTS = "events.out.tfevents.*"
 # The configuration goes last: while anything is left, the directory is still known for a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
+
+
+# The states of a run that came to its own end, and those in which nothing is left to do for it: a
+# tuning stops some early.
+ENDED = ("finished", "diverged")
+OVER = (*ENDED, "pruned")
 
 
 def kept_checkpoint(epoch: int) -> str:
@@ -151,12 +159,7 @@ class RecordDirectory:
         Raises:
             LabError: If there is none, or it is not one of ours.
         """
-        file = self.path / name
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no {self.what} to resume (no {name}); name another --out, or "
-                "start one there without --resume"
-            )
+        file = self._recorded(name)
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -166,6 +169,29 @@ class RecordDirectory:
                 f"{file} is not {self.noun}'s: expected the format {expected_format} in it"
             )
         return content
+
+    def read_yaml_record(self, name: str, expected_format: str) -> dict[str, Any]:
+        """Read the YAML file that the record is recognised by; see :meth:`read_record`."""
+        file = self._recorded(name)
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise LabError(f"{file} is not valid YAML: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != expected_format:
+            raise LabError(
+                f"{file} is not {self.noun}'s: expected 'format: {expected_format}' in it"
+            )
+        return content
+
+    def _recorded(self, name: str) -> Path:
+        """Return the file that the record is recognised by, or raise LabError if it is missing."""
+        file = self.path / name
+        if not file.is_file():
+            raise LabError(
+                f"{self.path} holds no {self.what} to resume (no {name}); name another --out, or "
+                "start one there without --resume"
+            )
+        return file
 
 
 class RunDirectory(RecordDirectory):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def optimization_step(
-    optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler
+    optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler | None = None
 ) -> None:
     """Take one step down the loss; SGD-PH takes its partial Hessian along with the gradient.
 
@@ -20,8 +20,9 @@ def optimization_step(
     Args:
         optimizer: The optimizer.
         loss: The loss, not scaled.
-        scaler: Its scaler; a disabled one does nothing.
+        scaler: Its scaler; none, or a disabled one, does nothing.
     """
+    scaler = torch.amp.GradScaler(enabled=False) if scaler is None else scaler
     optimizer.zero_grad()
     scaled = scaler.scale(loss)
     backward = getattr(optimizer, "backward", None)

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sgdph.lab.claims import Claimed
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.config import LabError, RunConfig, differences
 from sgdph.lab.data import Dataset
 from sgdph.lab.files import write_text
 from sgdph.lab.launch import train_in_processes
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import Reporter
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.runs import ENDED, RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import describe_outcome, train_run
 
 Load: TypeAlias = Callable[[RunConfig], Dataset]
 """Loads the data set of a run."""
 
-ENDED = ("finished", "diverged")
 LOGS = "logs"
 # How often a process that finds every run claimed by others looks again, in seconds.
 PATIENCE = 1.0
@@ -39,14 +38,8 @@ def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
     for planned in runs:
         run = RunDirectory(directory / planned.name)
         if run.exists():
-            asked = {
-                name: value
-                for name, value in vars(planned.config).items()
-                if name not in PLACE_FIELDS
-            }
-            problems += [
-                f"{planned.name}: {line}" for line in differences(asked, run.read_config())
-            ]
+            found = differences(vars(planned.config), run.read_config())
+            problems += [f"{planned.name}: {line}" for line in found]
     if problems:
         raise LabError(
             f"the options disagree with runs that lie in {directory}:\n  "

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences, from_mapping, to_yaml
+from sgdph.lab.config import LabError, RunConfig, differences, from_mapping, to_yaml
 from sgdph.lab.files import write_text
 from sgdph.lab.layout import layout_from
 from sgdph.lab.plan import Plan
@@ -197,10 +196,6 @@ def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
             who = "asked for" if name in asked.cells else "in the sweep"
             problems.append(f"cell {name}: only {who}")
             continue
-        values = {
-            field.name: getattr(asked.cells[name], field.name)
-            for field in dataclasses.fields(RunConfig)
-            if field.name not in PLACE_FIELDS
-        }
-        problems += [f"cell {name}: {line}" for line in differences(values, saved.cells[name])]
+        found = differences(vars(asked.cells[name]), saved.cells[name])
+        problems += [f"cell {name}: {line}" for line in found]
     return problems

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import say
-from sgdph.lab.runs import METRICS, RunDirectory
-from sgdph.lab.sweep import ENDED, failure_file
+from sgdph.lab.runs import ENDED, METRICS, RunDirectory
+from sgdph.lab.sweep import failure_file
 from sgdph.lab.training import describe_outcome
 
 

@@ -23,12 +23,12 @@ import torch
 from rich.console import Console
 
 from sgdph.lab.config import LabError, from_yaml, to_yaml
+from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import LineReporter, reporter_for, say
 from sgdph.lab.sweep import LOGS, Load, Progress, Work, forget_failures, progress_of
 from sgdph.lab.watch import watching
 
-INTERRUPTED = 130
 # How long a worker that was told to stop may take, in seconds.
 GRACE = 60.0
 LOOK_EVERY = 1.0
@@ -183,13 +183,18 @@ def start_crew(directory: Path, runs: Sequence[PlannedRun], count: int) -> Crew:
 
 def share_cores(runs: Sequence[PlannedRun], count: int) -> list[PlannedRun]:
     """Give each of so many workers its share of the cores, where runs do not say their threads."""
-    threads = max(1, available_cores() // count)
+    threads = threads_each(count)
     return [
         planned
         if planned.config.threads is not None
         else replace(planned, config=replace(planned.config, threads=threads))
         for planned in runs
     ]
+
+
+def threads_each(count: int) -> int:
+    """Return how many CPU threads each of so many processes gets."""
+    return max(1, available_cores() // count)
 
 
 def available_cores() -> int:
@@ -257,7 +262,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("stopped")
         return INTERRUPTED
-    return 0
+    return OK
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ def test_a_broken_run_is_listed_with_its_reason_and_the_rest_is_read(tmp_path: P
         1: ("config.yaml", "format: sgdph-run-1\nlr: [", "not valid YAML"),
         2: ("config.yaml", "format: sgdph-run-9\n", "expected 'format: sgdph-run-1'"),
         3: ("config.yaml", "\0\0\0", "config.yaml"),
-        4: ("summary.json", '{"status": "fini', "cannot be read"),
+        4: ("summary.json", '{"status": "fini', "is damaged"),
         5: ("summary.json", '{"status": "finished"}', "no number for final_test_accuracy"),
         6: ("metrics.jsonl", '{"epoch": 1, "tr\n{"epoch": 2}\n', "line 1 of metrics.jsonl"),
         7: ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2}\n', "lacks epoch, train_loss"),
-        8: ("summary.json", "[]", "no mapping"),
-        9: ("env.json", "{", "cannot be read"),
+        8: ("summary.json", "[]", "is damaged"),
+        9: ("env.json", "{", "is damaged"),
     }
     for seed, (file, text, _) in broken.items():
         (lay_down(tmp_path, "sgdm", seed, 0.8) / file).write_text(text)

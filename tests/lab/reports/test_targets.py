@@ -24,6 +24,7 @@ def test_epochs_and_seconds_until_it_is_first_reached(tmp_path: Path) -> None:
     lay_down_three(tmp_path)
     write_run(tmp_path / "d", tiny_config(seed=3), [0.9], status="diverged")
     write_run(tmp_path / "e", tiny_config(seed=4), [0.9], status="running")
+    write_run(tmp_path / "f", tiny_config(seed=5), [0.9], status="pruned")
     found = time_to(grid_of(tmp_path).groups[0], 0.8)
     assert (found.reached, found.runs) == (2, 4)
     assert found.epochs.mean == 2.5

@@ -11,10 +11,8 @@ from sgdph.lab.config import LabError
 from sgdph.lab.data.catalogue import ENTRIES, Entry
 from sgdph.lab.data.image_reader import pick_workers
 from sgdph.lab.data.options import DataOptions
+from sgdph.lab.exit_codes import INTERRUPTED, NOT_WELL, OK
 from sgdph.lab.progress import say
-
-OK, NOT_WELL = 0, 1
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from sgdph.lab.checkpoint import save_checkpoint
 from sgdph.lab.commands import (
-    OK,
     check_target,
     default_out,
     disagreement,
@@ -20,6 +19,7 @@ from sgdph.lab.commands import (
 )
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
 from sgdph.lab.data import Dataset
+from sgdph.lab.exit_codes import OK
 from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
 from sgdph.lab.inspect.choice import make_plan, matching
 from sgdph.lab.inspect.costs import estimate_costs
@@ -32,7 +32,7 @@ from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
 from sgdph.lab.inspect.tables import left_out_to_rich, summary_to_rich, to_rich
 from sgdph.lab.options import resolve
 from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
-from sgdph.lab.runs import CONFIG, RunDirectory, kept_checkpoint
+from sgdph.lab.runs import CONFIG, ENDED, RunDirectory, kept_checkpoint
 from sgdph.lab.start import PreparedRun, prepare
 from sgdph.lab.training import train_run
 
@@ -170,7 +170,7 @@ def train(
     prepared: PreparedRun, settings: InspectSettings, run: RunDirectory, console: Console
 ) -> None:
     """Train the inspection's own run as far as it is not, or only begin it."""
-    if run.status() in ("finished", "diverged"):
+    if run.status() in ENDED:
         return
     if not run.exists():
         run.create(prepared.config)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import LabError, from_mapping
+from sgdph.lab.config import LabError, from_mapping, with_tuples
 from sgdph.lab.files import write_atomically, write_json
 from sgdph.lab.inspect.figures import (
     ESTIMATE_FIELDS,
@@ -102,15 +102,11 @@ class InspectDirectory(RecordDirectory):
         """
         content = self.read_record(FIGURES, FORMAT)
         try:
-            settings: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in content["settings"].items()
-            }
             plan = content["plan"]
             return Inspection(
                 from_mapping(content["config"], self.path / FIGURES),
                 content["run"],
-                InspectSettings(**settings),
+                InspectSettings(**with_tuples(content["settings"])),
                 None if plan is None else plan_from_plain(plan),
                 self._checkpoints(content),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from sgdph.lab.inspect.tables import (
     summary_rows,
     to_csv,
 )
+from sgdph.lab.plots import embedded
 
 TEMPLATE = "report.html.jinja"
 MEANINGS = {
@@ -203,11 +203,6 @@ def to_page(inspection: Inspection, directory: Path) -> str:
         machines=machines(inspection),
         config=settings_of_run(inspection),
     )
-
-
-def embedded(path: Path) -> str:
-    """Return a picture as a data address."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def machines(inspection: Inspection) -> list[list[tuple[str, str]]]:

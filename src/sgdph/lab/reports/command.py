@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sgdph.lab.config import LabError
+from sgdph.lab.exit_codes import OK
 from sgdph.lab.progress import say
 from sgdph.lab.report import (
     LATEX,
@@ -21,8 +22,6 @@ from sgdph.lab.report import (
 )
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.table import to_rich
-
-OK = 0
 
 
 def report(options: ReportOptions, console: Console) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sgdph.lab.plots import embedded
 from sgdph.lab.records import Runs
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.pictures import Picture
@@ -160,8 +160,3 @@ def to_html_page(title: str, sections: Sequence[Section], runs: Runs, out: Path)
         machines=machines,
         commands=commands,
     )
-
-
-def embedded(path: Path) -> str:
-    """Return a picture as a data address."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from sgdph.lab.commands import INTERRUPTED, OK, default_out, load
+from sgdph.lab.commands import check_contradiction, default_out, load
 from sgdph.lab.config import PLACE_FIELDS, LabError
 from sgdph.lab.environment import describe_environment
+from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import DEFAULT_OPTIMIZERS, DEFAULTS, parse_optimizers
 from sgdph.lab.progress import say
 from sgdph.lab.start import pick_device, prepare
@@ -34,7 +35,8 @@ from sgdph.lab.tune.record import (
 from sgdph.lab.tune.space import Range, complete, parse_space
 from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
 from sgdph.lab.tune.worker import load_data, work
-from sgdph.lab.tune.workers import run_workers, share_threads
+from sgdph.lab.tune.workers import run_workers
+from sgdph.lab.workers import check_workers, threads_each
 
 # Of the training images, the part that is held out where no number was given.
 HELD_OUT = 5
@@ -55,7 +57,7 @@ def tune(options: TuneOptions, console: Console) -> int:
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
     jobs = options.parallel or 1
     if jobs > 1:
-        place.setdefault("threads", share_threads(jobs))
+        place.setdefault("threads", threads_each(jobs))
     try:
         if options.overwrite:
             directory.check_clearable()
@@ -78,13 +80,9 @@ def tune(options: TuneOptions, console: Console) -> int:
 
 def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
     """Raise LabError for options that cannot be followed, whatever lies in the directory."""
-    if options.resume and options.overwrite:
-        raise LabError(
-            "--resume and --overwrite contradict each other: one carries on what is in --out, the "
-            "other deletes it; give one of them"
-        )
-    if options.parallel is not None and options.parallel < 1:
-        raise LabError(f"--parallel must be at least 1; got {options.parallel}")
+    check_contradiction(options)
+    if options.parallel is not None:
+        check_workers(options.parallel, "--parallel")
     storage = options.storage or SQLITE
     if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")

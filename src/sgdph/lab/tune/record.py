@@ -21,7 +21,7 @@ import yaml
 from filelock import BaseFileLock, FileLock
 
 from sgdph.lab.baselines import BASELINES, SETTINGS, flag, owners
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences, with_lists, with_tuples
 from sgdph.lab.files import remove_files, write_text
 from sgdph.lab.optimizer_args import share_arguments
 from sgdph.lab.options import resolve
@@ -248,35 +248,19 @@ class TuneDirectory(RecordDirectory):
         Raises:
             LabError: If there is none, or the file is not one of ours.
         """
-        file = self.path / TUNING
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no tuning to resume (no {TUNING}); name another --out, or "
-                "start one there without --resume"
-            )
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise LabError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise LabError(f"{file} is not a tuning's: expected 'format: {FORMAT}' in it")
+        values = self.read_yaml_record(TUNING, FORMAT)
+        del values["format"]
         values["spaces"] = {
             optimizer: {name: Range(**bounds) for name, bounds in space.items()}
             for optimizer, space in values["spaces"].items()
         }
-        values["given"] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values["given"].items()
-        }
+        values["given"] = with_tuples(values["given"])
         return Tuning(**values)
 
     def write(self, tuning: Tuning) -> None:
         """Make the directory and record what the tuning is."""
         self.path.mkdir(parents=True, exist_ok=True)
-        given = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in tuning.given.items()
-        }
+        given = with_lists(tuning.given)
         spaces = {
             optimizer: {name: vars(each) for name, each in space.items()}
             for optimizer, space in tuning.spaces.items()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.config import LabError, RunConfig, differences
 from sgdph.lab.data import Dataset
 from sgdph.lab.progress import Reporter
+from sgdph.lab.runs import OVER
 from sgdph.lab.start import prepare
 from sgdph.lab.training import describe_outcome, train_run
 from sgdph.lab.tune.study import TrialInHand
-
-ENDED = ("finished", "diverged", "pruned")
 
 
 class Pruned(Exception):  # noqa: N818 - an outcome that is recorded, not an error
@@ -94,7 +93,7 @@ def run_trial(hand: TrialInHand, config: RunConfig, data: Dataset, reporter: Rep
         check_same(hand, config)
     else:
         hand.run.create(config)
-    if hand.run.status() not in ENDED:
+    if hand.run.status() not in OVER:
         train(hand, config, data, Watch(hand, reporter))
     summary = hand.run.read_summary()
     hand.finish(summary["status"], summary["final_validation_accuracy"])
@@ -102,8 +101,7 @@ def run_trial(hand: TrialInHand, config: RunConfig, data: Dataset, reporter: Rep
 
 def check_same(hand: TrialInHand, config: RunConfig) -> None:
     """Raise LabError if the trial's directory holds a run that is not the trial's."""
-    asked = {name: value for name, value in vars(config).items() if name not in PLACE_FIELDS}
-    problems = differences(asked, hand.run.read_config())
+    problems = differences(vars(config), hand.run.read_config())
     if problems:
         raise LabError(
             f"{hand.run.path} holds another run than the study's trial:\n  "

@@ -14,16 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from sgdph.lab.commands import INTERRUPTED, OK, load
+from sgdph.lab.commands import load
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset
+from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.study import Studies
 from sgdph.lab.tune.trial import run_trial
-
-FAILED = 1
 
 
 def load_data(tuning: Tuning, place: Mapping[str, Any], options: TuneOptions) -> Dataset:

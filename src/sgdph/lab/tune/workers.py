@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,20 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sgdph.lab.config import LabError
 from sgdph.lab.progress import say
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.runs import OVER, RunDirectory
 from sgdph.lab.tune.record import WORKER_LOG, TuneDirectory, Tuning
-from sgdph.lab.tune.trial import ENDED, ending
+from sgdph.lab.tune.trial import ending
 
 # Seconds between two looks at what the processes have done.
 LOOK = 0.5
 # Seconds that an interrupted process is given to record that it was.
 GRACE = 20
 LAST_WORDS = 5
-
-
-def share_threads(jobs: int) -> int:
-    """Return how many CPU threads each of so many processes gets."""
-    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def run_workers(
@@ -49,7 +43,7 @@ def run_workers(
         KeyboardInterrupt: When interrupted, after they have recorded it.
     """
     with ExitStack() as logs, board(console, tuning) as ended:
-        seen = {run.path for run in directory.inner_runs() if run.status() in ENDED}
+        seen = {run.path for run in directory.inner_runs() if run.status() in OVER}
         for path in seen:
             ended(RunDirectory(path), quiet=True)
         processes = []
@@ -66,7 +60,7 @@ def run_workers(
                     if not ends_within(process, LOOK):
                         break
                 for run in directory.inner_runs():
-                    if run.path not in seen and run.status() in ENDED:
+                    if run.path not in seen and run.status() in OVER:
                         seen.add(run.path)
                         ended(run)
         except BaseException:

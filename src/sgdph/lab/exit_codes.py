@@ -1,0 +1,8 @@
+"""What the commands tell the shell."""
+
+OK = 0
+# A run diverged, one failed, or something that was asked for is not as it should be.
+DIVERGED = FAILED = NOT_WELL = 1
+WRONG_USAGE = 2
+# 128 and the number of SIGINT.
+INTERRUPTED = 130
