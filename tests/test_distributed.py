@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import functools
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import WAYS, Found, Job, assert_near, assert_same_bits, loss_on, network, on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sgdph
 
+pytestmark = pytest.mark.xdist_group("distributed")
+
 RANKS = 2
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def rank_batch(rank: int, step: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(10 * step + rank)
-    return torch.randn(5, 3, generator=generator, dtype=torch.float64)
-
-
-def loss_on(model: nn.Module, rank: int, step: int) -> torch.Tensor:
-    return model(rank_batch(rank, step)).square().mean()
+STEPS = 8
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "hutchinson": {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99},
+    "exact": {"estimator": "exact", "refresh": "all", "hessian_interval": 2},
+}
+Results = list[dict[str, Found]]
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -39,10 +33,11 @@ def average_gradients(model: nn.Module) -> None:
             p.grad /= RANKS
 
 
-def equal_to_one_process(rank: int, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+def by_hand(rank: int, settings: dict[str, Any]) -> Found:
+    """Gradients that a loop averages by itself."""
     model = network()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
-    for step in range(8):
+    for step in range(STEPS):
         optimizer.zero_grad()
         loss = loss_on(model, rank, step)
         optimizer.update_hessian(loss)
@@ -52,25 +47,20 @@ def equal_to_one_process(rank: int, settings: dict[str, Any]) -> dict[str, torch
     return model.state_dict()
 
 
-def under_ddp(rank: int, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+def under_ddp(rank: int, way: str) -> Found:
     model = network()
     replica = DistributedDataParallel(model)
     optimizer = sgdph.SGDPH(sgdph.param_groups(replica))
-    for step in range(8):
+    for step in range(STEPS):
         optimizer.zero_grad()
-        loss = loss_on(replica, rank, step)
-        if settings["in_one_call"]:
-            optimizer.backward(loss)
-        else:
-            optimizer.update_hessian(loss)
-            loss.backward()
+        WAYS[way](optimizer, lambda step=step: loss_on(replica, rank, step))
         optimizer.step()
     return model.state_dict()
 
 
-def one_rank_has_nothing(rank: int, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+def one_rank_has_nothing(rank: int) -> Found:
     model = network()
-    optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     loss = loss_on(model, 0, 0)
     if rank == 0:
         optimizer.update_hessian(loss)
@@ -79,98 +69,77 @@ def one_rank_has_nothing(rank: int, settings: dict[str, Any]) -> dict[str, torch
     return {"hessian": optimizer.state[model[0].bias]["hessian"]}
 
 
-def no_rank_has_anything(rank: int, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+def no_rank_has_anything(rank: int) -> Found:
     model = network()
-    optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     loss_on(model, rank, 0).backward()
     with pytest.raises(RuntimeError, match="none came"):
         optimizer.step()
     return model.state_dict()
 
 
-def alone_in_its_group(rank: int, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+def alone_in_its_group(rank: int) -> Found:
     groups = [dist.new_group([r]) for r in range(RANKS)]
     model = network()
-    optimizer = sgdph.SGDPH(model.parameters(), process_group=groups[rank], **settings)
+    optimizer = sgdph.SGDPH(model.parameters(), process_group=groups[rank])
     optimizer.backward(loss_on(model, rank, 0))
     optimizer.step()
     return {"hessian": optimizer.state[model[0].bias]["hessian"]}
 
 
-Job = Callable[[int, dict[str, Any]], dict[str, torch.Tensor]]
+JOBS: dict[str, Job] = {
+    **{name: functools.partial(by_hand, settings=settings) for name, settings in SETTINGS.items()},
+    **{way: functools.partial(under_ddp, way=way) for way in ("update_hessian", "backward")},
+    "one has nothing": one_rank_has_nothing,
+    "none has anything": no_rank_has_anything,
+    "alone": alone_in_its_group,
+}
 
 
-def _worker(rank: int, job: Job, settings: dict[str, Any], folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
-    try:
-        torch.save(job(rank, settings), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return on_ranks(JOBS, RANKS, tmp_path_factory.mktemp("ranks"))
 
 
-def on_two_ranks(job: Job, folder: Path, **settings: Any) -> list[dict[str, torch.Tensor]]:
-    mp.spawn(_worker, (job, settings, str(folder)), nprocs=RANKS)  # type: ignore[no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99},
-        {"estimator": "exact", "refresh": "all", "hessian_interval": 2},
-    ],
-    ids=["default", "hutchinson-all", "exact-all"],
-)
-def test_two_ranks_equal_one_process_on_the_joined_batch(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
-    first, second = on_two_ranks(equal_to_one_process, tmp_path, **settings)
+def in_one_process(settings: dict[str, Any]) -> Found:
     model = network()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
-    for step in range(8):
-        optimizer.zero_grad()
-        loss = (loss_on(model, 0, step) + loss_on(model, 1, step)) / 2
-        optimizer.backward(loss)
-        optimizer.step()
-    for name, value in model.state_dict().items():
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("in_one_call", [True, False])
-def test_ddp_equals_one_process_on_the_joined_batch(in_one_call: bool, tmp_path: Path) -> None:
-    first, second = on_two_ranks(under_ddp, tmp_path, in_one_call=in_one_call)
-    model = network()
-    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
-    for step in range(8):
+    for step in range(STEPS):
         optimizer.zero_grad()
         optimizer.backward((loss_on(model, 0, step) + loss_on(model, 1, step)) / 2)
         optimizer.step()
-    for name, value in model.state_dict().items():
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-10)
+    return model.state_dict()
 
 
-def test_a_rank_with_nothing_counts_as_zero(tmp_path: Path) -> None:
-    first, second = on_two_ranks(one_rank_has_nothing, tmp_path)
-    assert torch.equal(first["hessian"], second["hessian"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_ranks_equal_one_process_on_the_joined_batch(name: str, ranks: Results) -> None:
+    first, second = (found[name] for found in ranks)
+    assert_same_bits(first, second)
+    assert_near(first, in_one_process(SETTINGS[name]))
+
+
+@pytest.mark.parametrize("way", ["update_hessian", "backward"])
+def test_ddp_equals_one_process_on_the_joined_batch(way: str, ranks: Results) -> None:
+    first, second = (found[way] for found in ranks)
+    assert_same_bits(first, second)
+    assert_near(first, in_one_process({}))
+
+
+def test_a_rank_with_nothing_counts_as_zero(ranks: Results) -> None:
+    first, second = (found["one has nothing"]["hessian"] for found in ranks)
+    assert torch.equal(first, second)
     model = network()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     optimizer.backward(loss_on(model, 0, 0))
     optimizer.step()
-    alone = optimizer.state[model[0].bias]["hessian"]
-    torch.testing.assert_close(first["hessian"], alone / 2)
+    torch.testing.assert_close(first, optimizer.state[model[0].bias]["hessian"] / 2)
 
 
-def test_no_rank_has_anything(tmp_path: Path) -> None:
-    states = on_two_ranks(no_rank_has_anything, tmp_path)
-    for name, value in network().state_dict().items():
-        assert torch.equal(states[0][name], value)
+def test_no_rank_has_anything(ranks: Results) -> None:
+    for found in ranks:
+        assert_same_bits(found["none has anything"], dict(network().state_dict()))
 
 
-def test_process_group_of_ones_own(tmp_path: Path) -> None:
-    first, second = on_two_ranks(alone_in_its_group, tmp_path)
-    assert not torch.equal(first["hessian"], second["hessian"])
+def test_process_group_of_ones_own(ranks: Results) -> None:
+    first, second = (found["alone"]["hessian"] for found in ranks)
+    assert not torch.equal(first, second)

@@ -24,6 +24,8 @@ SHORT: dict[str, tuple[dict[str, int], float]] = {
     [
         pytest.param(name, marks=pytest.mark.xdist_group(name.partition("_")[0]))
         for name in sorted(path.stem for path in EXAMPLES.glob("*.py"))
+        # test_torchrun.py starts that one, as it wants several processes.
+        if name != "ddp"
     ],
 )
 def test_example_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
