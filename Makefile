@@ -7,7 +7,11 @@ READY := $(VENV)/.ready
 # Two workers of one thread each: the tests are many and small.
 WORKERS ?= 2
 
-.PHONY: demo test lint format clean
+# For `make test-torch`: the oldest torch that is supported; any other by its version.
+TORCH ?= 2.6.0
+OTHER := .venv-torch-$(TORCH)
+
+.PHONY: demo test test-torch lint format clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +24,14 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+# The core's tests, and nothing of the laboratory, under another torch than the one in .venv.
+test-torch:
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		'torch==$(TORCH)' numpy onnx onnxscript 'pytest>=8.0,<9.2' 'pytest-xdist>=3.6'
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
+		$(wildcard tests/test_*.py)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,4 +42,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-torch-* build dist .pytest_cache .mypy_cache .ruff_cache

@@ -94,3 +94,21 @@ def test_code_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_what_is_compatible_names_a_test_that_exists() -> None:
+    rows = [
+        line
+        for line in (ROOT / "docs" / "compatibility.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| what")
+    ]
+    assert len(rows) > 50
+    for row in rows:
+        _what, works, _how, tests = (cell.strip() for cell in row[1:-1].split("|"))
+        named = re.findall(r"`([\w/.]*)::(\w+)`", tests)
+        if works.startswith("yes"):
+            assert named, row
+        file = ""
+        for path, name in named:
+            file = path or file
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), row
