@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from sgdph.lab import cli
 from sgdph.lab.config import RunConfig
 from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.options import resolve
@@ -16,6 +17,7 @@ from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import train_run
 
+Command = Callable[..., tuple[int, str, str]]
 TINY: Mapping[str, Any] = {
     "dataset": "digits",
     "train_size": 100,
@@ -29,6 +31,28 @@ TINY: Mapping[str, Any] = {
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def sgdph(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Calls the command line; returns exit code, output and errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    """Read every file of a directory."""
+    return {
+        file.relative_to(directory).as_posix(): file.read_bytes()
+        for file in directory.rglob("*")
+        if file.is_file()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -10,34 +10,12 @@ import pytest
 import torch
 import yaml
 
-from sgdph.lab import cli, training
+from sgdph.lab import training
 from sgdph.lab.runs import RunDirectory
 
-from .conftest import TINY, checkpoint_of, same_bits, without_seconds
+from .conftest import TINY, Command, checkpoint_of, same_bits, snapshot, without_seconds
 
-Command = Callable[..., tuple[int, str, str]]
 SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-
-
-@pytest.fixture
-def sgdph(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Calls the command line; returns exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(directory).as_posix(): file.read_bytes()
-        for file in directory.rglob("*")
-        if file.is_file()
-    }
 
 
 @pytest.fixture

@@ -1,45 +1,29 @@
 """``sgdph reproduce`` in this process: each recipe's smallest form, and what goes wrong."""
 
 import csv
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sgdph.lab import cli, training
+from sgdph.lab import training
 from sgdph.lab.runs import RunDirectory
 
-from .conftest import checkpoint_of, same_bits
+from .conftest import Command, checkpoint_of, same_bits, snapshot
 
-Command = Callable[..., tuple[int, str, str]]
 SMALLEST = ["--scale=cpu", "--dataset=digits", "--epochs=1", "--threads=1", "--device=cpu"]
 ONE = [*SMALLEST, "--train-size=60", "--seeds=0"]
 
 
 @pytest.fixture
-def reproduce(capsys: pytest.CaptureFixture[str]) -> Command:
+def reproduce(sgdph: Command) -> Command:
     """Calls ``sgdph reproduce``; returns exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(["reproduce", *map(str, arguments)])
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
+    return partial(sgdph, "reproduce")
 
 
 def runs_under(path: Path) -> list[str]:
     return sorted(each.parent.name for each in path.glob("*/config.yaml"))
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(directory).as_posix(): file.read_bytes()
-        for file in directory.rglob("*")
-        if file.is_file()
-    }
 
 
 # Few cells each: all optimizers of the grids are trained by the tests of optimizers.

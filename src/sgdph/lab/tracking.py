@@ -70,13 +70,27 @@ class TensorBoard:
         self._writer.close()
 
 
-class WandB:
+class Service:
+    """A run kept elsewhere, by a client in the manner of ``wandb``'s."""
+
+    _run: Any
+
+    def log(self, figures: Mapping[str, float], epoch: int) -> None:
+        """Send an epoch's figures."""
+        self._run.log(dict(figures), step=epoch)
+
+    def close(self) -> None:
+        """End the run there."""
+        self._run.finish()
+
+
+class WandB(Service):
     """A run of Weights & Biases; ``WANDB_MODE``, ``WANDB_PROJECT`` … have the last word."""
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        self._run: Any = wandb.init(
+        self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.directory.name,
             id=run.identity,
@@ -84,35 +98,19 @@ class WandB:
             config=vars(run.config),
         )
 
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Send an epoch's figures."""
-        self._run.log(dict(figures), step=epoch)
 
-    def close(self) -> None:
-        """End the run there."""
-        self._run.finish()
-
-
-class Trackio:
+class Trackio(Service):
     """A run of Trackio, which knows runs by their names."""
 
     def __init__(self, run: TrackedRun) -> None:
         import trackio
 
-        self._run: Any = trackio.init(
+        self._run = trackio.init(
             project=PROJECT,
             name=f"{run.directory.name}-{run.identity}",
             resume="allow",
             config=vars(run.config),
         )
-
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Send an epoch's figures."""
-        self._run.log(dict(figures), step=epoch)
-
-    def close(self) -> None:
-        """End the run there."""
-        self._run.finish()
 
 
 TRACKERS: Mapping[str, Callable[[TrackedRun], Tracker]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,8 @@ from sgdph.lab import cli
 from sgdph.lab.tune.outcome import Search, read_searches
 from sgdph.lab.tune.record import TuneDirectory
 
-Command = Callable[..., tuple[int, str, str]]
 # 80 digits to train on and 20 to validate on: an epoch of 4 steps.
 TINY = ["--dataset=digits", "--train-size=100", "--device=cpu", "--threads=1", "--epochs=1"]
-
-
-@pytest.fixture
-def sgdph(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Calls the command line; returns exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,13 @@ import sklearn.datasets
 import torch
 import yaml
 
+from lab.conftest import Command
 from sgdph.lab.data import stratified
 from sgdph.lab.options import resolve
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.settings import read_settings
 
-from .conftest import TINY, Command, facts, searches
+from .conftest import TINY, facts, searches
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:

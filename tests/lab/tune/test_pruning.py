@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.conftest import Command
 from sgdph.lab.tune.study import STARTUP
 from sgdph.lab.tune.trial import Pruned, Watch
 
-from .conftest import TINY, Command, searches
+from .conftest import TINY, searches
 
 
 def test_a_trial_below_the_median_is_stopped(sgdph: Command, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from lab.conftest import Command
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import default_space
 from sgdph.lab.tune.study import STARTUP, Studies
 
-from .conftest import TINY, Command, facts, searches
+from .conftest import TINY, facts, searches
 
 GIVEN = {"dataset": "digits", "validation_size": 20, "seed": 0, "epochs": 3}
 

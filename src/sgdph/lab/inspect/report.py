@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sgdph.lab.files import write_text
 from sgdph.lab.inspect.directory import (
     ERRORS,
@@ -35,8 +33,9 @@ from sgdph.lab.inspect.tables import (
     to_csv,
 )
 from sgdph.lab.plots import embedded
+from sgdph.lab.template import render
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).parent / "report.html.jinja"
 MEANINGS = {
     SHARES: (
         "Off-diagonal shares",
@@ -179,19 +178,13 @@ def left_out_note(inspection: Inspection) -> str:
 
 def to_page(inspection: Inspection, directory: Path) -> str:
     """Write the page; nothing in it is fetched from elsewhere."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     assert inspection.plan is not None
     pictures = [
         Picture(*MEANINGS[name], embedded(directory / name))
         for name in (ERRORS, SHARES, HEAT_MAPS, MULTIPLIERS)
     ]
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         inspection=inspection,
         notes=notes(inspection),
         left_out=inspection.plan.left_out,

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sgdph.lab.plots import embedded
 from sgdph.lab.records import Runs
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.pictures import Picture
 from sgdph.lab.reports.words import describe_machines, describe_settings
 from sgdph.lab.table import TextTable, markdown_text, to_markdown
+from sgdph.lab.template import render
 
-TEMPLATE = "page.html.jinja"
+TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
 
 @dataclass(frozen=True)
@@ -141,15 +140,9 @@ def _run_table(grid: Grid, out: Path) -> str:
 
 def to_html_page(title: str, sections: Sequence[Section], runs: Runs, out: Path) -> str:
     """Write the HTML page; nothing in it is fetched from elsewhere."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     machines, commands = describe_machines(runs.records)
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         title=title,
         sections=sections,
         problems=problems(runs, out),
