@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_distributed import on_two_ranks
+from ranks import assert_near, assert_same_bits, on_ranks
 from test_weight_norm import G, V, conv_net, images, loss_of, names, old_style
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -205,7 +205,7 @@ def test_state_dict_and_deepcopy() -> None:
     assert torch.equal(new[0].get_parameter(G), old[0].weight_g)
 
 
-def under_ddp(rank: int, settings: dict[str, Any]) -> dict[str, Tensor]:
+def under_ddp(rank: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = sgdph.apply_weight_norm(conv_net().double())
     replica = DistributedDataParallel(model)
@@ -227,16 +227,15 @@ def rank_loss(model: nn.Module, rank: int, step: int) -> Tensor:
 
 
 def test_ddp_equals_one_process_on_the_joined_batch(tmp_path: Path) -> None:
-    first, second = on_two_ranks(under_ddp, tmp_path)
+    first, second = (found["ddp"] for found in on_ranks({"ddp": under_ddp}, 2, tmp_path))
     model = sgdph.apply_weight_norm(conv_net().double())
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     for step in range(8):
         optimizer.zero_grad()
         optimizer.backward((rank_loss(model, 0, step) + rank_loss(model, 1, step)) / 2)
         optimizer.step()
-    for name, value in model.state_dict().items():
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-10)
+    assert_same_bits(first, second)
+    assert_near(first, dict(model.state_dict()))
 
 
 def test_only_the_folded_network_can_be_pickled() -> None:

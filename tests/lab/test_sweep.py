@@ -13,14 +13,15 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from sgdph.lab import cli, sweep, workers
+from sgdph.lab import cli, crew, sweep
 from sgdph.lab.claims import LOCK, Claimed
 from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.crew import visible_device
 from sgdph.lab.data import Dataset
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.sweep import Work, check_agreement, check_runs, progress_of
-from sgdph.lab.workers import share_cores, train_all, visible_device
+from sgdph.lab.workers import share_cores, train_all
 
 from .conftest import Silent, checkpoint_of, same_bits, start, tiny_config
 
@@ -138,7 +139,7 @@ def test_missing_data_and_refused_settings_are_told_before_anything_is_trained(
 def test_workers_share_the_cores_where_runs_leave_their_threads_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(workers, "available_cores", lambda: 8)
+    monkeypatch.setattr(crew, "available_cores", lambda: 8)
     open_run = PlannedRun("open", tiny_config(threads=None))
     shared = share_cores([open_run, *tiny_runs(1)], 3)
     assert [planned.config.threads for planned in shared] == [2, 1]
@@ -146,9 +147,9 @@ def test_workers_share_the_cores_where_runs_leave_their_threads_open(
 
 
 def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert visible_device(0) == {} or workers.torch.cuda.is_available()
-    monkeypatch.setattr(workers.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(workers.torch.cuda, "device_count", lambda: 2)
+    assert visible_device(0) == {} or crew.torch.cuda.is_available()
+    monkeypatch.setattr(crew.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(crew.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = [visible_device(k)["CUDA_VISIBLE_DEVICES"] for k in range(3)]
     assert found == ["0", "1", "0"]

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sgdph.lab.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.crew import check_workers
 from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.distributed import ALONE, Team, joined
 from sgdph.lab.exit_codes import DIVERGED, FAILED, INTERRUPTED, OK
@@ -35,7 +36,7 @@ from sgdph.lab.settings import read_settings
 from sgdph.lab.start import prepare
 from sgdph.lab.sweep import Progress, check_agreement, check_runs, failure_file
 from sgdph.lab.training import describe_outcome, train_run
-from sgdph.lab.workers import check_workers, train_all
+from sgdph.lab.workers import train_all
 
 
 def train(options: TrainOptions, console: Console) -> int:

@@ -22,6 +22,7 @@ from sgdph.lab.config import PLACE_FIELDS, LabError
 from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.directory import CostDirectory
 from sgdph.lab.cost.options import CostOptions
+from sgdph.lab.crew import check_workers
 from sgdph.lab.estimate import Key, Timing, measure_all, seconds_of, shape_of, timing_key
 from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import parse_seeds
@@ -32,7 +33,7 @@ from sgdph.lab.reproduce_options import ReproduceOptions
 from sgdph.lab.settings import read_settings
 from sgdph.lab.sweep import check_agreement, check_runs, progress_of
 from sgdph.lab.sweep_directory import SweepDirectory
-from sgdph.lab.workers import check_workers, train_all
+from sgdph.lab.workers import train_all
 
 
 def reproduce(options: ReproduceOptions, console: Console) -> int:

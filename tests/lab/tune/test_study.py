@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lab.conftest import Command
+from sgdph.lab.claims import LOCK
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import default_space
@@ -161,13 +163,29 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
     assert sum(log.count("1 epochs of 4 steps") for log in logs) == 4
 
 
+def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: Path) -> None:
+    words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--parallel=2"]
+    command = [sys.executable, "-m", "sgdph.lab", *words, f"--out={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("sgdm trial-") for line in process.stdout)
+        process.kill()
+    trials = [RunDirectory(path.parent) for path in tmp_path.glob("sgdm/*/config.yaml")]
+    for trial in trials:
+        # Whoever lost its parent stops, and so lets go of its trial.
+        with FileLock(trial.path / LOCK, timeout=60):
+            pass
+    assert {trial.status() for trial in trials} != {"finished"}
+    assert sgdph(*words, f"--out={tmp_path}")[0] == 0
+    assert [trial[1] for trial in facts(tmp_path)["sgdm"]] == ["finished"] * 4
+
+
 def test_a_process_that_fails_is_named(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "sgdph.lab.tune.workers.worker_command",
-        lambda *_: [sys.executable, "-c", "raise SystemExit('no memory')"],
-    )
+    (tmp_path / "no_memory.py").write_text("raise SystemExit('no memory')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("sgdph.lab.tune.workers.WORKER", "no_memory")
     code, _, errors = sgdph(
         "tune", *TINY, "--optimizers=sgdm", "--trials=1", "--parallel=2", f"--out={tmp_path}/a"
     )

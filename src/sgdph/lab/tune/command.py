@@ -12,6 +12,7 @@ from rich.console import Console
 
 from sgdph.lab.commands import check_contradiction, default_out, load
 from sgdph.lab.config import PLACE_FIELDS, LabError
+from sgdph.lab.crew import check_workers, threads_each
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import DEFAULT_OPTIMIZERS, DEFAULTS, parse_optimizers
@@ -36,7 +37,6 @@ from sgdph.lab.tune.space import Range, complete, parse_space
 from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
 from sgdph.lab.tune.worker import load_data, work
 from sgdph.lab.tune.workers import run_workers
-from sgdph.lab.workers import check_workers, threads_each
 
 # Of the training images, the part that is held out where no number was given.
 HELD_OUT = 5

@@ -1,12 +1,10 @@
 """One process that works on a tuning: takes trials and trains them until there is none to take.
 
-``sgdph tune`` does so itself, or has ``python -m sgdph.lab.tune.worker OUT PLACE`` do it often,
-where PLACE is a JSON object of the fields that hold on this machine.
+``sgdph tune`` does so itself, or has several processes of :mod:`sgdph.lab.crew` do it.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.console import Console
 
 from sgdph.lab.commands import load
 from sgdph.lab.config import LabError
+from sgdph.lab.crew import read_order, watch_parent
 from sgdph.lab.data import Dataset
 from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.progress import reporter_for, say
@@ -49,14 +48,16 @@ def work(
         say(console, f"{running} trials are in the hands of other processes, which go on.")
 
 
-def main(arguments: list[str]) -> int:
-    """Work on the tuning that the first argument names, at the place that the second describes.
+def main() -> int:
+    """Work on the tuning that the parent names.
 
     Returns:
         The exit code: 0 when there is nothing left to take, 1 when it failed, 130 when interrupted.
     """
-    directory, place = TuneDirectory(Path(arguments[0])), json.loads(arguments[1])
+    order = read_order()
+    directory, place = TuneDirectory(Path(order["directory"])), order["place"]
     try:
+        watch_parent()
         data = load_data(directory.read(), place, TuneOptions())
         work(directory, place, data, Console(width=140))
     except LabError as error:
@@ -68,4 +69,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

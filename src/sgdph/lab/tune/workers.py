@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sgdph.lab.config import LabError
+from sgdph.lab.crew import Crew
 from sgdph.lab.progress import say
 from sgdph.lab.runs import OVER, RunDirectory
 from sgdph.lab.tune.record import WORKER_LOG, TuneDirectory, Tuning
 from sgdph.lab.tune.trial import ending
 
-# Seconds between two looks at what the processes have done.
-LOOK = 0.5
-# Seconds that an interrupted process is given to record that it was.
-GRACE = 20
+WORKER = "sgdph.lab.tune.worker"
 LAST_WORDS = 5
 
 
@@ -42,69 +36,35 @@ def run_workers(
         LabError: If one of them failed.
         KeyboardInterrupt: When interrupted, after they have recorded it.
     """
-    with ExitStack() as logs, board(console, tuning) as ended:
-        seen = {run.path for run in directory.inner_runs() if run.status() in OVER}
-        for path in seen:
-            ended(RunDirectory(path), quiet=True)
-        processes = []
-        for number in range(1, jobs + 1):
-            log = logs.enter_context((directory.path / WORKER_LOG.format(number)).open("ab"))
-            processes.append(
-                subprocess.Popen(
-                    worker_command(directory, place), stdout=log, stderr=subprocess.STDOUT
-                )
-            )
-        try:
-            while any(process.poll() is None for process in processes):
-                for process in processes:
-                    if not ends_within(process, LOOK):
-                        break
-                for run in directory.inner_runs():
-                    if run.path not in seen and run.status() in OVER:
-                        seen.add(run.path)
-                        ended(run)
-        except BaseException:
-            stop(processes)
-            raise
-    check_ends(directory, [process.returncode for process in processes])
+    with board(console, tuning) as ended:
+        seen = set()
+        for run in directory.inner_runs():
+            if run.status() in OVER:
+                seen.add(run.path)
+                ended(run, quiet=True)
+
+        def look() -> None:
+            for run in directory.inner_runs():
+                if run.path not in seen and run.status() in OVER:
+                    seen.add(run.path)
+                    ended(run)
+
+        order = {"directory": str(directory.path.resolve()), "place": dict(place)}
+        logs = [directory.path / WORKER_LOG.format(number) for number in range(1, jobs + 1)]
+        crew = Crew.start(WORKER, order, logs)
+        crew.wait(look)
+    check_ends(crew)
 
 
-def worker_command(directory: TuneDirectory, place: Mapping[str, Any]) -> list[str]:
-    """Write the command of one process."""
-    module = "sgdph.lab.tune.worker"
-    return [sys.executable, "-m", module, str(directory.path.resolve()), json.dumps(dict(place))]
-
-
-def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for processes that Ctrl-C has reached as well; interrupt those that it has not."""
-    for process in processes:
-        if not ends_within(process, GRACE / 4):
-            process.send_signal(signal.SIGINT)
-    for process in processes:
-        if not ends_within(process, GRACE):
-            process.kill()
-            process.wait()
-
-
-def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for a process, so long at most, and tell whether it has ended."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def check_ends(directory: TuneDirectory, codes: Sequence[int]) -> None:
+def check_ends(crew: Crew) -> None:
     """Raise LabError, with the last lines that it wrote, if a process failed."""
-    for number, code in enumerate(codes, 1):
-        if code:
-            log = directory.path / WORKER_LOG.format(number)
+    for number, (process, log) in enumerate(zip(crew.processes, crew.logs, strict=True), 1):
+        if process.returncode:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS:]
             raise LabError(
-                f"process {number} of {len(codes)} ended with code {code}; its last lines, of "
-                f"{log}:\n  " + "\n  ".join(lines) + "\nwhat was finished is kept, and the same "
-                "command carries on"
+                f"process {number} of {len(crew.logs)} ended with code {process.returncode}; its "
+                f"last lines, of {log}:\n  " + "\n  ".join(lines) + "\nwhat was finished is kept, "
+                "and the same command carries on"
             )
 
 
