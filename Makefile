@@ -24,13 +24,13 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-# The core's tests, and nothing of the laboratory, under another torch than the one in .venv.
+# The core's tests, without the laboratory and the frameworks, under another torch than .venv's.
 test-torch:
 	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
 		'torch==$(TORCH)' numpy onnx onnxscript 'pytest>=8.0,<9.2' 'pytest-xdist>=3.6'
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
-		$(wildcard tests/test_*.py)
+		-k 'not frameworks.md' $(filter-out tests/test_examples.py, $(wildcard tests/test_*.py))
 
 lint: $(READY)
 	$(BIN)/ruff check .

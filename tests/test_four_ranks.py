@@ -188,6 +188,10 @@ def test_sharded_parameters_get_no_newton_step(kind: str, ranks: Results) -> Non
             assert "channelwise=False" in message
 
 
+# torch 2.6's FSDP2 asks CPU streams for what only CUDA's have, at its first forward.
+FIRST_ORDER = [kind for kind in KINDS if kind != "fsdp2" or hasattr(torch.cpu.Stream, "record_event")]
+
+
 def sharded_first_order(rank: int, *, kind: str) -> Found:
     """Every rank has the same batch, so that all sums over ranks are known."""
     found = {}
@@ -209,7 +213,7 @@ def sharded_first_order(rank: int, *, kind: str) -> Found:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIRST_ORDER)
 def test_sharded_parameters_train_first_order_as_sgd(kind: str, ranks: Results) -> None:
     for found in of(ranks, f"first-order {kind}"):
         ours = {n.split()[1]: value for n, value in found.items() if n.startswith("SGDPH")}
@@ -234,7 +238,10 @@ JOBS: dict[str, Job] = {
     "zero refused": zero_refused,
     "zero beside": zero_beside,
     **{f"refused {kind}": functools.partial(sharding_refused, kind=kind) for kind in KINDS},
-    **{f"first-order {kind}": functools.partial(sharded_first_order, kind=kind) for kind in KINDS},
+    **{
+        f"first-order {kind}": functools.partial(sharded_first_order, kind=kind)
+        for kind in FIRST_ORDER
+    },
 }
 Results = list[dict[str, Any]]
 
