@@ -1,0 +1,32 @@
+"""Turns the cross-references of docstrings into those of the site.
+
+``:class:`sgdph.SGDPH``` becomes a link to that name where the site documents it, and plain code
+where it does not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+ROLE = re.compile(r":(?:class|func|meth|attr|mod):`~?([\w.]+)`")
+
+
+class DocstringRoles(griffe.Extension):
+    """Rewrites every docstring before it is parsed."""
+
+    def on_instance(self, *, obj: griffe.Object, **arguments: Any) -> None:
+        """Rewrite the docstring of ``obj``, if it has one."""
+        if obj.docstring is not None:
+            obj.docstring.value = ROLE.sub(
+                lambda role: _reference(obj, role[1]), obj.docstring.value
+            )
+
+
+def _reference(obj: griffe.Object, name: str) -> str:
+    """Make a link that may lead nowhere; a bare name is a neighbour of ``obj``."""
+    parent = obj if obj.is_class or obj.is_module else obj.parent
+    full = name if "." in name or parent is None else f"{parent.path}.{name}"
+    return f'<autoref identifier="{full}" optional>`{name}`</autoref>'
