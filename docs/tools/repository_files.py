@@ -44,6 +44,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links into the repository to where the site has their files."""
     path = _in_repository(page.file.src_uri)
+    if page.file.src_uri.startswith("repository/"):
+        # Figures and programs come after the pages that explain them.
+        page.meta["search"] = {"boost": 0.5}
     here = posixpath.dirname(page.file.src_uri)
 
     def turned(link: re.Match[str]) -> str:

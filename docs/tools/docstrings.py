@@ -1,7 +1,7 @@
-"""Turns the cross-references of docstrings into those of the site.
+"""Turns the cross-references and examples of docstrings into those of the site.
 
 ``:class:`sgdph.SGDPH``` becomes a link to that name where the site documents it, and plain code
-where it does not.
+where it does not. A section ``Example`` gets the name under which it is shown as code.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 
 import griffe
 
+EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|attr|mod):`~?([\w.]+)`")
 
 
-class DocstringRoles(griffe.Extension):
+class Docstrings(griffe.Extension):
     """Rewrites every docstring before it is parsed."""
 
     def on_instance(self, *, obj: griffe.Object, **arguments: Any) -> None:
         """Rewrite the docstring of ``obj``, if it has one."""
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(
-                lambda role: _reference(obj, role[1]), obj.docstring.value
-            )
+            text = ROLE.sub(lambda role: _reference(obj, role[1]), obj.docstring.value)
+            obj.docstring.value = EXAMPLE.sub("Examples:", text)
 
 
 def _reference(obj: griffe.Object, name: str) -> str:
