@@ -47,9 +47,9 @@ $(DOCS_READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $(DOCS_READY)
 
-# A link or a name that leads nowhere ends the build.
+# A link or a name that leads nowhere ends the build (not with --quiet, which hides it from --strict).
 docs: $(DOCS_READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The documentation lies in $(CURDIR)/site/index.html; it opens without a network."
 
 clean:
