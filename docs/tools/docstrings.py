@@ -1,7 +1,7 @@
 """Turns the cross-references and examples of docstrings into those of the site.
 
 ``:class:`sgdph.SGDPH``` becomes a link to that name where the site documents it, and plain code
-where it does not. A section ``Example`` gets the name under which it is shown as code.
+where it does not; ``docs/cost.md`` leads to that page. A section ``Example`` gets the name under which it is shown as code.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import griffe
 
+PAGE = re.compile(r"``docs/([\w-]+)\.md``")
 EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|attr|mod):`~?([\w.]+)`")
 
@@ -22,6 +23,7 @@ class Docstrings(griffe.Extension):
         """Rewrite the docstring of ``obj``, if it has one."""
         if obj.docstring is not None:
             text = ROLE.sub(lambda role: _reference(obj, role[1]), obj.docstring.value)
+            text = PAGE.sub(r'<a href="\1.html">\1</a>', text)
             obj.docstring.value = EXAMPLE.sub("Examples:", text)
 
 
