@@ -189,9 +189,7 @@ def test_sharded_parameters_get_no_newton_step(kind: str, ranks: Results) -> Non
 
 
 # torch 2.6's FSDP2 asks CPU streams for what only CUDA's have, at its first forward.
-FIRST_ORDER = [
-    kind for kind in KINDS if kind != "fsdp2" or hasattr(torch.cpu.Stream, "record_event")
-]
+FIRST_ORDER = [kind for kind in KINDS if kind != "fsdp2" or hasattr(torch.cpu.Stream, "record_event")]
 
 
 def sharded_first_order(rank: int, *, kind: str) -> Found:

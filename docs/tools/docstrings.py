@@ -1,7 +1,8 @@
 """Turns the cross-references and examples of docstrings into those of the site.
 
 ``:class:`sgdph.SGDPH``` becomes a link to that name where the site documents it, and plain code
-where it does not; ``docs/cost.md`` leads to that page. A section ``Example`` gets the name under which it is shown as code.
+where it does not; ``docs/cost.md`` leads to that page. A section ``Example`` gets the name under
+which it is shown as code.
 """
 
 from __future__ import annotations
