@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 
 # Two workers of one thread each: the tests are many and small.
 WORKERS ?= 2
@@ -11,7 +12,7 @@ WORKERS ?= 2
 TORCH ?= 2.6.0
 OTHER := .venv-torch-$(TORCH)
 
-.PHONY: demo test test-torch lint format clean
+.PHONY: demo test test-torch lint format docs clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,5 +42,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+$(DOCS_READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $(DOCS_READY)
+
+# A link or a name that leads nowhere ends the build (not with --quiet, which hides it from --strict).
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "The documentation lies in $(CURDIR)/site/index.html; it opens without a network."
+
 clean:
-	rm -rf $(VENV) .venv-torch-* build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-torch-* build dist site .pytest_cache .mypy_cache .ruff_cache

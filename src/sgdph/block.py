@@ -41,7 +41,7 @@ def hessian_block(
     dtype: torch.dtype | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    r"""Build the dense block :math:`\partial^2 L / \partial p^2` of the Hessian.
+    """Build the dense block ``∂²L/∂p²`` of the Hessian.
 
     It takes one Hessian-vector product (Pearlmutter, 1994) per entry of ``p``. The loss's graph
     stays alive, ``.grad`` and the random number generators are untouched, hooks on ``p`` stay

@@ -15,7 +15,7 @@ from sgdph.probes import rademacher_probe
 
 @dataclass(frozen=True)
 class EstimateError:
-    r"""How far an estimate :math:`h` is from a block's diagonal :math:`d`, signs left aside.
+    """How far an estimate ``h`` is from a block's diagonal ``d``, signs left aside.
 
     The Newton step divides by absolute values, so both are compared as such.
 
@@ -65,7 +65,7 @@ class EstimateError:
 
 @dataclass(frozen=True)
 class Diagonality:
-    r"""How diagonal a Hessian block :math:`H` is, and how well its diagonal is estimated.
+    """How diagonal a Hessian block ``H`` is, and how well its diagonal is estimated.
 
     All figures are computed in float64, from a block of whatever precision.
 

@@ -31,12 +31,12 @@ from sgdph.statistics import MultiplierStatistics
 
 
 class SGDPH(Optimizer):
-    r"""SGD with Partial Hessian (Sun, Yong & Zhang, 2024, arXiv:2403.02681).
+    """SGD with Partial Hessian (Sun, Yong & Zhang, 2024, arXiv:2403.02681).
 
     SGD with momentum, and for channel-wise parameters (scales and shifts of norm layers, biases,
-    lengths of weight-normalised weights) a Newton-type step: the momentum times
-    :math:`\tau / (\hat D + \varepsilon)`, where :math:`\hat D` is a bias-corrected running average
-    of a rectified Hessian-vector product of the parameter's own block.
+    lengths of weight-normalised weights) a Newton-type step: the momentum times ``τ / (D̂ + ε)``,
+    where ``D̂`` is a bias-corrected running average of a rectified Hessian-vector product of the
+    parameter's own block.
 
     Where a partial Hessian is due, it is taken in one of three ways:
 
