@@ -12,7 +12,10 @@ WORKERS ?= 2
 TORCH ?= 2.6.0
 OTHER := .venv-torch-$(TORCH)
 
-.PHONY: demo test test-torch lint format docs clean
+# For `make dist`: where the wheel has to work, by name or path; the last has the laboratory too.
+PYTHONS ?= python3.10 python3.13
+
+.PHONY: demo test test-torch lint format docs dist clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,5 +55,15 @@ docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The documentation lies in $(CURDIR)/site/index.html; it opens without a network."
 
+# Builds both packages, checks them, and installs the wheel under each Python to try it there.
+dist:
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check 'build>=1.2' 'twine>=6.1'
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+	.venv-dist/bin/python tests/release/contents.py dist
+	env -u PYTHONPATH sh tests/release/install.sh $(PYTHONS)
+
 clean:
-	rm -rf $(VENV) .venv-torch-* build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-torch-* .venv-dist .venv-dist-* build dist site .pytest_cache .mypy_cache .ruff_cache

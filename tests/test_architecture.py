@@ -72,13 +72,22 @@ def test_public_names_exist() -> None:
         assert getattr(sgdph, name).__doc__
 
 
-def test_the_command_without_the_laboratory_says_what_it_needs() -> None:
+def command_without_the_laboratory(*words: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import sys; sys.modules['tyro'] = None\n"
         "from sgdph.lab.__main__ import main\n"
         "sys.exit(main())"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+def test_the_command_without_the_laboratory_tells_its_version() -> None:
+    run = command_without_the_laboratory("--version")
+    assert (run.returncode, run.stdout) == (0, f"sgdph {sgdph.__version__}\n")
+
+
+def test_the_command_without_the_laboratory_says_what_it_needs() -> None:
+    run = command_without_the_laboratory("train")
     assert run.returncode == 2
     assert "pip install 'sgdph[lab]'" in run.stderr
     assert "Traceback" not in run.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import sgdph
+
 
 def main() -> int:
     """Run the command line, or say what it needs.
@@ -11,6 +13,9 @@ def main() -> int:
     Returns:
         The exit code.
     """
+    if sys.argv[1:] == ["--version"]:
+        print(f"sgdph {sgdph.__version__}")
+        return 0
     try:
         from sgdph.lab import cli
     except ModuleNotFoundError as error:

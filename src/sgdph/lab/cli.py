@@ -9,7 +9,6 @@ from typing import Annotated, Any, Union
 import tyro
 from rich.console import Console
 
-import sgdph
 from sgdph.lab import commands
 from sgdph.lab.config import LabError
 from sgdph.lab.cost.command import cost
@@ -17,7 +16,7 @@ from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.data.command import data
 from sgdph.lab.data.options import DataOptions
 from sgdph.lab.distributed import processes, speaks
-from sgdph.lab.exit_codes import OK, WRONG_USAGE
+from sgdph.lab.exit_codes import WRONG_USAGE
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
@@ -59,9 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Where the width is not known, a table is better too wide than broken.
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    if words == ["--version"]:
-        print(f"sgdph {sgdph.__version__}")
-        return OK
     try:
         options = parse(words)
         run = next(run for kind, run in COMMANDS.values() if type(options) is kind)

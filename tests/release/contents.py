@@ -1,0 +1,59 @@
+"""What the built packages must hold, and what not: run by ``make dist``.
+
+python tests/release/contents.py DIRECTORY
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def tracked() -> set[str]:
+    """List the files of the checkout, as git knows them."""
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(listed.stdout.split("\n")) - {""}
+
+
+def expect(name: str, found: set[str], expected: set[str]) -> None:
+    """Exit with a message unless an archive holds just what it should."""
+    missing, strange = sorted(expected - found), sorted(found - expected)
+    if missing or strange:
+        sys.exit(f"{name}: missing {missing or 'nothing'}, not expected {strange or 'nothing'}")
+    print(f"{name}: {len(found)} files, as expected")
+
+
+def main() -> None:
+    """Compare both archives with the checkout."""
+    files = tracked()
+    (wheel,) = Path(sys.argv[1]).glob("*.whl")
+    (sdist,) = Path(sys.argv[1]).glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = {name.removeprefix("src/") for name in files if name.startswith("src/")}
+    information = next(name for name in names if name.endswith(".dist-info/METADATA"))
+    folder = information.removesuffix("METADATA")
+    own = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+    expect(wheel.name, names, package | {folder + name for name in own})
+
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    expect(sdist.name, names, {*filter(is_distributed, files), "PKG-INFO"})
+
+
+def is_distributed(name: str) -> bool:
+    """Tell whether a file of the checkout belongs into the source distribution."""
+    if name.startswith("results/"):
+        return name.endswith((".md", ".png", ".txt"))
+    return not name.startswith(".ci/")
+
+
+if __name__ == "__main__":
+    main()
