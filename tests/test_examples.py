@@ -42,6 +42,12 @@ def test_example_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (-worst if least < 0 else worst) > least
 
 
+def test_every_example_stands_in_their_table() -> None:
+    table = (EXAMPLES / "README.md").read_text()
+    named = set(re.findall(r"^\| \[`([\w.]+)`\]", table, re.MULTILINE))
+    assert named == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+
+
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 
