@@ -24,7 +24,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
     Returns:
         JSON-ready values: versions, git commit of this package's sources (None outside a checkout),
-        platform, CPU and its count, threads, device, command line, UTC time.
+        platform, CPU, its count, the instructions that torch chooses kernels by, threads, device,
+        command line, UTC time.
     """
     return {
         "python": platform.python_version(),
@@ -34,6 +35,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
+        # Machines of one name differ in it, and then in the last bits of every sum.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
