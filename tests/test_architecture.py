@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,23 @@ def test_core_imports_torch_and_itself_alone(path: Path) -> None:
     assert not any(name.startswith(("sgdph.lab", "sgdph.integrations")) for name in imported)
     allowed = {"torch", "sgdph", *sys.stdlib_module_names}
     assert {name.partition(".")[0] for name in imported} <= allowed
+
+
+def test_the_core_s_imports_run_one_way() -> None:
+    # Those that are for types alone as well.
+    downwards = {
+        path.stem: {name.removeprefix("sgdph.") for name in imports_of(path) if "sgdph." in name}
+        for path in CORE
+    }
+    assert downwards["optimizer"]
+    graphlib.TopologicalSorter(downwards).prepare()
+
+
+def test_the_house_s_table_names_every_file_of_the_core() -> None:
+    _, _, house = (SOURCE.parent.parent / "CONTRIBUTING.md").read_text().partition("## The house")
+    rows = re.findall(r"^\| (`.*?`) \|", house, re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
+    assert sorted(named) == [path.name for path in CORE if path.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.glob("lab/**/*.py")), ids=lambda path: path.name)

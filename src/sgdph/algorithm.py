@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def curvature_dtype(p: Tensor) -> torch.dtype:
+    """Return the dtype of ``p``'s Hessian average: float32, or float64 where ``p`` is."""
+    return torch.promote_types(p.dtype, torch.float32)
+
+
 def average_curvature(
     average: Tensor, refreshes: Tensor, h: Tensor, arrived: Tensor | None, beta2: float
 ) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdph.algorithm import average_curvature, newton_multiplier
-from sgdph.checkpoint import curvature_dtype
+from sgdph.algorithm import average_curvature, curvature_dtype, newton_multiplier
 
 
 class CurvatureAverages:

@@ -7,18 +7,14 @@ from collections.abc import Callable, Mapping, MutableMapping
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from sgdph.algorithm import curvature_dtype
 
 # Of a Newton parameter, and exactly as they were: never rounded to the parameter's own dtype.
 EXACT_KEYS = ("hessian", "refreshes")
 
 _SGD_ONLY = ("dampening", "nesterov", "differentiable", "fused")
-
-
-def curvature_dtype(p: Tensor) -> torch.dtype:
-    """Return the dtype of ``p``'s Hessian average: float32, or float64 where ``p`` is."""
-    return torch.promote_types(p.dtype, torch.float32)
 
 
 def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from sgdph.algorithm import curvature_dtype
 from sgdph.averages import CurvatureAverages
-from sgdph.checkpoint import curvature_dtype
 from sgdph.cycle import Cycle
 from sgdph.ddp import Wrappers, static_graph_unnoticed
 from sgdph.differentiability import FirstLook

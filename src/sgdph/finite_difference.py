@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from sgdph.checkpoint import curvature_dtype
+from sgdph.algorithm import curvature_dtype
 from sgdph.ddp import forwards_unnoticed
 from sgdph.hessian import Estimator, check_loss, silenced_hooks
 

@@ -7,15 +7,14 @@ the collectives of the others, and takes over their result when all have run out
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-if TYPE_CHECKING:
-    from sgdph.curvature import Curvature
-    from sgdph.optimizer import SGDPH
+from sgdph.curvature import Curvature
 
 
 class CurvatureJoinHook:
@@ -27,7 +26,7 @@ class CurvatureJoinHook:
         settings: What the join context was called with.
     """
 
-    def __init__(self, optimizer: SGDPH, flow: Curvature, settings: Mapping[str, Any]) -> None:
+    def __init__(self, optimizer: Optimizer, flow: Curvature, settings: Mapping[str, Any]) -> None:
         self._optimizer = optimizer
         self._flow = flow
         over_all = settings.get("divide_by_initial_world_size", True)
@@ -35,7 +34,8 @@ class CurvatureJoinHook:
 
     def main_hook(self) -> None:
         """Shadow one step of the others: this rank's curvature counts as zero, as its gradient."""
-        groups, due = self._optimizer.param_groups, self._optimizer.hessian_due
+        groups = self._optimizer.param_groups
+        due = self._flow.cycle.is_due(groups)
         if due:
             self._flow.arrive(groups, None, active=False)
         self._flow.cycle.advance(groups, due)
@@ -48,7 +48,8 @@ class CurvatureJoinHook:
         """
         optimizer, group = self._optimizer, self._flow.ranks.process_group
         rank = dist.get_rank(group)
-        candidate = torch.tensor([rank if is_last_joiner else -1], device=optimizer.join_device)
+        device = optimizer.param_groups[0]["params"][0].device
+        candidate = torch.tensor([rank if is_last_joiner else -1], device=device)
         dist.all_reduce(candidate, op=dist.ReduceOp.MAX, group=group)
         last = int(candidate.item())
         package = [_on_cpu(optimizer.state_dict()) if rank == last else None]

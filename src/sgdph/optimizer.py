@@ -254,9 +254,11 @@ class SGDPH(Optimizer):
     def step(
         self, closure: Callable[[], float] | None = None, *, loss_scale: float | None = None
     ) -> float | None:
-        """Perform one step and consume all pending curvature. Makes no host sync.
+        """Perform one step and consume all pending curvature.
 
-        A step at which no parameter has a gradient does nothing.
+        A step at which no parameter has a gradient does nothing. It waits for the device only to
+        read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``, a ``GradScaler``'s
+        scale, and where no curvature came on this rank, to learn whether it did on others.
 
         Args:
             closure: Clears the gradients, computes the loss, takes curvature and gradient in one

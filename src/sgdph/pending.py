@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
+from sgdph.algorithm import curvature_dtype
 from sgdph.amp import scale_of_calling_grad_scaler
-from sgdph.checkpoint import curvature_dtype
 from sgdph.differentiability import FirstLook
 from sgdph.hessian import Estimator, curvature_of_gradients
 
@@ -46,7 +46,7 @@ class _GradientStamp:
 
 
 @dataclass
-class _Curvature:
+class _Pending:
     """The curvature pending for one parameter."""
 
     fresh: Tensor | None = None
@@ -90,7 +90,7 @@ class PendingCurvature:
 
     def __init__(self, first_look: FirstLook) -> None:
         self._first_look = first_look
-        self._curvatures: dict[int, _Curvature] = {}
+        self._pending: dict[int, _Pending] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
 
     def watch(self, params: Iterable[Tensor]) -> None:
@@ -134,12 +134,12 @@ class PendingCurvature:
 
     def drop_fresh(self) -> None:
         """Drop all whose gradients have not arrived, because they never will."""
-        for entry in self._curvatures.values():
+        for entry in self._pending.values():
             entry.fresh = None
 
     def gradients_cleared(self) -> None:
         """Drop all whose gradients had arrived, because the optimizer clears every gradient now."""
-        for entry in self._curvatures.values():
+        for entry in self._pending.values():
             entry.drop_settled()
             entry.arriving = None
 
@@ -196,10 +196,10 @@ class PendingCurvature:
 
     def clear(self) -> None:
         """Forget all of it."""
-        self._curvatures.clear()
+        self._pending.clear()
 
-    def _entry(self, p: Tensor) -> _Curvature:
-        return self._curvatures.setdefault(id(p), _Curvature())
+    def _entry(self, p: Tensor) -> _Pending:
+        return self._pending.setdefault(id(p), _Pending())
 
 
 def _watch_gradient(p: Tensor, reference: weakref.ref[PendingCurvature]) -> list[RemovableHandle]:

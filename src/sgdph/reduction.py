@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sgdph.checkpoint import curvature_dtype
+from sgdph.algorithm import curvature_dtype
 
 
 class Arrival(NamedTuple):
