@@ -7,6 +7,7 @@ from torch import nn
 from sgdph import SGDPH, param_groups
 from sgdph.lab.baselines import BASELINES
 from sgdph.lab.controls import (
+    CapMultiplier,
     FixedMultiplier,
     MeanMultiplier,
     ShuffledMultiplier,
@@ -121,3 +122,10 @@ def test_any_seed_of_a_run_shuffles() -> None:
     baseline = BASELINES["sgdph-shuffled"]
     optimizer = baseline.build(net(), baseline.defaults, 2**63 - 1)
     assert len(optimizer.multipliers()) == 2
+
+
+def test_a_cap_that_is_tuned_is_that_multiple_of_the_learning_rate() -> None:
+    _, optimizer = walk(CapMultiplier, second_order_lr=3e-4, eps=1e-4)
+    assert not optimizer.hessian_due
+    for shown in optimizer.multipliers().values():
+        torch.testing.assert_close(shown, torch.full_like(shown, 3.0))

@@ -30,6 +30,7 @@
 | soap | all | lr 3e-3, weight decay 0.01, betas (0.95, 0.95) … | Vyas et al., ICLR 2025 |
 | sgdph-mean, sgdph-shuffled | all | as sgdph | :mod:`sgdph.lab.controls` |
 | sgdph-fixed1, sgdph-fixed10 | lr, weight_decay, momentum | as sgdph | :mod:`sgdph.lab.controls` |
+| sgdph-fixed | those, second_order_lr, eps | as sgdph | :mod:`sgdph.lab.controls` |
 
 The ``sgdph-…`` are controls: SGD-PH with something else in place of its multipliers.
 
@@ -63,6 +64,7 @@ _OF_SGDPH: Mapping[str, Any] = {
     "hessian_interval": 1,
 }
 _OF_FIXED = {name: _OF_SGDPH[name] for name in ("lr", "weight_decay", "momentum")}
+_OF_CAP = {**_OF_FIXED, "second_order_lr": 1e-3, "eps": 1e-4}
 _ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 _LIBRARY = "pytorch_optimizer"
 
@@ -144,6 +146,7 @@ BASELINES: Mapping[str, Baseline] = {
     "sgdph-shuffled": Baseline(_OF_SGDPH, "sgdph.lab.controls.ShuffledMultiplier", apply=sgdph),
     "sgdph-fixed1": Baseline(_OF_FIXED, "sgdph.lab.controls.FixedMultiplier", apply=sgdph),
     "sgdph-fixed10": Baseline(_OF_FIXED, "sgdph.lab.controls.TenfoldMultiplier", apply=sgdph),
+    "sgdph-fixed": Baseline(_OF_CAP, "sgdph.lab.controls.CapMultiplier", apply=sgdph),
 }
 
 # The paper's learning rates are for 200 epochs of CIFAR; a few hundred steps are too few for them.
@@ -152,7 +155,14 @@ TUNED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "mnist5k": {
         **{
             name: {"lr": 0.1, "weight_decay": 5e-3}
-            for name in ("sgdph", "sgdph-mean", "sgdph-shuffled", "sgdph-fixed1", "sgdph-fixed10")
+            for name in (
+                "sgdph",
+                "sgdph-mean",
+                "sgdph-shuffled",
+                "sgdph-fixed1",
+                "sgdph-fixed10",
+                "sgdph-fixed",
+            )
         },
         "sgdm": {"lr": 0.1, "weight_decay": 5e-3},
         "adamw": {"lr": 0.01, "weight_decay": 0.05},

@@ -39,6 +39,7 @@ OptimizerName = Literal[
     "sgdph-shuffled",
     "sgdph-fixed1",
     "sgdph-fixed10",
+    "sgdph-fixed",
 ]
 ScheduleName = Literal["cosine", "step", "constant"]
 EstimatorName = Literal["row_sum", "hutchinson", "exact"]

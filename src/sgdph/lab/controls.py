@@ -9,6 +9,7 @@ SGD-PH, that which it lacks was not what helped.
 | ``sgdph-shuffled`` | its own, each channel's given to another | which channel has which |
 | ``sgdph-fixed1`` | 1 | all curvature: SGDM, with SGD-PH's weight decay |
 | ``sgdph-fixed10`` | 10, the cap at the paper's settings | all curvature: a larger learning rate |
+| ``sgdph-fixed`` | τ/ε, to be tuned | the same |
 """
 
 from __future__ import annotations
@@ -64,3 +65,10 @@ class TenfoldMultiplier(FixedMultiplier):
     """The multiplier is 10: where SGD-PH's is capped at the paper's τ and ε."""
 
     multiplier = 10.0
+
+
+class CapMultiplier(FixedMultiplier):
+    """The multiplier is τ/ε, as if every curvature were 0: SGDM with another lr on Newton ones."""
+
+    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        return torch.full_like(p, group["second_order_lr"] / group["eps"])

@@ -25,6 +25,7 @@ OPTIMIZERS: Mapping[str, str] = {
     "sgdph-shuffled": "SGD-PH, shuffled multipliers",
     "sgdph-fixed1": "SGD-PH, multiplier 1",
     "sgdph-fixed10": "SGD-PH, multiplier 10",
+    "sgdph-fixed": "SGD-PH, multiplier τ/ε",
 }
 DATASETS: Mapping[str, str] = {
     "mnist5k": "MNIST-5k",

@@ -1,0 +1,215 @@
+"""The paper's comparison at CPU scale, fairly: each system tuned with one budget, then seeds.
+
+    python benchmarks/evidence.py mnist5k --workers 2
+    python benchmarks/evidence.py mnist5k-vgg --workers 2
+    python benchmarks/evidence.py cifar10 --data-dir DIR --workers 2
+
+Three steps, each a command of the laboratory, carried on where it stopped when the call
+is repeated:
+
+1. ``sgdph tune``, once for each system: equally many trials over equally wide ranges of lr and
+   weight decay (and τ, where a system's name says so), judged on held-out training images;
+2. ``recipe.yaml``, made of what they found: ``sgdph reproduce`` takes it as it is;
+3. ``sgdph reproduce recipe.yaml``: all training images, the test set, all seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sgdph.lab import cli
+from sgdph.lab.files import write_text
+from sgdph.lab.recipe import FORMAT
+from sgdph.lab.settings import read_settings
+
+OUT = Path("results/evidence")
+# τ over two decades and a half around the paper's, for the systems that have it tuned.
+TAU = "second_order_lr=3e-4:1e-1:log"
+JOINT = {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99}
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What is compared.
+
+    Attributes:
+        optimizer: Its name in the laboratory.
+        options: What sets it apart.
+        tunes_tau: Whether τ is searched beside lr and weight decay, with the same number of trials.
+    """
+
+    optimizer: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tunes_tau: bool = False
+
+
+PAPER = {
+    "SGDM": System("sgdm"),
+    "Adam": System("adam"),
+    "AdamW": System("adamw"),
+    "AdaBelief": System("adabelief"),
+    "AdaHessian": System("adahessian"),
+    "Apollo": System("apollo"),
+    "SGD-PH": System("sgdph"),
+}
+VARIANTS = {
+    "SGD-PH, interval 10": System("sgdph", {"hessian_interval": 10}),
+    "SGD-PH, Hutchinson": System("sgdph", {"estimator": "hutchinson"}),
+    "SGD-PH, Hutchinson all": System("sgdph", JOINT),
+}
+# What a preset would be, and what it has to beat: the same τ without curvature.
+PRESETS = {
+    "SGD-PH, interval 10, τ tuned": System("sgdph", {"hessian_interval": 10}, tunes_tau=True),
+    "SGD-PH, Hutchinson all, interval 10, τ tuned": System(
+        "sgdph", {**JOINT, "hessian_interval": 10}, tunes_tau=True
+    ),
+    "control: multiplier τ/ε tuned, no curvature": System("sgdph-fixed", tunes_tau=True),
+    "control: multipliers shuffled, interval 10, τ tuned": System(
+        "sgdph-shuffled", {"hessian_interval": 10}, tunes_tau=True
+    ),
+}
+VGG = {
+    "SGDM": System("sgdm", {"model": "vgg8"}),
+    "SGDM+WN": System("sgdm", {"model": "vgg8-wn"}),
+    "SGD-PH+WN": System("sgdph", {"model": "vgg8-wn"}),
+    "AdaHessian": System("adahessian", {"model": "vgg8"}),
+    "SGDM+BN": System("sgdm", {"model": "vgg8-bn"}),
+    "SGD-PH+BN": System("sgdph", {"model": "vgg8-bn"}),
+    "AdaHessian+BN": System("adahessian", {"model": "vgg8-bn"}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all systems of one comparison are trained on.
+
+    Attributes:
+        title: Above the table.
+        options: The laboratory's options, for tuning and seeds.
+        systems: The systems, by the label that the table has for each.
+        seeds: Of the comparison.
+        trials: Of each system's tuning.
+        validation_size: Training images held out while tuning; ``None`` for a fifth.
+    """
+
+    title: str
+    options: Mapping[str, Any]
+    systems: Mapping[str, System]
+    seeds: Sequence[int]
+    trials: int
+    validation_size: int | None = None
+
+
+_MNIST = {"dataset": "mnist5k", "batch_size": 25, "schedule": "cosine"}
+TASKS = {
+    "mnist5k": Task(
+        "MNIST-5k, ResNet-8, every system tuned",
+        {**_MNIST, "model": "resnet8", "epochs": 12},
+        {**PAPER, **VARIANTS, **PRESETS},
+        seeds=range(10),
+        trials=16,
+    ),
+    "mnist5k-vgg": Task(
+        "MNIST-5k, VGG-8 with and without norms, every system tuned",
+        {**_MNIST, "epochs": 12},
+        VGG,
+        seeds=range(5),
+        trials=12,
+    ),
+    "cifar10": Task(
+        "CIFAR-10 (10,000 training images), ResNet-8, every system tuned",
+        {
+            "dataset": "cifar10",
+            "train_size": 10000,
+            "model": "resnet8",
+            "epochs": 12,
+            "batch_size": 64,
+            "schedule": "cosine",
+        },
+        {**PAPER, **VARIANTS, **PRESETS},
+        seeds=range(5),
+        trials=12,
+        validation_size=2000,
+    ),
+}
+
+
+def slug(label: str) -> str:
+    """Make a folder's name of a label."""
+    return "-".join("".join(c if c.isalnum() else " " for c in label.lower()).split())
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Write options as the command line has them."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+
+
+def tune(task: Task, label: str, out: Path, place: Sequence[str], workers: int) -> dict[str, Any]:
+    """Tune one system, and return its options with what was found."""
+    system = task.systems[label]
+    words = ["tune", *flags({**task.options, **system.options}), *place]
+    words += [f"--optimizers={system.optimizer}", f"--trials={task.trials}", f"--out={out}"]
+    words += [f"--parallel={workers}", "--threads=1"]
+    if task.validation_size is not None:
+        words.append(f"--validation-size={task.validation_size}")
+    if system.tunes_tau:
+        words.append(f"--space={system.optimizer}.{TAU}")
+    print("sgdph", *words, flush=True)
+    code = cli.main(words)
+    if code:
+        raise SystemExit(code)
+    found = read_settings(out / "best.yaml")[system.optimizer]
+    return {"label": label, "optimizer": system.optimizer, **system.options, **found}
+
+
+def recipe(task: Task, cells: Sequence[Mapping[str, Any]], command: str) -> str:
+    """Write the recipe of the comparison."""
+    scale = {
+        "description": f"Each system's settings are the best of {task.trials} trials on held-out "
+        "training images.",
+        "time": "hours on 2 CPU cores; --dry-run tells",
+        "seeds": list(task.seeds),
+        "options": dict(task.options),
+        "axes": [[dict(cell) for cell in cells]],
+    }
+    return yaml.safe_dump(
+        {
+            "format": FORMAT,
+            "title": task.title,
+            "paper": f"Not one of the paper's tables: its comparison, tuned here by {command}",
+            "layout": {"rows": ["system"], "columns": ["dataset"]},
+            "scales": {"cpu": scale},
+        },
+        sort_keys=False,
+        allow_unicode=True,
+    )
+
+
+def main() -> int:
+    """Tune, write the recipe, train."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--out", type=Path, help=f"default: {OUT}/TASK")
+    parser.add_argument("--data-dir", help="for cifar10")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--systems", help="labels, separated by semicolons; all unless given")
+    given = parser.parse_args()
+    task, out = TASKS[given.task], given.out or OUT / given.task
+    labels = given.systems.split(";") if given.systems else list(task.systems)
+    place = [f"--data-dir={given.data_dir}"] if given.data_dir else []
+    cells = [tune(task, x, out / "tuning" / slug(x), place, given.workers) for x in labels]
+    path = out / "recipe.yaml"
+    write_text(path, recipe(task, cells, f"`python benchmarks/evidence.py {given.task}`"))
+    words = ["reproduce", str(path), "--scale=cpu", f"--out={out / 'runs'}", "--threads=1"]
+    return cli.main([*words, *place, f"--workers={given.workers}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
