@@ -113,8 +113,8 @@ TASKS = {
         "MNIST-5k, ResNet-8, every system tuned",
         {**_MNIST, "model": "resnet8", "epochs": 12},
         {**PAPER, **VARIANTS, **PRESETS},
-        seeds=range(10),
-        trials=16,
+        seeds=range(5),
+        trials=12,
     ),
     "mnist5k-vgg": Task(
         "MNIST-5k, VGG-8 with and without norms, every system tuned",
