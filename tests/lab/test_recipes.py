@@ -137,7 +137,7 @@ def test_settings_of_a_file_go_before_the_recipes_but_not_before_a_cells_own() -
     found = make_plan(load_recipe("table1"), "cpu", {}, None, tuned).cells.values()
     assert {each.lr for each in found if each.optimizer == "sgdph"} == {0.5}
     assert {each.lr for each in found if each.optimizer == "sgdm"} == {0.75}
-    assert {each.weight_decay for each in found if each.optimizer == "sgdm"} == {5e-4}
+    assert {each.weight_decay for each in found if each.optimizer == "sgdm"} == {2.05e-4}
     grid = make_plan(load_recipe("table5"), "cpu", {}, None, tuned).cells.values()
     assert [each.lr for each in grid] == [each.lr for each in cells("table5")]
 
