@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def _worker(rank: int, jobs: Mapping[str, Job], ranks: int, folder: str) -> None
         torch.save({name: job(rank) for name, job in jobs.items()}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
+    # A thread of gloo's that lets go of the last message while Python ends aborts the process.
+    os._exit(0)
 
 
 def on_ranks(jobs: Mapping[str, Job], ranks: int, folder: Path) -> list[dict[str, Any]]:

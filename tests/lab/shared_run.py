@@ -19,7 +19,7 @@ from rich.console import Console
 from sgdph.lab import cli, training
 from sgdph.lab.config import LabError
 from sgdph.lab.data import load_dataset
-from sgdph.lab.distributed import Team, joined
+from sgdph.lab.distributed import Team, joined, leave
 from sgdph.lab.progress import LineReporter
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import prepare
@@ -73,3 +73,4 @@ if __name__ == "__main__":
     if sys.argv[3:]:
         assert cli.main(sys.argv[3:]) == 0
     main(Path(sys.argv[1]), sys.argv[2])
+    leave(0)

@@ -64,6 +64,17 @@ def test_joining_again_finds_nothing_of_the_time_before(monkeypatch: pytest.Monk
     assert not second.check(["address"])
 
 
+def test_one_of_several_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo's threads abort a process that gives Python the time to end."""
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    assert (distributed.leave(1), left) == (1, [])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.leave(3)
+    assert left == [3]
+
+
 @pytest.mark.xdist_group("torchrun")
 def test_two_processes_make_the_run_that_one_makes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -18,6 +18,7 @@ def main() -> int:
         return 0
     try:
         from sgdph.lab import cli
+        from sgdph.lab.distributed import leave
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == "sgdph":
             raise
@@ -27,7 +28,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    return cli.main()
+    return leave(cli.main())
 
 
 if __name__ == "__main__":

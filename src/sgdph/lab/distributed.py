@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,3 +187,17 @@ def joined() -> Iterator[Team]:
     yield Team(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
     # Not after an error: the others may be gone, and leaving in order would wait for them.
     dist.destroy_process_group()
+
+
+def leave(code: int) -> int:
+    """End this process at once where it is one of several; hand the exit code back otherwise.
+
+    One of gloo's threads may still hold the last message. If it lets go of it while Python is
+    taking itself apart, the process aborts ("terminate called without an active exception"), and
+    ``torchrun`` calls a finished run a failure. So Python is not given the time to.
+    """
+    if processes() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
