@@ -17,6 +17,7 @@ import sgdph
 
 Found = dict[str, Tensor]
 Job = Callable[[int], Any]
+Results = list[dict[Any, Any]]
 
 
 def network() -> nn.Module:
@@ -77,7 +78,7 @@ def assert_near(found: Found, expected: Found, tolerance: float = 1e-10) -> None
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance)
 
 
-def _worker(rank: int, jobs: Mapping[str, Job], ranks: int, folder: str) -> None:
+def _worker(rank: int, jobs: Mapping[Any, Job], ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     # Where ranks wait for one another in vain, a test should fail and not hang.
@@ -93,10 +94,15 @@ def _worker(rank: int, jobs: Mapping[str, Job], ranks: int, folder: str) -> None
     os._exit(0)
 
 
-def on_ranks(jobs: Mapping[str, Job], ranks: int, folder: Path) -> list[dict[str, Any]]:
+def on_ranks(jobs: Mapping[Any, Job], ranks: int, folder: Path) -> Results:
     """Run all jobs on every rank, one after the other, and return each rank's results by job.
 
     One start for all of them: starting processes costs more than what they do.
     """
     mp.spawn(_worker, (jobs, ranks, str(folder)), nprocs=ranks)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+
+
+def of(results: Results, job: str) -> list[Any]:
+    """What every rank found by one job."""
+    return [found[job] for found in results]

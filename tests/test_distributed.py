@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import WAYS, Found, Job, assert_near, assert_same_bits, loss_on, network, on_ranks
+from ranks import (
+    WAYS,
+    Found,
+    Job,
+    Results,
+    assert_near,
+    assert_same_bits,
+    loss_on,
+    network,
+    on_ranks,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +33,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hutchinson": {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99},
     "exact": {"estimator": "exact", "refresh": "all", "hessian_interval": 2},
 }
-Results = list[dict[str, Found]]
 
 
 def average_gradients(model: nn.Module) -> None:

@@ -13,11 +13,13 @@ from ranks import (
     WAYS,
     Found,
     Job,
+    Results,
     assert_near,
     assert_same_bits,
     everything,
     loss_on,
     network,
+    of,
     on_ranks,
 )
 from torch import Tensor, nn
@@ -245,11 +247,6 @@ JOBS: dict[str, Job] = {
         for kind in FIRST_ORDER
     },
 }
-Results = list[dict[str, Any]]
-
-
-def of(results: Results, job: str) -> list[Any]:
-    return [found[job] for found in results]
 
 
 @pytest.fixture(scope="module")

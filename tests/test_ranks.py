@@ -15,11 +15,13 @@ from ranks import (
     WAYS,
     Found,
     Job,
+    Results,
     assert_near,
     assert_same_bits,
     everything,
     loss_on,
     network,
+    of,
     on_ranks,
     rank_batch,
 )
@@ -429,11 +431,6 @@ JOBS: dict[str, Job] = {
     "autocast": autocast,
     "resumed": resumed,
 }
-Results = list[dict[str, Any]]
-
-
-def of(results: Results, job: str) -> list[Any]:
-    return [found[job] for found in results]
 
 
 @pytest.fixture(scope="module")

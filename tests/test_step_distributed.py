@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from property_nets import Case, build
 from property_oracle import (
     WAYS,
@@ -19,6 +17,7 @@ from property_oracle import (
     optimizer_of,
     signed_curvature,
 )
+from ranks import on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -118,24 +117,11 @@ def in_one_process(setup: str, k: int) -> Record:
     return found
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
-    try:
-        torch.save({run: on_a_rank(rank, *run) for run in RUNS}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-    # A thread of gloo's that lets go of the last message while Python ends aborts the process.
-    os._exit(0)
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Record]]:
     """Everything that both ranks found: starting them costs more than all they do."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_worker, (str(folder),), nprocs=RANKS)  # type: ignore[no-untyped-call]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    jobs = {run: functools.partial(on_a_rank, setup=run[0], way=run[1], k=run[2]) for run in RUNS}
+    return on_ranks(jobs, RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.xdist_group("step_distributed")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from small import assert_same_bits, bn_net
 from torch import nn
@@ -32,13 +31,8 @@ from sgdph.integrations.accelerate import backward
 pytestmark = [
     pytest.mark.xdist_group("accelerate"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("no_accelerate_state"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _no_state_left() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 class Run:

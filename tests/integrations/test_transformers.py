@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from small import assert_same_bits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -30,6 +29,7 @@ from sgdph.integrations.transformers import PartialHessianMixin, PartialHessianT
 pytestmark = [
     pytest.mark.xdist_group("transformers"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("no_accelerate_state"),
 ]
 
 LENGTH = 16
@@ -40,12 +40,6 @@ ROWS = [
     {"input_ids": row, "labels": row.masked_fill(UNPREDICTED, -100)}
     for row in TEXT.view(-1, LENGTH)
 ]
-
-
-@pytest.fixture(autouse=True)
-def _no_state_left() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def gpt2(seed: int = 0, attention: str = "eager") -> GPT2LMHeadModel:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from sgdph.integrations.wrapped import wrapped_sgdph
+from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
 
 
 def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments: Any) -> None:
@@ -58,10 +58,4 @@ def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> No
             "the backward and the parameters. Use plain DDP (distributed_type MULTI_GPU or "
             "MULTI_CPU)"
         )
-    steps = float(accelerator.gradient_accumulation_steps)
-    if accelerator.scaler is None:
-        sgdph.update_hessian(loss, loss_scale=steps)
-    elif sgdph.hessian_due:
-        # Scaled as its gradient is, because what underflows in half precision there does so here.
-        scaler = accelerator.scaler
-        sgdph.update_hessian(scaler.scale(loss), loss_scale=steps * scaler.get_scale())
+    take_scaled(sgdph, loss, accelerator.scaler, float(accelerator.gradient_accumulation_steps))

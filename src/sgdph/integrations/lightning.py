@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgdph.differentiability import graph_nodes
 from sgdph.integrations.ahead import ahead_of
-from sgdph.integrations.wrapped import wrapped_sgdph
+from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
 from sgdph.nodes import is_leaf
 from sgdph.optimizer import SGDPH
 
@@ -83,11 +83,7 @@ def fabric_backward(fabric: Any, optimizer: Any, loss: Tensor, **arguments: Any)
     sgdph, precision = wrapped_sgdph(optimizer), fabric.strategy.precision
 
     def take(loss: Tensor) -> None:
-        if not sgdph.hessian_due:
-            return
-        scaler = getattr(precision, "scaler", None)
-        scaled = loss if scaler is None else scaler.scale(loss)
-        sgdph.update_hessian(scaled, loss_scale=_scale(precision))
+        take_scaled(sgdph, loss, getattr(precision, "scaler", None))
 
     with ahead_of(fabric.strategy, "backward", take):
         fabric.backward(loss, **arguments)

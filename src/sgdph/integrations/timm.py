@@ -16,7 +16,7 @@ from timm.utils import NativeScaler
 from torch import Tensor, nn
 
 from sgdph.channelwise import param_groups
-from sgdph.integrations.wrapped import wrapped_sgdph
+from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
 from sgdph.optimizer import SGDPH
 
 
@@ -105,10 +105,7 @@ class PartialHessianScaler(NativeScaler):
             create_graph: Not needed, and not followed: the script sets it for any second order.
             need_update: See ``NativeScaler``.
         """
-        sgdph = wrapped_sgdph(optimizer)
-        if sgdph.hessian_due:
-            scale = self._scaler.get_scale()
-            sgdph.update_hessian(self._scaler.scale(loss), loss_scale=scale)
+        take_scaled(wrapped_sgdph(optimizer), loss, self._scaler)
         super().__call__(
             loss,
             optimizer,

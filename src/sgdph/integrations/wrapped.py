@@ -1,6 +1,10 @@
-"""The optimizer inside a framework's wrapper."""
+"""The optimizer inside a framework's wrapper, and the loss as its scaler hands it on."""
 
 from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
 
 from sgdph.optimizer import SGDPH
 
@@ -26,3 +30,24 @@ def wrapped_sgdph(optimizer: object) -> SGDPH:
             + ": only SGDPH takes a partial Hessian"
         )
     return inner
+
+
+def take_scaled(sgdph: SGDPH, loss: Tensor, scaler: Any, times: float = 1.0) -> None:
+    """Take the partial Hessian where one is due, of a loss that a scaler is yet to scale.
+
+    It is scaled as its gradient will be, because what underflows in half precision there does so
+    here.
+
+    Args:
+        sgdph: The optimizer.
+        loss: The loss, not scaled.
+        scaler: A ``torch.amp.GradScaler``; ``None`` where nothing scales.
+        times: What the loss is too large by besides.
+
+    Raises:
+        RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
+    """
+    if scaler is None:
+        sgdph.update_hessian(loss, loss_scale=times)
+    elif sgdph.hessian_due:
+        sgdph.update_hessian(scaler.scale(loss), loss_scale=times * scaler.get_scale())

@@ -1,0 +1,12 @@
+"""What tests of several frameworks share."""
+
+import pytest
+
+
+@pytest.fixture
+def no_accelerate_state() -> None:
+    """Accelerate, and Trainer upon it, keep one state for the whole process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
