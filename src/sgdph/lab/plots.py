@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,13 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def title_figure(figure: Figure, title: str) -> None:
+    """Put a title above a figure, on as many lines as its width asks for."""
+    # A bold letter of this size takes about a tenth of an inch.
+    lines = textwrap.fill(title, int(9 * figure.get_figwidth()))
+    figure.suptitle(lines, fontsize="large", fontweight="bold")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

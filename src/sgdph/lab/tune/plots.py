@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdph.lab.plots import COLOURS, DASHES, MARKERS, new_figure, save_figure
+from sgdph.lab.plots import COLOURS, DASHES, MARKERS, new_figure, save_figure, title_figure
 from sgdph.lab.tune.outcome import Search, TrialRecord
 from sgdph.lab.tune.space import Range
 
@@ -72,7 +72,7 @@ def draw_sensitivity(searches: Sequence[Search], path: Path, title: str) -> None
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
     )
-    figure.suptitle(title, fontsize="large", fontweight="bold")
+    title_figure(figure, title)
     save_figure(figure, path)
 
 
@@ -206,5 +206,5 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
         axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     by_trial.legend(frameon=False, loc="lower right")
-    figure.suptitle(title, fontsize="large", fontweight="bold")
+    title_figure(figure, title)
     save_figure(figure, path)
