@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -131,14 +132,16 @@ class SweepDirectory(RecordDirectory):
         write_text(self.path / SWEEP, text)
 
     def agreed(self, plan: Plan, place: Mapping[str, Any]) -> Plan:
-        """Return the sweep that is there, or where none is, the one that is asked for.
+        """Return what is asked for, each cell that is there already as it was recorded.
+
+        A sweep may grow, by cells and by seeds: nothing that was trained is lost by it.
 
         Args:
             plan: What is asked for.
             place: Where it is to be computed now; what is not said here is as at the beginning.
 
         Raises:
-            LabError: If another sweep, or something else, lies in the directory.
+            LabError: If another sweep, a larger one, or something else, lies in the directory.
         """
         if self.path.exists() and not self.path.is_dir():
             raise LabError(f"{self.path} is a file; --out must name a directory")
@@ -155,10 +158,10 @@ class SweepDirectory(RecordDirectory):
             raise LabError(
                 f"what is asked for disagrees with the sweep that lies in {self.path}:\n  "
                 + "\n  ".join(problems)
-                + "\nask for the same to carry it on, name another --out, or delete it with "
-                "--overwrite"
+                + "\nask for the same, or for more cells or seeds, to carry it on; name another "
+                "--out, or delete it with --overwrite"
             )
-        return saved.placed(place)
+        return dataclasses.replace(plan, cells={**plan.cells, **saved.placed(place).cells})
 
     def join(self, plan: Plan, place: Mapping[str, Any]) -> None:
         """Record the sweep, or take part in the one that another process recorded just now.
@@ -171,9 +174,10 @@ class SweepDirectory(RecordDirectory):
             LabError: As :meth:`agreed`.
         """
         with self.alone():
-            self.agreed(plan, place)
-            if not (self.path / SWEEP).exists():
-                self.write(plan)
+            agreed = self.agreed(plan, place)
+            # Where it was computed first stays on record.
+            if not (self.path / SWEEP).exists() or sweep_growth(agreed, self.read()):
+                self.write(agreed)
 
 
 def _cell(config: RunConfig) -> dict[str, Any]:
@@ -181,21 +185,36 @@ def _cell(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ("format", "seed")}
 
 
+def sweep_growth(asked: Plan, saved: Plan) -> list[str]:
+    """List what a sweep that is asked for has more than a saved one: cells, seeds."""
+    cells = [name for name in asked.cells if name not in saved.cells]
+    return cells + [f"seed {seed}" for seed in asked.seeds if seed not in saved.seeds]
+
+
 def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
-    """List where a sweep that is asked for disagrees with a saved one, place excepted."""
+    """List where a sweep that is asked for disagrees with a saved one, place and growth excepted."""
     problems = [
-        f"{name}: the sweep has {getattr(saved, name)!r}, asked for is {getattr(asked, name)!r}"
-        for name in ("recipe", "scale", "overrides", "seeds")
-        if getattr(saved, name) != getattr(asked, name)
+        f"{name}: the sweep has {old!r}, asked for is {new!r}"
+        for name, old, new in (
+            ("recipe", saved.recipe, asked.recipe),
+            ("scale", saved.scale, asked.scale),
+            ("overrides", _without_seeds(saved), _without_seeds(asked)),
+        )
+        if old != new
     ]
+    if not set(saved.seeds) <= set(asked.seeds):
+        problems.append(f"seeds: the sweep has {saved.seeds!r}, asked for is {asked.seeds!r}")
     if problems:
         return problems
     # The same words, and still other runs: the recipe itself has changed since.
-    for name in dict.fromkeys([*saved.cells, *asked.cells]):
-        if name not in saved.cells or name not in asked.cells:
-            who = "asked for" if name in asked.cells else "in the sweep"
-            problems.append(f"cell {name}: only {who}")
+    for name, config in saved.cells.items():
+        if name not in asked.cells:
+            problems.append(f"cell {name}: only in the sweep")
             continue
-        found = differences(vars(asked.cells[name]), saved.cells[name])
+        found = differences(vars(asked.cells[name]), config)
         problems += [f"cell {name}: {line}" for line in found]
     return problems
+
+
+def _without_seeds(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in plan.overrides.items() if name != "seeds"}
