@@ -1,6 +1,6 @@
 """A tiny GPT-2, from random weights, under Hugging Face's Trainer, on text that comes with Python.
 
-pip install 'sgdph[transformers]'
+pip install '.[transformers]'
 python examples/transformers_text.py
 """
 
