@@ -45,7 +45,7 @@ def main() -> None:
         nn.Linear(width, 2),
     )
     replica = DistributedDataParallel(model)
-    # Behind layer norm the row sum of a bias is zero; Hutchinson's estimate is not.
+    # The row sum of a bias that layer norm follows is zero; Hutchinson's estimate is not.
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.2, estimator="hutchinson")
     data = two_moons(1024)
     sampler: DistributedSampler[tuple[Tensor, Tensor]] = DistributedSampler(data)
