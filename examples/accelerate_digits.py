@@ -1,6 +1,6 @@
 """An Accelerate loop with gradient accumulation and clipping, on scikit-learn's digits.
 
-pip install 'sgdph[accelerate]' scikit-learn
+pip install '.[accelerate]' scikit-learn
 python examples/accelerate_digits.py
 accelerate launch --cpu --num_processes 2 examples/accelerate_digits.py
 """

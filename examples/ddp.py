@@ -1,5 +1,6 @@
 """Train with SGDPH in several processes.
 
+    pip install .
     torchrun --standalone --nproc-per-node 2 examples/ddp.py
 
 Each process has its share of the batches; two lines differ from a loop in one process: the wrapper
@@ -44,7 +45,8 @@ def main() -> None:
         nn.Linear(width, 2),
     )
     replica = DistributedDataParallel(model)
-    optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.2)
+    # The row sum of a bias that layer norm follows is zero; Hutchinson's estimate is not.
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.2, estimator="hutchinson")
     data = two_moons(1024)
     sampler: DistributedSampler[tuple[Tensor, Tensor]] = DistributedSampler(data)
     loader = DataLoader(data, batch_size=32, sampler=sampler)

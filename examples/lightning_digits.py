@@ -1,6 +1,6 @@
 """A Lightning module that knows nothing of SGD-PH, on scikit-learn's digits.
 
-pip install 'sgdph[lightning]' scikit-learn
+pip install '.[lightning]' scikit-learn
 python examples/lightning_digits.py
 """
 

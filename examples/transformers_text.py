@@ -1,6 +1,6 @@
 """A tiny GPT-2, from random weights, under Hugging Face's Trainer, on text that comes with Python.
 
-pip install 'sgdph[transformers]'
+pip install '.[transformers]'
 python examples/transformers_text.py
 """
 
@@ -43,7 +43,7 @@ def main(steps: int = 200) -> float:
         attn_implementation="eager",  # fused attention has no second derivative
     )
     model = GPT2LMHeadModel(config)
-    # Behind layer norm the row sum of a residual bias is zero; Hutchinson's estimate is not.
+    # The row sum of a bias that layer norm follows is zero; Hutchinson's estimate is not.
     groups = sgdph.param_groups(model, weight_decay=1e-4, channelwise_weight_decay=0.0)
     optimizer = sgdph.SGDPH(groups, lr=0.2, estimator="hutchinson")
     with tempfile.TemporaryDirectory() as directory:

@@ -53,8 +53,8 @@ class SGDPH(Optimizer):
     The curvature is *not* the diagonal of the Hessian by default: the paper's ``row_sum`` equals it
     only if the block is diagonal, which it is not. ``hutchinson`` estimates the diagonal without
     bias, ``exact`` computes it at one product per channel. Where adding one number to all channels
-    changes nothing, as for biases of a residual stream behind layer norm, the row sum is zero and
-    the multiplier sits at τ/ε: take ``hutchinson`` there.
+    changes nothing, as for a bias that layer norm follows, the row sum is zero and the multiplier
+    sits at τ/ε: take ``hutchinson`` there.
 
     Args:
         params: Tensors, ``(name, tensor)`` pairs, or group dicts.

@@ -26,7 +26,7 @@ forms with batch norm and with weight norm are of one size.
 
 Others: ``resnet8-gn`` (group norm of 8 groups), ``resnet8-in`` (instance norm with scale and
 shift), ``resnet8-ln`` (layer norm over channels and pixels, but scale and shift per channel), all
-of 75,290 parameters; ``transformer`` (:mod:`sgdph.lab.transformer`) for text, 24,544 at 96
+of 75,290 parameters; ``transformer`` (:mod:`sgdph.lab.transformer`) for text, 25,440 at 96
 characters; ``torchvision:NAME`` and ``timm:NAME`` (:mod:`sgdph.lab.external`).
 
 ``-wn`` networks have weight-normalised convolutions and a plain linear layer: the paper speaks of

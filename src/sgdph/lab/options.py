@@ -67,7 +67,7 @@ _OWN = "the optimizer's own"
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """The options that both commands have."""
+    """The options that the commands which train have in common."""
 
     out: Annotated[Path | None, shown("a name made of the options, in runs/", "DIR")] = None
     """Directory for what is measured."""

@@ -26,7 +26,8 @@ class CostOptions:
     """Delete what an earlier measurement left in --out, and nothing else, and start anew."""
 
     model: Annotated[str | None, shown("resnet18", "TEXT")] = None
-    """Networks, separated by commas: those of train, torchvision:NAME, encoder12."""
+    """Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among them, and
+    encoder12."""
     batch_size: Annotated[str | None, shown("16", "TEXT")] = None
     """Batch sizes, separated by commas; each pair of network and size is measured."""
     systems: Annotated[str | None, shown("all", "TEXT")] = None

@@ -21,8 +21,9 @@ class InspectOptions(RunOptions):
 
     run: Annotated[Path | None, shown("train one, in --out/run", "DIR")] = None
     """Directory of a run of sgdph train: its kept checkpoints and its last one are inspected."""
-    checkpoints: Annotated[str | None, shown("start, quarter, half, end; or all", "TEXT")] = None
-    """Epochs whose checkpoints are inspected, like 0,3,12. 0 alone trains nothing."""
+    checkpoints: Annotated[str | None, shown("start, quarter, half, end", "TEXT")] = None
+    """Epochs whose checkpoints are inspected, like 0,3,12; left out with --run, all that the run
+    has. 0 alone trains nothing."""
     batches: Annotated[int | None, shown("8", "N")] = None
     """Training batches that the estimates are made of; as many others make the reference."""
     budget: Annotated[float | None, shown("300", "SECONDS")] = None
