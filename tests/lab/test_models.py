@@ -48,6 +48,7 @@ FORMS = {
     "resnet50": (23_447_232, 26_560, 20_490),
     "vgg11": (9_217_728, 2_752, 5_130),
     "vgg19": (20_018_880, 5_504, 5_130),
+    "vgg19-narrow": (312_984, 688, 650),
 }
 
 
@@ -112,6 +113,7 @@ def test_without_norms_signal_and_gradients_neither_explode_nor_vanish(
         ("vgg11", 9),
         ("vgg19", 17),
         ("vgg19-wn", 17),
+        ("vgg19-narrow", 17),
         ("resnet8-wn", 8),
     ],
 )

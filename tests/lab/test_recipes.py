@@ -64,8 +64,8 @@ def test_every_scale_resolves_and_says_its_time(name: str, scale: str) -> None:
         return
     assert plan(name, scale).runs()
     systems = {(each.optimizer, each.label) for each in cells(name, scale)}
-    # Table 5's grid at scale cpu has SGDM's beside it, to tell what is SGD-PH's own.
-    more = {("sgdm", None)} if (name, scale) == ("table5", "cpu") else set()
+    # These have SGDM beside SGD-PH at scale cpu, to tell what is SGD-PH's own.
+    more = {("sgdm", None)} if name in ("table5", "table8") and scale == "cpu" else set()
     assert systems == {(each.optimizer, each.label) for each in cells(name)} | more
 
 

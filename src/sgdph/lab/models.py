@@ -23,6 +23,7 @@ forms with batch norm and with weight norm are of one size.
 | ``vgg8``: :mod:`sgdph.lab.vgg`, a convolution a stage, a quarter as wide | 246,682 | 246,314 |
 | ``vgg11``: :mod:`sgdph.lab.vgg` | 9,228,362 | 9,225,610 |
 | ``vgg19`` | 20,035,018 | 20,029,514 |
+| ``vgg19-narrow``: an eighth as wide | 315,010 | 314,322 |
 
 Others: ``resnet8-gn`` (group norm of 8 groups), ``resnet8-in`` (instance norm with scale and
 shift), ``resnet8-ln`` (layer norm over channels and pixels, but scale and shift per channel), all
@@ -101,6 +102,7 @@ _VGGS: Mapping[str, Make] = {
     "vgg8": partial(VGG, convolutions=(1, 1, 1, 1, 1), widths=(16, 32, 64, 128, 128)),
     "vgg11": partial(VGG, convolutions=(1, 1, 2, 2, 2)),
     "vgg19": partial(VGG, convolutions=(2, 2, 4, 4, 4)),
+    "vgg19-narrow": partial(VGG, convolutions=(2, 2, 4, 4, 4), widths=(8, 16, 32, 64, 64)),
 }
 
 _NETWORKS: dict[str, Make] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 RESNETS = ("resnet8", "resnet20", "resnet56", "resnet18", "resnet50")
-VGGS = ("vgg8", "vgg11", "vgg19")
+VGGS = ("vgg8", "vgg11", "vgg19", "vgg19-narrow")
 # With batch norm, without any norm, and without but weight-normalised.
 FORMS = ("-bn", "-plain", "-wn")
 OTHERS = ("resnet8-gn", "resnet8-in", "resnet8-ln", "transformer")

@@ -192,7 +192,7 @@ def sweep_growth(asked: Plan, saved: Plan) -> list[str]:
 
 
 def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
-    """List where a sweep that is asked for disagrees with a saved one, place and growth excepted."""
+    """List where a sweep that is asked for disagrees with a saved one, but for place and growth."""
     problems = [
         f"{name}: the sweep has {old!r}, asked for is {new!r}"
         for name, old, new in (
