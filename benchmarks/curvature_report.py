@@ -18,6 +18,7 @@ LABELS = {
     "sgdm": "SGDM",
     "row-sum": "SGD-PH, row sum (the paper)",
     "hutchinson": "SGD-PH, Hutchinson",
+    "hutchinson-every-10": "SGD-PH, Hutchinson, interval 10",
     "hutchinson-all": "SGD-PH, Hutchinson, all at once",
     "exact": "SGD-PH, exact diagonal (lr, wd not tuned)",
     "mean": "control: mean multiplier",

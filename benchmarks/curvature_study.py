@@ -48,6 +48,11 @@ SYSTEMS: Mapping[str, Mapping[str, Any]] = {
     "fixed-1": {"optimizer": "sgdph-fixed1"},
     "fixed-10": {"optimizer": "sgdph-fixed10"},
     "hutchinson": {"optimizer": "sgdph", "estimator": "hutchinson"},
+    "hutchinson-every-10": {
+        "optimizer": "sgdph",
+        "estimator": "hutchinson",
+        "hessian_interval": 10,
+    },
     "hutchinson-all": {
         "optimizer": "sgdph",
         "estimator": "hutchinson",
