@@ -11,10 +11,9 @@ import contextlib
 import json
 import os
 import socket
-import warnings
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from sgdph.lab.config import LabError
 
@@ -39,7 +38,13 @@ class Claim:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
+        self._lock = FileLock(
+            path / LOCK,
+            timeout=0,
+            thread_local=False,
+            # Where there are no locks it would take a mere file, which outlives a kill.
+            fallback_to_soft=False,
+        )
 
     @property
     def held(self) -> bool:
@@ -50,10 +55,7 @@ class Claim:
         first = not self.held
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with warnings.catch_warnings():
-                # filelock warns where it falls back to a mere file, which outlives a kill.
-                warnings.simplefilter("ignore")
-                self._lock.acquire()
+            self._lock.acquire()
         except Timeout as error:
             raise Claimed(
                 f"{self.path} is being trained by another process ({self._holder()}); wait for it, "
@@ -61,15 +63,10 @@ class Claim:
             ) from error
         except (OSError, NotImplementedError) as error:
             raise LabError(
-                f"{self.path / LOCK} cannot be locked ({error}); name an --out in a directory that "
-                "can be written to, on a file system with locks"
+                f"{self.path / LOCK} cannot be locked ({error}), so nothing would keep two "
+                "processes from training one run; name an --out in a directory that can be written "
+                "to, on a file system with locks"
             ) from error
-        if isinstance(self._lock, SoftFileLock):
-            self._lock.release()
-            raise LabError(
-                f"the file system of {self.path} has no locks, so nothing would keep two processes "
-                "from training one run; name an --out on another file system"
-            )
         if first:
             self._sign()
 
