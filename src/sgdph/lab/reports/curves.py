@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sgdph.lab.plots import line_style, new_figure, save_figure
+from sgdph.lab.plots import line_style, new_figure, save_figure, title_figure, title_panel
 from sgdph.lab.records import Group, RunRecord
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, spread
@@ -103,12 +103,11 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
             _dress(axes, metric, over, grid.evaluated)
             what = {"accuracy": f"{grid.evaluated} accuracy", "loss": "training loss"}[metric]
             single = what[0].upper() + what[1:]
-            axes.set_title(single if count == 1 else textwrap.fill(heading.text, 34))
-            axes.title.set_fontsize("medium")
+            title_panel(axes, single if count == 1 else heading.text, width / wide)
     for axes in (*panels[count:half], *panels[half + count :]):
         axes.set_visible(False)
     _add_legend(figure, names, columns)
-    figure.suptitle(textwrap.fill(title, int(width * 10)), fontsize="medium", fontweight="bold")
+    title_figure(figure, title)
     save_figure(figure, path)
 
 
