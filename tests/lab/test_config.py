@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sgdph.lab.config import LabError, differences, from_yaml, to_yaml
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 
 from .conftest import tiny_config
 

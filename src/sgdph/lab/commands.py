@@ -21,11 +21,11 @@ from sgdph.lab.options import (
     TrainOptions,
     parse_optimizers,
     parse_seeds,
-    resolve,
 )
 from sgdph.lab.out import check_target, default_out, placed, report_interruption
 from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.reports.command import say_report
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import ENDED, RunDirectory
 from sgdph.lab.settings import read_settings
 from sgdph.lab.start import load_data, prepare

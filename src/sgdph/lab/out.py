@@ -13,8 +13,8 @@ from rich.console import Console
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.distributed import ALONE, Team
 from sgdph.lab.exit_codes import INTERRUPTED
-from sgdph.lab.options import defaults_for
 from sgdph.lab.progress import say
+from sgdph.lab.resolution import defaults_for
 from sgdph.lab.runs import RecordDirectory
 
 

@@ -22,9 +22,9 @@ from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differen
 from sgdph.lab.inspect.parameters import newton_parameters
 from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
 from sgdph.lab.inspect.tables import left_out_to_rich, summary_to_rich, to_rich
-from sgdph.lab.options import resolve
 from sgdph.lab.out import check_target, default_out, disagreement, placed, report_interruption
 from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import CONFIG, ENDED, RunDirectory, kept_checkpoint
 from sgdph.lab.start import PreparedRun, load_data, prepare
 from sgdph.lab.training import train_run

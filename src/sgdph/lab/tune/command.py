@@ -14,9 +14,10 @@ from sgdph.lab.config import PLACE_FIELDS, LabError
 from sgdph.lab.crew import check_workers, threads_each
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.exit_codes import INTERRUPTED, OK
-from sgdph.lab.options import DEFAULT_OPTIMIZERS, DEFAULTS, parse_optimizers
+from sgdph.lab.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.out import check_contradiction, default_out
 from sgdph.lab.progress import say
+from sgdph.lab.resolution import DEFAULTS
 from sgdph.lab.start import load_data, pick_device, prepare
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
