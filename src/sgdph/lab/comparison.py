@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sgdph.lab.baselines import BASELINES
-from sgdph.lab.config import with_lists, with_tuples
+from sgdph.lab.config_file import with_lists, with_tuples
 from sgdph.lab.files import write_text
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.report import REPORT_FILES

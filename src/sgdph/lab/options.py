@@ -25,8 +25,8 @@ from sgdph.lab.config import (
     RunConfig,
     ScheduleName,
     TrackerName,
-    as_pairs,
 )
+from sgdph.lab.config_file import as_pairs
 from sgdph.lab.network_names import PATTERNS, canonical
 from sgdph.lab.optimizer_args import parse_arguments
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, revived, with_lists
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
+from sgdph.lab.config_file import revived, with_lists
 from sgdph.lab.layout import SYSTEM, Layout, value_of
 from sgdph.lab.recipe import Options, Recipe, Scale
 from sgdph.lab.resolution import resolve

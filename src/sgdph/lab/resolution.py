@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sgdph.lab.baselines import BASELINES, SETTINGS, TUNED, arguments, check_name, flag, owners
-from sgdph.lab.config import LabError, RunConfig, Setting, as_pairs, revived
+from sgdph.lab.config import LabError, RunConfig, Setting
+from sgdph.lab.config_file import as_pairs, revived
 from sgdph.lab.optimizer_args import share_arguments
 
 DEFAULTS: Mapping[str, Any] = {

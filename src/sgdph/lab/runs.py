@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 import yaml
 
 from sgdph.lab.claims import LOCK, Claim
-from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
+from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.config_file import from_yaml, to_yaml
 from sgdph.lab.files import (
     append_line,
     read_json,

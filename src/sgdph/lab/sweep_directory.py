@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sgdph.lab.config import LabError, RunConfig, differences, from_mapping, to_yaml
+from sgdph.lab.config import LabError, RunConfig, differences
+from sgdph.lab.config_file import from_mapping, to_yaml
 from sgdph.lab.files import write_text
 from sgdph.lab.layout import layout_from
 from sgdph.lab.plan import Plan

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sgdph.lab.config import from_yaml, to_yaml
+from sgdph.lab.config_file import from_yaml, to_yaml
 from sgdph.lab.crew import Crew, read_order, threads_each, watch_parent
 from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.plan import PlannedRun

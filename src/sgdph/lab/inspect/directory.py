@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import LabError, from_mapping, with_tuples
+from sgdph.lab.config import LabError
+from sgdph.lab.config_file import from_mapping, with_tuples
 from sgdph.lab.files import write_atomically, write_json
 from sgdph.lab.inspect.figures import (
     ESTIMATE_FIELDS,

@@ -21,7 +21,8 @@ import yaml
 from filelock import BaseFileLock, FileLock
 
 from sgdph.lab.baselines import BASELINES, SETTINGS, flag, owners
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences, with_lists, with_tuples
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.config_file import with_lists, with_tuples
 from sgdph.lab.files import remove_files, write_text
 from sgdph.lab.optimizer_args import share_arguments
 from sgdph.lab.resolution import check_settings, resolve
