@@ -19,7 +19,7 @@ from sgdph.lab.files import write_text
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.report import REPORT_FILES
 from sgdph.lab.resolution import resolve_many
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 
 FORMAT = "sgdph-comparison-1"
 COMPARISON = "comparison.yaml"
@@ -57,7 +57,7 @@ class Comparison:
         )
 
 
-class ComparisonDirectory(RecordDirectory):
+class ComparisonDirectory(DirectoryOfRuns):
     """The directory of a comparison.
 
     Args:

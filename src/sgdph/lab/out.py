@@ -14,8 +14,8 @@ from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.distributed import ALONE, Team
 from sgdph.lab.exit_codes import INTERRUPTED
 from sgdph.lab.progress import say
+from sgdph.lab.record_directory import RecordDirectory
 from sgdph.lab.resolution import defaults_for
-from sgdph.lab.runs import RecordDirectory
 
 
 def default_out(given: Mapping[str, Any], name: str) -> Path:

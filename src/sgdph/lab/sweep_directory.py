@@ -24,7 +24,7 @@ from sgdph.lab.files import write_text
 from sgdph.lab.layout import layout_from
 from sgdph.lab.plan import Plan
 from sgdph.lab.report import REPORT_FILES
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 from sgdph.lab.sweep import LOGS
 
 FORMAT = "sgdph-sweep-1"
@@ -33,7 +33,7 @@ SWEEP, LOCK = "sweep.yaml", "sweep.lock"
 LOCK_TIMEOUT = 120.0
 
 
-class SweepDirectory(RecordDirectory):
+class SweepDirectory(DirectoryOfRuns):
     """The directory of a sweep.
 
     Args:

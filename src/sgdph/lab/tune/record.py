@@ -26,7 +26,7 @@ from sgdph.lab.config_file import with_lists, with_tuples
 from sgdph.lab.files import remove_files, write_text
 from sgdph.lab.optimizer_args import share_arguments
 from sgdph.lab.resolution import check_settings, resolve
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 from sgdph.lab.tune.space import Range, Space, complete, grid
 
 FORMAT = "sgdph-tuning-1"
@@ -191,7 +191,7 @@ def own_options(
     return own
 
 
-class TuneDirectory(RecordDirectory):
+class TuneDirectory(DirectoryOfRuns):
     """The directory of a tuning.
 
     Args:
