@@ -1,4 +1,4 @@
-"""A directory in which something is recorded: a run, or what runs or measurements belong to."""
+"""What the directories of all records share."""
 
 from __future__ import annotations
 
