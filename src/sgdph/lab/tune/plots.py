@@ -197,7 +197,7 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
         by_trial.plot([i + 1 for i, _ in known], [best for _, best in known], **style)
         by_seconds.plot([spent[i] for i, _ in known], [best for _, best in known], **style)
     by_trial.set(xlabel="trials", ylabel="best validation accuracy so far (%)")
-    by_trial.xaxis.get_major_locator().set_params(integer=True)
+    by_trial.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     by_seconds.set(xlabel="seconds of all trials, one after another")
     by_seconds.set_xlim(left=0)
     for axes in (by_trial, by_seconds):
