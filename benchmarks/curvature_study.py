@@ -32,7 +32,7 @@ from tune_small import FOLDS, Silent, fold
 from sgdph.lab.config import RunConfig
 from sgdph.lab.data import Dataset, TextDataset, load_dataset
 from sgdph.lab.environment import describe_environment
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import train_run

@@ -28,31 +28,16 @@ WORK = Path("runs/diagonality")
 SEEDS = (0, 1, 2)
 PHASES = ("start", "half", "end")
 
-_MNIST = ["--dataset", "mnist5k", "--epochs", "8", "--batch-size", "25", "--checkpoints", "0,4,8"]
-_CIFAR = [
-    "--dataset",
-    "cifar10",
-    "--train-size",
-    "4000",
-    "--epochs",
-    "6",
-    "--batch-size",
-    "50",
-    "--checkpoints",
-    "0,3,6",
-]
-_TEXT = [
-    "--dataset",
-    "pydoc",
-    "--train-size",
-    "1000",
-    "--epochs",
-    "10",
-    "--batch-size",
-    "25",
-    "--checkpoints",
-    "0,5,10",
-]
+
+def flags(**options: object) -> list[str]:
+    """Write options as the command line has them."""
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+    return [word for pair in pairs for word in pair]
+
+
+_MNIST = flags(dataset="mnist5k", epochs=8, batch_size=25, checkpoints="0,4,8")
+_CIFAR = flags(dataset="cifar10", train_size=4000, epochs=6, batch_size=50, checkpoints="0,3,6")
+_TEXT = flags(dataset="pydoc", train_size=1000, epochs=10, batch_size=25, checkpoints="0,5,10")
 # lr and weight decay are those that the row sum was tuned to in the training study.
 STUDIES: dict[str, list[str]] = {
     **{

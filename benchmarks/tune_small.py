@@ -20,7 +20,7 @@ import torch
 
 from sgdph.lab.data import Dataset, channel_statistics, load_dataset
 from sgdph.lab.environment import describe_environment
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import train_run

@@ -52,6 +52,18 @@ def test_the_core_s_imports_run_one_way() -> None:
     graphlib.TopologicalSorter(downwards).prepare()
 
 
+def test_the_laboratory_s_imports_run_one_way() -> None:
+    # Those inside functions as well: an import that must wait for its turn is an arrow upwards.
+    names = {
+        path: ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        for path in SOURCE.glob("lab/**/*.py")
+    }
+    files = {name.removesuffix(".__init__"): path for path, name in names.items()}
+    downwards = {name: imports_of(path) & files.keys() for name, path in files.items()}
+    assert downwards["sgdph.lab.training"]
+    graphlib.TopologicalSorter(downwards).prepare()
+
+
 def test_the_house_s_table_names_every_file_of_the_core() -> None:
     _, _, house = (SOURCE.parent.parent / "CONTRIBUTING.md").read_text().partition("## The house")
     rows = re.findall(r"^\| (`.*?`) \|", house, re.MULTILINE)

@@ -29,6 +29,9 @@ from sgdph.joining import CurvatureJoinHook, refuse_to_lead
 from sgdph.sharding import refuse_sharded, refuse_zero
 from sgdph.statistics import MultiplierStatistics
 
+# What the first-order and the Newton step have in common.
+_OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
+
 
 class SGDPH(Optimizer):
     """SGD with Partial Hessian (Sun, Yong & Zhang, 2024, arXiv:2403.02681).
@@ -446,6 +449,3 @@ class SGDPH(Optimizer):
 
     def _name(self, p: Tensor) -> str:
         return parameter_name(self.param_groups, p)
-
-
-_OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")

@@ -12,7 +12,7 @@ import torch
 from sgdph.lab import cli
 from sgdph.lab.config import RunConfig
 from sgdph.lab.data import Dataset, load_dataset
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import train_run

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdph.lab.data import load_dataset
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import train_run

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import yaml
 
-from sgdph.lab.config import LabError, differences, from_yaml, to_yaml
-from sgdph.lab.options import resolve
+from sgdph.lab.config import LabError, differences
+from sgdph.lab.config_file import from_yaml, to_yaml
+from sgdph.lab.resolution import resolve
 
 from .conftest import tiny_config
 

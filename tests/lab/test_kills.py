@@ -15,7 +15,7 @@ from sgdph.lab import cli
 from sgdph.lab.config import LabError
 from sgdph.lab.data import Dataset
 from sgdph.lab.files import PARTIAL_SUFFIX, WriteError
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, RunDirectory
 
 from . import killed_run

@@ -7,8 +7,9 @@ import sgdph
 from sgdph.lab.config import LabError, differences
 from sgdph.lab.encoder import HEADS, LAYERS, LENGTH, VOCABULARY, WIDTH, Encoder
 from sgdph.lab.models import build_model
-from sgdph.lab.options import RunOptions, resolve
+from sgdph.lab.options import RunOptions
 from sgdph.lab.resnet import BasicBlock, Bottleneck, PaddedShortcut, ResNet, no_norm
+from sgdph.lab.resolution import resolve
 
 from .conftest import same_bits
 

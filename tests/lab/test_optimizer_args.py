@@ -8,9 +8,11 @@ import yaml
 
 from sgdph.lab.baselines import BASELINES
 from sgdph.lab.cli import main
-from sgdph.lab.config import LabError, differences, from_yaml, to_yaml
+from sgdph.lab.config import LabError, differences
+from sgdph.lab.config_file import from_yaml, to_yaml
 from sgdph.lab.optimizer_args import parse_arguments, parse_value, share_arguments
-from sgdph.lab.options import TrainOptions, resolve, resolve_many
+from sgdph.lab.options import TrainOptions
+from sgdph.lab.resolution import resolve, resolve_many
 from sgdph.lab.runs import RunDirectory
 
 from .conftest import TINY

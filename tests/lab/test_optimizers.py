@@ -19,7 +19,7 @@ from sgdph.lab.data import Dataset
 from sgdph.lab.libraries import arguments_of
 from sgdph.lab.models import build_model
 from sgdph.lab.muon import split_for_muon
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.step import optimization_step
 

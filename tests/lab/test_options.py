@@ -6,14 +6,8 @@ import torch
 from sgdph.lab.baselines import BASELINES, build_optimizer
 from sgdph.lab.config import LabError
 from sgdph.lab.models import build_model
-from sgdph.lab.options import (
-    TrainOptions,
-    parse_optimizers,
-    parse_per_optimizer,
-    parse_seeds,
-    resolve,
-    resolve_many,
-)
+from sgdph.lab.options import TrainOptions, parse_optimizers, parse_seeds
+from sgdph.lab.resolution import parse_per_optimizer, resolve, resolve_many
 
 
 def test_unset_options_take_the_documented_defaults() -> None:

@@ -40,7 +40,7 @@ def runs_under(path: Path) -> list[str]:
         ("table5", ["--only=0.1538"], 1),
         ("table6", ["--model=resnet8", "--only=0.0001"], 1),
         ("table7", ["--only=0.99"], 1),
-        ("table8", ["--only=16,32"], 2),
+        ("table8", ["--only=16,32"], 4),
     ],
 )
 def test_the_smallest_form(

@@ -49,7 +49,7 @@ import torch
 from torch import nn
 
 from sgdph.lab.baseline import Baseline, adahessian, muon, sgdph
-from sgdph.lab.config import LabError, RunConfig, Setting, as_pairs
+from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.libraries import arguments_of, is_installed
 
 _OF_SGDPH: Mapping[str, Any] = {
@@ -208,70 +208,6 @@ def arguments(optimizer: str) -> tuple[str, ...]:
     baseline = BASELINES[optimizer]
     others = (name for name in arguments_of(baseline.constructor) if name not in SETTINGS)
     return (*baseline.defaults, *others)
-
-
-def resolve_settings(
-    optimizer: str,
-    dataset: str,
-    given: Mapping[str, Any],
-    given_arguments: Mapping[str, Setting] | None = None,
-) -> dict[str, Any]:
-    """Fill an optimizer's settings with its defaults.
-
-    Args:
-        optimizer: Its name.
-        dataset: The data set's name: some have defaults of their own.
-        given: Setting to value, only those that were given.
-        given_arguments: Any argument of its constructor to value, as ``--optimizer-args`` has them.
-
-    Returns:
-        Every setting that the optimizer has, to its value, and under ``optimizer_args`` the other
-        arguments that are set.
-
-    Raises:
-        LabError: If the name is unknown, a setting or an argument was given that the optimizer does
-            not have, or one twice.
-    """
-    check_name(optimizer)
-    baseline, known = BASELINES[optimizer], BASELINES[optimizer].defaults
-    for name in given:
-        if name not in known:
-            raise LabError(
-                f"{optimizer} has no setting {flag(name)} (got {given[name]!r}); "
-                f"{', '.join(owners(name)) or 'no optimizer'} has it, and {optimizer} has "
-                f"{', '.join(flag(own) for own in known)}"
-            )
-    further = dict(given_arguments or {})
-    if further:
-        _check_arguments(optimizer, further, given)
-    settings = {name: value for name, value in further.items() if name in known}
-    others = {name: value for name, value in further.items() if name not in known}
-    tuned = TUNED.get(dataset, {}).get(optimizer, {})
-    return {
-        **known,
-        **tuned,
-        **given,
-        **settings,
-        "optimizer_args": as_pairs({**baseline.arguments, **others}) or None,
-    }
-
-
-def _check_arguments(
-    optimizer: str, further: Mapping[str, Setting], given: Mapping[str, Any]
-) -> None:
-    """Raise LabError unless the optimizer takes all the arguments, and no option gives another."""
-    taken = arguments(optimizer)
-    for name, value in further.items():
-        if name not in taken:
-            raise LabError(
-                f"{optimizer} has no argument {name!r} (got {value!r} in --optimizer-args); it has "
-                f"{', '.join(taken)}"
-            )
-        if given.get(name, value) != value:
-            raise LabError(
-                f"{flag(name)} {given[name]} and --optimizer-args {name}={value} contradict each "
-                "other; give one of them"
-            )
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:

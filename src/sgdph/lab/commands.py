@@ -1,42 +1,37 @@
-"""What the commands do with their options, and what they say."""
+"""What ``sgdph train`` and ``sgdph compare`` do with their options, and what they say."""
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from rich.console import Console
 
 from sgdph.lab.comparison import Comparison, ComparisonDirectory
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.crew import check_workers
-from sgdph.lab.data import Dataset, load_dataset
-from sgdph.lab.distributed import ALONE, Team, joined
-from sgdph.lab.exit_codes import DIVERGED, FAILED, INTERRUPTED, OK
+from sgdph.lab.distributed import Team, joined
+from sgdph.lab.exit_codes import DIVERGED, OK
 from sgdph.lab.options import (
     DEFAULT_OPTIMIZERS,
     DEFAULT_SEEDS,
-    CommonOptions,
     CompareOptions,
     TrainOptions,
-    defaults_for,
     parse_optimizers,
     parse_seeds,
-    resolve,
 )
+from sgdph.lab.out import check_target, default_out, placed, report_interruption
 from sgdph.lab.progress import reporter_for, say
-from sgdph.lab.report import write_report
-from sgdph.lab.reports.command import show_report
-from sgdph.lab.runs import ENDED, RecordDirectory, RunDirectory
+from sgdph.lab.reports.command import say_report
+from sgdph.lab.resolution import resolve
+from sgdph.lab.runs import ENDED, RunDirectory
 from sgdph.lab.settings import read_settings
-from sgdph.lab.start import prepare
-from sgdph.lab.sweep import Progress, check_agreement, check_runs, failure_file
+from sgdph.lab.start import load_data, prepare
+from sgdph.lab.sweep import check_agreement, check_runs
 from sgdph.lab.training import describe_outcome, train_run
-from sgdph.lab.workers import train_all
+from sgdph.lab.workers import report_failures, train_all
 
 
 def train(options: TrainOptions, console: Console) -> int:
@@ -64,9 +59,9 @@ def _train(options: TrainOptions, team: Team, console: Console) -> int:
     try:
         if options.download:
             # The others find it there.
-            team.from_first(lambda: load(config, options).name)
+            team.from_first(lambda: load_data(config, download=options.download).name)
         with team.agreement():
-            prepared = prepare(config, load(config, options), team)
+            prepared = prepare(config, load_data(config, download=options.download), team)
         with ExitStack() as stack:
             with team.agreement():
                 if team.first:
@@ -126,14 +121,14 @@ def compare(options: CompareOptions, console: Console) -> int:
     if options.resume:
         check_agreement(directory.path, runs)
     try:
-        check_runs(runs, lambda config: load(config, options))
+        check_runs(runs, partial(load_data, download=options.download))
         if options.overwrite:
             directory.clear()
         directory.write(comparison)
         progress = train_all(
             directory.path,
             runs,
-            load_for,
+            load_data,
             console,
             workers=options.parallel,
         )
@@ -143,48 +138,6 @@ def compare(options: CompareOptions, console: Console) -> int:
         return report_failures(console, directory.path, progress)
     say_report(directory.path, console)
     return report_failures(console, directory.path, progress)
-
-
-def say_report(directory: Path, console: Console) -> None:
-    """Write the report of the runs under a directory, show its table and say where it all lies."""
-    show_report(write_report(directory), directory, console)
-    say(console, f"runs   {directory.resolve()}")
-
-
-def default_out(given: Mapping[str, Any], name: str) -> Path:
-    """Name the directory of what was not given one."""
-    values = {**defaults_for(given), **given}
-    return Path("runs") / ("{dataset}-{model}-" + name).format_map(values)
-
-
-class TargetOptions(Protocol):
-    """The options about what is there already."""
-
-    @property
-    def resume(self) -> bool:
-        """Carry it on."""
-
-    @property
-    def overwrite(self) -> bool:
-        """Delete it."""
-
-
-def check_contradiction(options: TargetOptions) -> None:
-    """Raise LabError if what is there is to be both carried on and deleted."""
-    if options.resume and options.overwrite:
-        raise LabError(
-            "--resume and --overwrite contradict each other: one carries on what is in --out, the "
-            "other deletes it; give one of them"
-        )
-
-
-def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
-    """Raise LabError if the directory may not be used in the way the options say."""
-    check_contradiction(options)
-    if options.overwrite:
-        directory.check_clearable()
-    elif not options.resume:
-        directory.check_free()
 
 
 def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConfig:
@@ -205,25 +158,6 @@ def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConf
     return placed(saved, given, what, way_out)
 
 
-def placed(saved: RunConfig, given: Mapping[str, Any], what: str, way_out: str) -> RunConfig:
-    """Return a saved configuration at the place asked for now.
-
-    Raises:
-        LabError: If other options disagree with it; the message names ``what`` has it and ends
-            with the ``way_out``.
-    """
-    problems = differences(given, saved)
-    if problems:
-        raise LabError(disagreement(what, problems, way_out))
-    place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
-    return dataclasses.replace(saved, **place)
-
-
-def disagreement(what: str, problems: Sequence[str], way_out: str) -> str:
-    """Say how the options disagree with what is there."""
-    return "\n".join([f"the options disagree with {what}:", *(f"  {p}" for p in problems), way_out])
-
-
 def requested_comparison(options: CompareOptions, given: Mapping[str, Any]) -> Comparison:
     """Read the comparison off the options; what a resumed one leaves unset stays empty."""
     optimizers: tuple[str, ...] = () if options.resume else DEFAULT_OPTIMIZERS
@@ -234,44 +168,3 @@ def requested_comparison(options: CompareOptions, given: Mapping[str, Any]) -> C
         seeds = parse_seeds(options.seeds)
     settings = {} if options.settings is None else read_settings(options.settings)
     return Comparison(optimizers, seeds, given, settings)
-
-
-def load(config: RunConfig, options: CommonOptions) -> Dataset:
-    """Load the data set of a run."""
-    return load_for(config, download=options.download)
-
-
-def load_for(config: RunConfig, *, download: bool = False) -> Dataset:
-    """Load the data set of a run, downloading it where that was asked for."""
-    return load_dataset(
-        config.dataset,
-        data_dir=Path(config.data_dir) if config.data_dir is not None else None,
-        train_size=config.train_size,
-        validation_size=config.validation_size,
-        download=download,
-        image_size=config.image_size,
-        workers=config.workers,
-    )
-
-
-def report_failures(console: Console, directory: Path, progress: Progress) -> int:
-    """Say which runs are not at their end, and return the exit code."""
-    for name, reason in progress.failed.items():
-        say(console, f"failed: {name}: {reason} (see {failure_file(directory, name)})")
-    if progress.left:
-        say(console, f"not at their end: {', '.join(progress.left)}")
-    return FAILED if progress.failed or progress.left else OK
-
-
-def report_interruption(
-    console: Console, command: str, path: Path, begun: bool, team: Team = ALONE
-) -> int:
-    """Say how to carry on, and return the exit code of an interrupted command."""
-    if not begun:
-        say(console, "Interrupted before anything was recorded.")
-        return INTERRUPTED
-    place = path.resolve()
-    say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
-    program = "sgdph" if team.size == 1 else "torchrun … -m sgdph.lab"
-    say(console, f"  {program} {command} --out {shlex.quote(str(place))} --resume")
-    return INTERRUPTED

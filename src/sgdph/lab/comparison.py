@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 
 from sgdph.lab.baselines import BASELINES
-from sgdph.lab.config import with_lists, with_tuples
+from sgdph.lab.config_file import with_lists, with_tuples
 from sgdph.lab.files import write_text
-from sgdph.lab.options import resolve_many
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.report import REPORT_FILES
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.resolution import resolve_many
+from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 
 FORMAT = "sgdph-comparison-1"
 COMPARISON = "comparison.yaml"
@@ -33,7 +33,7 @@ class Comparison:
     Attributes:
         optimizers: Names of the optimizers.
         seeds: The seeds.
-        given: The options that were set, as :func:`sgdph.lab.options.resolve_many` takes them.
+        given: The options that were set, as :func:`sgdph.lab.resolution.resolve_many` takes them.
         settings: Optimizer to settings, as a settings file has them; what was set goes before.
     """
 
@@ -57,7 +57,7 @@ class Comparison:
         )
 
 
-class ComparisonDirectory(RecordDirectory):
+class ComparisonDirectory(DirectoryOfRuns):
     """The directory of a comparison.
 
     Args:

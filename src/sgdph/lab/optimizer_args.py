@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sgdph.lab.baselines import arguments
-from sgdph.lab.config import LabError, Setting, as_pairs
+from sgdph.lab.config import LabError, Setting
+from sgdph.lab.config_file import as_pairs
 
 FLAG = "--optimizer-args"
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}

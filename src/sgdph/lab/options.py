@@ -1,4 +1,4 @@
-"""What a person may ask for on the command line, and the configurations it resolves to.
+"""What a person may ask for on the command line.
 
 An option left unset is ``None`` here: it takes its default, or when a run is resumed, the run's own
 value.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import tyro
 
-from sgdph.lab.baselines import SETTINGS, check_name, flag, owners, resolve_settings
+from sgdph.lab.baselines import check_name
 from sgdph.lab.config import (
     DatasetName,
     EstimatorName,
@@ -26,28 +25,11 @@ from sgdph.lab.config import (
     RunConfig,
     ScheduleName,
     TrackerName,
-    as_pairs,
-    revived,
 )
+from sgdph.lab.config_file import as_pairs
 from sgdph.lab.network_names import PATTERNS, canonical
-from sgdph.lab.optimizer_args import parse_arguments, share_arguments
+from sgdph.lab.optimizer_args import parse_arguments
 
-DEFAULTS: Mapping[str, Any] = {
-    "dataset": "mnist5k",
-    "model": "resnet8",
-    "optimizer": "sgdph",
-    "epochs": 12,
-    "batch_size": 25,
-    "schedule": "cosine",
-    "seed": 0,
-}
-# What differs from these for a data set.
-_FILES = {"model": "torchvision:resnet18", "image_size": 224}
-DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "pydoc": {"model": "transformer"},
-    "mini-imagenet": _FILES,
-    "imagenet": _FILES,
-}
 DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
 DEFAULT_SEEDS = (0, 1, 2)
 
@@ -207,85 +189,6 @@ class CompareOptions(CommonOptions):
     """Processes that train runs at the same time; each takes its share of the CPU cores."""
 
 
-def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of all that is no optimizer's setting, for the data set that is asked."""
-    dataset = given.get("dataset", DEFAULTS["dataset"])
-    return {**DEFAULTS, **DATASET_DEFAULTS.get(dataset, {})}
-
-
-def resolve(given: Mapping[str, Any]) -> RunConfig:
-    """Fill up what was given with the defaults, the optimizer's settings included.
-
-    Raises:
-        LabError: If a value is out of its bounds or not one of the optimizer's settings.
-    """
-    shared = {
-        name: value
-        for name, value in given.items()
-        if name not in SETTINGS and name != "optimizer_args"
-    }
-    values = {**defaults_for(given), **shared}
-    own = {name: value for name, value in given.items() if name in SETTINGS}
-    arguments = dict(given.get("optimizer_args") or ())
-    settings = resolve_settings(values["optimizer"], values["dataset"], own, arguments)
-    return RunConfig(**values, **settings)
-
-
-def resolve_many(
-    given: Mapping[str, Any],
-    optimizers: tuple[str, ...],
-    seeds: tuple[int, ...],
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[RunConfig]:
-    """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
-
-    Args:
-        given: Option to value; ``lr`` and ``weight_decay`` as :func:`parse_per_optimizer` takes
-            them, ``optimizer_args`` as :func:`sgdph.lab.optimizer_args.share_arguments` does. A
-            setting goes to those of the optimizers that have it.
-        optimizers: Their names.
-        seeds: The seeds.
-        settings: Optimizer to settings that stand where nothing was given.
-
-    Raises:
-        LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has
-            a setting.
-    """
-    for name in optimizers:
-        check_name(name)
-    for name in given:
-        if name in SETTINGS and not set(owners(name)) & set(optimizers):
-            raise LabError(
-                f"none of {', '.join(optimizers)} has the setting {flag(name)}; "
-                f"{', '.join(owners(name))} has it"
-            )
-    per_optimizer = {
-        name: parse_per_optimizer(str(given[name]), flag(name), optimizers)
-        for name in ("lr", "weight_decay")
-        if name in given
-    }
-    arguments = share_arguments(given.get("optimizer_args") or (), optimizers)
-    configs = []
-    for seed in seeds:
-        for optimizer in optimizers:
-            own = {
-                name: value
-                for name, value in given.items()
-                if name not in per_optimizer and (name not in SETTINGS or optimizer in owners(name))
-            }
-            rates = {
-                name: values[optimizer]
-                for name, values in per_optimizer.items()
-                if optimizer in values
-            }
-            tuned = revived((settings or {}).get(optimizer, {}))
-            asked = dict(arguments[optimizer] or ())
-            merged = as_pairs({**dict(tuned.get("optimizer_args") or ()), **asked}) or None
-            rest = {"optimizer_args": merged, "optimizer": optimizer, "seed": seed}
-            configs.append(resolve({**tuned, **own, **rates, **rest}))
-    return configs
-
-
 def parse_optimizers(text: str) -> tuple[str, ...]:
     """Read ``"sgdm,sgdph"``.
 
@@ -339,35 +242,3 @@ def parse_epochs(text: str, name: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"\d+", word) for word in words):
         raise LabError(f"{name} must be epochs like 0,3,12; got {text!r}")
     return tuple(sorted({int(word) for word in words}))
-
-
-def parse_per_optimizer(text: str, name: str, optimizers: tuple[str, ...]) -> dict[str, float]:
-    """Read ``"0.1"``, a value for all, or ``"sgdm=0.1,sgdph=0.01"``, one each.
-
-    Args:
-        text: What was given.
-        name: The flag, for error messages.
-        optimizers: The optimizers that are compared.
-
-    Returns:
-        Optimizer to value; one that is not named is left out.
-
-    Raises:
-        LabError: If the text is something else, or names an optimizer that is not compared.
-    """
-    try:
-        if "=" not in text:
-            return dict.fromkeys(optimizers, float(text))
-        pairs = [part.split("=") for part in text.split(",")]
-        values = {key.strip(): float(value) for key, value in pairs}
-    except ValueError as error:
-        raise LabError(
-            f"{name} must be a number or like sgdm=0.1,sgdph=0.01; got {text!r}"
-        ) from error
-    strangers = [key for key in values if key not in optimizers]
-    if strangers:
-        raise LabError(
-            f"{name} names {', '.join(strangers)}, but compared are {', '.join(optimizers)}; got "
-            f"{text!r}"
-        )
-    return values

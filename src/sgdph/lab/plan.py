@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, revived, with_lists
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
+from sgdph.lab.config_file import revived, with_lists
 from sgdph.lab.layout import SYSTEM, Layout, value_of
-from sgdph.lab.options import resolve
 from sgdph.lab.recipe import Options, Recipe, Scale
+from sgdph.lab.resolution import resolve
 
 # Said of one set of images, so not carried over to another.
 OF_A_DATASET = ("train_size", "image_size")

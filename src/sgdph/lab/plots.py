@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sgdph.lab.files import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe & Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. The
@@ -39,11 +40,22 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def wrapped(text: str, width: float) -> str:
+    """Break a text into lines of so many inches, besides the lines that it has."""
+    # What fits of the largest writing there is, a title's; an axis takes some of a panel's width.
+    letters = int(9 * width)
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
+
+
 def title_figure(figure: Figure, title: str) -> None:
     """Put a title above a figure, on as many lines as its width asks for."""
-    # A bold letter of this size takes about a tenth of an inch.
-    lines = textwrap.fill(title, int(9 * figure.get_figwidth()))
+    lines = wrapped(title, figure.get_figwidth())
     figure.suptitle(lines, fontsize="large", fontweight="bold")
+
+
+def title_panel(axes: Axes, title: str, width: float) -> None:
+    """Put a title above a panel of so many inches, on as many lines as that asks for."""
+    axes.set_title(wrapped(title, width), fontsize="medium")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

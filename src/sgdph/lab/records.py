@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.config import FORMAT, PLACE_FIELDS, LabError, RunConfig
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
+from sgdph.lab.config_file import FORMAT
 from sgdph.lab.runs import CHECKPOINT, CONFIG, METRICS, OVER, SUMMARY, RunDirectory
 
 # Every version's format mark begins like this.

@@ -12,12 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sgdph.lab.commands import (
-    check_contradiction,
-    load_for,
-    report_failures,
-    say_report,
-)
 from sgdph.lab.config import PLACE_FIELDS, LabError
 from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.directory import CostDirectory
@@ -26,14 +20,17 @@ from sgdph.lab.crew import check_workers
 from sgdph.lab.estimate import Key, Timing, measure_all, seconds_of, shape_of, timing_key
 from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import parse_seeds
+from sgdph.lab.out import check_contradiction
 from sgdph.lab.plan import Plan, PlannedRun, make_plan
 from sgdph.lab.progress import say
 from sgdph.lab.recipe import Recipe, Scale, load_recipe, recipe_names
+from sgdph.lab.reports.command import say_report
 from sgdph.lab.reproduce_options import ReproduceOptions
 from sgdph.lab.settings import read_settings
+from sgdph.lab.start import load_data
 from sgdph.lab.sweep import check_agreement, check_runs, progress_of
 from sgdph.lab.sweep_directory import SweepDirectory
-from sgdph.lab.workers import train_all
+from sgdph.lab.workers import report_failures, train_all
 
 
 def reproduce(options: ReproduceOptions, console: Console) -> int:
@@ -87,12 +84,12 @@ def train_and_report(
         check_agreement(directory.path, [] if options.overwrite else runs)
         left = progress_of(directory.path, runs)
         unended = [each for each in runs if options.overwrite or each.name not in left.ended]
-        check_runs(unended, partial(load_for, download=options.download))
+        check_runs(unended, partial(load_data, download=options.download))
         if options.overwrite:
             directory.clear()
         directory.join(plan, place)
         say(console, f"{plan.layout.title}: {len(runs)} runs, {len(unended)} of them left to train")
-        progress = train_all(directory.path, runs, load_for, console, workers=options.workers)
+        progress = train_all(directory.path, runs, load_data, console, workers=options.workers)
     except KeyboardInterrupt:
         say(console, f"Interrupted. What was finished lies in {directory.path.resolve()}; carry")
         say(console, f"on with the same command:\n  {same_command()}")

@@ -22,12 +22,11 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import Any
 
 from sgdph.lab.claims import LOCK, Claim
-from sgdph.lab.config import LabError, RunConfig, from_yaml, to_yaml
+from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.config_file import from_yaml, to_yaml
 from sgdph.lab.files import (
     append_line,
     read_json,
@@ -36,6 +35,7 @@ from sgdph.lab.files import (
     write_json,
     write_text,
 )
+from sgdph.lab.record_directory import RecordDirectory
 
 CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "config.yaml",
@@ -49,7 +49,6 @@ EVENTS = "events.out.tfevents.*"
 # The configuration goes last: while anything is left, the directory is still known for a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
 
-
 # The states of a run that came to its own end, and those in which nothing is left to do for it: a
 # tuning stops some early.
 ENDED = ("finished", "diverged")
@@ -59,139 +58,6 @@ OVER = (*ENDED, "pruned")
 def kept_checkpoint(epoch: int) -> str:
     """Name the file of a checkpoint that is kept."""
     return f"epoch-{epoch}.pt"
-
-
-class RecordDirectory:
-    """A directory in which something is recorded: under what conditions it is taken or cleared.
-
-    Args:
-        path: The directory; it need not exist yet.
-
-    Attributes:
-        what: What is recorded there, in one word.
-        files: Names of its files. The one it is recognised by goes last.
-    """
-
-    what: ClassVar[str]
-    files: ClassVar[tuple[str, ...]]
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def noun(self) -> str:
-        """What is recorded there, with its article."""
-        return f"{'an' if self.what[0] in 'aeiou' else 'a'} {self.what}"
-
-    @property
-    def content(self) -> str:
-        """What :meth:`exists` looks for."""
-        return self.noun
-
-    def inner_runs(self) -> list[RunDirectory]:
-        """List the runs that belong to the record; they need not exist."""
-        return []
-
-    def names(self) -> tuple[str, ...]:
-        """Name the files that may be there, the one it is recognised by last."""
-        return self.files
-
-    def found(self) -> list[str]:
-        """Name those of its files that are there."""
-        return [name for name in self.names() if (self.path / name).exists()]
-
-    def exists(self) -> bool:
-        """Whether the record, or a part of one, is there."""
-        return bool(self.found()) or any(run.exists() for run in self.inner_runs())
-
-    def recognise(self) -> None:
-        """Raise LabError if the files that are there are not the record's."""
-        raise NotImplementedError
-
-    def check_free(self) -> None:
-        """Raise LabError if the path cannot take a new record."""
-        if self.path.exists() and not self.path.is_dir():
-            raise LabError(f"{self.path} is a file; --out must name a directory")
-        if self.exists():
-            raise LabError(
-                f"{self.path} already holds {self.content}; carry it on with --resume, delete it "
-                "with --overwrite, or name another --out"
-            )
-
-    def check_clearable(self) -> None:
-        """Raise LabError if files of the record's names, or of its runs', are something else's."""
-        found = self.found()
-        try:
-            if found:
-                self.recognise()
-        except LabError as error:
-            raise LabError(
-                f"{self.path} is not recognised as {self.noun} ({error}), so --overwrite does "
-                f"not delete its {', '.join(found)}; name another --out"
-            ) from error
-        for run in self.inner_runs():
-            run.check_clearable()
-
-    def clear(self) -> None:
-        """Delete the record's files and its runs', no others; emptied run directories go too.
-
-        Raises:
-            LabError: As :meth:`check_clearable`, or one of its runs is being trained; before
-                anything is deleted.
-        """
-        self.check_clearable()
-        runs = [run for run in self.inner_runs() if run.exists()]
-        with ExitStack() as claims:
-            for run in runs:
-                claims.enter_context(run.claim())
-            for run in runs:
-                run.clear()
-                run.leave()
-            remove_files(self.path, self.names())
-
-    def read_record(self, name: str, expected_format: str) -> dict[str, Any]:
-        """Read the JSON file that the record is recognised by.
-
-        Args:
-            name: The file's.
-            expected_format: The mark that it must hold under ``format``.
-
-        Raises:
-            LabError: If there is none, or it is not one of ours.
-        """
-        file = self._recorded(name)
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LabError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != expected_format:
-            raise LabError(
-                f"{file} is not {self.noun}'s: expected the format {expected_format} in it"
-            )
-        return content
-
-    def read_yaml_record(self, name: str, expected_format: str) -> dict[str, Any]:
-        """Read the YAML file that the record is recognised by; see :meth:`read_record`."""
-        file = self._recorded(name)
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise LabError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != expected_format:
-            raise LabError(
-                f"{file} is not {self.noun}'s: expected 'format: {expected_format}' in it"
-            )
-        return content
-
-    def _recorded(self, name: str) -> Path:
-        """Return the file that the record is recognised by, or raise LabError if it is missing."""
-        file = self.path / name
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no {self.what} to resume (no {name}); name another --out, or "
-                "start one there without --resume"
-            )
-        return file
 
 
 class RunDirectory(RecordDirectory):
@@ -257,12 +123,7 @@ class RunDirectory(RecordDirectory):
         Raises:
             LabError: If there is none, or it is not one of ours.
         """
-        file = self.path / CONFIG
-        if not file.is_file():
-            raise LabError(
-                f"{self.path} holds no run to resume (no {CONFIG}); name another --out, or start "
-                "a run there without --resume"
-            )
+        file = self.recorded(CONFIG)
         return from_yaml(file.read_text(encoding="utf-8"), file)
 
     def create(self, config: RunConfig) -> None:
@@ -326,3 +187,42 @@ class RunDirectory(RecordDirectory):
     def status(self) -> str | None:
         """Return the recorded status, or None where none was recorded yet."""
         return self.read_summary().get("status")
+
+
+class DirectoryOfRuns(RecordDirectory):
+    """A directory of a record that runs belong to, which are taken and cleared with it.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    def inner_runs(self) -> list[RunDirectory]:
+        """List the runs that belong to the record; they need not exist."""
+        raise NotImplementedError
+
+    def exists(self) -> bool:
+        """Whether the record, or a part of one, is there."""
+        return super().exists() or any(run.exists() for run in self.inner_runs())
+
+    def check_clearable(self) -> None:
+        """Raise LabError if files of the record's names, or of its runs', are something else's."""
+        super().check_clearable()
+        for run in self.inner_runs():
+            run.check_clearable()
+
+    def clear(self) -> None:
+        """Delete the record's files and its runs', no others; emptied run directories go too.
+
+        Raises:
+            LabError: As :meth:`check_clearable`, or one of its runs is being trained; before
+                anything is deleted.
+        """
+        self.check_clearable()
+        runs = [run for run in self.inner_runs() if run.exists()]
+        with ExitStack() as claims:
+            for run in runs:
+                claims.enter_context(run.claim())
+            for run in runs:
+                run.clear()
+                run.leave()
+            remove_files(self.path, self.names())

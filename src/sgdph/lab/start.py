@@ -1,10 +1,11 @@
-"""The first state of a run: device, model, optimizer and schedule, all out of its configuration."""
+"""The first state of a run: data, device, model, optimizer, schedule, all by its configuration."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from sgdph.lab.arithmetic import Arithmetic, check_arithmetic, takes_graph
 from sgdph.lab.baselines import build_optimizer
 from sgdph.lab.checkpoint import TrainingState
 from sgdph.lab.config import LabError, RunConfig
-from sgdph.lab.data import Dataset, TextDataset
+from sgdph.lab.data import Dataset, TextDataset, load_dataset
 from sgdph.lab.distributed import ALONE, Team
 from sgdph.lab.external import check_output, is_external
 from sgdph.lab.models import TEXT_NETWORKS, build_model
@@ -138,6 +139,19 @@ def check_external(name: str, model: torch.nn.Module, data: Dataset) -> None:
     with torch.random.fork_rng(devices=[]):
         images, _ = next(iter(data.evaluation_batches(1)))
     check_output(name, model, images, data.classes)
+
+
+def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
+    """Load the data set of a run, downloading it where that was asked for."""
+    return load_dataset(
+        config.dataset,
+        data_dir=Path(config.data_dir) if config.data_dir is not None else None,
+        train_size=config.train_size,
+        validation_size=config.validation_size,
+        download=download,
+        image_size=config.image_size,
+        workers=config.workers,
+    )
 
 
 def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun:

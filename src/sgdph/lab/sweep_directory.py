@@ -18,12 +18,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from sgdph.lab.config import LabError, RunConfig, differences, from_mapping, to_yaml
+from sgdph.lab.config import LabError, RunConfig, differences
+from sgdph.lab.config_file import from_mapping, to_yaml
 from sgdph.lab.files import write_text
 from sgdph.lab.layout import layout_from
 from sgdph.lab.plan import Plan
 from sgdph.lab.report import REPORT_FILES
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 from sgdph.lab.sweep import LOGS
 
 FORMAT = "sgdph-sweep-1"
@@ -32,7 +33,7 @@ SWEEP, LOCK = "sweep.yaml", "sweep.lock"
 LOCK_TIMEOUT = 120.0
 
 
-class SweepDirectory(RecordDirectory):
+class SweepDirectory(DirectoryOfRuns):
     """The directory of a sweep.
 
     Args:

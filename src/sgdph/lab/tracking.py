@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgdph.lab.config import LabError, RunConfig, to_yaml
+from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.config_file import to_yaml
 from sgdph.lab.progress import Reporter
 
 PROJECT = "sgdph"

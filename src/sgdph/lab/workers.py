@@ -12,12 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sgdph.lab.config import from_yaml, to_yaml
+from sgdph.lab.config_file import from_yaml, to_yaml
 from sgdph.lab.crew import Crew, read_order, threads_each, watch_parent
-from sgdph.lab.exit_codes import INTERRUPTED, OK
+from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import LineReporter, reporter_for, say
-from sgdph.lab.sweep import LOGS, Load, Progress, Work, forget_failures, progress_of
+from sgdph.lab.start import load_data
+from sgdph.lab.sweep import LOGS, Load, Progress, Work, failure_file, forget_failures, progress_of
 from sgdph.lab.watch import watching
 
 
@@ -60,6 +61,15 @@ def train_all(
     return progress_of(directory, runs)
 
 
+def report_failures(console: Console, directory: Path, progress: Progress) -> int:
+    """Say which runs are not at their end, and return the exit code."""
+    for name, reason in progress.failed.items():
+        say(console, f"failed: {name}: {reason} (see {failure_file(directory, name)})")
+    if progress.left:
+        say(console, f"not at their end: {', '.join(progress.left)}")
+    return FAILED if progress.failed or progress.left else OK
+
+
 def start_crew(directory: Path, runs: Sequence[PlannedRun], count: int) -> Crew:
     """Start workers.
 
@@ -98,10 +108,7 @@ def main() -> int:
     order = read_order()
     runs = [PlannedRun(name, from_yaml(text)) for name, text in order["runs"].items()]
     console = Console(width=140)
-    # Not at the top: the commands start workers.
-    from sgdph.lab.commands import load_for
-
-    work = Work(Path(order["directory"]), runs, load_for, LineReporter(console))
+    work = Work(Path(order["directory"]), runs, load_data, LineReporter(console))
     try:
         watch_parent()
         work.do()

@@ -20,7 +20,7 @@ from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
 from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.data import FolderDataset, Share, load_dataset, plan_epoch
 from sgdph.lab.data.image_reader import pick_workers
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 
 from . import made
 

@@ -12,7 +12,7 @@ from sgdph.lab.data import TextDataset, load_dataset, plan_epoch, training_batch
 from sgdph.lab.data.text import CHARACTERS, windows
 from sgdph.lab.evaluation import evaluate
 from sgdph.lab.models import build_model
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.start import prepare
 from sgdph.lab.transformer import LENGTH
 

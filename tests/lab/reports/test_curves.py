@@ -15,6 +15,7 @@ from sgdph.lab.reports.curves import (
     band_over_seconds,
     chosen_rows,
     draw_band,
+    dress,
     legend_names,
 )
 
@@ -39,6 +40,15 @@ def test_a_line_is_the_mean_and_its_band_the_range_of_the_finished_runs(tmp_path
     heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((50, 80))
     assert legend_names(grid_of(tmp_path), [0]) == {0: "SGDM, n = 3 (1 diverged)"}
+
+
+def test_a_single_epoch_is_one_tick(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", tiny_config(), [0.1])
+    axes = Figure().subplots()
+    draw_band(axes, group_of(tmp_path), "accuracy", "epochs", 0)
+    dress(axes, "accuracy", "epochs", "test")
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_epochs_end_where_the_shortest_run_ends(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from lab.conftest import Command
 from sgdph.lab.data import stratified
-from sgdph.lab.options import resolve
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.settings import read_settings
 

@@ -21,7 +21,7 @@ from sgdph.lab.cost.figures import (
     to_plain,
 )
 from sgdph.lab.files import write_json
-from sgdph.lab.runs import RecordDirectory
+from sgdph.lab.record_directory import RecordDirectory
 
 FORMAT = "sgdph-cost-1"
 FIGURES, PAGE, TABLE, BARS, SWEEP = "cost.json", "cost.md", "cost.csv", "cost.png", "cost-sweep.png"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sgdph.lab.cost.figures import CellFigures
 from sgdph.lab.cost.summary import Row, summarise
-from sgdph.lab.plots import COLOURS, DASHES, MARKERS, new_figure, save_figure
+from sgdph.lab.plots import COLOURS, line_style, new_figure, save_figure, title_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     legend = dict(sorted(zip(labels, handles, strict=True), key=lambda pair: LEGEND.index(pair[0])))
     figure.legend(legend.values(), legend, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(f"What a training step costs\n{subtitle}", fontsize="medium")
+    title_figure(figure, f"What a training step costs\n{subtitle}")
     save_figure(figure, path)
 
 
@@ -98,7 +98,8 @@ def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
         for i in range(1, len(tables[0])):
             figures = [figure_of(table[i]) for table in tables]
             values = [math.nan if figure is None else figure for figure in figures]
-            axes.plot(places, values, label=tables[0][i].label, **_style(i - 1))
+            style = {**line_style(i - 1), "markersize": 4.5, "linewidth": 1.6}
+            axes.plot(places, values, label=tables[0][i].label, **style)
         axes.axhline(1.0, color="#777777", linewidth=0.8)
         axes.set_xticks(places, _names(cells))
         axes.set_title(title, fontsize="medium")
@@ -108,18 +109,8 @@ def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     time.set_ylabel("ratio to a step of SGDM")
     handles, labels = time.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"What a training step costs\n{subtitle}", fontsize="medium")
+    title_figure(figure, f"What a training step costs\n{subtitle}")
     save_figure(figure, path)
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "markersize": 4.5,
-        "linewidth": 1.6,
-    }
 
 
 def _names(cells: Sequence[CellFigures]) -> list[str]:

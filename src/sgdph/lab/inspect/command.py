@@ -9,14 +9,6 @@ from pathlib import Path
 from rich.console import Console
 
 from sgdph.lab.checkpoint import save_checkpoint
-from sgdph.lab.commands import (
-    check_target,
-    default_out,
-    disagreement,
-    load,
-    placed,
-    report_interruption,
-)
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
 from sgdph.lab.data import Dataset
 from sgdph.lab.exit_codes import OK
@@ -30,10 +22,11 @@ from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differen
 from sgdph.lab.inspect.parameters import newton_parameters
 from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
 from sgdph.lab.inspect.tables import left_out_to_rich, summary_to_rich, to_rich
-from sgdph.lab.options import resolve
+from sgdph.lab.out import check_target, default_out, disagreement, placed, report_interruption
 from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import CONFIG, ENDED, RunDirectory, kept_checkpoint
-from sgdph.lab.start import PreparedRun, prepare
+from sgdph.lab.start import PreparedRun, load_data, prepare
 from sgdph.lab.training import train_run
 
 _WAY_OUT = "leave these options out, or name another --out for a new inspection"
@@ -59,7 +52,7 @@ def inspect(options: InspectOptions, console: Console) -> int:
             f"{inspection.settings.checkpoints[-1]}"
         )
     try:
-        data = load(inspection.config, options)
+        data = load_data(inspection.config, download=options.download)
         prepared = prepare(inspection.config, data)
         check_layers(prepared, inspection.settings)
         if options.overwrite:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import LabError, from_mapping, with_tuples
+from sgdph.lab.config import LabError
+from sgdph.lab.config_file import from_mapping, with_tuples
 from sgdph.lab.files import write_atomically, write_json
 from sgdph.lab.inspect.figures import (
     ESTIMATE_FIELDS,
@@ -34,7 +35,7 @@ from sgdph.lab.inspect.figures import (
     plan_to_plain,
     record_to_plain,
 )
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 
 FORMAT = "sgdph-inspect-1"
 FIGURES, BLOCKS, PAGE, TABLE = "inspect.json", "blocks.npz", "report.html", "table.csv"
@@ -45,7 +46,7 @@ CHECKPOINT_FIELDS = ("epoch", "step", "seconds", "environment", "examples")
 INSPECT_FILES = (PAGE, TABLE, *PICTURES, BLOCKS, FIGURES)
 
 
-class InspectDirectory(RecordDirectory):
+class InspectDirectory(DirectoryOfRuns):
     """The files of one inspection.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sgdph.lab.inspect.figures import Inspection
-from sgdph.lab.plots import new_figure, save_figure
+from sgdph.lab.plots import new_figure, save_figure, title_figure
 
 # Entries below this share of the largest are drawn on a linear scale.
 LINEAR = 0.1
@@ -45,7 +45,7 @@ def draw_blocks(inspection: Inspection, path: Path) -> None:
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.minorticks_off()
     bar.set_label("entry / largest magnitude in its block")
-    figure.suptitle(f"Mean Hessian blocks over batches\n{inspection.task}", fontsize="medium")
+    title_figure(figure, f"Mean Hessian blocks over batches\n{inspection.task}")
     save_figure(figure, path)
 
 

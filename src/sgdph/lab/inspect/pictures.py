@@ -13,13 +13,13 @@ from sgdph.lab.inspect.figures import (
 )
 from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
 from sgdph.lab.inspect.tables import LABELS, spread_over_layers
-from sgdph.lab.plots import COLOURS, MARKERS, new_figure, save_figure
+from sgdph.lab.plots import COLOURS, MARKERS, new_figure, save_figure, title_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GRID, INK, UNVISITED = "#dddddd", "#333333", "#777777"
+GRID, UNVISITED = "#dddddd", "#777777"
 # Per estimate: colour and marker. The reference's own constant is the same in both panels.
 STYLES = {
     "row_sum_one": (COLOURS[1], "s"),
@@ -49,7 +49,7 @@ def draw_shares(inspection: Inspection, path: Path) -> None:
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("share of the Frobenius norm off the diagonal")
         name_layers(axes, labels)
-    figure.suptitle(f"How far from diagonal the blocks are\n{inspection.task}", fontsize="medium")
+    title_figure(figure, f"How far from diagonal the blocks are\n{inspection.task}")
     legend_below(figure, panels[0], len(checkpoints))
     save_figure(figure, path)
 
@@ -84,10 +84,10 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
             loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False, fontsize="small"
         )
     panels[0].set_ylabel("relative error against |diagonal| (log scale)")
-    figure.suptitle(
-        f"Errors through training: median over layers, bar from the lowest to the highest\n"
+    title_figure(
+        figure,
+        "Errors through training: median over layers, bar from the lowest to the highest\n"
         f"{inspection.task}",
-        fontsize="medium",
     )
     save_figure(figure, path)
 
@@ -134,14 +134,12 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
         axes.set_xscale("log")
         axes.set_title(f"epoch {each.epoch}", fontsize="medium")
         name_layers(axes, labels)
-    figure.supxlabel("Newton multiplier (log scale)", fontsize="medium")
     sources = {m.source for each in checkpoints for m in each.multipliers}
     key = "tick: median, box: quarters, line: 5 to 95%, dots: extremes, dashed: SGD's step"
     if "unvisited" in sources:
         key += "\nhollow grey circle: not visited yet, 1 by definition"
-    figure.suptitle(
-        f"{multipliers_title(inspection, sources)}\n{inspection.task}\n{key}", fontsize="medium"
-    )
+    figure.supxlabel(f"Newton multiplier (log scale)\n{key}", fontsize="medium")
+    title_figure(figure, f"{multipliers_title(inspection, sources)}\n{inspection.task}")
     save_figure(figure, path)
 
 

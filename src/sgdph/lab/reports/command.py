@@ -19,6 +19,7 @@ from sgdph.lab.report import (
     check_out,
     report_on,
     verdict,
+    write_report,
 )
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.table import to_rich
@@ -61,3 +62,9 @@ def show_report(made: Report, out: Path, console: Console) -> None:
     ):
         if (out / name).exists():
             say(console, f"{title:<7}{(out / name).resolve()}")
+
+
+def say_report(directory: Path, console: Console) -> None:
+    """Write the report of the runs under a directory, show its table and say where it all lies."""
+    show_report(write_report(directory), directory, console)
+    say(console, f"runs   {directory.resolve()}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sgdph.lab.plots import line_style, new_figure, save_figure
+from sgdph.lab.plots import line_style, new_figure, save_figure, title_figure, title_panel
 from sgdph.lab.records import Group, RunRecord
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, spread
@@ -100,15 +100,14 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
     for j, heading in enumerate(grid.columns):
         for metric, axes in (("accuracy", panels[j]), ("loss", panels[half + j])):
             _draw_panel(axes, grid, j, rows, metric, over)
-            _dress(axes, metric, over, grid.evaluated)
+            dress(axes, metric, over, grid.evaluated)
             what = {"accuracy": f"{grid.evaluated} accuracy", "loss": "training loss"}[metric]
             single = what[0].upper() + what[1:]
-            axes.set_title(single if count == 1 else textwrap.fill(heading.text, 34))
-            axes.title.set_fontsize("medium")
+            title_panel(axes, single if count == 1 else heading.text, width / wide)
     for axes in (*panels[count:half], *panels[half + count :]):
         axes.set_visible(False)
     _add_legend(figure, names, columns)
-    figure.suptitle(textwrap.fill(title, int(width * 10)), fontsize="medium", fontweight="bold")
+    title_figure(figure, title)
     save_figure(figure, path)
 
 
@@ -183,13 +182,13 @@ def training_loss(run: RunRecord) -> list[float]:
     return list(run.losses)
 
 
-def _dress(axes: Axes, metric: str, over: Over, split: str) -> None:
+def dress(axes: Axes, metric: str, over: Over, split: str) -> None:
     """Name and scale a panel's axes."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.set_xlabel("epoch" if over == "epochs" else "seconds of training")
     if over == "epochs":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if metric == "accuracy":
         axes.set_ylabel(f"{split} accuracy (%)")
     else:

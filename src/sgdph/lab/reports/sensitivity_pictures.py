@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sgdph.lab.plots import line_style, new_figure, save_figure
+from sgdph.lab.plots import line_style, new_figure, save_figure, title_figure, title_panel
 from sgdph.lab.reports.sensitivity import Line, Point, Surface
 
 if TYPE_CHECKING:
@@ -48,13 +47,13 @@ def draw_surfaces(surfaces: Sequence[Surface], path: Path, title: str) -> None:
         colours = _colours(surface.points)
         draw = _draw_map if _is_map(surface) else _draw_points
         draw(axes, surface, colours)
-        axes.set_title(textwrap.fill(surface.title, 38), fontsize="medium")
+        title_panel(axes, surface.title, side)
         axes.set(xlabel=surface.x, ylabel=surface.y)
         bar = figure.colorbar(colours, ax=axes, shrink=0.8, aspect=25, extend="min")
         bar.set_label("mean final accuracy (%)", fontsize="small")
     for axes in panels[len(surfaces) :]:
         axes.set_visible(False)
-    figure.suptitle(textwrap.fill(title, int(wide * side * 10)), fontsize="medium")
+    title_figure(figure, title)
     save_figure(figure, path)
 
 
@@ -200,13 +199,14 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
         here = [line for line in lines if (line.panel, line.x) == key]
         for line in here:
             handles[line.name] = _draw_line(axes, line, names.index(line.name))
-        _dress(axes, key, [point.x for line in here for point in line.points])
+        title_panel(axes, key[0], width / wide)
+        _dress(axes, key[1], [point.x for line in here for point in line.points])
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     figure.legend(
         handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False
     )
-    figure.suptitle(textwrap.fill(title, int(width * 9)), fontsize="medium")
+    title_figure(figure, title)
     save_figure(figure, path)
 
 
@@ -232,7 +232,7 @@ def _draw_line(axes: Axes, line: Line, index: int) -> Any:
     return sign
 
 
-def _dress(axes: Axes, key: tuple[str, str], values: Sequence[float]) -> None:
+def _dress(axes: Axes, setting: str, values: Sequence[float]) -> None:
     """Name and scale a panel's axes; few values are the ticks themselves."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
@@ -242,7 +242,6 @@ def _dress(axes: Axes, key: tuple[str, str], values: Sequence[float]) -> None:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(textwrap.fill(key[0], 40), fontsize="medium")
-    axes.set(xlabel=key[1], ylabel="mean final accuracy (%)")
+    axes.set(xlabel=setting, ylabel="mean final accuracy (%)")
     axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from sgdph.lab.commands import check_contradiction, default_out, load
 from sgdph.lab.config import PLACE_FIELDS, LabError
 from sgdph.lab.crew import check_workers, threads_each
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.exit_codes import INTERRUPTED, OK
-from sgdph.lab.options import DEFAULT_OPTIMIZERS, DEFAULTS, parse_optimizers
+from sgdph.lab.options import DEFAULT_OPTIMIZERS, parse_optimizers
+from sgdph.lab.out import check_contradiction, default_out
 from sgdph.lab.progress import say
-from sgdph.lab.start import pick_device, prepare
+from sgdph.lab.resolution import DEFAULTS
+from sgdph.lab.start import load_data, pick_device, prepare
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
 from sgdph.lab.tune.page import to_rich, warnings, write_outcome
@@ -35,7 +36,7 @@ from sgdph.lab.tune.record import (
 )
 from sgdph.lab.tune.space import Range, complete, parse_space
 from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
-from sgdph.lab.tune.worker import load_data, work
+from sgdph.lab.tune.worker import data_of, work
 from sgdph.lab.tune.workers import run_workers
 
 # Of the training images, the part that is held out where no number was given.
@@ -62,7 +63,7 @@ def tune(options: TuneOptions, console: Console) -> int:
         if options.overwrite:
             directory.check_clearable()
         tuning = requested(directory, options, given)
-        data = load_data(tuning, place, options)
+        data = data_of(tuning, place, download=options.download)
         for optimizer in tuning.optimizers:
             prepare(tuning.config(optimizer, place=place), data)
         tuning = begin(directory, options, given, tuning)
@@ -130,7 +131,7 @@ def new(
     tuning = Tuning(name, spaces, **search, given=values)
     if "validation_size" in values:
         return tuning
-    whole = load(tuning.config(optimizers[0]), options)
+    whole = load_data(tuning.config(optimizers[0]), download=options.download)
     held_out = max(1, whole.train_count // HELD_OUT)
     return Tuning(name, spaces, **search, given={**values, "validation_size": held_out})
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdph.lab.plots import COLOURS, DASHES, MARKERS, new_figure, save_figure, title_figure
+from sgdph.lab.plots import line_style, new_figure, save_figure, title_figure
 from sgdph.lab.tune.outcome import Search, TrialRecord
 from sgdph.lab.tune.space import Range
 
@@ -187,9 +187,7 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
         course = [None if best is None else 100 * best for best in search.best_so_far()]
         spent = list(accumulate(trial.seconds for trial in search.trials))
         style: Any = {
-            "color": COLOURS[index % len(COLOURS)],
-            "linestyle": DASHES[index % len(DASHES)],
-            "marker": MARKERS[index % len(MARKERS)],
+            **line_style(index),
             "markersize": 3.5,
             "linewidth": 1.8,
             "drawstyle": "steps-post",
@@ -199,7 +197,7 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
         by_trial.plot([i + 1 for i, _ in known], [best for _, best in known], **style)
         by_seconds.plot([spent[i] for i, _ in known], [best for _, best in known], **style)
     by_trial.set(xlabel="trials", ylabel="best validation accuracy so far (%)")
-    by_trial.xaxis.get_major_locator().set_params(integer=True)
+    by_trial.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     by_seconds.set(xlabel="seconds of all trials, one after another")
     by_seconds.set_xlim(left=0)
     for axes in (by_trial, by_seconds):

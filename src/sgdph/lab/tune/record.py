@@ -21,11 +21,12 @@ import yaml
 from filelock import BaseFileLock, FileLock
 
 from sgdph.lab.baselines import BASELINES, SETTINGS, flag, owners
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences, with_lists, with_tuples
+from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
+from sgdph.lab.config_file import with_lists, with_tuples
 from sgdph.lab.files import remove_files, write_text
 from sgdph.lab.optimizer_args import share_arguments
-from sgdph.lab.options import resolve
-from sgdph.lab.runs import RecordDirectory, RunDirectory
+from sgdph.lab.resolution import check_settings, resolve
+from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 from sgdph.lab.tune.space import Range, Space, complete, grid
 
 FORMAT = "sgdph-tuning-1"
@@ -65,12 +66,8 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise LabError(f"--trials must be at least 1; got {self.trials}")
+        check_settings(self.given, self.spaces)
         for name in self.given:
-            if name in SETTINGS and not set(owners(name)) & set(self.spaces):
-                raise LabError(
-                    f"none of {', '.join(self.spaces)} has the setting {flag(name)}; "
-                    f"{', '.join(owners(name))} has it"
-                )
             searched = [each for each, space in self.spaces.items() if name in space]
             if searched:
                 raise LabError(
@@ -194,7 +191,7 @@ def own_options(
     return own
 
 
-class TuneDirectory(RecordDirectory):
+class TuneDirectory(DirectoryOfRuns):
     """The directory of a tuning.
 
     Args:

@@ -12,21 +12,20 @@ from typing import Any
 
 from rich.console import Console
 
-from sgdph.lab.commands import load
 from sgdph.lab.config import LabError
 from sgdph.lab.crew import read_order, watch_parent
 from sgdph.lab.data import Dataset
 from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.progress import reporter_for, say
-from sgdph.lab.tune.options import TuneOptions
+from sgdph.lab.start import load_data
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.study import Studies
 from sgdph.lab.tune.trial import run_trial
 
 
-def load_data(tuning: Tuning, place: Mapping[str, Any], options: TuneOptions) -> Dataset:
+def data_of(tuning: Tuning, place: Mapping[str, Any], *, download: bool = False) -> Dataset:
     """Load the images that a tuning's trials are trained on, and those that judge them."""
-    return load(tuning.config(tuning.optimizers[0], place=place), options)
+    return load_data(tuning.config(tuning.optimizers[0], place=place), download=download)
 
 
 def work(
@@ -58,7 +57,7 @@ def main() -> int:
     directory, place = TuneDirectory(Path(order["directory"])), order["place"]
     try:
         watch_parent()
-        data = load_data(directory.read(), place, TuneOptions())
+        data = data_of(directory.read(), place)
         work(directory, place, data, Console(width=140))
     except LabError as error:
         print(error, file=sys.stderr)
