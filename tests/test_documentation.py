@@ -125,3 +125,12 @@ def test_what_is_compatible_names_a_test_that_exists() -> None:
         for path, name in named:
             file = path or file
             assert f"def {name}(" in (ROOT / "tests" / file).read_text(), row
+
+
+def test_the_figures_of_the_claims_are_in_the_results() -> None:
+    evidence = ROOT / "results" / "evidence"
+    pages = [*evidence.glob("*/systems.md"), *evidence.glob("**/report.md")]
+    measured = "".join(page.read_text() for page in pages)
+    told = re.findall(r"\d+\.\d+ ± \d+\.\d+", (ROOT / "docs" / "claims.md").read_text())
+    assert len(told) > 50
+    assert [figure for figure in told if figure not in measured] == []
