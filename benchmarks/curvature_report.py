@@ -13,6 +13,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 from scipy.stats import ttest_rel
 
+from sgdph.lab.reports.statistics import holm
+
 REFERENCE = "row-sum"
 LABELS = {
     "sgdm": "SGDM",
@@ -26,16 +28,6 @@ LABELS = {
     "fixed-1": "control: multiplier 1",
     "fixed-10": "control: multiplier 10",
 }
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct for several tests: p-values of Holm (1979), in the order given."""
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def paired_p(first: Sequence[float], second: Sequence[float]) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from evidence import OUT, TASKS
 
+from sgdph.lab.config import LabError
 from sgdph.lab.files import write_text
 from sgdph.lab.plots import COLOURS, new_figure, save_figure, title_figure
 from sgdph.lab.records import RunRecord, read_runs
@@ -44,15 +45,20 @@ def seconds(run: RunRecord) -> float:
     return run.seconds[-1] / len(run.seconds)
 
 
+def against_sgdm(systems: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[float]]:
+    """Return the seconds per epoch of every run, as ratios to the mean of SGDM's."""
+    plain = statistics.mean(seconds(run) for run in systems["SGDM"])
+    return {label: [seconds(run) / plain for run in runs] for label, runs in systems.items()}
+
+
 def draw(systems: Mapping[str, Sequence[RunRecord]], title: str, path: Path) -> None:
     """Draw the picture."""
+    ratios = against_sgdm(systems)
     figure = new_figure(10, 1.6 + 0.36 * len(systems))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(7, 4))
-    plain = statistics.mean(seconds(run) for run in systems["SGDM"])
     for row, (label, runs) in enumerate(systems.items()):
         finals = [100 * (run.figure("final") or 0.0) for run in runs]
-        ratios = [seconds(run) / plain for run in runs]
-        for axes, values in ((left, finals), (right, ratios)):
+        for axes, values in ((left, finals), (right, ratios[label])):
             axes.plot(values, [row] * len(values), "o", color=colour(label), alpha=0.35, ms=4)
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(
@@ -82,7 +88,7 @@ def table(systems: Mapping[str, Sequence[RunRecord]]) -> str:
     others = [label for label in systems if label != "SGDM"]
     tests = [welch(finals[label], finals["SGDM"]) for label in others]
     adjusted = dict(zip(others, holm([1.0 if p is None else p for p in tests]), strict=True))
-    plain = statistics.mean(seconds(run) for run in systems["SGDM"])
+    ratios = against_sgdm(systems)
     lines = [
         "| system | n | final test accuracy, % | minus SGDM's | p (Holm) | mean over epochs, % "
         "| time per epoch / SGDM's |",
@@ -90,7 +96,7 @@ def table(systems: Mapping[str, Sequence[RunRecord]]) -> str:
     ]
     for label, runs in systems.items():
         area = Spread.of([statistics.mean(run.accuracies) for run in runs])
-        ratio = Spread.of([seconds(run) / plain for run in runs])
+        ratio = Spread.of(ratios[label])
         difference = 100 * ((finals[label].mean or 0.0) - (finals["SGDM"].mean or 0.0))
         against = f"{difference:+.2f} | {adjusted[label]:.2g}" if label in adjusted else " | "
         lines.append(
@@ -107,7 +113,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=f"default: {OUT}/TASK")
     given = parser.parse_args()
     task, out = TASKS[given.task], given.out or OUT / given.task
-    systems = by_system(out / "table", list(task.systems))
+    try:
+        systems = by_system(out / "table", list(task.systems))
+    except LabError as error:
+        parser.error(f"{error}; `python benchmarks/evidence.py {given.task}` trains them")
+    if "SGDM" not in systems:
+        parser.error(f"no finished run of SGDM in {out / 'table'}, which all are compared with")
     write_text(out / "systems.md", table(systems))
     path = out / "systems.png"
     draw(systems, f"{task.title} (number of seeds; mean ± std, blue band: SGDM's)", path)

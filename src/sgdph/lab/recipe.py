@@ -33,9 +33,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import yaml
-
 from sgdph.lab.config import LabError
+from sgdph.lab.config_file import marked_yaml
 from sgdph.lab.layout import Layout, layout_from
 
 FORMAT = "sgdph-recipe-1"
@@ -156,12 +155,7 @@ def parse_recipe(text: str, name: str, source: str) -> Recipe:
     Raises:
         LabError: If the text is not a recipe.
     """
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise LabError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-        raise LabError(f"{source} is not a recipe: expected 'format: {FORMAT}' in it")
+    values = marked_yaml(text, FORMAT, source, "a recipe")
     try:
         if "runs_of" in values:
             origin = load_recipe(values["runs_of"])

@@ -176,20 +176,15 @@ class SweepDirectory(DirectoryOfRuns):
         """
         with self.alone():
             agreed = self.agreed(plan, place)
-            # Where it was computed first stays on record.
-            if not (self.path / SWEEP).exists() or sweep_growth(agreed, self.read()):
+            # Unless it grew, where it was computed first stays on record.
+            known = self.read().runs() if (self.path / SWEEP).exists() else []
+            if len(agreed.runs()) > len(known):
                 self.write(agreed)
 
 
 def _cell(config: RunConfig) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(to_yaml(config))
     return {name: value for name, value in values.items() if name not in ("format", "seed")}
-
-
-def sweep_growth(asked: Plan, saved: Plan) -> list[str]:
-    """List what a sweep that is asked for has more than a saved one: cells, seeds."""
-    cells = [name for name in asked.cells if name not in saved.cells]
-    return cells + [f"seed {seed}" for seed in asked.seeds if seed not in saved.seeds]
 
 
 def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
