@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from sgdph.lab import cli
 from sgdph.lab.files import write_text
 from sgdph.lab.recipe import FORMAT
 from sgdph.lab.settings import read_settings
+from sgdph.lab.tune.record import BEST, DATABASE_FILES, TRIALS
 
 OUT = Path("results/evidence")
 # τ over two decades and a half around the paper's, for the systems that have it tuned.
@@ -160,19 +162,27 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def is_tuned(out: Path, optimizer: str, trials: int) -> bool:
+    """Say whether a clone has the whole search: what is committed lacks the search's database."""
+    if not (out / TRIALS).exists() or any((out / name).exists() for name in DATABASE_FILES):
+        return False
+    found = json.loads((out / TRIALS).read_text(encoding="utf-8"))["optimizers"]
+    return len(found[optimizer]["trials"]) >= trials
+
+
 def tune(task: Task, label: str, out: Path, place: Sequence[str], workers: int) -> dict[str, Any]:
-    """Tune one system, and return its options with what was found."""
+    """Tune one system unless that is done, and return its options with what was found."""
     system = task.systems[label]
     words = ["tune", *flags({**task.options, **system.options, **task.tuning}), *place]
     words += [f"--optimizers={system.optimizer}", f"--trials={task.trials}", f"--out={out}"]
     words += [f"--parallel={workers}", "--threads=1"]
     if system.tunes_tau:
         words.append(f"--space={system.optimizer}.{TAU}")
-    print("sgdph", *words, flush=True)
-    code = cli.main(words)
-    if code:
-        raise SystemExit(code)
-    found = read_settings(out / "best.yaml")[system.optimizer]
+    if not is_tuned(out, system.optimizer, task.trials):
+        print("sgdph", *words, flush=True)
+        if code := cli.main(words):
+            raise SystemExit(code)
+    found = read_settings(out / BEST)[system.optimizer]
     return {"label": label, "optimizer": system.optimizer, **system.options, **found}
 
 
