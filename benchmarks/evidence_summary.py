@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from evidence import OUT, TASKS
@@ -45,20 +45,30 @@ def seconds(run: RunRecord) -> float:
     return run.seconds[-1] / len(run.seconds)
 
 
-def against_sgdm(systems: Mapping[str, Sequence[RunRecord]]) -> dict[str, list[float]]:
+def against_sgdm(
+    systems: Mapping[str, Sequence[RunRecord]], untimed: Collection[str]
+) -> dict[str, list[float]]:
     """Return the seconds per epoch of every run, as ratios to the mean of SGDM's."""
     plain = statistics.mean(seconds(run) for run in systems["SGDM"])
-    return {label: [seconds(run) / plain for run in runs] for label, runs in systems.items()}
+    timed = [label for label in systems if label not in untimed]
+    return {label: [seconds(run) / plain for run in systems[label]] for label in timed}
 
 
-def draw(systems: Mapping[str, Sequence[RunRecord]], title: str, path: Path) -> None:
+def draw(
+    systems: Mapping[str, Sequence[RunRecord]],
+    ratios: Mapping[str, Sequence[float]],
+    title: str,
+    path: Path,
+) -> None:
     """Draw the picture."""
-    ratios = against_sgdm(systems)
     figure = new_figure(10, 1.6 + 0.36 * len(systems))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(7, 4))
     for row, (label, runs) in enumerate(systems.items()):
         finals = [100 * (run.figure("final") or 0.0) for run in runs]
-        for axes, values in ((left, finals), (right, ratios[label])):
+        for axes, values in ((left, finals), (right, ratios.get(label))):
+            if values is None:
+                axes.text(1.0, row, "  not measured", va="center", fontsize="small")
+                continue
             axes.plot(values, [row] * len(values), "o", color=colour(label), alpha=0.35, ms=4)
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             axes.errorbar(
@@ -82,13 +92,12 @@ def draw(systems: Mapping[str, Sequence[RunRecord]], title: str, path: Path) -> 
     save_figure(figure, path)
 
 
-def table(systems: Mapping[str, Sequence[RunRecord]]) -> str:
+def table(systems: Mapping[str, Sequence[RunRecord]], ratios: Mapping[str, Sequence[float]]) -> str:
     """Write the table, every system tested against SGDM."""
     finals = {x: Spread.of([run.figure("final") or 0.0 for run in systems[x]]) for x in systems}
     others = [label for label in systems if label != "SGDM"]
     tests = [welch(finals[label], finals["SGDM"]) for label in others]
     adjusted = dict(zip(others, holm([1.0 if p is None else p for p in tests]), strict=True))
-    ratios = against_sgdm(systems)
     lines = [
         "| system | n | final test accuracy, % | minus SGDM's | p (Holm) | mean over epochs, % "
         "| time per epoch / SGDM's |",
@@ -96,12 +105,12 @@ def table(systems: Mapping[str, Sequence[RunRecord]]) -> str:
     ]
     for label, runs in systems.items():
         area = Spread.of([statistics.mean(run.accuracies) for run in runs])
-        ratio = Spread.of(ratios[label])
+        ratio = Spread.of(ratios[label]).show(1, 2) if label in ratios else "–"
         difference = 100 * ((finals[label].mean or 0.0) - (finals["SGDM"].mean or 0.0))
         against = f"{difference:+.2f} | {adjusted[label]:.2g}" if label in adjusted else " | "
         lines.append(
             f"| {label} | {len(runs)} | {finals[label].show(100, 2)} | {against} "
-            f"| {area.show(100, 2)} | {ratio.show(1, 2)} |"
+            f"| {area.show(100, 2)} | {ratio} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -119,9 +128,10 @@ def main() -> None:
         parser.error(f"{error}; `python benchmarks/evidence.py {given.task}` trains them")
     if "SGDM" not in systems:
         parser.error(f"no finished run of SGDM in {out / 'table'}, which all are compared with")
-    write_text(out / "systems.md", table(systems))
+    ratios = against_sgdm(systems, task.untimed)
+    write_text(out / "systems.md", table(systems, ratios))
     path = out / "systems.png"
-    draw(systems, f"{task.title} (number of seeds; mean ± std, blue band: SGDM's)", path)
+    draw(systems, ratios, f"{task.title} (number of seeds; mean ± std, blue band: SGDM's)", path)
     print((out / "systems.md").read_text(), path, sep="\n")
 
 
