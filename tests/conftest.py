@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,6 +13,14 @@ import torch
 def _one_thread() -> None:
     # The nets are tiny: more threads cost time, and reorder sums from run to run.
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def children_hear_ctrl_c() -> Iterator[None]:
+    """A program started in the background of a script ignores Ctrl-C, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_configure(config: pytest.Config) -> None:

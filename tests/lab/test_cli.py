@@ -121,13 +121,7 @@ def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[i
     """Start the command, signal it when it has told of its first epoch, and wait for its end."""
     words = [*COMMAND, *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    # A program started in the background of a script ignores Ctrl-C, and so would its children.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         said = ""
         for line in process.stdout:
@@ -141,6 +135,7 @@ def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[i
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.usefixtures("children_hear_ctrl_c")
 def test_a_stopped_run_resumes_to_the_same_bits(
     tmp_path: Path, digits: Dataset, how: signal.Signals
 ) -> None:

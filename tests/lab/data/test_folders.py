@@ -200,6 +200,7 @@ def test_inspect_sees_the_same_batches_each_time(root: Path) -> None:
     assert not torch.equal(first[0][0], first[2][0])
 
 
+@pytest.mark.usefixtures("children_hear_ctrl_c")
 def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path, root: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sgdph.lab", "train", "--dataset", "mini-imagenet"]
