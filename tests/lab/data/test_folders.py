@@ -1,5 +1,6 @@
 """Sets of image files in training: the same bits whoever reads them, and errors that name files."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -228,6 +229,27 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path, root: Path) -> 
         assert process.returncode == 130
     assert "carry on with" in rest
     assert "Traceback" not in rest
+
+
+def hang_up(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_a_batch_is_fetched_is_no_error_in_a_worker(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = loaded(root, workers=1)
+    epoch(data)  # starts the worker, which must not hang up itself
+    # Between the worker's challenge and our answer, which the worker waits for.
+    with monkeypatch.context() as patched:
+        patched.setattr("multiprocessing.connection.answer_challenge", hang_up)
+        with contextlib.suppress(KeyboardInterrupt):
+            epoch(data)
+            pytest.fail("no batch was handed over through a connection")
+    gc.collect()
+    # The same worker serves the next pass, after it has reported on the first.
+    assert len(epoch(data)) == 5
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_workers_are_as_many_as_there_are_cores_at_most_8() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -86,7 +88,7 @@ class Reader:
             collate_fn=_collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_the_end_to_the_main_process,
             # A generator of its own: without one, each pass would draw from torch's global one.
             generator=torch.Generator(),
         )
@@ -167,9 +169,21 @@ def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tens
     return torch.stack(images), torch.tensor(labels)
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of a terminal, to the main one, which ends us."""
+def _leave_the_end_to_the_main_process(worker: int) -> None:
+    """Ignore Ctrl-C, which reaches every process of a terminal: the main one hears it and ends us.
+
+    A main process that is interrupted while it fetches a batch hangs up on the thread that hands
+    the batch's memory over, which then reports the lost connection through ``sys.excepthook``.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report_all_but_hanging_up
+
+
+def _report_all_but_hanging_up(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def pick_workers(workers: int | None) -> int:
