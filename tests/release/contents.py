@@ -16,10 +16,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 def tracked() -> set[str]:
     """List the files of the checkout, as git knows them."""
+    # Without -z git writes a τ in a name as its bytes, in quotes.
     listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
-    return set(listed.stdout.split("\n")) - {""}
+    return set(listed.stdout.split("\0")) - {""}
 
 
 def expect(name: str, found: set[str], expected: set[str]) -> None:
@@ -51,7 +52,8 @@ def main() -> None:
 def is_distributed(name: str) -> bool:
     """Tell whether a file of the checkout belongs into the source distribution."""
     if name.startswith("results/"):
-        return name.endswith((".md", ".png", ".txt"))
+        kinds = (".md", ".png", ".txt", "/recipe.yaml", "/best.yaml", "/tune.json")
+        return name.endswith(kinds)
     return not name.startswith(".ci/")
 
 
