@@ -41,6 +41,13 @@ def of_task(lines: Sequence[dict[str, Any]], systems: Sequence[str]) -> list[dic
     """Make one row for each system that has runs: mean, deviation, difference to the reference."""
     tests = [line for line in lines if line["phase"] == "test"]
     by_system = {s: [line for line in tests if line["system"] == s] for s in systems}
+    for system, runs in by_system.items():
+        points = sorted({(run["lr"], run["weight_decay"]) for run in runs})
+        if len(points) > 1:
+            raise SystemExit(
+                f"{system} was trained at several settings (lr, weight decay): {points}; a row of "
+                "the table is of one, so keep each in a file of its own"
+            )
     reference = {line["seed"]: line for line in by_system[REFERENCE]}
     rows = []
     for system, runs in by_system.items():

@@ -189,8 +189,9 @@ class SGDPH(Optimizer):
             closure: Computes the loss from the model and a batch and returns it, without a
                 backward. Called at weights beside the present ones, which come back to the bit, as
                 do the buffers of the modules that it calls and the random number generators.
-            loss_scale: What the loss was multiplied by (``GradScaler.get_scale()``, or 1/n where
-                accumulation divides later than here); the curvature is divided by it.
+            loss_scale: What the loss is too large by: ``GradScaler.get_scale()``, or n where
+                accumulation over n micro-batches divides only after this call. The curvature is
+                divided by it.
 
         Raises:
             TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
@@ -224,8 +225,9 @@ class SGDPH(Optimizer):
             loss_scale: See :meth:`update_hessian`. The gradient is not divided by it.
             low_memory: Take the partial Hessian first and free its graph, and only then begin the
                 backward, as :meth:`update_hessian` with ``loss.backward()``: more time, less
-                memory. Otherwise the backward begins in the same pass, where that can be done
-                without being noticed.
+                memory on ResNets, about as much on VGG and transformers (``docs/cost.md``).
+                Otherwise the backward begins in the same pass, where that can be done without
+                being noticed.
 
         Raises:
             TypeError, ValueError, RuntimeError: As :meth:`update_hessian`.

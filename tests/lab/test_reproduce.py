@@ -157,6 +157,36 @@ def test_another_sweep_in_the_directory_is_refused(
         assert snapshot(tmp_path) == before
 
 
+OWN_RECIPE = """
+format: sgdph-recipe-1
+title: "{title}"
+paper: None of the paper's.
+scales:
+  cpu:
+    description: One run.
+    time: a second
+    seeds: [0]
+    options: {{dataset: digits, train_size: 60, model: resnet8, epochs: 1, lr: {lr}}}
+    axes: [[{{label: SGDM, optimizer: sgdm}}]]
+"""
+
+
+def test_files_called_recipe_have_a_folder_of_runs_each(
+    reproduce: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, lr in (("one", 0.1), ("other", 0.2)):
+        (tmp_path / name).mkdir()
+        text = OWN_RECIPE.format(title=name, lr=lr)
+        (tmp_path / name / "recipe.yaml").write_text(text)
+        code, said, errors = reproduce(f"{name}/recipe.yaml", "--threads=1", "--device=cpu")
+        assert code == 0, said + errors
+    (tmp_path / "mine.yaml").write_text(OWN_RECIPE.format(title="mine", lr=0.3))
+    assert reproduce("mine.yaml", "--threads=1", "--device=cpu")[0] == 0
+    folders = sorted(each.name for each in (tmp_path / "runs").iterdir())
+    assert folders == ["mine-cpu", "one-cpu", "other-cpu"]
+
+
 def test_a_recipe_that_changed_since_is_refused(reproduce: Command, tmp_path: Path) -> None:
     assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
     file = tmp_path / "sweep.yaml"

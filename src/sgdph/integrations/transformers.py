@@ -44,7 +44,8 @@ class PartialHessianTrainer(PartialHessianMixin, Trainer):
     loaded.
 
     Example:
-        >>> optimizer = SGDPH(param_groups(model, weight_decay=0.01), lr=0.01)
+        >>> groups = param_groups(model, weight_decay=0.01)
+        >>> optimizer = SGDPH(groups, lr=0.01, estimator="hutchinson")
         >>> trainer = PartialHessianTrainer(model, args, train_dataset=data,
         ...                                 optimizers=(optimizer, None))
         >>> trainer.train()

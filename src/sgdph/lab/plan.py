@@ -87,14 +87,16 @@ def make_plan(
         settings: Optimizer to settings, as a settings file has them.
 
     Raises:
-        LabError: If the recipe has no such scale, or what was given does not fit it.
+        LabError: If the recipe has no such scale, two of its cells have one name, or what was given
+            does not fit it.
     """
     scale = recipe.scale(scale_name)
     _check_model(recipe, scale, given)
+    _check_names(recipe, scale, given, settings or {})
     cells: dict[str, RunConfig] = {}
     for own in scale.combinations():
         config = _resolve(scale, own, given, settings or {})
-        # Two cells of one name differ only in what was given for both.
+        # Two cells of one name differ only in what was given for both: see _check_names.
         cells.setdefault(cell_name(config, recipe.layout), config)
     overrides = with_lists({k: v for k, v in given.items() if k not in PLACE_FIELDS})
     if seeds is not None and seeds != scale.seeds:
@@ -174,6 +176,25 @@ def cell_name(config: RunConfig, layout: Layout) -> str:
 
 def _word(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _check_names(
+    recipe: Recipe, scale: Scale, given: Options, settings: Mapping[str, Options]
+) -> None:
+    """Raise LabError where two of a recipe's own cells have one name, so one would be lost."""
+    place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
+    cells: dict[str, RunConfig] = {}
+    for own in scale.combinations():
+        config = _resolve(scale, own, place, settings)
+        name = cell_name(config, recipe.layout)
+        other = dataclasses.asdict(cells.setdefault(name, config))
+        differing = [key for key, value in dataclasses.asdict(config).items() if value != other[key]]
+        if differing:
+            raise LabError(
+                f"{recipe.name}: two cells would both be called {name}, and differ in "
+                f"{', '.join(differing)}; add that to the layout's rows or columns, or give each "
+                "cell a label of its own"
+            )
 
 
 def _check_model(recipe: Recipe, scale: Scale, given: Options) -> None:

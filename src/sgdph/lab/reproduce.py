@@ -52,7 +52,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     check_workers(options.workers, "--workers")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
-    out = options.out or Path("runs") / f"{recipe.runs_of}-{options.scale}"
+    out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
     if scale.cost is not None:
         return reproduce_cost(recipe, scale, out, options, console)
     given = options.given()
@@ -101,6 +101,18 @@ def train_and_report(
     if rest and options.only is not None:
         say(console, f"{rest} of the sweep's {len(plan.runs())} runs are not at their end yet")
     return report_failures(console, directory.path, progress)
+
+
+def runs_name(recipe: Recipe, asked: str) -> str:
+    """Name the default folder of a recipe's runs.
+
+    A file that is called recipe.yaml goes by the folder that it lies in: each folder of
+    results/evidence has one, and their runs must not meet in one directory.
+    """
+    path = Path(asked)
+    if path.name in ("recipe.yaml", "recipe.yml"):
+        return path.resolve().parent.name or recipe.runs_of
+    return recipe.runs_of
 
 
 def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:

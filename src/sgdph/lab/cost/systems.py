@@ -144,6 +144,12 @@ _ALL = (
     _sgdph("sgdph-plain", ", update_hessian + backward", _separate),
     _sgdph("sgdph-interval10", ", interval 10", hessian_interval=10),
     _sgdph("sgdph-hutchinson", ", hutchinson", estimator="hutchinson"),
+    _sgdph(
+        "sgdph-hutchinson-interval10",
+        ", hutchinson, interval 10",
+        estimator="hutchinson",
+        hessian_interval=10,
+    ),
     _sgdph("sgdph-hutchinson-all", ", hutchinson, all", **_JOINT),
     _sgdph(
         "sgdph-hutchinson-all-interval10",

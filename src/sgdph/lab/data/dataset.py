@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,10 +117,6 @@ class Dataset(ABC):
         Yields:
             Normalised images ``(B, C, H, W)``, float32, and labels ``(B,)``, int64.
         """
-
-    def steps(self, size: int) -> int:
-        """Count the batches of ``size`` in an epoch, a shorter last one too."""
-        return math.ceil(self.train_count / size)
 
 
 def plan_epoch(data: Dataset, generator: torch.Generator) -> EpochPlan:

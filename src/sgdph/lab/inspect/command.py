@@ -46,6 +46,11 @@ def inspect(options: InspectOptions, console: Console) -> int:
     inspection = resumed(directory, options) if options.resume else requested(options)
     own = inspection.run is None
     run = directory.own_run if own else RunDirectory(Path(str(inspection.run)))
+    if options.overwrite and not own and run.path.resolve() == directory.own_run.path.resolve():
+        raise LabError(
+            f"--overwrite would delete {run.path}, the run that is to be inspected, with the "
+            f"inspection in {directory.path}; name another --out"
+        )
     if own and inspection.settings.checkpoints[-1] > inspection.config.epochs:
         raise LabError(
             f"--checkpoints must lie between 0 and the {inspection.config.epochs} epochs; got "

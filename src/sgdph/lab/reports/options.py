@@ -54,6 +54,7 @@ class ReportOptions:
             rows=asked.get("rows", saved.rows),
             columns=asked.get("columns", saved.columns),
             title=self.title or saved.title,
+            turned=saved.turned and not asked,
         )
 
     def targets(self) -> tuple[float, ...]:
