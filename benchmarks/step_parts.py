@@ -30,7 +30,10 @@ PARTS = {
     "convolution": ("sgdph.double_backward.CONVOLUTION", NOTHING),
     "batch norm": ("sgdph.double_backward.BATCH_NORMS", ()),
     "ReLU": ("sgdph.double_backward.RELU", NOTHING),
-    "late weight gradients": ("sgdph.shared_backward.SharedBackward._is_better_late", lambda *_: False),
+    "late weight gradients": (
+        "sgdph.shared_backward.SharedBackward._is_better_late",
+        lambda *_: False,
+    ),
 }
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "SGDM": ("sgdm", ()),

@@ -11,7 +11,12 @@ import torch
 import yaml
 
 from sgdph.lab import training
+from sgdph.lab.comparison import ComparisonDirectory
+from sgdph.lab.config import LabError
+from sgdph.lab.plan import PlannedRun
+from sgdph.lab.resolution import resolve
 from sgdph.lab.runs import RunDirectory
+from sgdph.lab.sweep import check_agreement
 
 from .conftest import TINY, Command, checkpoint_of, same_bits, snapshot, without_seconds
 
@@ -237,6 +242,43 @@ def test_a_finished_comparison_is_extended_by_seeds_and_optimizers(
     runs = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert runs == {"sgdm-seed0", "sgdm-seed2", "adamw-seed0", "adamw-seed2"}
     assert RunDirectory(tmp_path / "adamw-seed2").read_config().epochs == 1
+
+
+def test_an_extended_comparison_keeps_what_was_said_of_single_optimizers(
+    sgdph: Command, tmp_path: Path
+) -> None:
+    one = [*COMPARE, "--epochs", "1", "--out", tmp_path, "--optimizers", "sgdm", "--seeds", "0"]
+    assert sgdph(*one, "--lr", "sgdm=0.05", "--optimizer-args", "sgdm.nesterov=true")[0] == 0
+    more = ["--optimizers", "adamw", "--lr", "adamw=1e-3", "--seeds", "1"]
+    more += ["--optimizer-args", "adamw.amsgrad=true"]
+    code, _, errors = sgdph("compare", "--out", tmp_path, "--resume", *more)
+    assert code == 0, errors
+    for seed in (0, 1):
+        runs = [RunDirectory(tmp_path / f"{name}-seed{seed}") for name in ("sgdm", "adamw")]
+        sgdm, adamw = (run.read_config() for run in runs)
+        assert (sgdm.lr, dict(sgdm.optimizer_args or ())) == (0.05, {"nesterov": True})
+        assert (adamw.lr, dict(adamw.optimizer_args or ())) == (1e-3, {"amsgrad": True})
+
+
+def test_a_run_whose_arguments_are_not_asked_for_any_more_is_refused(tmp_path: Path) -> None:
+    with_argument = resolve({"optimizer": "sgdm", "optimizer_args": {"nesterov": True}})
+    RunDirectory(tmp_path / "run").create(with_argument)
+    with pytest.raises(LabError, match="run: nesterov: the run has True, now nothing is given"):
+        check_agreement(tmp_path, [PlannedRun("run", resolve({"optimizer": "sgdm"}))])
+    check_agreement(tmp_path, [PlannedRun("run", with_argument)])
+
+
+def test_two_processes_do_not_write_one_comparisons_report_at_a_time(
+    sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = [*COMPARE, "--epochs", "1", "--out", tmp_path, "--optimizers", "sgdm", "--seeds", "0"]
+    assert sgdph(*one)[0] == 0
+    monkeypatch.setattr("sgdph.lab.runs.LOCK_TIMEOUT", 0.1)
+    with ComparisonDirectory(tmp_path).alone():
+        code, _, errors = sgdph("compare", "--out", tmp_path, "--resume")
+    assert code == 2
+    assert "another process has been writing" in errors
+    assert sgdph("compare", "--out", tmp_path, "--resume")[0] == 0
 
 
 def test_a_comparison_is_not_resumed_with_other_settings(sgdph: Command, tmp_path: Path) -> None:

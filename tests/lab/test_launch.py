@@ -1,6 +1,8 @@
 """Runs of several processes, with ``torchrun`` played by the test."""
 
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,15 +29,15 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> Play:
     def play(act: Callable[[], None], code: int) -> list[list[str]]:
         commands: list[list[str]] = []
 
-        def run(command: list[str], **options: Any) -> SimpleNamespace:
+        def start(command: list[str], **options: Any) -> SimpleNamespace:
             commands.append(command)
             assert options["stdin"] is subprocess.DEVNULL
             options["stdout"].write(b"the last words\n")
             options["stdout"].flush()
             act()
-            return SimpleNamespace(returncode=code)
+            return SimpleNamespace(wait=lambda: code)
 
-        monkeypatch.setattr(launch.subprocess, "run", run)
+        monkeypatch.setattr(launch.subprocess, "Popen", start)
         return commands
 
     return play
@@ -80,3 +82,48 @@ def test_a_run_that_another_process_took_is_no_failure(tmp_path: Path, torchrun:
     torchrun(nothing, 2)
     with RunDirectory(tmp_path).claim(), pytest.raises(Claimed):
         train_in_processes(CONFIG, RunDirectory(tmp_path), tmp_path / "run.log")
+
+
+# A worker that waits for its torchrun, which takes a moment to end when it is interrupted.
+WORKER = """
+import subprocess, sys
+from sgdph.lab.crew import watch_parent
+from sgdph.lab.launch import wait
+
+process = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.DEVNULL)
+watch_parent()
+try:
+    wait(process)
+except KeyboardInterrupt:
+    print("interrupted after", process.returncode, flush=True)
+"""
+TORCHRUN = """
+import signal, subprocess, sys
+
+try:
+    print("ready", flush=True)
+    signal.pause()
+except KeyboardInterrupt:
+    subprocess.run([sys.executable, "-c", ""])
+    print("ended", flush=True)
+    raise SystemExit(7)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pause"), reason="needs POSIX signals")
+def test_a_worker_whose_parent_is_gone_ends_its_processes_and_waits_for_them() -> None:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, TORCHRUN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert worker.stdout is not None
+    try:
+        assert worker.stdout.readline() == "ready\n"
+        # What closes when the parent is gone.
+        said, _ = worker.communicate(timeout=120)
+    finally:
+        worker.kill()
+    assert said == "ended\ninterrupted after 7\n"

@@ -182,6 +182,16 @@ def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
     assert {run.config.lr for run in found.runs()} == {0.01}
 
 
+def test_cells_of_one_name_are_refused_rather_than_lost(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN.replace("{model: [resnet8, resnet20]}", "{lr: [0.1, 0.03]}"))
+    with pytest.raises(LabError, match="both be called digits-resnet8-sgdm, and differ in lr"):
+        make_plan(load_recipe(str(file)), "cpu", {})
+    file.write_text(file.read_text() + "layout: {rows: [lr]}\n")
+    found = make_plan(load_recipe(str(file)), "cpu", {})
+    assert [run.config.lr for run in found.runs()] == [0.1, 0.03]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -21,7 +22,7 @@ from sgdph.lab.data import Dataset
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.sweep import Work, check_agreement, check_runs, progress_of
-from sgdph.lab.workers import share_cores, train_all
+from sgdph.lab.workers import as_begun, fit_one_gpu, share_cores, train_all
 
 from .conftest import Silent, checkpoint_of, same_bits, start, tiny_config
 
@@ -155,6 +156,35 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert visible_device(1)["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"device": "cuda"}, True),
+        ({"device": "cuda:1"}, False),
+        ({"processes": 2}, False),
+    ],
+)
+def test_a_run_of_several_gpus_or_of_a_certain_one_sees_all(
+    changes: dict[str, Any], fits: bool
+) -> None:
+    assert fit_one_gpu([tiny_config(), tiny_config(**{"batch_size": 24, **changes})]) is fits
+
+
+def test_runs_go_on_with_the_threads_that_they_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "available_cores", lambda: 8)
+    asked = [PlannedRun(name, tiny_config(threads=None)) for name in ("begun", "new")]
+    for planned in share_cores(asked[:1], 4):
+        RunDirectory(tmp_path / planned.name).create(planned.config)
+    # Carried on by one process alone, which would take all cores.
+    begun, new = as_begun(tmp_path, asked)
+    assert (begun.config.threads, new.config.threads) == (2, None)
+    other = [PlannedRun("begun", tiny_config(threads=3))]
+    assert as_begun(tmp_path, other) == other
 
 
 SWEEP = [

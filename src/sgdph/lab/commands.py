@@ -124,7 +124,8 @@ def compare(options: CompareOptions, console: Console) -> int:
         check_runs(runs, partial(load_data, download=options.download))
         if options.overwrite:
             directory.clear()
-        directory.write(comparison)
+        with directory.alone():
+            directory.write(comparison)
         progress = train_all(
             directory.path,
             runs,
@@ -136,7 +137,8 @@ def compare(options: CompareOptions, console: Console) -> int:
         return report_interruption(console, "compare", directory.path, directory.exists())
     if not progress.ended:
         return report_failures(console, directory.path, progress)
-    say_report(directory.path, console)
+    with directory.alone():
+        say_report(directory.path, console)
     return report_failures(console, directory.path, progress)
 
 

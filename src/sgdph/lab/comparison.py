@@ -1,7 +1,8 @@
 """A comparison: every optimizer with every seed, in one directory.
 
 At the top of the directory ``comparison.yaml`` keeps what was asked for, so that ``--resume`` needs
-no other option; each run lies in ``<optimizer>-seed<k>``.
+no other option; each run lies in ``<optimizer>-seed<k>``. ``comparison.lock`` is held while a process
+writes the directory's own files; it means nothing otherwise.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from sgdph.lab.baselines import BASELINES
+from sgdph.lab.baselines import BASELINES, flag
 from sgdph.lab.config_file import with_lists, with_tuples
 from sgdph.lab.files import write_text
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.report import REPORT_FILES
-from sgdph.lab.resolution import resolve_many
+from sgdph.lab.resolution import parse_per_optimizer, resolve_many
 from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 
 FORMAT = "sgdph-comparison-1"
@@ -48,13 +49,34 @@ class Comparison:
         return [PlannedRun(f"{each.optimizer}-seed{each.seed}", each) for each in configs]
 
     def extended(self, other: Comparison) -> Comparison:
-        """Add another's optimizers and seeds to these, and let its options go before these."""
+        """Add another's optimizers and seeds to these, and let its options go before these.
+
+        An option that says something of single optimizers replaces what it names, and no more.
+
+        Raises:
+            LabError: If lr or weight decay of one of them cannot be read.
+        """
+        optimizers = tuple(dict.fromkeys(self.optimizers + other.optimizers))
+        given = {**self.given, **other.given}
+        for name in set(self.given) & set(other.given):
+            if name in ("lr", "weight_decay"):
+                texts = (str(each.given[name]) for each in (self, other))
+                both = [parse_per_optimizer(text, flag(name), optimizers) for text in texts]
+                given[name] = _per_optimizer({**both[0], **both[1]})
+            elif name == "optimizer_args":
+                words = (*self.given[name], *other.given[name])
+                given[name] = tuple({word.partition("=")[0]: word for word in words}.values())
         return Comparison(
-            tuple(dict.fromkeys(self.optimizers + other.optimizers)),
+            optimizers,
             tuple(dict.fromkeys(self.seeds + other.seeds)),
-            {**self.given, **other.given},
+            given,
             {**self.settings, **other.settings},
         )
+
+
+def _per_optimizer(values: Mapping[str, float]) -> str:
+    """Write what :func:`sgdph.lab.resolution.parse_per_optimizer` reads."""
+    return ",".join(f"{optimizer}={value!r}" for optimizer, value in values.items())
 
 
 class ComparisonDirectory(DirectoryOfRuns):

@@ -42,13 +42,21 @@ class Crew:
     logs: tuple[Path, ...]
 
     @classmethod
-    def start(cls, module: str, order: Mapping[str, Any], logs: Sequence[Path]) -> Crew:
+    def start(
+        cls,
+        module: str,
+        order: Mapping[str, Any],
+        logs: Sequence[Path],
+        *,
+        split_gpus: bool,
+    ) -> Crew:
         """Start a worker for each log.
 
         Args:
             module: What they run; it calls :func:`read_order` first.
             order: What they are to do; must fit JSON. They are told the parent's command as well.
             logs: Where each writes; an earlier log is carried on.
+            split_gpus: Whether each sees one of the GPUs, in turn; if not, all of them see all.
         """
         line = json.dumps({**order, "argv": sys.argv}).encode() + b"\n"
         processes = []
@@ -59,7 +67,7 @@ class Crew:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **visible_device(index)},
+                    env={**os.environ, **(visible_device(index) if split_gpus else {})},
                     # Ctrl-C goes to the parent alone, which then stops each once.
                     start_new_session=True,
                 )
@@ -163,6 +171,15 @@ def read_order() -> dict[str, Any]:
     return order
 
 
+def interrupt() -> None:
+    """Do to this process what Ctrl-C in a terminal does: what it started is interrupted as well."""
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        # A signal, unlike interrupt_main, ends a wait for another process too.
+        os.killpg(0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 def watch_parent() -> None:
     """Interrupt this process when its standard input ends."""
 
@@ -170,6 +187,6 @@ def watch_parent() -> None:
         # Not through sys.stdin, whose lock would be in the way when the process ends.
         while os.read(0, 1024):
             pass
-        _thread.interrupt_main()
+        interrupt()
 
     threading.Thread(target=watch, daemon=True).start()

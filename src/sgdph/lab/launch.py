@@ -12,6 +12,9 @@ from sgdph.lab.runs import ENDED, RunDirectory
 
 # A failure's cause stands in its last lines.
 TAIL = 3000
+# How long torchrun may take to end, in seconds, before it is told so again, and then until it is
+# killed: both together less than a worker itself has (crew.GRACE).
+PATIENCE = 20.0
 
 
 def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
@@ -38,17 +41,39 @@ def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         # Standard input is the pipe of a worker's parent.
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
         )
-    if done.returncode == INTERRUPTED:
+    code = wait(process)
+    if code == INTERRUPTED:
         raise KeyboardInterrupt
     # Another sweep may have been quicker.
     with run.claim():
         pass
     if run.status() not in ENDED:
         said = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-        raise LabError(f"torchrun ended with code {done.returncode} ({log}):\n{said}")
+        raise LabError(f"torchrun ended with code {code} ({log}):\n{said}")
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for torchrun to end; when interrupted, until it has let its processes end.
+
+    Raises:
+        KeyboardInterrupt: When interrupted; it has ended by then.
+    """
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C reaches torchrun too, which has its processes stop after the step they are at.
+        # Killed at once, as by subprocess.run, it would leave them behind.
+        for plea in (process.terminate, process.kill):
+            try:
+                process.wait(PATIENCE)
+                break
+            except subprocess.TimeoutExpired:
+                plea()
+        process.wait()
+        raise
 
 
 def place_flags(config: RunConfig) -> list[str]:

@@ -187,8 +187,8 @@ def _check_names(
     for own in scale.combinations():
         config = _resolve(scale, own, place, settings)
         name = cell_name(config, recipe.layout)
-        other = dataclasses.asdict(cells.setdefault(name, config))
-        differing = [key for key, value in dataclasses.asdict(config).items() if value != other[key]]
+        other = vars(cells.setdefault(name, config))
+        differing = [key for key, value in vars(config).items() if value != other[key]]
         if differing:
             raise LabError(
                 f"{recipe.name}: two cells would both be called {name}, and differ in "

@@ -19,10 +19,12 @@ the file from the history in its checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sgdph.lab.claims import LOCK, Claim
 from sgdph.lab.config import LabError, RunConfig
@@ -53,6 +55,9 @@ RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
 # tuning stops some early.
 ENDED = ("finished", "diverged")
 OVER = (*ENDED, "pruned")
+
+# Writing a record or a report takes a second or so.
+LOCK_TIMEOUT = 120.0
 
 
 def kept_checkpoint(epoch: int) -> str:
@@ -203,6 +208,23 @@ class DirectoryOfRuns(RecordDirectory):
     def exists(self) -> bool:
         """Whether the record, or a part of one, is there."""
         return super().exists() or any(run.exists() for run in self.inner_runs())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing the record's own files, for as long as this lasts.
+
+        Raises:
+            LabError: If another process goes on writing for minutes.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / f"{self.what}.lock", timeout=LOCK_TIMEOUT):
+                yield
+        except Timeout as error:
+            raise LabError(
+                f"another process has been writing in {self.path} for {LOCK_TIMEOUT:.0f} s; wait "
+                "for it or stop it, then run the same command again"
+            ) from error
 
     def check_clearable(self) -> None:
         """Raise LabError if files of the record's names, or of its runs', are something else's."""

@@ -38,7 +38,15 @@ def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
     for planned in runs:
         run = RunDirectory(directory / planned.name)
         if run.exists():
-            found = differences(vars(planned.config), run.read_config())
+            saved = run.read_config()
+            found = differences(vars(planned.config), saved)
+            # These are asked about only where they are given; here all that is asked for is.
+            asked = dict(planned.config.optimizer_args or ())
+            found += [
+                f"{name}: the run has {value!r}, now nothing is given"
+                for name, value in saved.optimizer_args or ()
+                if name not in asked
+            ]
             problems += [f"{planned.name}: {line}" for line in found]
     if problems:
         raise LabError(

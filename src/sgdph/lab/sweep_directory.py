@@ -11,12 +11,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from sgdph.lab.config import LabError, RunConfig, differences
 from sgdph.lab.config_file import from_mapping, to_yaml
@@ -28,9 +26,7 @@ from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
 from sgdph.lab.sweep import LOGS
 
 FORMAT = "sgdph-sweep-1"
-SWEEP, LOCK = "sweep.yaml", "sweep.lock"
-# Writing a sweep.yaml or a report takes a second or so.
-LOCK_TIMEOUT = 120.0
+SWEEP = "sweep.yaml"
 
 
 class SweepDirectory(DirectoryOfRuns):
@@ -66,23 +62,6 @@ class SweepDirectory(DirectoryOfRuns):
                 file.unlink()
         if logs.is_dir() and not any(logs.iterdir()):
             logs.rmdir()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes from writing the sweep's own files, for as long as this lasts.
-
-        Raises:
-            LabError: If another process goes on writing for minutes.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / LOCK, timeout=LOCK_TIMEOUT):
-                yield
-        except Timeout as error:
-            raise LabError(
-                f"another process has been writing in {self.path} for {LOCK_TIMEOUT:.0f} s; wait "
-                "for it or stop it, then run the same command again"
-            ) from error
 
     def read(self) -> Plan:
         """Read what the sweep is.

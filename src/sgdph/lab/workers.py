@@ -6,17 +6,19 @@ The claims of :mod:`sgdph.lab.sweep` keep them out of each other's way.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from sgdph.lab.config import RunConfig
 from sgdph.lab.config_file import from_yaml, to_yaml
 from sgdph.lab.crew import Crew, read_order, threads_each, watch_parent
 from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import LineReporter, reporter_for, say
+from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import load_data
 from sgdph.lab.sweep import LOGS, Load, Progress, Work, failure_file, forget_failures, progress_of
 from sgdph.lab.watch import watching
@@ -46,6 +48,7 @@ def train_all(
         KeyboardInterrupt: When interrupted; nothing is training any more then.
     """
     forget_failures(directory, runs)
+    runs = as_begun(directory, runs)
     if workers == 1:
         with reporter_for(console, len(runs)) as reporter:
             Work(directory, runs, load, reporter).do()
@@ -53,7 +56,8 @@ def train_all(
     with watching(directory, runs, console) as watch:
         watch.look()
         if watch.left:
-            crew = start_crew(directory, runs, min(workers, len(watch.left)))
+            shared = share_cores(runs, workers)
+            crew = start_crew(directory, shared, min(workers, len(watch.left)))
             say(console, f"{len(crew.processes)} workers; their logs lie in {directory / LOGS}")
             crew.wait(watch.look)
             for complaint in crew.complaints():
@@ -75,28 +79,54 @@ def start_crew(directory: Path, runs: Sequence[PlannedRun], count: int) -> Crew:
 
     Args:
         directory: Where the runs lie.
-        runs: The runs. Where their threads are left open, each worker takes its share of the cores.
+        runs: The runs.
         count: How many workers.
     """
     logs = directory / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     order = {
         "directory": str(directory),
-        "runs": {planned.name: to_yaml(planned.config) for planned in share_cores(runs, count)},
+        "runs": {planned.name: to_yaml(planned.config) for planned in runs},
     }
     paths = [logs / f"worker-{number}.log" for number in range(1, count + 1)]
-    return Crew.start("sgdph.lab.workers", order, paths)
+    configs = [planned.config for planned in runs]
+    return Crew.start("sgdph.lab.workers", order, paths, split_gpus=fit_one_gpu(configs))
+
+
+def fit_one_gpu(configs: Iterable[RunConfig]) -> bool:
+    """Whether each run may see one of the GPUs alone: it needs no more, and names none."""
+    return all(config.processes == 1 and ":" not in config.device for config in configs)
+
+
+def as_begun(directory: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Let runs that lie there go on with the threads that they began with, if none are asked for.
+
+    With another number sums are added in another order, and another run would come of it.
+    """
+    return [
+        with_threads(planned, RunDirectory(directory / planned.name).read_config().threads)
+        if RunDirectory(directory / planned.name).exists()
+        else planned
+        for planned in runs
+    ]
 
 
 def share_cores(runs: Sequence[PlannedRun], count: int) -> list[PlannedRun]:
-    """Give each of so many workers its share of the cores, where runs do not say their threads."""
-    threads = threads_each(count)
-    return [
-        planned
-        if planned.config.threads is not None
-        else replace(planned, config=replace(planned.config, threads=threads))
-        for planned in runs
-    ]
+    """Give each of so many workers its share of the cores, where runs do not say their threads.
+
+    Args:
+        runs: The runs.
+        count: How many workers were asked for; with fewer runs left it is no fewer, so that a sweep
+            that is carried on trains as the one that never stopped.
+    """
+    return [with_threads(planned, threads_each(count)) for planned in runs]
+
+
+def with_threads(planned: PlannedRun, threads: int | None) -> PlannedRun:
+    """Fill in the threads where a run does not say them."""
+    if planned.config.threads is not None:
+        return planned
+    return replace(planned, config=replace(planned.config, threads=threads))
 
 
 def main() -> int:

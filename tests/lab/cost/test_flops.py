@@ -71,6 +71,7 @@ def test_a_restricted_gradient_is_the_input_gradients_behind_the_parameter() -> 
         ("sgdph-plain", CONV2 + 2 * LINEAR),
         ("authors", CONV2 + 2 * LINEAR),
         ("sgdph-interval10", (CONV2 + 2 * LINEAR) / 10),
+        ("sgdph-hutchinson-interval10", (CONV2 + 2 * LINEAR) / 10),
         ("sgdph-hutchinson-all", 2 * (CONV2 + LINEAR)),
         ("sgdph-hutchinson-all-interval10", 2 * (CONV2 + LINEAR) / 10),
         ("sgdph-row-sum-all", 4 * (CONV2 + 2 * LINEAR)),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lab.conftest import snapshot
 from sgdph.lab.cli import main
 from sgdph.lab.config import LabError
 from sgdph.lab.inspect import command
@@ -111,6 +112,17 @@ def test_what_is_there_is_clobbered_only_on_demand_and_the_start_alone_needs_no_
     assert {file.name for file in (out / "run").iterdir()} == {"config.yaml", "epoch-0.pt"}
     assert (out / "notes.txt").exists()
     assert [each["epoch"] for each in read(out)["checkpoints"]] == [0]
+
+
+def test_the_run_that_is_to_be_inspected_is_not_overwritten(
+    tmp_path: Path, whole: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(whole[0], out)
+    before = snapshot(out)
+    assert inspect("--run", out / "run", "--out", out, "--overwrite", "--batches", "3") == 2
+    assert "the run that is to be inspected" in capsys.readouterr().err
+    assert snapshot(out) == before
 
 
 def test_an_interrupted_inspection_is_carried_on_to_the_same_figures(

@@ -48,6 +48,27 @@ def test_options_decide_layout_targets_and_title(tmp_path: Path) -> None:
     assert [(row["optimizer"], row["reached"]) for row in rows] == [("sgdm", "2"), ("adamw", "0")]
 
 
+def columns_of(page: str) -> list[str]:
+    """The headings of a report's first table."""
+    line = next(line for line in page.splitlines() if line.startswith("|"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_sweep_whose_table_is_turned_is_reported_turned_again(tmp_path: Path) -> None:
+    for optimizer in ("sgdm", "adamw"):
+        for dataset in ("digits", "mnist5k"):
+            lay_down(tmp_path, optimizer, 0, 0.8, name=f"-{dataset}", dataset=dataset)
+    layout = "layout: {rows: [optimizer], columns: [dataset], turned: true}\n"
+    (tmp_path / "sweep.yaml").write_text(layout)
+    assert main(["report", str(tmp_path)]) == 0
+    assert columns_of((tmp_path / "report.md").read_text())[1:] == ["SGDM", "AdamW"]
+    # Who names rows and columns means what is named.
+    named = ["--rows", "optimizer", "--columns", "dataset"]
+    assert main(["report", str(tmp_path), *named, "--out", str(tmp_path / "out")]) == 0
+    assert len(columns_of((tmp_path / "out" / "report.md").read_text())) == 3
+
+
 def test_one_place_takes_its_report_itself_again_and_again(tmp_path: Path) -> None:
     lay_down_two_places(tmp_path)
     assert main(["report", str(tmp_path)]) == 0

@@ -51,7 +51,8 @@ def run_workers(
 
         order = {"directory": str(directory.path.resolve()), "place": dict(place)}
         logs = [directory.path / WORKER_LOG.format(number) for number in range(1, jobs + 1)]
-        crew = Crew.start(WORKER, order, logs)
+        named = ":" in str(place.get("device", ""))
+        crew = Crew.start(WORKER, order, logs, split_gpus=not named)
         crew.wait(look)
     check_ends(crew)
 
