@@ -143,7 +143,15 @@ TASKS = {
         trials=12,
         # Half as long as the comparison: with it tuning would take most of the hours.
         tuning={"epochs": 6, "validation_size": 2000},
-        untimed=frozenset({"Adam", "SGD-PH, interval 10, τ tuned"}),
+        untimed=frozenset(
+            {
+                "Adam",
+                "SGD-PH, Hutchinson",
+                "SGD-PH, interval 10, τ tuned",
+                "SGD-PH, Hutchinson all, interval 10, τ tuned",
+                "control: multipliers shuffled, interval 10, τ tuned",
+            }
+        ),
     ),
 }
 
