@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,6 +97,26 @@ def test_copies_train_on_alike(how: str) -> None:
         train(model, optimizer, range(5, 10), feed)
         train(twin, other, range(5, 10), feed)
     assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, lambda o: pickle.loads(pickle.dumps(o))]
+)
+def test_copies_keep_the_groups_word(copied: Callable[[sgdph.SGDPH], sgdph.SGDPH]) -> None:
+    optimizer = sgdph.SGDPH(sgdph.param_groups(bn_net()))
+    flags = [group["channelwise"] for group in optimizer.param_groups]
+    assert set(flags) == {True, False}
+    twin = copied(optimizer)
+    assert [group["channelwise"] for group in twin.param_groups] == flags
+    assert [group["channelwise"] for group in optimizer.param_groups] == flags
+
+
+def test_loading_leaves_the_roles_alone() -> None:
+    model = bn_net()
+    shapes = sgdph.SGDPH(model.parameters())
+    flagged = sgdph.SGDPH([{"params": list(model.parameters()), "channelwise": False}])
+    flagged.load_state_dict(shapes.state_dict())
+    assert flagged.param_groups[0]["channelwise"] is False
 
 
 def test_older_state_without_newer_keys_loads() -> None:

@@ -413,6 +413,9 @@ class SGDPH(Optimizer):
             has_sparse_grad=any(p.grad.is_sparse for p in first_order),
             dampening=0.0,
             nesterov=False,
+            if newton is None:
+                # Roles never change after construction, whatever the state that is loaded says.
+                group["channelwise"] = current["channelwise"]
             **shared,
         )
         self._keep_momentum(first_order, buffers)
