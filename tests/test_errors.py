@@ -61,6 +61,23 @@ def test_what_is_one_for_all_groups(name: str, value: object) -> None:
         optimizer.step()
 
 
+def test_a_group_that_cannot_be_added_is_not() -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = sgdph.SGDPH(a.parameters())
+    with pytest.raises(TypeError):
+        optimizer.add_param_group({"params": b.parameters(), "lr": "high"})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_set_of_parameters(named: bool) -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = sgdph.SGDPH(a.named_parameters() if named else a.parameters())
+    with pytest.raises(TypeError, match="ordered collections"):
+        optimizer.add_param_group({"params": set(b.parameters())})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_bad_flag() -> None:
     with pytest.raises(ValueError, match="channelwise must be True, False, or None"):
         sgdph.SGDPH([{"params": bn_net().parameters(), "channelwise": "yes"}])

@@ -16,7 +16,7 @@ from sgdph.channelwise import is_newton, newton_parameters
 from sgdph.checkpoint import check_still_fits, complete_group, restore_exactly
 from sgdph.curvature import Curvature
 from sgdph.cycle import Cycle, starting_group
-from sgdph.groups import named_like, parameter_name
+from sgdph.groups import like_the_others, parameter_name
 from sgdph.hessian import Estimator
 from sgdph.hyperparameters import (
     Refresh,
@@ -143,15 +143,20 @@ class SGDPH(Optimizer):
             ValueError: As the constructor; the optimizer is then as it was.
         """
         curvature: Curvature | None = self._curvature
+        ``estimator``, ``refresh``, ``hessian_interval`` and ``seed`` are those of the other groups
+        if it does not name them, all else the constructor's.
+
         if curvature is not None:
-            param_group = named_like(self.param_groups, param_group)
+            TypeError: The group is no dict, its parameters are no tensors or a set of them, or a
+                value is of the wrong type; the optimizer is then as it was.
+            param_group = like_the_others(self.param_groups, param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_group(group)
             check_groups_agree(self.param_groups)
             refuse_sharded(group)
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             raise
         if curvature is not None:
