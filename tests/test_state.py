@@ -213,6 +213,42 @@ def test_pending_curvature_is_dropped_by_loading() -> None:
         optimizer.step()
 
 
+def test_cleared_state_starts_anew() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(6))
+    optimizer.state.clear()
+    assert all((m == 1).all() for m in optimizer.multipliers().values())
+    twin = copy.deepcopy(model)
+    fresh = sgdph.SGDPH(twin.parameters())
+    train(model, optimizer, range(6, 12))
+    train(twin, fresh, range(6, 12))
+    assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_an_average_from_elsewhere_is_noticed(replaced: bool) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), second_order_lr=1.0, eps=1.0)
+    train(model, optimizer, range(4))
+    assert any((m != 1).all() for m in optimizer.multipliers().values())
+    for p in optimizer._flow.cycle.newton:
+        average = optimizer.state[p]["hessian"]
+        if replaced:
+            optimizer.state[p]["hessian"] = torch.zeros_like(average)
+        else:
+            average.zero_()
+    assert all((m == 1).all() for m in optimizer.multipliers().values())
+
+
+def test_multipliers_follow_a_conversion() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    assert all(m.dtype == torch.float32 for m in optimizer.multipliers().values())
+    model.double()
+    assert all(m.dtype == torch.float64 for m in optimizer.multipliers().values())
+
+
 def test_converted_after_construction_but_before_training() -> None:
     model = bn_net(torch.float32)
     optimizer = sgdph.SGDPH(model.parameters())

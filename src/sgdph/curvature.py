@@ -218,9 +218,8 @@ class Curvature:
                     p.grad = p.grad.detach()
 
     def state_replaced(self) -> None:
-        """Forget all that belonged to another state."""
+        """Drop the curvature that was pending for another state."""
         self._pending.clear()
-        self._averages.forget_multipliers()
 
     def _notice_replaced_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
         """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""
