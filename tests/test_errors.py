@@ -78,6 +78,17 @@ def test_a_set_of_parameters(named: bool) -> None:
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize("loss_scale", [0, -1.0, float("nan"), float("inf")])
+def test_loss_scale_of_a_step(loss_scale: float) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss_of(model).backward(create_graph=True)
+    with pytest.raises(ValueError, match="loss_scale must be above 0 and finite"):
+        optimizer.step(loss_scale=loss_scale)
+    assert optimizer.param_groups[0]["step"] == 0
+    optimizer.step(loss_scale=2.0)
+
+
 def test_bad_flag() -> None:
     with pytest.raises(ValueError, match="channelwise must be True, False, or None"):
         sgdph.SGDPH([{"params": bn_net().parameters(), "channelwise": "yes"}])

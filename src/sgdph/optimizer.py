@@ -22,6 +22,7 @@ from sgdph.hyperparameters import (
     Refresh,
     check_group,
     check_groups_agree,
+    check_loss_scale,
     refuse_graph_capture,
     warn_of_joint_noise,
 )
@@ -273,8 +274,8 @@ class SGDPH(Optimizer):
         Args:
             closure: Clears the gradients, computes the loss, takes curvature and gradient in one
                 of the three ways, returns the loss.
-            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by.
-                ``None`` is the scale of the ``GradScaler`` that calls, or 1.
+            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by,
+                above 0. ``None`` is the scale of the ``GradScaler`` that calls, or 1.
 
         Returns:
             What the closure returned.
@@ -283,7 +284,7 @@ class SGDPH(Optimizer):
             RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
                 sparse gradient; a parameter was moved or converted since its state was made; a CUDA
                 graph is being captured.
-            ValueError: Groups disagree about the cycle.
+            ValueError: Groups disagree about the cycle; ``loss_scale`` is not above 0 and finite.
         """
         refuse_graph_capture()
         loss = None
@@ -296,6 +297,8 @@ class SGDPH(Optimizer):
             arrivals = self._flow.arrive(self.param_groups, loss_scale) if due else []
             with torch.no_grad():
                 self._flow.average(arrivals, self.param_groups, self.state)
+        if loss_scale is not None:
+            check_loss_scale(loss_scale)
                 for group in self.param_groups:
                     self._step_group(group)
             self._flow.cycle.advance(self.param_groups, due)
