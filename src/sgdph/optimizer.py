@@ -75,7 +75,9 @@ class SGDPH(Optimizer):
             ``hessian_momentum`` of 0.99 or more.
         hessian_interval: Refresh at every n-th step only.
         maximize: Maximise the objective.
-        foreach: Use the multi-tensor path; ``None`` chooses as ``torch.optim.SGD`` does.
+        foreach: Use the multi-tensor path. ``None`` takes it where it is known to be faster: for
+            first-order parameters as ``torch.optim.SGD`` does, for Newton parameters where all of
+            a group's are on CUDA devices.
         seed: Of the probes of ``"hutchinson"``. The global generator is never used.
         process_group: Where ``torch.distributed`` runs, the ranks to average the curvature over;
             ``None`` is the default group. Not kept by pickling.
@@ -169,7 +171,11 @@ class SGDPH(Optimizer):
 
     @property
     def hessian_due(self) -> bool:
-        """Whether the coming step wants a partial Hessian."""
+        """Whether the coming step wants a partial Hessian.
+
+        Raises:
+            ValueError: Groups disagree about the cycle.
+        """
         check_groups_agree(self.param_groups)
         return self._flow.cycle.is_due(self.param_groups)
 
@@ -201,7 +207,7 @@ class SGDPH(Optimizer):
 
         Raises:
             TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
-                not one of ``loss`` and ``closure`` was given.
+                not one of ``loss`` and ``closure`` was given; groups disagree about the cycle.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
                 cannot be differentiated twice; parameters were replaced after construction; or a
                 CUDA graph is being captured.
