@@ -269,9 +269,10 @@ def test_sparse_and_complex_parameters() -> None:
     assert torch.equal(phase, twin)
 
 
-def test_sparse_gradient_of_a_channelwise_parameter() -> None:
+@pytest.mark.parametrize("lr", [0.0, 0.01])
+def test_sparse_gradient_of_a_channelwise_parameter(lr: float) -> None:
     table = nn.Embedding(5, 1, sparse=True)
-    optimizer = sgdph.SGDPH([{"params": table.parameters(), "channelwise": True}])
+    optimizer = sgdph.SGDPH([{"params": table.parameters(), "channelwise": True, "lr": lr}])
     table(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match=r"0.0 is channel-wise and has a sparse gradient"):
         optimizer.step()

@@ -27,6 +27,7 @@ from sgdph.hyperparameters import (
     warn_of_joint_noise,
 )
 from sgdph.joining import CurvatureJoinHook, refuse_to_lead
+from sgdph.rehearsal import complete_averages
 from sgdph.sharding import refuse_sharded, refuse_zero
 from sgdph.statistics import MultiplierStatistics
 
@@ -142,16 +143,16 @@ class SGDPH(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group. Unless flagged, its parameters are Newton where their shape says so.
 
-        Raises:
-            ValueError: As the constructor; the optimizer is then as it was.
-        """
-        curvature: Curvature | None = self._curvature
         ``estimator``, ``refresh``, ``hessian_interval`` and ``seed`` are those of the other groups
         if it does not name them, all else the constructor's.
 
-        if curvature is not None:
+        Raises:
             TypeError: The group is no dict, its parameters are no tensors or a set of them, or a
                 value is of the wrong type; the optimizer is then as it was.
+            ValueError: As the constructor; the optimizer is then as it was.
+        """
+        curvature: Curvature | None = self._curvature
+        if curvature is not None:
             param_group = like_the_others(self.param_groups, param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -273,9 +274,12 @@ class SGDPH(Optimizer):
     ) -> float | None:
         """Perform one step and consume all pending curvature.
 
-        A step at which no parameter has a gradient does nothing. It waits for the device only to
-        read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``, a ``GradScaler``'s
-        scale, and where no curvature came on this rank, to learn whether it did on others.
+        A step at which no parameter has a gradient does nothing. One before all others, with
+        gradients of zero, an ``lr`` of 0 in every group and no curvature, makes the state and is
+        not counted: ``torch.distributed.checkpoint`` takes such a one. A step waits for the device
+        only to read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``, a
+        ``GradScaler``'s scale, and where no curvature came on this rank, to learn whether it did on
+        others.
 
         Args:
             closure: Clears the gradients, computes the loss, takes curvature and gradient in one
@@ -293,18 +297,20 @@ class SGDPH(Optimizer):
             ValueError: Groups disagree about the cycle; ``loss_scale`` is not above 0 and finite.
         """
         refuse_graph_capture()
+        if loss_scale is not None:
+            check_loss_scale(loss_scale)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        elif self._flow.rehearsed(self.param_groups, self.state):
+            return None
         due = self.hessian_due
         self._check_gradients()
         if self._has_gradients() or self._flow.has_other_ranks():
             arrivals = self._flow.arrive(self.param_groups, loss_scale) if due else []
             with torch.no_grad():
                 self._flow.average(arrivals, self.param_groups, self.state)
-        if loss_scale is not None:
-            check_loss_scale(loss_scale)
                 for group in self.param_groups:
                     self._step_group(group)
             self._flow.cycle.advance(self.param_groups, due)
@@ -356,6 +362,18 @@ class SGDPH(Optimizer):
             for (name, multiplier), count in zip(self.multipliers().items(), counts, strict=True)
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resume to the bit needs.
+
+        Newton parameters that no partial Hessian has reached yet get an average of nothing first,
+        so that the keys do not depend on when it was saved: ``torch.distributed.checkpoint`` loads
+        into the keys of a state that training has not begun with.
+        """
+        if self.state:
+            newton = (p for p in self._flow.cycle.newton if p.requires_grad)
+            complete_averages(self.state, newton)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, exactly; tensors are copied. Pending curvature is dropped.
 
@@ -395,6 +413,9 @@ class SGDPH(Optimizer):
         super().__setstate__(state)
         for group, current in zip(self.param_groups, known, strict=True):
             complete_group(group, current)
+            if newton is None:
+                # Roles never change after construction, whatever the state that is loaded says.
+                group["channelwise"] = current["channelwise"]
         if newton is not None:
             self._curvature = Curvature(newton, process_group=None)
 
@@ -427,9 +448,6 @@ class SGDPH(Optimizer):
             has_sparse_grad=any(p.grad.is_sparse for p in first_order),
             dampening=0.0,
             nesterov=False,
-            if newton is None:
-                # Roles never change after construction, whatever the state that is loaded says.
-                group["channelwise"] = current["channelwise"]
             **shared,
         )
         self._keep_momentum(first_order, buffers)
