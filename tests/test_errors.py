@@ -61,6 +61,34 @@ def test_what_is_one_for_all_groups(name: str, value: object) -> None:
         optimizer.step()
 
 
+def test_a_group_that_cannot_be_added_is_not() -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = sgdph.SGDPH(a.parameters())
+    with pytest.raises(TypeError):
+        optimizer.add_param_group({"params": b.parameters(), "lr": "high"})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_set_of_parameters(named: bool) -> None:
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = sgdph.SGDPH(a.named_parameters() if named else a.parameters())
+    with pytest.raises(TypeError, match="ordered collections"):
+        optimizer.add_param_group({"params": set(b.parameters())})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("loss_scale", [0, -1.0, float("nan"), float("inf")])
+def test_loss_scale_of_a_step(loss_scale: float) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    loss_of(model).backward(create_graph=True)
+    with pytest.raises(ValueError, match="loss_scale must be above 0 and finite"):
+        optimizer.step(loss_scale=loss_scale)
+    assert optimizer.param_groups[0]["step"] == 0
+    optimizer.step(loss_scale=2.0)
+
+
 def test_bad_flag() -> None:
     with pytest.raises(ValueError, match="channelwise must be True, False, or None"):
         sgdph.SGDPH([{"params": bn_net().parameters(), "channelwise": "yes"}])
@@ -241,9 +269,10 @@ def test_sparse_and_complex_parameters() -> None:
     assert torch.equal(phase, twin)
 
 
-def test_sparse_gradient_of_a_channelwise_parameter() -> None:
+@pytest.mark.parametrize("lr", [0.0, 0.01])
+def test_sparse_gradient_of_a_channelwise_parameter(lr: float) -> None:
     table = nn.Embedding(5, 1, sparse=True)
-    optimizer = sgdph.SGDPH([{"params": table.parameters(), "channelwise": True}])
+    optimizer = sgdph.SGDPH([{"params": table.parameters(), "channelwise": True, "lr": lr}])
     table(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match=r"0.0 is channel-wise and has a sparse gradient"):
         optimizer.step()

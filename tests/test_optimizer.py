@@ -177,6 +177,20 @@ def test_later_group_trains_and_resumes() -> None:
     assert_same_bits(whole, twin)
 
 
+@pytest.mark.parametrize("how", ["loaded", "set"])
+def test_a_later_group_follows_the_others(how: str) -> None:
+    model, head = bn_net(), nn.Linear(3, 3)
+    settings = {"hessian_interval": 4, "estimator": "hutchinson", "seed": 7}
+    optimizer = sgdph.SGDPH(model.parameters())
+    if how == "loaded":
+        optimizer.load_state_dict(sgdph.SGDPH(model.parameters(), **settings).state_dict())
+    else:
+        optimizer.param_groups[0].update(settings)
+    optimizer.add_param_group({"params": head.parameters()})
+    assert {name: optimizer.param_groups[1][name] for name in settings} == settings
+    train(nn.Sequential(*model, head), optimizer, range(6))
+
+
 def test_closure_returns_the_loss() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,6 +97,26 @@ def test_copies_train_on_alike(how: str) -> None:
         train(model, optimizer, range(5, 10), feed)
         train(twin, other, range(5, 10), feed)
     assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, lambda o: pickle.loads(pickle.dumps(o))]
+)
+def test_copies_keep_the_groups_word(copied: Callable[[sgdph.SGDPH], sgdph.SGDPH]) -> None:
+    optimizer = sgdph.SGDPH(sgdph.param_groups(bn_net()))
+    flags = [group["channelwise"] for group in optimizer.param_groups]
+    assert set(flags) == {True, False}
+    twin = copied(optimizer)
+    assert [group["channelwise"] for group in twin.param_groups] == flags
+    assert [group["channelwise"] for group in optimizer.param_groups] == flags
+
+
+def test_loading_leaves_the_roles_alone() -> None:
+    model = bn_net()
+    shapes = sgdph.SGDPH(model.parameters())
+    flagged = sgdph.SGDPH([{"params": list(model.parameters()), "channelwise": False}])
+    flagged.load_state_dict(shapes.state_dict())
+    assert flagged.param_groups[0]["channelwise"] is False
 
 
 def test_older_state_without_newer_keys_loads() -> None:
@@ -190,6 +211,42 @@ def test_pending_curvature_is_dropped_by_loading() -> None:
     loss_of(model).backward()
     with pytest.raises(RuntimeError, match="none came"):
         optimizer.step()
+
+
+def test_cleared_state_starts_anew() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(6))
+    optimizer.state.clear()
+    assert all((m == 1).all() for m in optimizer.multipliers().values())
+    twin = copy.deepcopy(model)
+    fresh = sgdph.SGDPH(twin.parameters())
+    train(model, optimizer, range(6, 12))
+    train(twin, fresh, range(6, 12))
+    assert_same_bits(model, twin)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_an_average_from_elsewhere_is_noticed(replaced: bool) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), second_order_lr=1.0, eps=1.0)
+    train(model, optimizer, range(4))
+    assert any((m != 1).all() for m in optimizer.multipliers().values())
+    for p in optimizer._flow.cycle.newton:
+        average = optimizer.state[p]["hessian"]
+        if replaced:
+            optimizer.state[p]["hessian"] = torch.zeros_like(average)
+        else:
+            average.zero_()
+    assert all((m == 1).all() for m in optimizer.multipliers().values())
+
+
+def test_multipliers_follow_a_conversion() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    assert all(m.dtype == torch.float32 for m in optimizer.multipliers().values())
+    model.double()
+    assert all(m.dtype == torch.float64 for m in optimizer.multipliers().values())
 
 
 def test_converted_after_construction_but_before_training() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,42 +12,68 @@ from torch import Tensor
 from sgdph.algorithm import average_curvature, curvature_dtype, newton_multiplier
 
 
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """A multiplier, and what it was made of.
+
+    The average is held itself, because the ``id`` of one that is gone may be another's by now.
+    """
+
+    multiplier: Tensor
+    settings: tuple[float, ...]
+    average: Tensor | None
+    version: int
+
+    def holds(self, p: Tensor, settings: tuple[float, ...], average: Tensor | None) -> bool:
+        """Tell, without asking the device, whether it is still what would be made now."""
+        if average is not self.average or settings != self.settings:
+            return False
+        if average is None:
+            made = self.multiplier
+            return made.device == p.device and made.dtype == curvature_dtype(p)
+        # A write moves the version; whoever exchanges the data under one tensor, the device.
+        return average._version == self.version and average.device == self.multiplier.device
+
+
+def start_average(p: Tensor, state: dict[str, Any]) -> None:
+    """Let a Newton parameter have an average, of nothing as yet, unless it has one."""
+    if "hessian" not in state:
+        state["hessian"] = torch.zeros_like(p, dtype=curvature_dtype(p))
+        state["refreshes"] = torch.zeros((), dtype=torch.float32, device=p.device)
+
+
 class CurvatureAverages:
     """Moves ``D`` and ``v`` in a parameter's state, and remembers the multiplier in between.
 
     A cyclic refresh reaches one parameter of many, so most multipliers are those of the step
-    before.
+    before. The averages live in the optimizer's state, where others may clear, load or move them,
+    so a remembered multiplier is looked at before it is used again.
     """
 
     def __init__(self) -> None:
-        self._multipliers: dict[int, tuple[tuple[float, ...], Tensor]] = {}
+        self._multipliers: dict[int, _Remembered] = {}
 
     def add(
         self, p: Tensor, state: dict[str, Any], h: Tensor, arrived: Tensor | None, beta2: float
     ) -> None:
         """Let ``h`` enter the average of ``p``; see :func:`average_curvature`."""
         with torch.no_grad():
-            if "hessian" not in state:
-                state["hessian"] = torch.zeros_like(p, dtype=curvature_dtype(p))
-                state["refreshes"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            start_average(p, state)
             average_curvature(state["hessian"], state["refreshes"], h, arrived, beta2)
-        self._multipliers.pop(id(p), None)
 
     def multiplier(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         """Return ``τ / (D̂ + ε)``, shaped like ``p``, under its group's hyperparameters."""
         tau, eps, beta2 = group["second_order_lr"], group["eps"], group["hessian_momentum"]
-        cached = self._multipliers.get(id(p))
-        if cached is not None and cached[0] == (tau, eps, beta2):
-            return cached[1]
-        if "hessian" in state:
+        average = state.get("hessian")
+        remembered = self._multipliers.get(id(p))
+        if remembered is not None and remembered.holds(p, (tau, eps, beta2), average):
+            return remembered.multiplier
+        if average is not None:
             multiplier = newton_multiplier(
-                state["hessian"], state["refreshes"], second_order_lr=tau, eps=eps, beta2=beta2
+                average, state["refreshes"], second_order_lr=tau, eps=eps, beta2=beta2
             )
         else:
             multiplier = torch.ones_like(p, dtype=curvature_dtype(p))
-        self._multipliers[id(p)] = ((tau, eps, beta2), multiplier)
+        version = 0 if average is None else average._version
+        self._multipliers[id(p)] = _Remembered(multiplier, (tau, eps, beta2), average, version)
         return multiplier
-
-    def forget_multipliers(self) -> None:
-        """Compute them anew when next asked, because the averages were replaced."""
-        self._multipliers.clear()

@@ -20,8 +20,7 @@ _SGD_ONLY = ("dampening", "nesterov", "differentiable", "fused")
 def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:
     """Fill what a saved group lacks from the group it is loaded into, in place.
 
-    So an older state, or one of ``torch.optim.SGD``, keeps the settings it does not know. Roles
-    never change after construction, so ``channelwise`` is always the current group's.
+    So an older state, or one of ``torch.optim.SGD``, keeps the settings it does not know.
     """
     ignored = [name for name in ("dampening", "nesterov") if saved.get(name)]
     if ignored:
@@ -34,7 +33,6 @@ def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:
         saved.pop(name, None)
     for name, value in current.items():
         saved.setdefault(name, value)
-    saved["channelwise"] = current["channelwise"]
 
 
 def restore_exactly(

@@ -26,6 +26,7 @@ from sgdph.hyperparameters import check_loss_scale
 from sgdph.pending import PendingCurvature
 from sgdph.reduction import Arrival, Ranks
 from sgdph.region import Region
+from sgdph.rehearsal import is_without_backward, is_without_learning_rate, rehearse
 from sgdph.replaced import ReplacedParameters
 from sgdph.shared_backward import SharedBackward
 
@@ -172,6 +173,30 @@ class Curvature:
             raise RuntimeError(_NONE_CAME)
         return arrivals
 
+    def rehearsed(self, groups: Groups, state: State) -> bool:
+        """Make the state and nothing else where a step is taken for that alone: a rehearsal.
+
+        Such a step comes before all others, without a learning rate, without curvature and with
+        gradients of zero. A warm-up that begins at a learning rate of 0 has curvature, even where
+        a head of zeros hides its gradients. The device is asked last: of a step of training only
+        if it has no learning rate, no curvature and no state.
+
+        Args:
+            groups: The parameter groups.
+            state: The optimizer's state.
+
+        Returns:
+            Whether the step was one, and is done. Never without Newton parameters: all the state is
+            then made by an ordinary step, which is ``torch.optim.SGD``'s.
+        """
+        newton = self.cycle.newton
+        if state or not newton or not is_without_learning_rate(groups):
+            return False
+        if self._pending.has_come(newton) or not is_without_backward(groups, newton):
+            return False
+        rehearse(groups, state, newton)
+        return True
+
     def average(self, arrivals: Sequence[Arrival], groups: Groups, state: State) -> None:
         """Let what came enter the averages (Eq. 4, 5)."""
         if not arrivals:
@@ -218,9 +243,8 @@ class Curvature:
                     p.grad = p.grad.detach()
 
     def state_replaced(self) -> None:
-        """Forget all that belonged to another state."""
+        """Drop the curvature that was pending for another state."""
         self._pending.clear()
-        self._averages.forget_multipliers()
 
     def _notice_replaced_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
         """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""

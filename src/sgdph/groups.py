@@ -1,4 +1,4 @@
-"""The names of parameters in their groups."""
+"""The names of parameters in their groups, and what a group that comes later takes over."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+
+from sgdph.hyperparameters import ONE_FOR_ALL_GROUPS
 
 
 def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
@@ -22,11 +24,24 @@ def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
     raise KeyError(f"a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
 
 
-def named_like(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
-    """Give a new group names where the others have some: torch wants all groups to, or none."""
-    if not isinstance(group, dict) or "param_names" in group or "param_names" not in groups[0]:
+def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """Let a group that comes later fit those that are there, without changing it.
+
+    It takes over what is one for all groups, which may have changed since the optimizer's defaults
+    were set, and gets names where the others have some, because torch wants all groups to, or none.
+    What is no group with a list of parameters is left to torch to refuse.
+    """
+    if not isinstance(group, dict):
         return group
-    params = group["params"]
+    return _named({**{name: groups[0][name] for name in ONE_FOR_ALL_GROUPS}, **group}, groups)
+
+
+def _named(group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    params = group.get("params")
+    if "param_names" in group or "param_names" not in groups[0]:
+        return group
+    if params is None or isinstance(params, set):
+        return group
     params = [params] if isinstance(params, Tensor) else list(params)
     if any(isinstance(p, tuple) for p in params):
         return {**group, "params": params}

@@ -16,16 +16,18 @@ from sgdph.channelwise import is_newton, newton_parameters
 from sgdph.checkpoint import check_still_fits, complete_group, restore_exactly
 from sgdph.curvature import Curvature
 from sgdph.cycle import Cycle, starting_group
-from sgdph.groups import named_like, parameter_name
+from sgdph.groups import like_the_others, parameter_name
 from sgdph.hessian import Estimator
 from sgdph.hyperparameters import (
     Refresh,
     check_group,
     check_groups_agree,
+    check_loss_scale,
     refuse_graph_capture,
     warn_of_joint_noise,
 )
 from sgdph.joining import CurvatureJoinHook, refuse_to_lead
+from sgdph.rehearsal import complete_averages
 from sgdph.sharding import refuse_sharded, refuse_zero
 from sgdph.statistics import MultiplierStatistics
 
@@ -74,7 +76,9 @@ class SGDPH(Optimizer):
             ``hessian_momentum`` of 0.99 or more.
         hessian_interval: Refresh at every n-th step only.
         maximize: Maximise the objective.
-        foreach: Use the multi-tensor path; ``None`` chooses as ``torch.optim.SGD`` does.
+        foreach: Use the multi-tensor path. ``None`` takes it where it is known to be faster: for
+            first-order parameters as ``torch.optim.SGD`` does, for Newton parameters where all of
+            a group's are on CUDA devices.
         seed: Of the probes of ``"hutchinson"``. The global generator is never used.
         process_group: Where ``torch.distributed`` runs, the ranks to average the curvature over;
             ``None`` is the default group. Not kept by pickling.
@@ -139,19 +143,24 @@ class SGDPH(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group. Unless flagged, its parameters are Newton where their shape says so.
 
+        ``estimator``, ``refresh``, ``hessian_interval`` and ``seed`` are those of the other groups
+        if it does not name them, all else the constructor's.
+
         Raises:
+            TypeError: The group is no dict, its parameters are no tensors or a set of them, or a
+                value is of the wrong type; the optimizer is then as it was.
             ValueError: As the constructor; the optimizer is then as it was.
         """
         curvature: Curvature | None = self._curvature
         if curvature is not None:
-            param_group = named_like(self.param_groups, param_group)
+            param_group = like_the_others(self.param_groups, param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_group(group)
             check_groups_agree(self.param_groups)
             refuse_sharded(group)
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             raise
         if curvature is not None:
@@ -163,7 +172,11 @@ class SGDPH(Optimizer):
 
     @property
     def hessian_due(self) -> bool:
-        """Whether the coming step wants a partial Hessian."""
+        """Whether the coming step wants a partial Hessian.
+
+        Raises:
+            ValueError: Groups disagree about the cycle.
+        """
         check_groups_agree(self.param_groups)
         return self._flow.cycle.is_due(self.param_groups)
 
@@ -195,7 +208,7 @@ class SGDPH(Optimizer):
 
         Raises:
             TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
-                not one of ``loss`` and ``closure`` was given.
+                not one of ``loss`` and ``closure`` was given; groups disagree about the cycle.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
                 cannot be differentiated twice; parameters were replaced after construction; or a
                 CUDA graph is being captured.
@@ -261,15 +274,18 @@ class SGDPH(Optimizer):
     ) -> float | None:
         """Perform one step and consume all pending curvature.
 
-        A step at which no parameter has a gradient does nothing. It waits for the device only to
-        read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``, a ``GradScaler``'s
-        scale, and where no curvature came on this rank, to learn whether it did on others.
+        A step at which no parameter has a gradient does nothing. One before all others, with
+        gradients of zero, an ``lr`` of 0 in every group and no curvature, makes the state and is
+        not counted: ``torch.distributed.checkpoint`` takes such a one. A step waits for the device
+        only to read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``, a
+        ``GradScaler``'s scale, and where no curvature came on this rank, to learn whether it did on
+        others.
 
         Args:
             closure: Clears the gradients, computes the loss, takes curvature and gradient in one
                 of the three ways, returns the loss.
-            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by.
-                ``None`` is the scale of the ``GradScaler`` that calls, or 1.
+            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by,
+                above 0. ``None`` is the scale of the ``GradScaler`` that calls, or 1.
 
         Returns:
             What the closure returned.
@@ -278,13 +294,17 @@ class SGDPH(Optimizer):
             RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
                 sparse gradient; a parameter was moved or converted since its state was made; a CUDA
                 graph is being captured.
-            ValueError: Groups disagree about the cycle.
+            ValueError: Groups disagree about the cycle; ``loss_scale`` is not above 0 and finite.
         """
         refuse_graph_capture()
+        if loss_scale is not None:
+            check_loss_scale(loss_scale)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        elif self._flow.rehearsed(self.param_groups, self.state):
+            return None
         due = self.hessian_due
         self._check_gradients()
         if self._has_gradients() or self._flow.has_other_ranks():
@@ -342,6 +362,18 @@ class SGDPH(Optimizer):
             for (name, multiplier), count in zip(self.multipliers().items(), counts, strict=True)
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resume to the bit needs.
+
+        Newton parameters that no partial Hessian has reached yet get an average of nothing first,
+        so that the keys do not depend on when it was saved: ``torch.distributed.checkpoint`` loads
+        into the keys of a state that training has not begun with.
+        """
+        if self.state:
+            newton = (p for p in self._flow.cycle.newton if p.requires_grad)
+            complete_averages(self.state, newton)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, exactly; tensors are copied. Pending curvature is dropped.
 
@@ -381,6 +413,9 @@ class SGDPH(Optimizer):
         super().__setstate__(state)
         for group, current in zip(self.param_groups, known, strict=True):
             complete_group(group, current)
+            if newton is None:
+                # Roles never change after construction, whatever the state that is loaded says.
+                group["channelwise"] = current["channelwise"]
         if newton is not None:
             self._curvature = Curvature(newton, process_group=None)
 

@@ -194,6 +194,21 @@ class PendingCurvature:
         """Tell whether curvature was asked of a loss that does not depend on ``p``."""
         return self._entry(p).missed
 
+    def has_come(self, params: Iterable[Tensor]) -> bool:
+        """Tell whether a loss has been asked for the curvature of any of ``params``.
+
+        What belongs to gradients that have been cleared since does not count.
+        """
+        for p in params:
+            entry = self._entry(p)
+            if entry.stamp is not None and entry.stamp.is_replaced(p.grad):
+                entry.drop_settled()
+            if entry.missed or self._taken(p) is not None:
+                return True
+            if self._gradient_with_graph(p) is not None:
+                return True
+        return False
+
     def clear(self) -> None:
         """Forget all of it."""
         self._pending.clear()

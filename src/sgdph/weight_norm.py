@@ -61,8 +61,8 @@ def apply_weight_norm(model: ModelT, layers: Layers | None = None) -> ModelT:
         ValueError: There is nothing to normalise; an entry of ``layers`` matches nothing that can
             be; or a layer cannot be: its weight is computed from others already (weight norm,
             spectral norm, pruning …), shared, complex or not initialised yet, or it is a transposed
-            convolution with groups, whose weight has no single dimension of output channels.
-            Nothing has been changed then.
+            convolution with groups, whose weight has no single dimension of output channels; or
+            ``model`` is or holds a ``DistributedDataParallel``. Nothing has been changed then.
 
     Example:
         >>> model = sgdph.apply_weight_norm(model, layers=["features.*", nn.Linear])
@@ -94,7 +94,8 @@ def fold_weight_norm(model: ModelT) -> ModelT:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: No weight is normalised, or one has another parametrisation on top of it.
+        ValueError: No weight is normalised; one has another parametrisation on top of it, or is
+            shared with another layer's; or ``model`` is or holds a ``DistributedDataParallel``.
             Nothing has been changed then.
 
     Example:
