@@ -261,9 +261,11 @@ class SGDPH(Optimizer):
     ) -> float | None:
         """Perform one step and consume all pending curvature.
 
-        A step at which no parameter has a gradient does nothing. It waits for the device only to
-        read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``, a ``GradScaler``'s
-        scale, and where no curvature came on this rank, to learn whether it did on others.
+        A step at which no parameter has a gradient does nothing; but with several ranks, whose
+        gradients a rank cannot know, it takes part in the mean and counts as a step. It waits for
+        the device only to read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``,
+        a ``GradScaler``'s scale, and where no curvature came on this rank, to learn whether it did
+        on others.
 
         Args:
             closure: Clears the gradients, computes the loss, takes curvature and gradient in one
