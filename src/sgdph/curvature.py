@@ -23,6 +23,7 @@ from sgdph.hessian import (
     is_one_product,
 )
 from sgdph.hyperparameters import check_loss_scale
+from sgdph.membership import Membership
 from sgdph.pending import PendingCurvature
 from sgdph.reduction import Arrival, Ranks
 from sgdph.region import Region
@@ -50,10 +51,14 @@ class Curvature:
     Args:
         newton: The Newton parameters, in registration order.
         process_group: The ranks to average over; ``None`` is the default group.
+        groups: The parameter groups that hold them.
     """
 
-    def __init__(self, newton: Sequence[Tensor], process_group: ProcessGroup | None) -> None:
+    def __init__(
+        self, newton: Sequence[Tensor], process_group: ProcessGroup | None, groups: Groups
+    ) -> None:
         self.cycle = Cycle(newton)
+        self._membership = Membership(self.cycle, groups)
         self.ranks = Ranks(process_group)
         self._wrappers = Wrappers()
         self._answers_join = False
@@ -67,6 +72,10 @@ class Curvature:
         """Let one more Newton parameter join."""
         self.cycle.append(p)
         self._pending.watch([p])
+
+    def check_membership(self, groups: Groups) -> None:
+        """See :meth:`Membership.check`."""
+        self._membership.check(groups)
 
     def take(
         self, loss: Tensor, loss_scale: float | Tensor, groups: Groups, *, share: bool = False
@@ -84,6 +93,7 @@ class Curvature:
         """
         check_loss_scale(loss_scale)
         check_loss(loss)
+        self.check_membership(groups)
         targets = self.cycle.targets(groups)
         estimator: Estimator = groups[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
@@ -114,6 +124,7 @@ class Curvature:
             groups: The parameter groups.
         """
         check_loss_scale(loss_scale)
+        self.check_membership(groups)
         targets = self.cycle.targets(groups)
         trainable = [p for p in targets if p.requires_grad]
         if not trainable:

@@ -133,7 +133,9 @@ class SGDPH(Optimizer):
         super().__init__(params, defaults)
         refuse_zero(self.param_groups)
         Cycle.start(self.param_groups)
-        self._curvature = Curvature(newton_parameters(self.param_groups), process_group)
+        self._curvature = Curvature(
+            newton_parameters(self.param_groups), process_group, self.param_groups
+        )
         warn_of_joint_noise(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -195,10 +197,10 @@ class SGDPH(Optimizer):
 
         Raises:
             TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
-                not one of ``loss`` and ``closure`` was given.
+                not one of ``loss`` and ``closure`` was given; shards were put into the groups.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
-                cannot be differentiated twice; parameters were replaced after construction; or a
-                CUDA graph is being captured.
+                cannot be differentiated twice; parameters were replaced after construction, in
+                the model or in ``param_groups``; or a CUDA graph is being captured.
         """
         if closure is None and loss is not None:
             self._take(loss, loss_scale, share=False)
@@ -278,15 +280,16 @@ class SGDPH(Optimizer):
 
         Raises:
             RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
-                sparse gradient; a parameter was moved or converted since its state was made; a CUDA
-                graph is being captured.
-            ValueError: Groups disagree about the cycle.
+                sparse gradient; a parameter was moved or converted since its state was made; Newton
+                parameters were exchanged inside ``param_groups``; a CUDA graph is being captured.
+            ValueError: Groups disagree about the cycle; shards were put into them.
         """
         refuse_graph_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._flow.check_membership(self.param_groups)
         due = self.hessian_due
         self._check_gradients()
         if self._has_gradients() or self._flow.has_other_ranks():
@@ -329,7 +332,11 @@ class SGDPH(Optimizer):
         Returns:
             By parameter name (or ``"group.place"`` where parameters have no names), tensors of the
             parameters' shapes, on their devices.
+
+        Raises:
+            RuntimeError, ValueError: Newton parameters were exchanged inside ``param_groups``.
         """
+        self._flow.check_membership(self.param_groups)
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         return {
             self._name(p): self._multiplier(p, groups[id(p)]).clone()
@@ -337,7 +344,11 @@ class SGDPH(Optimizer):
         }
 
     def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
-        """Summarise :meth:`multipliers` for a logger. Waits for the device."""
+        """Summarise :meth:`multipliers` for a logger. Waits for the device.
+
+        Raises:
+            RuntimeError, ValueError: As :meth:`multipliers`.
+        """
         counts = [self.state.get(p, {}).get("refreshes") for p in self._flow.cycle.newton]
         return {
             name: MultiplierStatistics.of(multiplier, count)
@@ -384,7 +395,7 @@ class SGDPH(Optimizer):
         for group, current in zip(self.param_groups, known, strict=True):
             complete_group(group, current)
         if newton is not None:
-            self._curvature = Curvature(newton, process_group=None)
+            self._curvature = Curvature(newton, None, self.param_groups)
 
     @property
     def _flow(self) -> Curvature:
