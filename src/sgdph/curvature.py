@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,7 @@ from sgdph.hessian import (
     gradients_with_graph,
     is_one_product,
 )
-from sgdph.hyperparameters import check_loss_scale
+from sgdph.hyperparameters import check_loss_scale, refuse_sparse_gradients
 from sgdph.membership import Membership
 from sgdph.pending import PendingCurvature
 from sgdph.reduction import Arrival, Ranks
@@ -105,6 +106,7 @@ class Curvature:
             gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
             if shared is not None and not shared.is_complete:
                 shared = None
+            refuse_sparse_gradients(trainable, gradients, partial(parameter_name, groups))
             self._first_look.check(trainable, gradients)
             probes = self.cycle.probes(groups, trainable)
             curvatures = curvature_of_gradients(
@@ -131,8 +133,9 @@ class Curvature:
             return
         self._pending.watch(trainable)
         probes = self.cycle.probes(groups, trainable)
+        refuse_sparse = partial(refuse_sparse_gradients, name=partial(parameter_name, groups))
         curvatures, loss = curvature_of_differences(
-            closure, trainable, groups[0]["estimator"], probes
+            closure, trainable, groups[0]["estimator"], probes, check=refuse_sparse
         )
         self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
 
@@ -244,4 +247,4 @@ class Curvature:
     def _notice_replaced(
         self, roots: Sequence[Tensor], missed: Sequence[Tensor], groups: Groups
     ) -> None:
-        self._replaced.check(roots, missed, groups, lambda p: parameter_name(groups, p))
+        self._replaced.check(roots, missed, groups, partial(parameter_name, groups))

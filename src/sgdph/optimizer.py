@@ -23,6 +23,7 @@ from sgdph.hyperparameters import (
     check_group,
     check_groups_agree,
     refuse_graph_capture,
+    refuse_sparse_gradients,
     warn_of_joint_noise,
 )
 from sgdph.joining import CurvatureJoinHook, refuse_to_lead
@@ -199,7 +200,8 @@ class SGDPH(Optimizer):
             TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
                 not one of ``loss`` and ``closure`` was given; shards were put into the groups.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
-                cannot be differentiated twice; parameters were replaced after construction, in
+                cannot be differentiated twice; a channel-wise parameter has a sparse gradient;
+                parameters were replaced after construction, in
                 the model or in ``param_groups``; or a CUDA graph is being captured.
         """
         if closure is None and loss is not None:
@@ -456,11 +458,8 @@ class SGDPH(Optimizer):
                 if p.grad is None:
                     continue
                 check_still_fits(p, self.state.get(p, {}), self._name)
-                if p.grad.is_sparse and p in self._flow.cycle:
-                    raise RuntimeError(
-                        f"parameter {self._name(p)} is channel-wise and has a sparse gradient; use "
-                        "a layer with sparse=False, or give its group channelwise=False"
-                    )
+                if p in self._flow.cycle:
+                    refuse_sparse_gradients([p], [p.grad], self._name)
 
     def _name(self, p: Tensor) -> str:
         return parameter_name(self.param_groups, p)
