@@ -62,7 +62,7 @@ class Curvature:
         self._membership = Membership(self.cycle, groups)
         self.ranks = Ranks(process_group)
         self._wrappers = Wrappers()
-        self._answers_join = False
+        self._join_is_new = False
         self._first_look = FirstLook()
         self._pending = PendingCurvature(self._first_look)
         self._averages = CurvatureAverages()
@@ -167,8 +167,10 @@ class Curvature:
                 context that does not know of the optimizer.
         """
         targets = self.cycle.targets(groups)
-        self._notice_replaced_in_gradients(targets, groups)
-        live = [p for p in targets if p.grad is not None]
+        # What a rank without batches has in .grad is left over from its last one.
+        own = targets if active else []
+        self._notice_replaced_in_gradients(own, groups)
+        live = [p for p in own if p.grad is not None]
         probes = self.cycle.probes(groups, live)
         collected = self._pending.collect(live, groups[0]["estimator"], probes, loss_scale)
         came = {id(p): h for p, h in zip(live, collected, strict=True)}
@@ -177,8 +179,8 @@ class Curvature:
         )
         arrivals = [Arrival(p, came.get(id(p))) for p in targets]
         if self.has_other_ranks():
-            if not self._answers_join:
-                self._wrappers.refuse_join_without_optimizer(self.cycle.newton)
+            self.accept_join()
+            self._wrappers.refuse_join_without_optimizer(self.cycle.newton)
             arrivals = self.ranks.mean(arrivals, active=active)
             # Only a rank that has nothing waits for its device, to learn whether others have.
             nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
@@ -207,10 +209,16 @@ class Curvature:
         """Tell whether there is anybody to average with."""
         return self.ranks.count() > 1
 
-    def answer_join(self, *, over_active: bool) -> None:
-        """Note that a join context calls here for a rank that has run out of batches."""
-        self._answers_join = True
-        self.ranks.over_active = over_active
+    def join_begins(self) -> None:
+        """Note that a join context will call here for a rank that has run out of batches."""
+        self._join_is_new = True
+
+    def accept_join(self) -> None:
+        """Accept the context that has begun, if one has; the next one must say anew."""
+        # Not when it begins: the context may tell the model of itself after the optimizer.
+        if self._join_is_new:
+            self._join_is_new = False
+            self._wrappers.accept_joins(self.cycle.newton)
 
     def backward_failed(self) -> None:
         """Drop what was taken for a backward that came to nothing."""

@@ -326,6 +326,8 @@ class SGDPH(Optimizer):
         # How a join context says what it is, before it begins.
         if name == "_join_config":
             refuse_to_lead(value)
+            if value.enable:
+                self._flow.join_begins()
         super().__setattr__(name, value)
 
     def multipliers(self) -> dict[str, Tensor]:
