@@ -130,6 +130,7 @@ class Curvature:
         targets = self.cycle.targets(groups)
         trainable = [p for p in targets if p.requires_grad]
         if not trainable:
+            self._note_missed(targets)
             return
         self._pending.watch(trainable)
         probes = self.cycle.probes(groups, trainable)
@@ -169,12 +170,13 @@ class Curvature:
         targets = self.cycle.targets(groups)
         # What a rank without batches has in .grad is left over from its last one.
         own = targets if active else []
-        self._notice_replaced_in_gradients(own, groups)
+        self._notice_missed_in_gradients(own, groups)
         live = [p for p in own if p.grad is not None]
         probes = self.cycle.probes(groups, live)
         collected = self._pending.collect(live, groups[0]["estimator"], probes, loss_scale)
         came = {id(p): h for p, h in zip(live, collected, strict=True)}
-        nothing_came = bool(live) and not any(
+        # A frozen parameter's gradient is left over: there is nothing to take.
+        nothing_came = any(p.requires_grad for p in live) and not any(
             came[id(p)] is not None or self._pending.was_missed(p) for p in live
         )
         arrivals = [Arrival(p, came.get(id(p))) for p in targets]
@@ -244,13 +246,18 @@ class Curvature:
         self._pending.clear()
         self._averages.forget_multipliers()
 
-    def _notice_replaced_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
+    def _notice_missed_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
         """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""
         gradients = [p.grad for group in groups for p in group["params"]]
         roots = [g for g in gradients if g is not None and g.grad_fn is not None]
         if roots:
-            missed = [p for p in targets if p.grad is None and p.requires_grad]
+            missed = [p for p in targets if p.requires_grad and self._pending.was_passed_over(p)]
             self._notice_replaced(roots, missed, groups)
+            self._note_missed(missed)
+
+    def _note_missed(self, params: Sequence[Tensor]) -> None:
+        for p in params:
+            self._pending.add(p, None)
 
     def _notice_replaced(
         self, roots: Sequence[Tensor], missed: Sequence[Tensor], groups: Groups
