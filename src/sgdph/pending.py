@@ -11,7 +11,7 @@ two parts: what is *fresh*, with no backward since, which no clearing may touch;
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,8 @@ class PendingCurvature:
         self._handles: dict[int, list[RemovableHandle]] = {}
         # Of all parameters: a miss settles with a backward that leaves its own parameter out.
         self._arrivals = 0
+        # A model may outlive many optimizers, and each would leave its hooks on the parameters.
+        weakref.finalize(self, _remove, self._handles).atexit = False
 
     def watch(self, params: Iterable[Tensor]) -> None:
         """Follow the gradients of ``params``; those without ``requires_grad`` are passed over."""
@@ -223,8 +225,15 @@ class PendingCurvature:
         return self._pending.setdefault(id(p), _Pending())
 
 
+def _remove(handles: Mapping[int, Iterable[RemovableHandle]]) -> None:
+    for of_parameter in handles.values():
+        for handle in of_parameter:
+            handle.remove()
+
+
 def _watch_gradient(p: Tensor, reference: weakref.ref[PendingCurvature]) -> list[RemovableHandle]:
-    # The hooks live as long as the parameter; they must not keep the optimizer alive.
+    # The hooks live as long as the parameter, or are removed; they must not keep the optimizer
+    # alive.
     @unserializable_hook  # type: ignore[untyped-decorator]
     def before(gradient: Tensor) -> None:
         pending = reference()
