@@ -278,6 +278,40 @@ def test_sparse_gradient_of_a_channelwise_parameter(lr: float) -> None:
         optimizer.step()
 
 
+class WithBiasTables(nn.Module):
+    """A recommender's: a bias for each user and item, in tables of one column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = nn.Embedding(5, 1, sparse=True)
+        self.items = nn.Embedding(4, 1, sparse=True)
+        self.head = nn.Linear(3, 1)
+
+    def loss(self) -> Tensor:
+        ids = torch.tensor([1, 2])
+        biases = self.users(ids) + self.items(ids)
+        loss: Tensor = (self.head(torch.ones(2, 3)) + biases).square().mean()
+        return loss
+
+
+@pytest.mark.parametrize("estimator", ["row_sum", "hutchinson", "exact"])
+@pytest.mark.parametrize("way", ["closure", *WAYS])
+def test_sparse_gradient_is_explained_where_it_is_met(way: str, estimator: Any) -> None:
+    model = WithBiasTables()
+    optimizer = sgdph.SGDPH(model.named_parameters(), estimator=estimator)
+
+    def take() -> None:
+        if way == "closure":
+            optimizer.update_hessian(closure=model.loss)
+        else:
+            WAYS[way](optimizer, model.loss())
+        if way == "create_graph":
+            optimizer.step()
+
+    with pytest.raises(RuntimeError, match=r"users\.weight is channel-wise.*sparse=False"):
+        take()
+
+
 class OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

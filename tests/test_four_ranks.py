@@ -190,6 +190,33 @@ def test_sharded_parameters_get_no_newton_step(kind: str, ranks: Results) -> Non
             assert "channelwise=False" in message
 
 
+def exchanged_for_shards(rank: int) -> list[str]:
+    """As Accelerate does: the optimizer is built first, and its groups get the shards later."""
+    takes: list[Callable[[sgdph.SGDPH], Any]] = [
+        lambda optimizer: optimizer.step(),
+        lambda optimizer: optimizer.update_hessian(torch.ones((), requires_grad=True)),
+    ]
+    messages = []
+    for take in takes:
+        model = network()
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), **SETTINGS)
+        names = {p: name for name, p in model.named_parameters()}
+        shards = dict(fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,))).named_parameters())
+        for group in optimizer.param_groups:
+            group["params"] = [shards[names[p]] for p in group["params"]]
+        with pytest.raises(ValueError, match="sharded") as info:
+            take(optimizer)
+        messages.append(str(info.value))
+    return messages
+
+
+def test_shards_put_into_the_groups_get_no_newton_step_either(ranks: Results) -> None:
+    for messages in of(ranks, "exchanged for shards"):
+        for message in messages:
+            assert "DistributedDataParallel" in message
+            assert "channelwise=False" in message
+
+
 # torch 2.6's FSDP2 asks CPU streams for what only CUDA's have, at its first forward.
 FIRST_ORDER = [
     kind for kind in KINDS if kind != "fsdp2" or hasattr(torch.cpu.Stream, "record_event")
@@ -241,6 +268,7 @@ JOBS: dict[str, Job] = {
     "in pairs": in_pairs,
     "zero refused": zero_refused,
     "zero beside": zero_beside,
+    "exchanged for shards": exchanged_for_shards,
     **{f"refused {kind}": functools.partial(sharding_refused, kind=kind) for kind in KINDS},
     **{
         f"first-order {kind}": functools.partial(sharded_first_order, kind=kind)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sgdph
+from sgdph.statistics import MultiplierStatistics
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -114,6 +115,27 @@ def test_multipliers_and_their_statistics() -> None:
     assert math.isclose(statistics.median, expected.median().item(), rel_tol=1e-5)
     assert math.isclose(statistics.max, expected.max().item(), rel_tol=1e-5)
     assert statistics.max <= 3e-3 / 1e-2
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor on a device that has no float64, as Apple's: on the CPU alone it can become one."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if func is torch.Tensor.to and "cpu" in args:
+            return result.as_subclass(torch.Tensor)
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError("the device doesn't support float64")
+        return result
+
+
+def test_statistics_ask_no_device_for_float64() -> None:
+    on_device = torch.tensor([[3.0], [1.0], [2.0]]).as_subclass(WithoutFloat64)
+    with pytest.raises(TypeError, match="float64"):
+        on_device.double()
+    found = MultiplierStatistics.of(on_device, torch.tensor(2.0))
+    assert found == MultiplierStatistics(min=1.0, median=2.0, mean=2.0, max=3.0, refreshes=2)
 
 
 def test_multipliers_follow_a_schedule_of_tau() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
+from small import WAYS, assert_same_bits, bn_net, by_backward, by_update, loss_of, train
 from torch import Tensor, nn
 
 import sgdph
@@ -91,6 +91,28 @@ def test_the_model_does_not_keep_the_optimizer() -> None:
     gc.collect()
     assert gone() is None
     loss_of(model).backward()
+
+
+def test_an_optimizer_that_is_gone_leaves_no_hooks() -> None:
+    """A search builds many on one model."""
+    model = bn_net()
+    kept = sgdph.SGDPH(model.parameters())
+    own = len(model[1].weight._backward_hooks), len(model[1].weight._post_accumulate_grad_hooks)
+    assert own == (1, 1)
+    for step in range(3):
+        train(model, sgdph.SGDPH(model.parameters()), range(step, step + 1))
+    gc.collect()
+    for p in (model[0].bias, model[1].weight, model[1].bias):
+        assert (len(p._backward_hooks), len(p._post_accumulate_grad_hooks)) == own
+    # Those of the one still in use are its own.
+    train(model, kept, range(3, 6))
+    assert kept.state[model[1].bias]["refreshes"].item() == 1
+    # One that dies between its product and the backward takes nothing along.
+    loss = loss_of(model)
+    sgdph.SGDPH(model.parameters()).update_hessian(loss)
+    gc.collect()
+    by_backward(kept, loss)
+    kept.step()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,8 @@ from sgdph.hessian import (
     gradients_with_graph,
     is_one_product,
 )
-from sgdph.hyperparameters import check_loss_scale
+from sgdph.hyperparameters import check_loss_scale, refuse_sparse_gradients
+from sgdph.membership import Membership
 from sgdph.pending import PendingCurvature
 from sgdph.reduction import Arrival, Ranks
 from sgdph.region import Region
@@ -51,13 +53,17 @@ class Curvature:
     Args:
         newton: The Newton parameters, in registration order.
         process_group: The ranks to average over; ``None`` is the default group.
+        groups: The parameter groups that hold them.
     """
 
-    def __init__(self, newton: Sequence[Tensor], process_group: ProcessGroup | None) -> None:
+    def __init__(
+        self, newton: Sequence[Tensor], process_group: ProcessGroup | None, groups: Groups
+    ) -> None:
         self.cycle = Cycle(newton)
+        self._membership = Membership(self.cycle, groups)
         self.ranks = Ranks(process_group)
         self._wrappers = Wrappers()
-        self._answers_join = False
+        self._join_is_new = False
         self._first_look = FirstLook()
         self._pending = PendingCurvature(self._first_look)
         self._averages = CurvatureAverages()
@@ -68,6 +74,10 @@ class Curvature:
         """Let one more Newton parameter join."""
         self.cycle.append(p)
         self._pending.watch([p])
+
+    def check_membership(self, groups: Groups) -> None:
+        """See :meth:`Membership.check`."""
+        self._membership.check(groups)
 
     def take(
         self, loss: Tensor, loss_scale: float | Tensor, groups: Groups, *, share: bool = False
@@ -85,6 +95,7 @@ class Curvature:
         """
         check_loss_scale(loss_scale)
         check_loss(loss)
+        self.check_membership(groups)
         targets = self.cycle.targets(groups)
         estimator: Estimator = groups[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
@@ -96,6 +107,7 @@ class Curvature:
             gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
             if shared is not None and not shared.is_complete:
                 shared = None
+            refuse_sparse_gradients(trainable, gradients, partial(parameter_name, groups))
             self._first_look.check(trainable, gradients)
             probes = self.cycle.probes(groups, trainable)
             curvatures = curvature_of_gradients(
@@ -115,14 +127,17 @@ class Curvature:
             groups: The parameter groups.
         """
         check_loss_scale(loss_scale)
+        self.check_membership(groups)
         targets = self.cycle.targets(groups)
         trainable = [p for p in targets if p.requires_grad]
         if not trainable:
+            self._note_missed(targets)
             return
         self._pending.watch(trainable)
         probes = self.cycle.probes(groups, trainable)
+        refuse_sparse = partial(refuse_sparse_gradients, name=partial(parameter_name, groups))
         curvatures, loss = curvature_of_differences(
-            closure, trainable, groups[0]["estimator"], probes
+            closure, trainable, groups[0]["estimator"], probes, check=refuse_sparse
         )
         self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
 
@@ -154,18 +169,21 @@ class Curvature:
                 context that does not know of the optimizer.
         """
         targets = self.cycle.targets(groups)
-        self._notice_replaced_in_gradients(targets, groups)
-        live = [p for p in targets if p.grad is not None]
+        # What a rank without batches has in .grad is left over from its last one.
+        own = targets if active else []
+        self._notice_missed_in_gradients(own, groups)
+        live = [p for p in own if p.grad is not None]
         probes = self.cycle.probes(groups, live)
         collected = self._pending.collect(live, groups[0]["estimator"], probes, loss_scale)
         came = {id(p): h for p, h in zip(live, collected, strict=True)}
-        nothing_came = bool(live) and not any(
+        # A frozen parameter's gradient is left over: there is nothing to take.
+        nothing_came = any(p.requires_grad for p in live) and not any(
             came[id(p)] is not None or self._pending.was_missed(p) for p in live
         )
         arrivals = [Arrival(p, came.get(id(p))) for p in targets]
         if self.has_other_ranks():
-            if not self._answers_join:
-                self._wrappers.refuse_join_without_optimizer(self.cycle.newton)
+            self.accept_join()
+            self._wrappers.refuse_join_without_optimizer(self.cycle.newton)
             arrivals = self.ranks.mean(arrivals, active=active)
             # Only a rank that has nothing waits for its device, to learn whether others have.
             nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
@@ -218,10 +236,16 @@ class Curvature:
         """Tell whether there is anybody to average with."""
         return self.ranks.count() > 1
 
-    def answer_join(self, *, over_active: bool) -> None:
-        """Note that a join context calls here for a rank that has run out of batches."""
-        self._answers_join = True
-        self.ranks.over_active = over_active
+    def join_begins(self) -> None:
+        """Note that a join context will call here for a rank that has run out of batches."""
+        self._join_is_new = True
+
+    def accept_join(self) -> None:
+        """Accept the context that has begun, if one has; the next one must say anew."""
+        # Not when it begins: the context may tell the model of itself after the optimizer.
+        if self._join_is_new:
+            self._join_is_new = False
+            self._wrappers.accept_joins(self.cycle.newton)
 
     def backward_failed(self) -> None:
         """Drop what was taken for a backward that came to nothing."""
@@ -246,15 +270,20 @@ class Curvature:
         """Drop the curvature that was pending for another state."""
         self._pending.clear()
 
-    def _notice_replaced_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
+    def _notice_missed_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
         """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""
         gradients = [p.grad for group in groups for p in group["params"]]
         roots = [g for g in gradients if g is not None and g.grad_fn is not None]
         if roots:
-            missed = [p for p in targets if p.grad is None and p.requires_grad]
+            missed = [p for p in targets if p.requires_grad and self._pending.was_passed_over(p)]
             self._notice_replaced(roots, missed, groups)
+            self._note_missed(missed)
+
+    def _note_missed(self, params: Sequence[Tensor]) -> None:
+        for p in params:
+            self._pending.add(p, None)
 
     def _notice_replaced(
         self, roots: Sequence[Tensor], missed: Sequence[Tensor], groups: Groups
     ) -> None:
-        self._replaced.check(roots, missed, groups, lambda p: parameter_name(groups, p))
+        self._replaced.check(roots, missed, groups, partial(parameter_name, groups))

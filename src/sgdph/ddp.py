@@ -76,6 +76,16 @@ class Wrappers:
 
     def __init__(self) -> None:
         self._found: list[weakref.ref[DistributedDataParallel]] | None = None
+        self._accepted: list[object] = []
+
+    def accept_joins(self, params: Sequence[Tensor]) -> None:
+        """Accept the join contexts that the wrappers of ``params`` are in now.
+
+        A wrapper keeps what it was told of a context when that is left. So it is accepted by
+        identity: the next context, without the optimizer perhaps, tells the wrapper anew.
+        """
+        wrappers = [reference() for reference in self._of(params)]
+        self._accepted = [w._join_config for w in wrappers if w is not None]
 
     def refuse_join_without_optimizer(self, params: Sequence[Tensor]) -> None:
         """Refuse a join context that does not know of the optimizer's collective.
@@ -89,7 +99,9 @@ class Wrappers:
         for reference in self._of(params):
             wrapper = reference()
             config = None if wrapper is None else wrapper._join_config
-            if config is not None and config.enable and not config.throw_on_early_termination:
+            if config is None or any(config is accepted for accepted in self._accepted):
+                continue
+            if config.enable and not config.throw_on_early_termination:
                 raise RuntimeError(
                     "the model is inside a join context that does not know of this optimizer, and "
                     "a rank that ran out of batches would not answer its reduction. In place of "

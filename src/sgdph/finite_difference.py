@@ -23,6 +23,7 @@ from sgdph.ddp import forwards_unnoticed
 from sgdph.hessian import Estimator, check_loss, silenced_hooks
 
 Closure = Callable[[], Tensor]
+Check = Callable[[Sequence[Tensor], Sequence[Tensor | None]], None]
 
 # The distance of the two points, as a share of a parameter's scale. Well above the cube root of
 # float32's precision, which would be best for smooth float32 gradients: those of a bfloat16
@@ -40,6 +41,8 @@ def curvature_of_differences(
     params: Sequence[Tensor],
     estimator: Estimator,
     probes: Sequence[Tensor] | None = None,
+    *,
+    check: Check | None = None,
 ) -> tuple[list[Tensor | None], Tensor]:
     """Estimate each parameter's block from differences of gradients.
 
@@ -52,15 +55,17 @@ def curvature_of_differences(
         params: Leaves, each of any shape; at least one.
         estimator: See :func:`sgdph.hessian.curvature_of_gradients`.
         probes: See :func:`sgdph.hessian.curvature_of_gradients`.
+        check: Looks at the gradients of each pass, and raises where no difference can be made.
 
     Returns:
         Per parameter a tensor of its shape and curvature's dtype, ``None`` where the loss does not
         depend on it; and a loss that the closure returned, with its graph.
 
     Raises:
-        TypeError, ValueError, RuntimeError: The closure returned no real scalar with a graph.
+        TypeError, ValueError, RuntimeError: The closure returned no real scalar with a graph; or
+            as ``check``.
     """
-    differences = _Differences(closure)
+    differences = _Differences(closure, check)
     if estimator == "hutchinson":
         if probes is None:
             raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
@@ -90,8 +95,9 @@ def _diagonal(differences: _Differences, p: Tensor) -> Tensor | None:
 class _Differences:
     """Takes products by calling one closure."""
 
-    def __init__(self, closure: Closure) -> None:
+    def __init__(self, closure: Closure, check: Check | None) -> None:
         self._closure = closure
+        self._check = check
         self.loss: Tensor | None = None
 
     def product(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor | None]:
@@ -117,7 +123,10 @@ class _Differences:
             self.loss = self._closure()
             check_loss(self.loss)
             with silenced_hooks(params):
-                return torch.autograd.grad(self.loss, params, allow_unused=True)
+                gradients = torch.autograd.grad(self.loss, params, allow_unused=True)
+        if self._check is not None:
+            self._check(params, gradients)
+        return gradients
 
 
 def _distance(params: Sequence[Tensor]) -> Tensor:

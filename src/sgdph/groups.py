@@ -19,9 +19,23 @@ def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
     for i, group in enumerate(groups):
         for j, other in enumerate(group["params"]):
             if other is p:
-                names = group.get("param_names")
-                return str(names[j]) if names else f"{i}.{j}"
+                return _name_at(group, i, j)
     raise KeyError(f"a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
+
+
+def parameter_names(groups: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Name every parameter as :func:`parameter_name` does, by its ``id``."""
+    return {
+        id(p): _name_at(group, i, j)
+        for i, group in enumerate(groups)
+        for j, p in enumerate(group["params"])
+    }
+
+
+def _name_at(group: dict[str, Any], i: int, j: int) -> str:
+    # Fewer names than parameters, where somebody has changed the list by hand.
+    names = group.get("param_names") or []
+    return str(names[j]) if j < len(names) else f"{i}.{j}"
 
 
 def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -95,6 +95,29 @@ def check_loss_scale(loss_scale: float | Tensor) -> None:
     """
     if not isinstance(loss_scale, Tensor) and not 0 < loss_scale < math.inf:
         raise ValueError(f"loss_scale must be above 0 and finite, got {loss_scale}")
+
+
+def refuse_sparse_gradients(
+    params: Iterable[Tensor],
+    gradients: Iterable[Tensor | None],
+    name: Callable[[Tensor], str],
+) -> None:
+    """Refuse sparse gradients where a partial Hessian or a Newton step is to be made of them.
+
+    Args:
+        params: Newton parameters.
+        gradients: Theirs.
+        name: Names a parameter.
+
+    Raises:
+        RuntimeError: A gradient is sparse.
+    """
+    for p, gradient in zip(params, gradients, strict=True):
+        if gradient is not None and gradient.is_sparse:
+            raise RuntimeError(
+                f"parameter {name(p)} is channel-wise and has a sparse gradient; use a layer with "
+                "sparse=False, or give its group channelwise=False"
+            )
 
 
 def refuse_graph_capture() -> None:

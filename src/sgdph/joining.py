@@ -29,8 +29,7 @@ class CurvatureJoinHook:
     def __init__(self, optimizer: Optimizer, flow: Curvature, settings: Mapping[str, Any]) -> None:
         self._optimizer = optimizer
         self._flow = flow
-        over_all = settings.get("divide_by_initial_world_size", True)
-        flow.answer_join(over_active=not over_all)
+        flow.ranks.over_active = not settings.get("divide_by_initial_world_size", True)
 
     def main_hook(self) -> None:
         """Shadow one step of the others: this rank's curvature counts as zero, as its gradient."""
@@ -46,6 +45,8 @@ class CurvatureJoinHook:
 
         Settings (learning rates) stay each rank's own: they are the scheduler's.
         """
+        # It may have been left without a step.
+        self._flow.accept_join()
         optimizer, group = self._optimizer, self._flow.ranks.process_group
         rank = dist.get_rank(group)
         device = optimizer.param_groups[0]["params"][0].device

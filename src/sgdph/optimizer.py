@@ -24,6 +24,7 @@ from sgdph.hyperparameters import (
     check_groups_agree,
     check_loss_scale,
     refuse_graph_capture,
+    refuse_sparse_gradients,
     warn_of_joint_noise,
 )
 from sgdph.joining import CurvatureJoinHook, refuse_to_lead
@@ -137,7 +138,9 @@ class SGDPH(Optimizer):
         super().__init__(params, defaults)
         refuse_zero(self.param_groups)
         Cycle.start(self.param_groups)
-        self._curvature = Curvature(newton_parameters(self.param_groups), process_group)
+        self._curvature = Curvature(
+            newton_parameters(self.param_groups), process_group, self.param_groups
+        )
         warn_of_joint_noise(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -208,10 +211,12 @@ class SGDPH(Optimizer):
 
         Raises:
             TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
-                not one of ``loss`` and ``closure`` was given; groups disagree about the cycle.
+                not one of ``loss`` and ``closure`` was given; groups disagree about the cycle, or
+                shards were put into them.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
-                cannot be differentiated twice; parameters were replaced after construction; or a
-                CUDA graph is being captured.
+                cannot be differentiated twice; a channel-wise parameter has a sparse gradient;
+                parameters were replaced after construction, in the model or in ``param_groups``; or
+                a CUDA graph is being captured.
         """
         if closure is None and loss is not None:
             self._take(loss, loss_scale, share=False)
@@ -274,12 +279,13 @@ class SGDPH(Optimizer):
     ) -> float | None:
         """Perform one step and consume all pending curvature.
 
-        A step at which no parameter has a gradient does nothing. One before all others, with
-        gradients of zero, an ``lr`` of 0 in every group and no curvature, makes the state and is
-        not counted: ``torch.distributed.checkpoint`` takes such a one. A step waits for the device
-        only to read an ``lr`` that is a tensor or, with ``backward(create_graph=True)``, a
-        ``GradScaler``'s scale, and where no curvature came on this rank, to learn whether it did on
-        others.
+        A step at which no parameter has a gradient does nothing; but with several ranks, whose
+        gradients a rank cannot know, it takes part in the mean and counts as a step. One before all
+        others, with gradients of zero, an ``lr`` of 0 in every group and no curvature, makes the
+        state and is not counted: ``torch.distributed.checkpoint`` takes such a one. A step waits
+        for the device only to read an ``lr`` that is a tensor or, with
+        ``backward(create_graph=True)``, a ``GradScaler``'s scale, and where no curvature came on
+        this rank, to learn whether it did on others.
 
         Args:
             closure: Clears the gradients, computes the loss, takes curvature and gradient in one
@@ -292,9 +298,10 @@ class SGDPH(Optimizer):
 
         Raises:
             RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
-                sparse gradient; a parameter was moved or converted since its state was made; a CUDA
-                graph is being captured.
-            ValueError: Groups disagree about the cycle; ``loss_scale`` is not above 0 and finite.
+                sparse gradient; a parameter was moved or converted since its state was made; Newton
+                parameters were exchanged inside ``param_groups``; a CUDA graph is being captured.
+            ValueError: Groups disagree about the cycle; shards were put into them; ``loss_scale``
+                is not above 0 and finite.
         """
         refuse_graph_capture()
         if loss_scale is not None:
@@ -303,7 +310,8 @@ class SGDPH(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        elif self._flow.rehearsed(self.param_groups, self.state):
+        self._flow.check_membership(self.param_groups)
+        if closure is None and self._flow.rehearsed(self.param_groups, self.state):
             return None
         due = self.hessian_due
         self._check_gradients()
@@ -339,6 +347,8 @@ class SGDPH(Optimizer):
         # How a join context says what it is, before it begins.
         if name == "_join_config":
             refuse_to_lead(value)
+            if value.enable:
+                self._flow.join_begins()
         super().__setattr__(name, value)
 
     def multipliers(self) -> dict[str, Tensor]:
@@ -347,7 +357,11 @@ class SGDPH(Optimizer):
         Returns:
             By parameter name (or ``"group.place"`` where parameters have no names), tensors of the
             parameters' shapes, on their devices.
+
+        Raises:
+            RuntimeError, ValueError: Newton parameters were exchanged inside ``param_groups``.
         """
+        self._flow.check_membership(self.param_groups)
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         return {
             self._name(p): self._multiplier(p, groups[id(p)]).clone()
@@ -355,7 +369,11 @@ class SGDPH(Optimizer):
         }
 
     def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
-        """Summarise :meth:`multipliers` for a logger. Waits for the device."""
+        """Summarise :meth:`multipliers` for a logger. Waits for the device.
+
+        Raises:
+            RuntimeError, ValueError: As :meth:`multipliers`.
+        """
         counts = [self.state.get(p, {}).get("refreshes") for p in self._flow.cycle.newton]
         return {
             name: MultiplierStatistics.of(multiplier, count)
@@ -417,7 +435,7 @@ class SGDPH(Optimizer):
                 # Roles never change after construction, whatever the state that is loaded says.
                 group["channelwise"] = current["channelwise"]
         if newton is not None:
-            self._curvature = Curvature(newton, process_group=None)
+            self._curvature = Curvature(newton, None, self.param_groups)
 
     @property
     def _flow(self) -> Curvature:
@@ -478,11 +496,8 @@ class SGDPH(Optimizer):
                 if p.grad is None:
                     continue
                 check_still_fits(p, self.state.get(p, {}), self._name)
-                if p.grad.is_sparse and p in self._flow.cycle:
-                    raise RuntimeError(
-                        f"parameter {self._name(p)} is channel-wise and has a sparse gradient; use "
-                        "a layer with sparse=False, or give its group channelwise=False"
-                    )
+                if p in self._flow.cycle:
+                    refuse_sparse_gradients([p], [p.grad], self._name)
 
     def _name(self, p: Tensor) -> str:
         return parameter_name(self.param_groups, p)

@@ -11,7 +11,7 @@ two parts: what is *fresh*, with no backward since, which no clearing may touch;
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,15 @@ class _Pending:
     """Of ``loss.backward(create_graph=True)``, as the backward left it: settled as well."""
     arriving: Tensor | None = None
     """A gradient with a graph that is about to be added to ``.grad``."""
-    missed: bool = False
-    """Asked of a loss that does not depend on the parameter."""
+    missed_at: int | None = None
+    """Asked of a loss that does not depend on the parameter; gradients that had arrived by then."""
+    forgotten: bool = False
+    """A gradient has arrived for which nothing was taken, and without a graph to take it from."""
     stamp: _GradientStamp | None = None
 
     def drop_settled(self) -> None:
         self.settled = self.gradient_with_graph = self.stamp = None
+        self.forgotten = False
 
     def drop_if_cleared(self, p: Tensor) -> None:
         """Drop what belongs to a gradient that has been cleared since."""
@@ -92,6 +95,10 @@ class PendingCurvature:
         self._first_look = first_look
         self._pending: dict[int, _Pending] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
+        # Of all parameters: a miss settles with a backward that leaves its own parameter out.
+        self._arrivals = 0
+        # A model may outlive many optimizers, and each would leave its hooks on the parameters.
+        weakref.finalize(self, _remove, self._handles).atexit = False
 
     def watch(self, params: Iterable[Tensor]) -> None:
         """Follow the gradients of ``params``; those without ``requires_grad`` are passed over."""
@@ -104,7 +111,7 @@ class PendingCurvature:
         entry = self._entry(p)
         entry.drop_if_cleared(p)
         if curvature is None:
-            entry.missed = True
+            entry.missed_at = self._arrivals
         else:
             entry.fresh = curvature if entry.fresh is None else entry.fresh + curvature
 
@@ -118,6 +125,7 @@ class PendingCurvature:
 
     def gradient_arrived(self, p: Tensor) -> None:
         """Note that a backward has just added to ``p.grad``."""
+        self._arrivals += 1
         entry = self._entry(p)
         arrived, entry.arriving = entry.arriving, None
         if entry.fresh is not None:
@@ -128,6 +136,8 @@ class PendingCurvature:
             with torch.enable_grad():
                 before = entry.gradient_with_graph
                 entry.gradient_with_graph = arrived if before is None else before + arrived
+        else:
+            entry.forgotten = True
         holds = entry.settled is not None or entry.gradient_with_graph is not None
         if holds and p.grad is not None:
             entry.stamp = _GradientStamp.of(p.grad)
@@ -142,6 +152,8 @@ class PendingCurvature:
         for entry in self._pending.values():
             entry.drop_settled()
             entry.arriving = None
+            if entry.missed_at is not None and entry.missed_at < self._arrivals:
+                entry.missed_at = None
 
     def collect(
         self,
@@ -192,7 +204,18 @@ class PendingCurvature:
 
     def was_missed(self, p: Tensor) -> bool:
         """Tell whether curvature was asked of a loss that does not depend on ``p``."""
-        return self._entry(p).missed
+        return self._entry(p).missed_at is not None
+
+    def was_passed_over(self, p: Tensor) -> bool:
+        """Tell whether no backward has brought anything for ``p``: its ``.grad`` is left over."""
+        if p.grad is None:
+            return True
+        # One with a graph was put there by hand, and one that nobody watched may have arrived.
+        if p.grad.grad_fn is not None or id(p) not in self._handles:
+            return False
+        entry = self._entry(p)
+        brought = (entry.fresh, entry.settled, entry.gradient_with_graph)
+        return not entry.forgotten and all(each is None for each in brought)
 
     def has_come(self, params: Iterable[Tensor]) -> bool:
         """Tell whether a loss has been asked for the curvature of any of ``params``.
@@ -203,7 +226,7 @@ class PendingCurvature:
             entry = self._entry(p)
             if entry.stamp is not None and entry.stamp.is_replaced(p.grad):
                 entry.drop_settled()
-            if entry.missed or self._taken(p) is not None:
+            if self.was_missed(p) or self._taken(p) is not None:
                 return True
             if self._gradient_with_graph(p) is not None:
                 return True
@@ -217,8 +240,15 @@ class PendingCurvature:
         return self._pending.setdefault(id(p), _Pending())
 
 
+def _remove(handles: Mapping[int, Iterable[RemovableHandle]]) -> None:
+    for of_parameter in handles.values():
+        for handle in of_parameter:
+            handle.remove()
+
+
 def _watch_gradient(p: Tensor, reference: weakref.ref[PendingCurvature]) -> list[RemovableHandle]:
-    # The hooks live as long as the parameter; they must not keep the optimizer alive.
+    # The hooks live as long as the parameter, or are removed; they must not keep the optimizer
+    # alive.
     @unserializable_hook  # type: ignore[untyped-decorator]
     def before(gradient: Tensor) -> None:
         pending = reference()

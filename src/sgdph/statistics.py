@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -28,7 +29,8 @@ class MultiplierStatistics:
     @classmethod
     def of(cls, multiplier: Tensor, refreshes: Tensor | None) -> MultiplierStatistics:
         """Summarise a multiplier of any shape; ``refreshes`` is its parameter's ``v``, if any."""
-        values = multiplier.double().flatten()
+        # On the CPU, because not every device has float64.
+        values = multiplier.detach().to("cpu", torch.float64).flatten()
         if values.numel() == 0:
             return cls(1.0, 1.0, 1.0, 1.0, 0)
         return cls(

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+import sgdph
 from integrations.loops import (
     assert_same_run,
     gap,
@@ -121,6 +122,24 @@ def test_what_cannot_work_is_refused() -> None:
     deepspeed: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     with pytest.raises(RuntimeError, match="DEEPSPEED"):
         backward(deepspeed, run.optimizer, loss)
+    fsdp: Any = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(RuntimeError, match=r"FSDP.*channelwise=False"):
+        backward(fsdp, run.optimizer, loss)
+
+
+def test_fsdp_is_refused_no_first_order_training() -> None:
+    run = Run(1)
+    groups = [{"params": run.bare.parameters(), "channelwise": False}]
+    optimizer = run.accelerator.prepare(sgdph.SGDPH(groups))
+    loss = functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
+    fsdp: Any = SimpleNamespace(
+        distributed_type=DistributedType.FSDP,
+        scaler=None,
+        gradient_accumulation_steps=1,
+        backward=run.accelerator.backward,
+    )
+    backward(fsdp, optimizer, loss)
+    optimizer.step()
 
 
 def train_on_rank(rank: int, path: Path) -> None:

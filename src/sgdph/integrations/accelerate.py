@@ -27,8 +27,8 @@ def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments
 
     Raises:
         TypeError: There is no SGDPH in ``optimizer``.
-        RuntimeError: DeepSpeed or Megatron owns the backward; or as
-            :meth:`sgdph.SGDPH.update_hessian`.
+        RuntimeError: DeepSpeed or Megatron owns the backward; FSDP shards the parameters, and a
+            partial Hessian is due; or as :meth:`sgdph.SGDPH.update_hessian`.
 
     Example:
         >>> with accelerator.accumulate(model):
@@ -57,5 +57,12 @@ def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> No
             f"no partial Hessian can be taken under {accelerator.distributed_type.value}: it owns "
             "the backward and the parameters. Use plain DDP (distributed_type MULTI_GPU or "
             "MULTI_CPU)"
+        )
+    if accelerator.distributed_type == DistributedType.FSDP and sgdph.hessian_due:
+        raise RuntimeError(
+            "no partial Hessian can be taken under FSDP: it frees and gathers the weights around a "
+            "backward, which leaves no graph to differentiate a second time. Use plain DDP "
+            "(distributed_type MULTI_GPU or MULTI_CPU), or give all groups channelwise=False: they "
+            "then train as torch.optim.SGD does"
         )
     take_scaled(sgdph, loss, accelerator.scaler, float(accelerator.gradient_accumulation_steps))

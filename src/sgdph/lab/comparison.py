@@ -1,8 +1,8 @@
 """A comparison: every optimizer with every seed, in one directory.
 
 At the top of the directory ``comparison.yaml`` keeps what was asked for, so that ``--resume`` needs
-no other option; each run lies in ``<optimizer>-seed<k>``. ``comparison.lock`` is held while a process
-writes the directory's own files; it means nothing otherwise.
+no other option; each run lies in ``<optimizer>-seed<k>``. ``comparison.lock`` is held while a
+process writes the directory's own files; it means nothing otherwise.
 """
 
 from __future__ import annotations

@@ -1,0 +1,134 @@
+"""Parameters exchanged inside the groups, behind the optimizer's back."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
+from torch import nn
+
+import sgdph
+
+
+def exchange_scale(model: nn.Sequential, optimizer: sgdph.SGDPH) -> nn.Parameter:
+    """Net surgery: the model and the group get another scale; the old one is returned."""
+    old = model[1].weight
+    model[1].weight = nn.Parameter(old.detach().clone())
+    params = optimizer.param_groups[0]["params"]
+    params[next(i for i, p in enumerate(params) if p is old)] = model[1].weight
+    return old
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("trained", [0, 1, 2])
+@pytest.mark.parametrize("settings", [{}, {"refresh": "all"}], ids=str)
+def test_an_exchanged_newton_parameter_is_named(
+    way: str, trained: int, settings: dict[str, str]
+) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.named_parameters(), **settings)  # type: ignore[arg-type]
+    train(model, optimizer, range(trained), WAYS[way])
+    exchange_scale(model, optimizer)
+    before = copy.deepcopy(model.state_dict())
+    # Whosever turn it is: the new one would train first-order without a word.
+    with pytest.raises(RuntimeError, match=r"1\.weight.*is in none of them.*\(4,\).*anew"):
+        train(model, optimizer, range(trained, trained + 1), WAYS[way])
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name])
+    assert optimizer.param_groups[0]["step"] == trained
+
+
+def test_a_step_at_which_nothing_is_due_notices_as_well() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=5)
+    train(model, optimizer, range(1))
+    exchange_scale(model, optimizer)
+    with pytest.raises(RuntimeError, match=r"0\.2.*is in none of them"):
+        train(model, optimizer, range(1, 2))
+
+
+def test_multipliers_say_so_too() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    exchange_scale(model, optimizer)
+    for read in (optimizer.multipliers, optimizer.multiplier_statistics):
+        with pytest.raises(RuntimeError, match=r"0\.2.*is in none of them"):
+            read()
+
+
+def test_differences_of_gradients_say_so_too() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    exchange_scale(model, optimizer)
+    with pytest.raises(RuntimeError, match=r"0\.2.*is in none of them"):
+        optimizer.update_hessian(closure=lambda: loss_of(model))
+
+
+def test_once_the_old_one_is_back_training_goes_on_and_the_new_one_can_join() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    old = exchange_scale(model, optimizer)
+    with pytest.raises(RuntimeError):
+        train(model, optimizer, range(1))
+    optimizer.param_groups[0]["params"][2] = old
+    optimizer.add_param_group({"params": [model[1].weight]})
+    # Four turns now, and the old one's comes to nothing.
+    train(model, optimizer, range(4))
+    assert optimizer.multiplier_statistics()["1.0"].refreshes == 1
+    assert optimizer.multiplier_statistics()["0.2"].refreshes == 0
+
+
+def test_an_unknown_channelwise_parameter_in_a_group_is_told_where_it_belongs() -> None:
+    model, extra = bn_net(), nn.Parameter(torch.ones(3))
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(1))
+    optimizer.param_groups[0]["params"].append(extra)
+    with pytest.raises(RuntimeError, match=r"\(3,\).*unknown.*add_param_group"):
+        train(model, optimizer, range(1, 2))
+
+
+def test_first_order_parameters_may_be_exchanged_as_in_torch_s_optimizers() -> None:
+    """No role is lost; Accelerate does so under FSDP2."""
+    models = bn_net(), bn_net()
+    for model, exchanged in zip(models, (True, False), strict=True):
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), momentum=0.0)
+        train(model, optimizer, range(2))
+        if exchanged:
+            for name in ("weight", "bias"):
+                old = getattr(model[4], name)
+                new = nn.Parameter(old.detach().clone())
+                setattr(model[4], name, new)
+                for group in optimizer.param_groups:
+                    group["params"] = [new if p is old else p for p in group["params"]]
+        train(model, optimizer, range(2, 6))
+    assert_same_bits(*models)
+
+
+def test_a_parameter_moved_to_another_group_keeps_its_role() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    params = optimizer.param_groups[0]["params"]
+    later = {**optimizer.param_groups[0], "params": [params.pop(2)], "lr": 0.5}
+    optimizer.param_groups.append(later)
+    train(model, optimizer, range(3))
+    assert optimizer.multiplier_statistics()["1.0"].refreshes == 1
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "load_state_dict"])
+def test_what_brings_new_groups_is_no_exchange(how: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    train(model, optimizer, range(2))
+    pair = (model, optimizer)
+    if how == "load_state_dict":
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    else:
+        pair = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    train(*pair, range(2, 6))
+    # And an exchange afterwards is one.
+    exchange_scale(*pair)
+    with pytest.raises(RuntimeError, match=r"0\.2.*is in none of them"):
+        by_update(pair[1], loss_of(pair[0]))
