@@ -6,6 +6,7 @@ Everything here runs on the parameters' device and never asks the host.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +14,13 @@ from torch import Tensor
 
 def curvature_dtype(p: Tensor) -> torch.dtype:
     """Return the dtype of ``p``'s Hessian average: float32, or float64 where ``p`` is."""
-    return torch.promote_types(p.dtype, torch.float32)
+    return _at_least_float32(p.dtype)
+
+
+@cache
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    # Remembered, because every parameter is asked at every step.
+    return torch.promote_types(dtype, torch.float32)
 
 
 def average_curvature(

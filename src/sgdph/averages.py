@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,27 +11,15 @@ from torch import Tensor
 from sgdph.algorithm import average_curvature, curvature_dtype, newton_multiplier
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(NamedTuple):
     """A multiplier, and what it was made of.
 
     The average is held itself, because the ``id`` of one that is gone may be another's by now.
     """
 
-    multiplier: Tensor
-    settings: tuple[float, ...]
     average: Tensor | None
-    version: int
-
-    def holds(self, p: Tensor, settings: tuple[float, ...], average: Tensor | None) -> bool:
-        """Tell, without asking the device, whether it is still what would be made now."""
-        if average is not self.average or settings != self.settings:
-            return False
-        if average is None:
-            made = self.multiplier
-            return made.device == p.device and made.dtype == curvature_dtype(p)
-        # A write moves the version; whoever exchanges the data under one tensor, the device.
-        return average._version == self.version and average.device == self.multiplier.device
+    made_of: tuple[object, ...]
+    multiplier: Tensor
 
 
 def start_average(p: Tensor, state: dict[str, Any]) -> None:
@@ -65,15 +52,19 @@ class CurvatureAverages:
         """Return ``τ / (D̂ + ε)``, shaped like ``p``, under its group's hyperparameters."""
         tau, eps, beta2 = group["second_order_lr"], group["eps"], group["hessian_momentum"]
         average = state.get("hessian")
-        remembered = self._multipliers.get(id(p))
-        if remembered is not None and remembered.holds(p, (tau, eps, beta2), average):
-            return remembered.multiplier
-        if average is not None:
+        # None of it asks the device. A write moves the version, but not an exchange of the data.
+        if average is None:
+            made_of = (tau, eps, beta2, p.get_device(), p.dtype)
+        else:
+            made_of = (tau, eps, beta2, average.get_device(), average._version)
+        known = self._multipliers.get(id(p))
+        if known is not None and known.average is average and known.made_of == made_of:
+            return known.multiplier
+        if average is None:
+            multiplier = torch.ones_like(p, dtype=curvature_dtype(p))
+        else:
             multiplier = newton_multiplier(
                 average, state["refreshes"], second_order_lr=tau, eps=eps, beta2=beta2
             )
-        else:
-            multiplier = torch.ones_like(p, dtype=curvature_dtype(p))
-        version = 0 if average is None else average._version
-        self._multipliers[id(p)] = _Remembered(multiplier, (tau, eps, beta2), average, version)
+        self._multipliers[id(p)] = _Remembered(average, made_of, multiplier)
         return multiplier
