@@ -181,8 +181,8 @@ def test_compare_writes_runs_report_table_and_plot(sgdph: Command, tmp_path: Pat
     code, said, _ = sgdph(*COMPARE, "--lr", "sgdm=0.05", "--out", out)
     assert code == 0
     runs = ["sgdm-seed0", "sgdm-seed1", "sgdph-seed0", "sgdph-seed1"]
-    files = ["comparison.png", "comparison.yaml", "index.html", "report.md", "seconds.png"]
-    files += ["table.csv", "table.tex", "targets.csv"]
+    files = ["comparison.lock", "comparison.png", "comparison.yaml", "index.html", "report.md"]
+    files += ["seconds.png", "table.csv", "table.tex", "targets.csv"]
     assert sorted(path.name for path in out.iterdir()) == sorted(runs + files)
     rates = [yaml.safe_load((out / run / "config.yaml").read_text())["lr"] for run in runs]
     assert rates == [0.05, 0.05, 0.01, 0.01]

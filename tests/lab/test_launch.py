@@ -86,10 +86,12 @@ def test_a_run_that_another_process_took_is_no_failure(tmp_path: Path, torchrun:
 
 # A worker that waits for its torchrun, which takes a moment to end when it is interrupted.
 WORKER = """
-import subprocess, sys
+import signal, subprocess, sys
 from sgdph.lab.crew import watch_parent
 from sgdph.lab.launch import wait
 
+# As read_order does: who runs the tests in the background of a script has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 process = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.DEVNULL)
 watch_parent()
 try:
