@@ -54,6 +54,11 @@ def against_sgdm(
     return {label: [seconds(run) / plain for run in systems[label]] for label in timed}
 
 
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation, 0 where one value has none."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def draw(
     systems: Mapping[str, Sequence[RunRecord]],
     ratios: Mapping[str, Sequence[float]],
@@ -70,13 +75,10 @@ def draw(
                 axes.text(1.0, row, "  not measured", va="center", fontsize="small")
                 continue
             axes.plot(values, [row] * len(values), "o", color=colour(label), alpha=0.35, ms=4)
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            axes.errorbar(
-                statistics.mean(values), row, xerr=spread, fmt="D", color=colour(label), capsize=3
-            )
+            mean, spread = mean_and_spread(values)
+            axes.errorbar(mean, row, xerr=spread, fmt="D", color=colour(label), capsize=3)
         if label == "SGDM":
-            mean = statistics.mean(finals)
-            spread = statistics.stdev(finals) if len(finals) > 1 else 0.0
+            mean, spread = mean_and_spread(finals)
             left.axvspan(mean - spread, mean + spread, color=BLUE, alpha=0.12, lw=0)
             right.axvline(1.0, color=BLUE, alpha=0.3)
     names = [textwrap.fill(f"{x} ({len(runs)})", 36) for x, runs in systems.items()]
