@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small import WAYS, assert_same_bits, bn_net, by_backward, by_update, loss_of, train
+from small import WAYS, assert_same_bits, batch, bn_net, by_backward, by_update, loss_of, train
 from torch import Tensor, nn
 
 import sgdph
@@ -276,3 +278,126 @@ def test_a_backward_that_raised_leaves_no_curvature() -> None:
         averages.append(optimizer.state[model[0].bias]["hessian"])
     assert torch.equal(averages[0], averages[1])
     assert torch.equal(averages[0], averages[2])
+
+
+# The batch is skipped (a spike, memory runs out), and its loss is gone before the next is taken.
+SKIPS: dict[str, Callable[[nn.Module, sgdph.SGDPH], None]] = {
+    "nothing": lambda model, optimizer: None,
+    "optimizer.zero_grad": lambda model, optimizer: optimizer.zero_grad(),
+    "model.zero_grad": lambda model, optimizer: model.zero_grad(),
+}
+
+
+@pytest.mark.parametrize("way", ["closure", *WAYS])
+@pytest.mark.parametrize("clear", SKIPS)
+@pytest.mark.parametrize("factor", [100.0, float("nan")])
+def test_curvature_whose_backward_never_came_is_replaced(
+    way: str, clear: str, factor: float
+) -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, skipping in zip(models, (True, False), strict=True):
+        optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+        for step in range(3):
+            optimizer.zero_grad()
+
+            def loss(step: int = step, model: nn.Module = model) -> Tensor:
+                return loss_of(model, step)
+
+            if skipping:
+                buffers = copy.deepcopy(dict(model.named_buffers()))
+                if way == "closure":
+                    optimizer.update_hessian(closure=lambda loss=loss: factor * loss())
+                else:
+                    optimizer.update_hessian(factor * loss())
+                SKIPS[clear](model, optimizer)
+                model.load_state_dict(buffers, strict=False)
+            if way == "closure":
+                optimizer.update_hessian(closure=loss)
+                loss().backward()
+            else:
+                # The third way goes by the second here: it takes nothing before the backward.
+                WAYS["backward" if way == "create_graph" else way](optimizer, loss())
+            optimizer.step()
+    assert_same_bits(*models)
+
+
+def test_a_loss_computed_anew_for_its_backward_keeps_the_curvature() -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, anew in zip(models, (True, False), strict=True):
+        model.eval()
+        optimizer = sgdph.SGDPH(model.parameters())
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = loss_of(model, step)
+            optimizer.update_hessian(loss)
+            if anew:
+                del loss
+                loss = loss_of(model, step)
+            loss.backward()
+            optimizer.step()
+    assert_same_bits(*models)
+
+
+def test_losses_of_one_graph_add_up_though_the_first_is_gone() -> None:
+    model, whole = bn_net(torch.float64), bn_net(torch.float64)
+    optimizer, other = (sgdph.SGDPH(m.parameters(), refresh="all") for m in (model, whole))
+    out = model(batch(0, torch.float64)[0])
+    optimizer.update_hessian(out.square().mean())
+    optimizer.update_hessian(out.pow(4).mean())
+    (out.square().mean() + out.pow(4).mean()).backward()
+    optimizer.step()
+    out = whole(batch(0, torch.float64)[0])
+    other.backward(out.square().mean() + out.pow(4).mean())
+    other.step()
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+MOVES: dict[str, Callable[[nn.Module, sgdph.SGDPH], list[Tensor]]] = {
+    "taken away": lambda model, _: [_taken_away(p) for p in model.parameters()],
+    "copied, zero_grad": lambda model, optimizer: _copied(model, optimizer.zero_grad),
+    "copied, model.zero_grad": lambda model, _: _copied(model, model.zero_grad),
+    "copied, zeroed": lambda model, _: _copied(
+        model, lambda: [p.grad.zero_() for p in model.parameters() if p.grad is not None]
+    ),
+}
+
+
+def _taken_away(p: Tensor) -> Tensor:
+    gradient, p.grad = p.grad, None
+    assert gradient is not None
+    return gradient
+
+
+def _copied(model: nn.Module, clear: Callable[[], object]) -> list[Tensor]:
+    copies = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    clear()
+    return copies
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("move", MOVES)
+def test_gradients_put_together_by_hand_are_an_error(way: str, move: str) -> None:
+    """Their curvature cannot be known: that of the last backward alone would be wrong."""
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    moved = []
+    for step in range(2):
+        WAYS[way](optimizer, loss_of(model, step))
+        moved.append(MOVES[move](model, optimizer))
+    for p, *gradients in zip(model.parameters(), *moved, strict=True):
+        p.grad = torch.stack([g.detach() for g in gradients]).sum(0)
+    with pytest.raises(RuntimeError, match="put there by hand after several backwards"):
+        optimizer.step()
+
+
+def test_a_gradient_exchanged_after_the_only_backward_is_none_of_it() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    for step in range(3):
+        optimizer.zero_grad()
+        optimizer.backward(loss_of(model, step))
+        for p in model.parameters():
+            assert p.grad is not None
+            p.grad = p.grad * 0.1
+        optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from sgdph.algorithm import curvature_dtype
+from sgdph.amp import LossFactors, loss_factors
 from sgdph.averages import CurvatureAverages
-from sgdph.cycle import Cycle
+from sgdph.cycle import MOST_SWEEPS, Cycle
 from sgdph.ddp import Wrappers, static_graph_unnoticed
 from sgdph.differentiability import FirstLook
 from sgdph.finite_difference import Closure, curvature_of_differences
@@ -25,9 +27,10 @@ from sgdph.hessian import (
 )
 from sgdph.hyperparameters import check_loss_scale, refuse_sparse_gradients
 from sgdph.membership import Membership
+from sgdph.nodes import Node
 from sgdph.pending import PendingCurvature
 from sgdph.reduction import Arrival, Ranks
-from sgdph.region import Region
+from sgdph.region import Graph, Region
 from sgdph.rehearsal import is_without_backward, is_without_learning_rate, rehearse
 from sgdph.replaced import ReplacedParameters
 from sgdph.shared_backward import SharedBackward
@@ -68,6 +71,8 @@ class Curvature:
         self._pending = PendingCurvature(self._first_look)
         self._averages = CurvatureAverages()
         self._replaced = ReplacedParameters()
+        # Those whose turn it is, and those passed over, from the first loss to the step.
+        self._turn: tuple[list[Tensor], list[Tensor]] | None = None
         self._pending.watch(newton)
 
     def append(self, p: Tensor) -> None:
@@ -79,8 +84,17 @@ class Curvature:
         """See :meth:`Membership.check`."""
         self._membership.check(groups)
 
+    def is_due(self, groups: Groups) -> bool:
+        """Tell whether the coming step wants a partial Hessian."""
+        return self.cycle.is_due(groups, alone=not self.has_other_ranks())
+
     def take(
-        self, loss: Tensor, loss_scale: float | Tensor, groups: Groups, *, share: bool = False
+        self,
+        loss: Tensor,
+        loss_scale: float | Tensor | None,
+        groups: Groups,
+        *,
+        share: bool = False,
     ) -> Callable[[], None] | None:
         """Take the curvature of those whose turn it is from ``loss``, divided by ``loss_scale``.
 
@@ -96,11 +110,18 @@ class Curvature:
         check_loss_scale(loss_scale)
         check_loss(loss)
         self.check_membership(groups)
-        targets = self.cycle.targets(groups)
+        graph = Graph(loss)
+        targets = self._targets(groups, graph.reaches)
+        if not self.cycle.is_regular(groups):
+            targets = [p for p in targets if graph.reaches(p)]
+            if not targets:
+                # One that is sought, and is not here either.
+                return None
         estimator: Estimator = groups[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
         self._pending.watch(trainable)
-        region = Region(loss, trainable)
+        region = Region(graph, trainable)
+        factors = loss_factors(loss) if loss_scale is None else LossFactors()
         once = is_one_product(estimator, trainable)
         shared = SharedBackward.through(region) if share and once else None
         with static_graph_unnoticed(region):
@@ -113,11 +134,13 @@ class Curvature:
             curvatures = curvature_of_gradients(
                 gradients, trainable, estimator, probes, release=None if shared is None else loss
             )
-        self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
+        taken = dict(zip(trainable, curvatures, strict=True))
+        nearest = region.nodes[0] if region.nodes else None
+        self._keep(loss, taken, loss_scale, factors, nearest, groups)
         return None if shared is None else shared.hand_on
 
     def take_differences(
-        self, closure: Closure, loss_scale: float | Tensor, groups: Groups
+        self, closure: Closure, loss_scale: float | Tensor | None, groups: Groups
     ) -> None:
         """Take the curvature of those whose turn it is from differences of gradients.
 
@@ -128,31 +151,77 @@ class Curvature:
         """
         check_loss_scale(loss_scale)
         self.check_membership(groups)
-        targets = self.cycle.targets(groups)
+        last: list[LossFactors] = [LossFactors()]
+
+        def watched() -> Tensor:
+            loss = closure()
+            # Before its graph is freed.
+            if loss_scale is None and isinstance(loss, Tensor):
+                last[0] = loss_factors(loss)
+            return loss
+
+        # What a loss reaches shows only when there is one.
+        targets = self._targets(groups, lambda p: True)
+        taken, loss = self._differences(watched, targets, groups)
+        if loss is not None and self._is_free(groups) and all(h is None for h in taken.values()):
+            self._turn = None
+            reached = Graph(loss).reaches
+            targets = [p for p in self._targets(groups, reached) if reached(p)]
+            if targets:
+                taken, loss = self._differences(watched, targets, groups)
+        if loss is None:
+            self._note_missed(targets)
+        else:
+            self._keep(loss, taken, loss_scale, last[0], None, groups)
+
+    def _differences(
+        self, closure: Closure, targets: Sequence[Tensor], groups: Groups
+    ) -> tuple[dict[Tensor, Tensor | None], Tensor | None]:
         trainable = [p for p in targets if p.requires_grad]
         if not trainable:
-            self._note_missed(targets)
-            return
+            return {}, None
         self._pending.watch(trainable)
         probes = self.cycle.probes(groups, trainable)
         refuse_sparse = partial(refuse_sparse_gradients, name=partial(parameter_name, groups))
         curvatures, loss = curvature_of_differences(
             closure, trainable, groups[0]["estimator"], probes, check=refuse_sparse
         )
-        self._keep(loss, dict(zip(trainable, curvatures, strict=True)), loss_scale, groups)
+        return dict(zip(trainable, curvatures, strict=True)), loss
+
+    def _is_free(self, groups: Groups) -> bool:
+        """Tell whether the turn goes by what a loss reaches."""
+        cyclic = groups[0]["refresh"] == "cyclic"
+        return cyclic and self.cycle.is_regular(groups) and not self.has_other_ranks()
+
+    def _targets(self, groups: Groups, reaches: Callable[[Tensor], bool]) -> list[Tensor]:
+        """Return those whose turn it is: the first loss of a step decides for all of it.
+
+        One whose backward never came decides nothing.
+        """
+        if self._turn is None or not self._pending.holds(self._turn[0]):
+            alone = not self.has_other_ranks()
+            self._turn = self.cycle.choose(groups, reaches if alone else None)
+        return self._turn[0]
 
     def _keep(
         self,
         loss: Tensor,
         taken: Mapping[Tensor, Tensor | None],
-        loss_scale: float | Tensor,
+        loss_scale: float | Tensor | None,
+        factors: LossFactors,
+        owner: Node | None,
         groups: Groups,
     ) -> None:
-        """Keep what was taken until the step, divided by the loss's scale."""
-        self._notice_replaced([loss], [p for p, h in taken.items() if h is None], groups)
-        for p in self.cycle.targets(groups):
+        """Keep what was taken until the step, divided by the loss's scale where that is known."""
+        targets, passed_over = self._turn or ([], [])
+        missed = [*passed_over, *(p for p, h in taken.items() if h is None)]
+        self._notice_replaced([loss], missed, groups)
+        for p in targets:
             h = taken.get(p)
-            self._pending.add(p, None if h is None else h.to(curvature_dtype(p)) / loss_scale)
+            if h is not None:
+                h = h.to(curvature_dtype(p))
+                h = h if loss_scale is None else h / loss_scale
+            self._pending.add(p, h, factors, owner)
 
     def arrive(
         self, groups: Groups, loss_scale: float | None, *, active: bool = True
@@ -168,13 +237,20 @@ class Curvature:
             RuntimeError: Nothing came, though there are gradients; or the model is inside a join
                 context that does not know of the optimizer.
         """
-        targets = self.cycle.targets(groups)
+        if self._turn is None:
+            self._targets(groups, self._pending.reaches())
+        targets, passed_over = self._turn or ([], [])
         # What a rank without batches has in .grad is left over from its last one.
         own = targets if active else []
-        self._notice_missed_in_gradients(own, groups)
+        self._notice_missed_in_gradients([*own, *passed_over], groups)
         live = [p for p in own if p.grad is not None]
-        probes = self.cycle.probes(groups, live)
-        collected = self._pending.collect(live, groups[0]["estimator"], probes, loss_scale)
+        collected = self._pending.collect(
+            live,
+            groups[0]["estimator"],
+            lambda: self.cycle.probes(groups, live),
+            loss_scale,
+            partial(parameter_name, groups),
+        )
         came = {id(p): h for p, h in zip(live, collected, strict=True)}
         # A frozen parameter's gradient is left over: there is nothing to take.
         nothing_came = any(p.requires_grad for p in live) and not any(
@@ -187,9 +263,26 @@ class Curvature:
             arrivals = self.ranks.mean(arrivals, active=active)
             # Only a rank that has nothing waits for its device, to learn whether others have.
             nothing_came = nothing_came and not any(bool(a.valid) for a in arrivals)
-        if nothing_came:
+        if nothing_came and self.cycle.is_regular(groups):
             raise RuntimeError(_NONE_CAME)
         return arrivals
+
+    def advance(self, groups: Groups, arrivals: Sequence[Arrival], *, due: bool) -> None:
+        """Complete a step: the turn passes on."""
+        refreshed = [a.p for a in arrivals if a.h is not None]
+        alone = not self.has_other_ranks()
+        starving = self.cycle.advance(groups, refreshed, due=due, alone=alone)
+        if starving:
+            names = ", ".join(parameter_name(groups, p) for p in starving[:3])
+            rest = f" and {len(starving) - 3} more" if len(starving) > 3 else ""
+            warnings.warn(
+                f"no partial Hessian has reached parameter {names}{rest} during "
+                f"{MOST_SWEEPS} sweeps over all Newton parameters: the losses at due steps do not "
+                "depend on it. Its multiplier stays as it is; if it is out of use, freeze it or "
+                "give its group channelwise=False",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def rehearsed(self, groups: Groups, state: State) -> bool:
         """Make the state and nothing else where a step is taken for that alone: a rehearsal.
@@ -261,14 +354,17 @@ class Curvature:
         Parameter, ``.grad`` and graph hold each other, and no garbage collector sees that cycle.
         """
         self._pending.clear()
+        self._turn = None
         for group in groups:
             for p in group["params"]:
                 if p.grad is not None and p.grad.grad_fn is not None:
                     p.grad = p.grad.detach()
 
-    def state_replaced(self) -> None:
-        """Drop the curvature that was pending for another state."""
+    def state_replaced(self, groups: Groups, state: State) -> None:
+        """Take over the place in the cycle; drop the curvature that was pending for another."""
         self._pending.clear()
+        self._turn = None
+        self.cycle.load(groups, state)
 
     def _notice_missed_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
         """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""

@@ -87,13 +87,15 @@ def _check_parameter(p: Tensor, channelwise: bool | None) -> None:
         )
 
 
-def check_loss_scale(loss_scale: float | Tensor) -> None:
+def check_loss_scale(loss_scale: float | Tensor | None) -> None:
     """Check a loss scale; a tensor is taken at its word, because a look would wait for the device.
 
     Raises:
         ValueError: It is not above 0, or not finite.
     """
-    if not isinstance(loss_scale, Tensor) and not 0 < loss_scale < math.inf:
+    if loss_scale is None or isinstance(loss_scale, Tensor):
+        return
+    if not 0 < loss_scale < math.inf:
         raise ValueError(f"loss_scale must be above 0 and finite, got {loss_scale}")
 
 

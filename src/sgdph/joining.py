@@ -34,10 +34,9 @@ class CurvatureJoinHook:
     def main_hook(self) -> None:
         """Shadow one step of the others: this rank's curvature counts as zero, as its gradient."""
         groups = self._optimizer.param_groups
-        due = self._flow.cycle.is_due(groups)
-        if due:
-            self._flow.arrive(groups, None, active=False)
-        self._flow.cycle.advance(groups, due)
+        due = self._flow.is_due(groups)
+        arrivals = self._flow.arrive(groups, None, active=False) if due else []
+        self._flow.advance(groups, arrivals, due=due)
         self._flow.consumed(groups)
 
     def post_hook(self, is_last_joiner: bool) -> None:

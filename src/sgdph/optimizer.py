@@ -181,12 +181,12 @@ class SGDPH(Optimizer):
             ValueError: Groups disagree about the cycle.
         """
         check_groups_agree(self.param_groups)
-        return self._flow.cycle.is_due(self.param_groups)
+        return self._flow.is_due(self.param_groups)
 
     def update_hessian(
         self,
         loss: Tensor | None = None,
-        loss_scale: float | Tensor = 1.0,
+        loss_scale: float | Tensor | None = None,
         *,
         closure: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -205,9 +205,10 @@ class SGDPH(Optimizer):
             closure: Computes the loss from the model and a batch and returns it, without a
                 backward. Called at weights beside the present ones, which come back to the bit, as
                 do the buffers of the modules that it calls and the random number generators.
-            loss_scale: What the loss is too large by: ``GradScaler.get_scale()``, or n where
-                accumulation over n micro-batches divides only after this call. The curvature is
-                divided by it.
+            loss_scale: What the loss is too large by, and the curvature is divided by: n, say,
+                where accumulation over n micro-batches divides only after this call. ``None`` is 1,
+                and the scale of a ``GradScaler`` where ``scaler.scale(loss)`` was given and that
+                scaler calls ``step``. A scaler of one's own has to be told.
 
         Raises:
             TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
@@ -231,7 +232,7 @@ class SGDPH(Optimizer):
             )
 
     def backward(
-        self, loss: Tensor, loss_scale: float | Tensor = 1.0, *, low_memory: bool = False
+        self, loss: Tensor, loss_scale: float | Tensor | None = None, *, low_memory: bool = False
     ) -> None:
         """Take the partial Hessian where one is due, then run ``loss.backward()``.
 
@@ -321,7 +322,7 @@ class SGDPH(Optimizer):
                 self._flow.average(arrivals, self.param_groups, self.state)
                 for group in self.param_groups:
                     self._step_group(group)
-            self._flow.cycle.advance(self.param_groups, due)
+            self._flow.advance(self.param_groups, arrivals, due=due)
         self._flow.consumed(self.param_groups)
         return loss
 
@@ -390,6 +391,7 @@ class SGDPH(Optimizer):
         if self.state:
             newton = (p for p in self._flow.cycle.newton if p.requires_grad)
             complete_averages(self.state, newton)
+            self._flow.cycle.save(self.state)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -417,9 +419,11 @@ class SGDPH(Optimizer):
         finally:
             handle.remove()
         restore_exactly(self.state, self.param_groups, seen)
-        self._flow.state_replaced()
+        self._flow.state_replaced(self.param_groups, self.state)
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.state:
+            self._flow.cycle.save(self.state)
         return {**super().__getstate__(), "newton": self._flow.cycle.newton}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -436,6 +440,7 @@ class SGDPH(Optimizer):
                 group["channelwise"] = current["channelwise"]
         if newton is not None:
             self._curvature = Curvature(newton, None, self.param_groups)
+            self._curvature.cycle.load(self.param_groups, self.state)
 
     @property
     def _flow(self) -> Curvature:
@@ -443,7 +448,7 @@ class SGDPH(Optimizer):
         return self._curvature
 
     def _take(
-        self, loss: Tensor, loss_scale: float | Tensor, *, share: bool
+        self, loss: Tensor, loss_scale: float | Tensor | None, *, share: bool
     ) -> Callable[[], None] | None:
         """Take what is due, and return the rest of the backward where that has begun."""
         if not self.hessian_due:

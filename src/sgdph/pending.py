@@ -6,23 +6,66 @@ behind the optimizer's back (``model.zero_grad()``, ``p.grad = None``) or betwee
 backward (older tutorials, Lightning's closures). So each Newton parameter's curvature is kept in
 two parts: what is *fresh*, with no backward since, which no clearing may touch; and what is
 *settled*, whose gradient has arrived, which goes as soon as that gradient is found to be gone.
+
+A backward may also never come: a batch is skipped, or memory runs out. So fresh curvature has an
+owner, the graph that it was taken from. If the graph is gone when the next curvature is taken, and
+no backward came in between, the next curvature takes its place.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from sgdph.algorithm import curvature_dtype
-from sgdph.amp import scale_of_calling_grad_scaler
+from sgdph.amp import LossFactors, calling_grad_scaler
 from sgdph.differentiability import FirstLook
 from sgdph.hessian import Estimator, curvature_of_gradients
+from sgdph.nodes import Node
+
+_OWNER = "sgdph.owner"
+
+
+class _Owner:
+    """Lives in the metadata of a node, and so for as long as the node."""
+
+
+class Owner:
+    """Tells whether a graph is still there. Nodes themselves take no weak references.
+
+    Args:
+        node: A node of it: the one nearest to a parameter, which the graphs of losses share that
+            are computed from the same output; ``None`` for curvature without a graph.
+    """
+
+    def __init__(self, node: Node | None) -> None:
+        self._reference: weakref.ref[_Owner] | None = None
+        if node is not None:
+            self._reference = weakref.ref(node.metadata.setdefault(_OWNER, _Owner()))
+
+    def is_gone(self) -> bool:
+        """Tell whether no backward can come from that graph any more."""
+        return self._reference is None or self._reference() is None
+
+
+class _Taken(NamedTuple):
+    """Curvature as it was taken, not yet divided by a scale.
+
+    Attributes:
+        curvature: Shaped like the parameter.
+        factors: What the loss was multiplied by.
+        owner: The graph it was taken from.
+    """
+
+    curvature: Tensor
+    factors: LossFactors
+    owner: Owner
 
 
 @dataclass
@@ -49,8 +92,8 @@ class _GradientStamp:
 class _Pending:
     """The curvature pending for one parameter."""
 
-    fresh: Tensor | None = None
-    settled: Tensor | None = None
+    fresh: list[_Taken] = field(default_factory=list)
+    settled: list[_Taken] = field(default_factory=list)
     gradient_with_graph: Tensor | None = None
     """Of ``loss.backward(create_graph=True)``, as the backward left it: settled as well."""
     arriving: Tensor | None = None
@@ -59,10 +102,14 @@ class _Pending:
     """Asked of a loss that does not depend on the parameter; gradients that had arrived by then."""
     forgotten: bool = False
     """A gradient has arrived for which nothing was taken, and without a graph to take it from."""
+    dropped: bool = False
+    """Some went with its gradient, since the last step."""
     stamp: _GradientStamp | None = None
 
     def drop_settled(self) -> None:
-        self.settled = self.gradient_with_graph = self.stamp = None
+        self.dropped |= bool(self.settled) or self.gradient_with_graph is not None
+        self.settled = []
+        self.gradient_with_graph = self.stamp = None
         self.forgotten = False
 
     def drop_if_cleared(self, p: Tensor) -> None:
@@ -75,13 +122,34 @@ class _Pending:
         elif self.stamp.is_changed() and p.grad is not None:
             # Changed in place: cleared with set_to_none=False, or clipped, unscaled, averaged over
             # ranks? Only a cleared one is all zeros, and that can be asked without a host sync.
-            if self.settled is not None:
+            if self.settled:
                 kept = p.grad.ne(0).any()
-                self.settled = torch.where(kept, self.settled, torch.zeros_like(self.settled))
+                self.settled = [
+                    taken._replace(curvature=torch.where(kept, taken.curvature, 0))
+                    for taken in self.settled
+                ]
             if self.gradient_with_graph is not None and p.grad.grad_fn is None:
                 # Clearing detaches; clipping and unscaling do not.
                 self.gradient_with_graph = None
+            self.dropped = True
             self.stamp = _GradientStamp.of(p.grad)
+
+    def drop_without_graph(self) -> None:
+        """Drop what is fresh and whose backward cannot come any more."""
+        if self.fresh:
+            self.fresh = [taken for taken in self.fresh if not taken.owner.is_gone()]
+
+    def settle(self) -> None:
+        """Note that the gradient of what is fresh has arrived."""
+        for taken in self.fresh:
+            same = [i for i, t in enumerate(self.settled) if t.factors.key == taken.factors.key]
+            if same:
+                before = self.settled[same[0]]
+                summed = before.curvature + taken.curvature
+                self.settled[same[0]] = before._replace(curvature=summed)
+            else:
+                self.settled.append(taken)
+        self.fresh = []
 
 
 class PendingCurvature:
@@ -97,6 +165,9 @@ class PendingCurvature:
         self._handles: dict[int, list[RemovableHandle]] = {}
         # Of all parameters: a miss settles with a backward that leaves its own parameter out.
         self._arrivals = 0
+        # The first backward(create_graph=True) since the last step, and what it reached.
+        self._first_pass: int | None = None
+        self._reached_first: set[int] = set()
         # A model may outlive many optimizers, and each would leave its hooks on the parameters.
         weakref.finalize(self, _remove, self._handles).atexit = False
 
@@ -106,14 +177,39 @@ class PendingCurvature:
             if id(p) not in self._handles and p.requires_grad:
                 self._handles[id(p)] = _watch_gradient(p, weakref.ref(self))
 
-    def add(self, p: Tensor, curvature: Tensor | None) -> None:
-        """Add what was taken from one loss; ``None`` where it does not depend on ``p``."""
+    def add(
+        self,
+        p: Tensor,
+        curvature: Tensor | None,
+        factors: LossFactors = LossFactors(),  # noqa: B008
+        owner: Node | None = None,
+    ) -> None:
+        """Add what was taken from one loss.
+
+        Args:
+            p: A Newton parameter.
+            curvature: Shaped like it; ``None`` where the loss does not depend on ``p``.
+            factors: What the loss was multiplied by, where ``curvature`` is still to be divided.
+            owner: A node of the graph that the curvature was taken from, near the parameter;
+                ``None`` for curvature from differences.
+        """
         entry = self._entry(p)
         entry.drop_if_cleared(p)
+        entry.drop_without_graph()
         if curvature is None:
             entry.missed_at = self._arrivals
         else:
-            entry.fresh = curvature if entry.fresh is None else entry.fresh + curvature
+            entry.fresh.append(_Taken(curvature, factors, Owner(owner)))
+
+    def holds(self, params: Iterable[Tensor]) -> bool:
+        """Tell whether any of ``params`` has curvature whose backward came or may still come."""
+        for p in params:
+            entry = self._entry(p)
+            entry.drop_if_cleared(p)
+            entry.drop_without_graph()
+            if entry.fresh or entry.settled or entry.gradient_with_graph is not None:
+                return True
+        return False
 
     def gradient_arrives(self, p: Tensor, gradient: Tensor) -> None:
         """Note the gradient of one backward, just before it is added to ``p.grad``."""
@@ -128,27 +224,33 @@ class PendingCurvature:
         self._arrivals += 1
         entry = self._entry(p)
         arrived, entry.arriving = entry.arriving, None
-        if entry.fresh is not None:
+        if entry.fresh:
             # Taken already; a graph of this backward's gradient would count it twice.
-            entry.settled = entry.fresh if entry.settled is None else entry.settled + entry.fresh
-            entry.fresh = None
+            entry.settle()
         elif arrived is not None:
+            current = torch._C._current_graph_task_id()
+            if self._first_pass is None:
+                self._first_pass = current
+            if self._first_pass == current:
+                self._reached_first.add(id(p))
             with torch.enable_grad():
                 before = entry.gradient_with_graph
                 entry.gradient_with_graph = arrived if before is None else before + arrived
         else:
             entry.forgotten = True
-        holds = entry.settled is not None or entry.gradient_with_graph is not None
+        holds = entry.settled or entry.gradient_with_graph is not None
         if holds and p.grad is not None:
             entry.stamp = _GradientStamp.of(p.grad)
 
     def drop_fresh(self) -> None:
         """Drop all whose gradients have not arrived, because they never will."""
         for entry in self._pending.values():
-            entry.fresh = None
+            entry.fresh = []
 
     def gradients_cleared(self) -> None:
         """Drop all whose gradients had arrived, because the optimizer clears every gradient now."""
+        self._first_pass = None
+        self._reached_first.clear()
         for entry in self._pending.values():
             entry.drop_settled()
             entry.arriving = None
@@ -159,30 +261,39 @@ class PendingCurvature:
         self,
         params: Sequence[Tensor],
         estimator: Estimator,
-        probes: Sequence[Tensor] | None,
+        probes: Callable[[], Sequence[Tensor] | None],
         loss_scale: float | None,
+        name: Callable[[Tensor], str],
     ) -> list[Tensor | None]:
         """Sum up the curvature pending for each of ``params``, signed.
 
         Args:
             params: Newton parameters that have a gradient.
             estimator: See :func:`sgdph.hessian.curvature_of_gradients`.
-            probes: See :func:`sgdph.hessian.curvature_of_gradients`.
+            probes: Draws what :func:`sgdph.hessian.curvature_of_gradients` takes.
             loss_scale: What divides products of ``backward(create_graph=True)``; ``None`` asks the
                 calling ``GradScaler``.
+            name: Names a parameter.
 
         Returns:
             Per parameter a tensor of its shape in its curvature's dtype, or ``None`` where nothing
             came.
+
+        Raises:
+            RuntimeError: A gradient was put together by hand from several backwards, so that its
+                curvature is unknown; or it cannot be told whether a loss was scaled.
         """
-        sums = [self._taken(p) for p in params]
+        for p in params:
+            self._refuse_gradient_of_several(p, name)
+        scaler = calling_grad_scaler() if any(map(self._wants_scaler, params)) else None
+        sums = [self._taken(p, scaler) for p in params]
         gradients = [self._gradient_with_graph(p) for p in params]
         if all(g is None for g in gradients):
             return sums
         if loss_scale is None:
-            loss_scale = scale_of_calling_grad_scaler()
+            loss_scale = 1.0 if scaler is None else float(scaler.get_scale())
         self._first_look.check(params, gradients)
-        products = curvature_of_gradients(gradients, params, estimator, probes)
+        products = curvature_of_gradients(gradients, params, estimator, probes())
         for i, (p, h) in enumerate(zip(params, products, strict=True)):
             if h is not None:
                 h = h.to(curvature_dtype(p)) / loss_scale
@@ -190,17 +301,58 @@ class PendingCurvature:
                 sums[i] = h if taken is None else taken + h
         return sums
 
-    def _taken(self, p: Tensor) -> Tensor | None:
+    def _refuse_gradient_of_several(self, p: Tensor, name: Callable[[Tensor], str]) -> None:
         entry = self._entry(p)
-        if entry.settled is None or entry.fresh is None:
-            return entry.fresh if entry.settled is None else entry.settled
-        return entry.settled + entry.fresh
+        if not entry.dropped or entry.forgotten or entry.fresh or entry.missed_at is not None:
+            return
+        if entry.stamp is None or entry.stamp.is_replaced(p.grad):
+            raise RuntimeError(
+                f"the .grad of parameter {name(p)} was put there by hand after several backwards, "
+                "so the curvature that belongs to it is unknown. Let the backwards add up in "
+                ".grad; or sum the losses and call optimizer.backward(loss) once; or, if the last "
+                "backward alone counts, change its .grad in place (p.grad.copy_(...))"
+            )
+
+    def _wants_scaler(self, p: Tensor) -> bool:
+        entry = self._entry(p)
+        if self._gradient_with_graph(p) is not None:
+            return True
+        return any(taken.factors for taken in (*entry.settled, *entry.fresh))
+
+    def _taken(self, p: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor | None:
+        entry = self._entry(p)
+        total: Tensor | None = None
+        for curvature, factors, _ in (*entry.settled, *entry.fresh):
+            scale = factors.scale(scaler)
+            if scale is not None:
+                curvature = curvature / scale.to(curvature.device, curvature.dtype)
+            total = curvature if total is None else total + curvature
+        return total
 
     def _gradient_with_graph(self, p: Tensor) -> Tensor | None:
         if id(p) in self._handles:
             return self._entry(p).gradient_with_graph
         # Unfrozen since the last look, so nobody watched: .grad itself still has the graph.
         return p.grad if p.grad is not None and p.grad.grad_fn is not None else None
+
+    def reaches(self) -> Callable[[Tensor], bool]:
+        """Return what tells the parameters that the first ``backward(create_graph=True)`` reached.
+
+        All that any of them reached, where nothing is left of the first. And what a backward
+        without a graph reached: there, the partial Hessian was forgotten.
+        """
+        first = [self._pending.get(each) for each in self._reached_first]
+        is_gone = not any(each and each.gradient_with_graph is not None for each in first)
+
+        def reached(p: Tensor) -> bool:
+            if p.grad is None:
+                return False
+            if id(p) in self._handles and self._entry(p).forgotten:
+                return True
+            counts = is_gone or id(p) in self._reached_first or id(p) not in self._handles
+            return counts and self._gradient_with_graph(p) is not None
+
+        return reached
 
     def was_missed(self, p: Tensor) -> bool:
         """Tell whether curvature was asked of a loss that does not depend on ``p``."""
@@ -214,8 +366,9 @@ class PendingCurvature:
         if p.grad.grad_fn is not None or id(p) not in self._handles:
             return False
         entry = self._entry(p)
-        brought = (entry.fresh, entry.settled, entry.gradient_with_graph)
-        return not entry.forgotten and all(each is None for each in brought)
+        if entry.fresh or entry.settled or entry.gradient_with_graph is not None:
+            return False
+        return not entry.forgotten
 
     def has_come(self, params: Iterable[Tensor]) -> bool:
         """Tell whether a loss has been asked for the curvature of any of ``params``.
@@ -226,7 +379,7 @@ class PendingCurvature:
             entry = self._entry(p)
             if entry.stamp is not None and entry.stamp.is_replaced(p.grad):
                 entry.drop_settled()
-            if self.was_missed(p) or self._taken(p) is not None:
+            if self.was_missed(p) or entry.fresh or entry.settled:
                 return True
             if self._gradient_with_graph(p) is not None:
                 return True
@@ -235,6 +388,8 @@ class PendingCurvature:
     def clear(self) -> None:
         """Forget all of it."""
         self._pending.clear()
+        self._first_pass = None
+        self._reached_first.clear()
 
     def _entry(self, p: Tensor) -> _Pending:
         return self._pending.setdefault(id(p), _Pending())

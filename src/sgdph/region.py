@@ -4,56 +4,75 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from sgdph.nodes import Edge, Node, is_leaf
+
+
+class Graph:
+    """All nodes of a loss's graph.
+
+    Args:
+        loss: A tensor with a graph.
+
+    Attributes:
+        following: Where each node's gradients go. The nodes come in an order in which each follows
+            all of those that it leads to.
+    """
+
+    def __init__(self, loss: Tensor) -> None:
+        self.following: dict[Node, Sequence[Edge]] = {}
+        if loss.grad_fn is not None:
+            self._walk(loss.grad_fn)
+
+    def _walk(self, root: Node) -> None:
+        # Depth first with a stack of our own: a deep network is deeper than Python's.
+        begun: dict[Node, Sequence[Edge]] = {}
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if node not in begun:
+                begun[node] = node.next_functions
+                stack.extend(
+                    child for child, _ in begun[node] if child is not None and child not in begun
+                )
+                continue
+            stack.pop()
+            if node not in self.following:
+                self.following[node] = begun[node]
+
+    def reaches(self, leaf: Tensor) -> bool:
+        """Tell whether the loss depends on a leaf tensor, as far as the graph shows."""
+        return leaf.requires_grad and get_gradient_edge(leaf).node in self.following
 
 
 class Region:
     """The nodes on the paths from a loss to some leaves, the leaves' own nodes left out.
 
     Args:
-        loss: A tensor with a graph.
+        loss: A tensor with a graph, or that graph.
         leaves: Leaf tensors. One that the loss does not depend on makes the region no larger.
 
     Attributes:
         nodes: The region's nodes, each after all of those it leads to.
     """
 
-    def __init__(self, loss: Tensor, leaves: Iterable[Tensor]) -> None:
-        ends = {torch.autograd.graph.get_gradient_edge(leaf).node for leaf in leaves}
-        self._following: dict[Node, Sequence[Edge]] = {}
-        self._leading = set(ends)
+    def __init__(self, loss: Tensor | Graph, leaves: Iterable[Tensor]) -> None:
+        graph = loss if isinstance(loss, Graph) else Graph(loss)
+        self._following = graph.following
+        self._leading = {get_gradient_edge(leaf).node for leaf in leaves}
         self.nodes: list[Node] = []
-        if loss.grad_fn is not None:
-            self._walk(loss.grad_fn)
+        for node, edges in self._following.items():
+            if node not in self._leading and any(child in self._leading for child, _ in edges):
+                self._leading.add(node)
+                self.nodes.append(node)
         self._entered_from_outside = {
             child
             for node, edges in self._following.items()
             if node not in self._leading
             for child, _ in edges
         }
-
-    def _walk(self, root: Node) -> None:
-        # Depth first with a stack of our own: a deep network is deeper than Python's.
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            if node not in self._following:
-                self._following[node] = node.next_functions
-                stack.extend(
-                    child
-                    for child, _ in self._following[node]
-                    if child is not None and child not in self._following
-                )
-                continue
-            stack.pop()
-            if node not in self._leading and any(
-                child in self._leading for child, _ in self._following[node]
-            ):
-                self._leading.add(node)
-                self.nodes.append(node)
 
     def edges(self, node: Node) -> Sequence[Edge]:
         """List where a node's gradients go, by forward input; to ``None`` where none is wanted."""

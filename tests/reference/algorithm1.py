@@ -38,6 +38,9 @@ class Weight:
     m: Tensor | None = None  # momentum
     D: Tensor | float = 0.0  # Hessian average, not bias-corrected
     v: int = 0  # refreshes so far
+    last: int = -1  # number of the latest refresh, at which something came for it
+    probes: int = 0  # how many it has used
+    searched: int = -1  # number of the refresh after which it was sought
 
 
 def has_one_number_per_channel(tensor: Tensor) -> bool:
@@ -105,8 +108,8 @@ class ReferenceSGDPH:
         self.groups: list[dict[str, Any]] = []
         self.weights: list[Weight] = []
         self.t = 0  # completed steps
-        self.c = 0  # whose turn it is
-        self.refresh_number = 0  # completed steps in which a refresh was due
+        self.sought: Weight | None = None
+        self.refresh_number = 0  # completed refreshes, also such that nothing came of
 
         entries = list(params)
         for entry in entries if isinstance(entries[0], dict) else [{"params": entries}]:
@@ -138,8 +141,48 @@ class ReferenceSGDPH:
         return [w for w in self.weights if w.newton]
 
     @property
-    def due(self) -> bool:
+    def regular(self) -> bool:
         return self.t % self.hessian_interval == 0
+
+    @property
+    def due(self) -> bool:
+        return bool(self.newton) and (self.regular or self.sought is not None)
+
+    def turn(self, reached: Iterable[Weight]) -> list[Weight]:
+        """Those to refresh, of the ones that the step's first loss reaches."""
+        candidates = [w for w in self.newton if w in reached]
+        if not self.regular:
+            assert self.sought is not None
+            if self.refresh == "cyclic":
+                return [self.sought] if self.sought in candidates else []
+            return [w for w in self.newton if w.last < self.sought.searched]
+        if self.refresh == "all":
+            return self.newton
+        return sorted(candidates, key=lambda w: w.last)[:1]
+
+    def pass_on(self, refreshed: Iterable[Weight]) -> None:
+        """After a step that was due: remember who was refreshed, and who has to be sought."""
+        waiting = sorted(self.newton, key=lambda w: w.last)
+        for w in refreshed:
+            w.last = self.refresh_number
+            w.probes += 1
+        if not self.regular:
+            if self.sought in refreshed:
+                self.sought = None
+            self.refresh_number += bool(refreshed)
+            return
+        self.sought = None
+        pause = 10 * (len(waiting) if self.refresh == "cyclic" else 1)
+        for w in waiting if self.hessian_interval > 1 else []:
+            if w in refreshed:
+                if self.refresh == "cyclic":
+                    break
+                continue
+            in_vain = w.searched > w.last and self.refresh_number - w.searched < pause
+            if w.tensor.requires_grad and not in_vain:
+                self.sought, w.searched = w, self.refresh_number
+                break
+        self.refresh_number += 1
 
     def step(
         self,
@@ -152,39 +195,38 @@ class ReferenceSGDPH:
             losses: One closure per micro-batch. Gradients and signed curvatures are summed.
             edit_gradients: What a user does to ``.grad`` before the step, such as clipping.
         """
-        turn: list[Weight] = []
-        if self.due and self.newton:
-            turn = self.newton if self.refresh == "all" else [self.newton[self.c]]
-
+        due = self.due
+        turn: list[Weight] | None = None
         g: dict[Weight, Tensor] = {}
         h: dict[Weight, Tensor] = {}
         for make_loss in losses:
             gradients = self.gradients(make_loss())
-            present = [w for w in turn if w in gradients]
+            if due and not turn:
+                turn = self.turn(gradients)
+            present = [w for w in turn or [] if w in gradients]
             for w, curvature in self.curvatures(gradients, present).items():
                 h[w] = h[w] + curvature if w in h else curvature
             for w, gradient in gradients.items():
                 g[w] = g[w] + gradient.detach() if w in g else gradient.detach()
         if not g:
-            return  # nothing to step with: neither t nor c moves
+            return  # nothing to step with: neither t nor the turn moves
         if edit_gradients is not None:
             edit_gradients(list(g.values()))
 
-        # 1, 2: rectify and average. Whoever has no gradient is not in h, and loses its turn.
+        # 1, 2: rectify and average.
         for w, curvature in h.items():
             if torch.isfinite(curvature).all():
                 beta2 = w.group["hessian_momentum"]
                 signed = self.estimator == "hutchinson"  # noise must cancel before |.|
                 w.D = beta2 * w.D + (1 - beta2) * (curvature if signed else curvature.abs())
                 w.v += 1
-        if turn and self.refresh == "cyclic":
-            self.c = (self.c + 1) % len(self.newton)
 
         # 3, 4, 5: momentum, direction, step.
         for w, gradient in g.items():
             self.move(w, -gradient if w.group["maximize"] else gradient)
 
-        self.refresh_number += self.due
+        if due:
+            self.pass_on(list(h))
         self.t += 1
 
     def gradients(self, loss: Tensor) -> dict[Weight, Tensor]:
@@ -220,9 +262,7 @@ class ReferenceSGDPH:
 
     def z(self, w: Weight) -> Tensor:
         assert self.probe is not None, "hutchinson needs a probe"
-        per_visit = len(self.newton) if self.refresh == "cyclic" else 1
-        visit = self.refresh_number // per_visit
-        return self.probe(visit, self.newton.index(w), w.tensor.shape)
+        return self.probe(w.probes, self.newton.index(w), w.tensor.shape)
 
     def move(self, w: Weight, g: Tensor) -> None:
         """Momentum, direction and step of one parameter; ``g`` points up the objective."""

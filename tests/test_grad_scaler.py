@@ -1,0 +1,202 @@
+"""A GradScaler whose scale nobody told: the curvature comes out right, or an error says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from reference.algorithm1 import dense_hessian
+from reference.drive import update_then_backward
+from torch import Tensor, nn
+from torch.nn import functional
+
+import sgdph
+
+F64 = torch.float64
+SCALE = 1024.0
+Feed = Callable[[sgdph.SGDPH, Callable[[], Tensor]], None]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).to(F64)
+
+
+def plain_loss(model: nn.Module, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(8, 5, generator=generator, dtype=F64)
+    return functional.cross_entropy(model(x), torch.arange(8) % 3)
+
+
+def by_update(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
+    scaled = loss()
+    optimizer.update_hessian(scaled)
+    scaled.backward()
+
+
+def by_closure(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
+    optimizer.update_hessian(closure=loss)
+    loss().backward()
+
+
+FEEDS: dict[str, Feed] = {
+    "update_hessian": by_update,
+    "backward": lambda optimizer, loss: optimizer.backward(loss()),
+    "create_graph": lambda optimizer, loss: loss().backward(create_graph=True),
+    "closure": by_closure,
+}
+
+
+def measuring(model: nn.Sequential) -> sgdph.SGDPH:
+    """Of the first bias alone, its newest curvature: no average, no movement."""
+    groups = [{"params": [model[0].bias], "channelwise": True}]
+    return sgdph.SGDPH(groups, lr=0.0, hessian_momentum=0.0, estimator="exact")
+
+
+def curvature(optimizer: sgdph.SGDPH) -> Tensor:
+    (state,) = optimizer.state.values()
+    found: Tensor = state["hessian"]
+    return found
+
+
+def oracle(model: nn.Sequential, loss: Tensor) -> Tensor:
+    """The diagonal of the dense Hessian, rectified."""
+    p = model[0].bias
+    gradients = torch.autograd.grad(loss, [p], create_graph=True)
+    return dense_hessian(gradients, [p]).diagonal().abs()
+
+
+def scaler_of(scale: float = SCALE) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+# What users write at the end of a loss; each is a weight of 1/2 as well.
+ENDS: dict[str, Callable[[torch.amp.GradScaler, Tensor], Tensor]] = {
+    "weight inside": lambda scaler, loss: scaler.scale(0.5 * loss),
+    "divided after": lambda scaler, loss: scaler.scale(loss) / 2,
+    "weight is a tensor": lambda scaler, loss: scaler.scale(loss * torch.tensor(0.5)),
+    "divided by a tensor": lambda scaler, loss: scaler.scale(loss) / torch.tensor(2.0),
+    "scale times loss": lambda scaler, loss: scaler.scale(0 * loss) + scaler._scale * loss / 2,
+    "mean of scaled ones": lambda scaler, loss: torch.stack(
+        [scaler.scale(loss), scaler.scale(0 * loss)]
+    ).mean(),
+    "sum of scaled ones": lambda scaler, loss: sum(  # type: ignore[return-value]
+        scaler.scale(part) for part in (loss / 4, loss / 4)
+    ),
+    "cast and shaped": lambda scaler, loss: scaler.scale(loss.view(1)).to(torch.float32).mean() / 2,
+}
+
+
+@pytest.mark.parametrize("way", FEEDS)
+@pytest.mark.parametrize("end", ENDS)
+def test_the_scale_of_a_scaler_divides(way: str, end: str) -> None:
+    model, scaler = network(), scaler_of()
+    optimizer = measuring(model)
+    FEEDS[way](optimizer, lambda: ENDS[end](scaler, plain_loss(model)))
+    scaler.step(optimizer)
+    tolerance = 1e-3 if way == "closure" else 1e-5 if end == "cast and shaped" else 1e-10
+    expected = oracle(model, plain_loss(model) / 2)
+    torch.testing.assert_close(curvature(optimizer), expected, rtol=tolerance, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", FEEDS)
+def test_micro_batches_add_up_and_a_skipped_step_leaves_nothing(way: str) -> None:
+    model, scaler = network(), scaler_of()
+    optimizer = measuring(model)
+
+    def feed(weight: float) -> None:
+        for seed in (0, 1):
+            scaled = lambda seed=seed: weight * scaler.scale(plain_loss(model, seed) / 2)  # noqa: E731
+            FEEDS[way](optimizer, scaled)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    feed(float("inf"))
+    assert not optimizer.state
+    assert scaler.get_scale() == SCALE / 2
+    feed(1.0)
+    expected = oracle(model, (plain_loss(model, 0) + plain_loss(model, 1)) / 2)
+    tolerance = 1e-3 if way == "closure" else 1e-10
+    torch.testing.assert_close(curvature(optimizer), expected, rtol=tolerance, atol=1e-12)
+
+
+def test_an_unscaled_loss_before_a_scaled_backward() -> None:
+    model, scaler = network(), scaler_of()
+    optimizer = measuring(model)
+    loss = plain_loss(model) * torch.tensor(0.3)
+    optimizer.update_hessian(loss)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    expected = oracle(model, 0.3 * plain_loss(model))
+    torch.testing.assert_close(curvature(optimizer), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [2.0, torch.tensor(2.0)])
+def test_a_scale_that_is_given_wins(given: float | Tensor) -> None:
+    model, scaler = network(), scaler_of()
+    optimizer = measuring(model)
+    optimizer.backward(scaler.scale(plain_loss(model)), loss_scale=given)
+    scaler.step(optimizer)
+    expected = SCALE / 2 * oracle(model, plain_loss(model))
+    torch.testing.assert_close(curvature(optimizer), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["update_hessian", "backward"])
+def test_factors_are_the_user_s_own_where_no_scaler_calls(way: str) -> None:
+    for factor in (SCALE, torch.tensor(SCALE), scaler_of(SCALE)):
+        model = network()
+        optimizer = measuring(model)
+        if isinstance(factor, torch.amp.GradScaler):
+            end = factor.scale
+        else:
+            end = lambda loss, factor=factor: factor * loss  # noqa: E731
+        FEEDS[way](optimizer, lambda end=end, model=model: end(plain_loss(model)))  # type: ignore[misc]
+        optimizer.step()
+        expected = SCALE * oracle(model, plain_loss(model))
+        torch.testing.assert_close(curvature(optimizer), expected, rtol=1e-6, atol=1e-9)
+
+
+UNKNOWN: dict[str, Callable[[torch.amp.GradScaler, Tensor], Tensor]] = {
+    "several at once": lambda scaler, loss: scaler.scale([loss])[0],
+    "a copy": lambda scaler, loss: (scaler.scale(loss), loss * scaler._scale.clone())[1],
+    "a number": lambda scaler, loss: (scaler.scale(loss), loss * scaler.get_scale())[1],
+    "another scaler's": lambda scaler, loss: (scaler.scale(loss), scaler_of(64.0).scale(loss))[1],
+    "a part": lambda scaler, loss: scaler.scale(loss) + loss,
+}
+
+
+@pytest.mark.parametrize("way", ["update_hessian", "backward", "closure"])
+@pytest.mark.parametrize("end", UNKNOWN)
+def test_a_scale_that_cannot_be_told_is_an_error(way: str, end: str) -> None:
+    model, scaler = network(), scaler_of()
+    optimizer = measuring(model)
+    FEEDS[way](optimizer, lambda: UNKNOWN[end](scaler, plain_loss(model)))
+    with pytest.raises(RuntimeError, match=r"loss_scale=scaler.get_scale\(\)"):
+        scaler.step(optimizer)
+
+
+def test_a_loss_that_is_a_sum_of_thousands_is_read_to_its_end() -> None:
+    model, scaler = network(), scaler_of()
+    optimizer = measuring(model)
+    part = plain_loss(model) / 3000
+    total: Tensor = sum((part for _ in range(3000)), torch.zeros((), dtype=F64))
+    optimizer.backward(scaler.scale(total))
+    scaler.step(optimizer)
+    torch.testing.assert_close(curvature(optimizer), oracle(model, plain_loss(model)))
+
+
+def test_a_scale_of_one_step_has_no_say_in_the_next() -> None:
+    """update() writes in place: the value counts that the loss was multiplied by."""
+    model = network()
+    optimizer = measuring(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        update_then_backward(optimizer, scaler.scale(plain_loss(model)), None)  # type: ignore[arg-type]
+        scaler.step(optimizer)
+        scaler.update()
+        torch.testing.assert_close(curvature(optimizer), oracle(model, plain_loss(model)))
+    assert scaler.get_scale() == 8 * SCALE
