@@ -1,4 +1,4 @@
-"""A Newton parameter that a loss does not reach: no error, unless the partial Hessian was forgotten.
+"""A Newton parameter that no loss reaches: no error, unless the partial Hessian was forgotten.
 
 Its ``.grad`` may be there all the same: left over, or zeros of ``zero_grad(set_to_none=False)``.
 """

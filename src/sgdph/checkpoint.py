@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, MutableMapping
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
+from sgdph.cycle import TURN
 
 # Of a Newton parameter, and exactly as they were: never rounded to the parameter's own dtype.
-EXACT_KEYS = ("hessian", "refreshes")
+EXACT_KEYS = ("hessian", "refreshes", TURN)
 
 _SGD_ONLY = ("dampening", "nesterov", "differentiable", "fused")
 
@@ -60,7 +62,8 @@ def restore_exactly(
             if key in EXACT_KEYS:
                 # A count stays what it is, whatever is counted.
                 dtype = curvature_dtype(p) if key == "hessian" else value.dtype
-                state[p][key] = value.to(p.device, dtype, copy=True)
+                device = torch.device("cpu") if key == TURN else p.device
+                state[p][key] = value.to(device, dtype, copy=True)
             elif state[p][key] is value:
                 state[p][key] = value.clone()
 

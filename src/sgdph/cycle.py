@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgdph.probes import rademacher_probe
@@ -13,7 +14,8 @@ Groups = Sequence[dict[str, Any]]
 Reaches = Callable[[Tensor], bool]
 
 _START = {"step": 0, "cursor": 0, "refreshes": 0, "sought": -1}
-_STATE = ("last_refresh", "probe_count", "last_search")
+# The key of a parameter's state under which its three integers are saved.
+TURN = "turn"
 
 # A parameter that has waited for so many sweeps over all of them is named in a warning.
 MOST_SWEEPS = 10
@@ -31,9 +33,9 @@ class Cycle:
     a partial Hessian was due; ``cursor``, the parameter whose turn is next; ``sought``, the one
     that is sought, or -1. They live in the parameter groups, the same in each, so that whatever
     saves and restores groups carries them along. A ``cursor`` that was written by hand begins a new
-    cycle there. Three more integers per parameter are kept here and saved in its state:
-    ``last_refresh``, the number of its latest refresh; ``probe_count``, how many probes it has
-    used; ``last_search``, the number of the refresh after which it was sought, or -1.
+    cycle there. Three more integers per parameter are kept here, and saved in its state as one
+    tensor, ``turn``: the number of its latest refresh; how many probes it has used; the number of
+    the refresh after which it was sought, or -1.
 
     Args:
         newton: The Newton parameters.
@@ -256,27 +258,33 @@ class Cycle:
         """Write what each parameter's turn depends on into its state."""
         lists = (self._last_refresh, self._probe_count, self._last_search)
         for p, *numbers in zip(self.newton, *lists, strict=True):
-            state[p].update(zip(_STATE, numbers, strict=True))
+            if not p.requires_grad and p not in state:
+                # Frozen from the start: it has no state at all.
+                continue
+            state[p][TURN] = torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
     def load(self, groups: Groups, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Take over the place that groups and state hold; an older state knows of a cycle alone."""
         count, place = len(self.newton), groups[0]
-        known = [state.get(p, {}) for p in self.newton]
         self._cursor = place["cursor"]
         self._trainable_since.clear()
-        self._last_search = [each.get("last_search", -1) for each in known]
-        self._last_refresh = self._as_in_a_cycle(place)
-        per_turn = count if place["refresh"] == "cyclic" else 1
-        self._probe_count = [
-            (place["refreshes"] + (self._distance(i, place) if per_turn > 1 else 0)) // per_turn
-            for i in range(count)
+        saved = [state.get(p, {}).get(TURN) for p in self.newton]
+        if all(turn is None for turn in saved):
+            self._last_refresh = self._as_in_a_cycle(place)
+            self._probe_count = [self._probes_in_a_cycle(i, place) for i in range(count)]
+            self._last_search = [-1] * count
+            return
+        turns = [
+            (i - count, 0, -1) if turn is None else turn.tolist() for i, turn in enumerate(saved)
         ]
-        if any("last_refresh" in each for each in known):
-            start = range(-count, 0)
-            self._last_refresh = [
-                each.get("last_refresh", first) for each, first in zip(known, start, strict=True)
-            ]
-            self._probe_count = [each.get("probe_count", 0) for each in known]
+        self._last_refresh = [turn[0] for turn in turns]
+        self._probe_count = [turn[1] for turn in turns]
+        self._last_search = [turn[2] for turn in turns]
+
+    def _probes_in_a_cycle(self, i: int, place: Mapping[str, Any]) -> int:
+        if place["refresh"] == "all":
+            return int(place["refreshes"])
+        return int(place["refreshes"] + self._distance(i, place)) // len(self.newton)
 
 
 def starting_group(defaults: dict[str, Any]) -> dict[str, Any]:
