@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from sgdph.hessian import (
     gradients_with_graph,
     is_one_product,
 )
-from sgdph.hyperparameters import check_loss_scale, refuse_sparse_gradients
+from sgdph.hyperparameters import check_loss_scale, refuse_sparse_gradients, warn_of_starving
 from sgdph.membership import Membership
 from sgdph.nodes import Node
 from sgdph.pending import PendingCurvature
@@ -273,16 +272,8 @@ class Curvature:
         alone = not self.has_other_ranks()
         starving = self.cycle.advance(groups, refreshed, due=due, alone=alone)
         if starving:
-            names = ", ".join(parameter_name(groups, p) for p in starving[:3])
-            rest = f" and {len(starving) - 3} more" if len(starving) > 3 else ""
-            warnings.warn(
-                f"no partial Hessian has reached parameter {names}{rest} during "
-                f"{MOST_SWEEPS} sweeps over all Newton parameters: the losses at due steps do not "
-                "depend on it. Its multiplier stays as it is; if it is out of use, freeze it or "
-                "give its group channelwise=False",
-                UserWarning,
-                stacklevel=4,
-            )
+            names = [parameter_name(groups, p) for p in starving]
+            warn_of_starving(names, MOST_SWEEPS)
 
     def rehearsed(self, groups: Groups, state: State) -> bool:
         """Make the state and nothing else where a step is taken for that alone: a rehearsal.

@@ -146,3 +146,16 @@ def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
             "it away: use 0.99 or more",
             stacklevel=3,
         )
+
+
+def warn_of_starving(names: Sequence[str], sweeps: int) -> None:
+    """Warn of Newton parameters that no loss has reached for too long."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    warnings.warn(
+        f"no partial Hessian has reached parameter {', '.join(names[:3])}{rest} during {sweeps} "
+        "sweeps over all Newton parameters, because the losses at due steps do not depend on it. "
+        "Its multiplier stays as it is. If it is out of use, freeze it, or give its group "
+        "channelwise=False",
+        UserWarning,
+        stacklevel=5,
+    )

@@ -1,0 +1,139 @@
+"""The curvature pending for one parameter, and what it belongs to: a gradient, or a graph."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sgdph.amp import LossFactors
+from sgdph.nodes import Node
+
+_OWNER = "sgdph.owner"
+
+
+class _Owner:
+    """Lives in the metadata of a node, and so for as long as the node."""
+
+
+class Owner:
+    """Tells whether a graph is still there. Nodes themselves take no weak references.
+
+    Args:
+        node: A node of it: the one nearest to a parameter, which the graphs of losses share that
+            are computed from the same output; ``None`` for curvature without a graph.
+    """
+
+    def __init__(self, node: Node | None) -> None:
+        self._reference: weakref.ref[_Owner] | None = None
+        if node is not None:
+            self._reference = weakref.ref(node.metadata.setdefault(_OWNER, _Owner()))
+
+    def is_gone(self) -> bool:
+        """Tell whether no backward can come from that graph any more."""
+        return self._reference is None or self._reference() is None
+
+
+class Taken(NamedTuple):
+    """Curvature as it was taken, not yet divided by a scale.
+
+    Attributes:
+        curvature: Shaped like the parameter.
+        factors: What the loss was multiplied by.
+        owner: The graph it was taken from.
+    """
+
+    curvature: Tensor
+    factors: LossFactors
+    owner: Owner
+
+
+@dataclass
+class GradientStamp:
+    """How a ``.grad`` was when last seen: its storage, which is kept from reuse, and version."""
+
+    alias: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, gradient: Tensor) -> GradientStamp:
+        """Look at a gradient."""
+        # A detached alias shares memory and version counter, but keeps no graph alive.
+        alias = gradient.detach()
+        return cls(alias, alias._version)
+
+    def is_replaced(self, gradient: Tensor | None) -> bool:
+        """Tell whether another tensor has taken its place."""
+        return gradient is None or gradient.data_ptr() != self.alias.data_ptr()
+
+    def is_changed(self) -> bool:
+        """Tell whether it was written to."""
+        return self.alias._version != self.version
+
+
+@dataclass
+class PendingEntry:
+    """The curvature pending for one parameter."""
+
+    fresh: list[Taken] = field(default_factory=list)
+    settled: list[Taken] = field(default_factory=list)
+    gradient_with_graph: Tensor | None = None
+    """Of ``loss.backward(create_graph=True)``, as the backward left it: settled as well."""
+    arriving: Tensor | None = None
+    """A gradient with a graph that is about to be added to ``.grad``."""
+    missed_at: int | None = None
+    """Asked of a loss that does not depend on the parameter; gradients that had arrived by then."""
+    forgotten: bool = False
+    """A gradient has arrived for which nothing was taken, and without a graph to take it from."""
+    dropped: bool = False
+    """Some went with its gradient, since the last step."""
+    stamp: GradientStamp | None = None
+
+    def drop_settled(self) -> None:
+        """Drop what belongs to gradients that are gone."""
+        self.dropped |= bool(self.settled) or self.gradient_with_graph is not None
+        self.settled = []
+        self.gradient_with_graph = self.stamp = None
+        self.forgotten = False
+
+    def drop_if_cleared(self, p: Tensor) -> None:
+        """Drop what belongs to a gradient that has been cleared since."""
+        self.arriving = None
+        if self.stamp is None:
+            return
+        if self.stamp.is_replaced(p.grad):
+            self.drop_settled()
+        elif self.stamp.is_changed() and p.grad is not None:
+            # Changed in place: cleared with set_to_none=False, or clipped, unscaled, averaged over
+            # ranks? Only a cleared one is all zeros, and that can be asked without a host sync.
+            if self.settled:
+                kept = p.grad.ne(0).any()
+                self.settled = [
+                    taken._replace(curvature=torch.where(kept, taken.curvature, 0))
+                    for taken in self.settled
+                ]
+            if self.gradient_with_graph is not None and p.grad.grad_fn is None:
+                # Clearing detaches; clipping and unscaling do not.
+                self.gradient_with_graph = None
+            self.dropped = True
+            self.stamp = GradientStamp.of(p.grad)
+
+    def drop_without_graph(self) -> None:
+        """Drop what is fresh and whose backward cannot come any more."""
+        if self.fresh:
+            self.fresh = [taken for taken in self.fresh if not taken.owner.is_gone()]
+
+    def settle(self) -> None:
+        """Note that the gradient of what is fresh has arrived."""
+        for taken in self.fresh:
+            same = [i for i, t in enumerate(self.settled) if t.factors.key == taken.factors.key]
+            if same:
+                before = self.settled[same[0]]
+                summed = before.curvature + taken.curvature
+                self.settled[same[0]] = before._replace(curvature=summed)
+            else:
+                self.settled.append(taken)
+        self.fresh = []
