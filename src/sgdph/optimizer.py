@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
@@ -183,6 +184,10 @@ class SGDPH(Optimizer):
         check_groups_agree(self.param_groups)
         return self._flow.cycle.is_due(self.param_groups)
 
+    # Under torch.compile these run as they are, like torch's own methods: which parameter is next
+    # changes from step to step, and a trace would be made anew each time. Not by
+    # torch.compiler.disable, which would import the compiler with this module.
+    @_disable_dynamo
     def update_hessian(
         self,
         loss: Tensor | None = None,
@@ -230,6 +235,7 @@ class SGDPH(Optimizer):
                 f"{'neither' if loss is None else 'both'}"
             )
 
+    @_disable_dynamo
     def backward(
         self, loss: Tensor, loss_scale: float | Tensor = 1.0, *, low_memory: bool = False
     ) -> None:
@@ -260,6 +266,7 @@ class SGDPH(Optimizer):
             self._flow.backward_failed()
             raise
 
+    @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and the curvature that belongs to them.
 
@@ -274,6 +281,7 @@ class SGDPH(Optimizer):
     @overload
     def step(self, closure: Callable[[], float], *, loss_scale: float | None = None) -> float: ...
 
+    @_disable_dynamo
     def step(
         self, closure: Callable[[], float] | None = None, *, loss_scale: float | None = None
     ) -> float | None:
