@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import sgdph
-from sgdph.integrations.lightning import PartialHessian
+from sgdph.integrations.lightning import PartialHessianCallback
 
 
 class Digits(lightning.LightningModule):
@@ -63,7 +63,7 @@ def main(epochs: int = 5) -> float:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PartialHessian()],  # the one line that SGD-PH needs
+        callbacks=[PartialHessianCallback()],  # the one line that SGD-PH needs
     )
     loaders = DataLoader(train, batch_size=64, shuffle=True), DataLoader(held_out, batch_size=512)
     trainer.fit(Digits(), *loaders)

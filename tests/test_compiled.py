@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
-from small import bn_net, loss_of
+from small import assert_same_bits, bn_net, loss_of
 from torch import nn
 
 import sgdph
@@ -71,3 +72,50 @@ def test_without_a_route_the_error_names_them() -> None:
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     with pytest.raises(RuntimeError, match=r"force_eager.*update_hessian\(closure=\.\.\.\)"):
         optimizer.backward(loss_of(compiled))
+
+
+@pytest.mark.parametrize("backend", ["eager", BACKEND])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"momentum": 0.9, "weight_decay": 1e-2},
+        {"momentum": 0.0, "refresh": "all"},
+        {"estimator": "hutchinson", "hessian_interval": 2, "foreach": True},
+    ],
+    ids=str,
+)
+def test_a_compiled_step_is_the_uncompiled_one(backend: str, settings: dict[str, Any]) -> None:
+    """As are the optimizer's other methods; torch.optim.SGD's can be compiled as well."""
+    models = bn_net(), bn_net()
+    for model, compiled in zip(models, (True, False), strict=True):
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.1, **settings)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+        methods = [optimizer.zero_grad, optimizer.update_hessian, optimizer.backward]
+        methods.append(optimizer.step)
+        if compiled:
+            methods = [torch.compile(method, backend=backend) for method in methods]
+        zero_grad, update_hessian, backward, step = methods
+        for i in range(8):
+            zero_grad()
+            loss = loss_of(model, i)
+            if i % 2:
+                update_hessian(loss)
+                loss.backward()
+            else:
+                backward(loss)
+            step()
+            schedule.step()
+    assert_same_bits(*models)
+
+
+def test_a_compiled_step_is_not_traced() -> None:
+    # Its turns would have it compiled anew, until torch gives up.
+    model = bn_net()
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    seen = []
+    step = torch.compile(optimizer.step, backend=lambda graph, _: seen.append(graph) or graph)
+    for i in range(6):
+        optimizer.zero_grad()
+        optimizer.backward(loss_of(model, i))
+        step()
+    assert not seen

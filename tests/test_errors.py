@@ -6,6 +6,7 @@ import copy
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
@@ -32,6 +33,21 @@ import sgdph
         ({"hessian_interval": 0}, "hessian_interval"),
         ({"hessian_interval": 1.5}, "hessian_interval"),
         ({"seed": "x"}, "seed"),
+        ({"lr": None}, "lr must be a number, got None"),
+        ({"lr": "0.1"}, r"lr must be a number, got '0.1' \(str\)"),
+        ({"momentum": (0.9, 0.99)}, r"momentum must be a number, got \(0.9, 0.99\) \(tuple\)"),
+        ({"momentum": torch.ones(2)}, "momentum as a tensor must have one element"),
+        ({"weight_decay": "none"}, "weight_decay must be a number"),
+        ({"second_order_lr": None}, "second_order_lr must be a number"),
+        ({"hessian_momentum": [0.9]}, "hessian_momentum must be a number"),
+        ({"eps": None}, "eps must be a number"),
+        ({"eps": 1e-4j}, "eps must be a number"),
+        ({"estimator": None}, "estimator must be one of"),
+        ({"refresh": ["all"]}, "refresh must be one of"),
+        ({"hessian_interval": None}, "hessian_interval must be a whole number"),
+        ({"maximize": "no"}, "maximize must be True or False, got 'no'"),
+        ({"maximize": None}, "maximize must be True or False, got None"),
+        ({"foreach": "yes"}, r"foreach must be True, False, or None \(where it is faster\)"),
     ],
 )
 def test_hyperparameters(settings: dict[str, Any], message: str) -> None:
@@ -59,6 +75,11 @@ def test_what_is_one_for_all_groups(name: str, value: object) -> None:
     optimizer.param_groups[1][name] = value
     with pytest.raises(ValueError, match=f"{name} is one for all groups"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), 1])
+def test_numbers_of_other_libraries_are_numbers(number: Any) -> None:
+    sgdph.SGDPH(bn_net().parameters(), lr=number, eps=number, maximize=np.bool_(True))
 
 
 def test_a_group_that_cannot_be_added_is_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -136,6 +137,26 @@ def test_statistics_ask_no_device_for_float64() -> None:
         on_device.double()
     found = MultiplierStatistics.of(on_device, torch.tensor(2.0))
     assert found == MultiplierStatistics(min=1.0, median=2.0, mean=2.0, max=3.0, refreshes=2)
+
+
+def test_reading_multipliers_looks_at_each_parameter_a_few_times() -> None:
+    """Not at all the others for each, as a search for its name would."""
+
+    class Counting(list[nn.Parameter]):
+        looked = 0
+
+        def __iter__(self) -> Iterator[nn.Parameter]:
+            for p in super().__iter__():
+                type(self).looked += 1
+                yield p
+
+    count = 200
+    optimizer = sgdph.SGDPH([nn.Parameter(torch.ones(1)) for _ in range(count)])
+    optimizer.param_groups[0]["params"] = Counting(optimizer.param_groups[0]["params"])
+    for read in (optimizer.multipliers, optimizer.multiplier_statistics):
+        Counting.looked = 0
+        assert len(read()) == count - 1
+        assert Counting.looked <= 10 * count
 
 
 def test_multipliers_follow_a_schedule_of_tau() -> None:

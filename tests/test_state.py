@@ -115,7 +115,9 @@ def test_loading_leaves_the_roles_alone() -> None:
     model = bn_net()
     shapes = sgdph.SGDPH(model.parameters())
     flagged = sgdph.SGDPH([{"params": list(model.parameters()), "channelwise": False}])
-    flagged.load_state_dict(shapes.state_dict())
+    older = shapes.state_dict()
+    older["param_groups"][0]["channelwise"] = None
+    flagged.load_state_dict(older)
     assert flagged.param_groups[0]["channelwise"] is False
 
 

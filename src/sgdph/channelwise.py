@@ -90,7 +90,9 @@ def param_groups(
 
     Returns:
         One to three groups, each a dict with ``params`` (tensors, in registration order),
-        ``param_names``, ``channelwise``, and ``weight_decay`` where one was given.
+        ``param_names``, ``positions`` (their places in ``model.parameters()``, by which a state of
+        ``torch.optim.SGD`` over those is loaded), ``channelwise``, and ``weight_decay`` where one
+        was given.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -127,13 +129,17 @@ def param_groups(
         (weights, False, weight_decay),
         (output_bias, False, channelwise_weight_decay),
     )
-    return [_group(named, flag, decay) for named, flag, decay in groups if named]
+    positions = {id(p): i for i, p in enumerate(model.parameters())}
+    return [_group(named, positions, flag, decay) for named, flag, decay in groups if named]
 
 
-def _group(named: list[tuple[str, Tensor]], flag: bool, decay: float | None) -> dict[str, Any]:
+def _group(
+    named: list[tuple[str, Tensor]], positions: Mapping[int, int], flag: bool, decay: float | None
+) -> dict[str, Any]:
     group: dict[str, Any] = {
         "params": [p for _, p in named],
         "param_names": [name for name, _ in named],
+        "positions": [positions[id(p)] for _, p in named],
         "channelwise": flag,
     }
     if decay is not None:

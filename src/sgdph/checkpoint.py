@@ -2,21 +2,149 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
-from sgdph.cycle import TURN
+from sgdph.cycle import TURN, Cycle
+from sgdph.groups import parameter_names
+from sgdph.matching import match_groups
+from sgdph.roles import check_roles
+from sgdph.sharding import is_sharded
 
 # Of a Newton parameter, and exactly as they were: never rounded to the parameter's own dtype.
-EXACT_KEYS = ("hessian", "refreshes", TURN)
+_AVERAGE = ("hessian", "refreshes")
+EXACT_KEYS = (*_AVERAGE, TURN)
 
-_SGD_ONLY = ("dampening", "nesterov", "differentiable", "fused")
+_SGD_ONLY = ("dampening", "nesterov", "differentiable", "fused", "positions")
+
+_WHOLE_NUMBERS = ("step", "cursor", "refreshes")
+
+_USE_A_STATE_DICT = "Load what state_dict() of SGDPH or torch.optim.SGD returned"
+
+
+def fit_state(
+    saved: Mapping[str, Any],
+    groups: Sequence[dict[str, Any]],
+    cycle: Cycle,
+    positions: Mapping[int, int],
+) -> dict[str, Any]:
+    """Check a saved state, and fit it to the optimizer that is to load it.
+
+    Args:
+        saved: A state dict. It is not changed.
+        groups: The optimizer's parameter groups.
+        cycle: The Newton parameters.
+        positions: The place in its model of each parameter that has one, by ``id``.
+
+    Returns:
+        The state dict with groups like ``groups``, and tensors where they belong.
+
+    Raises:
+        ValueError: It is no state of an optimizer; it is not known which parameter is which; roles
+            differ; or a parameter's state cannot be what it was.
+    """
+    _check_form(saved)
+    fitted = match_groups(saved["param_groups"], groups, positions)
+    check_roles(fitted, groups, cycle)
+    names = parameter_names(groups)
+    ids = chain.from_iterable(group["params"] for group in fitted)
+    params = chain.from_iterable(group["params"] for group in groups)
+    state = dict(saved["state"])
+    for saved_id, p in zip(ids, params, strict=True):
+        if saved_id in state:
+            state[saved_id] = _fit_entry(state[saved_id], p, p in cycle, names[id(p)])
+    return {**saved, "param_groups": fitted, "state": state}
+
+
+def _check_form(saved: Mapping[str, Any]) -> None:
+    missing = [key for key in ("state", "param_groups") if key not in saved]
+    if missing:
+        raise ValueError(
+            f"the loaded state lacks {' and '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, saved)) or 'nothing'}. {_USE_A_STATE_DICT}"
+        )
+    for i, group in enumerate(saved["param_groups"]):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise ValueError(
+                f"group {i} of the loaded state has no list of parameters, 'params'. "
+                f"{_USE_A_STATE_DICT}"
+            )
+        for key in _WHOLE_NUMBERS:
+            value = group.get(key, 0)
+            if not isinstance(value, Integral) or value < 0:
+                raise ValueError(
+                    f"{key!r} in group {i} of the loaded state must be a whole number from 0 up, "
+                    f"got {value!r}. {_USE_A_STATE_DICT}"
+                )
+
+
+def _fit_entry(entry: Any, p: Tensor, is_newton: bool, name: str) -> dict[str, Any]:
+    """Check what a state holds of one parameter, and return it with a count that is a tensor."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"the loaded state of parameter {name} must be a dict, got {type(entry).__name__}. "
+            f"{_USE_A_STATE_DICT}"
+        )
+    fitted: dict[str, Any] = {**entry}
+    if fitted.get("momentum_buffer") is not None:
+        _check_tensor(fitted["momentum_buffer"], "momentum_buffer", p, name)
+    if not is_newton:
+        return fitted
+    present = [key for key in _AVERAGE if key in fitted]
+    if len(present) == 1:
+        (other,) = set(_AVERAGE) - set(present)
+        raise ValueError(
+            f"the loaded state of parameter {name} has {present[0]!r} without {other!r}, and its "
+            f"curvature average needs both. {_USE_A_STATE_DICT}, or remove both to begin the "
+            "average anew"
+        )
+    if present:
+        _check_tensor(fitted["hessian"], "hessian", p, name)
+        fitted["refreshes"] = _count(fitted["refreshes"], name)
+    if TURN in fitted:
+        turn = fitted[TURN]
+        if not isinstance(turn, Tensor) or turn.shape != (3,) or turn.is_floating_point():
+            raise ValueError(
+                f"{TURN!r} in the loaded state of parameter {name} must be a tensor of three whole "
+                f"numbers, got {turn!r}. {_USE_A_STATE_DICT}"
+            )
+    return fitted
+
+
+def _check_tensor(value: Any, key: str, p: Tensor, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{key!r} in the loaded state of parameter {name} must be a tensor, got "
+            f"{type(value).__name__}. {_USE_A_STATE_DICT}"
+        )
+    # A shard's shape may be another's while it is loaded.
+    if value.shape != p.shape and not is_sharded(p):
+        raise ValueError(
+            f"{key!r} in the loaded state of parameter {name} has shape {tuple(value.shape)}, the "
+            f"parameter {tuple(p.shape)}: the state belongs to another model, or to groups in "
+            "another order"
+        )
+
+
+def _count(value: Any, name: str) -> Tensor:
+    """Return how many partial Hessians entered an average; a plain number becomes a tensor."""
+    if isinstance(value, Real):
+        value = torch.tensor(float(value))
+    # Its value is looked at because a negative one would change the sign of the average.
+    if not isinstance(value, Tensor) or value.numel() != 1 or not 0 <= float(value) < math.inf:
+        raise ValueError(
+            f"'refreshes' in the loaded state of parameter {name} must be a number from 0 up, got "
+            f"{value!r}. {_USE_A_STATE_DICT}"
+        )
+    return value.reshape(())
 
 
 def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:

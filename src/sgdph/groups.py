@@ -32,6 +32,12 @@ def parameter_names(groups: Sequence[dict[str, Any]]) -> dict[int, str]:
     }
 
 
+def listed(names: Sequence[str]) -> str:
+    """Name up to three, and say how many more there are."""
+    rest = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{rest}"
+
+
 def _name_at(group: dict[str, Any], i: int, j: int) -> str:
     # Fewer names than parameters, where somebody has changed the list by hand.
     names = group.get("param_names") or []

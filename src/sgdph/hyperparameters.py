@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -19,21 +20,26 @@ REFRESHES: tuple[Refresh, ...] = ("cyclic", "all")
 ONE_FOR_ALL_GROUPS = ("estimator", "refresh", "hessian_interval", "seed")
 
 
+class SettingTypeError(ValueError, TypeError):
+    """A hyperparameter of a wrong type: a ``ValueError``, as for every wrong hyperparameter.
+
+    And a ``TypeError``, for code that catches what Python raises where it compares such a value.
+    """
+
+
 def check_group(group: dict[str, Any]) -> None:
     """Check one parameter group's hyperparameters and tensors.
 
     Raises:
-        ValueError: A value is out of its range, or a tensor cannot be trained as the group says.
+        ValueError: A value is out of its range or of a wrong type, or a tensor cannot be trained as
+            the group says.
     """
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr as a tensor must have one element, got shape {tuple(lr.shape)}")
     for name in ("lr", "momentum", "weight_decay", "second_order_lr"):
-        if not 0 <= group[name] < math.inf:
+        if not 0 <= _number(name, group[name]) < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite, got {group[name]}")
-    if not 0 <= group["hessian_momentum"] < 1:
+    if not 0 <= _number("hessian_momentum", group["hessian_momentum"]) < 1:
         raise ValueError(f"hessian_momentum must lie in [0, 1), got {group['hessian_momentum']}")
-    if not 0 < group["eps"] < math.inf:
+    if not 0 < _number("eps", group["eps"]) < math.inf:
         raise ValueError(
             f"eps must be above 0 and finite, got {group['eps']}: it caps the Newton multiplier "
             "at second_order_lr / eps"
@@ -45,11 +51,9 @@ def check_group(group: dict[str, Any]) -> None:
         raise ValueError(f"hessian_interval must be a whole number from 1 up, got {interval!r}")
     if not isinstance(group["seed"], int):
         raise ValueError(f"seed must be a whole number, got {group['seed']!r}")
-    if group["channelwise"] not in (True, False, None):
-        raise ValueError(
-            "channelwise must be True, False, or None (shapes decide), "
-            f"got {group['channelwise']!r}"
-        )
+    _check_switch("channelwise", group["channelwise"], "shapes decide")
+    _check_switch("foreach", group["foreach"], "where it is faster")
+    _check_switch("maximize", group["maximize"])
     for p in group["params"]:
         _check_parameter(p, group["channelwise"])
 
@@ -67,6 +71,29 @@ def check_groups_agree(groups: Sequence[dict[str, Any]]) -> None:
                 f"{name} is one for all groups, because one cycle runs over all of them; "
                 f"got {values}"
             )
+
+
+def _number(name: str, value: object) -> Any:
+    """Return a hyperparameter that is a number, or a tensor that holds one."""
+    if isinstance(value, Tensor):
+        if value.numel() == 1:
+            return value
+        raise ValueError(
+            f"{name} as a tensor must have one element, got shape {tuple(value.shape)}"
+        )
+    if isinstance(value, Real):
+        return value
+    raise SettingTypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+
+
+def _check_switch(name: str, value: object, none: str = "") -> None:
+    if value is None and none:
+        return
+    # Not by identity: numpy's booleans pass, and 1 and 0 of configuration files.
+    if getattr(value, "ndim", 0) == 0 and value in (True, False):
+        return
+    expected = f"True, False, or None ({none})" if none else "True or False"
+    raise SettingTypeError(f"{name} must be {expected}, got {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
 from sgdph.algorithm import newton_step
 from sgdph.channelwise import is_newton, newton_parameters
-from sgdph.checkpoint import check_still_fits, complete_group, restore_exactly
+from sgdph.checkpoint import check_still_fits, complete_group, fit_state, restore_exactly
 from sgdph.curvature import Curvature
 from sgdph.cycle import Cycle, starting_group
-from sgdph.groups import like_the_others, parameter_name
+from sgdph.groups import like_the_others, parameter_name, parameter_names
 from sgdph.hessian import Estimator
 from sgdph.hyperparameters import (
     Refresh,
@@ -29,6 +30,7 @@ from sgdph.hyperparameters import (
 )
 from sgdph.joining import CurvatureJoinHook, refuse_to_lead
 from sgdph.rehearsal import complete_averages
+from sgdph.roles import save_roles
 from sgdph.sharding import refuse_sharded, refuse_zero
 from sgdph.statistics import MultiplierStatistics
 
@@ -135,6 +137,8 @@ class SGDPH(Optimizer):
         check_group({**defaults, "params": []})
         # None while torch's constructor adds the first groups: their roles depend on one another.
         self._curvature: Curvature | None = None
+        # Where in its model a parameter stands, if param_groups made its group.
+        self._positions: list[tuple[Tensor, int]] = []
         super().__init__(params, defaults)
         refuse_zero(self.param_groups)
         Cycle.start(self.param_groups)
@@ -150,8 +154,8 @@ class SGDPH(Optimizer):
         if it does not name them, all else the constructor's.
 
         Raises:
-            TypeError: The group is no dict, its parameters are no tensors or a set of them, or a
-                value is of the wrong type; the optimizer is then as it was.
+            TypeError: The group is no dict, or its parameters are no tensors or a set of them; the
+                optimizer is then as it was.
             ValueError: As the constructor; the optimizer is then as it was.
         """
         curvature: Curvature | None = self._curvature
@@ -166,12 +170,21 @@ class SGDPH(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        # Not left in the group: a checkpoint of torch.distributed has to have each of its keys.
+        positions = group.pop("positions", ())
+        if len(positions) == len(group["params"]):
+            self._positions += zip(group["params"], positions, strict=True)
         if curvature is not None:
             Cycle.join(group, self.param_groups)
-            for p in group["params"]:
-                if is_newton(p, group) and p not in curvature.cycle:
-                    curvature.append(p)
+            self._join(group, curvature)
             warn_of_joint_noise(self.param_groups)
+
+    @staticmethod
+    def _join(group: dict[str, Any], curvature: Curvature) -> None:
+        """Let the Newton parameters of a group that came later join the cycle."""
+        for p in group["params"]:
+            if is_newton(p, group) and p not in curvature.cycle:
+                curvature.append(p)
 
     @property
     def hessian_due(self) -> bool:
@@ -183,6 +196,10 @@ class SGDPH(Optimizer):
         check_groups_agree(self.param_groups)
         return self._flow.is_due(self.param_groups)
 
+    # Under torch.compile these run as they are, like torch's own methods: which parameter is next
+    # changes from step to step, and a trace would be made anew each time. Not by
+    # torch.compiler.disable, which would import the compiler with this module.
+    @_disable_dynamo
     def update_hessian(
         self,
         loss: Tensor | None = None,
@@ -231,6 +248,7 @@ class SGDPH(Optimizer):
                 f"{'neither' if loss is None else 'both'}"
             )
 
+    @_disable_dynamo
     def backward(
         self, loss: Tensor, loss_scale: float | Tensor | None = None, *, low_memory: bool = False
     ) -> None:
@@ -261,6 +279,7 @@ class SGDPH(Optimizer):
             self._flow.backward_failed()
             raise
 
+    @_disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and the curvature that belongs to them.
 
@@ -275,6 +294,7 @@ class SGDPH(Optimizer):
     @overload
     def step(self, closure: Callable[[], float], *, loss_scale: float | None = None) -> float: ...
 
+    @_disable_dynamo
     def step(
         self, closure: Callable[[], float] | None = None, *, loss_scale: float | None = None
     ) -> float | None:
@@ -350,7 +370,29 @@ class SGDPH(Optimizer):
             refuse_to_lead(value)
             if value.enable:
                 self._flow.join_begins()
+        before = self.__dict__.get("param_groups")
         super().__setattr__(name, value)
+        if name == "param_groups" and before and self.__dict__.get("_curvature") is not None:
+            self._groups_assigned(before)
+
+    def _groups_assigned(self, before: list[dict[str, Any]]) -> None:
+        """Treat groups of new parameters as :meth:`add_param_group` does; a step checks the rest.
+
+        Lightning's finetuning callbacks assign the groups of the run that they resume.
+        """
+        known = {id(p) for group in before for p in group["params"]}
+        try:
+            for group in self.param_groups:
+                if any(id(p) in known for p in group["params"]):
+                    continue
+                complete_group(group, {**before[0], "channelwise": None, "params": []})
+                check_group(group)
+                check_groups_agree(self.param_groups)
+                refuse_sharded(group)
+                self._join(group, self._flow)
+        except Exception:
+            super().__setattr__("param_groups", before)
+            raise
 
     def multipliers(self) -> dict[str, Tensor]:
         """Read ``τ / (D̂ + ε)`` of every Newton parameter, 1 where none was refreshed yet.
@@ -364,8 +406,9 @@ class SGDPH(Optimizer):
         """
         self._flow.check_membership(self.param_groups)
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        names = parameter_names(self.param_groups)
         return {
-            self._name(p): self._multiplier(p, groups[id(p)]).clone()
+            names[id(p)]: self._multiplier(p, groups[id(p)]).clone()
             for p in self._flow.cycle.newton
         }
 
@@ -392,21 +435,43 @@ class SGDPH(Optimizer):
             newton = (p for p in self._flow.cycle.newton if p.requires_grad)
             complete_averages(self.state, newton)
             self._flow.cycle.save(self.state)
-        return super().state_dict()
+        # Before the user's own hooks see it.
+        handle = self.register_state_dict_post_hook(
+            lambda _, saved: save_roles(saved["param_groups"], self.param_groups, self._flow.cycle),
+            prepend=True,
+        )
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, exactly; tensors are copied. Pending curvature is dropped.
 
         A state that lacks newer keys keeps this optimizer's values for them. So does a state of
-        ``torch.optim.SGD`` over the same groups: a warm start, with its momentum, and, as in every
-        ``load_state_dict``, its lr and weight decay.
+        ``torch.optim.SGD``: a warm start, with its momentum, and, as in every ``load_state_dict``,
+        its lr and weight decay. It may be of the same groups; or of ``model.parameters()``, where
+        these are ``param_groups(model)``; or of any groups, where both have the same names.
 
         Raises:
-            ValueError: The groups do not match, or a loaded hyperparameter is out of its range.
+            TypeError: It is no dict.
+            ValueError: Groups or roles do not match; a parameter's state cannot be what it was, by
+                type, shape or missing keys; or a loaded hyperparameter is out of its range. The
+                optimizer is then as it was.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"load_state_dict takes what state_dict() returned, got {type(state_dict).__name__}"
+            )
+        fitted: dict[str, Any] = {}
+
+        def fit(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            positions = {id(p): i for p, i in self._positions}
+            fitted.update(fit_state(loaded, self.param_groups, self._flow.cycle, positions))
+            return fitted
+
         # Registered last, so it sees what the user's own hooks have made of the state.
-        seen: dict[str, Any] = {}
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.update(loaded))
+        handle = self.register_load_state_dict_pre_hook(fit)
         before = self.param_groups, self.state
         try:
             super().load_state_dict(state_dict)
@@ -418,17 +483,20 @@ class SGDPH(Optimizer):
             raise
         finally:
             handle.remove()
-        restore_exactly(self.state, self.param_groups, seen)
+        restore_exactly(self.state, self.param_groups, fitted)
         self._flow.state_replaced(self.param_groups, self.state)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.state:
             self._flow.cycle.save(self.state)
-        return {**super().__getstate__(), "newton": self._flow.cycle.newton}
+        ours = {"newton": self._flow.cycle.newton, "_positions": self._positions}
+        return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # load_state_dict comes this way too: with groups and state, but to an optimizer in being.
         newton = state.pop("newton", None)
+        if newton is not None:
+            state.setdefault("_positions", [])
         known = self.__dict__.get("param_groups") or [
             starting_group(state["defaults"]) for _ in state["param_groups"]
         ]

@@ -29,7 +29,7 @@ from integrations.loops import (
 )
 from integrations.ranks import RANKS, on_two_ranks
 from sgdph import SGDPH
-from sgdph.integrations.lightning import PartialHessian, fabric_backward
+from sgdph.integrations.lightning import PartialHessianCallback, fabric_backward
 
 pytestmark = [
     pytest.mark.xdist_group("lightning"),
@@ -67,7 +67,7 @@ def trainer(**options: Any) -> Trainer:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "callbacks": [PartialHessian()],
+        "callbacks": [PartialHessianCallback()],
     }
     return Trainer(**{"max_epochs": 1, **quiet, **options})
 
@@ -217,7 +217,7 @@ def test_stochastic_weight_averaging() -> None:
     # With batch norm it adds a pass for the statistics, which ends in a step without a backward.
     averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)
     module = Module()
-    this = trainer(callbacks=[PartialHessian(), averaging], max_epochs=4)
+    this = trainer(callbacks=[PartialHessianCallback(), averaging], max_epochs=4)
     this.fit(module, loader(4))
     assert this.optimizers[0].param_groups[0]["lr"] == 0.01
     average = averaging._average_model.net
@@ -229,7 +229,7 @@ def test_stochastic_weight_averaging() -> None:
 def test_early_stopping() -> None:
     stopping = EarlyStopping("loss", mode="min", patience=1, min_delta=1e9)
     module = Module()
-    this = trainer(callbacks=[PartialHessian(), stopping], max_epochs=9)
+    this = trainer(callbacks=[PartialHessianCallback(), stopping], max_epochs=9)
     this.fit(module, loader(4))
     assert this.current_epoch == 2
     assert_same_run(module.net, this.optimizers[0], plain_loop(4, epochs=2))
@@ -252,7 +252,7 @@ def test_trainers_of_pytorch_lightning() -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[PartialHessian()],
+        callbacks=[PartialHessianCallback()],
     )
     this.fit(module, loader(12))
     assert_same_run(module.net, this.optimizers[0], plain_loop(12))

@@ -182,6 +182,19 @@ def test_layer_decay_groups_by_role(name: str) -> None:
             assert (group["lr_scale"], group["weight_decay"]) == scales[id(p)]
 
 
+@pytest.mark.filterwarnings("ignore:the loaded state has one")
+def test_layer_decay_groups_load_a_state_of_sgd_over_the_model() -> None:
+    model = network()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    functional.cross_entropy(model(BATCHES[0][0]), BATCHES[0][1]).backward()
+    sgd.step()
+    groups = by_role(model, param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5))
+    optimizer = sgdph.SGDPH(groups)
+    optimizer.load_state_dict(sgd.state_dict())
+    for p in model.parameters():
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], sgd.state[p]["momentum_buffer"])
+
+
 def test_layer_decay_under_timms_scheduler() -> None:
     model = network()
     groups = by_role(model, param_groups_layer_decay(model, layer_decay=0.5))

@@ -6,6 +6,7 @@ callback serves trainers of both.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,7 @@ except ImportError:
     from pytorch_lightning.callbacks import Callback
 
 
-class PartialHessian(Callback):
+class PartialHessianCallback(Callback):
     """Hands the loss to :class:`sgdph.SGDPH` before each backward; the module stays as it is.
 
     For automatic and for manual optimisation (``self.manual_backward(loss)``). The hook sees the
@@ -32,16 +33,47 @@ class PartialHessian(Callback):
     With several optimizers each one takes the curvature of a loss that reaches its parameters;
     optimizers of other classes are passed over.
 
+    ``Tuner.lr_find`` and ``Tuner.scale_batch_size`` take a trainer's callbacks away while they
+    train; the curvature is then taken just before the strategy's backward.
+
     Example:
-        >>> trainer = lightning.Trainer(callbacks=[PartialHessian()])
+        >>> trainer = lightning.Trainer(callbacks=[PartialHessianCallback()])
         >>> trainer.fit(module, loader)
     """
 
     def __init__(self) -> None:
         self._backward_ran = False
+        self._while_fitting = ExitStack()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Prepare for a tuner, which calls no hook but this one; called by the trainer."""
+        self._while_fitting.close()
+        if stage == "fit":
+
+            def take_for_tuner(loss: Tensor) -> None:
+                if self not in trainer.callbacks:
+                    scaler = getattr(trainer.precision_plugin, "scaler", None)
+                    self._take(trainer, loss if scaler is None else scaler.scale(loss))
+
+            ahead = ahead_of(trainer.strategy, "backward", take_for_tuner)
+            self._while_fitting.enter_context(ahead)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the strategy as it was; called by the trainer."""
+        self._while_fitting.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the strategy as it was; called by the trainer."""
+        self._while_fitting.close()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Take what is due from ``loss``; called by the trainer."""
+        self._take(trainer, loss)
+        self._backward_ran = True
+
+    @staticmethod
+    def _take(trainer: Any, loss: Tensor) -> None:
+        """Take what is due from a loss that is scaled as the backward will see it."""
         optimizers = [each for each in trainer.optimizers if isinstance(each, SGDPH)]
         due = [each for each in optimizers if each.hessian_due]
         if len(trainer.optimizers) > 1:
@@ -50,7 +82,6 @@ class PartialHessian(Callback):
             due = [each for each in due if _reaches(loss, each)]
         for optimizer in due:
             optimizer.update_hessian(loss, loss_scale=_scale(trainer.precision_plugin))
-        self._backward_ran = True
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Let a step that no backward went before do nothing; called by the trainer.

@@ -67,13 +67,16 @@ def by_role(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[dict[str
     channelwise = {
         id(p) for group in param_groups(model) if group["channelwise"] for p in group["params"]
     }
+    positions = {id(p): i for i, p in enumerate(model.parameters())}
     split = []
     for group in groups:
         members = list(group["params"])
         for role in (True, False):
             params = [p for p in members if (id(p) in channelwise) == role]
             if params:
-                split.append({**group, "params": params, "channelwise": role})
+                places = [positions.get(id(p), -1) for p in params]
+                own = {"params": params, "channelwise": role, "positions": places}
+                split.append({**group, **own})
     return split
 
 

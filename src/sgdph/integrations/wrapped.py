@@ -8,21 +8,31 @@ from torch import Tensor
 
 from sgdph.optimizer import SGDPH
 
+# Accelerate's, Lightning's and pytorch_optimizer's wrappers; timm's Lookahead.
+_INNER = ("optimizer", "_base_optimizer")
+
 
 def wrapped_sgdph(optimizer: object) -> SGDPH:
     """Find the :class:`sgdph.SGDPH` in an optimizer or in wrappers around one.
 
+    Wrappers hand on ``step``, ``zero_grad`` and states, but not SGDPH's own methods.
+
     Args:
-        optimizer: An optimizer, or a wrapper that holds one as its attribute ``optimizer``, as
-            Accelerate's and Lightning's do.
+        optimizer: An optimizer, or a wrapper around one, or around such a wrapper: Accelerate's,
+            Lightning's, ``Lookahead`` of ``pytorch_optimizer`` and of timm.
 
     Raises:
         TypeError: There is none.
+
+    Example:
+        >>> optimizer = Lookahead(SGDPH(param_groups(model)))
+        >>> wrapped_sgdph(optimizer).backward(loss)
+        >>> optimizer.step()
     """
     inner: object = optimizer
     # Lightning's wrapper passes for an instance of what it wraps, so the innermost is taken.
-    while getattr(inner, "optimizer", None) is not None:
-        inner = inner.optimizer  # type: ignore[attr-defined]
+    while (held := _held(inner)) is not None:
+        inner = held
     if not isinstance(inner, SGDPH):
         raise TypeError(
             f"expected an sgdph.SGDPH or a wrapper around one, got {type(optimizer).__name__}"
@@ -30,6 +40,11 @@ def wrapped_sgdph(optimizer: object) -> SGDPH:
             + ": only SGDPH takes a partial Hessian"
         )
     return inner
+
+
+def _held(optimizer: object) -> object | None:
+    held = (getattr(optimizer, name, None) for name in _INNER)
+    return next((each for each in held if each is not None), None)
 
 
 def take_scaled(sgdph: SGDPH, loss: Tensor, scaler: Any, times: float = 1.0) -> None:

@@ -1,0 +1,236 @@
+"""Lightning's callbacks that change an optimizer's groups, or take the trainer's callbacks away."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import pytorch_lightning
+import torch
+from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.tuner import Tuner
+from small import assert_same_bits, batch, by_update
+from torch import Tensor, nn
+from torch.nn import functional
+
+from integrations.loops import loader
+from sgdph import SGDPH, param_groups
+from sgdph.integrations.lightning import PartialHessianCallback
+
+pytestmark = [
+    pytest.mark.xdist_group("lightning"),
+    pytest.mark.filterwarnings("ignore"),  # advice about workers, GPUs and loggers
+]
+STEPS = 3
+
+
+class Module(lightning.LightningModule):
+    """A backbone that is frozen at first, and a head."""
+
+    def __init__(self, seed: int = 0, by_role: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+        self.by_role, self.lr, self.batch_size = by_role, 0.01, 1
+
+    def loss(self, data: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(self.head(self.backbone(data[0])), data[1])
+
+    def training_step(self, data: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.loss(data)
+
+    def train_dataloader(self) -> Any:
+        return loader(STEPS)
+
+    def configure_optimizers(self) -> SGDPH:
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        params: Any = param_groups(self.head) if self.by_role else trainable
+        return SGDPH(params, lr=self.lr, estimator="hutchinson", refresh="cyclic")
+
+
+def trainer(folder: Path, callbacks: list[Any], package: Any = lightning, **options: Any) -> Any:
+    return package.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=callbacks,
+        **options,
+    )
+
+
+class Unfreezing(BackboneFinetuning):
+    """Lightning's own leaves the backbone frozen where a run resumes after the unfreezing."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if len(trainer.optimizers[0].param_groups) == self.groups_at_the_end:
+            self.make_trainable(pl_module.backbone)
+
+    groups_at_the_end = 2
+
+
+def finetune(
+    module: Module, finetuning: type[BackboneFinetuning], path: Path, **options: Any
+) -> SGDPH:
+    keep = ModelCheckpoint(path, filename="{epoch}", save_top_k=-1)
+    this = trainer(path, [PartialHessianCallback(), finetuning(2), keep], max_epochs=6)
+    this.fit(module, **options)
+    optimizer: SGDPH = this.optimizers[0]
+    return optimizer
+
+
+@pytest.mark.parametrize("by_role", [False, True])
+@pytest.mark.parametrize("epoch", [0, 3], ids=["before unfreezing", "after"])
+def test_a_resumed_finetuning_is_the_uninterrupted_one(
+    epoch: int, by_role: bool, tmp_path: Path
+) -> None:
+    finetuning = type("Finetuning", (Unfreezing,), {"groups_at_the_end": 3 if by_role else 2})
+    whole, resumed = Module(by_role=by_role), Module(seed=1, by_role=by_role)
+    optimizer = finetune(whole, finetuning, tmp_path / "whole")
+    path = tmp_path / "whole" / f"{epoch=}.ckpt"
+    other = finetune(resumed, finetuning, tmp_path / "resumed", ckpt_path=path, weights_only=False)
+    assert_same_bits(whole, resumed)
+    # Three of the head's and three of the backbone's take Newton steps in both.
+    assert len(optimizer.multipliers()) == 3 + 3
+    for a, b in zip(optimizer.multipliers().values(), other.multipliers().values(), strict=True):
+        assert torch.equal(a, b)
+    assert all(s.refreshes > 0 for s in other.multiplier_statistics().values())
+
+
+def test_lightnings_own_finetuning_resumes(tmp_path: Path) -> None:
+    finetune(Module(), BackboneFinetuning, tmp_path / "whole")
+    module = Module(seed=1)
+    path = tmp_path / "whole" / "epoch=3.ckpt"
+    optimizer = finetune(
+        module, BackboneFinetuning, tmp_path / "resumed", ckpt_path=path, weights_only=False
+    )
+    assert not any(p.requires_grad for p in module.backbone.parameters())
+    assert len(optimizer.multipliers()) == 3 + 3
+    assert optimizer.param_groups[0]["step"] == 6 * STEPS
+
+
+def test_assigned_groups_that_cannot_be_are_not() -> None:
+    model, extra = Module(), nn.Linear(2, 3)
+    optimizer = model.configure_optimizers()
+    groups = optimizer.param_groups
+    with pytest.raises(ValueError, match="lr must be a number"):
+        optimizer.param_groups = [*groups, {"params": [extra.bias], "lr": "high"}]
+    assert optimizer.param_groups is groups
+    optimizer.param_groups = [*groups, {"params": [extra.bias], "lr": 0.5}]
+    assert optimizer.param_groups[1]["hessian_interval"] == 1
+    assert len(optimizer.multipliers()) == 6 + 1
+
+
+@pytest.mark.parametrize("package", [lightning, pytorch_lightning])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_learning_rate_finder_trains_as_the_plain_loop(
+    package: Any, accumulate: int, tmp_path: Path
+) -> None:
+    module: Any = Module()
+    if package is pytorch_lightning:
+        members = {k: vars(Module)[k] for k in ("loss", "training_step", "configure_optimizers")}
+        same = type("Same", (pytorch_lightning.LightningModule,), members)()
+        same.backbone, same.head, same.lr, same.by_role = module.backbone, module.head, 0.01, False
+        module = same
+    plain = Module()
+    start = copy.deepcopy(plain)
+    this = trainer(
+        tmp_path,
+        [PartialHessianCallback()],
+        package,
+        max_epochs=3,
+        accumulate_grad_batches=accumulate,
+        enable_checkpointing=False,
+    )
+    tuner = Tuner if package is lightning else pytorch_lightning.tuner.Tuner
+    found = tuner(this).lr_find(
+        module, loader(12), num_training=5, min_lr=0.001, max_lr=0.1, mode="linear"
+    )
+    optimizer = plain.configure_optimizers()
+    losses = []
+    for step, lr in enumerate(found.results["lr"]):
+        optimizer.param_groups[0]["lr"] = lr
+        for i in range(accumulate):
+            loss = plain.loss(batch(accumulate * step + i))
+            by_update(optimizer, loss / accumulate)
+        losses.append(float(loss / accumulate))
+        optimizer.step()
+        optimizer.zero_grad()
+    smooth, expected = 0.0, []
+    for i, loss in enumerate(losses, 1):
+        smooth = 0.98 * smooth + 0.02 * loss
+        expected.append(smooth / (1 - 0.98 ** (i + 1)))
+    assert found.results["loss"] == pytest.approx(expected, rel=1e-6)
+    assert len(expected) == 5
+    # Nothing of the search is left: the training is one that no search went before.
+    assert_same_bits(start.head, module.head)
+    assert "backward" not in vars(this.strategy)
+    this.fit(module, loader(4))
+    optimizer = start.configure_optimizers()
+    for step in [*range(4)] * 3:
+        if accumulate == 2 and step % 2 == 0:
+            optimizer.zero_grad()
+        by_update(optimizer, start.loss(batch(step)) / accumulate)
+        if (step + 1) % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same_bits(start.head, module.head)
+
+
+def test_the_learning_rate_finder_under_a_gradient_scaler(tmp_path: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0))
+    curvatures = []
+
+    class Recording(SGDPH):
+        def step(self, *arguments: Any, **named: Any) -> Any:
+            result = super().step(*arguments, **named)
+            curvatures.append(self.state[self.param_groups[0]["params"][2]]["hessian"].clone())
+            return result
+
+    class Recorded(Module):
+        def configure_optimizers(self) -> SGDPH:
+            return Recording(self.parameters(), lr=1e-8, refresh="all")
+
+    this = trainer(
+        tmp_path, [PartialHessianCallback()], max_epochs=2, plugins=[plugin],
+        enable_checkpointing=False,
+    )  # fmt: skip
+    Tuner(this).lr_find(Recorded(), loader(12), num_training=8, min_lr=1e-9, max_lr=1e-8)
+    plain = Recorded()
+    optimizer = plain.configure_optimizers()
+    for step in range(8):
+        optimizer.zero_grad()
+        optimizer.backward(plain.loss(batch(step)))
+        optimizer.step()
+    found, expected = curvatures[7], curvatures[-1]
+    # Of float16, and not 256 times too large.
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05 * float(expected.max()))
+
+
+def test_the_batch_size_finder(tmp_path: Path) -> None:
+    class Sized(Module):
+        def train_dataloader(self) -> Any:
+            rows = [(x[0], y[0]) for x, y in map(batch, range(64))]
+            return torch.utils.data.DataLoader(rows, batch_size=self.batch_size)
+
+    this = trainer(tmp_path, [PartialHessianCallback()], max_epochs=1, enable_checkpointing=False)
+    assert Tuner(this).scale_batch_size(Sized(), max_trials=2, steps_per_trial=2) == 4
+
+
+def test_a_failed_fit_leaves_the_strategy_as_it_was(tmp_path: Path) -> None:
+    class Failing(Module):
+        def training_step(self, data: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            raise RuntimeError("failed")
+
+    this = trainer(tmp_path, [PartialHessianCallback()], max_epochs=1, enable_checkpointing=False)
+    with pytest.raises(RuntimeError, match="failed"):
+        this.fit(Failing())
+    assert "backward" not in vars(this.strategy)
