@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -32,6 +33,11 @@ class _Hardsigmoid(torch.autograd.Function):
 
 def plain_hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
     return _Hardsigmoid.apply(x)
+
+
+def plain_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    others = [d for d in range(v.dim()) if d != dim % v.dim()]
+    return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
 
 
 def plain_hardswish(x: Tensor, inplace: bool = False) -> Tensor:
@@ -119,7 +125,12 @@ def plain_kernels() -> Iterator[None]:
         "multilabel_margin_loss": plain_multilabel_margin_loss,
         "ctc_loss": plain_ctc_loss,
     }
-    with mock.patch.multiple(functional, **plain):
+    module = sys.modules["torch.nn.utils.weight_norm"]
+    with (
+        mock.patch.multiple(functional, **plain),
+        mock.patch.object(torch, "_weight_norm", plain_weight_norm),
+        mock.patch.object(module, "_weight_norm", plain_weight_norm),
+    ):
         yield
 
 

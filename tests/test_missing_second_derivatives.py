@@ -170,6 +170,26 @@ def test_ctc_of_many_frames_stays_finite_in_float32() -> None:
     assert_close(block(torch.float32).double(), block(F64), 1e-2)
 
 
+@pytest.mark.parametrize(("dim", "shape"), [(0, (3, 1, 1)), (2, (1, 1, 2))])
+def test_weight_norm_s_direction(dim: int, shape: tuple[int, ...]) -> None:
+    """Torch has a second derivative here, and it is wrong."""
+    generator = torch.Generator().manual_seed(0)
+    v, t = torch.randn(2, 3, 4, 2, generator=generator, dtype=F64)
+    g = torch.rand(shape, generator=generator, dtype=F64) + 0.5
+    leaves = v.requires_grad_(), g.requires_grad_()
+
+    def loss(v: Tensor, g: Tensor) -> Tensor:
+        return (torch._weight_norm(v, g, dim) * t).sin().sum()
+
+    block = sgdph.hessian_block(loss(*leaves), leaves)
+    with plain_kernels():
+        parts = torch.autograd.functional.hessian(loss, leaves)
+    n = v.numel()
+    assert_close(block[:n, :n], parts[0][0].reshape(n, n), 1e-12)
+    assert_close(block[n:, :n], parts[1][0].reshape(-1, n), 1e-12)
+    assert_close(block[:n, n:], parts[0][1].reshape(n, -1), 1e-12)
+
+
 def test_curvature_of_an_impossible_target_is_not_finite() -> None:
     loss, p = of_a_parameter(ctc((6, 3, 1, 2)))
     assert not sgdph.hessian_block(loss(p), p).isfinite().any()

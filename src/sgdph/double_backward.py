@@ -10,7 +10,8 @@ torch computed them, to the bit, and get the one derivative that is needed:
 
 Some operations have no second derivative in torch. Theirs is that of a formula for the first
 (:mod:`sgdph.recomputed`): hardsigmoid (:mod:`sgdph.elementwise`), the multi-class margin losses
-(:mod:`sgdph.margin_losses`) and CTC (:mod:`sgdph.ctc`).
+(:mod:`sgdph.margin_losses`) and CTC (:mod:`sgdph.ctc`). So is that of a weight-normalised weight's
+direction, which torch gets wrong (:mod:`sgdph.weight_norm_gradients`).
 
 All else is left to torch, and so is a convolution whose weight itself depends on the parameter
 (weight normalisation), batch norm in evaluation, a layer whose node has a hook of the user's, and
@@ -35,6 +36,7 @@ from sgdph.margin_losses import MARGIN_LOSSES
 from sgdph.nodes import Gradients, Hook, Node, has_hooks, is_packed
 from sgdph.recomputed import Operation, PackedArguments, recomputed_hook
 from sgdph.region import Region
+from sgdph.weight_norm_gradients import WEIGHT_NORM, weight_norm_hook
 
 RELU = "ReluBackward0"
 _LEAN = frozenset({CONVOLUTION, RELU, *BATCH_NORMS})
@@ -61,6 +63,11 @@ def lean_second_derivatives(region: Region, once: bool, *, lean: bool = True) ->
         (node, recomputed_hook(node, _RECOMPUTED[type(node).__name__], once, packed))
         for node in recomputed
         if not has_hooks(node)
+    ]
+    hooks += [
+        (node, weight_norm_hook(node, region, once))
+        for node in region.nodes
+        if type(node).__name__ == WEIGHT_NORM
     ]
     handles = [node.register_hook(hook) for node, hook in hooks if hook is not None]
     try:

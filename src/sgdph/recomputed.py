@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sgdph.nodes import TELLS_PACKED, Gradients, Hook, Node, detached, has_packed
+from sgdph.nodes import TELLS_PACKED, Gradients, Hook, Node, detached, has_packed, is_leaf
 
 Saved: TypeAlias = Callable[[str], Any]
 """Gives what a node saved in its forward, by name."""
@@ -29,7 +29,7 @@ class Operation(NamedTuple):
     """An operation whose first derivative is written down anew.
 
     Attributes:
-        inputs: The names under which its node saves the inputs that may want a gradient.
+        inputs: The names under which its node saves its first inputs, which may want gradients.
         formula: Makes the formula out of what else the node saved.
         backward: The kernel of the first derivative, in ``torch.ops.aten``.
     """
@@ -90,6 +90,8 @@ def recomputed_hook(
         once: Whether there will be a single product; what was kept for it goes as it passes by.
         packed: Where to find what the node saved, if it was packed.
     """
+    edges = zip(operation.inputs, node.next_functions, strict=False)
+    leaves = {name: end.variable for name, (end, _) in edges if end is not None and is_leaf(end)}
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
         grad_output = grad_outputs[0]
@@ -98,7 +100,9 @@ def recomputed_hook(
         arguments = None if packed is None else packed.take()
 
         def saved(name: str) -> Any:
-            return getattr(node, f"_saved_{name}") if arguments is None else arguments[name]
+            if arguments is not None:
+                return arguments[name]
+            return leaves[name] if name in leaves else getattr(node, f"_saved_{name}")
 
         formula, inputs = operation.formula(saved), map(saved, operation.inputs)
         gradients = list(map(detached, grad_inputs))
