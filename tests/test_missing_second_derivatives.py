@@ -190,9 +190,37 @@ def test_weight_norm_s_direction(dim: int, shape: tuple[int, ...]) -> None:
     assert_close(block[:n, n:], parts[0][1].reshape(n, -1), 1e-12)
 
 
-def test_curvature_of_an_impossible_target_is_not_finite() -> None:
-    loss, p = of_a_parameter(ctc((6, 3, 1, 2)))
-    assert not sgdph.hessian_block(loss(p), p).isfinite().any()
+@pytest.mark.parametrize(("zero_infinity", "expected"), [(True, 0.0), (False, torch.nan)])
+def test_ctc_of_a_target_that_does_not_fit(zero_infinity: bool, expected: float) -> None:
+    """As torch's own gradient: 0 or not a number."""
+
+    def second_sample(x: Tensor) -> Tensor:
+        scores = x.view(4, 6, 5).permute(1, 0, 2)
+        losses, _ = torch._ctc_loss(scores, TARGETS, (6, 3, 1, 2), LENGTHS, 0, zero_infinity)
+        return losses[1]
+
+    loss, p = of_a_parameter(second_sample)
+    block = sgdph.hessian_block(loss(p), p)
+    torch.testing.assert_close(block, torch.full_like(block, expected), equal_nan=True)
+
+
+def test_ctc_with_tensors_of_lengths() -> None:
+    """On GPUs the lengths stay tensors, and the node is of another type."""
+
+    def block(wrap: Callable[[Any], Any]) -> tuple[Tensor, str]:
+        def last_sample(x: Tensor) -> Tensor:
+            log_probs = x.view(4, 6, 5).permute(1, 0, 2).log_softmax(2)
+            lengths = wrap((6, 6, 6, 5)), wrap(LENGTHS)
+            return torch._ctc_loss(log_probs, TARGETS, *lengths)[0][3]
+
+        loss, p = of_a_parameter(last_sample)
+        total = loss(p)
+        node = total.grad_fn.next_functions[0][0]
+        return sgdph.hessian_block(total, p), type(node).__name__
+
+    (expected, first), (found, second) = block(tuple), block(torch.tensor)
+    assert (first, second) == ("CtcLossBackward0", "CtcLossBackward1")
+    assert_close(found, expected, 1e-12)
 
 
 class CudnnCtcLoss(torch.autograd.Function):

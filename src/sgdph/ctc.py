@@ -36,7 +36,7 @@ def _ctc(saved: Saved) -> Formula:
         lengths = torch.as_tensor(input_lengths, device=log_probs.device)
         labels, target_ends = _labels(targets, target_lengths, blank, log_probs.device)
         log_probs = log_probs if log_probs.requires_grad else log_probs.clone().requires_grad_()
-        losses = _losses(log_probs, lengths, labels, target_ends, blank)
+        losses = _losses(log_probs, lengths, labels, target_ends)
         impossible = losses.detach() > -0.5 * _LOG_ZERO
         possible = torch.where(impossible, 0, losses).sum()
         (slope,) = torch.autograd.grad(possible, log_probs, create_graph=True)
@@ -69,13 +69,13 @@ def _labels(
 
 
 def _losses(
-    log_probs: Tensor, input_lengths: Tensor, labels: Tensor, target_ends: Tensor, blank: int
+    log_probs: Tensor, input_lengths: Tensor, labels: Tensor, target_ends: Tensor
 ) -> Tensor:
     """Compute the loss of each sample by the forward recursion, in logarithms."""
     places = labels.expand(len(log_probs), *labels.shape)
     emitted = log_probs.clamp(min=_LOG_ZERO).gather(2, places)
     # A label may follow another one without the blank between them, if the two are different.
-    skips = (labels[:, 2:] != labels[:, :-2]) & (labels[:, 2:] != blank)
+    skips = labels[:, 2:] != labels[:, :-2]
     start = torch.arange(labels.shape[1], device=labels.device) < 2
     alpha = torch.where(start, emitted[0], _LOG_ZERO)
     for t in range(1, len(emitted)):
