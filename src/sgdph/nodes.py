@@ -16,7 +16,7 @@ Edge: TypeAlias = tuple[Node, int]
 
 Gradients: TypeAlias = tuple[Tensor | None, ...]
 
-TELLS_PACKED = hasattr(torch._C._autograd.SavedTensor, "unpack_hook")
+TELLS_PACKED = hasattr(getattr(torch._C._autograd, "SavedTensor", None), "unpack_hook")
 """Whether torch tells which saved tensors went through a pack hook; older versions do not."""
 
 Hook: TypeAlias = Callable[[Gradients, Gradients], Any]
