@@ -246,8 +246,7 @@ def test_other_networks_have_neither_hook_nor_mode(monkeypatch: pytest.MonkeyPat
         gates, p = of_a_parameter(LOSSES["hardsigmoid"])
         sgdph.SGDPH([{"params": [p], "channelwise": True}]).backward(gates(p))
     monkeypatch.setattr(double_backward, "recomputed_hook", forbidden)
-    model = bn_net()
-    by_backward(sgdph.SGDPH(model.parameters()), loss_of(model))
+    by_backward(sgdph.SGDPH((model := bn_net()).parameters()), loss_of(model))
 
 
 @pytest.mark.parametrize("name", ["hardsigmoid", "hardswish"])
