@@ -9,6 +9,7 @@ from typing import Any
 
 import property_random  # noqa: F401  joins the table
 import torch
+from property_kernels import plain_kernels
 from property_nets import Case, build
 from torch import Tensor
 
@@ -138,11 +139,14 @@ def plain_curvature(
     name: str, setting: str, k: int, dtype: torch.dtype = torch.float64
 ) -> dict[int, Tensor | None]:
     """What ``signed_curvature`` makes of the network of that name."""
-    loss, newton = _plain_graph(name, dtype)
-    return signed_curvature(loss, newton, setting, k)
+    # A checkpoint computes what it needs only now.
+    with plain_kernels():
+        loss, newton = _plain_graph(name, dtype)
+        return signed_curvature(loss, newton, setting, k)
 
 
 @functools.cache
+@plain_kernels()
 def plain_micro_batches(name: str, k: int) -> tuple[Outcome, dict[int, Tensor | None]]:
     """Gradients and row sums after the loss and -0.4 times the loss, added up."""
     case = build(name)

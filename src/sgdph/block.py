@@ -182,8 +182,7 @@ def _gradients(
     loss: Tensor, named: Sequence[tuple[str, Tensor]], region: Region, *, lean: bool
 ) -> list[Tensor]:
     params = [p for _, p in named]
-    # Lean derivatives are made for what lies in the region that they are given.
-    found = gradients_with_graph(loss, params, region if lean else Region(loss, []))
+    found = gradients_with_graph(loss, params, region, lean=lean)
     FirstLook().check(params, found)
     gradients = []
     for gradient, (name, p) in zip(found, named, strict=True):

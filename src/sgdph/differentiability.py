@@ -106,6 +106,17 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
         "as well",
     ),
     (
+        (
+            "hardsigmoid_backward",
+            "multi_margin_loss_backward",
+            "multilabel_margin_loss_backward",
+            "_ctc_loss_backward",
+        ),
+        "torch lacks a second derivative here that optimizer.backward(loss) and "
+        "optimizer.update_hessian(loss) bring along: use one of them in place of "
+        "loss.backward(create_graph=True), and hang no hook on this operation's graph node",
+    ),
+    (
         ("is not implemented", "does not support double backward", "order derivatives"),
         _OPERATION_WAY_OUT,
     ),

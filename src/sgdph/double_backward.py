@@ -8,6 +8,11 @@ torch computed them, to the bit, and get the one derivative that is needed:
 * batch norm's is one expression instead of some twenty (:mod:`sgdph.batch_norm`);
 * a ReLU's leaves out a tensor of zeros, which would be held until the product comes by again.
 
+Some operations have no second derivative in torch. Theirs is that of a formula for the first
+(:mod:`sgdph.recomputed`): hardsigmoid (:mod:`sgdph.elementwise`), the multi-class margin losses
+(:mod:`sgdph.margin_losses`) and CTC (:mod:`sgdph.ctc`). So is that of a weight-normalised weight's
+direction, which torch gets wrong (:mod:`sgdph.weight_norm_gradients`).
+
 All else is left to torch, and so is a convolution whose weight itself depends on the parameter
 (weight normalisation), batch norm in evaluation, a layer whose node has a hook of the user's, and
 what a checkpoint will compute anew.
@@ -25,25 +30,49 @@ from torch.autograd import Function
 
 from sgdph.batch_norm import BATCH_NORMS, batch_norm_hook, is_lean_batch_norm
 from sgdph.convolution import CONVOLUTION, convolution_hook, is_lean_convolution
+from sgdph.ctc import CTC, refuse_ctc_without_inputs
+from sgdph.elementwise import ELEMENTWISE
+from sgdph.margin_losses import MARGIN_LOSSES
 from sgdph.nodes import Gradients, Hook, Node, has_hooks, is_packed
+from sgdph.recomputed import Operation, PackedArguments, recomputed_hook
 from sgdph.region import Region
+from sgdph.weight_norm_gradients import WEIGHT_NORM, weight_norm_hook
 
 RELU = "ReluBackward0"
 _LEAN = frozenset({CONVOLUTION, RELU, *BATCH_NORMS})
+_RECOMPUTED: dict[str, Operation] = {**ELEMENTWISE, **MARGIN_LOSSES, **CTC}
 
 
 @contextlib.contextmanager
-def lean_second_derivatives(region: Region, once: bool) -> Iterator[None]:
+def lean_second_derivatives(region: Region, once: bool, *, lean: bool = True) -> Iterator[None]:
     """Give the gradients taken meanwhile, with ``create_graph=True``, lean derivatives.
 
     Args:
         region: What lies behind the parameters that the gradients are taken of.
         once: Whether there will be a single product.
+        lean: Whether to replace torch's derivatives too, and not only to bring those it lacks.
+
+    Raises:
+        RuntimeError: The region holds an operation whose second derivative cannot be had.
     """
-    hooks = [(node, _lean_hook(node, region, once)) for node in region.nodes]
+    refuse_ctc_without_inputs(region)
+    recomputed = [node for node in region.nodes if type(node).__name__ in _RECOMPUTED]
+    packed = PackedArguments.of(recomputed, _RECOMPUTED)
+    hooks = [(node, _lean_hook(node, region, once)) for node in region.nodes if lean]
+    hooks += [
+        (node, recomputed_hook(node, _RECOMPUTED[type(node).__name__], once, packed))
+        for node in recomputed
+        if not has_hooks(node)
+    ]
+    hooks += [
+        (node, weight_norm_hook(node, region, once))
+        for node in region.nodes
+        if type(node).__name__ == WEIGHT_NORM
+    ]
     handles = [node.register_hook(hook) for node, hook in hooks if hook is not None]
     try:
-        yield
+        with packed or contextlib.nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()

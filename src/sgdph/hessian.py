@@ -41,6 +41,7 @@ def gradients_with_graph(
     *,
     once: bool = False,
     shared: SharedBackward | None = None,
+    lean: bool = True,
 ) -> list[Tensor | None]:
     """Differentiate ``loss`` once, ready for a second time; ``.grad`` is untouched.
 
@@ -50,6 +51,7 @@ def gradients_with_graph(
         region: What lies between the two.
         once: Whether there will be a single product of these gradients.
         shared: The backward that is to go on from here, where one is.
+        lean: See :func:`~sgdph.double_backward.lean_second_derivatives`.
 
     Returns:
         Per parameter its gradient with a graph, or without one where it is constant; ``None``
@@ -67,7 +69,7 @@ def gradients_with_graph(
         silenced_hooks([*params, *leaves]),
         torch.enable_grad(),
         explained(),
-        lean_second_derivatives(region, once),
+        lean_second_derivatives(region, once, lean=lean),
         recording,
     ):
         inputs = [*map(get_gradient_edge, params), *asked]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 Node: TypeAlias = Any
@@ -14,6 +15,9 @@ Edge: TypeAlias = tuple[Node, int]
 """Where a gradient goes: a node, and the forward output of that node that it belongs to."""
 
 Gradients: TypeAlias = tuple[Tensor | None, ...]
+
+TELLS_PACKED = hasattr(getattr(torch._C._autograd, "SavedTensor", None), "unpack_hook")
+"""Whether torch tells which saved tensors went through a pack hook; older versions do not."""
 
 Hook: TypeAlias = Callable[[Gradients, Gradients], Any]
 """Given the gradients of a node's forward inputs and outputs, may return others for the inputs."""
