@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sgdph.ddp import static_graph_unnoticed
-from sgdph.differentiability import FirstLook, explained
+from sgdph.differentiability import explained
 from sgdph.hessian import check_loss, gradients_with_graph, silenced_hooks
 from sgdph.nodes import has_packed
 from sgdph.region import Region
@@ -182,9 +182,7 @@ def _gradients(
     loss: Tensor, named: Sequence[tuple[str, Tensor]], region: Region, *, lean: bool
 ) -> list[Tensor]:
     params = [p for _, p in named]
-    # Lean derivatives are made for what lies in the region that they are given.
-    found = gradients_with_graph(loss, params, region if lean else Region(loss, []))
-    FirstLook().check(params, found)
+    found = gradients_with_graph(loss, params, region, lean=lean)
     gradients = []
     for gradient, (name, p) in zip(found, named, strict=True):
         if gradient is None:

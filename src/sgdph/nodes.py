@@ -41,6 +41,22 @@ def has_packed(node: Node) -> bool:
     return any(is_packed(node, name) for name in names)
 
 
+def has_packed_tensors(node: Node) -> bool:
+    """Tell whether any saved tensor of a Python function's node went through a pack hook.
+
+    Raises:
+        RuntimeError: The graph was freed.
+    """
+    raw = node._raw_saved_tensors
+    return any(getattr(tensor, "unpack_hook", None) is not None for tensor in raw or ())
+
+
+def function_name(node: Node) -> str:
+    """Name the function that a node belongs to, as its author knows it."""
+    function = getattr(type(node), "_forward_cls", None)
+    return str(node.name() if function is None else function.__qualname__.rpartition(">.")[2])
+
+
 def has_hooks(node: Node) -> bool:
     """Tell whether anybody has registered a hook on the gradients that the node returns."""
     handle = node.register_hook(lambda *_: None)

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.amp import scale_of_calling_grad_scaler
-from sgdph.differentiability import FirstLook
+from sgdph.graph_checks import check_gradients
 from sgdph.hessian import Estimator, curvature_of_gradients
 
 
@@ -85,14 +85,9 @@ class _Pending:
 
 
 class PendingCurvature:
-    """Keeps the curvature of each Newton parameter until the step that uses it.
+    """Keeps the curvature of each Newton parameter until the step that uses it."""
 
-    Args:
-        first_look: Looks at gradients that ``backward(create_graph=True)`` leaves.
-    """
-
-    def __init__(self, first_look: FirstLook) -> None:
-        self._first_look = first_look
+    def __init__(self) -> None:
         self._pending: dict[int, _Pending] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
         # Of all parameters: a miss settles with a backward that leaves its own parameter out.
@@ -181,7 +176,7 @@ class PendingCurvature:
             return sums
         if loss_scale is None:
             loss_scale = scale_of_calling_grad_scaler()
-        self._first_look.check(params, gradients)
+        check_gradients(gradients)
         products = curvature_of_gradients(gradients, params, estimator, probes)
         for i, (p, h) in enumerate(zip(params, products, strict=True)):
             if h is not None:

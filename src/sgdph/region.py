@@ -10,6 +10,18 @@ from torch import Tensor
 from sgdph.nodes import Edge, Node, is_leaf
 
 
+def graph_nodes(roots: Iterable[Tensor]) -> list[Node]:
+    """List the autograd nodes that the graphs of ``roots`` are made of, each once."""
+    stack = [root.grad_fn for root in roots if root.grad_fn is not None]
+    seen = dict.fromkeys(stack)
+    while stack:
+        for following, _ in stack.pop().next_functions:
+            if following is not None and following not in seen:
+                seen[following] = None
+                stack.append(following)
+    return list(seen)
+
+
 class Region:
     """The nodes on the paths from a loss to some leaves, the leaves' own nodes left out.
 
