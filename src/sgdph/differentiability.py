@@ -23,6 +23,26 @@ OPERATION_WAY_OUT = (
     "before it first-order, with channelwise=False in their groups, " + BY_DIFFERENCES
 )
 
+_OTHER_NORM = (
+    "use RMSNorm or GroupNorm there, or train the parameters before it first-order, with "
+    "channelwise=False in their groups, " + BY_DIFFERENCES
+)
+
+LAYER_NORM_WAY_OUT = (
+    "the loss contains a gradient that passes through layer norm, whose third derivative is wrong "
+    "in torch (pytorch issue 175754): " + _OTHER_NORM
+)
+
+BATCH_NORM_WAY_OUT = (
+    "the loss contains a gradient that passes through batch norm in training, whose third "
+    "derivative torch lacks: " + _OTHER_NORM
+)
+
+WEIGHT_NORM_WAY_OUT = (
+    "a weight norm's direction v depends on the parameter, and torch's second derivative by v is "
+    "wrong: compute the weight as g * v / torch.norm_except_dim(v, 2, dim), " + BY_DIFFERENCES
+)
+
 COMPILED_WAY_OUT = (
     "a compiled model has no second derivative: take the partial Hessian from the uncompiled "
     'module, or run due steps under torch.compiler.set_stance("force_eager"), ' + BY_DIFFERENCES
@@ -57,10 +77,26 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
         ("backward through the graph a second time",),
         "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), "
         "or optimizer.backward(loss) instead of both; hessian_block and diagonality come before it "
-        "as well",
+        "as well. Of two losses over one graph pass the sum to optimizer.backward, or call "
+        "update_hessian(loss) and loss.backward(retain_graph=True) for each",
     ),
     (
-        ("is not implemented", "does not support double backward", "order derivatives"),
+        ("modified by an inplace operation",),
+        "a tensor that it was computed from was changed in place since, as another optimizer's "
+        "step changes weights: step SGDPH before the other optimizers, or take the partial Hessian "
+        "while the weights are unchanged, with optimizer.backward(loss) or update_hessian(loss)",
+    ),
+    (
+        ("no autograd formula was registered",),
+        "a custom operator has no derivative: register one with torch.library.register_autograd, "
+        "also for the operators that its own backward calls, " + BY_DIFFERENCES,
+    ),
+    (
+        ("batch_norm does not support 3rd",),
+        BATCH_NORM_WAY_OUT,
+    ),
+    (
+        ("is not implemented", "ouble backward", "order derivatives", "differentiate twice"),
         OPERATION_WAY_OUT,
     ),
 )

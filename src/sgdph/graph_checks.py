@@ -9,20 +9,27 @@ gradients are taken. A graph of torch's operations alone costs one look at each 
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import graph
 from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from sgdph.differentiability import (
+    BATCH_NORM_WAY_OUT,
     BY_DIFFERENCES,
     COMPILED_WAY_OUT,
+    LAYER_NORM_WAY_OUT,
     OPERATION_WAY_OUT,
+    WEIGHT_NORM_WAY_OUT,
     no_partial_hessian,
 )
-from sgdph.nodes import Gradients, Hook, Node, function_name, is_leaf
+from sgdph.nodes import Gradients, Hook, Node, function_name, function_of, is_leaf
 from sgdph.region import Region, graph_nodes
 from sgdph.saved_tensors import warn_of_lost_history
 
@@ -30,30 +37,17 @@ from sgdph.saved_tensors import warn_of_lost_history
 _AOT_AUTOGRAD = ("torch._functorch._aot_autograd", "torch._functorch.aot_autograd")
 
 # The wrapper is the same code for every function that it wraps.
-_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx, *grads: None).__code__  # type: ignore[no-untyped-call]
+_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx, *grads: None).__code__
 
-_NORMS_TO_TAKE = "use RMSNorm or GroupNorm there, " + BY_DIFFERENCES
-
-# Operations whose derivative torch gets wrong, or lacks, and at which of their inputs.
-_WRONG_IN_TORCH: dict[str, tuple[int, str]] = {
-    "NativeLayerNormBackwardBackward0": (
-        1,
-        "the loss contains a gradient that passes through layer norm, whose third derivative is "
-        f"wrong in torch (pytorch issue 175754): {_NORMS_TO_TAKE}",
-    ),
-    "WeightNormInterfaceBackward0": (
-        0,
-        "a weight norm's direction v depends on the parameter, and torch's second derivative by v "
-        "is wrong there: compute the weight by g * v / torch.norm_except_dim(v, 2, dim), "
-        + BY_DIFFERENCES,
-    ),
+# Operations whose derivative torch gets wrong or lacks, and at which of their inputs. Batch norm's
+# is wrong without an error in torch 2.6.
+_WRONG_IN_TORCH = {
+    "NativeLayerNormBackwardBackward0": (1, LAYER_NORM_WAY_OUT),
+    "NativeBatchNormBackwardBackward0": (1, BATCH_NORM_WAY_OUT),
+    "CudnnBatchNormBackwardBackward0": (0, BATCH_NORM_WAY_OUT),
+    "MiopenBatchNormBackwardBackward0": (0, BATCH_NORM_WAY_OUT),
+    "WeightNormInterfaceBackward0": (0, WEIGHT_NORM_WAY_OUT),
 }
-for _kind in ("Native", "Cudnn", "Miopen"):
-    _WRONG_IN_TORCH[f"{_kind}BatchNormBackwardBackward0"] = (
-        1,
-        "the loss contains a gradient that passes through batch norm in training, whose third "
-        f"derivative torch lacks: {_NORMS_TO_TAKE}",
-    )
 
 
 def is_custom(node: Node) -> bool:
@@ -81,8 +75,6 @@ def check_region(region: Region) -> list[Node]:
             raise no_partial_hessian(objection)
         if is_custom(node):
             custom.append(node)
-    for node in custom:
-        warn_of_lost_history(node, region)
     return custom
 
 
@@ -105,11 +97,11 @@ def _objection(node: Node, region: Region) -> str | None:
 
 
 def _is_compiled(node: Node) -> bool:
-    return bool(type(node)._forward_cls.__module__.startswith(_AOT_AUTOGRAD))
+    return function_of(node).__module__.startswith(_AOT_AUTOGRAD)
 
 
 def _is_once_differentiable(node: Node) -> bool:
-    function = type(node)._forward_cls
+    function = function_of(node)
     for backward in (function.backward, function.vjp):
         # Other decorators may stand around it, as torch.amp.custom_bwd does.
         while backward is not None:
@@ -123,10 +115,11 @@ def _is_once_differentiable(node: Node) -> bool:
 def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterator[None]:
     """Check that the custom functions that run meanwhile make a graph of their gradients.
 
-    One whose backward is a kernel, or runs under ``no_grad``, returns gradients without a graph.
-    Everything behind it then looks linear. That is right only where the gradient does not depend
-    on the output's gradient. To learn it the function runs once more with another one; so a
-    function that makes a graph runs no more often than before.
+    One whose backward is a kernel, or runs under ``no_grad``, returns gradients without a graph, and
+    everything behind it then looks linear. One that adds a constant to a gradient, whatever comes
+    in, adds it to each product as well. Only a gradient that is always zero is right without a
+    graph. To learn whether one always is, the function runs once more; so a function that makes a
+    graph runs no more often than before.
 
     Args:
         custom: What :func:`check_region` found.
@@ -145,31 +138,28 @@ def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterat
 
 def _graph_hook(node: Node, region: Region) -> Hook:
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+        warn_of_lost_history(node, region)
         if not any(g is not None and g.requires_grad for g in grad_outputs):
             return
         graphless = {
             place: gradient
             for place, gradient in enumerate(grad_inputs)
-            if gradient is not None
-            and not gradient.requires_grad
-            and region.leads_on(node, place)
+            if gradient is not None and not gradient.requires_grad and region.leads_on(node, place)
         }
-        if graphless and _depend_on_grad_outputs(node, graphless, grad_outputs):
+        if graphless and not _are_always_zero(node, graphless, grad_outputs):
             raise no_partial_hessian(
                 f"the backward of {function_name(node)} makes no graph of the gradient that it "
-                "returns (a kernel, torch.no_grad() or .detach()), so its second derivative would "
-                f"silently be zero: write that backward with differentiable operations, "
+                "returns (a kernel, torch.no_grad(), .detach(), a constant), so the curvature "
+                "would be wrong: write that backward with differentiable operations, "
                 f"{BY_DIFFERENCES}"
             )
 
     return hook
 
 
-def _depend_on_grad_outputs(
-    node: Node, gradients: dict[int, Tensor], grad_outputs: Gradients
-) -> bool:
-    # The kernel may write into what it returned before.
-    before = {place: gradient.clone() for place, gradient in gradients.items()}
+def _are_always_zero(node: Node, gradients: dict[int, Tensor], grad_outputs: Gradients) -> bool:
+    if any(bool(gradient.any()) for gradient in gradients.values()):
+        return False
     try:
         others = [
             _other_gradient(output, gradient)
@@ -178,11 +168,11 @@ def _depend_on_grad_outputs(
         with torch.no_grad():
             run = node.apply if isinstance(node, BackwardCFunction) else node
             after = run(*others)
-        after = after if isinstance(after, tuple) else (after,)
-        return not all(torch.equal(after[place], b) for place, b in before.items())
     except Exception:
-        # It cannot run twice. Few functions return a constant for a gradient.
-        return True
+        # It cannot run twice, and few functions return zero for a gradient.
+        return False
+    after = after if isinstance(after, tuple) else (after,)
+    return not any(bool(after[place].any()) for place in gradients if after[place] is not None)
 
 
 def _other_gradient(output: Any, gradient: Tensor | None) -> Tensor:
@@ -217,3 +207,59 @@ def _is_dead_end(node: Node) -> bool:
         return False
     following = [n for n, _ in node.next_functions if n is not None]
     return all(is_leaf(n) and not isinstance(n.variable, nn.Parameter) for n in following)
+
+
+class RunningBackward:
+    """Looks at the graph of the ``loss.backward(create_graph=True)`` that is running.
+
+    Nobody hands over the loss in this way, and the gradients' graph does not show all. So we look
+    what the calling backward was called with.
+    """
+
+    def __init__(self) -> None:
+        self._task: int | None = None
+        self._is_plain = True
+
+    def objection(self, p: Tensor) -> str | None:
+        """Tell why a partial Hessian from the gradient that arrives at ``p`` would be wrong.
+
+        Returns:
+            The message of the error to raise if it is to be taken; ``None`` if nothing was found.
+        """
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            # Once per backward. The roots themselves would outlive it here.
+            self._task = task
+            self._is_plain = not any(
+                is_custom(node) or type(node).__name__ in _WRONG_IN_TORCH
+                for node in graph_nodes(_roots_of_running_backward())
+            )
+        if self._is_plain:
+            return None
+        for root in _roots_of_running_backward():
+            region = Region(root, [p])
+            try:
+                custom = check_region(region)
+            except RuntimeError as error:
+                return str(error)
+            for node in custom:
+                warn_of_lost_history(node, region)
+        return None
+
+
+def _roots_of_running_backward() -> list[Node]:
+    frames = sys._current_frames()
+    own = _roots_in(frames.pop(threading.get_ident()))
+    # On an accelerator the hooks run in a thread of the engine's, and the caller waits in its own.
+    return own or [root for frame in frames.values() for root in _roots_in(frame)]
+
+
+def _roots_in(frame: FrameType | None) -> list[Node]:
+    code = graph._engine_run_backward.__code__
+    while frame is not None:
+        # Looking at any other frame's locals would keep them alive.
+        if frame.f_code is code:
+            roots = frame.f_locals[code.co_varnames[0]]
+            return [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
+        frame = frame.f_back
+    return []

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 Node: TypeAlias = Any
 """A ``torch.autograd.graph.Node``; the generated classes carry attributes of their own."""
@@ -51,10 +52,17 @@ def has_packed_tensors(node: Node) -> bool:
     return any(getattr(tensor, "unpack_hook", None) is not None for tensor in raw or ())
 
 
+def function_of(node: Node) -> type[Any]:
+    """Return the class of the Python function that a node runs the backward of."""
+    function: type[Any] = type(node)._forward_cls
+    return function
+
+
 def function_name(node: Node) -> str:
     """Name the function that a node belongs to, as its author knows it."""
-    function = getattr(type(node), "_forward_cls", None)
-    return str(node.name() if function is None else function.__qualname__.rpartition(">.")[2])
+    if not isinstance(node, BackwardCFunction):
+        return str(node.name())
+    return function_of(node).__qualname__.rpartition(">.")[2]
 
 
 def has_hooks(node: Node) -> bool:

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.amp import scale_of_calling_grad_scaler
-from sgdph.graph_checks import check_gradients
+from sgdph.graph_checks import RunningBackward, check_gradients
 from sgdph.hessian import Estimator, curvature_of_gradients
 
 
@@ -53,6 +53,8 @@ class _Pending:
     settled: Tensor | None = None
     gradient_with_graph: Tensor | None = None
     """Of ``loss.backward(create_graph=True)``, as the backward left it: settled as well."""
+    objection: str | None = None
+    """Why a product of that graph would be wrong."""
     arriving: Tensor | None = None
     """A gradient with a graph that is about to be added to ``.grad``."""
     missed_at: int | None = None
@@ -62,7 +64,7 @@ class _Pending:
     stamp: _GradientStamp | None = None
 
     def drop_settled(self) -> None:
-        self.settled = self.gradient_with_graph = self.stamp = None
+        self.settled = self.gradient_with_graph = self.objection = self.stamp = None
         self.forgotten = False
 
     def drop_if_cleared(self, p: Tensor) -> None:
@@ -88,6 +90,7 @@ class PendingCurvature:
     """Keeps the curvature of each Newton parameter until the step that uses it."""
 
     def __init__(self) -> None:
+        self._running_backward = RunningBackward()
         self._pending: dict[int, _Pending] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
         # Of all parameters: a miss settles with a backward that leaves its own parameter out.
@@ -131,6 +134,7 @@ class PendingCurvature:
             with torch.enable_grad():
                 before = entry.gradient_with_graph
                 entry.gradient_with_graph = arrived if before is None else before + arrived
+            entry.objection = entry.objection or self._running_backward.objection(p)
         else:
             entry.forgotten = True
         holds = entry.settled is not None or entry.gradient_with_graph is not None
@@ -176,6 +180,10 @@ class PendingCurvature:
             return sums
         if loss_scale is None:
             loss_scale = scale_of_calling_grad_scaler()
+        for p, gradient in zip(params, gradients, strict=True):
+            objection = self._entry(p).objection
+            if gradient is not None and objection is not None:
+                raise RuntimeError(objection)
         check_gradients(gradients)
         products = curvature_of_gradients(gradients, params, estimator, probes)
         for i, (p, h) in enumerate(zip(params, products, strict=True)):

@@ -10,9 +10,14 @@ from torch import Tensor
 from sgdph.nodes import Edge, Node, is_leaf
 
 
-def graph_nodes(roots: Iterable[Tensor]) -> list[Node]:
-    """List the autograd nodes that the graphs of ``roots`` are made of, each once."""
-    stack = [root.grad_fn for root in roots if root.grad_fn is not None]
+def graph_nodes(roots: Iterable[Tensor | Node]) -> list[Node]:
+    """List the autograd nodes that the graphs of ``roots`` are made of, each once.
+
+    Args:
+        roots: Tensors, or the nodes that made them.
+    """
+    nodes = (root.grad_fn if isinstance(root, Tensor) else root for root in roots)
+    stack = [node for node in nodes if node is not None]
     seen = dict.fromkeys(stack)
     while stack:
         for following, _ in stack.pop().next_functions:
@@ -26,20 +31,21 @@ class Region:
     """The nodes on the paths from a loss to some leaves, the leaves' own nodes left out.
 
     Args:
-        loss: A tensor with a graph.
+        loss: A tensor with a graph, or the node that made it.
         leaves: Leaf tensors. One that the loss does not depend on makes the region no larger.
 
     Attributes:
         nodes: The region's nodes, each after all of those it leads to.
     """
 
-    def __init__(self, loss: Tensor, leaves: Iterable[Tensor]) -> None:
+    def __init__(self, loss: Tensor | Node, leaves: Iterable[Tensor]) -> None:
         ends = {torch.autograd.graph.get_gradient_edge(leaf).node for leaf in leaves}
         self._following: dict[Node, Sequence[Edge]] = {}
         self._leading = set(ends)
         self.nodes: list[Node] = []
-        if loss.grad_fn is not None:
-            self._walk(loss.grad_fn)
+        root = loss.grad_fn if isinstance(loss, Tensor) else loss
+        if root is not None:
+            self._walk(root)
         self._entered_from_outside = {
             child
             for node, edges in self._following.items()

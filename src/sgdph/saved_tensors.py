@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction
 
-from sgdph.nodes import Node, function_name, has_packed_tensors
+from sgdph.nodes import Node, function_name, function_of, has_packed_tensors, is_leaf
 from sgdph.region import Region
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
@@ -24,10 +24,10 @@ def warn_of_lost_history(node: Node, region: Region) -> None:
     """Warn once of a Python function that saved what it computed in its forward as a constant.
 
     A forward runs without gradients. Of what it saves, inputs and outputs have a history; a
-    statistic, or a gradient computed ahead, has none, and its derivative is lost. Torch does not
-    tell which saved tensors were inputs. So these pass, as they are or may be right:
+    statistic, a gradient computed ahead, or a view of an input, has none, and its derivative is
+    lost. Torch does not tell which saved tensors were inputs. So these pass, as they may be right:
 
-    * as many tensors without a history as there are inputs without a gradient, except one that is
+    * as many tensors without a gradient as there are inputs without one, except those that are
       shaped like an input with a gradient and that nobody else holds;
     * tensors of two values or fewer: masks;
     * all of a function whose saved tensors went through pack hooks (checkpointed, moved).
@@ -36,25 +36,27 @@ def warn_of_lost_history(node: Node, region: Region) -> None:
         node: A node of the region.
         region: What lies between the loss and the parameters.
     """
-    if not isinstance(node, BackwardCFunction) or type(node)._forward_cls in _warned:
+    if not isinstance(node, BackwardCFunction) or function_of(node) in _warned:
         return
     saved = _saved_tensors(node)
-    constants = [i for i, t in enumerate(saved) if not t.requires_grad]
-    candidates = [i for i in constants if _is_inexact(saved[i])]
-    if not candidates:
-        return
     edges = region.edges(node)
+    leaves = {id(child.variable) for child, _ in edges if child is not None and is_leaf(child)}
+    # A view of an input says that it requires a gradient, though nothing leads back from it.
+    lost = [
+        i
+        for i, t in enumerate(saved)
+        if t.requires_grad and t.grad_fn is None and id(t) not in leaves and _is_inexact(t)
+    ]
+    constants = [i for i, t in enumerate(saved) if not t.requires_grad]
+    inexact = [i for i in constants if _is_inexact(saved[i])]
     if len(constants) <= sum(child is None for child, _ in edges):
         shapes = {
-            tuple(child._input_metadata[place].shape)
-            for child, place in edges
-            if child is not None
+            tuple(child._input_metadata[place].shape) for child, place in edges if child is not None
         }
-        candidates = [
-            i for i in candidates if tuple(saved[i].shape) in shapes and not _is_held(saved, i)
-        ]
+        inexact = [i for i in inexact if tuple(saved[i].shape) in shapes and not _is_held(saved, i)]
+    candidates = lost + inexact
     if any(not _is_mask(saved[i]) for i in candidates):
-        _warned.add(type(node)._forward_cls)
+        _warned.add(function_of(node))
         warnings.warn(
             f"{function_name(node)} saved tensors that were computed in its forward, without a "
             "history: if its backward computes with them (a statistic, a gradient computed ahead), "
