@@ -115,11 +115,11 @@ def _is_once_differentiable(node: Node) -> bool:
 def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterator[None]:
     """Check that the custom functions that run meanwhile make a graph of their gradients.
 
-    One whose backward is a kernel, or runs under ``no_grad``, returns gradients without a graph, and
-    everything behind it then looks linear. One that adds a constant to a gradient, whatever comes
-    in, adds it to each product as well. Only a gradient that is always zero is right without a
-    graph. To learn whether one always is, the function runs once more; so a function that makes a
-    graph runs no more often than before.
+    One whose backward is a kernel, or runs under ``no_grad``, returns gradients without a graph,
+    and everything behind it then looks linear. One that adds a constant to a gradient adds it to
+    each product as well. Only a gradient that is always zero is right without a graph. To learn
+    whether one always is, the function runs once more; so a function that makes a graph runs no
+    more often than before.
 
     Args:
         custom: What :func:`check_region` found.
@@ -194,19 +194,30 @@ def check_gradients(gradients: Iterable[Tensor | None]) -> None:
     Raises:
         RuntimeError: There is one.
     """
-    if any(_is_dead_end(node) for node in graph_nodes(g for g in gradients if g is not None)):
+    nodes = graph_nodes(g for g in gradients if g is not None)
+    errors = [node for node in nodes if type(node).__name__ == "Error"]
+    if not errors:
+        return
+    reached = {
+        following
+        for node in nodes
+        if type(node).__name__ != "Error"
+        for following, _ in node.next_functions
+    }
+    if any(_is_dead_end(error, reached) for error in errors):
         raise no_partial_hessian(
             f"it passes through a function marked once_differentiable; {OPERATION_WAY_OUT}"
         )
 
 
-def _is_dead_end(node: Node) -> bool:
+def _is_dead_end(error: Node, reached: set[Node]) -> bool:
     # once_differentiable hangs its error on copies of its outputs, leaves that nobody else knows.
     # Torch's own errors about missing derivatives lead on, and are raised when reached.
-    if type(node).__name__ != "Error":
-        return False
-    following = [n for n, _ in node.next_functions if n is not None]
-    return all(is_leaf(n) and not isinstance(n.variable, nn.Parameter) for n in following)
+    following = [n for n, _ in error.next_functions if n is not None]
+    return all(
+        is_leaf(n) and n not in reached and not isinstance(n.variable, nn.Parameter)
+        for n in following
+    )
 
 
 class RunningBackward:
