@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from small import assert_same_bits, bn_net, loss_of
-from torch import nn
+from small import WAYS, assert_same_bits, bn_net, loss_of
+from torch import Tensor, nn
+from torch.nn import functional
 
 import sgdph
 
@@ -119,3 +120,118 @@ def test_a_compiled_step_is_not_traced() -> None:
         optimizer.backward(loss_of(model, i))
         step()
     assert not seen
+
+
+class WithLoss(nn.Module):
+    """A module that returns its loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(self.model(x), y)
+
+
+def norm_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.SiLU(), nn.Linear(6, 3))
+
+
+X, Y = torch.linspace(-1, 1, 64).reshape(16, 4), torch.arange(16) % 3
+
+
+def whole(model: nn.Module, backend: str) -> Tensor:
+    loss: Tensor = torch.compile(WithLoss(model), backend=backend)(X, Y)
+    return loss
+
+
+def cross_entropy_alone(model: nn.Module, backend: str) -> Tensor:
+    loss: Tensor = torch.compile(lambda z: functional.cross_entropy(z, Y), backend=backend)(
+        model(X)
+    )
+    return loss
+
+
+def squared_error_alone(model: nn.Module, backend: str) -> Tensor:
+    loss: Tensor = torch.compile(lambda z: z.square().mean(), backend=backend)(model(X))
+    return loss
+
+
+def first_layers_alone(model: nn.Module, backend: str) -> Tensor:
+    assert isinstance(model, nn.Sequential)
+    compiled = torch.compile(model[:3], backend=backend)
+    return functional.cross_entropy(model[3](compiled(X)), Y)
+
+
+LOSSES = [whole, cross_entropy_alone, squared_error_alone, first_layers_alone]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("loss_of", LOSSES, ids=lambda loss_of: loss_of.__name__)
+def test_compiled_code_between_loss_and_parameter_is_always_refused(
+    loss_of: Callable[[nn.Module, str], Tensor], way: str
+) -> None:
+    model = norm_net()
+    for name in ("0.bias", "1.weight", "1.bias"):
+        p = model.get_parameter(name)
+        optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
+
+        def step(optimizer: sgdph.SGDPH = optimizer) -> None:
+            WAYS[way](optimizer, loss_of(model, BACKEND))
+            optimizer.step()
+
+        for _ in range(2):
+            model.zero_grad()
+            with pytest.raises(RuntimeError, match=r"compiled model.*closure=\.\.\."):
+                step()
+
+
+@pytest.mark.parametrize("look", [sgdph.hessian_block, sgdph.diagonality])
+def test_a_block_of_compiled_code_is_refused(look: Callable[..., object]) -> None:
+    model = norm_net()
+    loss = whole(model, BACKEND)
+    with pytest.raises(RuntimeError, match="compiled model"):
+        look(loss, model.get_parameter("1.weight"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_compiled_code_elsewhere_changes_nothing(way: str) -> None:
+    """Compiled code that leads to no Newton parameter, and a backend that compiles nothing."""
+
+    def hessian(loss: Callable[[nn.Module], Tensor]) -> Tensor:
+        model = norm_net()
+        groups = [{"params": [model.get_parameter("1.weight")], "channelwise": True}]
+        optimizer = sgdph.SGDPH(groups, hessian_momentum=0.0)
+        WAYS[way](optimizer, loss(model))
+        optimizer.step()
+        result: Tensor = optimizer.state[model.get_parameter("1.weight")]["hessian"]
+        return result
+
+    def beside(model: nn.Module) -> Tensor:
+        assert isinstance(model, nn.Sequential)
+        first = torch.compile(model[0], backend=BACKEND)
+        decay = torch.compile(lambda w: w.square().sum(), backend=BACKEND)(model[3].weight)
+        return functional.cross_entropy(model[1:](first(X)), Y) + decay
+
+    def plain(model: nn.Module) -> Tensor:
+        return functional.cross_entropy(model(X), Y)
+
+    expected = hessian(plain)
+    torch.testing.assert_close(hessian(beside), expected)
+    torch.testing.assert_close(hessian(lambda model: whole(model, "eager")), expected)
+
+
+def test_a_closure_with_compiled_code_equals_the_uncompiled_one() -> None:
+    hessians = []
+    for backend in (BACKEND, None):
+        model = norm_net()
+        p = model.get_parameter("1.weight")
+        optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}], hessian_momentum=0.0)
+        loss_of = WithLoss(model)
+        run = loss_of if backend is None else torch.compile(loss_of, backend=backend)
+        optimizer.update_hessian(closure=lambda run=run: run(X, Y))  # type: ignore[misc]
+        run(X, Y).backward()
+        optimizer.step()
+        hessians.append(optimizer.state[p]["hessian"])
+    torch.testing.assert_close(*hessians, rtol=1e-3, atol=1e-5)

@@ -400,6 +400,53 @@ def test_update_after_backward() -> None:
         optimizer.update_hessian(loss)
 
 
+def two_losses() -> tuple[nn.Sequential, Tensor, Tensor]:
+    model = bn_net()
+    h = model[:3](torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)))
+    first = functional.cross_entropy(model[3:](h), torch.zeros(4).long())
+    return model, first, h.square().mean()
+
+
+def test_two_losses_over_one_graph() -> None:
+    model, first, second = two_losses()
+    optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+    optimizer.backward(first)
+    with pytest.raises(RuntimeError, match=r"sum to optimizer\.backward.*retain_graph=True"):
+        optimizer.backward(second)
+
+    # What the error recommends is right.
+    averages = []
+    for summed in (True, False):
+        model, first, second = two_losses()
+        optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+        if summed:
+            optimizer.backward(first + second)
+        else:
+            for loss in (first, second):
+                optimizer.update_hessian(loss)
+                loss.backward(retain_graph=True)
+        optimizer.step()
+        newton = [p for p in model[:3].parameters() if p.ndim == 1]
+        averages.append([optimizer.state[p]["hessian"] for p in newton])
+    for a, b in zip(*averages, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_another_optimizer_that_steps_first() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(list(model[:3].parameters()))
+    other = torch.optim.SGD(model[3:].parameters(), lr=0.1)
+    loss_of(model).backward(create_graph=True)
+    other.step()
+    with pytest.raises(RuntimeError, match=r"step SGDPH before the other.*optimizer\.backward"):
+        optimizer.step()
+    optimizer.zero_grad()
+    other.zero_grad()
+    loss_of(model).backward(create_graph=True)
+    optimizer.step()
+    other.step()
+
+
 @pytest.mark.parametrize(
     ("torch_says", "way_out"),
     [
@@ -408,6 +455,8 @@ def test_update_after_backward() -> None:
         ("derivative for aten::_cudnn_rnn_backward is not implemented", "cudnn.flags"),
         ("derivative for aten::batch_norm_backward_reduce is not implemented", "GroupNorm"),
         ("batch_norm does not support 3rd+ order derivatives.", "channelwise=False"),
+        ("batch_norm does not support 3rd+ order derivatives.", "third derivative"),
+        ("double backwards on ps_roi_align not supported", "channelwise=False"),
     ],
 )
 def test_what_torch_says_elsewhere(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sgdph.ddp import static_graph_unnoticed
-from sgdph.differentiability import FirstLook, explained
+from sgdph.differentiability import explained
 from sgdph.hessian import check_loss, gradients_with_graph, silenced_hooks
 from sgdph.nodes import has_packed
 from sgdph.region import Region
@@ -183,7 +183,6 @@ def _gradients(
 ) -> list[Tensor]:
     params = [p for _, p in named]
     found = gradients_with_graph(loss, params, region, lean=lean)
-    FirstLook().check(params, found)
     gradients = []
     for gradient, (name, p) in zip(found, named, strict=True):
         if gradient is None:

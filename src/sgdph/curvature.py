@@ -14,7 +14,6 @@ from sgdph.amp import LossFactors, loss_factors
 from sgdph.averages import CurvatureAverages
 from sgdph.cycle import MOST_SWEEPS, Cycle
 from sgdph.ddp import Wrappers, static_graph_unnoticed
-from sgdph.differentiability import FirstLook
 from sgdph.finite_difference import Closure, curvature_of_differences
 from sgdph.groups import parameter_name
 from sgdph.hessian import (
@@ -66,8 +65,7 @@ class Curvature:
         self.ranks = Ranks(process_group)
         self._wrappers = Wrappers()
         self._join_is_new = False
-        self._first_look = FirstLook()
-        self._pending = PendingCurvature(self._first_look)
+        self._pending = PendingCurvature()
         self._averages = CurvatureAverages()
         self._replaced = ReplacedParameters()
         # Those whose turn it is, and those passed over, from the first loss to the step.
@@ -128,7 +126,6 @@ class Curvature:
             if shared is not None and not shared.is_complete:
                 shared = None
             refuse_sparse_gradients(trainable, gradients, partial(parameter_name, groups))
-            self._first_look.check(trainable, gradients)
             probes = self.cycle.probes(groups, trainable)
             curvatures = curvature_of_gradients(
                 gradients, trainable, estimator, probes, release=None if shared is None else loss

@@ -27,6 +27,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from sgdph.differentiability import explained
 from sgdph.double_backward import lean_second_derivatives
+from sgdph.graph_checks import check_gradients, check_region, refuse_graphless_gradients
 from sgdph.region import Region
 from sgdph.shared_backward import SharedBackward
 
@@ -39,9 +40,9 @@ def gradients_with_graph(
     params: Sequence[Tensor],
     region: Region,
     *,
+    lean: bool = True,
     once: bool = False,
     shared: SharedBackward | None = None,
-    lean: bool = True,
 ) -> list[Tensor | None]:
     """Differentiate ``loss`` once, ready for a second time; ``.grad`` is untouched.
 
@@ -49,19 +50,23 @@ def gradients_with_graph(
         loss: A real scalar whose graph has not been freed (:func:`check_loss`). It stays alive.
         params: Leaves of the graph, each of any shape.
         region: What lies between the two.
+        lean: See :func:`~sgdph.double_backward.lean_second_derivatives`.
         once: Whether there will be a single product of these gradients.
         shared: The backward that is to go on from here, where one is.
-        lean: See :func:`~sgdph.double_backward.lean_second_derivatives`.
 
     Returns:
         Per parameter its gradient with a graph, or without one where it is constant; ``None``
         where the loss does not depend on it.
 
     Raises:
-        RuntimeError: ``loss`` cannot be differentiated so.
+        RuntimeError: ``loss`` cannot be differentiated twice.
     """
     if not params:
         return []
+    custom = check_region(region)
+    # So that every gradient in the region depends on something, and a custom function that ends
+    # the loss must show whether it makes a graph.
+    grad_output = torch.ones_like(loss, requires_grad=True) if custom else None
     asked = [] if shared is None else shared.asked
     leaves = [] if shared is None else shared.asked_leaves
     recording = contextlib.nullcontext() if shared is None else shared.recording()
@@ -69,12 +74,17 @@ def gradients_with_graph(
         silenced_hooks([*params, *leaves]),
         torch.enable_grad(),
         explained(),
+        refuse_graphless_gradients(custom, region),
         lean_second_derivatives(region, once, lean=lean),
         recording,
     ):
         inputs = [*map(get_gradient_edge, params), *asked]
-        gradients = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
-    return list(gradients[: len(params)])
+        gradients = torch.autograd.grad(
+            loss, inputs, grad_output, create_graph=True, allow_unused=True
+        )[: len(params)]
+    if custom:
+        check_gradients(gradients)
+    return list(gradients)
 
 
 def curvature_of_gradients(

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 Node: TypeAlias = Any
 """A ``torch.autograd.graph.Node``; the generated classes carry attributes of their own."""
@@ -43,6 +44,29 @@ def has_packed(node: Node) -> bool:
     prefix = "_raw_saved_"
     names = [name.removeprefix(prefix) for name in dir(node) if name.startswith(prefix)]
     return any(is_packed(node, name) for name in names)
+
+
+def has_packed_tensors(node: Node) -> bool:
+    """Tell whether any saved tensor of a Python function's node went through a pack hook.
+
+    Raises:
+        RuntimeError: The graph was freed.
+    """
+    raw = node._raw_saved_tensors
+    return any(getattr(tensor, "unpack_hook", None) is not None for tensor in raw or ())
+
+
+def function_of(node: Node) -> type[Any]:
+    """Return the class of the Python function that a node runs the backward of."""
+    function: type[Any] = type(node)._forward_cls
+    return function
+
+
+def function_name(node: Node) -> str:
+    """Name the function that a node belongs to, as its author knows it."""
+    if not isinstance(node, BackwardCFunction):
+        return str(node.name())
+    return function_of(node).__qualname__.rpartition(">.")[2]
 
 
 def has_hooks(node: Node) -> bool:

@@ -24,21 +24,17 @@ from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.amp import LossFactors, calling_grad_scaler
-from sgdph.differentiability import FirstLook
+from sgdph.graph_checks import RunningBackward, check_gradients
 from sgdph.hessian import Estimator, curvature_of_gradients
 from sgdph.nodes import Node
 from sgdph.pending_entry import GradientStamp, Owner, PendingEntry, Taken
 
 
 class PendingCurvature:
-    """Keeps the curvature of each Newton parameter until the step that uses it.
+    """Keeps the curvature of each Newton parameter until the step that uses it."""
 
-    Args:
-        first_look: Looks at gradients that ``backward(create_graph=True)`` leaves.
-    """
-
-    def __init__(self, first_look: FirstLook) -> None:
-        self._first_look = first_look
+    def __init__(self) -> None:
+        self._running_backward = RunningBackward()
         self._pending: dict[int, PendingEntry] = {}
         self._handles: dict[int, list[RemovableHandle]] = {}
         # Of all parameters: a miss settles with a backward that leaves its own parameter out.
@@ -114,6 +110,7 @@ class PendingCurvature:
             with torch.enable_grad():
                 before = entry.gradient_with_graph
                 entry.gradient_with_graph = arrived if before is None else before + arrived
+            entry.objection = entry.objection or self._running_backward.objection(p)
         else:
             entry.forgotten = True
         holds = entry.settled or entry.gradient_with_graph is not None
@@ -170,7 +167,11 @@ class PendingCurvature:
             return sums
         if loss_scale is None:
             loss_scale = 1.0 if scaler is None else float(scaler.get_scale())
-        self._first_look.check(params, gradients)
+        for p, gradient in zip(params, gradients, strict=True):
+            objection = self._entry(p).objection
+            if gradient is not None and objection is not None:
+                raise RuntimeError(objection)
+        check_gradients(gradients)
         products = curvature_of_gradients(gradients, params, estimator, probes())
         for i, (p, h) in enumerate(zip(params, products, strict=True)):
             if h is not None:

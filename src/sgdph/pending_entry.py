@@ -82,6 +82,8 @@ class PendingEntry:
     settled: list[Taken] = field(default_factory=list)
     gradient_with_graph: Tensor | None = None
     """Of ``loss.backward(create_graph=True)``, as the backward left it: settled as well."""
+    objection: str | None = None
+    """Why a product of that graph would be wrong."""
     arriving: Tensor | None = None
     """A gradient with a graph that is about to be added to ``.grad``."""
     missed_at: int | None = None
@@ -96,7 +98,7 @@ class PendingEntry:
         """Drop what belongs to gradients that are gone."""
         self.dropped |= bool(self.settled) or self.gradient_with_graph is not None
         self.settled = []
-        self.gradient_with_graph = self.stamp = None
+        self.gradient_with_graph = self.objection = self.stamp = None
         self.forgotten = False
 
     def drop_if_cleared(self, p: Tensor) -> None:

@@ -10,21 +10,39 @@ from torch.autograd.graph import get_gradient_edge
 from sgdph.nodes import Edge, Node, is_leaf
 
 
+def graph_nodes(roots: Iterable[Tensor | Node]) -> list[Node]:
+    """List the autograd nodes that the graphs of ``roots`` are made of, each once.
+
+    Args:
+        roots: Tensors, or the nodes that made them.
+    """
+    nodes = (root.grad_fn if isinstance(root, Tensor) else root for root in roots)
+    stack = [node for node in nodes if node is not None]
+    seen = dict.fromkeys(stack)
+    while stack:
+        for following, _ in stack.pop().next_functions:
+            if following is not None and following not in seen:
+                seen[following] = None
+                stack.append(following)
+    return list(seen)
+
+
 class Graph:
     """All nodes of a loss's graph.
 
     Args:
-        loss: A tensor with a graph.
+        loss: A tensor with a graph, or the node that made it.
 
     Attributes:
         following: Where each node's gradients go. The nodes come in an order in which each follows
             all of those that it leads to.
     """
 
-    def __init__(self, loss: Tensor) -> None:
+    def __init__(self, loss: Tensor | Node) -> None:
         self.following: dict[Node, Sequence[Edge]] = {}
-        if loss.grad_fn is not None:
-            self._walk(loss.grad_fn)
+        root = loss.grad_fn if isinstance(loss, Tensor) else loss
+        if root is not None:
+            self._walk(root)
 
     def _walk(self, root: Node) -> None:
         # Depth first with a stack of our own: a deep network is deeper than Python's.
@@ -51,14 +69,14 @@ class Region:
     """The nodes on the paths from a loss to some leaves, the leaves' own nodes left out.
 
     Args:
-        loss: A tensor with a graph, or that graph.
+        loss: A tensor with a graph, the node that made it, or that graph.
         leaves: Leaf tensors. One that the loss does not depend on makes the region no larger.
 
     Attributes:
         nodes: The region's nodes, each after all of those it leads to.
     """
 
-    def __init__(self, loss: Tensor | Graph, leaves: Iterable[Tensor]) -> None:
+    def __init__(self, loss: Tensor | Node | Graph, leaves: Iterable[Tensor]) -> None:
         graph = loss if isinstance(loss, Graph) else Graph(loss)
         self._following = graph.following
         self._leading = {get_gradient_edge(leaf).node for leaf in leaves}

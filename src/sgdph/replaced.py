@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sgdph.differentiability import REENTRANT_WAY_OUT, graph_nodes
+from sgdph.differentiability import REENTRANT_WAY_OUT
 from sgdph.nodes import is_leaf
+from sgdph.region import graph_nodes
 
 
 class ReplacedParameters:

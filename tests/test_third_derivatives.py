@@ -1,0 +1,117 @@
+"""Losses that contain a gradient: right, or refused where torch's third derivative is not right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from small import WAYS
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+import sgdph
+
+DTYPE = torch.float64
+X = torch.randn(6, 4, 3, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "layer": lambda: nn.LayerNorm((4, 3), dtype=DTYPE),
+    "batch": lambda: nn.BatchNorm1d(4, dtype=DTYPE),
+    "instance": lambda: nn.InstanceNorm1d(4, affine=True, dtype=DTYPE),
+    "batch in evaluation": lambda: nn.BatchNorm1d(4, dtype=DTYPE).eval(),
+    "group": lambda: nn.GroupNorm(2, 4, dtype=DTYPE),
+    "rms": lambda: nn.RMSNorm((4, 3), dtype=DTYPE),
+}
+REFUSED = {"layer": "layer norm", "batch": "batch norm", "instance": "batch norm"}
+
+
+def energy(norm: nn.Module, x: Tensor, p: Tensor, place: str) -> Tensor:
+    h = x * p[:, None].sin() if place == "before" else x
+    if place == "weight":
+        shape = norm.get_parameter("weight").shape
+        weight = (p if len(shape) == 1 else p[:, None]).expand(shape)
+        h = functional_call(norm, {"weight": weight}, (h,))
+    else:
+        h = norm(h)
+    return functional.silu(h * p[:, None] if place == "behind" else h).sum()
+
+
+def loss_of(norm: nn.Module, p: Tensor, place: str) -> Tensor:
+    x = X.clone().requires_grad_()
+    (forces,) = torch.autograd.grad(energy(norm, x, p, place), x, create_graph=True)
+    return forces.square().sum()
+
+
+def differences(norm: nn.Module, p: Tensor, place: str) -> Tensor:
+    rows = []
+    for step in 1e-5 * torch.eye(len(p), dtype=DTYPE):
+        ends = [(p.detach() + sign * step).requires_grad_() for sign in (1, -1)]
+        gradients = [torch.autograd.grad(loss_of(norm, end, place), end)[0] for end in ends]
+        rows.append((gradients[0] - gradients[1]) / 2e-5)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
+@pytest.mark.parametrize("place", ["before", "weight", "behind"])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_under_a_gradient_penalty(name: str, place: str, way: str) -> None:
+    norm = NORMS[name]()
+    p = nn.Parameter(torch.linspace(0.4, 1.2, 4, dtype=DTYPE))
+    groups = [{"params": [p], "channelwise": True}]
+    optimizer = sgdph.SGDPH(groups, lr=0.0, hessian_momentum=0.0, estimator="exact")
+
+    def take() -> Tensor:
+        loss = loss_of(norm, p, place)
+        if way == "hessian_block":
+            return sgdph.hessian_block(loss, p)
+        WAYS[way](optimizer, loss)
+        optimizer.step()
+        diagonal: Tensor = optimizer.state[p]["hessian"]
+        return diagonal
+
+    # Only what lies in front of the norm needs its third derivative by its input.
+    if name in REFUSED and place == "before":
+        with pytest.raises(RuntimeError, match=rf"{REFUSED[name]}.*third.*GroupNorm.*closure="):
+            take()
+        return
+    expected = differences(norm, p, place)
+    if way != "hessian_block":
+        expected = expected.diagonal().abs()
+    torch.testing.assert_close(take(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
+def test_weight_norm_s_direction_is_corrected_or_refused(way: str) -> None:
+    """Torch's second derivative by the direction is wrong; by the length it is right."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 1, dtype=DTYPE))
+    length, direction = layer.parametrizations.weight.parameters()  # type: ignore[union-attr]
+
+    def take(p: Tensor) -> Tensor:
+        groups = [{"params": [p], "channelwise": True}]
+        optimizer = sgdph.SGDPH(groups, lr=0.0, hessian_momentum=0.0, estimator="exact")
+        loss = layer(X.flatten(0, 1)[:, :1].expand(24, 4).cumsum(1)).sin().sum()
+        if way == "hessian_block":
+            return sgdph.hessian_block(loss, p).diagonal().abs().view_as(p)
+        WAYS[way](optimizer, loss)
+        optimizer.step()
+        diagonal: Tensor = optimizer.state[p]["hessian"]
+        return diagonal
+
+    def by_hand(g: Tensor, v: Tensor) -> Tensor:
+        weight = g * v / torch.norm_except_dim(v, 2, 0)
+        x = X.flatten(0, 1)[:, :1].expand(24, 4).cumsum(1)
+        return functional.linear(x, weight, layer.bias).sin().sum()
+
+    for i, p in enumerate((length, direction)):
+        if way == "create_graph" and p is direction:
+            with pytest.raises(
+                RuntimeError, match=r"by v is wrong: use optimizer.backward\(loss\)"
+            ):
+                take(p)
+            continue
+        values = length.detach(), direction.detach()
+        hessian = torch.autograd.functional.hessian(by_hand, values)[i][i]
+        expected = hessian.reshape(p.numel(), -1).diagonal().abs().view_as(p)
+        torch.testing.assert_close(take(p), expected)
