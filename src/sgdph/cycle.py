@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sgdph.hessian import is_stochastic
 from sgdph.probes import rademacher_probe
 
 _START = {"step": 0, "cursor": 0, "refreshes": 0}
@@ -67,7 +68,7 @@ class Cycle:
         self, groups: Sequence[dict[str, Any]], params: Iterable[Tensor]
     ) -> list[Tensor] | None:
         """Draw this refresh's probe for each of ``params``, where the estimator wants any."""
-        if groups[0]["estimator"] != "hutchinson":
+        if not is_stochastic(groups[0]["estimator"]):
             return None
         seed, visit = groups[0]["seed"], groups[0]["refreshes"]
         if groups[0]["refresh"] == "cyclic":
