@@ -180,7 +180,7 @@ class GradientDifferences:
     def check_closure(self) -> None:
         """Check that the closure was one function of the weights in all passes so far.
 
-        It waits for the device, and calls the closure twice more where losses and slopes do not fit.
+        It waits for the device, and calls the closure twice more where losses do not fit slopes.
 
         Raises:
             RuntimeError: Called again at the weights of a pass before, it returned another loss.
