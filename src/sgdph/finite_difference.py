@@ -42,6 +42,9 @@ _LEAST_SCALE = 0.1
 # Two losses at the same weights that differ by a larger share are of two functions. Kernels whose
 # sums run in another order each time stay far below it.
 _SAME_LOSS = 1e-4
+# What to expect of the bound on a quadrature's error. Lower, it catches a few more closures, and
+# more right ones must show by further calls that they are right.
+_SHARE_OF_BOUND = 0.5
 # How far slopes may be off by rounding: a bfloat16 autocast's are by one percent.
 _SLOPE_ERROR = 0.02
 
@@ -229,12 +232,12 @@ def _mismatch(ahead: _Pass, behind: _Pass, distance: Tensor) -> Tensor:
     """Compare two losses with the slopes between them; above 0 where they may not fit.
 
     Where the slope only grows or only falls in between, the trapezoidal rule is off by at most the
-    difference of the slopes at both ends, times δ. A closure that draws another batch is off by the
-    difference of the batches' losses, which is larger.
+    difference of the slopes at both ends, times δ, and mostly by far less. A closure that draws
+    another batch is off by the difference of the batches' losses, which is larger.
     """
     distance = distance.to(ahead.loss.device)
     rule = ahead.loss - behind.loss - distance * (ahead.slope + behind.slope)
-    by_curvature = distance * (ahead.slope - behind.slope).abs()
+    by_curvature = _SHARE_OF_BOUND * distance * (ahead.slope - behind.slope).abs()
     by_rounding = _SLOPE_ERROR * distance * (ahead.slope.abs() + behind.slope.abs())
     unnoticed = _SAME_LOSS * (ahead.loss.abs() + behind.loss.abs())
     return rule.abs() - by_curvature - by_rounding - unnoticed
