@@ -176,7 +176,7 @@ def test_each_pass_starts_from_the_same_buffers() -> None:
     for way in ("closure", "backward"):
         model = smooth_net()
         nn.utils.parametrizations.spectral_norm(model[3])
-        optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), refresh="all")
         if way == "closure":
             by_closure(optimizer, model, 0)
         else:
