@@ -183,7 +183,7 @@ def test_parameters_before_a_wrong_kernel_are_named(
     errors = checked(model, 5, **settings)
     assert list(errors) == [*BEFORE, "behind.bias"]
     assert all(errors[name] > 0.05 for name in BEFORE), errors
-    assert errors["behind.bias"] < 0.01, errors
+    assert errors["behind.bias"] < 0.03, errors
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
@@ -246,7 +246,7 @@ def test_right_networks_pass_and_a_factor_of_two_does_not(
     model = build().to(dtype)
     model(batch(dtype, *shape))
     errors = checked(model, *shape)
-    tolerance = 1e-2 if dtype == torch.float32 else 1e-4
+    tolerance = 3e-2 if dtype == torch.float32 else 1e-4
     assert max(errors.values()) <= tolerance, errors
 
     right = curvature_check.curvature_of_gradients
