@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -123,6 +128,140 @@ def test_weights_buffers_generators_and_gradients_are_as_before() -> None:
     model(x)
     assert len(model.masks) == 3
     assert all(torch.equal(mask, model.masks[0]) for mask in model.masks)
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "torch": lambda: torch.rand(()).item(),
+    "numpy": lambda: float(np.random.rand()),  # noqa: NPY002
+    "python": random.random,
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_numbers_from_any_global_generator_are_the_same_in_each_pass(name: str) -> None:
+    """Mixup drawn inside: the curvature is the exact product's with the number drawn next."""
+    x, y = batch(dtype=torch.float64)
+    averages, drawn = [], []
+    for way in ("closure", "backward"):
+        model = smooth_net()
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+
+        def loss(model: nn.Module = model) -> Tensor:
+            drawn.append(DRAWS[name]())
+            return functional.cross_entropy(model(drawn[-1] * x + (1 - drawn[-1]) * x.flip(0)), y)
+
+        if way == "closure":
+            optimizer.update_hessian(closure=loss)
+            loss().backward()
+        else:
+            optimizer.backward(loss())
+        averages.append(torch.cat([h.flatten() for h in pending(optimizer)]))
+    assert drawn == drawn[:1] * 4
+    torch.testing.assert_close(averages[0], averages[1], rtol=1e-6, atol=1e-9)
+
+
+def test_numpy_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "numpy")
+    optimizer = sgdph.SGDPH((model := bn_net()).parameters())
+    by_closure(optimizer, model, 0)
+    assert "numpy" not in sys.modules
+
+
+def test_each_pass_starts_from_the_same_buffers() -> None:
+    """Spectral norm goes on with its power iteration at each call, and uses the result."""
+    averages = []
+    for way in ("closure", "backward"):
+        model = smooth_net()
+        nn.utils.parametrizations.spectral_norm(model[3])
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), refresh="all")
+        if way == "closure":
+            by_closure(optimizer, model, 0)
+        else:
+            optimizer.backward(loss_of(model))
+        averages.append(torch.cat([h.flatten() for h in pending(optimizer)]))
+    torch.testing.assert_close(averages[0], averages[1], rtol=1e-6, atol=1e-9)
+
+
+class AnotherEachTime:
+    """Closures that are no functions of the weights, each in its way."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.calls = 0
+        self.numpy = np.random.default_rng(0)
+        self.torch = torch.Generator().manual_seed(0)
+
+    def loader(self) -> Tensor:
+        return loss_of(self.model, self.calls)
+
+    def counter(self) -> Tensor:
+        return loss_of(self.model) * (1 + 0.02 * self.calls)
+
+    def alternating(self) -> Tensor:
+        return loss_of(self.model, self.calls % 2)
+
+    def mixup(self) -> Tensor:
+        x, y = batch(dtype=next(self.model.parameters()).dtype)
+        share = self.numpy.random()
+        return functional.cross_entropy(self.model(share * x + (1 - share) * x.flip(0)), y)
+
+    def noise(self) -> Tensor:
+        x, y = batch(dtype=next(self.model.parameters()).dtype)
+        noise = torch.randn(x.shape, generator=self.torch).to(x.dtype)
+        return functional.cross_entropy(self.model(x + 0.3 * noise), y)
+
+    def closure(self, kind: str) -> Tensor:
+        self.calls += 1
+        return getattr(self, kind)()
+
+
+@pytest.mark.parametrize("settings", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("kind", ["loader", "counter", "alternating", "mixup", "noise"])
+def test_a_closure_that_is_no_function_of_the_weights_is_noticed(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    """Nearly each time: two draws may happen to give the same loss."""
+    for model in (bn_net(), smooth_net()):
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.05, **settings)
+        other = AnotherEachTime(model)
+        noticed = 0
+        for step in range(3):
+            optimizer.zero_grad()
+            random, before = torch.get_rng_state(), copy.deepcopy(model)
+            try:
+                optimizer.update_hessian(closure=lambda other=other: other.closure(kind))
+            except RuntimeError as error:
+                if "not a function of the weights" not in str(error):
+                    raise
+                assert_same_bits(model, before)
+                assert torch.equal(torch.get_rng_state(), random)
+                noticed += 1
+                # Nothing of it is left: the step takes what comes the right way.
+                by_closure(optimizer, model, step)
+            else:
+                loss_of(model, step).backward()
+            optimizer.step()
+        assert noticed >= 2
+
+
+def test_a_right_closure_is_called_twice_a_product() -> None:
+    for model in (bn_net(), smooth_net(), smooth_net(torch.float32)):
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.05)
+        calls: list[int] = []
+
+        def closure(model: nn.Module, step: int, calls: list[int]) -> Tensor:
+            calls.append(step)
+            return loss_of(model, step)
+
+        for step in range(20):
+            optimizer.zero_grad()
+            optimizer.update_hessian(closure=partial(closure, model, step, calls))
+            loss_of(model, step).backward()
+            optimizer.step()
+        assert len(calls) == 40
 
 
 def test_a_loss_computed_before_is_still_differentiable() -> None:

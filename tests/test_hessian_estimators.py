@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sgdph
+from sgdph.finite_difference import curvature_of_differences
+from sgdph.hessian import (
+    ESTIMATORS,
+    Estimator,
+    curvature_of_gradients,
+    is_one_product,
+    is_stochastic,
+    products_per_block,
+)
 
 NETS = [
     "bn_resnet",
@@ -95,7 +106,7 @@ def signed_or_not(estimator: str, block: Tensor, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("net", NETS)
 def test_cyclic_against_dense_blocks(net: str, estimator: str, way: str) -> None:
     blocks = dense_blocks(net)
@@ -206,7 +217,7 @@ def test_a_softmax_bias_has_row_sum_zero(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
-@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
 def test_loss_scale_divides(refresh: str, estimator: str, way: str) -> None:
     settings = {"estimator": estimator, "refresh": refresh, "way": way}
@@ -225,7 +236,7 @@ def test_loss_scale_may_be_a_tensor_of_the_scaler() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
 def test_micro_batches_share_the_probe_and_add_up(refresh: str, estimator: str, way: str) -> None:
     # Three times the same batch: with one probe the sum is three times one product.
@@ -237,7 +248,7 @@ def test_micro_batches_share_the_probe_and_add_up(refresh: str, estimator: str, 
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ["row_sum", "exact", "hutchinson"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_micro_batches_add_up_signed(estimator: str, way: str) -> None:
     # A loss and its negative have no curvature together; their absolute values would have.
     model = build("layer_norm_mlp")
@@ -281,3 +292,103 @@ def test_behind_layer_norm_the_row_sum_of_a_residual_bias_is_zero() -> None:
             assert block.sum(1).abs().max() < 1e-12
             assert block.diagonal().abs().min() > 1e-5
         assert sgdph.hessian_block(loss, layer.linear1.bias).sum(1).abs().max() > 1e-5
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "permuted": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+}
+
+
+def closure_way(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
+    optimizer.update_hessian(closure=loss)
+    loss().backward()
+
+
+@pytest.mark.parametrize("way", [*WAYS, "closure"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parameters_of_any_memory_layout(layout: str, estimator: str, way: str) -> None:
+    torch.manual_seed(0)
+    p = nn.Parameter(LAYOUTS[layout](torch.rand(3, 2, 2, 2, dtype=torch.float64)))
+    assert p.is_contiguous() == (layout == "contiguous")
+    n = p.numel()
+    mixing = torch.randn(n, n, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        return (mixing @ p.flatten()).sin().sum()
+
+    block = torch.autograd.functional.hessian(
+        lambda flat: (mixing @ flat).sin().sum(), p.detach().flatten()
+    )
+    groups = [{"params": [p], "channelwise": True}]
+    optimizer = sgdph.SGDPH(groups, lr=0.0, hessian_momentum=BETA2, estimator=estimator)
+    if way == "closure":
+        closure_way(optimizer, loss)
+    else:
+        WAYS[way](optimizer, loss(), 1.0)
+    optimizer.step()
+    h = optimizer.state[p]["hessian"] / (1 - BETA2)
+    z = package_probe()(0, 0, p.shape).flatten()
+    expected = signed_or_not(estimator, block, z).reshape(p.shape)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if way == "closure" else {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(h, expected, **tolerance)
+    torch.testing.assert_close(sgdph.hessian_block(loss(), p), block, rtol=1e-9, atol=1e-12)
+    (found,) = sgdph.diagonality(loss(), p)
+    assert found.shape == p.shape
+    errors = sgdph.check_curvature(loss, optimizer)
+    assert max(errors.values()) < 1e-6
+
+
+def test_an_unknown_estimator_never_becomes_another() -> None:
+    p = nn.Parameter(torch.ones(3))
+    unknown: Any = "rowsum"
+    expected = r"estimator must be one of row_sum, hutchinson, exact, got 'rowsum'"
+
+    def loss() -> Tensor:
+        return (p**4).sum()
+
+    gradients = torch.autograd.grad(loss(), [p], create_graph=True)
+    optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
+    uses: list[Callable[[], object]] = [
+        lambda: sgdph.SGDPH([p], estimator=unknown),
+        lambda: curvature_of_gradients(gradients, [p], unknown),
+        lambda: curvature_of_differences(loss, [p], unknown),
+        lambda: is_one_product(unknown, [p]),
+        lambda: is_stochastic(unknown),
+        lambda: products_per_block(unknown, 3),
+        lambda: optimizer.backward(loss()),
+        lambda: optimizer.update_hessian(loss()),
+        lambda: optimizer.update_hessian(closure=loss),
+        lambda: (loss().backward(create_graph=True), optimizer.step()),
+    ]
+    # By hand, where no constructor looks.
+    optimizer.param_groups[0]["estimator"] = unknown
+    for use in uses:
+        with pytest.raises(ValueError, match=expected):
+            use()
+    with pytest.raises(TypeError, match="positional"):
+        sgdph.SGDPH([p], 0.1, unknown)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_name_has_its_way_everywhere(estimator: Estimator) -> None:
+    p = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    probes = [torch.tensor([1.0, -1.0], dtype=torch.float64)]
+
+    def loss() -> Tensor:
+        return p.prod() ** 2
+
+    block = torch.tensor([[8.0, 8.0], [8.0, 2.0]], dtype=torch.float64)
+    expected = {"row_sum": [16.0, 10.0], "hutchinson": [0.0, -6.0], "exact": [8.0, 2.0]}[estimator]
+    gradients = torch.autograd.grad(loss(), [p], create_graph=True)
+    (exact,) = curvature_of_gradients(gradients, [p], estimator, probes)
+    (different,), _ = curvature_of_differences(loss, [p], estimator, probes)
+    assert torch.equal(sgdph.hessian_block(loss(), p), block)
+    for h in (exact, different):
+        assert h is not None
+        torch.testing.assert_close(h, p.new_tensor(expected), rtol=1e-7, atol=1e-7)
+    assert is_stochastic(estimator) is (estimator == "hutchinson")
+    assert products_per_block(estimator, 2) == (2 if estimator == "exact" else 1)
+    assert is_one_product(estimator, [p]) is (estimator != "exact")

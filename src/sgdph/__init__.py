@@ -3,6 +3,7 @@
 from sgdph.block import hessian_block
 from sgdph.block_statistics import Diagonality, EstimateError
 from sgdph.channelwise import param_groups
+from sgdph.curvature_check import check_curvature
 from sgdph.diagnostics import diagonality
 from sgdph.optimizer import SGDPH
 from sgdph.statistics import MultiplierStatistics
@@ -16,6 +17,7 @@ __all__ = [
     "EstimateError",
     "MultiplierStatistics",
     "apply_weight_norm",
+    "check_curvature",
     "diagonality",
     "fold_weight_norm",
     "hessian_block",

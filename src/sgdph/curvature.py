@@ -22,6 +22,7 @@ from sgdph.hessian import (
     curvature_of_gradients,
     gradients_with_graph,
     is_one_product,
+    is_stochastic,
 )
 from sgdph.hyperparameters import check_loss_scale, refuse_sparse_gradients, warn_of_starving
 from sgdph.membership import Membership
@@ -300,11 +301,12 @@ class Curvature:
         """Let what came enter the averages (Eq. 4, 5)."""
         if not arrivals:
             return
+        # Noise has mean zero only while it is signed.
+        signed = is_stochastic(groups[0]["estimator"])
         beta2 = {id(p): group["hessian_momentum"] for group in groups for p in group["params"]}
         for p, h, valid in arrivals:
             if h is not None:
-                # Hutchinson's noise has mean zero only while it is signed.
-                rectified = h if groups[0]["estimator"] == "hutchinson" else h.abs()
+                rectified = h if signed else h.abs()
                 self._averages.add(p, state[p], rectified, valid, beta2[id(p)])
 
     def multiplier(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgdph.hessian import is_stochastic
 from sgdph.probes import rademacher_probe
 
 Groups = Sequence[dict[str, Any]]
@@ -160,7 +161,7 @@ class Cycle:
 
     def probes(self, groups: Groups, params: Iterable[Tensor]) -> list[Tensor] | None:
         """Draw this refresh's probe for each of ``params``, where the estimator wants any."""
-        if groups[0]["estimator"] != "hutchinson":
+        if not is_stochastic(groups[0]["estimator"]):
             return None
         seed = groups[0]["seed"]
         # Counted here, because a parameter's own count of what arrived lies on its device.

@@ -5,25 +5,30 @@ of :math:`O(\delta^2)` from the third derivative and of :math:`O(u / \delta)` fr
 to :math:`u` (Nocedal & Wright, "Numerical Optimization", 2006, section 8.1). Two passes more, and
 no graph of a gradient: fused attention, cuDNN's recurrent layers, ``SyncBatchNorm`` and compiled
 models all have what it takes.
+
+Both passes must see the same function of the weights. Buffers and the global random generators are
+reset for each (:mod:`sgdph.side_effects`). What else a closure may draw from (a loader, a counter,
+a generator of its own) is noticed by what the passes give anyway: the losses at both ends must
+differ by the integral of the slope between them, which the slopes at both ends estimate.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.ddp import forwards_unnoticed
-from sgdph.hessian import Estimator, check_loss, silenced_hooks
+from sgdph.hessian import Estimator, check_loss, silenced_hooks, unit_vectors, unknown_estimator
+from sgdph.side_effects import buffers_kept, random_numbers_kept
 
 Closure = Callable[[], Tensor]
 Check = Callable[[Sequence[Tensor], Sequence[Tensor | None]], None]
+BackwardContext = Callable[[Tensor], contextlib.AbstractContextManager[None]]
 
 # The distance of the two points, as a share of a parameter's scale. Well above the cube root of
 # float32's precision, which would be best for smooth float32 gradients: those of a bfloat16
@@ -34,6 +39,14 @@ _SHARE_OF_FLOAT64 = 1e-5
 # The scale of parameters that are zero, as biases are at first: small against the activations of
 # order one that they are added to.
 _LEAST_SCALE = 0.1
+# Two losses at the same weights that differ by a larger share are of two functions. Kernels whose
+# sums run in another order each time stay far below it.
+_SAME_LOSS = 1e-4
+# What to expect of the bound on a quadrature's error. Lower, it catches a few more closures, and
+# more right ones must show by further calls that they are right.
+_SHARE_OF_BOUND = 0.5
+# How far slopes may be off by rounding: a bfloat16 autocast's are by one percent.
+_SLOPE_ERROR = 0.02
 
 
 def curvature_of_differences(
@@ -62,77 +75,195 @@ def curvature_of_differences(
         depend on it; and a loss that the closure returned, with its graph.
 
     Raises:
-        TypeError, ValueError, RuntimeError: The closure returned no real scalar with a graph; or
-            as ``check``.
+        TypeError, ValueError, RuntimeError: The closure returned no real scalar with a graph, or
+            another loss when called again at the same weights; the estimator is unknown; or as
+            ``check``.
     """
-    differences = _Differences(closure, check)
+    differences = GradientDifferences(closure, check)
+    found: list[Tensor | None]
     if estimator == "hutchinson":
         if probes is None:
             raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
         products = differences.product(params, probes)
         pairs = zip(products, probes, strict=True)
-        found: list[Tensor | None] = [None if h is None else h * z.to(h.dtype) for h, z in pairs]
+        found = [None if h is None else h * z.to(h.dtype) for h, z in pairs]
     elif estimator == "exact":
         found = [_diagonal(differences, p) for p in params]
-    else:
+    elif estimator == "row_sum":
         found = [differences.product([p], [torch.ones_like(p)])[0] for p in params]
+    else:
+        unknown_estimator(estimator)
+    differences.check_closure()
     assert differences.loss is not None, "there was no parameter to differentiate for"
     return found, differences.loss
 
 
-def _diagonal(differences: _Differences, p: Tensor) -> Tensor | None:
-    diagonal = torch.zeros(p.shape, dtype=curvature_dtype(p), device=p.device)
-    for i in range(p.numel()):
-        basis = torch.zeros_like(p)
-        basis.view(-1)[i] = 1
-        row = differences.product([p], [basis])[0]
+def _diagonal(differences: GradientDifferences, p: Tensor) -> Tensor | None:
+    diagonal = torch.zeros(p.numel(), dtype=curvature_dtype(p), device=p.device)
+    for i, vector in enumerate(unit_vectors(p)):
+        row = differences.product([p], [vector])[0]
         if row is None:
             return None
-        diagonal.view(-1)[i] = row.reshape(-1)[i]
-    return diagonal
+        diagonal[i] = row.flatten()[i]
+    return diagonal.reshape(p.shape)
 
 
-class _Differences:
-    """Takes products by calling one closure."""
+class _Pass(NamedTuple):
+    """One pass of the closure.
 
-    def __init__(self, closure: Closure, check: Check | None) -> None:
+    Attributes:
+        params: The leaves that were moved.
+        steps: By how much.
+        loss: Without its graph.
+        slope: The loss's derivative along the vectors.
+        gradients: One per parameter.
+    """
+
+    params: Sequence[Tensor]
+    steps: Sequence[Tensor]
+    loss: Tensor
+    slope: Tensor
+    gradients: Sequence[Tensor | None]
+
+
+class GradientDifferences:
+    """Takes products by calling one closure.
+
+    Args:
+        closure: See :func:`curvature_of_differences`.
+        check: See :func:`curvature_of_differences`.
+        during_backward: Given a pass's loss, makes a context for the pass's backward.
+
+    Attributes:
+        loss: Of the last pass, with what is left of its graph.
+    """
+
+    def __init__(
+        self,
+        closure: Closure,
+        check: Check | None = None,
+        during_backward: BackwardContext | None = None,
+    ) -> None:
         self._closure = closure
         self._check = check
+        self._during_backward = during_backward
+        self._first: list[_Pass] = []
+        self._mismatches: list[Tensor] = []
         self.loss: Tensor | None = None
 
-    def product(self, params: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Multiply the joint Hessian of ``params`` with ``vectors``, of entries -1, 0 and 1."""
-        distance = _distance(params)
+    def product(
+        self,
+        params: Sequence[Tensor],
+        vectors: Sequence[Tensor],
+        share: float | None = None,
+    ) -> list[Tensor | None]:
+        """Multiply the joint Hessian of ``params`` with ``vectors``.
+
+        Args:
+            params: Leaves; at least one.
+            vectors: One per parameter, shaped like it, with entries from -1 to 1.
+            share: δ, as a share of the parameters' scale; ``None`` chooses it by their dtype.
+        """
+        distance = _distance(params, share)
         steps = [
             distance.to(p.device) * v.to(p.dtype) for p, v in zip(params, vectors, strict=True)
         ]
-        with _buffers_kept(), forwards_unnoticed():
-            ahead = self._gradients(params, steps)
-            behind = self._gradients(params, [-step for step in steps])
+        with forwards_unnoticed():
+            ahead = self._pass(params, vectors, steps)
+            behind = self._pass(params, vectors, [-step for step in steps])
+        self._first = self._first or [ahead, behind]
+        self._mismatches.append(_mismatch(ahead, behind, distance))
         return [
             None
             if a is None or b is None
             else (a.to(curvature_dtype(p)) - b.to(curvature_dtype(p))) / (2 * distance.to(p.device))
-            for p, a, b in zip(params, ahead, behind, strict=True)
+            for p, a, b in zip(params, ahead.gradients, behind.gradients, strict=True)
         ]
 
-    def _gradients(
-        self, params: Sequence[Tensor], steps: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        with _moved(params, steps), _random_numbers_kept(params), torch.enable_grad():
+    def check_closure(self) -> None:
+        """Check that the closure was one function of the weights in all passes so far.
+
+        It waits for the device, and calls the closure twice more where losses do not fit slopes.
+
+        Raises:
+            RuntimeError: Called again at the weights of a pass before, it returned another loss.
+        """
+        mismatches, self._mismatches = self._mismatches, []
+        if not mismatches or not torch.stack(mismatches).max() > 0:
+            return
+        # The last pass first, so that a closure that alternates between two losses is caught.
+        for before in reversed(self._first):
+            with forwards_unnoticed(), self._at(before.params, before.steps):
+                again = self._closure()
+            refuse_another_loss(before.loss, again)
+
+    def _pass(
+        self, params: Sequence[Tensor], vectors: Sequence[Tensor], steps: Sequence[Tensor]
+    ) -> _Pass:
+        with self._at(params, steps):
             self.loss = self._closure()
             check_loss(self.loss)
-            with silenced_hooks(params):
+            around = self._during_backward
+            context = contextlib.nullcontext() if around is None else around(self.loss)
+            with silenced_hooks(params), context:
                 gradients = torch.autograd.grad(self.loss, params, allow_unused=True)
         if self._check is not None:
             self._check(params, gradients)
-        return gradients
+        loss = self.loss.detach()
+        dtype = curvature_dtype(loss)
+        slope = loss.new_zeros((), dtype=dtype)
+        for g, v in zip(gradients, vectors, strict=True):
+            if g is not None:
+                slope = slope + (g.to(dtype) * v.to(dtype)).sum().to(loss.device)
+        return _Pass(params, steps, loss.reshape(()).to(dtype), slope, gradients)
+
+    @contextlib.contextmanager
+    def _at(self, params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
+        with (
+            _moved(params, steps),
+            random_numbers_kept(params),
+            buffers_kept(),
+            torch.enable_grad(),
+        ):
+            yield
 
 
-def _distance(params: Sequence[Tensor]) -> Tensor:
+def _mismatch(ahead: _Pass, behind: _Pass, distance: Tensor) -> Tensor:
+    """Compare two losses with the slopes between them; above 0 where they may not fit.
+
+    Where the slope only grows or only falls in between, the trapezoidal rule is off by at most the
+    difference of the slopes at both ends, times δ, and mostly by far less. A closure that draws
+    another batch is off by the difference of the batches' losses, which is larger.
+    """
+    distance = distance.to(ahead.loss.device)
+    rule = ahead.loss - behind.loss - distance * (ahead.slope + behind.slope)
+    by_curvature = _SHARE_OF_BOUND * distance * (ahead.slope - behind.slope).abs()
+    by_rounding = _SLOPE_ERROR * distance * (ahead.slope.abs() + behind.slope.abs())
+    unnoticed = _SAME_LOSS * (ahead.loss.abs() + behind.loss.abs())
+    return rule.abs() - by_curvature - by_rounding - unnoticed
+
+
+def refuse_another_loss(first: Tensor, again: Tensor) -> None:
+    """Refuse a closure that returned two losses at the same weights. Waits for the device.
+
+    Raises:
+        RuntimeError: It did.
+    """
+    a, b = float(first.detach()), float(again.detach())
+    if abs(a - b) > _SAME_LOSS * max(abs(a), abs(b)):
+        raise RuntimeError(
+            "the closure is not a function of the weights: at the same weights it returned "
+            f"{a:.6g} and then {b:.6g}. Every call must compute the same loss: fetch the batch "
+            "before, and draw random numbers from the global generators of torch, numpy or "
+            "Python, which are put back for each call, not from one of your own"
+        )
+
+
+def _distance(params: Sequence[Tensor], share: float | None) -> Tensor:
     """Choose δ: one for all, so that a joint product is one of the joint Hessian."""
     dtype = curvature_dtype(params[0])
-    share = _SHARE_OF_FLOAT64 if dtype == torch.float64 else _SHARE
+    if share is None:
+        share = _SHARE_OF_FLOAT64 if dtype == torch.float64 else _SHARE
     device = params[0].device
     squares = torch.stack([p.detach().to(dtype).square().sum().to(device) for p in params])
     count = sum(p.numel() for p in params)
@@ -153,53 +284,3 @@ def _moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for p, data in zip(params, before, strict=True):
             p.data = data
-
-
-@contextlib.contextmanager
-def _random_numbers_kept(params: Sequence[Tensor]) -> Iterator[None]:
-    """Give every pass the same random numbers (dropout's), those that the next forward gets too."""
-    devices = {p.device for p in params if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        yield
-
-
-@contextlib.contextmanager
-def _buffers_kept() -> Iterator[None]:
-    """Let all modules that are called inside work on copies of their buffers.
-
-    Batch norm's statistics are changed in place at every forward. Bringing old values back would
-    be one change more, and invalidate the graph of a loss computed before.
-    """
-    replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
-    copies: dict[int, Tensor] = {}
-    seen: set[int] = set()
-
-    def replace(module: nn.Module, arguments: object) -> None:
-        for each in [] if id(module) in seen else module.modules():
-            if id(each) in seen:
-                continue
-            seen.add(id(each))
-            for name, buffer in each._buffers.items():
-                if buffer is not None:
-                    replaced.append((each._buffers, name, buffer))
-                    copies.setdefault(id(buffer), buffer.detach().clone())
-                    each._buffers[name] = copies[id(buffer)]
-
-    handle = register_module_forward_pre_hook(replace)
-    try:
-        with _uncompiled(), warnings.catch_warnings():
-            # An OptimizedModule and the module inside it are both seen; the second changes nothing.
-            warnings.filterwarnings("ignore", message=r".*when there are global hooks on modules")
-            yield
-    finally:
-        handle.remove()
-        for buffers, name, buffer in replaced:
-            buffers[name] = buffer
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Run compiled models as they were written: a compiled one traces hooks into what it runs."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -32,7 +32,32 @@ from sgdph.region import Region
 from sgdph.shared_backward import SharedBackward
 
 Estimator = Literal["row_sum", "hutchinson", "exact"]
-ESTIMATORS: tuple[Estimator, ...] = ("row_sum", "hutchinson", "exact")
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+
+
+def unknown_estimator(estimator: NoReturn) -> NoReturn:
+    """Raise for a name that is not in ``ESTIMATORS``.
+
+    It ends every chain of ``if`` over the estimators. Its argument's type makes the type checker
+    report a chain that leaves one out (``typing.assert_never`` is newer than Python 3.10).
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+
+
+def is_stochastic(estimator: Estimator) -> bool:
+    """Tell whether the estimator needs probes, and averages its signed noise away.
+
+    Raises:
+        ValueError: The estimator is unknown.
+    """
+    if estimator == "hutchinson":
+        return True
+    if estimator == "row_sum" or estimator == "exact":
+        return False
+    unknown_estimator(estimator)
 
 
 def gradients_with_graph(
@@ -112,6 +137,7 @@ def curvature_of_gradients(
 
     Raises:
         RuntimeError: The gradients' graph cannot be differentiated.
+        ValueError: The estimator is unknown, or lacks its probes.
     """
     with silenced_hooks(params), explained():
         if estimator == "hutchinson":
@@ -121,12 +147,42 @@ def curvature_of_gradients(
         pairs = zip(gradients, params, strict=True)
         if estimator == "exact":
             return [None if g is None else _exact(g, p) for g, p in pairs]
-        return [None if g is None else _row_sum(g, p, release) for g, p in pairs]
+        if estimator == "row_sum":
+            return [None if g is None else _row_sum(g, p, release) for g, p in pairs]
+        unknown_estimator(estimator)
 
 
 def is_one_product(estimator: Estimator, params: Sequence[Tensor]) -> bool:
-    """Tell whether the estimator takes a single product for all of ``params``."""
-    return estimator == "hutchinson" or (estimator == "row_sum" and len(params) == 1)
+    """Tell whether the estimator takes a single product for all of ``params``.
+
+    Raises:
+        ValueError: The estimator is unknown.
+    """
+    if is_stochastic(estimator):
+        return True
+    return estimator == "row_sum" and len(params) == 1
+
+
+def products_per_block(estimator: Estimator, entries: int) -> int:
+    """Return how many products the estimator takes of one block with so many entries a side.
+
+    Raises:
+        ValueError: The estimator is unknown.
+    """
+    if estimator == "exact":
+        return entries
+    if estimator == "row_sum" or estimator == "hutchinson":
+        return 1
+    unknown_estimator(estimator)
+
+
+def unit_vectors(like: Tensor) -> Iterator[Tensor]:
+    """Yield the unit vectors shaped like ``like``, in the order of its ``flatten()``."""
+    for i in range(like.numel()):
+        # Flat first: a permuted tensor has no flat view of its memory.
+        vector = torch.zeros(like.numel(), dtype=like.dtype, device=like.device)
+        vector[i] = 1
+        yield vector.reshape(like.shape)
 
 
 def _row_sum(gradient: Tensor, p: Tensor, release: Tensor | None) -> Tensor:
@@ -134,13 +190,10 @@ def _row_sum(gradient: Tensor, p: Tensor, release: Tensor | None) -> Tensor:
 
 
 def _exact(gradient: Tensor, p: Tensor) -> Tensor:
-    diagonal = torch.zeros_like(gradient)
-    for i in range(p.numel()):
-        basis = torch.zeros_like(gradient)
-        basis.view(-1)[i] = 1
-        row = _product([gradient], [p], [basis])[0]
-        diagonal.view(-1)[i] = row.reshape(-1)[i]
-    return diagonal.detach()
+    diagonal = gradient.new_zeros(p.numel())
+    for i, vector in enumerate(unit_vectors(gradient)):
+        diagonal[i] = _product([gradient], [p], [vector])[0].flatten()[i]
+    return diagonal.detach().reshape(p.shape)
 
 
 def _hutchinson(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sgdph.hessian import ESTIMATORS
+from sgdph.hessian import ESTIMATORS, is_stochastic, unknown_estimator
 
 Refresh = Literal["cyclic", "all"]
 REFRESHES: tuple[Refresh, ...] = ("cyclic", "all")
@@ -44,7 +44,8 @@ def check_group(group: dict[str, Any]) -> None:
             f"eps must be above 0 and finite, got {group['eps']}: it caps the Newton multiplier "
             "at second_order_lr / eps"
         )
-    _check_choice("estimator", group["estimator"], ESTIMATORS)
+    if group["estimator"] not in ESTIMATORS:
+        unknown_estimator(group["estimator"])
     _check_choice("refresh", group["refresh"], REFRESHES)
     interval = group["hessian_interval"]
     if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
@@ -164,7 +165,7 @@ def refuse_graph_capture() -> None:
 
 def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
     """Warn where joint Hutchinson probes are averaged over too few refreshes."""
-    joint = groups[0]["estimator"] == "hutchinson" and groups[0]["refresh"] == "all"
+    joint = is_stochastic(groups[0]["estimator"]) and groups[0]["refresh"] == "all"
     lowest = min(group["hessian_momentum"] for group in groups)
     if joint and lowest < 0.98:
         warnings.warn(

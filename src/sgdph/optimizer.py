@@ -221,7 +221,9 @@ class SGDPH(Optimizer):
             loss: A real scalar with a graph.
             closure: Computes the loss from the model and a batch and returns it, without a
                 backward. Called at weights beside the present ones, which come back to the bit, as
-                do the buffers of the modules that it calls and the random number generators.
+                do the buffers of the modules that it calls and the global random number generators
+                of torch, numpy and Python. It must be a function of the weights: the batch is
+                fetched before, and generators of its own are not used.
             loss_scale: What the loss is too large by, and the curvature is divided by: n, say,
                 where accumulation over n micro-batches divides only after this call. ``None`` is 1,
                 and the scale of a ``GradScaler`` where ``scaler.scale(loss)`` was given and that
@@ -233,8 +235,9 @@ class SGDPH(Optimizer):
                 shards were put into them.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
                 cannot be differentiated twice; a channel-wise parameter has a sparse gradient;
-                parameters were replaced after construction, in the model or in ``param_groups``; or
-                a CUDA graph is being captured.
+                parameters were replaced after construction, in the model or in ``param_groups``;
+                ``closure`` returns another loss at the same weights; or a CUDA graph is being
+                captured.
         """
         if closure is None and loss is not None:
             self._take(loss, loss_scale, share=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
+from sgdph.hessian import Estimator
 from sgdph.lab.network_names import NETWORKS, canonical
 
 DatasetName = Literal[
@@ -37,7 +38,6 @@ OptimizerName = Literal[
     "sgdph-fixed",
 ]
 ScheduleName = Literal["cosine", "step", "constant"]
-EstimatorName = Literal["row_sum", "hutchinson", "exact"]
 RefreshName = Literal["cyclic", "all"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
@@ -123,7 +123,7 @@ class RunConfig:
     second_order_lr: float | None = None
     hessian_momentum: float | None = None
     eps: float | None = None
-    estimator: EstimatorName | None = None
+    estimator: Estimator | None = None
     refresh: RefreshName | None = None
     hessian_interval: int | None = None
     betas: tuple[float, float] | None = None

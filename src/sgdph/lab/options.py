@@ -14,10 +14,10 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from sgdph.hessian import Estimator
 from sgdph.lab.baselines import check_name
 from sgdph.lab.config import (
     DatasetName,
-    EstimatorName,
     LabError,
     OptimizerName,
     PrecisionName,
@@ -102,7 +102,7 @@ class CommonOptions:
     """Momentum of the Hessian average, the paper's beta_2 (sgdph)."""
     eps: Annotated[float | None, shown(_OWN, "X")] = None
     """Damping: added to the Hessian average (sgdph), or to the denominator (adam and its kin)."""
-    estimator: Annotated[EstimatorName | None, shown(_OWN, EstimatorName)] = None
+    estimator: Annotated[Estimator | None, shown(_OWN, Estimator)] = None
     """What is taken of each Hessian block (sgdph)."""
     refresh: Annotated[RefreshName | None, shown(_OWN, RefreshName)] = None
     """Whether a refresh takes one parameter in turn, or all (sgdph)."""

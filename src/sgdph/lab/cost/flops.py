@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from sgdph.hessian import is_stochastic, products_per_block
 from sgdph.lab.cost.systems import System
 
 
@@ -86,10 +87,10 @@ class GradientFlops:
         """
         if system.estimator is None:
             return None
-        if system.refresh == "all" and system.estimator == "hutchinson":
+        if system.refresh == "all" and is_stochastic(system.estimator):
             return 2 * self.joint
         pairs = zip(self.each, self.sizes, strict=True)
-        products = [2 * f * (n if system.estimator == "exact" else 1) for f, n in pairs]
+        products = [2 * f * products_per_block(system.estimator, n) for f, n in pairs]
         return statistics.fmean(products) * (self.count if system.refresh == "all" else 1)
 
     def floor(self, system: System, sgdm: float) -> float | None:
