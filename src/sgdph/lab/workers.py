@@ -17,7 +17,7 @@ from sgdph.lab.config_file import from_yaml, to_yaml
 from sgdph.lab.crew import Crew, read_order, threads_each, watch_parent
 from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.plan import PlannedRun
-from sgdph.lab.progress import LineReporter, reporter_for, say
+from sgdph.lab.progress import LineReporter, reporter_for, say, screen
 from sgdph.lab.runs import RunDirectory
 from sgdph.lab.start import load_data
 from sgdph.lab.sweep import LOGS, Load, Progress, Work, failure_file, forget_failures, progress_of
@@ -137,7 +137,7 @@ def main() -> int:
     """
     order = read_order()
     runs = [PlannedRun(name, from_yaml(text)) for name, text in order["runs"].items()]
-    console = Console(width=140)
+    console = screen(140)
     work = Work(Path(order["directory"]), runs, load_data, LineReporter(console))
     try:
         watch_parent()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from sgdph.lab.environment import describe_environment
 from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.out import check_contradiction, default_out
+from sgdph.lab.output import printable, shell_word
 from sgdph.lab.progress import say
 from sgdph.lab.resolution import DEFAULTS
 from sgdph.lab.start import load_data, pick_device, prepare
@@ -127,7 +127,7 @@ def new(
     search.setdefault("pruner", DEFAULT_PRUNERS[search["sampler"]])
     spaces = {each: complete(each, named.get(each, {})) for each in optimizers}
     values = {"seed": DEFAULTS["seed"], **given}
-    name = f"{directory.path.resolve().name}-{uuid.uuid4().hex[:8]}"
+    name = printable(f"{directory.path.resolve().name}-{uuid.uuid4().hex[:8]}")
     tuning = Tuning(name, spaces, **search, given=values)
     if "validation_size" in values:
         return tuning
@@ -160,7 +160,7 @@ def report_interruption(directory: TuneDirectory, console: Console) -> int:
         return INTERRUPTED
     place = directory.path.resolve()
     say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
-    say(console, f"  sgdph tune --out {shlex.quote(str(place))}")
+    say(console, f"  sgdph tune --out {shell_word(place)}")
     return INTERRUPTED
 
 
