@@ -1,7 +1,7 @@
-"""What is printed and written, whatever the encoding of the output and the bytes of a path.
+r"""What is printed and written, whatever the encoding of the output and the bytes of a path.
 
 A path whose bytes are not text in the file system's encoding reaches Python with lone surrogates in
-place of those bytes, which no encoding takes. They are shown as ``\\xe9``. A character that the
+place of those bytes, which no encoding takes. They are shown as ``\xe9``. A character that the
 output's encoding lacks is shown in ASCII.
 """
 
@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from sgdph.lab.exit_codes import FAILED, OUTPUT_CLOSED
@@ -64,7 +65,7 @@ def printable(text: object, encoding: str = "utf-8") -> str:
 
 
 def shell_word(word: object) -> str:
-    """Quote a word for a POSIX shell; bytes that are not text become ``$'\\xe9'``."""
+    r"""Quote a word for a POSIX shell; bytes that are not text become ``$'\xe9'``."""
     text = str(word)
     if not _SURROGATE.search(text):
         return shlex.quote(text)
@@ -132,6 +133,11 @@ class StandardStream:
         raise OutputClosed(FAILED) from error
 
 
+def utf8_environment() -> dict[str, str]:
+    """Return the environment of a process whose output goes to a log: UTF-8, whatever ours is."""
+    return {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}
+
+
 @contextmanager
 def standard_streams() -> Iterator[None]:
     """Make standard output and error take every text, for as long as the context lasts.
@@ -156,7 +162,7 @@ def _tolerant(stream: Any) -> Any:
         return stream
     if stream is None:
         # The program was started with it closed.
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the process's life
+        return Path(os.devnull).open("w", encoding="utf-8")
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors=ESCAPE)
     return StandardStream(stream)

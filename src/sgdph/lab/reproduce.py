@@ -63,7 +63,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     directory = SweepDirectory(out)
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)
-        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers)
+        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers or 1)
         return OK
     return train_and_report(directory, plan, place, options, console)
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from sgdph.lab.config import PLACE_FIELDS, LabError
+from sgdph.lab.cores import default_threads
 from sgdph.lab.crew import check_workers, threads_each
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.exit_codes import INTERRUPTED, OK
@@ -57,12 +58,14 @@ def tune(options: TuneOptions, console: Console) -> int:
     check_options(directory, options)
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
     jobs = options.parallel or 1
-    if jobs > 1:
-        place.setdefault("threads", threads_each(jobs))
     try:
         if options.overwrite:
             directory.check_clearable()
         tuning = requested(directory, options, given)
+        first = tuning.config(tuning.optimizers[0], place=place)
+        threads = first.threads or default_threads(first, threads_each(jobs))
+        if threads is not None or jobs > 1:
+            place["threads"] = threads or threads_each(jobs)
         data = data_of(tuning, place, download=options.download)
         for optimizer in tuning.optimizers:
             prepare(tuning.config(optimizer, place=place), data)
