@@ -11,7 +11,14 @@ import yaml
 
 from sgdph.lab import cli
 from sgdph.lab.files import write_text
-from sgdph.lab.output import OutputClosed, StandardStream, printable, shell_command, shell_word
+from sgdph.lab.output import (
+    OutputClosed,
+    StandardStream,
+    printable,
+    shell_command,
+    shell_word,
+    standard_streams,
+)
 from sgdph.lab.runs import RunDirectory
 
 from .conftest import TINY
@@ -66,6 +73,16 @@ def test_what_an_encoding_lacks_is_shown_in_ascii(tmp_path: Path) -> None:
     text = yaml.safe_dump(settings, allow_unicode=True)
     write_text(tmp_path / "file", text)
     assert yaml.safe_load((tmp_path / "file").read_text(encoding="utf-8")) == settings
+
+
+def test_streams_take_what_no_console_has_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    strict = io.TextIOWrapper(written, encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stderr", strict)
+    with standard_streams():
+        print("± \udce9", file=sys.stderr)
+    assert sys.stderr is strict
+    assert written.getvalue() == b"+/- \\xe9\n"
 
 
 @needs_bytes
