@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import sgdph
+from sgdph.lab.output import standard_streams
 
 
 def main() -> int:
@@ -14,7 +15,8 @@ def main() -> int:
         The exit code.
     """
     if sys.argv[1:] == ["--version"]:
-        print(f"sgdph {sgdph.__version__}")
+        with standard_streams():
+            print(f"sgdph {sgdph.__version__}")
         return 0
     try:
         from sgdph.lab import cli

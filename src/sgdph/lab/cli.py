@@ -20,6 +20,8 @@ from sgdph.lab.exit_codes import WRONG_USAGE
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
 from sgdph.lab.options import CompareOptions, TrainOptions
+from sgdph.lab.output import standard_streams
+from sgdph.lab.progress import screen
 from sgdph.lab.reports.command import report
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.reproduce import reproduce
@@ -56,8 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with standard_streams():
+        return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
     # Where the width is not known, a table is better too wide than broken.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = screen(None if sys.stdout.isatty() else 140)
     try:
         options = parse(words)
         run = next(run for kind, run in COMMANDS.values() if type(options) is kind)

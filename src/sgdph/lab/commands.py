@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sgdph.lab.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.cores import with_default_threads
 from sgdph.lab.crew import check_workers
 from sgdph.lab.distributed import Team, joined
 from sgdph.lab.exit_codes import DIVERGED, OK
@@ -86,7 +87,7 @@ def requested_run(
     """
     check_target(directory, options)
     if not options.resume:
-        return resolve(given), None
+        return with_default_threads(resolve(given)), None
     config = resumed_config(directory, given)
     ended = directory.status() in ENDED
     return config, directory.read_summary() if ended else None
@@ -112,7 +113,7 @@ def compare(options: CompareOptions, console: Console) -> int:
     """
     given = options.given()
     directory = ComparisonDirectory(options.out or default_out(given, "compare"))
-    check_workers(options.parallel, "--parallel")
+    check_workers(options.jobs, "--jobs")
     check_target(directory, options)
     comparison = requested_comparison(options, given)
     if options.resume:
@@ -131,7 +132,7 @@ def compare(options: CompareOptions, console: Console) -> int:
             runs,
             load_data,
             console,
-            workers=options.parallel,
+            workers=options.jobs,
         )
     except KeyboardInterrupt:
         return report_interruption(console, "compare", directory.path, directory.exists())

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from sgdph.lab.config import LabError
+from sgdph.lab.output import utf8_environment
 
 # How long a worker that was told to stop may take, in seconds.
 GRACE = 60.0
@@ -67,7 +68,7 @@ class Crew:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **(visible_device(index) if split_gpus else {})},
+                    env={**utf8_environment(), **(visible_device(index) if split_gpus else {})},
                     # Ctrl-C goes to the parent alone, which then stops each once.
                     start_new_session=True,
                 )
@@ -126,9 +127,9 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def check_workers(count: int, flag: str) -> None:
-    """Raise LabError unless a number of workers, asked for with a flag, is one."""
-    if count < 1:
+def check_workers(count: int | None, flag: str) -> None:
+    """Raise LabError unless a number of workers, where one was asked for with a flag, is one."""
+    if count is not None and count < 1:
         raise LabError(f"{flag} must be at least 1; got {count}")
 
 

@@ -6,3 +6,5 @@ DIVERGED = FAILED = NOT_WELL = 1
 WRONG_USAGE = 2
 # 128 and the number of SIGINT.
 INTERRUPTED = 130
+# 128 and the number of SIGPIPE: as of a program that the signal ends.
+OUTPUT_CLOSED = 141

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sgdph.lab.config import LabError
+from sgdph.lab.output import ESCAPE
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -100,12 +101,12 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step, in UTF-8.
+    """Replace a text file in one step, in UTF-8; what UTF-8 lacks is escaped.
 
     Raises:
         WriteError: If it cannot be written; the old one is still there then.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode("utf-8", ESCAPE))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

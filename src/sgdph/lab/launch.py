@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
 from sgdph.lab.exit_codes import INTERRUPTED
+from sgdph.lab.output import utf8_environment
 from sgdph.lab.runs import ENDED, RunDirectory
 
 # A failure's cause stands in its last lines.
@@ -42,7 +43,11 @@ def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
     with log.open("ab") as file:
         # Standard input is the pipe of a worker's parent.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=utf8_environment(),
         )
     code = wait(process)
     if code == INTERRUPTED:

@@ -91,8 +91,9 @@ class CommonOptions:
     """Send the metrics to a tracker as well."""
     device: Annotated[str | None, shown("auto", "TEXT")] = None
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
-    threads: Annotated[int | None, shown("torch's choice", "N")] = None
-    """CPU threads; the last bits of a result depend on it."""
+    threads: Annotated[int | None, shown("1 for a small network", "N")] = None
+    """CPU threads of a run, by default one for every 2 GFLOP of a batch's forward; the last bits of
+    a result depend on it."""
 
     momentum: Annotated[float | None, shown(_OWN, "X")] = None
     """Momentum (sgdm, sgdph, muon)."""
@@ -185,8 +186,15 @@ class CompareOptions(CommonOptions):
     """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
     settings: Annotated[Path | None, shown("none", "FILE")] = None
     """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
-    parallel: Annotated[int, shown("1", "N")] = 1
-    """Processes that train runs at the same time; each takes its share of the CPU cores."""
+    jobs: Annotated[
+        int | None,
+        tyro.conf.arg(
+            aliases=["--parallel"],
+            help_behavior_hint="(default: the cores / a run's threads; 1 on a GPU)",
+            metavar="N",
+        ),
+    ] = None
+    """How many runs are trained at the same time."""
 
 
 def parse_optimizers(text: str) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from rich.console import Console
 from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
 from sgdph.lab.distributed import ALONE, Team
 from sgdph.lab.exit_codes import INTERRUPTED
+from sgdph.lab.output import shell_word
 from sgdph.lab.progress import say
 from sgdph.lab.record_directory import RecordDirectory
 from sgdph.lab.resolution import defaults_for
@@ -83,5 +83,5 @@ def report_interruption(
     place = path.resolve()
     say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
     program = "sgdph" if team.size == 1 else "torchrun … -m sgdph.lab"
-    say(console, f"  {program} {command} --out {shlex.quote(str(place))} --resume")
+    say(console, f"  {program} {command} --out {shell_word(place)} --resume")
     return INTERRUPTED

@@ -15,6 +15,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from sgdph.lab.output import printable
 
 
 class Reporter(Protocol):
@@ -31,6 +34,23 @@ class Reporter(Protocol):
 
     def run_finished(self, name: str, message: str) -> None:
         """The run ended; ``message`` says how."""
+
+
+class Screen(Console):
+    """A console that shows what its encoding lacks in ASCII, so that tables stay aligned."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text to show."""
+        return super().render_str(printable(text, self.encoding), **options)
+
+
+def screen(width: int | None = None) -> Console:
+    """Make the console that a command writes to.
+
+    Args:
+        width: Columns; ``None`` for the terminal's.
+    """
+    return Screen(width=width)
 
 
 def say(console: Console, text: str) -> None:

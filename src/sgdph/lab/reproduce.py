@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from sgdph.lab.estimate import Key, Timing, measure_all, seconds_of, shape_of, t
 from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import parse_seeds
 from sgdph.lab.out import check_contradiction
+from sgdph.lab.output import shell_command
 from sgdph.lab.plan import Plan, PlannedRun, make_plan
 from sgdph.lab.progress import say
 from sgdph.lab.recipe import Recipe, Scale, load_recipe, recipe_names
@@ -63,7 +63,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     directory = SweepDirectory(out)
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)
-        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers)
+        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers or 1)
         return OK
     return train_and_report(directory, plan, place, options, console)
 
@@ -133,7 +133,7 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
 
 def same_command() -> str:
     """Write the command that this process was called with."""
-    return shlex.join(["sgdph", *sys.argv[1:]])
+    return shell_command(["sgdph", *sys.argv[1:]])
 
 
 def list_recipes(console: Console) -> None:

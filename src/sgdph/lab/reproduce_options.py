@@ -36,8 +36,8 @@ class ReproduceOptions:
     """Say what would be run and how long it would take here, and leave no file behind."""
     only: Annotated[str | None, shown("all", "TEXT")] = None
     """Train only the cells whose name holds this, or one of these, separated by commas."""
-    workers: Annotated[int, shown("1", "N")] = 1
-    """Processes that train at the same time; each has its share of the cores, or a GPU in turn."""
+    workers: Annotated[int | None, shown("the cores / a run's threads; 1 on a GPU", "N")] = None
+    """How many runs are trained at the same time; each has cores of its own, or a GPU in turn."""
 
     out: Annotated[Path | None, shown("runs/RECIPE-SCALE", "DIR")] = None
     """Directory of the runs and the report."""
@@ -52,8 +52,9 @@ class ReproduceOptions:
     """Let torchvision download CIFAR or Fashion-MNIST into --data-dir if it is not there."""
     device: Annotated[str | None, shown("auto", "TEXT")] = None
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
-    threads: Annotated[int | None, shown("the cores / --workers", "N")] = None
-    """CPU threads of each worker; the last bits of a result depend on it."""
+    threads: Annotated[int | None, shown("1 for a small network", "N")] = None
+    """CPU threads of a run, by default one for every 2 GFLOP of a batch's forward; the last bits of
+    a result depend on it."""
 
     settings: Annotated[Path | None, shown("none", "FILE")] = None
     """Settings of each optimizer, as sgdph tune writes them, in place of the recipe's."""

@@ -46,6 +46,8 @@ CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "summary.json",
     "last.pt",
 )
+# The folder of a directory of runs in which what trains them writes.
+LOGS = "logs"
 # Of TensorBoard's files, which lie among the run's.
 EVENTS = "events.out.tfevents.*"
 # The configuration goes last: while anything is left, the directory is still known for a run.
@@ -233,7 +235,7 @@ class DirectoryOfRuns(RecordDirectory):
             run.check_clearable()
 
     def clear(self) -> None:
-        """Delete the record's files and its runs', no others; emptied run directories go too.
+        """Delete the record's files, its runs' and its logs, no others; emptied directories go too.
 
         Raises:
             LabError: As :meth:`check_clearable`, or one of its runs is being trained; before
@@ -248,3 +250,12 @@ class DirectoryOfRuns(RecordDirectory):
                 run.clear()
                 run.leave()
             remove_files(self.path, self.names())
+        self._clear_logs()
+
+    def _clear_logs(self) -> None:
+        logs = self.path / LOGS
+        for pattern in ("*.log", "*.error.txt"):
+            for file in logs.glob(pattern):
+                file.unlink()
+        if logs.is_dir() and not any(logs.iterdir()):
+            logs.rmdir()

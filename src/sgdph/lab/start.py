@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +156,24 @@ def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
     )
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed, where it is glibc.
+
+    It would hand every large tensor back to the system and get its pages anew, one fault per page:
+    a third of the time of evaluating ResNet-8 on a virtual machine.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    # The largest that glibc takes; larger tensors are handed back as before.
+    mallopt(mmap_threshold, 32 * 1024 * 1024)
+    mallopt(trim_threshold, 1024 * 1024 * 1024)
+
+
 def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun:
     """Make a run's first state out of its seed.
 
@@ -173,6 +193,7 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     check_batch(config, data)
     check_optimizer(config)
     check_tracker(config.track)
+    keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic = True

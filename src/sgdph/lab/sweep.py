@@ -20,14 +20,13 @@ from sgdph.lab.files import write_text
 from sgdph.lab.launch import train_in_processes
 from sgdph.lab.plan import PlannedRun
 from sgdph.lab.progress import Reporter
-from sgdph.lab.runs import ENDED, RunDirectory
+from sgdph.lab.runs import ENDED, LOGS, RunDirectory
 from sgdph.lab.start import prepare
 from sgdph.lab.training import describe_outcome, train_run
 
 Load: TypeAlias = Callable[[RunConfig], Dataset]
 """Loads the data set of a run."""
 
-LOGS = "logs"
 # How often a process that finds every run claimed by others looks again, in seconds.
 PATIENCE = 1.0
 

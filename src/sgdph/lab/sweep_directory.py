@@ -23,7 +23,6 @@ from sgdph.lab.layout import layout_from
 from sgdph.lab.plan import Plan
 from sgdph.lab.report import REPORT_FILES
 from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
-from sgdph.lab.sweep import LOGS
 
 FORMAT = "sgdph-sweep-1"
 SWEEP = "sweep.yaml"
@@ -47,21 +46,6 @@ class SweepDirectory(DirectoryOfRuns):
         if not (self.path / SWEEP).is_file():
             return []
         return [RunDirectory(self.path / planned.name) for planned in self.read().runs()]
-
-    def clear(self) -> None:
-        """Delete the sweep's files, its runs' and its logs, no others.
-
-        Raises:
-            LabError: As :meth:`check_clearable`, or one of its runs is being trained; before
-                anything is deleted.
-        """
-        super().clear()
-        logs = self.path / LOGS
-        for pattern in ("*.log", "*.error.txt"):
-            for file in logs.glob(pattern):
-                file.unlink()
-        if logs.is_dir() and not any(logs.iterdir()):
-            logs.rmdir()
 
     def read(self) -> Plan:
         """Read what the sweep is.

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from sgdph.lab.config import LabError, RunConfig
 from sgdph.lab.config_file import to_yaml
+from sgdph.lab.output import printable
 from sgdph.lab.progress import Reporter
 
 PROJECT = "sgdph"
@@ -85,6 +86,14 @@ class Service:
         self._run.finish()
 
 
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Write a configuration as a service takes it: its texts are sent in UTF-8."""
+    return {
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in vars(config).items()
+    }
+
+
 class WandB(Service):
     """A run of Weights & Biases; ``WANDB_MODE``, ``WANDB_PROJECT`` … have the last word."""
 
@@ -93,10 +102,10 @@ class WandB(Service):
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=run.directory.name,
+            name=printable(run.directory.name),
             id=run.identity,
             resume="allow",
-            config=vars(run.config),
+            config=settings_of(run.config),
         )
 
 
@@ -108,9 +117,9 @@ class Trackio(Service):
 
         self._run = trackio.init(
             project=PROJECT,
-            name=f"{run.directory.name}-{run.identity}",
+            name=printable(f"{run.directory.name}-{run.identity}"),
             resume="allow",
-            config=vars(run.config),
+            config=settings_of(run.config),
         )
 
 

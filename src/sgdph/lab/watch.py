@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sgdph.lab.plan import PlannedRun
-from sgdph.lab.progress import say
-from sgdph.lab.runs import ENDED, METRICS, RunDirectory
+from sgdph.lab.progress import epoch_line, say
+from sgdph.lab.runs import ENDED, RunDirectory
 from sgdph.lab.sweep import failure_file
 from sgdph.lab.training import describe_outcome
 
 
 class Watch:
-    """Tells of runs as they come to their ends, and of epochs in a bar where there is one.
+    """Tells of runs as they come to their ends, and of epochs: in a bar where there is one.
 
     Args:
         directory: Where the runs lie.
@@ -35,6 +35,9 @@ class Watch:
         self.left = {planned.name: planned for planned in runs}
         self.count = len(runs)
         self.settled_epochs = 0
+        # How many epochs of each run were told of, and how often was looked.
+        self.told: dict[str, int] = {}
+        self.looks = 0
         if bars is not None:
             total = sum(planned.config.epochs for planned in runs)
             self.runs_bar = bars.add_task("runs", total=len(runs))
@@ -48,20 +51,29 @@ class Watch:
             failed = failure_file(self.directory, name).exists()
             summary = run.read_summary()
             if summary.get("status") in ENDED or failed:
+                if name in self.told:
+                    self._look_at_epochs(planned, run)
                 del self.left[name]
                 # A run that diverged or failed has no epochs left either.
                 self.settled_epochs += planned.config.epochs
                 say(self.console, f"{name}: {'failed' if failed else describe_outcome(summary)}")
             else:
-                epochs += count_lines(run.path / METRICS)
+                epochs += self._look_at_epochs(planned, run)
+        self.looks += 1
         if self.bars is not None:
             self.bars.update(self.runs_bar, completed=self.count - len(self.left))
             self.bars.update(self.epochs_bar, completed=self.settled_epochs + epochs)
 
-
-def count_lines(file: Path) -> int:
-    """Count a file's whole lines; none where it is not there."""
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
+    def _look_at_epochs(self, planned: PlannedRun, run: RunDirectory) -> int:
+        """Count a run's finished epochs; where there is no bar, tell of those that are new."""
+        lines = run.read_metrics()
+        # What lay there before is told of by nobody.
+        first = self.told.setdefault(planned.name, len(lines) if self.looks == 0 else 0)
+        if self.bars is None:
+            for line in lines[first:]:
+                say(self.console, f"{planned.name}: {epoch_line(line, planned.config.epochs)}")
+        self.told[planned.name] = max(first, len(lines))
+        return len(lines)
 
 
 @contextmanager

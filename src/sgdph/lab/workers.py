@@ -14,13 +14,14 @@ from rich.console import Console
 
 from sgdph.lab.config import RunConfig
 from sgdph.lab.config_file import from_yaml, to_yaml
+from sgdph.lab.cores import default_jobs, default_threads
 from sgdph.lab.crew import Crew, read_order, threads_each, watch_parent
 from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
 from sgdph.lab.plan import PlannedRun
-from sgdph.lab.progress import LineReporter, reporter_for, say
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.progress import LineReporter, reporter_for, say, screen
+from sgdph.lab.runs import LOGS, RunDirectory
 from sgdph.lab.start import load_data
-from sgdph.lab.sweep import LOGS, Load, Progress, Work, failure_file, forget_failures, progress_of
+from sgdph.lab.sweep import Load, Progress, Work, failure_file, forget_failures, progress_of
 from sgdph.lab.watch import watching
 
 
@@ -30,16 +31,18 @@ def train_all(
     load: Load,
     console: Console,
     *,
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> Progress:
     """Train runs to their ends, in this process or in several.
+
+    A run that does not say its threads gets them here (:mod:`sgdph.lab.cores`).
 
     Args:
         directory: Where the runs lie, each under its name.
         runs: The runs.
         load: Loads a run's data set, where this process trains.
         console: Where to tell of the progress.
-        workers: How many processes train.
+        workers: How many processes train; ``None`` for as many as the cores have room for.
 
     Returns:
         How far the runs are now.
@@ -48,7 +51,7 @@ def train_all(
         KeyboardInterrupt: When interrupted; nothing is training any more then.
     """
     forget_failures(directory, runs)
-    runs = as_begun(directory, runs)
+    runs, workers = arranged(directory, runs, workers)
     if workers == 1:
         with reporter_for(console, len(runs)) as reporter:
             Work(directory, runs, load, reporter).do()
@@ -56,8 +59,7 @@ def train_all(
     with watching(directory, runs, console) as watch:
         watch.look()
         if watch.left:
-            shared = share_cores(runs, workers)
-            crew = start_crew(directory, shared, min(workers, len(watch.left)))
+            crew = start_crew(directory, runs, min(workers, len(watch.left)))
             say(console, f"{len(crew.processes)} workers; their logs lie in {directory / LOGS}")
             crew.wait(watch.look)
             for complaint in crew.complaints():
@@ -96,6 +98,34 @@ def start_crew(directory: Path, runs: Sequence[PlannedRun], count: int) -> Crew:
 def fit_one_gpu(configs: Iterable[RunConfig]) -> bool:
     """Whether each run may see one of the GPUs alone: it needs no more, and names none."""
     return all(config.processes == 1 and ":" not in config.device for config in configs)
+
+
+def arranged(
+    directory: Path, runs: Sequence[PlannedRun], workers: int | None
+) -> tuple[list[PlannedRun], int]:
+    """Decide how many threads each run takes, where it does not say, and how many processes train.
+
+    Args:
+        directory: Where the runs lie.
+        runs: The runs.
+        workers: How many processes were asked for; ``None`` for as many as the cores have room for.
+
+    Returns:
+        The runs with their threads, and the number of processes.
+    """
+    cores = threads_each(workers or 1)
+    arranged = []
+    for planned in as_begun(directory, runs):
+        # One that was begun with torch's choice of threads goes on with it.
+        if not RunDirectory(directory / planned.name).exists() and planned.config.threads is None:
+            planned = with_threads(planned, default_threads(planned.config, cores))
+        arranged.append(planned)
+    if workers is None:
+        left = progress_of(directory, runs).left
+        workers = default_jobs(arranged, [each for each in arranged if each.name in left])
+    if workers > 1:
+        arranged = share_cores(arranged, workers)
+    return arranged, workers
 
 
 def as_begun(directory: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -137,7 +167,7 @@ def main() -> int:
     """
     order = read_order()
     runs = [PlannedRun(name, from_yaml(text)) for name, text in order["runs"].items()]
-    console = Console(width=140)
+    console = screen(140)
     work = Work(Path(order["directory"]), runs, load_data, LineReporter(console))
     try:
         watch_parent()

@@ -70,7 +70,7 @@ def run_lines(grid: Grid, out: Path) -> list[RunLine]:
             "–" if final is None else f"{final * 100:.2f}",
             "–" if best is None else f"{best * 100:.2f} ({run.summary.get('best_epoch', '–')})",
         )
-        lines.append(RunLine(name, quote(name) + "/", cells))
+        lines.append(RunLine(name, quote(os.fsencode(name)) + "/", cells))
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +10,13 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from sgdph.lab.config import PLACE_FIELDS, LabError
+from sgdph.lab.cores import default_threads
 from sgdph.lab.crew import check_workers, threads_each
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.exit_codes import INTERRUPTED, OK
 from sgdph.lab.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.out import check_contradiction, default_out
+from sgdph.lab.output import printable, shell_word
 from sgdph.lab.progress import say
 from sgdph.lab.resolution import DEFAULTS
 from sgdph.lab.start import load_data, pick_device, prepare
@@ -57,12 +58,14 @@ def tune(options: TuneOptions, console: Console) -> int:
     check_options(directory, options)
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
     jobs = options.parallel or 1
-    if jobs > 1:
-        place.setdefault("threads", threads_each(jobs))
     try:
         if options.overwrite:
             directory.check_clearable()
         tuning = requested(directory, options, given)
+        first = tuning.config(tuning.optimizers[0], place=place)
+        threads = first.threads or default_threads(first, threads_each(jobs))
+        if threads is not None or jobs > 1:
+            place["threads"] = threads or threads_each(jobs)
         data = data_of(tuning, place, download=options.download)
         for optimizer in tuning.optimizers:
             prepare(tuning.config(optimizer, place=place), data)
@@ -127,7 +130,7 @@ def new(
     search.setdefault("pruner", DEFAULT_PRUNERS[search["sampler"]])
     spaces = {each: complete(each, named.get(each, {})) for each in optimizers}
     values = {"seed": DEFAULTS["seed"], **given}
-    name = f"{directory.path.resolve().name}-{uuid.uuid4().hex[:8]}"
+    name = printable(f"{directory.path.resolve().name}-{uuid.uuid4().hex[:8]}")
     tuning = Tuning(name, spaces, **search, given=values)
     if "validation_size" in values:
         return tuning
@@ -160,7 +163,7 @@ def report_interruption(directory: TuneDirectory, console: Console) -> int:
         return INTERRUPTED
     place = directory.path.resolve()
     say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
-    say(console, f"  sgdph tune --out {shlex.quote(str(place))}")
+    say(console, f"  sgdph tune --out {shell_word(place)}")
     return INTERRUPTED
 
 

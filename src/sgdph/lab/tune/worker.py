@@ -16,7 +16,7 @@ from sgdph.lab.config import LabError
 from sgdph.lab.crew import read_order, watch_parent
 from sgdph.lab.data import Dataset
 from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
-from sgdph.lab.progress import reporter_for, say
+from sgdph.lab.progress import reporter_for, say, screen
 from sgdph.lab.start import load_data
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.study import Studies
@@ -58,7 +58,7 @@ def main() -> int:
     try:
         watch_parent()
         data = data_of(directory.read(), place)
-        work(directory, place, data, Console(width=140))
+        work(directory, place, data, screen(140))
     except LabError as error:
         print(error, file=sys.stderr)
         return FAILED
