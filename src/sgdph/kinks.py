@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from sgdph.differentiability import graph_nodes
 from sgdph.nodes import Gradients, Hook, Node, has_packed
+from sgdph.region import graph_nodes
 
 # Their gradient is linear in the output's, with factors or places that change at kinks alone. So
 # the node of the present weights gives the gradient.
