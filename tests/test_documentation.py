@@ -103,7 +103,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_version_is_one_wherever_it_is_written() -> None:
     citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
-    changes = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    changes = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert citation is not None
     assert changes is not None
     assert {citation[1], changes[1]} == {sgdph.__version__}
