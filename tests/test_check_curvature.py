@@ -278,6 +278,28 @@ def test_a_kernel_with_a_kink_passes_in_float64() -> None:
     assert max(checked(Net(Right.apply, torch.float64), 5).values()) <= 1e-4
 
 
+@pytest.mark.parametrize("kind", ["squared margin", "spectrum"])
+def test_what_is_curved_between_its_kinks_is_right(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 8, dtype=torch.float64)
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3
+    optimizer = sgdph.SGDPH([{"params": [layer.bias], "channelwise": True}])
+
+    def loss() -> Tensor:
+        if kind == "squared margin":
+            return functional.multi_margin_loss(layer(x).tanh(), y, p=2)
+        return (torch.fft.rfft(layer(x)).abs() - 1).square().mean()
+
+    assert sgdph.check_curvature(loss, optimizer)
+
+
+def test_a_loss_that_is_not_finite_is_said() -> None:
+    layer = nn.Linear(5, 8)
+    optimizer = sgdph.SGDPH([{"params": [layer.bias], "channelwise": True}])
+    with pytest.raises(RuntimeError, match="the loss is nan at the present weights"):
+        sgdph.check_curvature(lambda: layer(torch.ones(2, 5)).sum() * float("nan"), optimizer)
+
+
 def test_the_third_way_s_blind_spot_is_found() -> None:
     """Where a backward has left the graph, the kernel's node cannot be found."""
     model = Net(NoGraph.apply, torch.float64)

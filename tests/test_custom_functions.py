@@ -243,7 +243,20 @@ def _once(ctx: Any, g: Tensor) -> Tensor:
     return _under_no_grad(ctx, g)
 
 
-GRAPHLESS = [_under_no_grad, _from_detached, _in_fresh_memory, _by_numpy, _in_saved_memory, _once]
+def _from_detached_gradient(ctx: Any, g: Tensor) -> Tensor:
+    """It requires grad all the same, through the saved input."""
+    return silu_gradient(g.detach(), ctx.saved_tensors[0])
+
+
+GRAPHLESS = [
+    _under_no_grad,
+    _from_detached,
+    _from_detached_gradient,
+    _in_fresh_memory,
+    _by_numpy,
+    _in_saved_memory,
+    _once,
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*check_curvature")
@@ -366,7 +379,24 @@ def flattened_input(h: Tensor, data: Tensor) -> Tensor:
     return function(flatten, backward).apply(h)
 
 
-LOST = [gradient_in_forward, saved_statistic, statistic_beside_data, attribute, flattened_input]
+def in_a_list(h: Tensor, data: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        s = x.sigmoid()
+        ctx.cache = {"slopes": 0, "all": [1]}
+        ctx.slopes = [s * (1 + x * (1 - s))]
+        return x * s
+
+    return function(forward, lambda ctx, g: g * ctx.slopes[0]).apply(h)
+
+
+LOST = [
+    gradient_in_forward,
+    saved_statistic,
+    statistic_beside_data,
+    attribute,
+    in_a_list,
+    flattened_input,
+]
 
 
 @pytest.mark.parametrize("way", [*WAYS, "hessian_block"])

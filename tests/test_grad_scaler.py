@@ -10,6 +10,8 @@ from reference.algorithm1 import dense_hessian
 from reference.drive import update_then_backward
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import sgdph
 
@@ -84,8 +86,24 @@ ENDS: dict[str, Callable[[torch.amp.GradScaler, Tensor], Tensor]] = {
     "sum of scaled ones": lambda scaler, loss: sum(  # type: ignore[return-value]
         scaler.scale(part) for part in (loss / 4, loss / 4)
     ),
+    "weighted samples": lambda scaler, loss: (
+        scaler.scale(loss.expand(8)) * torch.linspace(0.25, 0.75, 8, dtype=F64)
+    ).mean(),
+    "chosen samples": lambda scaler, loss: (
+        scaler.scale(loss.repeat(8))[2:6][torch.tensor([True, False, True, False])].mean() / 2
+    ),
+    "dot product": lambda scaler, loss: (
+        scaler.scale(loss.expand(4)) @ torch.full((4,), 1 / 8, dtype=F64)
+    ),
+    "halved by a sum, often": lambda scaler, loss: _often(scaler.scale(loss)) / 2,
     "cast and shaped": lambda scaler, loss: scaler.scale(loss.view(1)).to(torch.float32).mean() / 2,
 }
+
+
+def _often(loss: Tensor) -> Tensor:
+    for _ in range(30):
+        loss = (loss + loss) / 2
+    return loss
 
 
 @pytest.mark.parametrize("way", FEEDS)
@@ -165,6 +183,13 @@ UNKNOWN: dict[str, Callable[[torch.amp.GradScaler, Tensor], Tensor]] = {
     "a number": lambda scaler, loss: (scaler.scale(loss), loss * scaler.get_scale())[1],
     "another scaler's": lambda scaler, loss: (scaler.scale(loss), scaler_of(64.0).scale(loss))[1],
     "a part": lambda scaler, loss: scaler.scale(loss) + loss,
+    "an operation that is not linear": lambda scaler, loss: scaler.scale(loss).square().sqrt(),
+    "a learned weight": lambda scaler, loss: (
+        scaler.scale(loss) * torch.ones((), dtype=F64, requires_grad=True)
+    ),
+    "inside of a checkpoint": lambda scaler, loss: checkpoint(
+        lambda x: scaler.scale(x) * 1, loss, use_reentrant=False
+    ),
 }
 
 
@@ -176,6 +201,44 @@ def test_a_scale_that_cannot_be_told_is_an_error(way: str, end: str) -> None:
     FEEDS[way](optimizer, lambda: UNKNOWN[end](scaler, plain_loss(model)))
     with pytest.raises(RuntimeError, match=r"loss_scale=scaler.get_scale\(\)"):
         scaler.step(optimizer)
+
+
+class OwnScaler(torch.amp.GradScaler):
+    """A subclass whose step is its own."""
+
+    def step(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        self.unscale_(optimizer)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("way", FEEDS)
+def test_the_scaler_is_found_behind_wrappers_and_in_subclasses(way: str) -> None:
+    for scaler, wrappers in ((scaler_of(), 20), (OwnScaler("cpu", init_scale=SCALE), 0)):
+        model = network()
+        optimizer = measuring(model)
+        for _ in range(wrappers):
+            step = optimizer.step
+            optimizer.step = lambda *a, _step=step, **k: _step(*a, **k)  # type: ignore[method-assign]
+        FEEDS[way](optimizer, lambda s=scaler, m=model: s.scale(plain_loss(m)))  # type: ignore[misc]
+        scaler.step(optimizer)
+        tolerance = 1e-3 if way == "closure" else 1e-10
+        expected = oracle(model, plain_loss(model))
+        torch.testing.assert_close(curvature(optimizer), expected, rtol=tolerance, atol=1e-12)
+
+
+def test_a_mode_that_counts_operations_changes_nothing() -> None:
+    model = network()
+    optimizer = measuring(model)
+    with FlopCounterMode(display=False):
+        optimizer.backward(plain_loss(model) / 2)
+    optimizer.step()
+    torch.testing.assert_close(curvature(optimizer), oracle(model, plain_loss(model) / 2))
+
+
+def test_a_scaler_is_no_scale() -> None:
+    model = network()
+    with pytest.raises(TypeError, match=r"scaler\.get_scale\(\)"):
+        measuring(model).backward(plain_loss(model), loss_scale=scaler_of())  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_a_sum_of_thousands_is_read_to_its_end() -> None:

@@ -377,18 +377,101 @@ def _copied(model: nn.Module, clear: Callable[[], object]) -> list[Tensor]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("move", MOVES)
-def test_gradients_put_together_by_hand_are_an_error(way: str, move: str) -> None:
+@pytest.mark.parametrize("last_too", [True, False])
+def test_gradients_put_together_by_hand_are_an_error(way: str, move: str, last_too: bool) -> None:
     """Their curvature cannot be known: that of the last backward alone would be wrong."""
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     moved = []
     for step in range(2):
         WAYS[way](optimizer, loss_of(model, step))
-        moved.append(MOVES[move](model, optimizer))
+        if step == 0 or last_too:
+            moved.append(MOVES[move](model, optimizer))
+        else:
+            moved.append([p.grad for p in model.parameters() if p.grad is not None])
     for p, *gradients in zip(model.parameters(), *moved, strict=True):
         p.grad = torch.stack([g.detach() for g in gradients]).sum(0)
     with pytest.raises(RuntimeError, match="put there by hand after several backwards"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_added_up_in_place_are_left_out_with_a_warning(way: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    WAYS[way](optimizer, loss_of(model, 0))
+    copies = _copied(model, optimizer.zero_grad)
+    WAYS[way](optimizer, loss_of(model, 1))
+    with torch.no_grad():
+        for p, gradient in zip(model.parameters(), copies, strict=True):
+            assert p.grad is not None
+            p.grad += gradient.detach()
+    with pytest.warns(UserWarning, match=r"0\.1 was changed by hand after its backward"):
+        optimizer.step()
+    assert "hessian" not in optimizer.state[model[0].bias]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_clipped_gradient_after_a_skipped_batch_keeps_its_curvature(
+    way: str, in_place: bool
+) -> None:
+    """A GradScaler skips its first steps as a rule, and some clip by replacement."""
+    found = []
+    for skipping in (True, False):
+        model = bn_net(torch.float64)
+        optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
+        for step in range(3):
+            if skipping:
+                WAYS[way](optimizer, 100 * loss_of(model, 7))
+                optimizer.zero_grad()
+            WAYS[way](optimizer, loss_of(model, step))
+            for p in model.parameters():
+                assert p.grad is not None
+                with torch.no_grad():
+                    if in_place:
+                        p.grad *= 0.1
+                    else:
+                        p.grad = p.grad * 0.1
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(optimizer.multipliers())
+    for name, multiplier in found[1].items():
+        assert torch.equal(found[0][name], multiplier)
+        assert not torch.equal(multiplier, torch.ones_like(multiplier))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("clear", ["model", "zero_"])
+def test_a_batch_cleared_in_place_leaves_nothing(way: str, clear: str) -> None:
+    """Neither its curvature nor zeros in its place enter the average."""
+    a, b = (nn.Parameter(torch.full((2,), value)) for value in (0.5, 1.5))
+    optimizer = sgdph.SGDPH([{"params": [a, b], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
+    WAYS[way](optimizer, a.pow(4).sum())
+    if clear == "model":
+        nn.ParameterList([a, b]).zero_grad(set_to_none=False)
+    else:
+        assert a.grad is not None
+        with torch.no_grad():
+            a.grad = a.grad.detach() if way == "create_graph" else a.grad
+            a.grad.zero_()
+    WAYS[way](optimizer, b.pow(4).sum())
+    optimizer.step()
+    assert float(optimizer.state[a].get("refreshes", 0)) == 0
+    torch.testing.assert_close(optimizer.state[b]["hessian"], 12 * b.detach().square())
+
+
+def test_the_first_closure_decides_for_all_micro_batches() -> None:
+    a, b = (nn.Parameter(torch.full((2,), value)) for value in (0.5, 1.5))
+    optimizer = sgdph.SGDPH([{"params": [a, b], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
+    for loss in (lambda: a.pow(4).sum() + b.pow(4).sum(), lambda: b.pow(4).sum()):
+        optimizer.update_hessian(closure=loss)
+        loss().backward()
+    optimizer.step()
+    torch.testing.assert_close(
+        optimizer.state[a]["hessian"], 12 * a.detach().square(), rtol=1e-2, atol=0
+    )
+    assert "hessian" not in optimizer.state[b]
 
 
 def test_a_gradient_exchanged_after_the_only_backward_is_none_of_it() -> None:

@@ -144,6 +144,41 @@ def test_a_cursor_written_by_hand_begins_a_cycle_there() -> None:
     assert optimizer.param_groups[0]["cursor"] == 1
 
 
+def test_a_cursor_written_by_hand_is_saved() -> None:
+    params = biases(4)
+    optimizer = sgdph.SGDPH([{"params": params, "channelwise": True}])
+
+    def loss(_: int) -> Tensor:
+        return torch.stack([p.pow(4).sum() for p in params]).sum()
+
+    train(optimizer, loss, 6)
+    optimizer.param_groups[0]["cursor"] = 1
+    again = sgdph.SGDPH([{"params": params, "channelwise": True}])
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    cursors: list[list[int]] = []
+    for each in (optimizer, again):
+        cursors.append([])
+        for _ in range(4):
+            train(each, loss, 1)
+            cursors[-1].append(each.param_groups[0]["cursor"])
+    assert cursors == [[2, 3, 0, 1]] * 2
+
+
+@pytest.mark.parametrize("unused", [1, 12])
+def test_the_search_of_a_joint_refresh_is_for_all_that_were_missed(unused: int) -> None:
+    used, left = biases(3), biases(unused)
+    optimizer = sgdph.SGDPH(
+        [{"params": [*used, *left], "channelwise": True}],
+        lr=1e-4,
+        hessian_interval=10,
+        refresh="all",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        due = train(optimizer, lambda _: torch.stack([p.pow(4).sum() for p in used]).sum(), 200)
+    assert sum(due) == 20 + 2 * 9
+
+
 def test_a_part_out_of_use_is_sought_seldom_and_named() -> None:
     used, unused = biases(3), nn.Parameter(torch.ones(2))
     named = [("unused", unused), *((f"p{i}", p) for i, p in enumerate(used))]

@@ -9,33 +9,29 @@ graph, and :meth:`LossFactors.scale` picks the scaler's own among them later.
 from __future__ import annotations
 
 import math
+import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sgdph.nodes import Node, is_packed
+from sgdph.region import Graph
 
-# GradScaler.step, its helper, and the wrappers that profilers and schedulers put around a step.
-_DEEPEST = 12
-
-# A loss may be a sum of many. Beyond so many nodes at its end nobody can tell how it was scaled.
-_MOST_NODES = 10_000
-
-# They pass a factor of their input on, whatever its shape.
-_PASSING = frozenset(
-    f"{name}Backward{i}"
-    for name in (
-        *("Neg", "Sum", "Mean", "ToCopy", "Clone", "Alias", "View", "UnsafeView", "ReshapeAlias"),
-        *("Squeeze", "Unsqueeze", "Expand", "Select", "Permute", "Transpose", "T"),
-        # All of their inputs have to carry the factor.
-        *("Add", "Sub", "Stack", "Cat"),
-    )
-    for i in (0, 1, 2)
+# Linear in each input that has a graph, so that they pass a factor of all their inputs on.
+_LINEAR = re.compile(
+    "(Add|Addmm|Alias|As_?strided|Bmm|Cat|Clone|Cumsum|Diagonal|Dot|Expand|Flip|Gather|Index|IndexSelect"
+    "|MaskedFill|MaskedSelect|Mean|Mm|Mv|Neg|Permute|Repeat|ReshapeAlias|Rsub|Select|Slice"
+    "|Split|SplitWithSizes|Squeeze|Stack|Sub|Sum|T|ToCopy|Transpose|Unbind|Unsafe_?view|Unsqueeze"
+    "|View|Where)Backward[0-9]",
+    re.IGNORECASE,
 )
+# Linear in one input alone, where the other is a constant.
+_PRODUCTS = frozenset({"MulBackward0", "DivBackward0"})
+_OF_TWO = re.compile("(Bmm|Dot|Mm|Mv|Addmm)Backward[0-9]")
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,17 @@ class LossFactors:
 
     Attributes:
         common: Factors of the whole loss.
-        partial: Factors of some of its summands only.
-        complete: Whether all of the end could be read.
+        unclear: Factors of some of its summands only, or behind an operation that is not linear.
+        complete: Whether all constants at the end could be read.
     """
 
     common: tuple[LossFactor, ...] = ()
-    partial: tuple[LossFactor, ...] = ()
+    unclear: tuple[LossFactor, ...] = ()
     complete: bool = True
 
     def __bool__(self) -> bool:
         """Tell whether there is any that might be a scale."""
-        return bool(self.common or self.partial or not self.complete)
+        return bool(self.common or self.unclear or not self.complete)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -106,7 +102,7 @@ class LossFactors:
         return (
             self.complete,
             tuple(factor.key for factor in self.common),
-            tuple(factor.key for factor in self.partial),
+            tuple(factor.key for factor in self.unclear),
         )
 
     def scale(self, scaler: torch.amp.GradScaler | None) -> Tensor | None:
@@ -125,18 +121,18 @@ class LossFactors:
         scale: Tensor | None = getattr(scaler, "_scale", None)
         if scaler is None or scale is None:
             return None
-        if not self.complete or any(factor.is_in(scale) for factor in self.partial):
-            raise RuntimeError(
-                "a GradScaler calls this step, but only a part of the loss that the partial "
-                f"Hessian was taken from carries its scale, as far as its graph tells. {_REMEDY}"
-            )
         own = next((factor.value for factor in self.common if factor.is_in(scale)), None)
         if isinstance(own, Tensor):
             return own
-        factors = (*self.common, *self.partial)
-        if any(factor.tensor is not None or factor.power == 1 for factor in factors):
+        if not self.complete or any(factor.is_in(scale) for factor in self.unclear):
+            raise RuntimeError(
+                "a GradScaler calls this step, but it cannot be told from the loss's graph that "
+                "its scale multiplies the whole loss that the partial Hessian was taken from. "
+                f"{_REMEDY}"
+            )
+        if any(factor.tensor is not None or factor.power == 1 for factor in self.common):
             current = float(scaler.get_scale())
-            if any(factor.resembles(current) for factor in factors):
+            if any(factor.resembles(current) for factor in self.common):
                 raise RuntimeError(
                     "a GradScaler calls this step, and the loss that the partial Hessian was taken "
                     "from was multiplied by what looks like a copy of its scale, or like another "
@@ -151,37 +147,65 @@ _REMEDY = (
 )
 
 
-def loss_factors(loss: Tensor) -> LossFactors:
-    """Read the factors at the end of a loss off its graph, as far as it is scaled and summed.
+def loss_factors(graph: Graph) -> LossFactors:
+    """Read off a loss's graph what the loss was multiplied by.
+
+    The end of the graph is followed as far as it is linear. A factor of the loss is one on all ways
+    down to where it is not.
 
     Args:
-        loss: A scalar whose graph has not been freed.
+        graph: That of a scalar loss. It has not been freed.
     """
-    if loss.grad_fn is None:
+    # Each node after all of those that lead to it.
+    nodes = list(reversed(graph.following))
+    if not nodes:
         return LossFactors()
-    paths: list[dict[tuple[object, ...], LossFactor]] = []
-    stack: list[tuple[Node, Sequence[LossFactor]]] = [(loss.grad_fn, ())]
-    visited = 0
-    while stack:
-        node, factors = stack.pop()
-        visited += 1
-        if visited > _MOST_NODES:
-            return LossFactors(complete=False)
+    on_all_ways: dict[Node, dict[tuple[object, ...], LossFactor]] = {nodes[0]: {}}
+    found: dict[tuple[object, ...], LossFactor] = {}
+    ends: list[dict[tuple[object, ...], LossFactor]] = []
+    complete = True
+    for node in nodes:
         name = type(node).__name__
-        children = [child for child, _ in node.next_functions if child is not None]
-        factor = _factor(node) if name in ("MulBackward0", "DivBackward0") else None
+        factor = _factor(node) if name in _PRODUCTS else None
+        if factor is not None and factor.tensor is not None:
+            found[factor.key] = factor
+        if node not in on_all_ways:
+            continue
+        factors = on_all_ways.pop(node)
+        children = [child for child, _ in graph.following[node] if child is not None]
+        if not children or not _is_linear(node, name, len(children)):
+            complete = complete and not _hides_constant(node, name)
+            ends.append(factors)
+            continue
         if factor is not None:
-            stack.append((children[0], (*factors, factor)))
-        elif name in _PASSING and children:
-            stack.extend((child, factors) for child in children)
-        else:
-            paths.append({factor.key: factor for factor in factors})
-    shared = set.intersection(*(set(path) for path in paths))
-    everything = {key: factor for path in paths for key, factor in path.items()}
-    return LossFactors(
-        tuple(paths[0][key] for key in paths[0] if key in shared),
-        tuple(factor for key, factor in everything.items() if key not in shared),
-    )
+            factors = {**factors, factor.key: factor}
+        for child in children:
+            known = on_all_ways.get(child)
+            on_all_ways[child] = (
+                factors
+                if known is None
+                else {key: each for key, each in known.items() if key in factors}
+            )
+    common = {k: f for k, f in ends[0].items() if all(k in end for end in ends[1:])}
+    unclear = {k: f for k, f in found.items() if k not in common}
+    return LossFactors(tuple(common.values()), tuple(unclear.values()), complete)
+
+
+def _is_linear(node: Node, name: str, children: int) -> bool:
+    if name in _PRODUCTS:
+        edges = node.next_functions
+        only_divisor = name == "DivBackward0" and edges[0][0] is None
+        return children == 1 and not only_divisor and not _hides_constant(node, name)
+    return _LINEAR.fullmatch(name) is not None and (children == 1 or not _OF_TWO.fullmatch(name))
+
+
+def _hides_constant(node: Node, name: str) -> bool:
+    """Tell whether a product's constant went through a pack hook, and so cannot be compared."""
+    if name not in _PRODUCTS:
+        return False
+    (left, _), (right, _) = node.next_functions
+    constant = "other" if right is None else "self"
+    return (left is None) != (right is None) and is_packed(node, constant)
 
 
 def _factor(node: Node) -> LossFactor | None:
@@ -202,8 +226,10 @@ def _factor(node: Node) -> LossFactor | None:
         return None
     power = -1 if divides else 1
     if constant.device.type == "cpu" and constant.dtype in (torch.float64, torch.int64):
-        # What Python's numbers are saved as.
-        return LossFactor(None, float(constant), 0, power)
+        # What Python's numbers are saved as. A mode that watches operations (FlopCounterMode) would
+        # be handed the bare number in the tensor's place.
+        with _disable_current_modes():
+            return LossFactor(None, float(constant), 0, power)
     constant = constant.detach()
     return LossFactor(constant, constant.clone(), constant._version, power)
 
@@ -215,12 +241,11 @@ def calling_grad_scaler() -> torch.amp.GradScaler | None:
     would bar users from clipping. So we look who is calling.
     """
     frame = sys._getframe(1)
-    for _ in range(_DEEPEST):
-        if frame.f_back is None:
-            break
+    while frame.f_back is not None:
         frame = frame.f_back
         # Looking at any other frame's locals would keep them alive: the loss, and its graph.
-        if frame.f_globals.get("__name__") == torch.amp.GradScaler.__module__:
+        ours = frame.f_globals.get("__name__") == torch.amp.GradScaler.__module__
+        if ours or frame.f_code.co_name in ("step", "_maybe_opt_step"):
             caller: Any = frame.f_locals.get("self")
             if isinstance(caller, torch.amp.GradScaler):
                 return caller

@@ -189,7 +189,7 @@ def _gradients(
             # Zeros would look like a parameter in which the loss is flat.
             raise RuntimeError(
                 f"the loss does not depend on {_described(name, p)}: it was not used in the "
-                "forward pass, or was replaced since"
+                "forward pass, lies inside a reentrant checkpoint, or was replaced since"
             )
         if gradient.is_sparse:
             raise RuntimeError(

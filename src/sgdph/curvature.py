@@ -119,7 +119,7 @@ class Curvature:
         trainable = [p for p in targets if p.requires_grad]
         self._pending.watch(trainable)
         region = Region(graph, trainable)
-        factors = loss_factors(loss) if loss_scale is None else LossFactors()
+        factors = loss_factors(graph) if loss_scale is None else LossFactors()
         once = is_one_product(estimator, trainable)
         shared = SharedBackward.through(region) if share and once else None
         with static_graph_unnoticed(region):
@@ -154,13 +154,15 @@ class Curvature:
             loss = closure()
             # Before its graph is freed.
             if loss_scale is None and isinstance(loss, Tensor):
-                last[0] = loss_factors(loss)
+                last[0] = loss_factors(Graph(loss))
             return loss
 
+        fixed = self._turn is not None and self._pending.holds(self._turn[0])
         # What a loss reaches shows only when there is one.
         targets = self._targets(groups, lambda p: True)
         taken, loss = self._differences(watched, targets, groups)
-        if loss is not None and self._is_free(groups) and all(h is None for h in taken.values()):
+        nothing = loss is not None and all(h is None for h in taken.values())
+        if loss is not None and nothing and not fixed and self._is_free(groups):
             self._turn = None
             reached = Graph(loss).reaches
             targets = [p for p in self._targets(groups, reached) if reached(p)]
@@ -195,9 +197,15 @@ class Curvature:
 
         One whose backward never came decides nothing.
         """
-        if self._turn is None or not self._pending.holds(self._turn[0]):
+        turn = self._turn
+        holds = turn is not None and self._pending.holds(turn[0])
+        if turn is not None and holds and not any(map(reaches, turn[0])):
+            # Were the gradients of the first loss set to zero? Only this loss's own misses ask.
+            holds = not self._pending.is_cleared(turn[0])
+        if not holds:
             alone = not self.has_other_ranks()
             self._turn = self.cycle.choose(groups, reaches if alone else None)
+        assert self._turn is not None
         return self._turn[0]
 
     def _keep(
@@ -234,6 +242,7 @@ class Curvature:
             RuntimeError: Nothing came, though there are gradients; or the model is inside a join
                 context that does not know of the optimizer.
         """
+        self._pending.look_at_gradients(self.cycle.newton)
         if self._turn is None:
             self._targets(groups, self._pending.reaches())
         targets, passed_over = self._turn or ([], [])
@@ -247,13 +256,17 @@ class Curvature:
             lambda: self.cycle.probes(groups, live),
             loss_scale,
             partial(parameter_name, groups),
+            alone=not self.has_other_ranks(),
         )
         came = {id(p): h for p, h in zip(live, collected, strict=True)}
         # A frozen parameter's gradient is left over: there is nothing to take.
         nothing_came = any(p.requires_grad for p in live) and not any(
             came[id(p)] is not None or self._pending.was_missed(p) for p in live
         )
-        arrivals = [Arrival(p, came.get(id(p))) for p in targets]
+        arrivals = [
+            Arrival(p, came.get(id(p)), self._pending.validity(p) if id(p) in came else None)
+            for p in targets
+        ]
         if self.has_other_ranks():
             self.accept_join()
             self._wrappers.refuse_join_without_optimizer(self.cycle.newton)
@@ -345,6 +358,8 @@ class Curvature:
         """
         self._pending.clear()
         self._turn = None
+        # One that was unfrozen meanwhile too.
+        self._pending.watch(self.cycle.newton)
         for group in groups:
             for p in group["params"]:
                 if p.grad is not None and p.grad.grad_fn is not None:

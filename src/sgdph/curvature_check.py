@@ -89,6 +89,11 @@ def check_curvature(
         loss = _call(closure, params)
         check_loss(loss)
         precision = _precision(loss, params)
+        if not bool(loss.isfinite()):
+            raise RuntimeError(
+                f"the loss is {float(loss):g} at the present weights, so no curvature can be "
+                "checked: give weights and a batch at which it is finite"
+            )
         refuse_another_loss(loss, _call(closure, params))
         rtol = _RTOL[precision] if rtol is None else rtol
         comparison = _Comparison(closure, loss, rtol, _SHARES[precision])
@@ -113,10 +118,10 @@ def check_curvature(
     if not errors:
         raise RuntimeError(
             "the loss depends on none of the optimizer's trainable Newton parameters. Was it "
-            "computed from another model?"
+            "computed from another model, or do they lie inside a reentrant checkpoint?"
         )
     if wrong and raise_exception:
-        raise RuntimeError(_message(wrong, reasons, len(errors)))
+        raise RuntimeError(_message(wrong, reasons, len(errors), precision))
     return errors
 
 
@@ -127,6 +132,8 @@ def _checked_parameters(closure: Closure, optimizer: SGDPH, rtol: float | None) 
         )
     if not isinstance(optimizer, SGDPH):
         raise TypeError(f"optimizer must be an SGDPH, got {type(optimizer).__name__}")
+    if rtol is not None and (isinstance(rtol, bool) or not isinstance(rtol, (int, float))):
+        raise TypeError(f"rtol must be a number or None, got {type(rtol).__name__}")
     if rtol is not None and not 0 < rtol < math.inf:
         raise ValueError(f"rtol must be above 0 and finite, got {rtol}")
     flow = optimizer._flow
@@ -257,7 +264,12 @@ def _error_beyond_own(found: dict[float, Tensor], exact: Tensor) -> float:
     return min(_relative(found[share], exact, own) for share in best)
 
 
-def _message(wrong: dict[str, float], reasons: dict[str, RuntimeError], checked: int) -> str:
+def _message(
+    wrong: dict[str, float],
+    reasons: dict[str, RuntimeError],
+    checked: int,
+    precision: torch.dtype,
+) -> str:
     parts = []
     disagreeing = {n: e for n, e in wrong.items() if n not in reasons}
     if disagreeing:
@@ -270,6 +282,11 @@ def _message(wrong: dict[str, float], reasons: dict[str, RuntimeError], checked:
             "function, take the curvature by update_hessian(closure=...), or give the parameters' "
             "groups channelwise=False"
         )
+        if precision == torch.float32:
+            parts.append(
+                "In float32 it may be the rounding of the differences: first check a copy of the "
+                "model and the batch in .double()"
+            )
     by_reason: dict[str, list[str]] = {}
     for n, error in reasons.items():
         by_reason.setdefault(str(error), []).append(n)

@@ -228,6 +228,7 @@ class Cycle:
         """
         found = {id(p) for p in refreshed}
         pause = MOST_SWEEPS * (len(self.newton) if cyclic else 1)
+        sought = -1
         for i in order:
             if id(self.newton[i]) in found:
                 if cyclic:
@@ -237,8 +238,11 @@ class Cycle:
             in_vain = max(self._last_refresh[i], -1) < searched and number - searched < pause
             if self.newton[i].requires_grad and not in_vain:
                 self._last_search[i] = number
-                return i
-        return -1
+                if cyclic:
+                    return i
+                # One search is for all that were missed.
+                sought = i if sought < 0 else sought
+        return sought
 
     def _starving(self, number: int, cyclic: bool) -> list[Tensor]:
         sweep = len(self.newton) if cyclic else 1
@@ -255,8 +259,9 @@ class Cycle:
                 starving.append(p)
         return starving
 
-    def save(self, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
+    def save(self, groups: Groups, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
         """Write what each parameter's turn depends on into its state."""
+        self._follow(groups)
         lists = (self._last_refresh, self._probe_count, self._last_search)
         for p, *numbers in zip(self.newton, *lists, strict=True):
             if not p.requires_grad and p not in state:

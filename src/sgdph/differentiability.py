@@ -34,8 +34,8 @@ LAYER_NORM_WAY_OUT = (
 )
 
 BATCH_NORM_WAY_OUT = (
-    "the loss contains a gradient that passes through batch norm in training, whose third "
-    "derivative torch lacks: " + _OTHER_NORM
+    "the loss contains a gradient that passes through batch norm in training, or through instance "
+    "norm, whose third derivative torch lacks: " + _OTHER_NORM
 )
 
 WEIGHT_NORM_WAY_OUT = (
@@ -90,7 +90,8 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
         ),
         "torch lacks a second derivative here that optimizer.backward(loss) and "
         "optimizer.update_hessian(loss) bring along: use one of them in place of "
-        "loss.backward(create_graph=True), and hang no hook on this operation's graph node",
+        "loss.backward(create_graph=True), and hang no hook on this operation's graph node. A loss "
+        "that itself contains such a gradient cannot be differentiated in torch",
     ),
     (
         ("modified by an inplace operation",),

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.ddp import forwards_unnoticed
+from sgdph.differentiability import REENTRANT_WAY_OUT
 from sgdph.hessian import Estimator, check_loss, silenced_hooks, unit_vectors, unknown_estimator
 from sgdph.side_effects import buffers_kept, random_numbers_kept
 
@@ -205,7 +206,7 @@ class GradientDifferences:
             check_loss(self.loss)
             around = self._during_backward
             context = contextlib.nullcontext() if around is None else around(self.loss)
-            with silenced_hooks(params), context:
+            with silenced_hooks(params), context, _backward_explained():
                 gradients = torch.autograd.grad(self.loss, params, allow_unused=True)
         if self._check is not None:
             self._check(params, gradients)
@@ -284,3 +285,21 @@ def _moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for p, data in zip(params, before, strict=True):
             p.data = data
+
+
+@contextlib.contextmanager
+def _backward_explained() -> Iterator[None]:
+    """Say what to do where torch has no gradient of a closure's loss."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" in str(error):
+            raise RuntimeError(
+                "the closure has run the backward of its loss itself: let it return the loss "
+                "alone, and call backward after update_hessian"
+            ) from error
+        if "use_reentrant" in str(error) or "Checkpointing is not compatible" in str(error):
+            raise RuntimeError(
+                f"no gradient can be taken of this loss: {REENTRANT_WAY_OUT}"
+            ) from error
+        raise

@@ -91,6 +91,9 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
     elif isinstance(node, BackwardCFunction):
+        if function_of(node).__name__ == "ScanAutogradOp":
+            # torch's scan computes gradients without a graph of their own.
+            return f"it passes through torch's scan; {OPERATION_WAY_OUT}"
         if _is_compiled(node):
             return COMPILED_WAY_OUT
         if _is_once_differentiable(node):
@@ -120,11 +123,11 @@ def _is_once_differentiable(node: Node) -> bool:
 def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterator[None]:
     """Check that the custom functions that run meanwhile make a graph of their gradients.
 
-    One whose backward is a kernel, or runs under ``no_grad``, returns gradients without a graph,
-    and everything behind it then looks linear. One that adds a constant to a gradient adds it to
-    each product as well. Only a gradient that is always zero is right without a graph. To learn
-    whether one always is, the function runs once more; so a function that makes a graph runs no
-    more often than before.
+    One whose backward is a kernel, runs under ``no_grad`` or detaches what it is given returns
+    gradients without a graph, and everything behind it then looks linear. One that adds a constant
+    to a gradient adds it to each product as well. Only a gradient that is always zero is right
+    without a graph. To learn whether one always is, the function runs once more; so a function that
+    makes a graph runs no more often than before.
 
     Args:
         custom: What :func:`check_region` found.
@@ -149,7 +152,9 @@ def _graph_hook(node: Node, region: Region) -> Hook:
         graphless = {
             place: gradient
             for place, gradient in enumerate(grad_inputs)
-            if gradient is not None and not gradient.requires_grad and region.leads_on(node, place)
+            if gradient is not None
+            and region.leads_on(node, place)
+            and not (gradient.requires_grad and _leads_to(gradient, grad_outputs))
         }
         if graphless and not _are_always_zero(node, graphless, grad_outputs):
             raise no_partial_hessian(
@@ -160,6 +165,33 @@ def _graph_hook(node: Node, region: Region) -> Hook:
             )
 
     return hook
+
+
+def _leads_to(gradient: Tensor, grad_outputs: Gradients) -> bool:
+    """Tell whether a gradient was computed from the output gradients, and not from copies of them.
+
+    It may require grad all the same, through an input that the function saved.
+    """
+    outputs = [g for g in grad_outputs if g is not None and g.requires_grad]
+    wanted = {graph.get_gradient_edge(g).node for g in outputs}
+    oldest = 0
+    if gradient.device.type == "cpu":
+        # What the backward made is younger than what it was given. On an accelerator another
+        # thread counts.
+        oldest = min(node._sequence_nr() for node in wanted)
+    stack = [graph.get_gradient_edge(gradient).node]
+    seen = set(stack)
+    while stack:
+        current = stack.pop()
+        # What torch raises an error for, or hangs a dead end on, is told elsewhere.
+        if current in wanted or type(current).__name__ == "Error":
+            return True
+        for following, _ in current.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                if following._sequence_nr() >= oldest:
+                    stack.append(following)
+    return False
 
 
 def _are_always_zero(node: Node, gradients: dict[int, Tensor], grad_outputs: Gradients) -> bool:

@@ -91,7 +91,11 @@ def gradients_with_graph(
     custom = check_region(region)
     # So that every gradient in the region depends on something, and a custom function that ends
     # the loss must show whether it makes a graph.
-    grad_output = torch.ones_like(loss, requires_grad=True) if custom else None
+    grad_output = None
+    if custom:
+        with torch.enable_grad():
+            # Not a leaf, whose place among the nodes would tell nothing.
+            grad_output = torch.ones_like(loss, requires_grad=True).clone()
     asked = [] if shared is None else shared.asked
     leaves = [] if shared is None else shared.asked_leaves
     recording = contextlib.nullcontext() if shared is None else shared.recording()

@@ -123,6 +123,11 @@ def check_loss_scale(loss_scale: float | Tensor | None) -> None:
     """
     if loss_scale is None or isinstance(loss_scale, Tensor):
         return
+    if not isinstance(loss_scale, Real) or isinstance(loss_scale, bool):
+        raise TypeError(
+            f"loss_scale must be a number or a tensor, got {type(loss_scale).__name__}; of a "
+            "GradScaler it is scaler.get_scale()"
+        )
     if not 0 < loss_scale < math.inf:
         raise ValueError(f"loss_scale must be above 0 and finite, got {loss_scale}")
 

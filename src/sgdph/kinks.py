@@ -25,7 +25,7 @@ from sgdph.region import graph_nodes
 _LINEAR = re.compile(
     "(Abs|Amax|Amin|Aminmax|Clamp|ClampMax|ClampMin|Cummax|Cummin|Gather|Hardshrink|Hardsigmoid"
     "|Hardtanh|Index|IndexSelect|Kthvalue|LeakyRelu|MaskedFill|Max|Maximum|Median|Min|Minimum|Mode"
-    "|MultiMarginLoss|Nanmedian|Relu|RreluWithNoise|Softshrink|Sort|Take|Threshold|Topk|Where"
+    "|Nanmedian|Relu|RreluWithNoise|Softshrink|Sort|Take|Threshold|Topk|Where"
     "|(Adaptive|Fractional|Mkldnn)?MaxPool[23]D(WithIndices)?)Backward[0-9]"
 )
 
@@ -81,13 +81,23 @@ class PresentPieces:
         handles = [
             node.register_hook(_hook(name, present, node))
             for name, present, node in zip(self._names, self._nodes, nodes, strict=False)
-            if same and (_LINEAR.fullmatch(name) or name in _CURVED) and not has_packed(present)
+            if same and not has_packed(present) and _has_pieces(name, present)
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _has_pieces(name: str, node: Node) -> bool:
+    """Tell whether an operation's slope at moved weights follows from that at the present ones."""
+    if name == "MultiMarginLossBackward0":
+        return bool(node._saved_p == 1)
+    if name == "AbsBackward0" and node._saved_self.is_complex():
+        # The absolute value of a complex number is curved.
+        return False
+    return _LINEAR.fullmatch(name) is not None or name in _CURVED
 
 
 def _hook(name: str, present: Node, moved: Node) -> Hook:

@@ -437,7 +437,7 @@ class SGDPH(Optimizer):
         if self.state:
             newton = (p for p in self._flow.cycle.newton if p.requires_grad)
             complete_averages(self.state, newton)
-            self._flow.cycle.save(self.state)
+            self._flow.cycle.save(self.param_groups, self.state)
         # Before the user's own hooks see it.
         handle = self.register_state_dict_post_hook(
             lambda _, saved: save_roles(saved["param_groups"], self.param_groups, self._flow.cycle),
@@ -491,7 +491,7 @@ class SGDPH(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         if self.state:
-            self._flow.cycle.save(self.state)
+            self._flow.cycle.save(self.param_groups, self.state)
         ours = {"newton": self._flow.cycle.newton, "_positions": self._positions}
         return {**super().__getstate__(), **ours}
 

@@ -14,6 +14,7 @@ no backward came in between, the next curvature takes its place.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -85,6 +86,18 @@ class PendingCurvature:
                 return True
         return False
 
+    def is_cleared(self, params: Iterable[Tensor]) -> bool:
+        """Tell whether nothing is left for ``params``. Waits for the device."""
+        flags = [self.validity(p) for p in params]
+        return all(flag is not None and not bool(flag) for flag in flags)
+
+    def look_at_gradients(self, params: Iterable[Tensor]) -> None:
+        """Drop the graphs of gradients that were cleared since their backward."""
+        for p in params:
+            entry = self._entry(p)
+            if entry.gradient_with_graph is not None:
+                entry.drop_cleared_graph(p)
+
     def gradient_arrives(self, p: Tensor, gradient: Tensor) -> None:
         """Note the gradient of one backward, just before it is added to ``p.grad``."""
         entry = self._entry(p)
@@ -116,6 +129,8 @@ class PendingCurvature:
         holds = entry.settled or entry.gradient_with_graph is not None
         if holds and p.grad is not None:
             entry.stamp = GradientStamp.of(p.grad)
+            if entry.dropped or entry.kept is not None:
+                entry.latest = p.grad.detach().clone()
 
     def drop_fresh(self) -> None:
         """Drop all whose gradients have not arrived, because they never will."""
@@ -139,6 +154,8 @@ class PendingCurvature:
         probes: Callable[[], Sequence[Tensor] | None],
         loss_scale: float | None,
         name: Callable[[Tensor], str],
+        *,
+        alone: bool = True,
     ) -> list[Tensor | None]:
         """Sum up the curvature pending for each of ``params``, signed.
 
@@ -149,6 +166,8 @@ class PendingCurvature:
             loss_scale: What divides products of ``backward(create_graph=True)``; ``None`` asks the
                 calling ``GradScaler``.
             name: Names a parameter.
+            alone: Whether this is the only rank. Where there are others, ``.grad`` changes after
+                its backward as a matter of course.
 
         Returns:
             Per parameter a tensor of its shape in its curvature's dtype, or ``None`` where nothing
@@ -158,8 +177,11 @@ class PendingCurvature:
             RuntimeError: A gradient was put together by hand from several backwards, so that its
                 curvature is unknown; or it cannot be told whether a loss was scaled.
         """
-        for p in params:
-            self._refuse_gradient_of_several(p, name)
+        unknown = [p for p in params if alone and self._is_of_several(p, name)]
+        for p in unknown:
+            entry = self._entry(p)
+            entry.settled, entry.gradient_with_graph = [], None
+            entry.missed_at = self._arrivals
         scaler = calling_grad_scaler() if any(map(self._wants_scaler, params)) else None
         sums = [self._taken(p, scaler) for p in params]
         gradients = [self._gradient_with_graph(p) for p in params]
@@ -180,17 +202,37 @@ class PendingCurvature:
                 sums[i] = h if taken is None else taken + h
         return sums
 
-    def _refuse_gradient_of_several(self, p: Tensor, name: Callable[[Tensor], str]) -> None:
+    def _is_of_several(self, p: Tensor, name: Callable[[Tensor], str]) -> bool:
+        """Tell whether a gradient was put together by hand, after others had been cleared.
+
+        It may also have been clipped after a skipped batch, and is then a multiple of what the
+        latest backward left. The device is asked only where gradients were cleared before the step.
+        """
         entry = self._entry(p)
-        if not entry.dropped or entry.forgotten or entry.fresh or entry.missed_at is not None:
-            return
-        if entry.stamp is None or entry.stamp.is_replaced(p.grad):
+        if entry.forgotten or entry.fresh or entry.missed_at is not None:
+            return False
+        stamp = entry.stamp
+        assert p.grad is not None, "only live parameters are collected"
+        if stamp is not None and not stamp.is_replaced(p.grad) and not stamp.is_changed():
+            return False
+        if not entry.dropped and (entry.kept is None or bool(entry.kept)):
+            return False
+        if stamp is not None and bool(entry.is_multiple_of_latest(p.grad)):
+            return False
+        if stamp is None or stamp.is_replaced(p.grad):
             raise RuntimeError(
                 f"the .grad of parameter {name(p)} was put there by hand after several backwards, "
                 "so the curvature that belongs to it is unknown. Let the backwards add up in "
-                ".grad; or sum the losses and call optimizer.backward(loss) once; or, if the last "
-                "backward alone counts, change its .grad in place (p.grad.copy_(...))"
+                ".grad; or sum the losses and call optimizer.backward(loss) once"
             )
+        warnings.warn(
+            f"the .grad of parameter {name(p)} was changed by hand after its backward, and that of "
+            "an earlier backward was cleared. The curvature that belongs to it is unknown, and is "
+            "left out at this step. If .grad is a sum of several backwards, let them add up in it",
+            UserWarning,
+            stacklevel=5,
+        )
+        return True
 
     def _wants_scaler(self, p: Tensor) -> bool:
         entry = self._entry(p)
@@ -201,12 +243,28 @@ class PendingCurvature:
     def _taken(self, p: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor | None:
         entry = self._entry(p)
         total: Tensor | None = None
-        for curvature, factors, _ in (*entry.settled, *entry.fresh):
-            scale = factors.scale(scaler)
+        for taken in (*entry.settled, *entry.fresh):
+            scale, curvature = taken.factors.scale(scaler), taken.curvature
             if scale is not None:
                 curvature = curvature / scale.to(curvature.device, curvature.dtype)
             total = curvature if total is None else total + curvature
         return total
+
+    def validity(self, p: Tensor) -> Tensor | None:
+        """Tell whether anything is left of what was taken for ``p``.
+
+        Returns:
+            A boolean of shape ``()`` on the device; ``None`` is true.
+        """
+        entry = self._entry(p)
+        if entry.fresh or entry.gradient_with_graph is not None:
+            return None
+        valid: Tensor | None = None
+        for taken in entry.settled:
+            if taken.valid is None:
+                return None
+            valid = taken.valid if valid is None else valid | taken.valid
+        return valid
 
     def _gradient_with_graph(self, p: Tensor) -> Tensor | None:
         if id(p) in self._handles:
@@ -256,8 +314,6 @@ class PendingCurvature:
         """
         for p in params:
             entry = self._entry(p)
-            if entry.stamp is not None and entry.stamp.is_replaced(p.grad):
-                entry.drop_settled()
             if self.was_missed(p) or entry.fresh or entry.settled:
                 return True
             if self._gradient_with_graph(p) is not None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgdph.algorithm import curvature_dtype
 from sgdph.amp import LossFactors
 from sgdph.nodes import Node
 
@@ -44,11 +45,14 @@ class Taken(NamedTuple):
         curvature: Shaped like the parameter.
         factors: What the loss was multiplied by.
         owner: The graph it was taken from.
+        valid: A boolean of shape ``()`` on the device, false where its gradient was cleared since;
+            ``None`` is true.
     """
 
     curvature: Tensor
     factors: LossFactors
     owner: Owner
+    valid: Tensor | None = None
 
 
 @dataclass
@@ -93,6 +97,10 @@ class PendingEntry:
     dropped: bool = False
     """Some went with its gradient, since the last step."""
     stamp: GradientStamp | None = None
+    kept: Tensor | None = None
+    """Whether gradients that were changed in place between two backwards were not cleared so."""
+    latest: Tensor | None = None
+    """The gradient as the latest backward left it, where some may have been dropped before."""
 
     def drop_settled(self) -> None:
         """Drop what belongs to gradients that are gone."""
@@ -111,17 +119,44 @@ class PendingEntry:
         elif self.stamp.is_changed() and p.grad is not None:
             # Changed in place: cleared with set_to_none=False, or clipped, unscaled, averaged over
             # ranks? Only a cleared one is all zeros, and that can be asked without a host sync.
+            kept = p.grad.ne(0).any()
+            self.kept = kept if self.kept is None else self.kept & kept
             if self.settled:
-                kept = p.grad.ne(0).any()
                 self.settled = [
-                    taken._replace(curvature=torch.where(kept, taken.curvature, 0))
+                    taken._replace(
+                        curvature=torch.where(kept, taken.curvature, 0),
+                        valid=kept if taken.valid is None else kept & taken.valid,
+                    )
                     for taken in self.settled
                 ]
             if self.gradient_with_graph is not None and p.grad.grad_fn is None:
                 # Clearing detaches; clipping and unscaling do not.
                 self.gradient_with_graph = None
-            self.dropped = True
             self.stamp = GradientStamp.of(p.grad)
+
+    def drop_cleared_graph(self, p: Tensor) -> None:
+        """Drop the graph of a gradient that was cleared in place, which detaches it."""
+        stamp, gradient = self.stamp, p.grad
+        if stamp is None or stamp.is_replaced(gradient) or not stamp.is_changed():
+            return
+        if gradient is not None and gradient.grad_fn is None:
+            self.gradient_with_graph = None
+
+    def is_multiple_of_latest(self, gradient: Tensor) -> Tensor:
+        """Tell whether a gradient is what the latest backward left, or that times a number.
+
+        Returns:
+            A boolean of shape ``()`` on the device.
+        """
+        if self.latest is None or self.latest.shape != gradient.shape:
+            return torch.zeros((), dtype=torch.bool, device=gradient.device)
+        dtype = curvature_dtype(gradient)
+        a, b = (g.detach().to(dtype).flatten() for g in (gradient, self.latest))
+        length = b.norm()
+        direction = b / length.clamp(min=torch.finfo(dtype).tiny)
+        rest: Tensor = (a - (a * direction).sum() * direction).norm()
+        # The rounding of a product in the gradient's own precision.
+        return rest.le(64 * torch.finfo(gradient.dtype).eps * a.norm())
 
     def drop_without_graph(self) -> None:
         """Drop what is fresh and whose backward cannot come any more."""
@@ -135,7 +170,7 @@ class PendingEntry:
             if same:
                 before = self.settled[same[0]]
                 summed = before.curvature + taken.curvature
-                self.settled[same[0]] = before._replace(curvature=summed)
+                self.settled[same[0]] = before._replace(curvature=summed, valid=None)
             else:
                 self.settled.append(taken)
         self.fresh = []

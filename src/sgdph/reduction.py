@@ -69,8 +69,16 @@ class Ranks:
             else h.reshape(-1).to(device, dtype)
             for p, h, _ in arrivals
         ]
+        flags = [a.valid for a in arrivals]
         counted = [h is not None for _, h, _ in arrivals] + [active] * self.over_active
         counts = torch.tensor(counted, dtype=dtype).to(device, non_blocking=True)
+        if any(flag is not None for flag in flags):
+            # Of what a rank took, but whose gradient was cleared, it has nothing.
+            left = [
+                count if flag is None else count * flag.to(device, dtype)
+                for count, flag in zip(counts, flags, strict=False)
+            ]
+            counts = torch.stack([*left, *counts[len(flags) :]])
         vector = torch.cat([*parts, counts])
         dist.all_reduce(vector, group=self.process_group)
 

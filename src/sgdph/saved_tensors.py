@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -74,8 +74,19 @@ def _saved_tensors(node: Any) -> tuple[Tensor, ...]:
     except RuntimeError:
         # The graph was freed, or a saved tensor was changed: the gradients say so.
         return ()
-    kept = [t for t in (*saved, *vars(node).values()) if isinstance(t, Tensor)]
+    kept = [t for t in (*saved, *_values(vars(node).values())) if isinstance(t, Tensor)]
     return tuple({id(t): t for t in kept}.values())
+
+
+def _values(attributes: Iterable[Any]) -> Iterator[Any]:
+    """Yield values, and those inside of lists, tuples and dicts."""
+    for value in attributes:
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
 
 
 def _is_inexact(tensor: Tensor) -> bool:

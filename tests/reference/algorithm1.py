@@ -180,8 +180,10 @@ class ReferenceSGDPH:
                 continue
             in_vain = w.searched > w.last and self.refresh_number - w.searched < pause
             if w.tensor.requires_grad and not in_vain:
-                self.sought, w.searched = w, self.refresh_number
-                break
+                w.searched = self.refresh_number
+                self.sought = self.sought or w
+                if self.refresh == "cyclic":
+                    break
         self.refresh_number += 1
 
     def step(
