@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/sgdph compare --optimizers sgdm,sgdph --seeds 0-2 --out runs/demo --overwrite
+	$(BIN)/sgdph compare --dataset digits --epochs 8 --lr 0.1 --weight-decay 5e-3 --optimizers sgdm,sgdph --seeds 0-2 --out runs/demo --overwrite
 
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

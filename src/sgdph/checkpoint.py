@@ -16,7 +16,7 @@ from sgdph.algorithm import curvature_dtype
 from sgdph.cycle import TURN, Cycle
 from sgdph.groups import parameter_names
 from sgdph.matching import match_groups
-from sgdph.roles import check_roles
+from sgdph.roles import check_roles, save_roles
 from sgdph.sharding import is_sharded
 
 # Of a Newton parameter, and exactly as they were: never rounded to the parameter's own dtype.
@@ -145,6 +145,23 @@ def _count(value: Any, name: str) -> Tensor:
             f"{value!r}. {_USE_A_STATE_DICT}"
         )
     return value.reshape(())
+
+
+def complete_saved(saved: dict[str, Any], groups: Sequence[dict[str, Any]], cycle: Cycle) -> None:
+    """Add roles and turns to a state dict that was just made, in place.
+
+    Args:
+        saved: The state dict. The optimizer's own state is left as it is.
+        groups: The optimizer's parameter groups.
+        cycle: The Newton parameters.
+    """
+    save_roles(saved["param_groups"], groups, cycle)
+    turns = {id(p): turn for p, turn in zip(cycle.newton, cycle.turns(groups), strict=True)}
+    ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    params = chain.from_iterable(group["params"] for group in groups)
+    for saved_id, p in zip(ids, params, strict=True):
+        if id(p) in turns and saved_id in saved["state"]:
+            saved["state"][saved_id] = {**saved["state"][saved_id], TURN: turns[id(p)]}
 
 
 def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:

@@ -365,11 +365,11 @@ class Curvature:
                 if p.grad is not None and p.grad.grad_fn is not None:
                     p.grad = p.grad.detach()
 
-    def state_replaced(self, groups: Groups, state: State) -> None:
+    def state_replaced(self, groups: Groups, turns: Sequence[Tensor | None]) -> None:
         """Take over the place in the cycle; drop the curvature that was pending for another."""
         self._pending.clear()
         self._turn = None
-        self.cycle.load(groups, state)
+        self.cycle.load(groups, turns)
 
     def _notice_missed_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
         """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""

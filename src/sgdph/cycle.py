@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,9 +34,9 @@ class Cycle:
     a partial Hessian was due; ``cursor``, the parameter whose turn is next; ``sought``, the one
     that is sought, or -1. They live in the parameter groups, the same in each, so that whatever
     saves and restores groups carries them along. A ``cursor`` that was written by hand begins a new
-    cycle there. Three more integers per parameter are kept here, and saved in its state as one
-    tensor, ``turn``: the number of its latest refresh; how many probes it has used; the number of
-    the refresh after which it was sought, or -1.
+    cycle there. Three more integers per parameter are kept here. A saved state has them as one
+    tensor of each parameter, ``turn``: the number of its latest refresh; how many probes it has
+    used; the number of the refresh after which it was sought, or -1.
 
     Args:
         newton: The Newton parameters.
@@ -259,33 +259,37 @@ class Cycle:
                 starving.append(p)
         return starving
 
-    def save(self, groups: Groups, state: MutableMapping[Tensor, dict[str, Any]]) -> None:
-        """Write what each parameter's turn depends on into its state."""
+    def turns(self, groups: Groups) -> list[Tensor]:
+        """Return what each parameter's turn depends on, as :meth:`load` takes it."""
         self._follow(groups)
         lists = (self._last_refresh, self._probe_count, self._last_search)
-        for p, *numbers in zip(self.newton, *lists, strict=True):
-            if not p.requires_grad and p not in state:
-                # Frozen from the start: it has no state at all.
-                continue
-            state[p][TURN] = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        return [
+            torch.tensor(numbers, dtype=torch.int64, device="cpu")
+            for numbers in zip(*lists, strict=True)
+        ]
 
-    def load(self, groups: Groups, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Take over the place that groups and state hold; an older state knows of a cycle alone."""
+    def load(self, groups: Groups, turns: Sequence[Tensor | None]) -> None:
+        """Take over a place in the cycle.
+
+        Args:
+            groups: The parameter groups, which hold the place.
+            turns: Those of the Newton parameters. ``None`` for all where the state is older, and
+                knows of a cycle alone.
+        """
         count, place = len(self.newton), groups[0]
         self._cursor = place["cursor"]
         self._trainable_since.clear()
-        saved = [state.get(p, {}).get(TURN) for p in self.newton]
-        if all(turn is None for turn in saved):
+        if all(turn is None for turn in turns):
             self._last_refresh = self._as_in_a_cycle(place)
             self._probe_count = [self._probes_in_a_cycle(i, place) for i in range(count)]
             self._last_search = [-1] * count
             return
-        turns = [
-            (i - count, 0, -1) if turn is None else turn.tolist() for i, turn in enumerate(saved)
+        numbers = [
+            (i - count, 0, -1) if turn is None else turn.tolist() for i, turn in enumerate(turns)
         ]
-        self._last_refresh = [turn[0] for turn in turns]
-        self._probe_count = [turn[1] for turn in turns]
-        self._last_search = [turn[2] for turn in turns]
+        self._last_refresh = [each[0] for each in numbers]
+        self._probe_count = [each[1] for each in numbers]
+        self._last_search = [each[2] for each in numbers]
 
     def _probes_in_a_cycle(self, i: int, place: Mapping[str, Any]) -> int:
         if place["refresh"] == "all":

@@ -14,9 +14,15 @@ from torch.optim.sgd import sgd
 
 from sgdph.algorithm import newton_step
 from sgdph.channelwise import is_newton, newton_parameters
-from sgdph.checkpoint import check_still_fits, complete_group, fit_state, restore_exactly
+from sgdph.checkpoint import (
+    check_still_fits,
+    complete_group,
+    complete_saved,
+    fit_state,
+    restore_exactly,
+)
 from sgdph.curvature import Curvature
-from sgdph.cycle import Cycle, starting_group
+from sgdph.cycle import TURN, Cycle, starting_group
 from sgdph.groups import like_the_others, parameter_name, parameter_names
 from sgdph.hessian import Estimator
 from sgdph.hyperparameters import (
@@ -30,7 +36,6 @@ from sgdph.hyperparameters import (
 )
 from sgdph.joining import CurvatureJoinHook, refuse_to_lead
 from sgdph.rehearsal import complete_averages
-from sgdph.roles import save_roles
 from sgdph.sharding import refuse_sharded, refuse_zero
 from sgdph.statistics import MultiplierStatistics
 
@@ -437,10 +442,9 @@ class SGDPH(Optimizer):
         if self.state:
             newton = (p for p in self._flow.cycle.newton if p.requires_grad)
             complete_averages(self.state, newton)
-            self._flow.cycle.save(self.param_groups, self.state)
         # Before the user's own hooks see it.
         handle = self.register_state_dict_post_hook(
-            lambda _, saved: save_roles(saved["param_groups"], self.param_groups, self._flow.cycle),
+            lambda _, saved: complete_saved(saved, self.param_groups, self._flow.cycle),
             prepend=True,
         )
         try:
@@ -487,17 +491,19 @@ class SGDPH(Optimizer):
         finally:
             handle.remove()
         restore_exactly(self.state, self.param_groups, fitted)
-        self._flow.state_replaced(self.param_groups, self.state)
+        newton = self._flow.cycle.newton
+        turns = [self.state.get(p, {}).pop(TURN, None) for p in newton]
+        self._flow.state_replaced(self.param_groups, turns)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.state:
-            self._flow.cycle.save(self.param_groups, self.state)
-        ours = {"newton": self._flow.cycle.newton, "_positions": self._positions}
+        cycle = self._flow.cycle
+        turns = cycle.turns(self.param_groups)
+        ours = {"newton": cycle.newton, "turns": turns, "_positions": self._positions}
         return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # load_state_dict comes this way too: with groups and state, but to an optimizer in being.
-        newton = state.pop("newton", None)
+        newton, turns = state.pop("newton", None), state.pop("turns", None)
         if newton is not None:
             state.setdefault("_positions", [])
         known = self.__dict__.get("param_groups") or [
@@ -511,7 +517,7 @@ class SGDPH(Optimizer):
                 group["channelwise"] = current["channelwise"]
         if newton is not None:
             self._curvature = Curvature(newton, None, self.param_groups)
-            self._curvature.cycle.load(self.param_groups, self.state)
+            self._curvature.cycle.load(self.param_groups, turns or [None] * len(newton))
 
     @property
     def _flow(self) -> Curvature:

@@ -314,7 +314,12 @@ class PendingCurvature:
         """
         for p in params:
             entry = self._entry(p)
-            if self.was_missed(p) or entry.fresh or entry.settled:
+            if self.was_missed(p) or entry.fresh:
+                return True
+            if entry.stamp is not None and entry.stamp.is_replaced(p.grad):
+                # Only a look: one that was clipped by replacement still has its curvature.
+                continue
+            if entry.settled:
                 return True
             if self._gradient_with_graph(p) is not None:
                 return True

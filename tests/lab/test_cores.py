@@ -1,5 +1,6 @@
 """How many threads a run takes, and how many runs are trained at once."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from sgdph.lab.runs import RunDirectory
 
 from .conftest import Command, checkpoint_of, same_bits, snapshot, tiny_config
 
-DEMO = ["compare", "--optimizers", "sgdm,sgdph", "--seeds", "0-2", "--device", "cpu"]
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
+# As `make demo` calls it, but for where it writes.
+DEMO = re.findall(r"^\t\$\(BIN\)/sgdph (compare .*) --out", MAKEFILE.read_text(), re.MULTILINE)[0]
+DEMO_COMMAND = [*DEMO.split(), "--device", "cpu"]
 TINY = ["--dataset=digits", "--train-size=100", "--epochs=2", "--device=cpu"]
 
 
@@ -70,7 +74,7 @@ def test_the_demo_trains_in_one_thread_as_many_runs_as_there_are_cores(
     monkeypatch.setattr(workers, "Work", Alone)
     monkeypatch.setattr("sgdph.lab.commands.check_runs", lambda *_: None)
     with pytest.raises(Stop):
-        sgdph(*DEMO, *flags, "--out", tmp_path)
+        sgdph(*DEMO_COMMAND, *flags, "--out", tmp_path)
     ((runs, count),) = started
     assert (len(runs), count) == (6, jobs)
     assert {planned.config.threads for planned in runs} == {threads}
@@ -126,9 +130,10 @@ def test_processes_are_started_where_they_are_worth_it(monkeypatch: pytest.Monke
         configs = [config(threads=1, seed=seed, **options) for seed in range(3)]
         return [PlannedRun(f"run{each.seed}", each) for each in configs]
 
-    small, demo = planned(dataset="digits"), planned()
+    small, demo = planned(dataset="digits", epochs=2), planned(dataset="digits")
     assert default_jobs(demo, demo) == 2
     assert default_jobs(demo, demo[:1]) == 1
+    assert default_jobs(planned(), planned()) == 2
     assert default_jobs(demo, []) == 1
     assert default_jobs(small, small) == 1
     assert default_jobs(planned(processes=5), demo) == 1
@@ -144,7 +149,7 @@ def test_runs_side_by_side_come_out_as_one_after_another(
     compare, more = ["compare", *TINY, "--seeds=0"], ["--optimizers=sgdm,sgdph", "--seeds=0-1"]
     assert sgdph(*compare, *more, "--jobs=1", "--out", tmp_path / "one")[0] == 0
     assert sgdph(*compare, "--optimizers=sgdm", "--out", tmp_path / "two")[0] == 0
-    monkeypatch.setattr(cores, "FLOPS_WORTH_PROCESSES", 0)
+    monkeypatch.setattr(cores, "SECONDS_WORTH_PROCESSES", 0)
     code, said, _ = sgdph("compare", "--resume", *more, "--out", tmp_path / "two")
     assert code == 0
     assert "2 workers" in said

@@ -28,9 +28,11 @@ from sgdph.lab.models import TEXT_NETWORKS, build_model
 from sgdph.lab.plan import PlannedRun
 
 FLOPS_PER_THREAD = 2e9
-# What is left must be this much, some 15 seconds of one core, or no processes are started for it:
-# each takes several seconds to load torch.
-FLOPS_WORTH_PROCESSES = 5e11
+# What is left must take this long on one core, or no processes are started for it: each takes
+# several seconds to load torch.
+SECONDS_WORTH_PROCESSES = 15.0
+# Of one core of a small virtual machine; a step of a network on tiny images is mostly overhead.
+FLOPS_PER_SECOND, SECONDS_PER_STEP = 3e10, 0.01
 # The one set of text has 26 kB for each evaluation, in windows of 64 characters.
 TEXT_WINDOWS, TEXT_CHARACTERS = 1_000, 96
 
@@ -81,17 +83,19 @@ def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
     several = any(planned.config.processes > 1 for planned in runs)
     if several or len(threads) < len(runs) or None in threads or not left:
         return 1
-    if sum(run_flops(planned.config) for planned in left) < FLOPS_WORTH_PROCESSES:
+    if sum(run_seconds(planned.config) for planned in left) < SECONDS_WORTH_PROCESSES:
         return 1
     most = max(each for each in threads if each is not None)
     return min(len(left), max(1, crew.available_cores() // most))
 
 
-def run_flops(config: RunConfig) -> float:
-    """Estimate the FLOPs of a run: a step is three forwards, an evaluation one."""
+def run_seconds(config: RunConfig) -> float:
+    """Estimate roughly how long a run takes on one core: a step is three forwards, a test one."""
     shape = _shape(config)
-    images = config.epochs * (3 * shape.train + shape.test)
-    return image_flops(config.model, shape) * images
+    images = 3 * shape.train + shape.test
+    steps = shape.train / config.batch_size
+    flops = image_flops(config.model, shape) * images
+    return config.epochs * (flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP)
 
 
 def _shape(config: RunConfig) -> Shape:
