@@ -65,15 +65,24 @@ def curvature_in(optimizer: sgdph.SGDPH, p: Tensor) -> Tensor | None:
 def signed_curvature(
     loss: Tensor, newton: list[Any], setting: str, k: int
 ) -> dict[int, Tensor | None]:
-    """Each visited parameter's signed curvature by plain torch, by its place; leaves the graph."""
-    places = range(len(newton)) if setting == "joint" else [k]
+    """Each visited parameter's signed curvature by plain torch, by its place; leaves the graph.
+
+    The turn is the ``k``-th parameter's, or that of the next one that the loss reaches.
+    """
+    places = [(k + i) % len(newton) for i in range(len(newton))]
     places = [i for i in places if newton[i].requires_grad]
+    if setting == "joint":
+        places.sort()
+    elif places:
+        every = [newton[i] for i in places]
+        found = torch.autograd.grad(loss, every, retain_graph=True, allow_unused=True)
+        places = [i for i, g in zip(places, found, strict=True) if g is not None][:1]
     params = [newton[i] for i in places]
     if not params:
         return {}
     gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
     if setting == "exact":
-        return {k: None if gradients[0] is None else _diagonal(gradients[0], params[0])}
+        return {places[0]: None if gradients[0] is None else _diagonal(gradients[0], params[0])}
     probes = [
         torch.ones_like(p) if setting == "row_sum" else rademacher_probe(SEED, 0, i, p)
         for i, p in zip(places, params, strict=True)

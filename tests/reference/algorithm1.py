@@ -133,7 +133,9 @@ class ReferenceSGDPH:
             newton = group["channelwise"]
             if newton is None:
                 newton = has_one_number_per_channel(tensor)
-            self.weights.append(Weight(tensor, group, newton))
+            # One that comes later takes its turn after those registered before it.
+            last = self.newton[-1].last if self.newton else -1
+            self.weights.append(Weight(tensor, group, newton, last=last))
 
     @property
     def newton(self) -> list[Weight]:
