@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import sgdph
+from sgdph.nodes import TELLS_PACKED
 
 F64 = torch.float64
 SCALE = 1024.0
@@ -199,6 +200,12 @@ def test_a_scale_that_cannot_be_told_is_an_error(way: str, end: str) -> None:
     model, scaler = network(), scaler_of()
     optimizer = measuring(model)
     FEEDS[way](optimizer, lambda: UNKNOWN[end](scaler, plain_loss(model)))
+    if end == "inside of a checkpoint" and not TELLS_PACKED:
+        # Older torch reads through the checkpoint, and finds the scale itself.
+        scaler.step(optimizer)
+        expected = oracle(model, plain_loss(model))
+        torch.testing.assert_close(curvature(optimizer), expected, rtol=1e-3, atol=1e-6)
+        return
     with pytest.raises(RuntimeError, match=r"loss_scale=scaler.get_scale\(\)"):
         scaler.step(optimizer)
 
