@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sgdph
-from sgdph.finite_difference import curvature_of_differences
-from sgdph.hessian import curvature_of_gradients, gradients_with_graph
+from sgdph.autograd.graph import Region
+from sgdph.curvature.estimators import curvature_of_gradients, gradients_with_graph
+from sgdph.curvature.finite_difference import curvature_of_differences
 from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.environment import describe_environment
 from sgdph.lab.models import build_model
-from sgdph.region import Region
 
 BATCH, STEPS, ROUNDS = 32, 100, 5
 

@@ -16,10 +16,10 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sgdph
-from sgdph.hessian import curvature_of_gradients, gradients_with_graph
+from sgdph.autograd.graph import Region
+from sgdph.curvature.estimators import curvature_of_gradients, gradients_with_graph
 from sgdph.lab.data import Dataset, load_dataset
 from sgdph.lab.models import build_model
-from sgdph.region import Region
 
 BATCH = 25
 

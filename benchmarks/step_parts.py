@@ -27,11 +27,11 @@ from sgdph.lab.progress import step_reporter_for
 
 NOTHING = "a node that no graph has"
 PARTS = {
-    "convolution": ("sgdph.double_backward.CONVOLUTION", NOTHING),
-    "batch norm": ("sgdph.double_backward.BATCH_NORMS", ()),
-    "ReLU": ("sgdph.double_backward.RELU", NOTHING),
+    "convolution": ("sgdph.autograd.lean.CONVOLUTION", NOTHING),
+    "batch norm": ("sgdph.autograd.lean.BATCH_NORMS", ()),
+    "ReLU": ("sgdph.autograd.lean.RELU", NOTHING),
     "late weight gradients": (
-        "sgdph.shared_backward.SharedBackward._is_better_late",
+        "sgdph.autograd.shared_backward.SharedBackward._is_better_late",
         lambda *_: False,
     ),
 }

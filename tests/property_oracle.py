@@ -14,7 +14,7 @@ from property_nets import Case, build
 from torch import Tensor
 
 import sgdph
-from sgdph.probes import rademacher_probe
+from sgdph.curvature.probes import rademacher_probe
 
 BETA2 = 0.5
 SEED = 3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import sgdph
-from sgdph.channelwise import is_channelwise
+from sgdph.roles import is_channelwise
 
 
 def roles(model: nn.Module, **kwargs: Any) -> tuple[set[str], set[str]]:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 import sgdph
-from sgdph import curvature_check
+from sgdph.diagnostics.diagnostics import curvature_check
 
 pytestmark = pytest.mark.filterwarnings("ignore:estimator=.hutchinson. with refresh=.all.")
 

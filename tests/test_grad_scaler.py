@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import sgdph
-from sgdph.nodes import TELLS_PACKED
+from sgdph.autograd.graph import TELLS_PACKED
 
 F64 = torch.float64
 SCALE = 1024.0

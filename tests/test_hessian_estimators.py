@@ -15,15 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sgdph
-from sgdph.finite_difference import curvature_of_differences
-from sgdph.hessian import (
-    ESTIMATORS,
-    Estimator,
-    curvature_of_gradients,
-    is_one_product,
-    is_stochastic,
-    products_per_block,
-)
+from sgdph.curvature.estimators import curvature_of_gradients, is_one_product, products_per_block
+from sgdph.curvature.finite_difference import curvature_of_differences
+from sgdph.validation import ESTIMATORS, Estimator, is_stochastic
 
 NETS = [
     "bn_resnet",

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sgdph
-from sgdph import double_backward
-from sgdph.nodes import TELLS_PACKED
-from sgdph.recomputed import PackedArguments
+from sgdph.autograd import lean as double_backward
+from sgdph.autograd.graph import TELLS_PACKED
+from sgdph.autograd.recomputed import PackedArguments
 
 F64 = torch.float64
 FACTORS = torch.tensor([0.1, 0.2, 0.05, 0.3], dtype=F64)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import sgdph
-from sgdph.probes import rademacher_probe
+from sgdph.curvature.probes import rademacher_probe
 
 SIZES = [1, 2, 3, 16, 31, 33]
 

@@ -1,13 +1,12 @@
 """SGD with Partial Hessian (SGD-PH) for PyTorch."""
 
-from sgdph.block import hessian_block
-from sgdph.block_statistics import Diagonality, EstimateError
-from sgdph.channelwise import param_groups
-from sgdph.curvature_check import check_curvature
-from sgdph.diagnostics import diagonality
-from sgdph.optimizer import SGDPH
-from sgdph.statistics import MultiplierStatistics
-from sgdph.weight_norm import apply_weight_norm, fold_weight_norm
+from sgdph.diagnostics.block import hessian_block
+from sgdph.diagnostics.curvature_check import check_curvature
+from sgdph.diagnostics.diagnostics import diagonality
+from sgdph.diagnostics.figures import Diagonality, EstimateError
+from sgdph.optimizer import SGDPH, MultiplierStatistics
+from sgdph.roles import param_groups
+from sgdph.weight_norm.weight_norm import apply_weight_norm, fold_weight_norm
 
 __version__ = "0.1.0"
 

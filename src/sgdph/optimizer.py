@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
@@ -13,19 +14,27 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
 from sgdph.algorithm import newton_step
-from sgdph.channelwise import is_newton, newton_parameters
-from sgdph.checkpoint import (
+from sgdph.curvature.curvature import Curvature
+from sgdph.curvature.cycle import TURN, Cycle, starting_group
+from sgdph.curvature.guards import refuse_sharded, refuse_zero
+from sgdph.join import CurvatureJoinHook, refuse_to_lead
+from sgdph.roles import (
+    is_newton,
+    like_the_others,
+    newton_parameters,
+    parameter_name,
+    parameter_names,
+)
+from sgdph.state_dict import (
     check_still_fits,
+    complete_averages,
     complete_group,
     complete_saved,
     fit_state,
     restore_exactly,
 )
-from sgdph.curvature import Curvature
-from sgdph.cycle import TURN, Cycle, starting_group
-from sgdph.groups import like_the_others, parameter_name, parameter_names
-from sgdph.hessian import Estimator
-from sgdph.hyperparameters import (
+from sgdph.validation import (
+    Estimator,
     Refresh,
     check_group,
     check_groups_agree,
@@ -34,10 +43,6 @@ from sgdph.hyperparameters import (
     refuse_sparse_gradients,
     warn_of_joint_noise,
 )
-from sgdph.joining import CurvatureJoinHook, refuse_to_lead
-from sgdph.rehearsal import complete_averages
-from sgdph.sharding import refuse_sharded, refuse_zero
-from sgdph.statistics import MultiplierStatistics
 
 # What the first-order and the Newton step have in common.
 _OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
@@ -583,3 +588,37 @@ class SGDPH(Optimizer):
 
     def _name(self, p: Tensor) -> str:
         return parameter_name(self.param_groups, p)
+
+
+@dataclass(frozen=True)
+class MultiplierStatistics:
+    """``τ / (D̂ + ε)`` over the entries of one parameter: how many times SGD's step it takes.
+
+    Attributes:
+        min: Smallest, where the curvature is largest.
+        median: The lower median.
+        mean: Arithmetic mean.
+        max: Largest; at most τ/ε.
+        refreshes: How many partial Hessians have entered the average.
+    """
+
+    min: float
+    median: float
+    mean: float
+    max: float
+    refreshes: int
+
+    @classmethod
+    def of(cls, multiplier: Tensor, refreshes: Tensor | None) -> MultiplierStatistics:
+        """Summarise a multiplier of any shape; ``refreshes`` is its parameter's ``v``, if any."""
+        # On the CPU, because not every device has float64.
+        values = multiplier.detach().to("cpu", torch.float64).flatten()
+        if values.numel() == 0:
+            return cls(1.0, 1.0, 1.0, 1.0, 0)
+        return cls(
+            min=values.min().item(),
+            median=values.median().item(),
+            mean=values.mean().item(),
+            max=values.max().item(),
+            refreshes=0 if refreshes is None else int(refreshes.item()),
+        )

@@ -1,82 +1,266 @@
-"""The roles of parameters in a saved state: which takes Newton steps, which is first-order.
+"""Which parameters are channel-wise, and the groups made of them.
 
-They stand in each saved group under ``channelwise``: one bool where all its parameters have one
-role, a list of bools otherwise. In the groups of an optimizer the same key is the user's own word,
-``None`` where shapes decide; shapes alone do not tell the roles, because the last channel-wise
-parameter of those that the optimizer was built with is first-order. No further key, because
-``torch.distributed.checkpoint`` refuses checkpoints that lack one.
+A channel-wise parameter holds one number per output channel: the scale and shift of a norm layer,
+a bias, the length of a weight-normalised weight. Those get a Newton step; all others SGD's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sgdph.cycle import Cycle
-from sgdph.groups import listed, parameter_names
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
-Groups = Sequence[dict[str, Any]]
+from sgdph.validation import ONE_FOR_ALL_GROUPS
+
+_NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    _BatchNorm,
+    _InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
 
 
-def save_roles(saved: Groups, groups: Groups, cycle: Cycle) -> None:
-    """Write the roles into saved groups, in place.
+def is_channelwise(p: Tensor) -> bool:
+    """Guess from a tensor's shape alone whether it is channel-wise.
+
+    True where ``p`` is real and ``p.ndim >= 1 and p.numel() == p.shape[0]``. The second condition,
+    and not ``p.ndim == 1``, because torch's weight norm keeps its lengths as ``(C, 1, 1, 1)``.
+
+    It is only a guess: it also takes a ``Linear(1, C)`` weight or a learned temperature of shape
+    ``(1,)``, and misses a ``LayerNorm((C, H, W))``. :func:`param_groups` goes by role instead.
 
     Args:
-        saved: The groups of a state dict.
-        groups: The optimizer's, from which they were made.
-        cycle: The Newton parameters.
+        p: A parameter of any shape.
     """
-    for packed, group in zip(saved, groups, strict=True):
-        roles = [p in cycle for p in group["params"]]
-        if roles:
-            packed["channelwise"] = roles[0] if len(set(roles)) == 1 else roles
+    return p.ndim >= 1 and p.numel() == p.shape[0] and not p.is_complex()
 
 
-def check_roles(saved: Groups, groups: Groups, cycle: Cycle) -> None:
-    """Check that the parameters of a saved state have the roles that they have here.
+def is_newton(p: Tensor, group: Mapping[str, Any]) -> bool:
+    """Tell whether ``p`` takes Newton steps: its group's word goes before its shape."""
+    flag = group.get("channelwise")
+    return is_channelwise(p) if flag is None else bool(flag)
 
-    Groups that tell no roles (older states, ``torch.optim.SGD``'s) pass.
+
+def newton_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    """List the Newton parameters of a new optimizer's groups, in registration order.
+
+    The last channel-wise parameter that is trainable, among the groups that do not decide
+    themselves, stays first-order: it is a classifier's bias, as a rule.
+    """
+    groups = list(groups)
+    newton = [p for group in groups for p in group["params"] if is_newton(p, group)]
+    guessed = [
+        p
+        for group in groups
+        if group.get("channelwise") is None
+        for p in group["params"]
+        if is_newton(p, group) and p.requires_grad
+    ]
+    last = guessed[-1] if guessed else None
+    return list({id(p): p for p in newton if p is not last}.values())
+
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float | None = None,
+    *,
+    channelwise_weight_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Group a model's parameters by their role in their modules, for :class:`sgdph.SGDPH`.
+
+    Channel-wise are the scales and shifts of norm layers (batch, instance, layer, group, RMS, and
+    third-party layers whose class is named ``…Norm…``), the biases of all layers (recurrent and
+    attention layers' included), and the lengths ``g`` of torch's weight norm, old and new. The bias
+    of the output layer, which is the last module in registration order that owns parameters, stays
+    first-order: behind a softmax its row sum is zero, and its Newton step would sit at the cap.
+
+    Every group carries ``channelwise=True`` or ``False``, so shapes decide nothing any more. A
+    tied parameter appears once, in the role of its first owner. Frozen parameters are kept: they
+    train as soon as they are unfrozen.
 
     Args:
-        saved: The groups of a state dict, of the same sizes as ``groups``.
-        groups: The optimizer's.
-        cycle: The Newton parameters.
+        model: The network. Its parameters are not touched.
+        weight_decay: λ of every group. ``None`` leaves it to the optimizer's own argument.
+        channelwise_weight_decay: λ of the channel-wise parameters and of the output layer's bias,
+            where it is to differ; ``0.0`` switches weight decay off for them.
+
+    Returns:
+        One to three groups, each a dict with ``params`` (tensors, in registration order),
+        ``param_names``, ``positions`` (their places in ``model.parameters()``, by which a state of
+        ``torch.optim.SGD`` over those is loaded), ``channelwise``, and ``weight_decay`` where one
+        was given.
 
     Raises:
-        ValueError: A role differs.
+        TypeError: ``model`` is not a module.
+        ValueError: ``model`` has no parameters.
+
+    Example:
+        >>> optimizer = SGDPH(param_groups(model, weight_decay=5e-3), lr=0.01)
     """
-    names = parameter_names(groups)
-    newton_there: list[str] = []
-    newton_here: list[str] = []
-    for packed, group in zip(saved, groups, strict=True):
-        for p, was_newton in zip(group["params"], _saved_roles(packed), strict=True):
-            if was_newton is None or was_newton == (p in cycle):
-                continue
-            (newton_there if was_newton else newton_here).append(names[id(p)])
-    findings = []
-    if newton_there:
-        findings.append(f"{listed(newton_there)} took Newton steps there and is first-order here")
-    if newton_here:
-        findings.append(f"{listed(newton_here)} was first-order there and takes Newton steps here")
-    if findings:
-        raise ValueError(
-            f"the loaded state has other roles: {'; '.join(findings)}. Build the optimizer "
-            "from the groups that the saved one was built from, in the same order, and add later "
-            "ones by add_param_group (sgdph.param_groups(model) gives roles that depend on "
-            "neither). To load the state nevertheless, set 'channelwise' to None in its groups"
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; "
+            "bare tensors go to SGDPH as they are"
         )
+    newton: list[tuple[str, Tensor]] = []
+    output_bias: list[tuple[str, Tensor]] = []
+    weights: list[tuple[str, Tensor]] = []
+    output = _output_layer(model)
+    for name, p, owner, role in _parameters_with_roles(model):
+        if not role:
+            weights.append((name, p))
+        elif owner is output and _is_bias_name(name.rpartition(".")[2]):
+            output_bias.append((name, p))
+        else:
+            newton.append((name, p))
+    if not newton and not output_bias and not weights:
+        raise ValueError(f"{type(model).__name__} has no parameters to optimize")
+
+    if channelwise_weight_decay is None:
+        channelwise_weight_decay = weight_decay
+    if channelwise_weight_decay == weight_decay:
+        weights, output_bias = weights + output_bias, []
+    groups = (
+        (newton, True, channelwise_weight_decay),
+        (weights, False, weight_decay),
+        (output_bias, False, channelwise_weight_decay),
+    )
+    positions = {id(p): i for i, p in enumerate(model.parameters())}
+    return [_group(named, positions, flag, decay) for named, flag, decay in groups if named]
 
 
-def _saved_roles(packed: Mapping[str, Any]) -> list[bool | None]:
-    """Return the role of each parameter of a saved group, ``None`` where it is not told."""
-    # torch.optim.SGD over the groups of param_groups keeps their word, and means nothing by it.
-    roles = packed.get("channelwise") if "second_order_lr" in packed else None
-    params = packed["params"]
-    if not isinstance(roles, Sequence) or isinstance(roles, str):
-        return [None if roles is None else bool(roles)] * len(params)
-    names = packed.get("param_names") or []
-    if len(names) == len(roles) and all(isinstance(p, str) for p in params):
-        # torch.distributed.checkpoint has put the parameters in this optimizer's order, by name.
-        by_name = dict(zip(names, roles, strict=True))
-        return [by_name.get(p) for p in params]
-    return list(roles) if len(roles) == len(params) else [None] * len(params)
+def _group(
+    named: list[tuple[str, Tensor]], positions: Mapping[int, int], flag: bool, decay: float | None
+) -> dict[str, Any]:
+    group: dict[str, Any] = {
+        "params": [p for _, p in named],
+        "param_names": [name for name, _ in named],
+        "positions": [positions[id(p)] for _, p in named],
+        "channelwise": flag,
+    }
+    if decay is not None:
+        group["weight_decay"] = decay
+    return group
+
+
+def _parameters_with_roles(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, bool]]:
+    """Yield every parameter once: full name, tensor, owning module, whether it is channel-wise."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        lengths = _weight_norm_lengths(module)
+        for local, p in module.named_parameters(recurse=False):
+            if id(p) in seen:
+                continue
+            seen.add(id(p))
+            role = not p.is_complex() and (
+                local in lengths
+                or isinstance(module, _NORM_LAYERS)
+                or (_is_channelwise_by_name(module, local) and is_channelwise(p))
+            )
+            yield (f"{prefix}.{local}" if prefix else local), p, module, role
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """Find the last module, in registration order, that owns parameters itself.
+
+    The originals of a parametrised layer, and what its parametrisations own, live in children of
+    it; the layer is then the owner.
+    """
+    last = None
+    within: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            within |= set(module.modules())
+        if module in within:
+            continue
+        if next(module.parameters(recurse=False), None) is not None or parametrize.is_parametrized(
+            module
+        ):
+            last = module
+    return last
+
+
+def _is_channelwise_by_name(module: nn.Module, local: str) -> bool:
+    # Many networks bring a norm layer of their own (LlamaRMSNorm, T5LayerNorm) that inherits from
+    # none of torch's.
+    return "Norm" in type(module).__name__ or _is_bias_name(local)
+
+
+def _is_bias_name(local: str) -> bool:
+    # "bias_ih_l0" and "bias_hh_l0" of recurrent layers, "in_proj_bias" of attention.
+    return local == "bias" or local.endswith("_bias") or local.startswith(("bias_ih", "bias_hh"))
+
+
+def _weight_norm_lengths(module: nn.Module) -> set[str]:
+    """Name the parameters of ``module`` that are lengths ``g`` of torch's weight norm."""
+    if isinstance(module, parametrize.ParametrizationList):
+        # parametrizations.weight_norm splits a weight into original0 = g and original1 = v. Its
+        # class is private, so it is told by its name.
+        first = next(iter(module), None)
+        return {"original0"} if type(first).__name__ == "_WeightNorm" else set()
+    hooks = module._forward_pre_hooks.values()
+    return {f"{hook.name}_g" for hook in hooks if isinstance(hook, WeightNorm)}
+
+
+def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
+    """Name ``p``: as its group does, else ``"group.place"``.
+
+    Raises:
+        KeyError: ``p`` is in none of the groups.
+    """
+    for i, group in enumerate(groups):
+        for j, other in enumerate(group["params"]):
+            if other is p:
+                return _name_at(group, i, j)
+    raise KeyError(f"a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
+
+
+def parameter_names(groups: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Name every parameter as :func:`parameter_name` does, by its ``id``."""
+    return {
+        id(p): _name_at(group, i, j)
+        for i, group in enumerate(groups)
+        for j, p in enumerate(group["params"])
+    }
+
+
+def listed(names: Sequence[str]) -> str:
+    """Name up to three, and say how many more there are."""
+    rest = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{rest}"
+
+
+def _name_at(group: dict[str, Any], i: int, j: int) -> str:
+    # Fewer names than parameters, where somebody has changed the list by hand.
+    names = group.get("param_names") or []
+    return str(names[j]) if j < len(names) else f"{i}.{j}"
+
+
+def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
+    """Let a group that comes later fit those that are there, without changing it.
+
+    It takes over what is one for all groups, which may have changed since the optimizer's defaults
+    were set, and gets names where the others have some, because torch wants all groups to, or none.
+    What is no group with a list of parameters is left to torch to refuse.
+    """
+    if not isinstance(group, dict):
+        return group
+    return _named({**{name: groups[0][name] for name in ONE_FOR_ALL_GROUPS}, **group}, groups)
+
+
+def _named(group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    params = group.get("params")
+    if "param_names" in group or "param_names" not in groups[0]:
+        return group
+    if params is None or isinstance(params, set):
+        return group
+    params = [params] if isinstance(params, Tensor) else list(params)
+    if any(isinstance(p, tuple) for p in params):
+        return {**group, "params": params}
+    return {**group, "params": [(f"{len(groups)}.{i}", p) for i, p in enumerate(params)]}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sgdph
 from reference.algorithm1 import Probe
-from sgdph.probes import rademacher_probe
+from sgdph.curvature.probes import rademacher_probe
 
 Feed = Callable[..., None]
 

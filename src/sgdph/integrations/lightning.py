@@ -11,11 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.integrations.ahead import ahead_of
 from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
-from sgdph.nodes import is_leaf
 from sgdph.optimizer import SGDPH
-from sgdph.region import graph_nodes
 
 try:
     from lightning.pytorch.callbacks import Callback

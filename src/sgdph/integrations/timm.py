@@ -15,9 +15,9 @@ from timm.optim._optim_factory import default_registry
 from timm.utils import NativeScaler
 from torch import Tensor, nn
 
-from sgdph.channelwise import param_groups
 from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
 from sgdph.optimizer import SGDPH
+from sgdph.roles import param_groups
 
 
 class SecondOrderSGDPH(SGDPH):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-from sgdph.hessian import Estimator
 from sgdph.lab.network_names import NETWORKS, canonical
+from sgdph.validation import Estimator
 
 DatasetName = Literal[
     "mnist5k",

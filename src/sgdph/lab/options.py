@@ -14,7 +14,6 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from sgdph.hessian import Estimator
 from sgdph.lab.baselines import check_name
 from sgdph.lab.config import (
     DatasetName,
@@ -29,6 +28,7 @@ from sgdph.lab.config import (
 from sgdph.lab.config_file import as_pairs
 from sgdph.lab.network_names import PATTERNS, canonical
 from sgdph.lab.optimizer_args import parse_arguments
+from sgdph.validation import Estimator
 
 DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
 DEFAULT_SEEDS = (0, 1, 2)

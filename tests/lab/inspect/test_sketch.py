@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgdph.curvature.probes import rademacher_probe
 from sgdph.lab.inspect.sketch import BlockSketch, flat, off_diagonal_share
 from sgdph.lab.start import derive_seed
-from sgdph.probes import rademacher_probe
 
 B, N, PROBES, SEED, PLACE, BETA2 = 3, 5, 4, 7, 2, 0.8
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sgdph.hessian import is_stochastic, products_per_block
+from sgdph.curvature.estimators import products_per_block
 from sgdph.lab.cost.systems import System
+from sgdph.validation import is_stochastic
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

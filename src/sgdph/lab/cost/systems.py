@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sgdph import SGDPH, param_groups
-from sgdph.hessian import Estimator
 from sgdph.lab.config import LabError
 from sgdph.lab.cost.authors import AuthorsSGDPH
 from sgdph.lab.libraries import import_from, is_installed
 from sgdph.lab.step import backward_with_graph
+from sgdph.validation import Estimator
 
 LR, WEIGHT_DECAY = 1e-4, 5e-4
 

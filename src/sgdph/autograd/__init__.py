@@ -1,0 +1,1 @@
+"""What is asked of torch's graph, and second derivatives at the cost of a product."""

@@ -1,0 +1,169 @@
+"""Batch norm's second derivative in one expression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_packed, per_channel
+
+BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
+
+
+def is_lean_batch_norm(node: Node) -> bool:
+    """Tell whether :func:`batch_norm_hook` applies: in training."""
+    return bool(getattr(node, "_saved_training", False)) and not is_packed(node, "input")
+
+
+def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook:
+    """Make the hook that gives batch norm's gradients a lean derivative.
+
+    They keep torch's in half precision, where the expression would round between its parts, and
+    where the input was packed after all (:func:`is_packed`).
+
+    Args:
+        node: One of ``BATCH_NORMS``.
+        region: What lies behind the parameters of a product.
+        once: Whether there will be a single product; what was kept for it goes as it passes by.
+    """
+    leads_on = [region.leads_on(node, place) for place in range(3)]
+
+    def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
+        grad_output = grad_outputs[0]
+        if grad_output is None or not grad_output.requires_grad:
+            return None
+        try:
+            x, weight = node._saved_input, node._saved_weight
+            mean, inverse_std = node._saved_result1, node._saved_result2
+        except (AttributeError, RuntimeError):
+            return None
+        if not (x.dtype == mean.dtype == grad_output.dtype and x.dtype.itemsize >= 4):
+            return None
+        plain = list(map(detached, grad_inputs))
+        lean = _BatchNormGradients.apply(
+            grad_output,
+            x if leads_on[0] else x.detach(),
+            weight if leads_on[1] else detached(weight),
+            mean,
+            inverse_std,
+            plain,
+            once,
+        )
+        return tuple(new if on else old for on, new, old in zip(leads_on, lean, plain, strict=True))
+
+    return hook
+
+
+class _BatchNormGradients(Function):
+    r"""Batch norm's gradients as functions of its output's gradient, its input and its weight.
+
+    Per channel, with the batch's mean :math:`\mu` and
+    :math:`s = 1 / \sqrt{\sigma^2 + \epsilon}`, bars for means over the :math:`N` places,
+    :math:`\hat x = s (x - \mu)` and :math:`b = \overline{g \hat x}`, the gradients are (Ioffe &
+    Szegedy, 2015)
+
+    .. math::
+        g_x = \gamma s (g - \bar g - b \hat x), \quad g_\gamma = N b, \quad g_\beta = N \bar g.
+
+    For :math:`\varphi = \langle v, g_x\rangle + v_\gamma g_\gamma + v_\beta g_\beta`, with
+    :math:`a = \overline{v \hat x}` and :math:`c = \overline{v g} - \bar v \bar g - a b`, and with
+    :math:`\partial s / \partial x = -s^2 \hat x / N` and
+    :math:`N \, \partial b / \partial x = s (g - \bar g - b \hat x)`:
+
+    .. math::
+        \partial\varphi/\partial g
+        &= \gamma s (v - \bar v - a \hat x) + v_\gamma \hat x + v_\beta, \\
+        \partial\varphi/\partial \gamma &= N s c, \\
+        \partial\varphi/\partial x
+        &= -\gamma s^2 \left( b (v - \bar v) + a (g - \bar g) + (c - 2 a b) \hat x \right)
+        + v_\gamma s (g - \bar g - b \hat x).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        inverse_std: Tensor,
+        gradients: list[Tensor | None],
+        once: bool,
+    ) -> Gradients:
+        _, weight_gradient, bias_gradient = gradients
+        ctx.save_for_backward(x, weight, mean, inverse_std, weight_gradient, bias_gradient)
+        # Not saved as the others are: those are kept wherever the loss's own graph is.
+        ctx.grad_output = grad_output.detach()
+        ctx.once = once
+        ctx.set_materialize_grads(False)
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(
+        ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
+    ) -> Gradients:
+        x, weight, mean, s, sum_gx, sum_g = ctx.saved_tensors
+        g = ctx.grad_output
+        if ctx.once:
+            ctx.grad_output = None
+        count = x.numel() // x.shape[1]
+        needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
+        absent = torch.zeros_like(s)
+        scale = s if weight is None else weight * s
+        v_weight = absent if v_weight is None else v_weight
+        v_bias = absent if v_bias is None else v_bias
+
+        a = v_mean = absent
+        if v is not None:
+            sum_vx, sum_v = _channel_sums(v, x, mean, s)
+            a, v_mean = sum_vx / count, sum_v / count
+        to_g = to_x = to_weight = None
+        if needs_g:
+            of_x_hat = v_weight - scale * a
+            constant = v_bias - scale * v_mean
+            to_g = _combine([(scale, v)], of_x_hat, x, mean, s, constant)
+        if needs_x or needs_weight:
+            if sum_gx is None or sum_g is None:
+                sum_gx, sum_g = _channel_sums(g, x, mean, s)
+            b, g_mean = sum_gx / count, sum_g / count
+            c = absent
+            if v is not None:
+                vg_mean = _channel_sums(v, g, absent, torch.ones_like(s))[0] / count
+                c = vg_mean - v_mean * g_mean - a * b
+            if needs_weight:
+                to_weight = count * s * c
+            if needs_x:
+                of_v = -scale * s * b
+                of_g = -scale * s * a + v_weight * s
+                of_x_hat = -scale * s * (c - 2 * a * b) - v_weight * s * b
+                constant = -of_v * v_mean - of_g * g_mean
+                to_x = _combine([(of_v, v), (of_g, g)], of_x_hat, x, mean, s, constant)
+        return to_g, to_x, to_weight, None, None, None, None
+
+
+def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``Σ g s (x - mean)`` and ``Σ g`` per channel, in the one pass of torch's kernel."""
+    _, dots, sums = torch.ops.aten.native_batch_norm_backward(
+        g, x, None, None, None, mean, s, True, 0.0, [False, True, True]
+    )
+    return dots, sums
+
+
+def _combine(
+    terms: list[tuple[Tensor, Tensor | None]],
+    of_x_hat: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    s: Tensor,
+    constant: Tensor,
+) -> Tensor:
+    """Add up tensors like ``x``, ``s (x - mean)`` and 1, each times a factor per channel."""
+    of_x = of_x_hat * s
+    total = x * per_channel(of_x, x.dim())
+    for factor, tensor in terms:
+        if tensor is not None:
+            total.addcmul_(tensor, per_channel(factor, x.dim()))
+    return total.add_(per_channel(constant - of_x * mean, x.dim()))

@@ -1,0 +1,321 @@
+"""Checks of a loss's graph for what would make a partial Hessian wrong without an error.
+
+Torch's own operations differentiate twice, or raise. A function written by hand may do neither: its
+backward may make no graph, or may compute with tensors that were saved without a history. What lies
+between a loss and a parameter is known, so each such function is found before or while the
+gradients are taken. A graph of torch's operations alone costs one look at each node's class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import graph
+from torch.autograd.function import BackwardCFunction, once_differentiable
+
+from sgdph.autograd.differentiability import (
+    BATCH_NORM_WAY_OUT,
+    BY_DIFFERENCES,
+    COMPILED_WAY_OUT,
+    LAYER_NORM_WAY_OUT,
+    OPERATION_WAY_OUT,
+    WEIGHT_NORM_WAY_OUT,
+    no_partial_hessian,
+)
+from sgdph.autograd.graph import (
+    Gradients,
+    Hook,
+    Node,
+    Region,
+    function_name,
+    function_of,
+    graph_nodes,
+    is_leaf,
+)
+from sgdph.autograd.saved_tensors import warn_of_lost_history
+from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM
+
+# Where AOTAutograd, which every compiling backend goes through, defines what runs its graphs.
+_AOT_AUTOGRAD = ("torch._functorch._aot_autograd", "torch._functorch.aot_autograd")
+
+# The wrapper is the same code for every function that it wraps.
+_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx, *grads: None).__code__
+
+# Operations whose derivative torch gets wrong or lacks, and at which of their inputs. Batch norm's
+# is wrong without an error in torch 2.6.
+_WRONG_IN_TORCH = {
+    "NativeLayerNormBackwardBackward0": (1, LAYER_NORM_WAY_OUT),
+    "NativeBatchNormBackwardBackward0": (1, BATCH_NORM_WAY_OUT),
+    "CudnnBatchNormBackwardBackward0": (0, BATCH_NORM_WAY_OUT),
+    "MiopenBatchNormBackwardBackward0": (0, BATCH_NORM_WAY_OUT),
+    WEIGHT_NORM: (0, WEIGHT_NORM_WAY_OUT),
+}
+
+
+def is_custom(node: Node) -> bool:
+    """Tell whether a node is a function of Python's, or of a C++ extension's."""
+    return isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction"
+
+
+def check_region(region: Region, *, corrected: bool = True) -> list[Node]:
+    """Look at the operations between a loss and some parameters.
+
+    Args:
+        region: What lies between the two.
+        corrected: Whether :func:`~sgdph.autograd.lean.lean_second_derivatives` will correct what
+            torch gets wrong of weight normalisation.
+
+    Returns:
+        The custom functions among them, for :func:`refuse_graphless_gradients`.
+
+    Raises:
+        RuntimeError: One is a compiled graph, is marked ``once_differentiable``, or has a
+            derivative that torch gets wrong.
+    """
+    custom = []
+    for node in region.nodes:
+        objection = _objection(node, region, corrected)
+        if objection is not None:
+            raise no_partial_hessian(objection)
+        if is_custom(node):
+            custom.append(node)
+    return custom
+
+
+def _objection(node: Node, region: Region, corrected: bool) -> str | None:
+    name = type(node).__name__
+    if name == WEIGHT_NORM and corrected:
+        return None
+    if name in _WRONG_IN_TORCH:
+        place, message = _WRONG_IN_TORCH[name]
+        # Batch norm in evaluation is right; only its own node tells.
+        if region.leads_on(node, place) and getattr(node, "_saved_train", True):
+            return message
+    elif isinstance(node, BackwardCFunction):
+        if function_of(node).__name__ == "ScanAutogradOp":
+            # torch's scan computes gradients without a graph of their own.
+            return f"it passes through torch's scan; {OPERATION_WAY_OUT}"
+        if _is_compiled(node):
+            return COMPILED_WAY_OUT
+        if _is_once_differentiable(node):
+            return (
+                f"it passes through {function_name(node)}, a function marked "
+                f"once_differentiable; {OPERATION_WAY_OUT}"
+            )
+    return None
+
+
+def _is_compiled(node: Node) -> bool:
+    return function_of(node).__module__.startswith(_AOT_AUTOGRAD)
+
+
+def _is_once_differentiable(node: Node) -> bool:
+    function = function_of(node)
+    for backward in (function.backward, function.vjp):
+        # Other decorators may stand around it, as torch.amp.custom_bwd does.
+        while backward is not None:
+            if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
+                return True
+            backward = getattr(backward, "__wrapped__", None)
+    return False
+
+
+@contextlib.contextmanager
+def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterator[None]:
+    """Check that the custom functions that run meanwhile make a graph of their gradients.
+
+    One whose backward is a kernel, runs under ``no_grad`` or detaches what it is given returns
+    gradients without a graph, and everything behind it then looks linear. One that adds a constant
+    to a gradient adds it to each product as well. Only a gradient that is always zero is right
+    without a graph. To learn whether one always is, the function runs once more; so a function that
+    makes a graph runs no more often than before.
+
+    Args:
+        custom: What :func:`check_region` found.
+        region: What lies between the loss and the parameters.
+
+    Raises:
+        RuntimeError: One makes none.
+    """
+    handles = [node.register_hook(_graph_hook(node, region)) for node in custom]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _graph_hook(node: Node, region: Region) -> Hook:
+    def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+        warn_of_lost_history(node, region)
+        if not any(g is not None and g.requires_grad for g in grad_outputs):
+            return
+        graphless = {
+            place: gradient
+            for place, gradient in enumerate(grad_inputs)
+            if gradient is not None
+            and region.leads_on(node, place)
+            and not (gradient.requires_grad and _leads_to(gradient, grad_outputs))
+        }
+        if graphless and not _are_always_zero(node, graphless, grad_outputs):
+            raise no_partial_hessian(
+                f"the backward of {function_name(node)} makes no graph of the gradient that it "
+                "returns (a kernel, torch.no_grad(), .detach(), a constant), so the curvature "
+                "would be wrong: write that backward with differentiable operations, "
+                f"{BY_DIFFERENCES}"
+            )
+
+    return hook
+
+
+def _leads_to(gradient: Tensor, grad_outputs: Gradients) -> bool:
+    """Tell whether a gradient was computed from the output gradients, and not from copies of them.
+
+    It may require grad all the same, through an input that the function saved.
+    """
+    outputs = [g for g in grad_outputs if g is not None and g.requires_grad]
+    wanted = {graph.get_gradient_edge(g).node for g in outputs}
+    oldest = 0
+    if gradient.device.type == "cpu":
+        # What the backward made is younger than what it was given. On an accelerator another
+        # thread counts.
+        oldest = min(node._sequence_nr() for node in wanted)
+    stack = [graph.get_gradient_edge(gradient).node]
+    seen = set(stack)
+    while stack:
+        current = stack.pop()
+        # What torch raises an error for, or hangs a dead end on, is told elsewhere.
+        if current in wanted or type(current).__name__ == "Error":
+            return True
+        for following, _ in current.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                if following._sequence_nr() >= oldest:
+                    stack.append(following)
+    return False
+
+
+def _are_always_zero(node: Node, gradients: dict[int, Tensor], grad_outputs: Gradients) -> bool:
+    if any(bool(gradient.any()) for gradient in gradients.values()):
+        return False
+    try:
+        others = [
+            _other_gradient(output, gradient)
+            for output, gradient in zip(node._input_metadata, grad_outputs, strict=True)
+        ]
+        with torch.no_grad():
+            run = node.apply if isinstance(node, BackwardCFunction) else node
+            after = run(*others)
+    except Exception:
+        # It cannot run twice, and few functions return zero for a gradient.
+        return False
+    after = after if isinstance(after, tuple) else (after,)
+    return not any(bool(after[place].any()) for place in gradients if after[place] is not None)
+
+
+def _other_gradient(output: Any, gradient: Tensor | None) -> Tensor:
+    kind = {"dtype": output.dtype, "device": output.device}
+    if gradient is None or not (output.dtype.is_floating_point or output.dtype.is_complex):
+        return torch.zeros(output.shape, **kind)
+    count = gradient.numel()
+    # Not a constant: softmax's and the norms' backwards do not see one.
+    return torch.arange(1, count + 1, device=output.device).sin().reshape(gradient.shape).to(**kind)
+
+
+def check_gradients(gradients: Iterable[Tensor | None]) -> None:
+    """Look for dead ends in the graphs of some gradients.
+
+    A ``once_differentiable`` function ends the graph in a node that raises when it is reached. A
+    product for one parameter asks only for what leads to that parameter, the dead end leads
+    nowhere, and the product comes out wrong without a word.
+
+    Raises:
+        RuntimeError: There is one.
+    """
+    nodes = graph_nodes(g for g in gradients if g is not None)
+    errors = [node for node in nodes if type(node).__name__ == "Error"]
+    if not errors:
+        return
+    reached = {
+        following
+        for node in nodes
+        if type(node).__name__ != "Error"
+        for following, _ in node.next_functions
+    }
+    if any(_is_dead_end(error, reached) for error in errors):
+        raise no_partial_hessian(
+            f"it passes through a function marked once_differentiable; {OPERATION_WAY_OUT}"
+        )
+
+
+def _is_dead_end(error: Node, reached: set[Node]) -> bool:
+    # once_differentiable hangs its error on copies of its outputs, leaves that nobody else knows.
+    # Torch's own errors about missing derivatives lead on, and are raised when reached.
+    following = [n for n, _ in error.next_functions if n is not None]
+    return all(
+        is_leaf(n) and n not in reached and not isinstance(n.variable, nn.Parameter)
+        for n in following
+    )
+
+
+class RunningBackward:
+    """Looks at the graph of the ``loss.backward(create_graph=True)`` that is running.
+
+    Nobody hands over the loss in this way, and the gradients' graph does not show all. So we look
+    what the calling backward was called with.
+    """
+
+    def __init__(self) -> None:
+        self._task: int | None = None
+        self._is_plain = True
+
+    def objection(self, p: Tensor) -> str | None:
+        """Tell why a partial Hessian from the gradient that arrives at ``p`` would be wrong.
+
+        Returns:
+            The message of the error to raise if it is to be taken; ``None`` if nothing was found.
+        """
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            # Once per backward. The roots themselves would outlive it here.
+            self._task = task
+            self._is_plain = not any(
+                is_custom(node) or type(node).__name__ in _WRONG_IN_TORCH
+                for node in graph_nodes(_roots_of_running_backward())
+            )
+        if self._is_plain:
+            return None
+        for root in _roots_of_running_backward():
+            region = Region(root, [p])
+            try:
+                custom = check_region(region, corrected=False)
+            except RuntimeError as error:
+                return str(error)
+            for node in custom:
+                warn_of_lost_history(node, region)
+        return None
+
+
+def _roots_of_running_backward() -> list[Node]:
+    frames = sys._current_frames()
+    own = _roots_in(frames.pop(threading.get_ident()))
+    # On an accelerator the hooks run in a thread of the engine's, and the caller waits in its own.
+    return own or [root for frame in frames.values() for root in _roots_in(frame)]
+
+
+def _roots_in(frame: FrameType | None) -> list[Node]:
+    code = graph._engine_run_backward.__code__
+    while frame is not None:
+        # Looking at any other frame's locals would keep them alive.
+        if frame.f_code is code:
+            roots = frame.f_locals[code.co_varnames[0]]
+            return [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
+        frame = frame.f_back
+    return []

@@ -1,0 +1,154 @@
+"""Second derivatives that torch lacks, from the first one written down anew.
+
+Torch has the first derivative of some operations as a kernel without a derivative of its own. The
+kernel's value stays, to the bit. Its derivative is that of a formula for the same value, in
+operations that torch can differentiate. The formula is evaluated when the product comes by, so a
+step without a product never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sgdph.autograd.graph import TELLS_PACKED, Gradients, Hook, Node, detached, has_packed, is_leaf
+
+Saved: TypeAlias = Callable[[str], Any]
+"""Gives what a node saved in its forward, by name."""
+
+Formula: TypeAlias = Callable[..., tuple[Tensor, ...]]
+"""Given a node's output gradient and its inputs, returns the inputs' gradients."""
+
+
+class Operation(NamedTuple):
+    """An operation whose first derivative is written down anew.
+
+    Attributes:
+        inputs: The names under which its node saves its first inputs, which may want gradients.
+        formula: Makes the formula out of what else the node saved.
+        backward: The kernel of the first derivative, in ``torch.ops.aten``.
+    """
+
+    inputs: tuple[str, ...]
+    formula: Callable[[Saved], Formula]
+    backward: str
+
+
+class PackedArguments(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the arguments of the kernels of first derivatives as they run.
+
+    What a node saved through a pack hook (checkpointed, moved to the host) may be unpacked by the
+    node alone (:func:`~sgdph.autograd.graph.is_packed`). The kernel's arguments are the same
+    tensors.
+
+    Args:
+        operations: Whose kernels to look at.
+    """
+
+    def __init__(self, operations: Mapping[str, Operation]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kernels = {operation.backward for operation in operations.values()}
+        self._latest: dict[str, Any] = {}
+
+    @classmethod
+    def of(
+        cls, nodes: Iterable[Node], operations: Mapping[str, Operation]
+    ) -> PackedArguments | None:
+        """Make one where some of the nodes may need it."""
+        if all(TELLS_PACKED and not has_packed(node) for node in nodes):
+            return None
+        return cls(operations)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ in self._kernels:
+            # Arguments that equal their defaults are not passed on.
+            known = {argument.name: argument.default_value for argument in func._schema.arguments}
+            self._latest = {**known, **dict(zip(known, args, strict=False)), **kwargs}
+        return func(*args, **kwargs)
+
+    def take(self) -> dict[str, Any]:
+        """Return the arguments of the kernel that ran last, by name; and let go of them."""
+        latest, self._latest = self._latest, {}
+        return latest
+
+
+def recomputed_hook(
+    node: Node, operation: Operation, once: bool, packed: PackedArguments | None
+) -> Hook:
+    """Make the hook that gives a node's gradients the derivative of a formula.
+
+    Args:
+        node: One of the operation's.
+        operation: What it is.
+        once: Whether there will be a single product; what was kept for it goes as it passes by.
+        packed: Where to find what the node saved, if it was packed.
+    """
+    edges = zip(operation.inputs, node.next_functions, strict=False)
+    leaves = {name: end.variable for name, (end, _) in edges if end is not None and is_leaf(end)}
+
+    def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
+        grad_output = grad_outputs[0]
+        if grad_output is None:
+            return None
+        arguments = None if packed is None else packed.take()
+
+        def saved(name: str) -> Any:
+            if arguments is not None:
+                return arguments[name]
+            return leaves[name] if name in leaves else getattr(node, f"_saved_{name}")
+
+        formula, inputs = operation.formula(saved), map(saved, operation.inputs)
+        gradients = list(map(detached, grad_inputs))
+        return tuple(_RecomputedGradients.apply(formula, gradients, once, grad_output, *inputs))
+
+    return hook
+
+
+class _RecomputedGradients(Function):
+    """Gradients as they came, with the derivative of a formula for them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        formula: Formula,
+        gradients: list[Tensor | None],
+        once: bool,
+        grad_output: Tensor,
+        *inputs: Tensor,
+    ) -> Gradients:
+        ctx.save_for_backward(*inputs)
+        # Not saved as the others are: those are kept wherever the loss's own graph is.
+        ctx.grad_output = grad_output.detach()
+        ctx.formula = formula
+        ctx.once = once
+        ctx.set_materialize_grads(False)
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *vectors: Tensor | None) -> Gradients:
+        needed = ctx.needs_input_grad[3:]
+        variables = [
+            tensor.detach().requires_grad_(needs)
+            for tensor, needs in zip((ctx.grad_output, *ctx.saved_tensors), needed, strict=True)
+        ]
+        if ctx.once:
+            ctx.grad_output = None
+        with torch.enable_grad():
+            gradients = ctx.formula(*variables)
+        pairs = zip(gradients, vectors, strict=True)
+        used = [(g, v) for g, v in pairs if v is not None and g.requires_grad]
+        wanted = [variable for variable in variables if variable.requires_grad]
+        if not used:
+            # Linear here: what the gradients depend on wants no derivative.
+            return None, None, None, *(None for _ in needed)
+        outputs, cotangents = zip(*used, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True))
+        return None, None, None, *(next(found) if needs else None for needs in needed)

@@ -1,0 +1,264 @@
+"""A backward in two phases: the first shares the pass that a product needs anyway.
+
+The gradient of a parameter is found by differentiating all that lies behind it. An ordinary
+backward does the same once more, and goes on. Here the first pass writes down the gradients that
+leave the region behind the parameter, towards leaves and into the rest of the graph; once the
+product is taken, one run of the engine hands them on from there. So every hook on a parameter, and
+whatever a distributed wrapper has hung on it, sees one ordinary backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction, Function
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from sgdph.autograd.convolution import CONVOLUTION, Convolution
+from sgdph.autograd.graph import (
+    Edge,
+    Gradients,
+    Hook,
+    Node,
+    Region,
+    detached,
+    fitted,
+    has_hooks,
+    has_packed,
+    is_leaf,
+    is_packed,
+)
+
+
+class SharedBackward:
+    """Collects, while gradients are taken in a region, what the backward still has to hand on.
+
+    Gradients leave the region over edges of three kinds:
+
+    * Most lead to a node that is entered out of the region alone. They are asked for in the first
+      pass, and found there.
+    * Some lead to a node that other gradients reach too, as a residual connection's does. To ask
+      for such a node would run all that leads to it. The node where the edge begins is run once
+      more by itself instead; as a rule it is a sum.
+    * A convolution's weight gradient is worked out at the time it is handed on, where the output's
+      gradient, kept till then, is smaller.
+
+    It is for regions of torch's own nodes. A Python function may do anything in its backward (start
+    a collective, call a module's hooks), and must see the ordinary one.
+
+    Args:
+        region: What lies behind the parameters whose curvature is wanted.
+
+    Attributes:
+        asked: The edges to ask for in the first pass.
+        asked_leaves: The leaves that some of them lead to.
+        is_complete: Whether all was found. If not, what was saved for the ordinary backward may not
+            be read once more (:func:`is_packed`), and that backward has to do it all.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.is_complete = True
+        self._region = region
+        self._asked_at: dict[Node, list[int]] = {}
+        self._rerun_at: dict[Node, list[int]] = {}
+        self._late_at: set[Node] = set()
+        self._pass: int | None = None
+        self._found: list[_Found] = []
+        self._late: list[tuple[Tensor, Callable[[], Tensor]]] = []
+        self._rerun: list[tuple[Node, Gradients]] = []
+        self._users: Counter[int] = Counter()
+        for node in region.nodes:
+            self._plan(node)
+        self._hooked = {node for node in self._asked_at if has_hooks(node)}
+        edges = dict.fromkeys(
+            region.edges(node)[place] for node, places in self._asked_at.items() for place in places
+        )
+        self.asked = [GradientEdge(node, place) for node, place in edges]
+        self.asked_leaves: list[Tensor] = [node.variable for node, _ in edges if is_leaf(node)]
+
+    @classmethod
+    def through(cls, region: Region) -> SharedBackward | None:
+        """Plan one, unless somebody would notice that the region has no backward of its own.
+
+        Args:
+            region: What lies behind the parameters whose curvature is wanted.
+        """
+        python = any(isinstance(node, BackwardCFunction) for node in region.nodes)
+        if python or not region.nodes:
+            return None
+        shared = cls(region)
+        noticed = any(has_hooks(node) or has_packed(node) for node in shared._rerun_at)
+        return None if noticed else shared
+
+    def _plan(self, node: Node) -> None:
+        for place in self._region.crossings(node):
+            following, _ = self._region.edges(node)[place]
+            if not self._region.closes(following):
+                self._rerun_at.setdefault(node, []).append(place)
+            elif place == 1 and self._is_better_late(node):
+                self._late_at.add(node)
+            else:
+                self._asked_at.setdefault(node, []).append(place)
+
+    def _is_better_late(self, node: Node) -> bool:
+        if type(node).__name__ != CONVOLUTION:
+            return False
+        (before, _), (weight, _), *_ = self._region.edges(node)
+        # A hook on another leaf may step an input that is a leaf itself before it is needed here.
+        if not is_leaf(weight) or (before is not None and is_leaf(before)):
+            return False
+        output_size = math.prod(node._input_metadata[0].shape)
+        return (
+            weight.variable.numel() > output_size
+            and not is_packed(node, "input")
+            and not has_hooks(node)
+        )
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write down what leaves the region in the pass that is made meanwhile."""
+        # The last node is the loss's own: with it the pass begins.
+        nodes = {self._region.nodes[-1], *self._asked_at, *self._rerun_at, *self._late_at}
+        handles = [node.register_hook(self._recorder(node)) for node in nodes]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._run_again()
+
+    def _recorder(self, node: Node) -> Hook:
+        def record(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+            # A user's hook may run passes of its own through the same nodes meanwhile.
+            current = torch._C._current_graph_task_id()
+            if self._pass is None:
+                self._pass = current
+            if self._pass != current:
+                return
+            for place in self._asked_at.get(node, []):
+                self._find(node, place, grad_inputs[place], grad_outputs)
+            if node in self._rerun_at:
+                self._rerun.append((node, tuple(map(detached, grad_outputs))))
+            if node in self._late_at and grad_outputs[0] is not None:
+                self._put_off(node, grad_outputs[0].detach())
+
+        return record
+
+    def _find(
+        self, node: Node, place: int, gradient: Tensor | None, grad_outputs: Gradients
+    ) -> None:
+        """Write down a gradient; none also, for a leaf's hooks fire all the same."""
+        edge = self._region.edges(node)[place]
+        own = False
+        if gradient is not None:
+            self._users[_memory(gradient)] += 1
+            # What a node hands through, or a hook puts in, may be held by others.
+            passing = {_memory(g) for g in grad_outputs if g is not None}
+            own = node not in self._hooked and _memory(gradient) not in passing
+        self._found.append(_Found(edge, detached(gradient), own))
+
+    def _put_off(self, node: Node, grad_output: Tensor) -> None:
+        weight, _ = self._region.edges(node)[1]
+        self._users[_memory(grad_output)] += 1
+        try:
+            self._late.append((weight.variable, Convolution(node).weight_gradient(grad_output)))
+        except RuntimeError:
+            self.is_complete = False
+
+    def _run_again(self) -> None:
+        while self._rerun:
+            node, grad_outputs = self._rerun.pop()
+            places = self._rerun_at[node]
+            try:
+                gradients = _gradients(node, grad_outputs, places)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                self.is_complete = False
+                return
+            for place, gradient in zip(places, gradients, strict=True):
+                self._find(node, place, gradient, grad_outputs)
+
+    def hand_on(self) -> None:
+        """Run the rest of the backward: as ``loss.backward()``, for all that is still to come."""
+        # The engine begins with what was made last: it is to be what was found first.
+        deliveries = [
+            _deliver(leaf, supply) for leaf, supply in reversed(self._late) if leaf.requires_grad
+        ]
+        self._late.clear()
+        sums: dict[Edge, Tensor] = {}
+        while self._found:
+            edge, gradient, own = self._found.pop()
+            if is_leaf(edge[0]):
+                if gradient is not None and not (own and self._users[_memory(gradient)] == 1):
+                    gradient = gradient.clone()
+                # A leaf may have been frozen since the forward.
+                if edge[0].variable.requires_grad:
+                    deliveries.append(_deliver(edge[0].variable, [gradient].pop))
+            elif gradient is not None:
+                gradient = fitted(gradient, edge)
+                sums[edge] = sums[edge] + gradient if edge in sums else gradient
+            del gradient
+        torch.autograd.backward(
+            [*map(get_gradient_edge, deliveries), *(GradientEdge(*edge) for edge in sums)],
+            [*map(torch.ones_like, deliveries), *sums.values()],
+        )
+
+
+class _Found(NamedTuple):
+    """A gradient on its way out of the region.
+
+    Attributes:
+        edge: Where it goes.
+        gradient: What it is, without a graph.
+        own: Whether the node made it for this edge.
+    """
+
+    edge: Edge
+    gradient: Tensor | None
+    own: bool
+
+
+def _gradients(node: Node, grad_outputs: Gradients, places: list[int]) -> list[Tensor | None]:
+    """Run a node by itself, for its gradients at some places."""
+    with torch.no_grad():
+        if type(node).__name__ == CONVOLUTION and grad_outputs[0] is not None:
+            gradients = Convolution(node).gradients(grad_outputs[0], places)
+        else:
+            gradients = node(*grad_outputs)
+    if not isinstance(gradients, tuple):
+        gradients = (gradients,)
+    return [gradients[place] for place in places]
+
+
+def _memory(tensor: Tensor) -> int:
+    # A sparse gradient has no memory of this kind, and is copied where there are two.
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
+def _deliver(leaf: Tensor, supply: Callable[[], Tensor | None]) -> Tensor:
+    with torch.enable_grad():
+        return _Delivery.apply(leaf, supply)  # type: ignore[no-any-return]
+
+
+class _Delivery(Function):
+    """Hands a leaf its gradient, made or let go of only then.
+
+    Nobody else holds on to it, so the engine makes it the leaf's own without a copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, supply: Callable[[], Tensor | None]) -> Tensor:
+        ctx.supply = supply
+        return leaf.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, None]:
+        supply, ctx.supply = ctx.supply, None
+        return supply(), None

@@ -1,0 +1,63 @@
+r"""Weight normalisation's second derivative, which torch gets wrong silently.
+
+The kernel of ``w = g v / ‖v‖`` (Salimans & Kingma, 2016) also returns the norms. Torch takes them
+for constants when it differentiates twice: the derivative of :math:`1 / \lVert v \rVert` is missing
+wherever a product passes through :math:`v` (seen in torch 2.15). What passes through :math:`g`
+alone, as a rule a Newton parameter, is right.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sgdph.autograd.graph import Hook, Node, Region, has_hooks
+from sgdph.autograd.recomputed import Formula, Operation, Saved, recomputed_hook
+
+WEIGHT_NORM = "WeightNormInterfaceBackward0"
+
+
+def weight_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
+    """Make the hook that gives weight normalisation's gradients their true derivative.
+
+    Args:
+        node: One of type ``WEIGHT_NORM``.
+        region: What lies behind the parameters of a product.
+        once: Whether there will be a single product.
+
+    Returns:
+        The hook; ``None`` where no product passes through the direction.
+
+    Raises:
+        RuntimeError: It is needed, and a user's hook on the node is in its way.
+    """
+    if not region.leads_on(node, 0):
+        return None
+    if has_hooks(node):
+        raise RuntimeError(
+            "no partial Hessian can be taken from this loss: a weight-normalised weight's graph "
+            "node has a hook, without which torch's second derivative would be put right. Hang the "
+            "hook on a tensor or module"
+        )
+    return recomputed_hook(node, _OPERATION, once, packed=None)
+
+
+def _formula(saved: Saved) -> Formula:
+    r"""With :math:`n = \lVert v \rVert` and :math:`s = \langle u, v \rangle` per channel.
+
+    .. math:: g_v = \frac{g}{n} \left( u - \frac{s}{n^2} v \right), \quad g_g = \frac{s}{n}.
+    """
+    dim = saved("dim")
+
+    def gradients(u: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        def per_channel_sum(t: Tensor) -> Tensor:
+            others = [d for d in range(t.dim()) if d != dim % t.dim()]
+            return t.sum(others, keepdim=True) if others else t
+
+        norm = per_channel_sum(v.square()).sqrt()
+        s = per_channel_sum(u * v)
+        return g / norm * (u - s / norm.square() * v), s / norm
+
+    return gradients
+
+
+_OPERATION = Operation(("v", "g"), _formula, "_weight_norm_interface_backward")

@@ -1,0 +1,1 @@
+"""From a loss to one vector per Newton parameter, kept until the step."""

@@ -1,0 +1,265 @@
+r"""The partial Hessian of a parameter, from a loss's graph.
+
+For a parameter :math:`p` with block :math:`H = \partial^2 L / \partial p^2`, three estimators of
+the vector that takes the place of :math:`H`'s diagonal:
+
+* ``row_sum``: :math:`h = H\mathbf 1` (Eq. 3 of the paper). The paper takes it for the diagonal; it
+  is not, because the block is not diagonal: later layers mix the channels.
+* ``hutchinson``: :math:`h = z \odot Hz` with Rademacher :math:`z`;
+  :math:`\mathbb E[z \odot Hz] = \operatorname{diag}(H)` (Bekas, Kokiopoulou & Saad, 2007). The
+  probes are :mod:`sgdph.curvature.probes`'.
+* ``exact``: :math:`h = \operatorname{diag}(H)`, one product per element.
+
+Each product is reverse mode over reverse mode (Pearlmutter, 1994), restricted to what lies behind
+the parameter: the engine visits nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from sgdph.autograd.differentiability import explained
+from sgdph.autograd.graph import Region
+from sgdph.autograd.graph_checks import check_gradients, check_region, refuse_graphless_gradients
+from sgdph.autograd.lean import lean_second_derivatives
+from sgdph.autograd.shared_backward import SharedBackward
+from sgdph.validation import Estimator, is_stochastic, unknown_estimator
+
+
+def gradients_with_graph(
+    loss: Tensor,
+    params: Sequence[Tensor],
+    region: Region,
+    *,
+    lean: bool = True,
+    once: bool = False,
+    shared: SharedBackward | None = None,
+) -> list[Tensor | None]:
+    """Differentiate ``loss`` once, ready for a second time; ``.grad`` is untouched.
+
+    Args:
+        loss: A real scalar whose graph has not been freed (:func:`check_loss`). It stays alive.
+        params: Leaves of the graph, each of any shape.
+        region: What lies between the two.
+        lean: See :func:`~sgdph.autograd.lean.lean_second_derivatives`.
+        once: Whether there will be a single product of these gradients.
+        shared: The backward that is to go on from here, where one is.
+
+    Returns:
+        Per parameter its gradient with a graph, or without one where it is constant; ``None``
+        where the loss does not depend on it.
+
+    Raises:
+        RuntimeError: ``loss`` cannot be differentiated twice.
+    """
+    if not params:
+        return []
+    custom = check_region(region)
+    # So that every gradient in the region depends on something, and a custom function that ends
+    # the loss must show whether it makes a graph.
+    grad_output = None
+    if custom:
+        with torch.enable_grad():
+            # Not a leaf, whose place among the nodes would tell nothing.
+            grad_output = torch.ones_like(loss, requires_grad=True).clone()
+    asked = [] if shared is None else shared.asked
+    leaves = [] if shared is None else shared.asked_leaves
+    recording = contextlib.nullcontext() if shared is None else shared.recording()
+    with (
+        silenced_hooks([*params, *leaves]),
+        torch.enable_grad(),
+        explained(),
+        refuse_graphless_gradients(custom, region),
+        lean_second_derivatives(region, once, lean=lean),
+        recording,
+    ):
+        inputs = [*map(get_gradient_edge, params), *asked]
+        gradients = torch.autograd.grad(
+            loss, inputs, grad_output, create_graph=True, allow_unused=True
+        )[: len(params)]
+    if custom:
+        check_gradients(gradients)
+    return list(gradients)
+
+
+def curvature_of_gradients(
+    gradients: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    estimator: Estimator,
+    probes: Sequence[Tensor] | None = None,
+    *,
+    release: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Estimate each parameter's block from its gradient, where that still carries a graph.
+
+    Args:
+        gradients: As :func:`gradients_with_graph` returns them.
+        params: Those the gradients belong to.
+        estimator: One of ``row_sum``, ``hutchinson``, ``exact``. ``hutchinson`` takes one joint
+            product over all ``params``, so that with several of them each estimate carries the
+            noise of the others' cross blocks; the others take each block alone.
+        probes: For ``hutchinson``, a probe per parameter, shaped like it.
+        release: The loss, where its graph is to be freed behind ``params`` by the product; for a
+            single product only.
+
+    Returns:
+        Per parameter a tensor of its shape, without a graph; ``None`` where its gradient is.
+
+    Raises:
+        RuntimeError: The gradients' graph cannot be differentiated.
+        ValueError: The estimator is unknown, or lacks its probes.
+    """
+    with silenced_hooks(params), explained():
+        if estimator == "hutchinson":
+            if probes is None:
+                raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")
+            return _hutchinson(gradients, params, probes, release)
+        pairs = zip(gradients, params, strict=True)
+        if estimator == "exact":
+            return [None if g is None else _exact(g, p) for g, p in pairs]
+        if estimator == "row_sum":
+            return [None if g is None else _row_sum(g, p, release) for g, p in pairs]
+        raise unknown_estimator(estimator)
+
+
+def is_one_product(estimator: Estimator, params: Sequence[Tensor]) -> bool:
+    """Tell whether the estimator takes a single product for all of ``params``.
+
+    Raises:
+        ValueError: The estimator is unknown.
+    """
+    if is_stochastic(estimator):
+        return True
+    return estimator == "row_sum" and len(params) == 1
+
+
+def products_per_block(estimator: Estimator, entries: int) -> int:
+    """Return how many products the estimator takes of one block with so many entries a side.
+
+    Raises:
+        ValueError: The estimator is unknown.
+    """
+    if estimator == "exact":
+        return entries
+    if estimator == "row_sum" or estimator == "hutchinson":
+        return 1
+    raise unknown_estimator(estimator)
+
+
+def unit_vectors(like: Tensor) -> Iterator[Tensor]:
+    """Yield the unit vectors shaped like ``like``, in the order of its ``flatten()``."""
+    for i in range(like.numel()):
+        # Flat first: a permuted tensor has no flat view of its memory.
+        vector = torch.zeros(like.numel(), dtype=like.dtype, device=like.device)
+        vector[i] = 1
+        yield vector.reshape(like.shape)
+
+
+def _row_sum(gradient: Tensor, p: Tensor, release: Tensor | None) -> Tensor:
+    return _product([gradient], [p], [torch.ones_like(gradient)], release)[0]
+
+
+def _exact(gradient: Tensor, p: Tensor) -> Tensor:
+    diagonal = gradient.new_zeros(p.numel())
+    for i, vector in enumerate(unit_vectors(gradient)):
+        diagonal[i] = _product([gradient], [p], [vector])[0].flatten()[i]
+    return diagonal.detach().reshape(p.shape)
+
+
+def _hutchinson(
+    gradients: Sequence[Tensor | None],
+    params: Sequence[Tensor],
+    probes: Sequence[Tensor],
+    release: Tensor | None,
+) -> list[Tensor | None]:
+    used = [i for i, g in enumerate(gradients) if g is not None]
+    products = _product(
+        [g for g in gradients if g is not None],
+        [params[i] for i in used],
+        [probes[i] for i in used],
+        release,
+    )
+    estimates: list[Tensor | None] = [None] * len(params)
+    for i, product in zip(used, products, strict=True):
+        estimates[i] = probes[i] * product
+    return estimates
+
+
+def _product(
+    gradients: list[Tensor],
+    params: list[Tensor],
+    vectors: list[Tensor],
+    release: Tensor | None = None,
+) -> list[Tensor]:
+    """Multiply the joint Hessian of ``params`` with ``vectors``: d(gᵀv)/dp."""
+    curved = [i for i, g in enumerate(gradients) if g.requires_grad]
+    outputs = [gradients[i] for i in curved]
+    cotangents = [vectors[i].to(gradients[i].dtype) for i in curved]
+    if release is not None:
+        # The product passes over what the gradients do not depend on, a linear end of the loss.
+        # Zero times the loss goes there as well, and has it freed like the rest.
+        outputs.append(release)
+        cotangents.append(torch.zeros_like(release))
+    if not outputs:
+        return [torch.zeros_like(p) for p in params]
+    products = torch.autograd.grad(
+        outputs, params, cotangents, retain_graph=release is None, allow_unused=True
+    )
+    return [torch.zeros_like(p) if h is None else h for h, p in zip(products, params, strict=True)]
+
+
+def check_loss(loss: Tensor) -> None:
+    """Check that a loss can be differentiated.
+
+    Raises:
+        TypeError, ValueError: It is no real scalar tensor.
+        RuntimeError: It has no graph, or none can be made of its gradient here.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "nothing can be differentiated inside torch.inference_mode(); leave it first"
+        )
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
+    if math.prod(loss.shape) != 1 or loss.is_complex():
+        raise ValueError(
+            f"the loss must be a real scalar, got shape {tuple(loss.shape)} and {loss.dtype}; "
+            "reduce it first, with .mean() or .sum()"
+        )
+    if not loss.requires_grad:
+        raise RuntimeError(
+            "the loss has no graph to take a partial Hessian from: it was computed under "
+            "torch.no_grad(), detached, or from frozen parameters alone"
+        )
+
+
+@contextlib.contextmanager
+def silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+    """Keep tensor hooks on the parameters quiet.
+
+    They are meant for the gradient of the user's own backward, and would otherwise fire twice more
+    in every product, on vectors that are no gradients.
+    """
+    silenced = {
+        id(hooks): (hooks, dict(hooks))
+        for p in params
+        if (hooks := getattr(p, "_backward_hooks", None))
+    }
+    for hooks, saved in silenced.values():
+        hooks.update(dict.fromkeys(saved, _silent))
+    try:
+        yield
+    finally:
+        for hooks, saved in silenced.values():
+            # One whose handle was removed meanwhile stays away.
+            hooks.update({key: hook for key, hook in saved.items() if key in hooks})
+
+
+def _silent(_: Tensor) -> None:
+    return None

@@ -1,0 +1,176 @@
+"""The curvature pending for one parameter, and what it belongs to: a gradient, or a graph."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sgdph.algorithm import curvature_dtype
+from sgdph.autograd.graph import Node
+from sgdph.curvature.grad_scaler import LossFactors
+
+_OWNER = "sgdph.owner"
+
+
+class _Owner:
+    """Lives in the metadata of a node, and so for as long as the node."""
+
+
+class Owner:
+    """Tells whether a graph is still there. Nodes themselves take no weak references.
+
+    Args:
+        node: A node of it: the one nearest to a parameter, which the graphs of losses share that
+            are computed from the same output; ``None`` for curvature without a graph.
+    """
+
+    def __init__(self, node: Node | None) -> None:
+        self._reference: weakref.ref[_Owner] | None = None
+        if node is not None:
+            self._reference = weakref.ref(node.metadata.setdefault(_OWNER, _Owner()))
+
+    def is_gone(self) -> bool:
+        """Tell whether no backward can come from that graph any more."""
+        return self._reference is None or self._reference() is None
+
+
+class Taken(NamedTuple):
+    """Curvature as it was taken, not yet divided by a scale.
+
+    Attributes:
+        curvature: Shaped like the parameter.
+        factors: What the loss was multiplied by.
+        owner: The graph it was taken from.
+        valid: A boolean of shape ``()`` on the device, false where its gradient was cleared since;
+            ``None`` is true.
+    """
+
+    curvature: Tensor
+    factors: LossFactors
+    owner: Owner
+    valid: Tensor | None = None
+
+
+@dataclass
+class GradientStamp:
+    """How a ``.grad`` was when last seen: its storage, which is kept from reuse, and version."""
+
+    alias: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, gradient: Tensor) -> GradientStamp:
+        """Look at a gradient."""
+        # A detached alias shares memory and version counter, but keeps no graph alive.
+        alias = gradient.detach()
+        return cls(alias, alias._version)
+
+    def is_replaced(self, gradient: Tensor | None) -> bool:
+        """Tell whether another tensor has taken its place."""
+        return gradient is None or gradient.data_ptr() != self.alias.data_ptr()
+
+    def is_changed(self) -> bool:
+        """Tell whether it was written to."""
+        return self.alias._version != self.version
+
+
+@dataclass
+class PendingEntry:
+    """The curvature pending for one parameter."""
+
+    fresh: list[Taken] = field(default_factory=list)
+    settled: list[Taken] = field(default_factory=list)
+    gradient_with_graph: Tensor | None = None
+    """Of ``loss.backward(create_graph=True)``, as the backward left it: settled as well."""
+    objection: str | None = None
+    """Why a product of that graph would be wrong."""
+    arriving: Tensor | None = None
+    """A gradient with a graph that is about to be added to ``.grad``."""
+    missed_at: int | None = None
+    """Asked of a loss that does not depend on the parameter; gradients that had arrived by then."""
+    forgotten: bool = False
+    """A gradient has arrived for which nothing was taken, and without a graph to take it from."""
+    dropped: bool = False
+    """Some went with its gradient, since the last step."""
+    stamp: GradientStamp | None = None
+    kept: Tensor | None = None
+    """Whether gradients that were changed in place between two backwards were not cleared so."""
+    latest: Tensor | None = None
+    """The gradient as the latest backward left it, where some may have been dropped before."""
+
+    def drop_settled(self) -> None:
+        """Drop what belongs to gradients that are gone."""
+        self.dropped |= bool(self.settled) or self.gradient_with_graph is not None
+        self.settled = []
+        self.gradient_with_graph = self.objection = self.stamp = None
+        self.forgotten = False
+
+    def drop_if_cleared(self, p: Tensor) -> None:
+        """Drop what belongs to a gradient that has been cleared since."""
+        self.arriving = None
+        if self.stamp is None:
+            return
+        if self.stamp.is_replaced(p.grad):
+            self.drop_settled()
+        elif self.stamp.is_changed() and p.grad is not None:
+            # Changed in place: cleared with set_to_none=False, or clipped, unscaled, averaged over
+            # ranks? Only a cleared one is all zeros, and that can be asked without a host sync.
+            kept = p.grad.ne(0).any()
+            self.kept = kept if self.kept is None else self.kept & kept
+            if self.settled:
+                self.settled = [
+                    taken._replace(
+                        curvature=torch.where(kept, taken.curvature, 0),
+                        valid=kept if taken.valid is None else kept & taken.valid,
+                    )
+                    for taken in self.settled
+                ]
+            if self.gradient_with_graph is not None and p.grad.grad_fn is None:
+                # Clearing detaches; clipping and unscaling do not.
+                self.gradient_with_graph = None
+            self.stamp = GradientStamp.of(p.grad)
+
+    def drop_cleared_graph(self, p: Tensor) -> None:
+        """Drop the graph of a gradient that was cleared in place, which detaches it."""
+        stamp, gradient = self.stamp, p.grad
+        if stamp is None or stamp.is_replaced(gradient) or not stamp.is_changed():
+            return
+        if gradient is not None and gradient.grad_fn is None:
+            self.gradient_with_graph = None
+
+    def is_multiple_of_latest(self, gradient: Tensor) -> Tensor:
+        """Tell whether a gradient is what the latest backward left, or that times a number.
+
+        Returns:
+            A boolean of shape ``()`` on the device.
+        """
+        if self.latest is None or self.latest.shape != gradient.shape:
+            return torch.zeros((), dtype=torch.bool, device=gradient.device)
+        dtype = curvature_dtype(gradient)
+        a, b = (g.detach().to(dtype).flatten() for g in (gradient, self.latest))
+        length = b.norm()
+        direction = b / length.clamp(min=torch.finfo(dtype).tiny)
+        rest: Tensor = (a - (a * direction).sum() * direction).norm()
+        # The rounding of a product in the gradient's own precision.
+        return rest.le(64 * torch.finfo(gradient.dtype).eps * a.norm())
+
+    def drop_without_graph(self) -> None:
+        """Drop what is fresh and whose backward cannot come any more."""
+        if self.fresh:
+            self.fresh = [taken for taken in self.fresh if not taken.owner.is_gone()]
+
+    def settle(self) -> None:
+        """Note that the gradient of what is fresh has arrived."""
+        for taken in self.fresh:
+            same = [i for i, t in enumerate(self.settled) if t.factors.key == taken.factors.key]
+            if same:
+                before = self.settled[same[0]]
+                summed = before.curvature + taken.curvature
+                self.settled[same[0]] = before._replace(curvature=summed, valid=None)
+            else:
+                self.settled.append(taken)
+        self.fresh = []

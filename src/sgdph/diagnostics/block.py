@@ -1,0 +1,263 @@
+"""Dense blocks of a loss's Hessian, to look at.
+
+A block of ``n`` entries takes ``n`` products, which are taken one by one or many at a time. Neither
+is always the faster. Where tensors are small, the loop spends its time on Python and the engine,
+and batching saves that. Where they are large, batching saves nothing, needs the memory of the whole
+batch, and does without the lean second derivatives (:mod:`sgdph.autograd.lean`), which do not
+batch. So the size of the largest tensor decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgdph.autograd.differentiability import explained
+from sgdph.autograd.graph import Region, has_packed
+from sgdph.curvature.estimators import check_loss, gradients_with_graph, silenced_hooks
+from sgdph.distributed.ddp import static_graph_unnoticed
+
+LARGEST_SIDE = 16_384
+"""Entries a side of the largest block that is built: 1 GiB in float32."""
+
+# Entries of the largest tensor of a batch of products. On the CPU a batch should stay in the cache;
+# elsewhere only memory bounds it.
+_BATCH_ENTRIES_CPU = 2**19
+_BATCH_ENTRIES = 2**26
+# Batches of fewer products lose against the loop with lean derivatives.
+_SMALLEST_BATCH = 8
+
+
+def hessian_block(
+    loss: Tensor,
+    p: Tensor | Iterable[Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Build the dense block ``∂²L/∂p²`` of the Hessian.
+
+    It takes one Hessian-vector product (Pearlmutter, 1994) per entry of ``p``. The loss's graph
+    stays alive, ``.grad`` and the random number generators are untouched, hooks on ``p`` stay
+    quiet. Entries that are not finite are returned as they come.
+
+    Args:
+        loss: A real scalar whose graph has not been freed.
+        p: A trainable tensor of any shape with ``n`` entries, or several with ``n`` together.
+        dtype: Of the result. It only converts: the precision is that of the graph, so for a block
+            exact to float64 make the model and its data ``.double()`` before the forward pass.
+            ``None`` is the dtype of ``p``.
+        chunk_size: How many products are taken at a time; 1 is a loop. Their memory grows with it.
+            ``None`` chooses by the size of the tensors in the graph.
+
+    Returns:
+        The block, of shape ``(n, n)``, without a graph: row ``i`` is the derivative of the
+        gradient's ``i``-th entry. Of several tensors it is their joint block, in the order given,
+        each flattened. It is not made symmetric: rows differ from columns by rounding.
+
+    Raises:
+        TypeError: ``loss`` or ``p`` is no tensor.
+        ValueError: ``loss`` is no real scalar; ``p`` is complex, frozen, empty or given twice, or
+            has more than 16,384 entries; ``dtype`` or ``chunk_size`` is out of its range.
+        RuntimeError: ``loss`` has no graph, does not depend on ``p``, or cannot be differentiated
+            twice.
+
+    Example:
+        >>> block = hessian_block(loss_fn(model(x), y), model.bn1.weight)
+    """
+    params = [p] if isinstance(p, Tensor) else listed(p)
+    named = [(f"at place {i}", q) for i, q in enumerate(params)]
+    return block_of(loss, named, dtype=dtype, chunk_size=chunk_size)
+
+
+def block_of(
+    loss: Tensor,
+    named: Sequence[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Build the joint block of parameters whose names errors should tell.
+
+    See :func:`hessian_block`.
+    """
+    check_loss(loss)
+    check_params(named)
+    params = [p for _, p in named]
+    if dtype is None:
+        dtype = _common_dtype(params)
+    elif not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a real floating-point one, got {dtype}")
+    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (whole and chunk_size >= 1):
+        raise ValueError(f"chunk_size must be a whole number of at least 1, got {chunk_size!r}")
+    sizes = [p.numel() for p in params]
+    _check_side(sum(sizes), dtype, "all these parameters together")
+
+    region = Region(loss, params)
+    # Under autocast the products of a float32 graph would be taken in half precision.
+    kind = params[0].device.type
+    autocast = torch.is_autocast_enabled(kind)
+    plain = torch.autocast(kind, enabled=False) if autocast else contextlib.nullcontext()
+    with plain, static_graph_unnoticed(region):
+        at_a_time = chunk_size or _chunk_size(region, params[0].device)
+        gradients = _gradients(loss, named, region, lean=at_a_time == 1)
+        block = torch.zeros(sum(sizes), sum(sizes), dtype=dtype, device=params[0].device)
+        with silenced_hooks(params), explained():
+            for gradient, rows in zip(gradients, torch.split(block, sizes), strict=True):
+                # A gradient that does not depend on the parameters has rows of zeros.
+                if gradient.requires_grad:
+                    _fill(rows, gradient, params, at_a_time)
+    return block
+
+
+def listed(params: Iterable[Any]) -> list[Any]:
+    """List what was given where a tensor or several were expected.
+
+    Raises:
+        TypeError: It cannot be listed.
+    """
+    if not isinstance(params, Iterable):
+        raise TypeError(f"expected a tensor or several, got {type(params).__name__}")
+    return list(params)
+
+
+def check_params(named: Sequence[tuple[str, Tensor]]) -> None:
+    """Check that each parameter can have a block of its own.
+
+    Raises:
+        TypeError: One is no tensor.
+        ValueError: One is complex, frozen, empty, too large or given twice; or there is none.
+    """
+    if not named:
+        raise ValueError("a Hessian block needs at least one parameter, got none")
+    seen: set[int] = set()
+    for name, p in named:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"a parameter must be a tensor, got {type(p).__name__} {name}")
+        here = _described(name, p)
+        if p.is_complex():
+            raise ValueError(f"{here} is complex; a Hessian block is of real parameters")
+        if not p.requires_grad:
+            raise ValueError(
+                f"{here} is frozen, so the loss's graph does not reach it: call "
+                "p.requires_grad_() before the forward pass"
+            )
+        if p.numel() == 0:
+            raise ValueError(f"{here} has no entries, so it has no block")
+        if id(p) in seen:
+            raise ValueError(f"{here} is given twice")
+        seen.add(id(p))
+        _check_side(p.numel(), p.dtype, here)
+
+
+def _described(name: str, p: Tensor) -> str:
+    return f"the parameter {name} of shape {tuple(p.shape)}"
+
+
+def _check_side(n: int, dtype: torch.dtype, whose: str) -> None:
+    if n > LARGEST_SIDE:
+        raise ValueError(
+            f"the Hessian block of {whose} has n = {n:,} entries a side: it would take {n:,} "
+            f"products and {n * n * dtype.itemsize / 2**30:,.1f} GiB, and at most {LARGEST_SIDE:,} "
+            "a side are built. Give fewer or smaller parameters, such as the channel-wise ones of "
+            "sgdph.param_groups(model) one by one"
+        )
+
+
+def _common_dtype(params: Sequence[Tensor]) -> torch.dtype:
+    dtype = params[0].dtype
+    for p in params[1:]:
+        dtype = torch.promote_types(dtype, p.dtype)
+    return dtype
+
+
+def _gradients(
+    loss: Tensor, named: Sequence[tuple[str, Tensor]], region: Region, *, lean: bool
+) -> list[Tensor]:
+    params = [p for _, p in named]
+    found = gradients_with_graph(loss, params, region, lean=lean)
+    gradients = []
+    for gradient, (name, p) in zip(found, named, strict=True):
+        if gradient is None:
+            # Zeros would look like a parameter in which the loss is flat.
+            raise RuntimeError(
+                f"the loss does not depend on {_described(name, p)}: it was not used in the "
+                "forward pass, lies inside a reentrant checkpoint, or was replaced since"
+            )
+        if gradient.is_sparse:
+            raise RuntimeError(
+                f"{_described(name, p)} has a sparse gradient, which cannot be differentiated "
+                "again; use a layer with sparse=False"
+            )
+        gradients.append(gradient)
+    return gradients
+
+
+def _chunk_size(region: Region, device: torch.device) -> int:
+    if any(has_packed(node) for node in region.nodes):
+        # What a checkpoint computes anew should not be computed inside of a batch.
+        return 1
+    largest = max(
+        (
+            math.prod(output.shape)
+            for node in region.nodes
+            for output in getattr(node, "_input_metadata", ())
+        ),
+        default=1,
+    )
+    entries = _BATCH_ENTRIES_CPU if device.type == "cpu" else _BATCH_ENTRIES
+    size = entries // max(largest, 1)
+    return size if size >= _SMALLEST_BATCH else 1
+
+
+def _fill(rows: Tensor, gradient: Tensor, params: Sequence[Tensor], at_a_time: int) -> None:
+    """Write the derivative of each entry of ``gradient`` by ``params`` into a row each."""
+    if at_a_time > 1:
+        # Not every operation batches in every version of torch, and they fail in many ways. An
+        # error that is not about batching comes again in the loop.
+        with contextlib.suppress(Exception):
+            _fill_batched(rows, gradient, params, at_a_time)
+            return
+    for row, vector in _unit_vectors(rows, gradient, 1):
+        products = torch.autograd.grad(
+            gradient, params, vector[0], retain_graph=True, allow_unused=True
+        )
+        _write(row, products, params)
+
+
+def _fill_batched(rows: Tensor, gradient: Tensor, params: Sequence[Tensor], at_a_time: int) -> None:
+    for some, vectors in _unit_vectors(rows, gradient, at_a_time):
+        products = torch.autograd.grad(
+            gradient,
+            params,
+            vectors,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+        )
+        _write(some, products, params)
+
+
+def _unit_vectors(
+    rows: Tensor, gradient: Tensor, at_a_time: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield some rows at a time, and the unit vectors that they belong to."""
+    start = 0
+    for some in torch.split(rows, at_a_time):
+        vectors = gradient.new_zeros(len(some), gradient.numel())
+        vectors.diagonal(start).fill_(1)
+        start += len(some)
+        yield some, vectors.view(-1, *gradient.shape)
+
+
+def _write(rows: Tensor, products: Sequence[Tensor | None], params: Sequence[Tensor]) -> None:
+    parts = torch.split(rows, [p.numel() for p in params], dim=1)
+    for part, product in zip(parts, products, strict=True):
+        if product is not None:
+            part.copy_(product.detach().reshape(part.shape))

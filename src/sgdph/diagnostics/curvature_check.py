@@ -1,0 +1,297 @@
+"""A check, by the user and once, that the product the optimizer takes is the loss's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sgdph.autograd.graph import Region, graph_nodes
+from sgdph.curvature.estimators import check_loss, curvature_of_gradients, gradients_with_graph
+from sgdph.curvature.finite_difference import Closure, GradientDifferences, refuse_another_loss
+from sgdph.curvature.side_effects import buffers_kept, random_numbers_kept
+from sgdph.diagnostics.kinks import PresentPieces
+from sgdph.distributed.ddp import forwards_unnoticed, static_graph_unnoticed
+from sgdph.optimizer import SGDPH
+from sgdph.roles import parameter_name
+from sgdph.validation import refuse_sparse_gradients
+
+_RTOL = {torch.float64: 1e-4, torch.float32: 3e-2}
+# Distances in shares of a parameter's scale: first those that fit most networks. Differences of
+# gradients rounded to u are best near the cube root of u; kinks ask for less.
+_SHARES = {
+    torch.float64: (1e-5, 1e-3, 1e-6, 1e-7, 1e-8),
+    torch.float32: (5e-3, 1.25e-3, 2e-2, 3e-4, 8e-2),
+}
+# A disagreement counts beyond so many times the difference's own error.
+_OWN_ERRORS = 3
+_PROBES = 2
+_SEED = 0
+
+
+def check_curvature(
+    closure: Callable[[], Tensor],
+    optimizer: SGDPH,
+    *,
+    rtol: float | None = None,
+    raise_exception: bool = True,
+) -> dict[str, float]:
+    """Compare the exact product of each Newton parameter with differences of gradients.
+
+    In the manner of ``torch.autograd.gradcheck``. Run it once for a network with kernels of your
+    own: torch says nothing where a function's backward makes no graph, or takes for constant what
+    depends on its input, and the second derivative is then wrong. One random vector multiplies each
+    parameter's Hessian block: by double backward, as :meth:`SGDPH.backward` does, and by central
+    differences at several distances, of which the smallest disagreement counts. Nothing changes:
+    weights, ``.grad``, buffers, random generators, the optimizer, pending curvature.
+
+    It takes at least two forward and backward passes per Newton parameter, and up to twenty for one
+    that disagrees. Compiled code runs uncompiled. ``docs/second-derivatives.md`` has the limits.
+
+    Args:
+        closure: Computes the loss and returns it, without a backward, as for
+            :meth:`SGDPH.update_hessian`: a function of the weights, on one batch, without autocast.
+        optimizer: Its trainable Newton parameters are checked.
+        rtol: The largest relative error that is accepted. ``None`` is 1e-4 where the whole loss is
+            computed in float64, else 3e-2.
+        raise_exception: Whether to raise where a parameter disagrees.
+
+    Returns:
+        By name, the norm of the products' difference beyond the difference's own error, over the
+        larger norm: 0 is agreement, 1 that one of them is zero. ``inf`` where there is no exact
+        product, or not a finite one. Parameters that the loss does not reach are left out.
+
+    Raises:
+        RuntimeError: Parameters disagree, or have no exact product; they are named. The loss
+            reaches none of them, or the closure is not a function of the weights.
+        ValueError: Something is computed in less than float32; there are no trainable Newton
+            parameters; ``rtol`` is not above 0.
+        TypeError: ``closure`` cannot be called or returns no tensor; ``optimizer`` is no ``SGDPH``.
+
+    Example:
+        >>> check_curvature(lambda: loss_fn(model(x), y), optimizer)
+        {'bn.weight': 1.3e-05, 'bn.bias': 4.1e-06}
+    """
+    params = _checked_parameters(closure, optimizer, rtol)
+    name = partial(parameter_name, optimizer.param_groups)
+    together = optimizer.param_groups[0]["refresh"] == "all"
+    with (
+        forwards_unnoticed(),
+        # Once more around all: a checkpoint computes its part again in a product.
+        random_numbers_kept(params),
+        buffers_kept(),
+        torch.enable_grad(),
+    ):
+        loss = _call(closure, params)
+        check_loss(loss)
+        precision = _precision(loss, params)
+        if not bool(loss.isfinite()):
+            raise RuntimeError(
+                f"the loss is {float(loss):g} at the present weights, so no curvature can be "
+                "checked: give weights and a batch at which it is finite"
+            )
+        refuse_another_loss(loss, _call(closure, params))
+        rtol = _RTOL[precision] if rtol is None else rtol
+        comparison = _Comparison(closure, loss, rtol, _SHARES[precision])
+        generator = torch.Generator().manual_seed(_SEED)
+        errors: dict[str, float] = {}
+        reasons: dict[str, RuntimeError] = {}
+        for _ in range(_PROBES):
+            for targets in [params] if together else [[p] for p in params]:
+                probes = [_probe(p, generator) for p in targets]
+                products = _exact_products(loss, targets, probes, name)
+                for p, z, product in zip(targets, probes, products, strict=True):
+                    if isinstance(product, RuntimeError):
+                        reasons[name(p)] = product
+                        errors[name(p)] = math.inf
+                    elif product is not None:
+                        error = comparison.error(p, z, product)
+                        errors[name(p)] = min(error, errors.get(name(p), math.inf))
+            wrong = {n: e for n, e in errors.items() if e > rtol}
+            params = [p for p in params if name(p) in wrong and name(p) not in reasons]
+            if not params:
+                break
+    if not errors:
+        raise RuntimeError(
+            "the loss depends on none of the optimizer's trainable Newton parameters. Was it "
+            "computed from another model, or do they lie inside a reentrant checkpoint?"
+        )
+    if wrong and raise_exception:
+        raise RuntimeError(_message(wrong, reasons, len(errors), precision))
+    return errors
+
+
+def _checked_parameters(closure: Closure, optimizer: SGDPH, rtol: float | None) -> Sequence[Tensor]:
+    if not callable(closure):
+        raise TypeError(
+            f"closure must be a function that computes the loss, got {type(closure).__name__}"
+        )
+    if not isinstance(optimizer, SGDPH):
+        raise TypeError(f"optimizer must be an SGDPH, got {type(optimizer).__name__}")
+    if rtol is not None and (isinstance(rtol, bool) or not isinstance(rtol, (int, float))):
+        raise TypeError(f"rtol must be a number or None, got {type(rtol).__name__}")
+    if rtol is not None and not 0 < rtol < math.inf:
+        raise ValueError(f"rtol must be above 0 and finite, got {rtol}")
+    flow = optimizer._flow
+    flow.check_membership(optimizer.param_groups)
+    params = [p for p in flow.cycle.newton if p.requires_grad and p.numel()]
+    if not params:
+        raise ValueError("the optimizer has no trainable Newton parameters to check")
+    return params
+
+
+def _call(closure: Closure, params: Sequence[Tensor]) -> Tensor:
+    with random_numbers_kept(params), buffers_kept():
+        return closure()
+
+
+def _precision(loss: Tensor, params: Sequence[Tensor]) -> torch.dtype:
+    """Find the lowest precision that the loss is computed in."""
+    outputs = [
+        output.dtype
+        for node in graph_nodes([loss])
+        for output in getattr(node, "_input_metadata", ())
+    ]
+    dtypes = {d for d in [*outputs, *(p.dtype for p in params)] if d.is_floating_point}
+    low = sorted(str(d) for d in dtypes if d.itemsize < 4)
+    if low:
+        raise ValueError(
+            f"the loss is computed in {', '.join(low)} in places, too coarse to check a second "
+            "derivative. Run check_curvature in float64 or float32: without autocast, on a copy "
+            "of the model and the batch in .double() or .float()"
+        )
+    return torch.float32 if torch.float32 in dtypes else torch.float64
+
+
+def _probe(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a vector with entries of either sign, and of sizes between 1/2 and 1.
+
+    Signs alone would miss much of a small block: a row sum is zero by symmetry often enough.
+    """
+    size = 0.5 + 0.5 * torch.rand(p.shape, generator=generator, dtype=torch.float64)
+    sign = torch.randint(0, 2, p.shape, generator=generator) * 2 - 1
+    return (sign * size).to(p.device, p.dtype)
+
+
+def _exact_products(
+    loss: Tensor,
+    targets: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    name: Callable[[Tensor], str],
+) -> Sequence[Tensor | RuntimeError | None]:
+    """Take ``z ⊙ Hz`` of each block as the optimizer does, or the error that it would raise."""
+    try:
+        region = Region(loss, targets)
+        with static_graph_unnoticed(region):
+            gradients = gradients_with_graph(loss, targets, region, once=len(targets) == 1)
+            refuse_sparse_gradients(targets, gradients, name)
+            return [
+                curvature_of_gradients([g], [p], "hutchinson", [z])[0]
+                for g, p, z in zip(gradients, targets, vectors, strict=True)
+            ]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if len(targets) == 1:
+            return [error]
+    pairs = zip(targets, vectors, strict=True)
+    return [_exact_products(loss, [p], [z], name)[0] for p, z in pairs]
+
+
+class _Comparison:
+    """Compares exact products with differences of gradients.
+
+    Args:
+        closure: Computes the loss.
+        loss: At the present weights, with its graph.
+        rtol: At which relative error the products agree.
+        shares: The distances to try, as shares of a parameter's scale.
+    """
+
+    def __init__(
+        self, closure: Closure, loss: Tensor, rtol: float, shares: Sequence[float]
+    ) -> None:
+        self._differences = GradientDifferences(closure, during_backward=PresentPieces(loss).kept)
+        self._rtol = rtol
+        self._shares = shares
+
+    def error(self, p: Tensor, z: Tensor, product: Tensor) -> float:
+        """Return the relative error of ``product``, which is to be ``z ⊙ Hz``."""
+        exact = _flat(product)
+        if not exact.isfinite().all():
+            return math.inf
+        found: dict[float, Tensor] = {}
+        smallest = math.inf
+        for share in self._shares:
+            (difference,) = self._differences.product([p], [z], share)
+            if difference is None or not difference.isfinite().all():
+                continue
+            found[share] = _flat(difference * z)
+            smallest = min(smallest, _relative(found[share], exact))
+            if smallest <= self._rtol:
+                return smallest
+        return min(smallest, _error_beyond_own(found, exact))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten().cpu().double()
+
+
+def _relative(difference: Tensor, exact: Tensor, own_error: float = 0.0) -> float:
+    apart = max(float((difference - exact).norm()) - own_error, 0.0)
+    return apart / max(float(difference.norm()), float(exact.norm())) if apart else 0.0
+
+
+def _error_beyond_own(found: dict[float, Tensor], exact: Tensor) -> float:
+    """Judge by the two neighbouring distances that agree best with one another.
+
+    What they differ by is their own error. Where the block is zero it is rounding alone, which
+    grows as the distance shrinks: the smallest distances, with the most of it, tell how large it is
+    at others, lest two that agree by chance seem exact.
+    """
+    shares = sorted(found, reverse=True)
+    pairs = list(pairwise(shares))
+    if not pairs:
+        return math.inf
+    apart = {pair: float((found[pair[0]] - found[pair[1]]).norm()) for pair in pairs}
+    rounding = max(apart[pair] * pair[1] for pair in pairs[-2:])
+    best = min(pairs, key=apart.__getitem__)
+    own = _OWN_ERRORS * max(apart[best], rounding / best[0])
+    return min(_relative(found[share], exact, own) for share in best)
+
+
+def _message(
+    wrong: dict[str, float],
+    reasons: dict[str, RuntimeError],
+    checked: int,
+    precision: torch.dtype,
+) -> str:
+    parts = []
+    disagreeing = {n: e for n, e in wrong.items() if n not in reasons}
+    if disagreeing:
+        listed = ", ".join(f"{n} (relative error {e:.2g})" for n, e in disagreeing.items())
+        parts.append(
+            f"the exact product of {len(disagreeing)} of {checked} Newton parameters disagrees "
+            f"with differences of gradients: {listed}. A function between them and the loss has a "
+            "wrong second derivative: its backward makes no graph, or takes for constant what "
+            "depends on its input; or the loss detaches such a thing on purpose. Replace that "
+            "function, take the curvature by update_hessian(closure=...), or give the parameters' "
+            "groups channelwise=False"
+        )
+        if precision == torch.float32:
+            parts.append(
+                "In float32 it may be the rounding of the differences: first check a copy of the "
+                "model and the batch in .double()"
+            )
+    by_reason: dict[str, list[str]] = {}
+    for n, error in reasons.items():
+        by_reason.setdefault(str(error), []).append(n)
+    parts += [
+        f"no exact product can be taken of {', '.join(names)}: {reason}"
+        for reason, names in by_reason.items()
+    ]
+    return ". ".join(parts)

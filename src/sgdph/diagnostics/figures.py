@@ -1,0 +1,194 @@
+"""How far a Hessian block is from diagonal, and how far each estimate is from its diagonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sgdph.curvature.probes import rademacher_probe
+
+
+@dataclass(frozen=True)
+class EstimateError:
+    """How far an estimate ``h`` is from a block's diagonal ``d``, signs left aside.
+
+    The Newton step divides by absolute values, so both are compared as such.
+
+    Where ``h`` is zero but for rounding, as the row sum of a bias before a softmax is, the relative
+    error is 1 and the cosine is that of the rounding errors: it says nothing.
+
+    Attributes:
+        cosine: Between ``|h|`` and ``|d|``, in [0, 1]: whether the channels stand in the right
+            proportion. 1 where both are zero, 0 where one is.
+        relative_error: ``‖|h| - |d|‖ / ‖d‖``: whether the size is right as well. 0 where both are
+            zero, infinite where ``d`` alone is.
+    """
+
+    cosine: float
+    relative_error: float
+
+    @classmethod
+    def of(cls, estimate: Tensor, diagonal: Tensor) -> EstimateError:
+        """Compare two tensors of as many entries, in float64.
+
+        Raises:
+            ValueError: They have not as many.
+        """
+        if estimate.numel() != diagonal.numel():
+            raise ValueError(
+                "an estimate has as many entries as the diagonal, got shapes "
+                f"{tuple(estimate.shape)} and {tuple(diagonal.shape)}"
+            )
+        # On the CPU, because not every device has float64.
+        h, d = (v.detach().to("cpu", torch.float64).flatten().abs() for v in (estimate, diagonal))
+        norm_h, norm_d, distance = (float(v.norm()) for v in (h, d, h - d))
+        if norm_d == 0:
+            return cls(1.0, 0.0) if norm_h == 0 else cls(0.0, float("inf"))
+        if norm_h == 0:
+            return cls(0.0, 1.0)
+        cosine = float((h / norm_h) @ (d / norm_d))
+        return cls(cosine=min(cosine, 1.0), relative_error=distance / norm_d)
+
+    @classmethod
+    def mean(cls, errors: Sequence[EstimateError]) -> EstimateError:
+        """Average each figure over several errors, at least one."""
+        return cls(
+            cosine=sum(e.cosine for e in errors) / len(errors),
+            relative_error=sum(e.relative_error for e in errors) / len(errors),
+        )
+
+
+@dataclass(frozen=True)
+class Diagonality:
+    """How diagonal a Hessian block ``H`` is, and how well its diagonal is estimated.
+
+    All figures are computed in float64, from a block of whatever precision.
+
+    Attributes:
+        name: Of the parameter, or ``"joint"`` for all of them together.
+        shape: Of the parameter; ``(n,)`` for several.
+        off_diagonal_share: ``‖H - diag(H)‖ / ‖H‖`` in Frobenius norms: 0 where the block is
+            diagonal or zero, 1 where the diagonal is zero.
+        negative_share: The share of diagonal entries below zero.
+        row_sum: The error of ``|H 1|``, which the estimator ``row_sum`` takes.
+        hutchinson: The error of one draw ``z ⊙ Hz`` with Rademacher ``z``, which the estimator
+            ``hutchinson`` takes: the mean of the errors of ``probes`` single draws.
+        hutchinson_mean: The error of the signed mean of the ``probes`` draws. They are made as the
+            optimizer's are, orthogonal over successive draws (:mod:`sgdph.curvature.probes`): of a
+            block of n entries, n draws (the next power of two) give the diagonal itself.
+        probes: How many draws.
+        constant: The error of the mean of ``|d|`` in every entry. It knows nothing of single
+            channels: an estimate that does no better is worth no more than a learning rate.
+        average: The error of the running average ``D̂`` that an optimizer holds, which was made of
+            other batches and weights as well; ``None`` where there is none, or none was refreshed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    off_diagonal_share: float
+    negative_share: float
+    row_sum: EstimateError
+    hutchinson: EstimateError
+    hutchinson_mean: EstimateError
+    probes: int
+    constant: EstimateError
+    average: EstimateError | None
+
+    @classmethod
+    def of_block(
+        cls,
+        block: Tensor,
+        *,
+        name: str,
+        shape: Sequence[int] | None = None,
+        probes: int = 16,
+        seed: int = 0,
+        average: Tensor | None = None,
+    ) -> Diagonality:
+        """Judge one block.
+
+        Args:
+            block: ``(n, n)``, with ``n`` at least 1.
+            name: What to call it.
+            shape: Of the parameter; ``None`` is ``(n,)``.
+            probes: How many Hutchinson draws, at least 1.
+            seed: Of the draws. The global generator is never used.
+            average: An estimate of the diagonal from elsewhere, of ``n`` entries.
+
+        Raises:
+            ValueError: ``block`` is not square, is empty or has entries that are not finite, or
+                another argument does not fit.
+        """
+        check_probes(probes)
+        if block.ndim != 2 or block.shape[0] != block.shape[1] or block.numel() == 0:
+            raise ValueError(
+                f"a Hessian block is a square matrix of at least 1 x 1, got {tuple(block.shape)}"
+            )
+        shape = block.shape[:1] if shape is None else shape
+        if math.prod(shape) != len(block):
+            raise ValueError(
+                f"a block of {len(block)} entries a side is of no parameter of shape {tuple(shape)}"
+            )
+        draws = rademacher_draws(probes, seed, 0, block[0])
+        return judge(block, Subject(name, tuple(shape), draws, average))
+
+
+class Subject(NamedTuple):
+    """What a block is of, and what its diagonal is estimated with."""
+
+    name: str
+    shape: tuple[int, ...]
+    draws: Tensor
+    average: Tensor | None
+
+
+def judge(block: Tensor, subject: Subject) -> Diagonality:
+    """Judge a block; see :meth:`Diagonality.of_block`.
+
+    Args:
+        block: ``(n, n)``.
+        subject: With draws and average of ``n`` entries.
+
+    Raises:
+        ValueError: ``block`` has entries that are not finite.
+    """
+    # On the CPU, because not every device has float64.
+    block = block.detach().to("cpu", torch.float64)
+    name, shape, z, average = subject
+    if not block.isfinite().all():
+        raise ValueError(
+            f"the Hessian block of {name} has entries that are not finite: the loss overflows or "
+            "is not smooth here; look at its value, or use a wider dtype"
+        )
+    diagonal = block.diagonal()
+    norm = float(block.norm())
+    draws = z * (z @ block.T)
+    return Diagonality(
+        name=name,
+        shape=shape,
+        off_diagonal_share=float((block - diagonal.diag()).norm()) / norm if norm > 0 else 0.0,
+        negative_share=float((diagonal < 0).double().mean()),
+        row_sum=EstimateError.of(block.sum(dim=1), diagonal),
+        hutchinson=EstimateError.mean([EstimateError.of(h, diagonal) for h in draws]),
+        hutchinson_mean=EstimateError.of(draws.mean(dim=0), diagonal),
+        probes=len(draws),
+        constant=EstimateError.of(diagonal.abs().mean().expand_as(diagonal), diagonal),
+        average=None if average is None else EstimateError.of(average, diagonal),
+    )
+
+
+def rademacher_draws(probes: int, seed: int, index: int, p: Tensor) -> Tensor:
+    """Draw ``probes`` Rademacher vectors, of shape ``(probes, n)``."""
+    like = torch.empty(p.numel(), dtype=torch.float64, device="cpu")
+    return torch.stack([rademacher_probe(seed, draw, index, like) for draw in range(probes)])
+
+
+def check_probes(probes: int) -> None:
+    """Raise a ``ValueError`` unless there is at least one."""
+    if not isinstance(probes, int) or isinstance(probes, bool) or probes < 1:
+        raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}")

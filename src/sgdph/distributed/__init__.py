@@ -1,0 +1,1 @@
+"""The mean over ranks, and what DistributedDataParallel must not notice."""

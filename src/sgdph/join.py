@@ -1,0 +1,88 @@
+"""Ranks with different numbers of batches: what one does that has run out of them.
+
+Inside ``torch.distributed.algorithms.join.Join([model, optimizer])`` such a rank goes on answering
+the collectives of the others, and takes over their result when all have run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from sgdph.curvature.curvature import Curvature
+
+
+class CurvatureJoinHook:
+    """Answers the optimizer's collectives for a rank that has no batches left.
+
+    Args:
+        optimizer: The rank's own.
+        flow: Its curvature.
+        settings: What the join context was called with.
+    """
+
+    def __init__(self, optimizer: Optimizer, flow: Curvature, settings: Mapping[str, Any]) -> None:
+        self._optimizer = optimizer
+        self._flow = flow
+        flow.ranks.over_active = not settings.get("divide_by_initial_world_size", True)
+
+    def main_hook(self) -> None:
+        """Shadow one step of the others: this rank's curvature counts as zero, as its gradient."""
+        groups = self._optimizer.param_groups
+        due = self._flow.is_due(groups)
+        arrivals = self._flow.arrive(groups, None, active=False) if due else []
+        self._flow.advance(groups, arrivals, due=due)
+        self._flow.consumed(groups)
+
+    def post_hook(self, is_last_joiner: bool) -> None:
+        """Take over momenta and averages from a rank that ran to the end, as the model's weights.
+
+        Settings (learning rates) stay each rank's own: they are the scheduler's.
+        """
+        # It may have been left without a step.
+        self._flow.accept_join()
+        optimizer, group = self._optimizer, self._flow.ranks.process_group
+        rank = dist.get_rank(group)
+        device = optimizer.param_groups[0]["params"][0].device
+        candidate = torch.tensor([rank if is_last_joiner else -1], device=device)
+        dist.all_reduce(candidate, op=dist.ReduceOp.MAX, group=group)
+        last = int(candidate.item())
+        package = [_on_cpu(optimizer.state_dict()) if rank == last else None]
+        source = last if group is None else dist.get_global_rank(group, last)
+        dist.broadcast_object_list(package, source, group=group)
+        sent = package[0]
+        if rank != last and sent is not None:
+            mine = optimizer.state_dict()
+            mine["state"] = sent["state"]
+            for ours, theirs in zip(mine["param_groups"], sent["param_groups"], strict=True):
+                ours.update(self._flow.cycle.place(theirs))
+            optimizer.load_state_dict(mine)
+
+
+def refuse_to_lead(join_config: Any) -> None:
+    """Refuse to be the first in a join context, which counts the forwards of a model.
+
+    Raises:
+        ValueError: The context is enabled, and the optimizer is its first member.
+    """
+    if join_config.enable and join_config.is_first_joinable:
+        raise ValueError(
+            "the model goes first: Join([model, optimizer]), because its forward is what tells the "
+            "context that a rank still has batches"
+        )
+
+
+def _on_cpu(state_dict: dict[str, Any]) -> dict[str, Any]:
+    # A pickled tensor comes back on the device that it was on, which is another rank's.
+    states = {
+        index: {
+            key: value.cpu() if isinstance(value, Tensor) else value for key, value in kept.items()
+        }
+        for index, kept in state_dict["state"].items()
+    }
+    return {**state_dict, "state": states}

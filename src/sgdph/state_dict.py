@@ -1,0 +1,282 @@
+"""Loading an optimizer's state without losing a bit, and from optimizers that know less.
+
+The last part serves ``torch.distributed.checkpoint``, which takes a step only to have a state made.
+It fills nothing but the keys that are in the state dict it is given. So it gives a new optimizer's
+parameters gradients of zero, sets every learning rate to 0, calls ``step()`` and takes for granted
+that all keys of a state in mid-training are there afterwards
+(``torch.distributed.checkpoint.state_dict._init_optim_state``). No loss comes before such a
+rehearsal, and so no curvature.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from itertools import chain
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgdph.algorithm import curvature_dtype, start_average
+from sgdph.curvature.cycle import TURN, Cycle
+from sgdph.curvature.guards import is_sharded
+from sgdph.roles import parameter_names
+from sgdph.state_matching import check_roles, match_groups, save_roles
+
+Groups = Sequence[dict[str, Any]]
+State = MutableMapping[Tensor, dict[str, Any]]
+
+# Of a Newton parameter, and exactly as they were: never rounded to the parameter's own dtype.
+_AVERAGE = ("hessian", "refreshes")
+EXACT_KEYS = (*_AVERAGE, TURN)
+
+_SGD_ONLY = ("dampening", "nesterov", "differentiable", "fused", "positions")
+
+_WHOLE_NUMBERS = ("step", "cursor", "refreshes")
+
+_USE_A_STATE_DICT = "Load what state_dict() of SGDPH or torch.optim.SGD returned"
+
+
+def fit_state(
+    saved: Mapping[str, Any],
+    groups: Sequence[dict[str, Any]],
+    cycle: Cycle,
+    positions: Mapping[int, int],
+) -> dict[str, Any]:
+    """Check a saved state, and fit it to the optimizer that is to load it.
+
+    Args:
+        saved: A state dict. It is not changed.
+        groups: The optimizer's parameter groups.
+        cycle: The Newton parameters.
+        positions: The place in its model of each parameter that has one, by ``id``.
+
+    Returns:
+        The state dict with groups like ``groups``, and tensors where they belong.
+
+    Raises:
+        ValueError: It is no state of an optimizer; it is not known which parameter is which; roles
+            differ; or a parameter's state cannot be what it was.
+    """
+    _check_form(saved)
+    fitted = match_groups(saved["param_groups"], groups, positions)
+    check_roles(fitted, groups, cycle)
+    names = parameter_names(groups)
+    ids = chain.from_iterable(group["params"] for group in fitted)
+    params = chain.from_iterable(group["params"] for group in groups)
+    state = dict(saved["state"])
+    for saved_id, p in zip(ids, params, strict=True):
+        if saved_id in state:
+            state[saved_id] = _fit_entry(state[saved_id], p, p in cycle, names[id(p)])
+    return {**saved, "param_groups": fitted, "state": state}
+
+
+def _check_form(saved: Mapping[str, Any]) -> None:
+    missing = [key for key in ("state", "param_groups") if key not in saved]
+    if missing:
+        raise ValueError(
+            f"the loaded state lacks {' and '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, saved)) or 'nothing'}. {_USE_A_STATE_DICT}"
+        )
+    for i, group in enumerate(saved["param_groups"]):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise ValueError(
+                f"group {i} of the loaded state has no list of parameters, 'params'. "
+                f"{_USE_A_STATE_DICT}"
+            )
+        for key in _WHOLE_NUMBERS:
+            value = group.get(key, 0)
+            if not isinstance(value, Integral) or value < 0:
+                raise ValueError(
+                    f"{key!r} in group {i} of the loaded state must be a whole number from 0 up, "
+                    f"got {value!r}. {_USE_A_STATE_DICT}"
+                )
+
+
+def _fit_entry(entry: Any, p: Tensor, is_newton: bool, name: str) -> dict[str, Any]:
+    """Check what a state holds of one parameter, and return it with a count that is a tensor."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"the loaded state of parameter {name} must be a dict, got {type(entry).__name__}. "
+            f"{_USE_A_STATE_DICT}"
+        )
+    fitted: dict[str, Any] = {**entry}
+    if fitted.get("momentum_buffer") is not None:
+        _check_tensor(fitted["momentum_buffer"], "momentum_buffer", p, name)
+    if not is_newton:
+        return fitted
+    present = [key for key in _AVERAGE if key in fitted]
+    if len(present) == 1:
+        (other,) = set(_AVERAGE) - set(present)
+        raise ValueError(
+            f"the loaded state of parameter {name} has {present[0]!r} without {other!r}, and its "
+            f"curvature average needs both. {_USE_A_STATE_DICT}, or remove both to begin the "
+            "average anew"
+        )
+    if present:
+        _check_tensor(fitted["hessian"], "hessian", p, name)
+        fitted["refreshes"] = _count(fitted["refreshes"], name)
+    if TURN in fitted:
+        turn = fitted[TURN]
+        if not isinstance(turn, Tensor) or turn.shape != (3,) or turn.is_floating_point():
+            raise ValueError(
+                f"{TURN!r} in the loaded state of parameter {name} must be a tensor of three whole "
+                f"numbers, got {turn!r}. {_USE_A_STATE_DICT}"
+            )
+    return fitted
+
+
+def _check_tensor(value: Any, key: str, p: Tensor, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{key!r} in the loaded state of parameter {name} must be a tensor, got "
+            f"{type(value).__name__}. {_USE_A_STATE_DICT}"
+        )
+    # A shard's shape may be another's while it is loaded.
+    if value.shape != p.shape and not is_sharded(p):
+        raise ValueError(
+            f"{key!r} in the loaded state of parameter {name} has shape {tuple(value.shape)}, the "
+            f"parameter {tuple(p.shape)}: the state belongs to another model, or to groups in "
+            "another order"
+        )
+
+
+def _count(value: Any, name: str) -> Tensor:
+    """Return how many partial Hessians entered an average; a plain number becomes a tensor."""
+    if isinstance(value, Real):
+        value = torch.tensor(float(value))
+    # Its value is looked at because a negative one would change the sign of the average.
+    if not isinstance(value, Tensor) or value.numel() != 1 or not 0 <= float(value) < math.inf:
+        raise ValueError(
+            f"'refreshes' in the loaded state of parameter {name} must be a number from 0 up, got "
+            f"{value!r}. {_USE_A_STATE_DICT}"
+        )
+    return value.reshape(())
+
+
+def complete_saved(saved: dict[str, Any], groups: Sequence[dict[str, Any]], cycle: Cycle) -> None:
+    """Add roles and turns to a state dict that was just made, in place.
+
+    Args:
+        saved: The state dict. The optimizer's own state is left as it is.
+        groups: The optimizer's parameter groups.
+        cycle: The Newton parameters.
+    """
+    save_roles(saved["param_groups"], groups, cycle)
+    turns = {id(p): turn for p, turn in zip(cycle.newton, cycle.turns(groups), strict=True)}
+    ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    params = chain.from_iterable(group["params"] for group in groups)
+    for saved_id, p in zip(ids, params, strict=True):
+        if id(p) in turns and saved_id in saved["state"]:
+            saved["state"][saved_id] = {**saved["state"][saved_id], TURN: turns[id(p)]}
+
+
+def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:
+    """Fill what a saved group lacks from the group it is loaded into, in place.
+
+    So an older state, or one of ``torch.optim.SGD``, keeps the settings it does not know.
+    """
+    ignored = [name for name in ("dampening", "nesterov") if saved.get(name)]
+    if ignored:
+        warnings.warn(
+            f"the loaded state was trained with {' and '.join(ignored)}, which SGD-PH does not "
+            "have; its momentum is kept, the setting is ignored",
+            stacklevel=4,
+        )
+    for name in _SGD_ONLY:
+        saved.pop(name, None)
+    for name, value in current.items():
+        saved.setdefault(name, value)
+
+
+def restore_exactly(
+    state: MutableMapping[Tensor, dict[str, Any]],
+    groups: list[dict[str, Any]],
+    saved: Mapping[str, Any],
+) -> None:
+    """Undo what ``Optimizer.load_state_dict`` did to the tensors of ``saved``.
+
+    It rounds every tensor to its parameter's dtype, which would cost a bfloat16 parameter its
+    float32 average, and shares the others with the state that was loaded, so that two optimizers
+    would go on to write into one momentum.
+
+    Args:
+        state: The optimizer's state after loading, changed in place.
+        groups: The optimizer's parameter groups.
+        saved: The state dict that was loaded.
+    """
+    ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
+    params = chain.from_iterable(group["params"] for group in groups)
+    for saved_id, p in zip(ids, params, strict=True):
+        for key, value in saved["state"].get(saved_id, {}).items():
+            if not isinstance(value, Tensor):
+                continue
+            if key in EXACT_KEYS:
+                # A count stays what it is, whatever is counted.
+                dtype = curvature_dtype(p) if key == "hessian" else value.dtype
+                device = torch.device("cpu") if key == TURN else p.device
+                state[p][key] = value.to(device, dtype, copy=True)
+            elif state[p][key] is value:
+                state[p][key] = value.clone()
+
+
+def check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tensor], str]) -> None:
+    """Check that a parameter is still what its state was made for.
+
+    Raises:
+        RuntimeError: Its shape, dtype or device has changed since.
+    """
+    buffer = state.get("momentum_buffer")
+    average = state.get("hessian")
+    for kept, dtype in ((buffer, p.dtype), (average, curvature_dtype(p))):
+        if kept is None or (
+            kept.shape == p.shape and kept.dtype == dtype and kept.device == p.device
+        ):
+            continue
+        raise RuntimeError(
+            f"parameter {name(p)} is now {tuple(p.shape)}, {p.dtype} on {p.device}, but the "
+            f"optimizer's state for it is {tuple(kept.shape)}, {kept.dtype} on {kept.device}: it "
+            "was moved or converted after training began. Call model.to(...) before the optimizer "
+            "is built, or carry the state over: "
+            "optimizer.load_state_dict(optimizer.state_dict())"
+        )
+
+
+def is_without_learning_rate(groups: Groups) -> bool:
+    """Tell whether a step would move nothing: a rehearsal, or a warm-up that begins at 0."""
+    return all(bool(group["lr"] == 0) for group in groups)
+
+
+def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
+    """Tell whether the gradients are a rehearsal's: there for all, and zero. Waits for the device.
+
+    Newton parameters stand for all, because theirs are never sharded, which would ask other ranks.
+
+    Args:
+        groups: The parameter groups.
+        newton: The Newton parameters.
+    """
+    trainable = (p for group in groups for p in group["params"] if p.requires_grad)
+    if any(p.grad is None for p in trainable):
+        return False
+    gradients = [p.grad for p in newton if p.grad is not None]
+    return not any(g.is_sparse or bool(g.any()) for g in gradients)
+
+
+def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:
+    """Make the state that training would have, before any of it."""
+    for group in groups:
+        for p in group["params"]:
+            if group["momentum"] != 0 and p.grad is not None:
+                state[p]["momentum_buffer"] = torch.zeros_like(p)
+    complete_averages(state, (p for p in newton if p.grad is not None))
+
+
+def complete_averages(state: State, newton: Iterable[Tensor]) -> None:
+    """Make the averages of those Newton parameters that no partial Hessian has reached yet."""
+    with torch.no_grad():
+        for p in newton:
+            start_average(p, state[p])

@@ -1,0 +1,216 @@
+"""What a parameter group may hold, and the errors where it holds something else."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+from typing import Any, Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor
+
+Estimator = Literal["row_sum", "hutchinson", "exact"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+Refresh = Literal["cyclic", "all"]
+REFRESHES: tuple[Refresh, ...] = ("cyclic", "all")
+
+# The cycle runs over all groups at once, so these cannot differ between them.
+ONE_FOR_ALL_GROUPS = ("estimator", "refresh", "hessian_interval", "seed")
+
+
+def unknown_estimator(estimator: NoReturn) -> ValueError:
+    """Return the error for a name that is not in ``ESTIMATORS``.
+
+    It ends every chain of ``if`` over the estimators. Its argument's type makes the type checker
+    report a chain that leaves one out (``typing.assert_never`` is newer than Python 3.10).
+    """
+    return ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+
+
+def is_stochastic(estimator: Estimator) -> bool:
+    """Tell whether the estimator needs probes, and averages its signed noise away.
+
+    Raises:
+        ValueError: The estimator is unknown.
+    """
+    if estimator == "hutchinson":
+        return True
+    if estimator == "row_sum" or estimator == "exact":
+        return False
+    raise unknown_estimator(estimator)
+
+
+class SettingTypeError(ValueError, TypeError):
+    """A hyperparameter of a wrong type: a ``ValueError``, as for every wrong hyperparameter.
+
+    And a ``TypeError``, for code that catches what Python raises where it compares such a value.
+    """
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Check one parameter group's hyperparameters and tensors.
+
+    Raises:
+        ValueError: A value is out of its range or of a wrong type, or a tensor cannot be trained as
+            the group says.
+    """
+    for name in ("lr", "momentum", "weight_decay", "second_order_lr"):
+        if not 0 <= _number(name, group[name]) < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {group[name]}")
+    if not 0 <= _number("hessian_momentum", group["hessian_momentum"]) < 1:
+        raise ValueError(f"hessian_momentum must lie in [0, 1), got {group['hessian_momentum']}")
+    if not 0 < _number("eps", group["eps"]) < math.inf:
+        raise ValueError(
+            f"eps must be above 0 and finite, got {group['eps']}: it caps the Newton multiplier "
+            "at second_order_lr / eps"
+        )
+    if group["estimator"] not in ESTIMATORS:
+        raise unknown_estimator(group["estimator"])
+    _check_choice("refresh", group["refresh"], REFRESHES)
+    interval = group["hessian_interval"]
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise ValueError(f"hessian_interval must be a whole number from 1 up, got {interval!r}")
+    if not isinstance(group["seed"], int):
+        raise ValueError(f"seed must be a whole number, got {group['seed']!r}")
+    _check_switch("channelwise", group["channelwise"], "shapes decide")
+    _check_switch("foreach", group["foreach"], "where it is faster")
+    _check_switch("maximize", group["maximize"])
+    for p in group["params"]:
+        _check_parameter(p, group["channelwise"])
+
+
+def check_groups_agree(groups: Sequence[dict[str, Any]]) -> None:
+    """Check that what belongs to the whole cycle is the same in every group.
+
+    Raises:
+        ValueError: ``estimator``, ``refresh``, ``hessian_interval`` or ``seed`` differ.
+    """
+    for name in ONE_FOR_ALL_GROUPS:
+        values = [group[name] for group in groups]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{name} is one for all groups, because one cycle runs over all of them; "
+                f"got {values}"
+            )
+
+
+def _number(name: str, value: object) -> Any:
+    """Return a hyperparameter that is a number, or a tensor that holds one."""
+    if isinstance(value, Tensor):
+        if value.numel() == 1:
+            return value
+        raise ValueError(
+            f"{name} as a tensor must have one element, got shape {tuple(value.shape)}"
+        )
+    if isinstance(value, Real):
+        return value
+    raise SettingTypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+
+
+def _check_switch(name: str, value: object, none: str = "") -> None:
+    if value is None and none:
+        return
+    # Not by identity: numpy's booleans pass, and 1 and 0 of configuration files.
+    if getattr(value, "ndim", 0) == 0 and value in (True, False):
+        return
+    expected = f"True, False, or None ({none})" if none else "True or False"
+    raise SettingTypeError(f"{name} must be {expected}, got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_parameter(p: Tensor, channelwise: bool | None) -> None:
+    if p.is_sparse or p.is_sparse_csr:
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} has layout {p.layout}; SGDPH trains dense "
+            "parameters (their gradients may be sparse, where they are first-order)"
+        )
+    if channelwise and p.is_complex():
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} is complex ({p.dtype}) and has no real "
+            "Hessian; give its group channelwise=False"
+        )
+
+
+def check_loss_scale(loss_scale: float | Tensor | None) -> None:
+    """Check a loss scale; a tensor is taken at its word, because a look would wait for the device.
+
+    Raises:
+        ValueError: It is not above 0, or not finite.
+    """
+    if loss_scale is None or isinstance(loss_scale, Tensor):
+        return
+    if not isinstance(loss_scale, Real) or isinstance(loss_scale, bool):
+        raise TypeError(
+            f"loss_scale must be a number or a tensor, got {type(loss_scale).__name__}; of a "
+            "GradScaler it is scaler.get_scale()"
+        )
+    if not 0 < loss_scale < math.inf:
+        raise ValueError(f"loss_scale must be above 0 and finite, got {loss_scale}")
+
+
+def refuse_sparse_gradients(
+    params: Iterable[Tensor],
+    gradients: Iterable[Tensor | None],
+    name: Callable[[Tensor], str],
+) -> None:
+    """Refuse sparse gradients where a partial Hessian or a Newton step is to be made of them.
+
+    Args:
+        params: Newton parameters.
+        gradients: Theirs.
+        name: Names a parameter.
+
+    Raises:
+        RuntimeError: A gradient is sparse.
+    """
+    for p, gradient in zip(params, gradients, strict=True):
+        if gradient is not None and gradient.is_sparse:
+            raise RuntimeError(
+                f"parameter {name(p)} is channel-wise and has a sparse gradient; use a layer with "
+                "sparse=False, or give its group channelwise=False"
+            )
+
+
+def refuse_graph_capture() -> None:
+    """Refuse to be captured in a CUDA graph.
+
+    Raises:
+        RuntimeError: The current stream is being captured.
+    """
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        raise RuntimeError(
+            "SGDPH cannot be captured in a CUDA graph: whose turn it is changes from step to step. "
+            "Capture forward and backward only, and call update_hessian and step outside"
+        )
+
+
+def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
+    """Warn where joint Hutchinson probes are averaged over too few refreshes."""
+    joint = is_stochastic(groups[0]["estimator"]) and groups[0]["refresh"] == "all"
+    lowest = min(group["hessian_momentum"] for group in groups)
+    if joint and lowest < 0.98:
+        warnings.warn(
+            "estimator='hutchinson' with refresh='all' draws one joint probe, whose estimate "
+            f"carries the noise of every layer; hessian_momentum={lowest} averages too little of "
+            "it away: use 0.99 or more",
+            stacklevel=3,
+        )
+
+
+def warn_of_starving(names: Sequence[str], sweeps: int) -> None:
+    """Warn of Newton parameters that no loss has reached for too long."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    warnings.warn(
+        f"no partial Hessian has reached parameter {', '.join(names[:3])}{rest} during {sweeps} "
+        "sweeps over all Newton parameters, because the losses at due steps do not depend on it. "
+        "Its multiplier stays as it is. If it is out of use, freeze it, or give its group "
+        "channelwise=False",
+        UserWarning,
+        stacklevel=5,
+    )

@@ -1,0 +1,1 @@
+"""Weight normalisation: apply it, fold it, choose the layers."""
