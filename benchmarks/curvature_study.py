@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from tune_small import FOLDS, Silent, fold
 
-from sgdph.lab.config import RunConfig
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data import Dataset, TextDataset, load_dataset
-from sgdph.lab.environment import describe_environment
-from sgdph.lab.resolution import resolve
-from sgdph.lab.runs import RunDirectory
-from sgdph.lab.start import prepare
-from sgdph.lab.training import train_run
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.environment import describe_environment
+from sgdph.lab.run.start import prepare
+from sgdph.lab.run.training import train_run
 
 OUT = Path("results/diagonality/training")
 SEEDS = (0, 1, 2, 3, 4)

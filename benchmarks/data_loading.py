@@ -32,8 +32,8 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from sgdph.lab.data import TensorDataset, load_dataset, plan_epoch
-from sgdph.lab.models import build_model
-from sgdph.lab.step import optimization_step
+from sgdph.lab.networks.models import build_model
+from sgdph.lab.run.step import optimization_step
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 

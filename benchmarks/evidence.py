@@ -27,8 +27,8 @@ import yaml
 
 from sgdph.lab import cli
 from sgdph.lab.files import write_text
-from sgdph.lab.recipe import FORMAT
-from sgdph.lab.settings import read_settings
+from sgdph.lab.options.settings import read_settings
+from sgdph.lab.sweep.recipe import FORMAT
 from sgdph.lab.tune.record import BEST, DATABASE_FILES, TRIALS
 
 OUT = Path("results/evidence")

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from evidence import OUT, TASKS
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
-from sgdph.lab.plots import COLOURS, new_figure, save_figure, title_figure
-from sgdph.lab.records import RunRecord, read_runs
+from sgdph.lab.reports.plots import COLOURS, new_figure, save_figure, title_figure
 from sgdph.lab.reports.statistics import Spread, holm, welch
+from sgdph.lab.run.records import RunRecord, read_runs
 
 BLUE, ORANGE, _, _, _, _, BLACK = COLOURS
 

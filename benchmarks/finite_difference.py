@@ -29,8 +29,8 @@ from sgdph.autograd.graph import Region
 from sgdph.curvature.estimators import curvature_of_gradients, gradients_with_graph
 from sgdph.curvature.finite_difference import curvature_of_differences
 from sgdph.lab.data import Dataset, load_dataset
-from sgdph.lab.environment import describe_environment
-from sgdph.lab.models import build_model
+from sgdph.lab.networks.models import build_model
+from sgdph.lab.run.environment import describe_environment
 
 BATCH, STEPS, ROUNDS = 32, 100, 5
 

@@ -19,7 +19,7 @@ import sgdph
 from sgdph.autograd.graph import Region
 from sgdph.curvature.estimators import curvature_of_gradients, gradients_with_graph
 from sgdph.lab.data import Dataset, load_dataset
-from sgdph.lab.models import build_model
+from sgdph.lab.networks.models import build_model
 
 BATCH = 25
 

@@ -25,7 +25,7 @@ from probe_blocks import COURSES, NETWORKS, Trajectory, fixed_weights, trajector
 from probe_schemes import OWN, Scheme, joint_schemes
 from torch import Tensor
 
-from sgdph.lab.environment import describe_environment
+from sgdph.lab.run.environment import describe_environment
 
 AT = (1, 2, 4, 8, 20, 50, 200)
 BETAS = (0.9, 0.99)

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import sgdph
-from sgdph.lab.models import build_model
+from sgdph.lab.networks.models import build_model
 
 SHARED, ALONE, SGD = "SGDPH", "SGDPH, curvature not reduced", "torch.optim.SGD"
 

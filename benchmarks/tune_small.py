@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from sgdph.lab.data import Dataset, channel_statistics, load_dataset
-from sgdph.lab.environment import describe_environment
-from sgdph.lab.resolution import resolve
-from sgdph.lab.runs import RunDirectory
-from sgdph.lab.start import prepare
-from sgdph.lab.training import train_run
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.environment import describe_environment
+from sgdph.lab.run.start import prepare
+from sgdph.lab.run.training import train_run
 
 GRIDS = {
     "sgdm": [(lr, wd) for lr in (0.01, 0.03, 0.1, 0.3) for wd in (5e-4, 5e-3)],

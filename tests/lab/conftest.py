@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from sgdph.lab import cli
-from sgdph.lab.config import RunConfig
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data import Dataset, load_dataset
-from sgdph.lab.resolution import resolve
-from sgdph.lab.runs import RunDirectory
-from sgdph.lab.start import prepare
-from sgdph.lab.training import train_run
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.start import prepare
+from sgdph.lab.run.training import train_run
 
 Command = Callable[..., tuple[int, str, str]]
 TINY: Mapping[str, Any] = {
@@ -136,4 +136,4 @@ def checkpoint_of(path: Path, name: str = "last.pt") -> dict[str, Any]:
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave a report's pictures out: they take most of its time."""
-    monkeypatch.setattr("sgdph.lab.report.draw_pictures", lambda *_: [])
+    monkeypatch.setattr("sgdph.lab.reports.report.draw_pictures", lambda *_: [])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.config import RunConfig
-from sgdph.lab.config_file import to_yaml
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.config.yaml import to_yaml
 
 from .conftest import tiny_config
 

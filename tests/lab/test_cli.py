@@ -12,7 +12,7 @@ import pytest
 
 import sgdph
 from sgdph.lab.data import Dataset
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.run.directory import RunDirectory
 
 from .conftest import TINY, checkpoint_of, same_bits, start, tiny_config, without_seconds
 

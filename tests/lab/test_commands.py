@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from sgdph.lab import training
-from sgdph.lab.comparison import ComparisonDirectory
-from sgdph.lab.config import LabError
-from sgdph.lab.plan import PlannedRun
-from sgdph.lab.resolution import resolve
-from sgdph.lab.runs import RunDirectory
-from sgdph.lab.sweep import check_agreement
+from sgdph.lab.errors import LabError
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.run import training
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.sweep.comparison import ComparisonDirectory
+from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.sweep import check_agreement
 
 from .conftest import TINY, Command, checkpoint_of, same_bits, snapshot, without_seconds
 
@@ -273,7 +273,7 @@ def test_two_processes_do_not_write_one_comparisons_report_at_a_time(
 ) -> None:
     one = [*COMPARE, "--epochs", "1", "--out", tmp_path, "--optimizers", "sgdm", "--seeds", "0"]
     assert sgdph(*one)[0] == 0
-    monkeypatch.setattr("sgdph.lab.runs.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("sgdph.lab.run.directory.LOCK_TIMEOUT", 0.1)
     with ComparisonDirectory(tmp_path).alone():
         code, _, errors = sgdph("compare", "--out", tmp_path, "--resume")
     assert code == 2

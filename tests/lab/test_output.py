@@ -19,7 +19,7 @@ from sgdph.lab.output import (
     shell_word,
     standard_streams,
 )
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.run.directory import RunDirectory
 
 from .conftest import TINY
 

@@ -20,7 +20,7 @@ def main() -> int:
         return 0
     try:
         from sgdph.lab import cli
-        from sgdph.lab.distributed import leave
+        from sgdph.lab.run.distributed import leave
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == "sgdph":
             raise

@@ -10,22 +10,21 @@ import tyro
 from rich.console import Console
 
 from sgdph.lab import commands
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.data.command import data
 from sgdph.lab.data.options import DataOptions
-from sgdph.lab.distributed import processes, speaks
-from sgdph.lab.exit_codes import WRONG_USAGE
+from sgdph.lab.errors import WRONG_USAGE, LabError
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
-from sgdph.lab.options import CompareOptions, TrainOptions
+from sgdph.lab.options.options import CompareOptions, TrainOptions
 from sgdph.lab.output import standard_streams
 from sgdph.lab.progress import screen
 from sgdph.lab.reports.command import report
 from sgdph.lab.reports.options import ReportOptions
-from sgdph.lab.reproduce import reproduce
-from sgdph.lab.reproduce_options import ReproduceOptions
+from sgdph.lab.run.distributed import processes, speaks
+from sgdph.lab.sweep.reproduce import reproduce
+from sgdph.lab.sweep.reproduce_options import ReproduceOptions
 from sgdph.lab.tune.command import tune
 from sgdph.lab.tune.options import TuneOptions
 

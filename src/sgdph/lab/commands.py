@@ -9,13 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from sgdph.lab.comparison import Comparison, ComparisonDirectory
-from sgdph.lab.config import LabError, RunConfig
-from sgdph.lab.cores import with_default_threads
-from sgdph.lab.crew import check_workers
-from sgdph.lab.distributed import Team, joined
-from sgdph.lab.exit_codes import DIVERGED, OK
-from sgdph.lab.options import (
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.errors import DIVERGED, OK, LabError
+from sgdph.lab.options.options import (
     DEFAULT_OPTIMIZERS,
     DEFAULT_SEEDS,
     CompareOptions,
@@ -23,16 +19,20 @@ from sgdph.lab.options import (
     parse_optimizers,
     parse_seeds,
 )
-from sgdph.lab.out import check_target, default_out, placed, report_interruption
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.options.settings import read_settings
 from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.reports.command import say_report
-from sgdph.lab.resolution import resolve
-from sgdph.lab.runs import ENDED, RunDirectory
-from sgdph.lab.settings import read_settings
-from sgdph.lab.start import load_data, prepare
-from sgdph.lab.sweep import check_agreement, check_runs
-from sgdph.lab.training import describe_outcome, train_run
-from sgdph.lab.workers import report_failures, train_all
+from sgdph.lab.run.directory import ENDED, RunDirectory
+from sgdph.lab.run.distributed import Team, joined
+from sgdph.lab.run.out import check_target, default_out, placed, report_interruption
+from sgdph.lab.run.start import load_data, prepare
+from sgdph.lab.run.training import describe_outcome, train_run
+from sgdph.lab.sweep.comparison import Comparison, ComparisonDirectory
+from sgdph.lab.sweep.cores import with_default_threads
+from sgdph.lab.sweep.crew import check_workers
+from sgdph.lab.sweep.sweep import check_agreement, check_runs
+from sgdph.lab.sweep.workers import report_failures, train_all
 
 
 def train(options: TrainOptions, console: Console) -> int:

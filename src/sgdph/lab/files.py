@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 from sgdph.lab.output import ESCAPE
 
 PARTIAL_SUFFIX = ".partial"

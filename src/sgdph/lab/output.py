@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from sgdph.lab.exit_codes import FAILED, OUTPUT_CLOSED
+from sgdph.lab.errors import FAILED, OUTPUT_CLOSED
 
 ESCAPE = "sgdph.escape"
 """The name of the codec error handler, for ``str.encode`` and for streams."""

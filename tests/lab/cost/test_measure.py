@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from sgdph.lab.config import LabError
 from sgdph.lab.cost import step as step_module
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.measure import label, measure_cell, metered, spread, time_round
 from sgdph.lab.cost.step import Contestant, build_workload
 from sgdph.lab.cost.systems import SYSTEMS
+from sgdph.lab.errors import LabError
 
 CPU = torch.device("cpu")
 

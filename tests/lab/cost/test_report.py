@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.directory import COST_FILES, CostDirectory
 from sgdph.lab.cost.figures import (
     CostSettings,
@@ -18,6 +17,7 @@ from sgdph.lab.cost.pictures import FLOOR, draw_cell
 from sgdph.lab.cost.report import notes, write_report
 from sgdph.lab.cost.summary import Ratio, summarise
 from sgdph.lab.cost.tables import to_csv, to_markdown
+from sgdph.lab.errors import LabError
 
 from .figures import cell
 

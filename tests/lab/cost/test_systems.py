@@ -6,9 +6,9 @@ from small import batch, bn_net, loss_of
 from torch import Tensor, nn
 
 import sgdph
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.authors import AuthorsSGDPH, newton_names
 from sgdph.lab.cost.systems import MANY_PRODUCTS, SYSTEMS, USUAL, Kind, choose_systems
+from sgdph.lab.errors import LabError
 
 CYCLIC = [name for name, system in SYSTEMS.items() if system.refresh == "cyclic"]
 EVERY_TENTH = [name for name, system in SYSTEMS.items() if system.interval == 10]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data import cifar
 from sgdph.lab.data.cifar import CIFARS, Cifar, read_cifar
+from sgdph.lab.errors import LabError
 
 FOLDER = "cifar-10-batches-bin"
 

@@ -3,7 +3,6 @@ import hashlib
 import pytest
 import torch
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data import (
     TensorDataset,
     channel_statistics,
@@ -12,6 +11,7 @@ from sgdph.lab.data import (
     stratified,
     training_batch,
 )
+from sgdph.lab.errors import LabError
 
 
 def rows(images: torch.Tensor) -> set[bytes]:

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from sgdph.lab.cli import main
-from sgdph.lab.config import DatasetName
+from sgdph.lab.config.run_config import DatasetName
 from sgdph.lab.data.catalogue import ENTRIES
 
 from . import made

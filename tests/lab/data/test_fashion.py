@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data import fashion
 from sgdph.lab.data.fashion import FOLDER, IdxPart, read_fashion_mnist
+from sgdph.lab.errors import LabError
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -18,10 +18,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
-from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data import FolderDataset, Share, load_dataset, plan_epoch
 from sgdph.lab.data.image_reader import pick_workers
-from sgdph.lab.resolution import resolve
+from sgdph.lab.errors import LabError
+from sgdph.lab.options.resolution import resolve
 
 from . import made
 
@@ -192,7 +193,7 @@ def test_a_run_resumes_to_the_bit_with_another_number_of_workers(
 
 def test_inspect_sees_the_same_batches_each_time(root: Path) -> None:
     from sgdph.lab.inspect.measure import draw_batches
-    from sgdph.lab.start import prepare
+    from sgdph.lab.run.start import prepare
 
     run = prepare(config(root, batch_size=10), loaded(root, workers=1))
     # Two to an epoch, of three: the third is never asked for.

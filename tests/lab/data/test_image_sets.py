@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data import mini_imagenet
 from sgdph.lab.data.image_reader import ImageFiles
 from sgdph.lab.data.imagenet import read_imagenet
 from sgdph.lab.data.mini_imagenet import read_mini_imagenet
+from sgdph.lab.errors import LabError
 
 from . import made
 

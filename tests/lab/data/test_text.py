@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
-from sgdph.lab.config import LabError
 from sgdph.lab.data import TextDataset, load_dataset, plan_epoch, training_batch
 from sgdph.lab.data.text import CHARACTERS, windows
-from sgdph.lab.evaluation import evaluate
-from sgdph.lab.models import build_model
-from sgdph.lab.resolution import resolve
-from sgdph.lab.start import prepare
-from sgdph.lab.transformer import LENGTH
+from sgdph.lab.errors import LabError
+from sgdph.lab.networks.models import build_model
+from sgdph.lab.networks.transformer import LENGTH
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.run.evaluation import evaluate
+from sgdph.lab.run.start import prepare
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data import TensorDataset, channel_statistics, load_dataset
 from sgdph.lab.data.splits import SplitSizes
+from sgdph.lab.errors import LabError
 
 
 def rows(images: torch.Tensor) -> list[bytes]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 from sgdph.lab.inspect.choice import Candidate, make_plan, spread, spread_over_kinds
 
 

@@ -15,11 +15,11 @@ import pytest
 
 from lab.conftest import snapshot
 from sgdph.lab.cli import main
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 from sgdph.lab.inspect import command
 from sgdph.lab.inspect.figures import ERRORS
 from sgdph.lab.inspect.options import quarters
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.run.directory import RunDirectory
 
 SMALL = (
     *("--dataset", "digits", "--train-size", "100", "--batch-size", "25", "--device", "cpu"),

@@ -22,7 +22,7 @@ from sgdph.lab.inspect.measure import (
     training_mode,
 )
 from sgdph.lab.inspect.records import inspect_checkpoints
-from sgdph.lab.resolution import resolve
+from sgdph.lab.options.resolution import resolve
 
 SMALL = {"dataset": "digits", "train_size": 100, "device": "cpu", "threads": 1}
 LAYER = "blocks.0.bn1.weight"

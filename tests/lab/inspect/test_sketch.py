@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgdph.curvature.probes import rademacher_probe
 from sgdph.lab.inspect.sketch import BlockSketch, flat, off_diagonal_share
-from sgdph.lab.start import derive_seed
+from sgdph.lab.run.start import derive_seed
 
 B, N, PROBES, SEED, PLACE, BETA2 = 3, 5, 4, 7, 2, 0.8
 

@@ -6,8 +6,6 @@ from matplotlib.figure import Figure
 
 from lab.conftest import tiny_config
 from lab.made_runs import lay_down, write_run
-from sgdph.lab.plots import COLOURS, line_style
-from sgdph.lab.records import Group, group_runs, read_runs
 from sgdph.lab.reports.curves import (
     MOST,
     accuracy_percent,
@@ -18,6 +16,8 @@ from sgdph.lab.reports.curves import (
     dress,
     legend_names,
 )
+from sgdph.lab.reports.plots import COLOURS, line_style
+from sgdph.lab.run.records import Group, group_runs, read_runs
 
 from .test_grid import grid_of
 

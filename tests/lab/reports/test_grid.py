@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from lab.made_runs import lay_down
-from sgdph.lab.config import LabError
-from sgdph.lab.layout import SYSTEM, Layout, parse_fields, saved_layout
-from sgdph.lab.records import read_runs
+from sgdph.lab.errors import LabError
 from sgdph.lab.reports.grid import Grid, make_grids
+from sgdph.lab.reports.layout import SYSTEM, Layout, parse_fields, saved_layout
+from sgdph.lab.run.records import read_runs
 
 
 def grid_of(path: Path, layout: Layout | None = None) -> Grid:

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from sgdph.lab.reports.latex import latex_text, to_latex
-from sgdph.lab.table import LEVEL, Cell, TextTable, to_markdown
+from sgdph.lab.reports.table import LEVEL, Cell, TextTable, to_markdown
 
 HARD = r"a_b & 50% of $x$ {#1} ~ ^ \ <|>"
 TABLE = TextTable(

@@ -6,8 +6,8 @@ import pytest
 
 from lab.conftest import tiny_config
 from lab.made_runs import lay_down, write_run
-from sgdph.lab.config import LabError
-from sgdph.lab.records import group_runs, read_runs
+from sgdph.lab.errors import LabError
+from sgdph.lab.run.records import group_runs, read_runs
 
 
 def test_runs_are_found_at_any_depth_once(tmp_path: Path) -> None:

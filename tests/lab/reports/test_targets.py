@@ -6,7 +6,7 @@ import pytest
 
 from lab.conftest import tiny_config
 from lab.made_runs import write_run
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 from sgdph.lab.reports.export import targets_to_csv
 from sgdph.lab.reports.targets import choose_target, parse_targets, shown_target, time_to
 

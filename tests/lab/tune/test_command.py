@@ -13,9 +13,9 @@ import yaml
 
 from lab.conftest import Command
 from sgdph.lab.data import stratified
-from sgdph.lab.resolution import resolve
-from sgdph.lab.runs import RunDirectory
-from sgdph.lab.settings import read_settings
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.options.settings import read_settings
+from sgdph.lab.run.directory import RunDirectory
 
 from .conftest import TINY, facts, searches
 

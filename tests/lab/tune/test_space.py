@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sgdph.lab.baselines import BASELINES
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.tune.space import Range, default_space, grid, parse_space
 
 

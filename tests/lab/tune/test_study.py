@@ -12,8 +12,8 @@ import pytest
 from filelock import FileLock
 
 from lab.conftest import Command
-from sgdph.lab.claims import LOCK
-from sgdph.lab.runs import RunDirectory
+from sgdph.lab.run.claims import LOCK
+from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import default_space
 from sgdph.lab.tune.study import STARTUP, Studies

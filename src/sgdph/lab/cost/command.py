@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.directory import BARS, FIGURES, PAGE, SWEEP, TABLE, CostDirectory
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.measure import check_cells, measure_cell
 from sgdph.lab.cost.options import CostOptions, cost_differences, default_cost_out, resolve_cost
 from sgdph.lab.cost.report import describe, describe_cell, notes, write_report
 from sgdph.lab.cost.tables import to_rich
-from sgdph.lab.exit_codes import OK
-from sgdph.lab.out import check_target, report_interruption
+from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import StepReporter, say, step_reporter_for
-from sgdph.lab.start import pick_device
+from sgdph.lab.run.out import check_target, report_interruption
+from sgdph.lab.run.start import pick_device
 
 
 def cost(options: CostOptions, console: Console) -> int:

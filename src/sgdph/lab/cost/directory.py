@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.figures import (
     CellFigures,
     CostSettings,
@@ -20,8 +19,9 @@ from sgdph.lab.cost.figures import (
     settings_from_plain,
     to_plain,
 )
+from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_json
-from sgdph.lab.record_directory import RecordDirectory
+from sgdph.lab.run.record_directory import RecordDirectory
 
 FORMAT = "sgdph-cost-1"
 FIGURES, PAGE, TABLE, BARS, SWEEP = "cost.json", "cost.md", "cost.csv", "cost.png", "cost-sweep.png"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 
 DTYPES = ("float32", "bfloat16")
 

@@ -13,15 +13,15 @@ from importlib import metadata
 
 import torch
 
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.authors import newton_names
 from sgdph.lab.cost.figures import CellFigures, CostSettings, KindFigures, SystemFigures
 from sgdph.lab.cost.flops import FlopCounter, GradientFlops
 from sgdph.lab.cost.memory import Peak, watch_memory
 from sgdph.lab.cost.step import Contestant, Workload, build_network, build_workload, explained
 from sgdph.lab.cost.systems import Kind, System, choose_systems
-from sgdph.lab.environment import describe_environment
+from sgdph.lab.errors import LabError
 from sgdph.lab.progress import StepReporter
+from sgdph.lab.run.environment import describe_environment
 
 Seconds = tuple[float, float]  # of the process, of the wall
 

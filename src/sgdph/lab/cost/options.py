@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.figures import CostSettings
 from sgdph.lab.cost.systems import USUAL
-from sgdph.lab.options import shown
+from sgdph.lab.errors import LabError
+from sgdph.lab.options.options import shown
 
 
 @dataclass(frozen=True, kw_only=True)

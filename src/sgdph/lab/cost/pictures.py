@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sgdph.lab.cost.figures import CellFigures
 from sgdph.lab.cost.summary import Row, summarise
-from sgdph.lab.plots import COLOURS, line_style, new_figure, save_figure, title_figure
+from sgdph.lab.reports.plots import COLOURS, line_style, new_figure, save_figure, title_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

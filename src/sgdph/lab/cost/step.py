@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
-from sgdph.lab import encoder
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.figures import CostSettings
 from sgdph.lab.cost.memory import bytes_of
 from sgdph.lab.cost.systems import Kind, System
-from sgdph.lab.external import is_external
-from sgdph.lab.models import build_model
+from sgdph.lab.errors import LabError
+from sgdph.lab.networks import encoder
+from sgdph.lab.networks.external import is_external
+from sgdph.lab.networks.models import build_model
 
 ENCODER = "encoder12"
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224
@@ -48,7 +48,7 @@ class Workload:
 
 
 def build_network(model: str) -> nn.Module:
-    """Build a network of :func:`sgdph.lab.models.build_model`, or ``"encoder12"``.
+    """Build a network of :func:`sgdph.lab.networks.models.build_model`, or ``"encoder12"``.
 
     Raises:
         LabError: The name is unknown.

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sgdph import SGDPH, param_groups
-from sgdph.lab.config import LabError
 from sgdph.lab.cost.authors import AuthorsSGDPH
-from sgdph.lab.libraries import import_from, is_installed
-from sgdph.lab.step import backward_with_graph
+from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.libraries import import_from, is_installed
+from sgdph.lab.run.step import backward_with_graph
 from sgdph.validation import Estimator
 
 LR, WEIGHT_DECAY = 1e-4, 5e-4

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data.digests import check_digest
+from sgdph.lab.errors import LabError
 
 PIXELS = 3 * 32 * 32
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data.catalogue import ENTRIES, Entry
 from sgdph.lab.data.image_reader import pick_workers
 from sgdph.lab.data.options import DataOptions
-from sgdph.lab.exit_codes import INTERRUPTED, NOT_WELL, OK
+from sgdph.lab.errors import INTERRUPTED, NOT_WELL, OK, LabError
 from sgdph.lab.progress import say
 
 

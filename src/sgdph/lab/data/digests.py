@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 
 
 def check_digest(file: Path, algorithm: str, expected: str, remedy: str) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data.digests import check_digest
+from sgdph.lab.errors import LabError
 
 PAGE = "https://github.com/zalandoresearch/fashion-mnist"
 FOLDER = Path("FashionMNIST") / "raw"

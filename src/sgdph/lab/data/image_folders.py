@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data.image_reader import ImageFiles
+from sgdph.lab.errors import LabError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 
 MOST_WORKERS = 8
 CHECKED_AT_ONCE = 64

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data.image_folders import (
     FolderSplits,
     check_same_classes,
@@ -18,6 +17,7 @@ from sgdph.lab.data.image_folders import (
     set_root,
 )
 from sgdph.lab.data.image_reader import ImageFiles
+from sgdph.lab.errors import LabError
 
 NAME = "imagenet"
 PAGE = "https://image-net.org/download.php"

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import DatasetName, LabError
+from sgdph.lab.config.run_config import DatasetName
 from sgdph.lab.data.cifar import CIFARS, read_cifar
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.data.embedded import read_digits, read_mnist5k
@@ -21,6 +21,7 @@ from sgdph.lab.data.splits import SplitSizes
 from sgdph.lab.data.tensors import TensorDataset, TextDataset, channel_statistics
 from sgdph.lab.data.text import CHARACTERS, read_pydoc
 from sgdph.lab.data.transforms import evaluation_transform, training_transform
+from sgdph.lab.errors import LabError
 
 FOLDERS = ("mini-imagenet", "imagenet")
 IMAGE_SIZE = 224
@@ -41,7 +42,7 @@ def load_dataset(
     """Load a set onto the CPU.
 
     Args:
-        name: One of :data:`sgdph.lab.config.DatasetName`.
+        name: One of :data:`sgdph.lab.config.run_config.DatasetName`.
         data_dir: Where the files of a set lie that does not come with a package.
         train_size: Use a stratified subset of this many training images (of windows of text: a
             subset spread over all of it); ``None`` uses all.

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from sgdph.lab.config import LabError
 from sgdph.lab.data.image_folders import FolderSplits, class_folders, set_root
 from sgdph.lab.data.image_reader import ImageFiles
 from sgdph.lab.data.splits import stratified
+from sgdph.lab.errors import LabError
 
 NAME = "mini-imagenet"
 LISTS = ("train.csv", "val.csv", "test.csv")

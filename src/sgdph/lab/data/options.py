@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sgdph.lab.config import DatasetName
-from sgdph.lab.options import shown
+from sgdph.lab.config.run_config import DatasetName
+from sgdph.lab.options.options import shown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 
 SPLIT_KEY = "sgdph split 1"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgdph.lab.transformer import LENGTH
+from sgdph.lab.networks.transformer import LENGTH
 
 # Printable ASCII and the line break; all else, some 0.1%, reads as a space.
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from sgdph.lab.config import LabError
-from sgdph.lab.runs import CHECKPOINT, RunDirectory
+from sgdph.lab.errors import LabError
+from sgdph.lab.run.directory import CHECKPOINT, RunDirectory
 
 
 def find_checkpoints(run: RunDirectory) -> dict[int, Path]:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sgdph.lab.checkpoint import save_checkpoint
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig
+from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
 from sgdph.lab.data import Dataset
-from sgdph.lab.exit_codes import OK
+from sgdph.lab.errors import OK, LabError
 from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
 from sgdph.lab.inspect.choice import make_plan, matching
 from sgdph.lab.inspect.costs import estimate_costs
@@ -22,12 +21,13 @@ from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differen
 from sgdph.lab.inspect.parameters import newton_parameters
 from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
 from sgdph.lab.inspect.tables import left_out_to_rich, summary_to_rich, to_rich
-from sgdph.lab.out import check_target, default_out, disagreement, placed, report_interruption
+from sgdph.lab.options.resolution import resolve
 from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
-from sgdph.lab.resolution import resolve
-from sgdph.lab.runs import CONFIG, ENDED, RunDirectory, kept_checkpoint
-from sgdph.lab.start import PreparedRun, load_data, prepare
-from sgdph.lab.training import train_run
+from sgdph.lab.run.checkpoint import save_checkpoint
+from sgdph.lab.run.directory import CONFIG, ENDED, RunDirectory, kept_checkpoint
+from sgdph.lab.run.out import check_target, default_out, disagreement, placed, report_interruption
+from sgdph.lab.run.start import PreparedRun, load_data, prepare
+from sgdph.lab.run.training import train_run
 
 _WAY_OUT = "leave these options out, or name another --out for a new inspection"
 

@@ -14,7 +14,7 @@ from sgdph.lab.inspect.choice import Candidate, spread_over_kinds
 from sgdph.lab.inspect.figures import InspectSettings
 from sgdph.lab.inspect.measure import draw_batches, loss_on, training_mode, wait_for
 from sgdph.lab.inspect.parameters import NewtonParameter, newton_parameters
-from sgdph.lab.start import PreparedRun
+from sgdph.lab.run.start import PreparedRun
 
 # What else the machine does only ever makes a product seem longer.
 TIMINGS = 3

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdph.lab.config import LabError
-from sgdph.lab.config_file import from_mapping, with_tuples
+from sgdph.lab.config.yaml import from_mapping, with_tuples
+from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_atomically, write_json
 from sgdph.lab.inspect.figures import (
     ESTIMATE_FIELDS,
@@ -35,7 +35,7 @@ from sgdph.lab.inspect.figures import (
     plan_to_plain,
     record_to_plain,
 )
-from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
+from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 
 FORMAT = "sgdph-inspect-1"
 FIGURES, BLOCKS, PAGE, TABLE = "inspect.json", "blocks.npz", "report.html", "table.csv"

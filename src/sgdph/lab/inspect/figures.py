@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sgdph.lab.config import LabError, RunConfig
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.errors import LabError
 from sgdph.lab.inspect.choice import Candidate, Plan
 from sgdph.lab.inspect.sketch import ESTIMATES, MEASURES
 

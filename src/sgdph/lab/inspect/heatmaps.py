@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sgdph.lab.inspect.figures import Inspection
-from sgdph.lab.plots import new_figure, save_figure, title_figure
+from sgdph.lab.reports.plots import new_figure, save_figure, title_figure
 
 # Entries below this share of the largest are drawn on a linear scale.
 LINEAR = 0.1

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph import hessian_block
-from sgdph.lab.checkpoint import load_checkpoint
-from sgdph.lab.config import RunConfig
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data import Dataset, plan_epoch
-from sgdph.lab.environment import describe_environment
 from sgdph.lab.inspect.choice import Plan
 from sgdph.lab.inspect.figures import (
     BlockRecord,
@@ -31,7 +29,9 @@ from sgdph.lab.inspect.multipliers import (
 from sgdph.lab.inspect.parameters import NewtonParameter, newton_parameters
 from sgdph.lab.inspect.sketch import BlockSketch, finite, flat, off_diagonal_share
 from sgdph.lab.progress import StepReporter
-from sgdph.lab.start import PreparedRun, derive_seed, prepare
+from sgdph.lab.run.checkpoint import load_checkpoint
+from sgdph.lab.run.environment import describe_environment
+from sgdph.lab.run.start import PreparedRun, derive_seed, prepare
 
 
 def measure_checkpoint(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sgdph.algorithm import corrected_average
-from sgdph.lab.baselines import BASELINES
-from sgdph.lab.config import RunConfig
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.inspect.figures import MultiplierRecord
 from sgdph.lab.inspect.parameters import NewtonParameter
 from sgdph.lab.inspect.sketch import BlockSketch
-from sgdph.lab.start import PreparedRun
+from sgdph.lab.optimizers.registry import BASELINES
+from sgdph.lab.run.start import PreparedRun
 
 QUANTILES = {
     "min": 0.0,

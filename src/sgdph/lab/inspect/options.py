@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sgdph.lab.inspect.figures import InspectSettings
-from sgdph.lab.options import RunOptions, parse_epochs, shown
+from sgdph.lab.options.options import RunOptions, parse_epochs, shown
 
 
 @dataclass(frozen=True, kw_only=True)

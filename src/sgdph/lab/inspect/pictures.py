@@ -13,7 +13,7 @@ from sgdph.lab.inspect.figures import (
 )
 from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
 from sgdph.lab.inspect.tables import LABELS, spread_over_layers
-from sgdph.lab.plots import COLOURS, MARKERS, new_figure, save_figure, title_figure
+from sgdph.lab.reports.plots import COLOURS, MARKERS, new_figure, save_figure, title_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgdph.lab.config import RunConfig
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data import Dataset
 from sgdph.lab.inspect.choice import make_plan
 from sgdph.lab.inspect.costs import estimate_costs

@@ -32,8 +32,8 @@ from sgdph.lab.inspect.tables import (
     summary_rows,
     to_csv,
 )
-from sgdph.lab.plots import embedded
-from sgdph.lab.template import render
+from sgdph.lab.reports.plots import embedded
+from sgdph.lab.reports.template import render
 
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
 MEANINGS = {

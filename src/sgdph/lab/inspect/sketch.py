@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgdph import EstimateError
 from sgdph.curvature.probes import rademacher_probe
-from sgdph.lab.start import derive_seed
+from sgdph.lab.run.start import derive_seed
 
 # The order of tables and pictures.
 ONE_BATCH = ("row_sum_one", "hutchinson_one", "exact_one")

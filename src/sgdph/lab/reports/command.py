@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sgdph.lab.config import LabError
-from sgdph.lab.exit_codes import OK
+from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import say
-from sgdph.lab.report import (
+from sgdph.lab.reports.options import ReportOptions
+from sgdph.lab.reports.report import (
     LATEX,
     PAGE,
     PLOT,
@@ -21,8 +21,7 @@ from sgdph.lab.report import (
     verdict,
     write_report,
 )
-from sgdph.lab.reports.options import ReportOptions
-from sgdph.lab.table import to_rich
+from sgdph.lab.reports.table import to_rich
 
 
 def report(options: ReportOptions, console: Console) -> int:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sgdph.lab.plots import line_style, new_figure, save_figure, title_figure, title_panel
-from sgdph.lab.records import Group, RunRecord
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, spread
+from sgdph.lab.reports.plots import line_style, new_figure, save_figure, title_figure, title_panel
+from sgdph.lab.run.records import Group, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgdph.lab.layout import SYSTEM, value_of
-from sgdph.lab.records import Group
 from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.layout import SYSTEM, value_of
 from sgdph.lab.reports.measures import Measure, area, final, judge_column, main_measures, spread
 from sgdph.lab.reports.targets import column_targets, time_to
+from sgdph.lab.run.records import Group
 
 
 def to_csv(grids: Sequence[Grid]) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgdph.lab.config import RunConfig
-from sgdph.lab.layout import SYSTEM, Layout, value_of
-from sgdph.lab.records import Group, RunRecord, differing_fields, group_runs
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.reports.layout import SYSTEM, Layout, value_of
 from sgdph.lab.reports.names import field_title, rank, shown_value
+from sgdph.lab.run.records import Group, RunRecord, differing_fields, group_runs
 
 
 @dataclass(frozen=True)

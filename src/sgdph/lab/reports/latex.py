@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from sgdph.lab.table import LEVEL, Cell, TextTable
+from sgdph.lab.reports.table import LEVEL, Cell, TextTable
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sgdph.lab.records import Group, RunRecord
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.statistics import Judgement, Spread, judge
+from sgdph.lab.run.records import Group, RunRecord
 
 
 @dataclass(frozen=True)

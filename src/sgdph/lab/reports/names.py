@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from sgdph.lab.config import DatasetName, OptimizerName, RunConfig
-from sgdph.lab.layout import SYSTEM, value_of
-from sgdph.lab.network_names import NETWORKS
+from sgdph.lab.config.run_config import DatasetName, OptimizerName, RunConfig
+from sgdph.lab.networks.names import NETWORKS
+from sgdph.lab.reports.layout import SYSTEM, value_of
 
 OPTIMIZERS: Mapping[str, str] = {
     "sgdph": "SGD-PH",

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from sgdph.lab.layout import Layout, parse_fields, saved_layout
-from sgdph.lab.options import shown
+from sgdph.lab.options.options import shown
+from sgdph.lab.reports.layout import Layout, parse_fields, saved_layout
 from sgdph.lab.reports.targets import parse_targets
 
 

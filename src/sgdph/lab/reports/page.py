@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from sgdph.lab.plots import embedded
-from sgdph.lab.records import Runs
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.pictures import Picture
+from sgdph.lab.reports.plots import embedded
+from sgdph.lab.reports.table import TextTable, markdown_text, to_markdown
+from sgdph.lab.reports.template import render
 from sgdph.lab.reports.words import describe_machines, describe_settings
-from sgdph.lab.table import TextTable, markdown_text, to_markdown
-from sgdph.lab.template import render
+from sgdph.lab.run.records import Runs
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgdph.lab.config import RunConfig
-from sgdph.lab.layout import SYSTEM, value_of
-from sgdph.lab.records import Group, differing_fields
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.layout import SYSTEM, value_of
 from sgdph.lab.reports.measures import final, spread
 from sgdph.lab.reports.names import field_title, shown_value
 from sgdph.lab.reports.statistics import Spread
+from sgdph.lab.run.records import Group, differing_fields
 
 # A surface's two axes are the first two of these that vary: the first one lies flat.
 NUMERIC = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sgdph.lab.plots import line_style, new_figure, save_figure, title_figure, title_panel
+from sgdph.lab.reports.plots import line_style, new_figure, save_figure, title_figure, title_panel
 from sgdph.lab.reports.sensitivity import Line, Point, Surface
 
 if TYPE_CHECKING:

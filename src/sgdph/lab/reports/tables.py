@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sgdph.lab.records import Group
 from sgdph.lab.reports.grid import Grid, describe_fields
 from sgdph.lab.reports.measures import (
     Measure,
@@ -19,8 +18,9 @@ from sgdph.lab.reports.measures import (
     train_loss,
 )
 from sgdph.lab.reports.statistics import Judgement
+from sgdph.lab.reports.table import Cell, TextTable
 from sgdph.lab.reports.targets import column_targets, shown_target, time_to
-from sgdph.lab.table import Cell, TextTable
+from sgdph.lab.run.records import Group
 
 NOTHING = "–"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgdph.lab.config import LabError
-from sgdph.lab.records import Group, RunRecord
+from sgdph.lab.errors import LabError
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, spread
 from sgdph.lab.reports.statistics import Spread
-from sgdph.lab.runs import ENDED
+from sgdph.lab.run.directory import ENDED
+from sgdph.lab.run.records import Group, RunRecord
 
 # The share of the best system's mean final accuracy that is the target where none was named.
 SHARE = 0.99

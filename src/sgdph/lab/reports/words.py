@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sgdph.lab.config import RunConfig
-from sgdph.lab.layout import SYSTEM
-from sgdph.lab.records import Group, RunRecord, differing_fields
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.layout import SYSTEM
 from sgdph.lab.reports.measures import final, judge_column
 from sgdph.lab.reports.names import shown_value
 from sgdph.lab.reports.statistics import ALPHA, Judgement
+from sgdph.lab.reports.table import LEVEL
 from sgdph.lab.reports.targets import SHARE
-from sgdph.lab.table import LEVEL
+from sgdph.lab.run.records import Group, RunRecord, differing_fields
 
 # The optimizer's own settings, and what else of a run its reader asks for first.
 SETTINGS = (

@@ -9,17 +9,17 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from sgdph.lab.config import PLACE_FIELDS, LabError
-from sgdph.lab.cores import default_threads
-from sgdph.lab.crew import check_workers, threads_each
-from sgdph.lab.environment import describe_environment
-from sgdph.lab.exit_codes import INTERRUPTED, OK
-from sgdph.lab.options import DEFAULT_OPTIMIZERS, parse_optimizers
-from sgdph.lab.out import check_contradiction, default_out
+from sgdph.lab.config.run_config import PLACE_FIELDS
+from sgdph.lab.errors import INTERRUPTED, OK, LabError
+from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
+from sgdph.lab.options.resolution import DEFAULTS
 from sgdph.lab.output import printable, shell_word
 from sgdph.lab.progress import say
-from sgdph.lab.resolution import DEFAULTS
-from sgdph.lab.start import load_data, pick_device, prepare
+from sgdph.lab.run.environment import describe_environment
+from sgdph.lab.run.out import check_contradiction, default_out
+from sgdph.lab.run.start import load_data, pick_device, prepare
+from sgdph.lab.sweep.cores import default_threads
+from sgdph.lab.sweep.crew import check_workers, threads_each
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
 from sgdph.lab.tune.page import to_rich, warnings, write_outcome

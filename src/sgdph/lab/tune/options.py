@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sgdph.lab.options import CommonOptions, shown
+from sgdph.lab.options.options import CommonOptions, shown
 
 SamplerName = Literal["tpe", "random", "grid"]
 PrunerName = Literal["median", "none"]

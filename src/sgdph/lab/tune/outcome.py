@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgdph.lab.records import RunRecord, read_run
+from sgdph.lab.run.records import RunRecord, read_run
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import Space
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from sgdph.lab.files import write_json, write_text
-from sgdph.lab.settings import write_settings
+from sgdph.lab.options.settings import write_settings
 from sgdph.lab.tune.outcome import Search, TrialRecord, read_searches, show_settings, to_json
 from sgdph.lab.tune.plots import draw_budget, draw_sensitivity
 from sgdph.lab.tune.record import (

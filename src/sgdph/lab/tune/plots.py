@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdph.lab.plots import line_style, new_figure, save_figure, title_figure
+from sgdph.lab.reports.plots import line_style, new_figure, save_figure, title_figure
 from sgdph.lab.tune.outcome import Search, TrialRecord
 from sgdph.lab.tune.space import Range
 

@@ -20,13 +20,14 @@ from typing import Any
 import yaml
 from filelock import BaseFileLock, FileLock
 
-from sgdph.lab.baselines import BASELINES, SETTINGS, flag, owners
-from sgdph.lab.config import PLACE_FIELDS, LabError, RunConfig, differences
-from sgdph.lab.config_file import with_lists, with_tuples
+from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig, differences
+from sgdph.lab.config.yaml import with_lists, with_tuples
+from sgdph.lab.errors import LabError
 from sgdph.lab.files import remove_files, write_text
-from sgdph.lab.optimizer_args import share_arguments
-from sgdph.lab.resolution import check_settings, resolve
-from sgdph.lab.runs import DirectoryOfRuns, RunDirectory
+from sgdph.lab.optimizers.registry import BASELINES, SETTINGS, flag, owners
+from sgdph.lab.options.optimizer_args import share_arguments
+from sgdph.lab.options.resolution import check_settings, resolve
+from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 from sgdph.lab.tune.space import Range, Space, complete, grid
 
 FORMAT = "sgdph-tuning-1"

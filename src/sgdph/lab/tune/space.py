@@ -2,8 +2,8 @@
 
 Every optimizer gets the same width: lr and weight decay each from a thirtieth to thirty times the
 value in the middle, three decades on a logarithmic scale. The middle is the optimizer's documented
-default (:mod:`sgdph.lab.baselines` names each one's source), never what was tuned on a data set
-here.
+default (:mod:`sgdph.lab.optimizers.registry` names each one's source), never what was tuned on a
+data set here.
 
 | setting | middle | why |
 |---|---|---|
@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from sgdph.lab.baselines import BASELINES
-from sgdph.lab.config import LabError
+from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.registry import BASELINES
 
 WIDTH = 30.0
 USUAL_WEIGHT_DECAY = 5e-4

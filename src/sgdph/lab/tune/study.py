@@ -23,10 +23,10 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from sgdph.lab.claims import Claimed
-from sgdph.lab.config import LabError
-from sgdph.lab.runs import RunDirectory
-from sgdph.lab.start import derive_seed
+from sgdph.lab.errors import LabError
+from sgdph.lab.run.claims import Claimed
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.start import derive_seed
 from sgdph.lab.tune.record import DATABASE, JOURNAL, TuneDirectory, Tuning
 from sgdph.lab.tune.space import grid
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sgdph.lab.config import LabError, RunConfig, differences
+from sgdph.lab.config.run_config import RunConfig, differences
 from sgdph.lab.data import Dataset
+from sgdph.lab.errors import LabError
 from sgdph.lab.progress import Reporter
-from sgdph.lab.runs import OVER
-from sgdph.lab.start import prepare
-from sgdph.lab.training import describe_outcome, train_run
+from sgdph.lab.run.directory import OVER
+from sgdph.lab.run.start import prepare
+from sgdph.lab.run.training import describe_outcome, train_run
 from sgdph.lab.tune.study import TrialInHand
 
 

@@ -1,6 +1,6 @@
 """One process that works on a tuning: takes trials and trains them until there is none to take.
 
-``sgdph tune`` does so itself, or has several processes of :mod:`sgdph.lab.crew` do it.
+``sgdph tune`` does so itself, or has several processes of :mod:`sgdph.lab.sweep.crew` do it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from sgdph.lab.config import LabError
-from sgdph.lab.crew import read_order, watch_parent
 from sgdph.lab.data import Dataset
-from sgdph.lab.exit_codes import FAILED, INTERRUPTED, OK
+from sgdph.lab.errors import FAILED, INTERRUPTED, OK, LabError
 from sgdph.lab.progress import reporter_for, say, screen
-from sgdph.lab.start import load_data
+from sgdph.lab.run.start import load_data
+from sgdph.lab.sweep.crew import read_order, watch_parent
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.study import Studies
 from sgdph.lab.tune.trial import run_trial

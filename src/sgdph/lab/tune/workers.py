@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sgdph.lab.config import LabError
-from sgdph.lab.crew import Crew
+from sgdph.lab.errors import LabError
 from sgdph.lab.progress import say
-from sgdph.lab.runs import OVER, RunDirectory
+from sgdph.lab.run.directory import OVER, RunDirectory
+from sgdph.lab.sweep.crew import Crew
 from sgdph.lab.tune.record import WORKER_LOG, TuneDirectory, Tuning
 from sgdph.lab.tune.trial import ending
 

@@ -1,0 +1,1 @@
+"""What a run is, and how that is written to YAML."""

@@ -1,0 +1,1 @@
+"""The command line's options, and how they become a configuration."""

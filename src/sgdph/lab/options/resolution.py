@@ -1,0 +1,218 @@
+"""From options to whole configurations: defaults, and each optimizer's own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sgdph.lab.config.run_config import RunConfig, Setting
+from sgdph.lab.config.yaml import as_pairs, revived
+from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.registry import (
+    BASELINES,
+    SETTINGS,
+    TUNED,
+    arguments,
+    check_name,
+    flag,
+    owners,
+)
+from sgdph.lab.options.optimizer_args import share_arguments
+
+DEFAULTS: Mapping[str, Any] = {
+    "dataset": "mnist5k",
+    "model": "resnet8",
+    "optimizer": "sgdph",
+    "epochs": 12,
+    "batch_size": 25,
+    "schedule": "cosine",
+    "seed": 0,
+}
+# What differs from these for a data set.
+_FILES = {"model": "torchvision:resnet18", "image_size": 224}
+DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "pydoc": {"model": "transformer"},
+    "mini-imagenet": _FILES,
+    "imagenet": _FILES,
+}
+
+
+def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of all that is no optimizer's setting, for the data set that is asked."""
+    dataset = given.get("dataset", DEFAULTS["dataset"])
+    return {**DEFAULTS, **DATASET_DEFAULTS.get(dataset, {})}
+
+
+def resolve(given: Mapping[str, Any]) -> RunConfig:
+    """Fill up what was given with the defaults, the optimizer's settings included.
+
+    Raises:
+        LabError: If a value is out of its bounds or not one of the optimizer's settings.
+    """
+    shared = {
+        name: value
+        for name, value in given.items()
+        if name not in SETTINGS and name != "optimizer_args"
+    }
+    values = {**defaults_for(given), **shared}
+    own = {name: value for name, value in given.items() if name in SETTINGS}
+    further = dict(given.get("optimizer_args") or ())
+    settings = resolve_settings(values["optimizer"], values["dataset"], own, further)
+    return RunConfig(**values, **settings)
+
+
+def check_settings(given: Iterable[str], optimizers: Iterable[str]) -> None:
+    """Raise LabError if a setting was given that none of the optimizers has."""
+    for name in given:
+        if name in SETTINGS and not set(owners(name)) & set(optimizers):
+            raise LabError(
+                f"none of {', '.join(optimizers)} has the setting {flag(name)}; "
+                f"{', '.join(owners(name))} has it"
+            )
+
+
+def resolve_many(
+    given: Mapping[str, Any],
+    optimizers: tuple[str, ...],
+    seeds: tuple[int, ...],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[RunConfig]:
+    """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
+
+    Args:
+        given: Option to value; ``lr`` and ``weight_decay`` as :func:`parse_per_optimizer` takes
+            them, ``optimizer_args`` as
+            :func:`sgdph.lab.options.optimizer_args.share_arguments` does. A setting goes to those
+            of the optimizers that have it.
+        optimizers: Their names.
+        seeds: The seeds.
+        settings: Optimizer to settings that stand where nothing was given.
+
+    Raises:
+        LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has
+            a setting.
+    """
+    for name in optimizers:
+        check_name(name)
+    check_settings(given, optimizers)
+    per_optimizer = {
+        name: parse_per_optimizer(str(given[name]), flag(name), optimizers)
+        for name in ("lr", "weight_decay")
+        if name in given
+    }
+    further = share_arguments(given.get("optimizer_args") or (), optimizers)
+    configs = []
+    for seed in seeds:
+        for optimizer in optimizers:
+            own = {
+                name: value
+                for name, value in given.items()
+                if name not in per_optimizer and (name not in SETTINGS or optimizer in owners(name))
+            }
+            rates = {
+                name: values[optimizer]
+                for name, values in per_optimizer.items()
+                if optimizer in values
+            }
+            tuned = revived((settings or {}).get(optimizer, {}))
+            asked = dict(further[optimizer] or ())
+            merged = as_pairs({**dict(tuned.get("optimizer_args") or ()), **asked}) or None
+            rest = {"optimizer_args": merged, "optimizer": optimizer, "seed": seed}
+            configs.append(resolve({**tuned, **own, **rates, **rest}))
+    return configs
+
+
+def resolve_settings(
+    optimizer: str,
+    dataset: str,
+    given: Mapping[str, Any],
+    given_arguments: Mapping[str, Setting] | None = None,
+) -> dict[str, Any]:
+    """Fill an optimizer's settings with its defaults.
+
+    Args:
+        optimizer: Its name.
+        dataset: The data set's name: some have defaults of their own.
+        given: Setting to value, only those that were given.
+        given_arguments: Any argument of its constructor to value, as ``--optimizer-args`` has them.
+
+    Returns:
+        Every setting that the optimizer has, to its value, and under ``optimizer_args`` the other
+        arguments that are set.
+
+    Raises:
+        LabError: If the name is unknown, a setting or an argument was given that the optimizer does
+            not have, or one twice.
+    """
+    check_name(optimizer)
+    baseline, known = BASELINES[optimizer], BASELINES[optimizer].defaults
+    for name in given:
+        if name not in known:
+            raise LabError(
+                f"{optimizer} has no setting {flag(name)} (got {given[name]!r}); "
+                f"{', '.join(owners(name)) or 'no optimizer'} has it, and {optimizer} has "
+                f"{', '.join(flag(own) for own in known)}"
+            )
+    further = dict(given_arguments or {})
+    if further:
+        _check_arguments(optimizer, further, given)
+    settings = {name: value for name, value in further.items() if name in known}
+    others = {name: value for name, value in further.items() if name not in known}
+    tuned = TUNED.get(dataset, {}).get(optimizer, {})
+    return {
+        **known,
+        **tuned,
+        **given,
+        **settings,
+        "optimizer_args": as_pairs({**baseline.arguments, **others}) or None,
+    }
+
+
+def _check_arguments(
+    optimizer: str, further: Mapping[str, Setting], given: Mapping[str, Any]
+) -> None:
+    """Raise LabError unless the optimizer takes all the arguments, and no option gives another."""
+    taken = arguments(optimizer)
+    for name, value in further.items():
+        if name not in taken:
+            raise LabError(
+                f"{optimizer} has no argument {name!r} (got {value!r} in --optimizer-args); it has "
+                f"{', '.join(taken)}"
+            )
+        if given.get(name, value) != value:
+            raise LabError(
+                f"{flag(name)} {given[name]} and --optimizer-args {name}={value} contradict each "
+                "other; give one of them"
+            )
+
+
+def parse_per_optimizer(text: str, name: str, optimizers: tuple[str, ...]) -> dict[str, float]:
+    """Read ``"0.1"``, a value for all, or ``"sgdm=0.1,sgdph=0.01"``, one each.
+
+    Args:
+        text: What was given.
+        name: The flag, for error messages.
+        optimizers: The optimizers that are compared.
+
+    Returns:
+        Optimizer to value; one that is not named is left out.
+
+    Raises:
+        LabError: If the text is something else, or names an optimizer that is not compared.
+    """
+    try:
+        if "=" not in text:
+            return dict.fromkeys(optimizers, float(text))
+        pairs = [part.split("=") for part in text.split(",")]
+        values = {key.strip(): float(value) for key, value in pairs}
+    except ValueError as error:
+        raise LabError(
+            f"{name} must be a number or like sgdm=0.1,sgdph=0.01; got {text!r}"
+        ) from error
+    strangers = [key for key in values if key not in optimizers]
+    if strangers:
+        raise LabError(
+            f"{name} names {', '.join(strangers)}, but compared are {', '.join(optimizers)}; got "
+            f"{text!r}"
+        )
+    return values

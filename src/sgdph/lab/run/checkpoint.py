@@ -1,0 +1,175 @@
+"""The checkpoint of a run: all that the next epoch depends on, to the last bit."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from sgdph.lab.errors import LabError
+from sgdph.lab.files import write_bytes
+from sgdph.lab.run.distributed import ALONE, Team
+
+FORMAT = 2
+# Format 1 had one process, and no generators but torch's.
+READABLE = (1, 2)
+
+
+def _no_scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
+@dataclass
+class TrainingState:
+    """What changes while a run trains.
+
+    Attributes:
+        model: The network, on its device.
+        optimizer: Its optimizer.
+        scheduler: The optimizer's learning-rate schedule, stepped once per epoch.
+        generator: The CPU generator of data order and augmentation, the same in all processes.
+        scaler: The loss's scaler.
+        epoch: Finished epochs.
+        step: Finished optimizer steps.
+        history: The finished epochs' metrics lines.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    generator: torch.Generator
+    scaler: torch.amp.GradScaler = field(default_factory=_no_scaler)
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def elapsed(self) -> float:
+        """Wall-clock seconds of the finished epochs, evaluation included."""
+        return float(self.history[-1]["elapsed_seconds"]) if self.history else 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.model.parameters()).device
+
+
+def save_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> None:
+    """Replace the checkpoint in one step. All processes call it, and the first one writes.
+
+    Raises:
+        WriteError: In the first process, if it cannot be written; the old one is still there then.
+    """
+    generators = team.gather(_generators(state.device))
+    if not team.first:
+        return
+    content = {
+        "format": FORMAT,
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "optimizer_kind": type(state.optimizer).__name__,
+        "scheduler": state.scheduler.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "data_generator": state.generator.get_state(),
+        "generators": generators,
+        "epoch": state.epoch,
+        "step": state.step,
+        "history": state.history,
+    }
+    # In memory first: torch.save hides why a file cannot be written.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> None:
+    """Bring a freshly made state, and the global generators, to where the checkpoint was taken.
+
+    All processes call it, and the first one reads.
+
+    Raises:
+        LabError: If the file cannot be read or does not fit the run.
+    """
+    content = team.from_first(lambda: _read(path))
+    with team.agreement():
+        try:
+            _restore(content, state, team.rank)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise LabError(
+                f"{path} does not fit the run, so another network's, optimizer's or setting's "
+                f"state lies there ({str(error).strip().splitlines()[0]}); {_remedy(path)}"
+            ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["format"]
+    except Exception as error:
+        raise LabError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); {_remedy(path)}"
+        ) from error
+    if found not in READABLE:
+        raise LabError(
+            f"{path} has checkpoint format {found}, expected one of {READABLE}: another version of "
+            "sgdph wrote it; resume with that version, or start the run anew with --overwrite"
+        )
+    return dict(content)
+
+
+def _remedy(path: Path) -> str:
+    """Say what can be done without the checkpoint: a kept one may be there."""
+    kept = [file for file in path.parent.glob("epoch-*.pt") if file != path]
+    if not kept:
+        return "start the run anew with --overwrite"
+    latest = max(kept, key=lambda file: file.stat().st_mtime)
+    return (
+        f"copy the kept {latest.name} over it to carry on from there with --resume, or start the "
+        "run anew with --overwrite"
+    )
+
+
+def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
+    kind = type(state.optimizer).__name__
+    if content.get("optimizer_kind", kind) != kind:
+        # Groups of the same sizes would load, and be stepped with another's state.
+        raise ValueError(f"it is {content['optimizer_kind']}'s, and the run has {kind}")
+    state.model.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scheduler.load_state_dict(content["scheduler"])
+    if content.get("scaler"):
+        state.scaler.load_state_dict(content["scaler"])
+    state.generator.set_state(content["data_generator"])
+    if content["format"] == 1:
+        torch.set_rng_state(content["torch_generator"])
+    else:
+        _restore_generators(content["generators"][rank], state.device)
+    state.epoch, state.step = content["epoch"], content["step"]
+    state.history = content["history"]
+
+
+def _generators(device: torch.device) -> dict[str, Any]:
+    """Take this process's global generators' states, as values that ``weights_only`` reads."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - what libraries draw from
+    kind, keys, *rest = numpy
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+    }
+
+
+def _restore_generators(states: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002 - what libraries draw from

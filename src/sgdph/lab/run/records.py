@@ -1,0 +1,274 @@
+"""Runs read back from their directories, in groups that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
+from sgdph.lab.config.yaml import FORMAT
+from sgdph.lab.errors import LabError
+from sgdph.lab.run.directory import CHECKPOINT, CONFIG, METRICS, OVER, SUMMARY, RunDirectory
+
+# Every version's format mark begins like this.
+MARK = FORMAT.rstrip("0123456789")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one run's directory says.
+
+    Attributes:
+        path: The directory.
+        config: What the run is.
+        summary: Its outcome; empty where it had not begun to train.
+        metrics: Its epochs' lines.
+        env: The machine of its first session; may be empty like the summary.
+    """
+
+    path: Path
+    config: RunConfig
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    env: dict[str, Any]
+
+    def figure(self, kind: str) -> float | None:
+        """Return ``"final"`` or ``"best"`` accuracy on the images it was evaluated on, 0 to 1."""
+        value = self.summary.get(f"{kind}_{self.config.evaluated}_accuracy")
+        return None if value is None else float(value)
+
+    @property
+    def status(self) -> str:
+        """The recorded status; ``"running"`` where none was recorded yet."""
+        return str(self.summary.get("status", "running"))
+
+    @cached_property
+    def accuracies(self) -> tuple[float, ...]:
+        """Accuracy after each epoch on the images it was evaluated on, 0 to 1."""
+        return tuple(float(line[f"{self.config.evaluated}_accuracy"]) for line in self.metrics)
+
+    @cached_property
+    def losses(self) -> tuple[float, ...]:
+        """Mean training loss of each epoch, in nats."""
+        return tuple(float(line["train_loss"]) for line in self.metrics)
+
+    @cached_property
+    def seconds(self) -> tuple[float, ...]:
+        """Seconds of training up to the end of each epoch; none where they were not recorded."""
+        total, sums = 0.0, []
+        for line in self.metrics:
+            if not _is_number(line.get("seconds")):
+                return ()
+            total += float(line["seconds"])
+            sums.append(total)
+        return tuple(sums)
+
+    @cached_property
+    def key(self) -> RunConfig:
+        """The configuration without seed and place: runs of one group have it in common."""
+        defaults: dict[str, Any] = {
+            field.name: field.default
+            for field in dataclasses.fields(self.config)
+            if field.name in PLACE_FIELDS
+        }
+        return dataclasses.replace(self.config, seed=0, keep_checkpoints=None, **defaults)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run's directory that cannot be read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What was found.
+
+    Attributes:
+        records: The runs, each configuration and seed once.
+        unreadable: Directories of runs that cannot be read.
+        duplicates: Runs left out, each with the one of its configuration and seed that counts.
+    """
+
+    records: tuple[RunRecord, ...]
+    unreadable: tuple[Unreadable, ...]
+    duplicates: tuple[tuple[RunRecord, RunRecord], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration over several seeds.
+
+    Attributes:
+        config: What they have in common; its seed and place mean nothing.
+        runs: All of them, by seed.
+    """
+
+    config: RunConfig
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def finished(self) -> tuple[RunRecord, ...]:
+        """The runs that came to their end with a finite loss."""
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    def count(self, status: str) -> int:
+        """Count the runs of a status."""
+        return sum(run.status == status for run in self.runs)
+
+    @property
+    def unfinished(self) -> int:
+        """How many runs are running or were interrupted."""
+        return sum(run.status not in OVER for run in self.runs)
+
+
+def read_runs(paths: Sequence[Path]) -> Runs:
+    """Read every run in some directories and all that lies under them.
+
+    Of two runs with the same configuration and seed one is counted: one that came to its end before
+    one that did not, and then the first by path. Which of two had the better outcome decides
+    nothing.
+
+    Args:
+        paths: Directories; a run found twice through them is read once.
+
+    Raises:
+        LabError: If a path is no directory, or there is no run that can be read.
+    """
+    read = [_try_to_read(path) for path in find_runs(paths)]
+    found = [each for each in read if isinstance(each, RunRecord)]
+    unreadable = [each for each in read if isinstance(each, Unreadable)]
+    if not found:
+        places = ", ".join(map(str, paths))
+        broken = "".join(f"\n  {each.path}: {each.reason}" for each in unreadable)
+        raise LabError(
+            f"{places} holds no run{' that can be read:' + broken if broken else ''}; name "
+            "directories that --out of train, compare or reproduce named, or a directory above them"
+        )
+    counted: dict[tuple[RunConfig, int], RunRecord] = {}
+    duplicates = []
+    for run in sorted(found, key=lambda run: run.status not in OVER):
+        first = counted.setdefault((run.key, run.config.seed), run)
+        if first is not run:
+            duplicates.append((run, first))
+    records = sorted(counted.values(), key=lambda run: run.path)
+    return Runs(tuple(records), tuple(unreadable), tuple(duplicates))
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """List the run directories in and under some directories, each once, by path.
+
+    Raises:
+        LabError: If a path is no directory.
+    """
+    found: dict[Path, Path] = {}
+    for root in paths:
+        if not root.is_dir():
+            raise LabError(f"{root} is not a directory; name one that holds runs")
+        for place, directories, files in os.walk(root):
+            directories[:] = sorted(name for name in directories if not name.startswith("."))
+            if CONFIG in files and _is_run(Path(place), files):
+                found.setdefault(Path(place).resolve(), Path(place))
+    return sorted(found.values())
+
+
+def _is_run(path: Path, files: Sequence[str]) -> bool:
+    """Tell a run from a stranger's configuration, also where the run's own is damaged."""
+    try:
+        text = (path / CONFIG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    beside = METRICS in files and (SUMMARY in files or CHECKPOINT in files)
+    return f"format: {MARK}" in text or beside
+
+
+def _try_to_read(path: Path) -> RunRecord | Unreadable:
+    try:
+        return read_run(path)
+    except LabError as error:
+        return Unreadable(path, str(error))
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read one run's directory.
+
+    Raises:
+        LabError: If one of its files is damaged.
+    """
+    directory = RunDirectory(path)
+    try:
+        record = RunRecord(
+            path,
+            directory.read_config(),
+            directory.read_summary(),
+            _read_metrics(path / METRICS),
+            directory.read_env(),
+        )
+    except LabError:
+        raise
+    except (OSError, ValueError) as error:
+        raise LabError(f"a file in it cannot be read: {error}") from error
+    _check(record)
+    return record
+
+
+def _read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Read the epochs' lines; the last one is left out where a kill cut it off."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    read: list[dict[str, Any]] = []
+    try:
+        read.extend(map(json.loads, lines))
+    except ValueError as error:
+        # What was read before stays.
+        if len(read) + 1 < len(lines):
+            raise LabError(f"line {len(read) + 1} of {METRICS} is not JSON: {error}") from error
+    return read
+
+
+def _check(record: RunRecord) -> None:
+    """Raise LabError where a run's files do not say what a report needs."""
+    if not isinstance(record.summary, dict) or not isinstance(record.env, dict):
+        raise LabError(f"{SUMMARY} or env.json holds no mapping of names to values")
+    accuracy = f"{record.config.evaluated}_accuracy"
+    for number, line in enumerate(record.metrics, 1):
+        names = ("epoch", "train_loss", accuracy)
+        if not isinstance(line, dict) or not all(_is_number(line.get(name)) for name in names):
+            raise LabError(f"line {number} of {METRICS} lacks epoch, train_loss or {accuracy}")
+    if record.status == "finished":
+        needed = (f"final_{accuracy}", f"best_{accuracy}", "final_train_loss", "seconds", "epochs")
+        lacking = [name for name in needed if not _is_number(record.summary.get(name))]
+        if lacking:
+            raise LabError(f"{SUMMARY} says finished, but has no number for {', '.join(lacking)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def group_runs(records: Sequence[RunRecord]) -> list[Group]:
+    """Put runs together that differ in seed and place only, in the order of their first ones."""
+    groups: dict[RunConfig, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(record.key, []).append(record)
+    return [
+        Group(key, tuple(sorted(runs, key=lambda run: run.config.seed)))
+        for key, runs in groups.items()
+    ]
+
+
+def differing_fields(configs: Sequence[RunConfig]) -> list[str]:
+    """Name the fields in which some configurations differ, in the fields' order."""
+    return [
+        field.name
+        for field in dataclasses.fields(RunConfig)
+        if len({getattr(config, field.name) for config in configs}) > 1
+    ]

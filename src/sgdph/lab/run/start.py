@@ -1,0 +1,218 @@
+"""The first state of a run: data, device, model, optimizer, schedule, all by its configuration."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
+
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data import Dataset, TextDataset, load_dataset
+from sgdph.lab.errors import LabError
+from sgdph.lab.networks.external import check_output, is_external
+from sgdph.lab.networks.models import TEXT_NETWORKS, build_model
+from sgdph.lab.optimizers.registry import build_optimizer
+from sgdph.lab.run.arithmetic import Arithmetic, check_arithmetic, takes_graph
+from sgdph.lab.run.checkpoint import TrainingState
+from sgdph.lab.run.distributed import ALONE, Team
+from sgdph.lab.run.tracking import check_tracker
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can begin: nothing is on the disk yet.
+
+    Attributes:
+        config: What the run is.
+        data: Its data set, on the run's device.
+        state: Its state before the first epoch.
+        team: The processes that train it.
+    """
+
+    config: RunConfig
+    data: Dataset
+    state: TrainingState
+    team: Team = ALONE
+
+
+def pick_device(name: str, team: Team = ALONE) -> torch.device:
+    """Turn a device's name into the device; ``"auto"`` prefers a CUDA GPU.
+
+    Of several processes on a machine, each takes the GPU of its own number.
+
+    Raises:
+        LabError: If there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if team.size > 1 and name == "cuda":
+        name = f"cuda:{team.local_rank}"
+    elif team.size > 1 and name.startswith("cuda:"):
+        raise LabError(
+            f"--device {name} is one GPU, and {team.size} processes need one each; take --device "
+            "cuda, and CUDA_VISIBLE_DEVICES to choose among them"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LabError(
+            f"--device {name} cannot be used here: {str(error).splitlines()[0]}; expected auto, "
+            "cpu or a device that torch sees on this machine, like cuda:0"
+        ) from error
+    if device.type == "cuda" and team.size > 1:
+        torch.cuda.set_device(device)
+    return device
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """Make an independent seed for one purpose out of the run's seed."""
+    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, name: str, epochs: int, every: int | None = None
+) -> LRScheduler:
+    """Make the learning-rate schedule, stepped once per epoch.
+
+    ``cosine`` falls to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017); ``step`` multiplies by 0.1 after
+    so many epochs, 30% of all where left unset (the SGD-PH paper's "every 60 of 200"); ``constant``
+    stays.
+    """
+    if name == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=epochs)
+    if name == "step":
+        return StepLR(optimizer, step_size=every or max(1, round(0.3 * epochs)), gamma=0.1)
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def check_kind(model: str, data: Dataset) -> None:
+    """Raise LabError where a network for images is to read text, or the other way round."""
+    text, reads_text = isinstance(data, TextDataset), model in TEXT_NETWORKS
+    if text != reads_text:
+        raise LabError(
+            f"--model {model} takes {'windows of text' if reads_text else 'images'}, and --dataset "
+            f"{data.name} holds {'text' if text else 'images'}; text goes with --model "
+            f"{' or '.join(sorted(TEXT_NETWORKS))}, images with the others"
+        )
+
+
+def check_batch(config: RunConfig, data: Dataset) -> None:
+    """Raise LabError unless the batch fits the data and the processes."""
+    size, count = config.batch_size, data.train_count
+    if size > count:
+        raise LabError(
+            f"--batch-size {size} is more than the {count} training images; take at most {count}"
+        )
+    if size % config.processes:
+        raise LabError(
+            f"--batch-size {size} is the images of a step over all processes, and cannot be "
+            f"divided among {config.processes}; take a multiple of {config.processes}"
+        )
+
+
+def check_optimizer(config: RunConfig) -> None:
+    """Raise LabError if the optimizer cannot be shared by several processes."""
+    if config.processes > 1 and takes_graph(config):
+        raise LabError(
+            f"{config.optimizer} takes its curvature from the gradients' graph, of which each "
+            "process has only its own, and DistributedDataParallel has none; train it in one "
+            "process, without torchrun"
+        )
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of torch, Python and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - what libraries draw from
+
+
+def check_external(name: str, model: torch.nn.Module, data: Dataset) -> None:
+    """Raise LabError unless a network of torchvision or timm takes the data set's images."""
+    # Reading image files draws from torch's generator.
+    with torch.random.fork_rng(devices=[]):
+        images, _ = next(iter(data.evaluation_batches(1)))
+    check_output(name, model, images, data.classes)
+
+
+def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
+    """Load the data set of a run, downloading it where that was asked for."""
+    return load_dataset(
+        config.dataset,
+        data_dir=Path(config.data_dir) if config.data_dir is not None else None,
+        train_size=config.train_size,
+        validation_size=config.validation_size,
+        download=download,
+        image_size=config.image_size,
+        workers=config.workers,
+    )
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed, where it is glibc.
+
+    It would hand every large tensor back to the system and get its pages anew, one fault per page:
+    a third of the time of evaluating ResNet-8 on a virtual machine.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    # The largest that glibc takes; larger tensors are handed back as before.
+    mallopt(mmap_threshold, 32 * 1024 * 1024)
+    mallopt(trim_threshold, 1024 * 1024 * 1024)
+
+
+def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun:
+    """Make a run's first state out of its seed.
+
+    Seeds the global generators, sets torch's threads where the configuration names them, and makes
+    cuDNN deterministic, without which a resumed run would not come out to the same bits.
+
+    Args:
+        config: What the run is.
+        data: Its data set, on any device.
+        team: The processes that train it. All make the same state; what they draw from the global
+            generators afterwards, as dropout does, is each one's own.
+
+    Raises:
+        LabError: If the configuration does not fit the data, the machine or the optimizer.
+    """
+    check_kind(config.model, data)
+    check_batch(config, data)
+    check_optimizer(config)
+    check_tracker(config.track)
+    keep_freed_memory()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    device = pick_device(config.device, team)
+    check_arithmetic(config, device)
+    seed_generators(config.seed)
+    model = build_model(config.model, in_channels=data.channels, classes=data.classes)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    data = data.to(device)
+    if is_external(config.model):
+        check_external(config.model, model, data)
+    optimizer = build_optimizer(model, config)
+    schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
+    scaler = Arithmetic.of(config).scaler(device)
+    state = TrainingState(model, optimizer, schedule, generator, scaler)
+    if not team.first:
+        seed_generators(derive_seed(config.seed, f"process {team.rank}"))
+    return PreparedRun(config, data, state, team)

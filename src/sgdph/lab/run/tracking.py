@@ -1,0 +1,226 @@
+"""Trackers: the metrics of a run, sent to TensorBoard, Weights & Biases or Trackio as well.
+
+What a run is lies in its directory whether or not a tracker hears of it, so one that fails on the
+way is left out from there on, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.config.yaml import to_yaml
+from sgdph.lab.errors import LabError
+from sgdph.lab.output import printable
+from sgdph.lab.progress import Reporter
+
+PROJECT = "sgdph"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of a run before the first metrics.
+
+    Attributes:
+        directory: The run's directory.
+        identity: A name that the run keeps when it is carried on, and no other run has.
+        config: What the run is.
+        done: Its finished epochs.
+    """
+
+    directory: Path
+    identity: str
+    config: RunConfig
+    done: int
+
+
+class Tracker(Protocol):
+    """Takes figures, by epoch."""
+
+    def log(self, figures: Mapping[str, float], epoch: int) -> None:
+        """Take an epoch's figures."""
+
+    def close(self) -> None:
+        """Send what was not sent yet."""
+
+
+class TensorBoard:
+    """Event files in the run's directory: ``tensorboard --logdir runs`` shows all runs there."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What an interrupted session wrote of later epochs no longer counts.
+        self._writer = SummaryWriter(run.directory, purge_step=run.done + 1)
+        if run.done == 0:
+            self._writer.add_text("config", f"```yaml\n{to_yaml(run.config)}```", 0)
+
+    def log(self, figures: Mapping[str, float], epoch: int) -> None:
+        """Write an epoch's figures."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class Service:
+    """A run kept elsewhere, by a client in the manner of ``wandb``'s."""
+
+    _run: Any
+
+    def log(self, figures: Mapping[str, float], epoch: int) -> None:
+        """Send an epoch's figures."""
+        self._run.log(dict(figures), step=epoch)
+
+    def close(self) -> None:
+        """End the run there."""
+        self._run.finish()
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Write a configuration as a service takes it: its texts are sent in UTF-8."""
+    return {
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in vars(config).items()
+    }
+
+
+class WandB(Service):
+    """A run of Weights & Biases; ``WANDB_MODE``, ``WANDB_PROJECT`` … have the last word."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=printable(run.directory.name),
+            id=run.identity,
+            resume="allow",
+            config=settings_of(run.config),
+        )
+
+
+class Trackio(Service):
+    """A run of Trackio, which knows runs by their names."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        import trackio
+
+        self._run = trackio.init(
+            project=PROJECT,
+            name=printable(f"{run.directory.name}-{run.identity}"),
+            resume="allow",
+            config=settings_of(run.config),
+        )
+
+
+TRACKERS: Mapping[str, Callable[[TrackedRun], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": Trackio,
+}
+
+
+def check_tracker(name: str | None) -> None:
+    """Raise LabError if the package of a tracker is not installed."""
+    if name is not None and name in TRACKERS and importlib.util.find_spec(name) is None:
+        raise LabError(
+            f"--track {name} needs the package {name}, which is not installed: pip install {name} "
+            "(or 'sgdph[track]' for all trackers), or leave it out with --track none"
+        )
+
+
+class TrackingReporter:
+    """Passes all on to a reporter, and the metrics to a tracker as long as it takes them."""
+
+    def __init__(self, reporter: Reporter, name: str, tracker: Tracker) -> None:
+        self._reporter = reporter
+        self._name = name
+        self._tracker: Tracker | None = tracker
+
+    def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
+        """Pass it on."""
+        self._reporter.run_started(name, epochs=epochs, done=done, batches=batches)
+
+    def batch_finished(self) -> None:
+        """Pass it on."""
+        self._reporter.batch_finished()
+
+    def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
+        """Pass it on, and send the metrics."""
+        self._reporter.epoch_finished(metrics, epochs)
+        if self._tracker is not None:
+            try:
+                self._tracker.log(flat(metrics), metrics["epoch"])
+            except Exception as error:
+                self._give_up(error)
+
+    def run_finished(self, name: str, message: str) -> None:
+        """Pass it on."""
+        self._reporter.run_finished(name, message)
+
+    def close(self) -> None:
+        """Close the tracker."""
+        if self._tracker is not None:
+            try:
+                self._tracker.close()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        tracker, self._tracker = self._tracker, None
+        warnings.warn(
+            f"{self._name} took no more metrics ({type(error).__name__}: {error}); the run goes on "
+            "without it, and its directory has them all",
+            stacklevel=3,
+        )
+        if tracker is not None:
+            with suppress(Exception):
+                tracker.close()
+
+
+@contextmanager
+def tracked(reporter: Reporter, run: TrackedRun) -> Iterator[Reporter]:
+    """Yield a reporter that also sends the metrics to the run's tracker, where it has one.
+
+    Raises:
+        LabError: If the tracker cannot be started.
+    """
+    name = run.config.track
+    if name is None or name not in TRACKERS:
+        yield reporter
+        return
+    check_tracker(name)
+    try:
+        tracker = TRACKERS[name](run)
+    except Exception as error:
+        raise LabError(
+            f"--track {name} could not be started ({type(error).__name__}: {error}); put that "
+            "right, or leave it out with --track none"
+        ) from error
+    tracking = TrackingReporter(reporter, name, tracker)
+    try:
+        yield tracking
+    finally:
+        tracking.close()
+
+
+def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Write an epoch's metrics as numbers by name, nested ones as ``outer/inner``."""
+    figures: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            figures.update({f"{name}/{inner}": number for inner, number in value.items()})
+        else:
+            figures[name] = value
+    return figures

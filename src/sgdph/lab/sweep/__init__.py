@@ -1,0 +1,1 @@
+"""Many runs: recipes, the plan, the workers, the estimate."""

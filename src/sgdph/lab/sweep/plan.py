@@ -1,0 +1,210 @@
+"""From a recipe to the runs that it asks for, with what a person set otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
+from sgdph.lab.config.yaml import revived, with_lists
+from sgdph.lab.errors import LabError
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.reports.layout import SYSTEM, Layout, value_of
+from sgdph.lab.sweep.recipe import Options, Recipe, Scale
+
+# Said of one set of images, so not carried over to another.
+OF_A_DATASET = ("train_size", "image_size")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is to be trained.
+
+    Attributes:
+        name: Its directory's name.
+        config: What it is.
+    """
+
+    name: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep trains: cells times seeds.
+
+    Attributes:
+        recipe: The recipe's name.
+        scale: Its size.
+        overrides: What differs from the recipe, by option.
+        layout: How the runs make a table.
+        cells: Each cell's name and configuration, whose seed means nothing.
+        seeds: The seeds of every cell.
+    """
+
+    recipe: str
+    scale: str
+    overrides: Options
+    layout: Layout
+    cells: Mapping[str, RunConfig]
+    seeds: tuple[int, ...]
+
+    def runs(self) -> list[PlannedRun]:
+        """List the runs, all cells of a seed in a row: a table of one seed each comes first."""
+        return [
+            PlannedRun(f"{name}-seed{seed}", dataclasses.replace(config, seed=seed))
+            for seed in self.seeds
+            for name, config in self.cells.items()
+        ]
+
+    def placed(self, place: Options) -> Plan:
+        """Return the same plan, to be computed elsewhere: device, threads, data directory."""
+        cells = {name: dataclasses.replace(config, **place) for name, config in self.cells.items()}
+        return dataclasses.replace(self, cells=cells)
+
+
+def make_plan(
+    recipe: Recipe,
+    scale_name: str,
+    given: Options,
+    seeds: tuple[int, ...] | None = None,
+    settings: Mapping[str, Options] | None = None,
+) -> Plan:
+    """Resolve a recipe's cells.
+
+    What decides a cell's value, the first that has it: ``given``, the cell's axes, ``settings``,
+    the recipe's settings of the optimizer, the scale's options, the laboratory's defaults. Cells
+    that ``given`` makes equal become one. With ``epochs`` given, ``schedule_every`` shrinks in
+    proportion.
+
+    Args:
+        recipe: The recipe.
+        scale_name: Its size.
+        given: Fields of the configuration that differ from the recipe, place included.
+        seeds: The seeds, in place of the recipe's.
+        settings: Optimizer to settings, as a settings file has them.
+
+    Raises:
+        LabError: If the recipe has no such scale, two of its cells have one name, or what was given
+            does not fit it.
+    """
+    scale = recipe.scale(scale_name)
+    _check_model(recipe, scale, given)
+    _check_names(recipe, scale, given, settings or {})
+    cells: dict[str, RunConfig] = {}
+    for own in scale.combinations():
+        config = _resolve(scale, own, given, settings or {})
+        # Two cells of one name differ only in what was given for both: see _check_names.
+        cells.setdefault(cell_name(config, recipe.layout), config)
+    overrides = with_lists({k: v for k, v in given.items() if k not in PLACE_FIELDS})
+    if seeds is not None and seeds != scale.seeds:
+        overrides["seeds"] = list(seeds)
+    if settings is not None:
+        overrides["settings"] = {name: dict(values) for name, values in settings.items()}
+    layout = dataclasses.replace(
+        recipe.layout, title=describe_title(recipe.title, scale_name, overrides)
+    )
+    # Of another recipe's runs, the directory is that recipe's.
+    return Plan(recipe.runs_of, scale_name, overrides, layout, cells, seeds or scale.seeds)
+
+
+def describe_title(title: str, scale: str, overrides: Options) -> str:
+    """Say above a table which recipe it is, and where it deviates from it."""
+    changed = [
+        "tuned settings" if name == "settings" else f"{name.replace('_', ' ')} {_short(value)}"
+        for name, value in overrides.items()
+    ]
+    deviation = f"; deviates from the recipe: {', '.join(changed)}" if changed else ""
+    return f"{title} (scale {scale}{deviation})"
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _resolve(
+    scale: Scale, own: Options, given: Options, settings: Mapping[str, Options]
+) -> RunConfig:
+    """Fill one cell up."""
+    optimizer = own.get("optimizer", scale.options.get("optimizer"))
+    sourced = scale.settings.get(str(optimizer), {})
+    base = dict(scale.options)
+    cell = dict(own)
+    if "dataset" in given:
+        for name in OF_A_DATASET:
+            base.pop(name, None)
+            cell.pop(name, None)
+    values: dict[str, Any] = {
+        **base,
+        **{name: setting.value for name, setting in sourced.items()},
+        **settings.get(str(optimizer), {}),
+        **cell,
+        **given,
+        "seed": 0,
+    }
+    if "epochs" in given and "schedule_every" in values and "schedule_every" not in given:
+        planned = cell.get("epochs", base["epochs"])
+        shrunk = round(values["schedule_every"] * given["epochs"] / planned)
+        values["schedule_every"] = max(1, shrunk)
+    return complete(values)
+
+
+def complete(values: Mapping[str, Any]) -> RunConfig:
+    """Fill options up with the laboratory's defaults, as ``sgdph train`` would.
+
+    Args:
+        values: Field to value, as YAML has them: lists for tuples, a mapping of arguments.
+
+    Raises:
+        LabError: If a value is out of its bounds, or not one of the optimizer's settings.
+    """
+    return resolve(revived(values))
+
+
+def cell_name(config: RunConfig, layout: Layout) -> str:
+    """Name a cell after what tells it from the others in its table."""
+    parts: list[str] = []
+    for name in dict.fromkeys([*layout.columns, *layout.rows, SYSTEM]):
+        value = value_of(config, name)
+        parts.append(
+            str(value) if name in ("dataset", "model", SYSTEM) else f"{_word(name)}{value}"
+        )
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", "-".join(parts))
+
+
+def _word(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _check_names(
+    recipe: Recipe, scale: Scale, given: Options, settings: Mapping[str, Options]
+) -> None:
+    """Raise LabError where two of a recipe's own cells have one name, so one would be lost."""
+    place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
+    cells: dict[str, RunConfig] = {}
+    for own in scale.combinations():
+        config = _resolve(scale, own, place, settings)
+        name = cell_name(config, recipe.layout)
+        other = vars(cells.setdefault(name, config))
+        differing = [key for key, value in vars(config).items() if value != other[key]]
+        if differing:
+            raise LabError(
+                f"{recipe.name}: two cells would both be called {name}, and differ in "
+                f"{', '.join(differing)}; add that to the layout's rows or columns, or give each "
+                "cell a label of its own"
+            )
+
+
+def _check_model(recipe: Recipe, scale: Scale, given: Options) -> None:
+    """Raise LabError where one network for all would make a table's systems meaningless."""
+    if "model" not in given or "model" in recipe.layout.rows + recipe.layout.columns:
+        return
+    models = dict.fromkeys(own["model"] for own in scale.combinations() if "model" in own)
+    if len(models) > 1:
+        raise LabError(
+            f"--model does not fit {recipe.name}, whose systems differ in their networks "
+            f"({', '.join(models)}); leave it out, or take another --scale"
+        )

@@ -1,0 +1,255 @@
+"""What ``sgdph reproduce`` does with its options, and what it says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sgdph.lab.config.run_config import PLACE_FIELDS
+from sgdph.lab.cost.command import cost
+from sgdph.lab.cost.directory import CostDirectory
+from sgdph.lab.cost.options import CostOptions
+from sgdph.lab.errors import INTERRUPTED, OK, LabError
+from sgdph.lab.options.options import parse_seeds
+from sgdph.lab.options.settings import read_settings
+from sgdph.lab.output import shell_command
+from sgdph.lab.progress import say
+from sgdph.lab.reports.command import say_report
+from sgdph.lab.run.out import check_contradiction
+from sgdph.lab.run.start import load_data
+from sgdph.lab.sweep.crew import check_workers
+from sgdph.lab.sweep.estimate import Key, Timing, measure_all, seconds_of, shape_of, timing_key
+from sgdph.lab.sweep.plan import Plan, PlannedRun, make_plan
+from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
+from sgdph.lab.sweep.reproduce_options import ReproduceOptions
+from sgdph.lab.sweep.sweep import check_agreement, check_runs, progress_of
+from sgdph.lab.sweep.sweep_directory import SweepDirectory
+from sgdph.lab.sweep.workers import report_failures, train_all
+
+
+def reproduce(options: ReproduceOptions, console: Console) -> int:
+    """Run one of the paper's experiments, as far as it has not run yet, and report.
+
+    Returns:
+        The exit code: 0 when every run asked for came to its end (diverged ones too), 1 when one
+        failed, 130 when interrupted.
+
+    Raises:
+        LabError: If the options cannot be followed.
+    """
+    if options.list:
+        list_recipes(console)
+        return OK
+    if options.name is None:
+        raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list tells of each")
+    check_contradiction(options)
+    check_workers(options.workers, "--workers")
+    recipe = load_recipe(options.name)
+    scale = recipe.scale(options.scale)
+    out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
+    if scale.cost is not None:
+        return reproduce_cost(recipe, scale, out, options, console)
+    given = options.given()
+    seeds = None if options.seeds is None else parse_seeds(options.seeds)
+    settings = None if options.settings is None else read_settings(options.settings)
+    plan = make_plan(recipe, options.scale, given, seeds, settings)
+    place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
+    directory = SweepDirectory(out)
+    if options.dry_run:
+        plan = plan if options.overwrite else directory.agreed(plan, place)
+        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers or 1)
+        return OK
+    return train_and_report(directory, plan, place, options, console)
+
+
+def train_and_report(
+    directory: SweepDirectory,
+    plan: Plan,
+    place: Mapping[str, Any],
+    options: ReproduceOptions,
+    console: Console,
+) -> int:
+    """Train what is left of a plan and write its report; return the exit code."""
+    try:
+        if options.overwrite:
+            directory.check_clearable()
+        plan = plan if options.overwrite else directory.agreed(plan, place)
+        runs = chosen(plan, options.only)
+        check_agreement(directory.path, [] if options.overwrite else runs)
+        left = progress_of(directory.path, runs)
+        unended = [each for each in runs if options.overwrite or each.name not in left.ended]
+        check_runs(unended, partial(load_data, download=options.download))
+        if options.overwrite:
+            directory.clear()
+        directory.join(plan, place)
+        say(console, f"{plan.layout.title}: {len(runs)} runs, {len(unended)} of them left to train")
+        progress = train_all(directory.path, runs, load_data, console, workers=options.workers)
+    except KeyboardInterrupt:
+        say(console, f"Interrupted. What was finished lies in {directory.path.resolve()}; carry")
+        say(console, f"on with the same command:\n  {same_command()}")
+        return INTERRUPTED
+    if any(run.exists() for run in directory.inner_runs()):
+        with directory.alone():
+            say_report(directory.path, console)
+    rest = len(plan.runs()) - len(progress_of(directory.path, plan.runs()).ended)
+    if rest and options.only is not None:
+        say(console, f"{rest} of the sweep's {len(plan.runs())} runs are not at their end yet")
+    return report_failures(console, directory.path, progress)
+
+
+def runs_name(recipe: Recipe, asked: str) -> str:
+    """Name the default folder of a recipe's runs.
+
+    A file that is called recipe.yaml goes by the folder that it lies in: each folder of
+    results/evidence has one, and their runs must not meet in one directory.
+    """
+    path = Path(asked)
+    if path.name in ("recipe.yaml", "recipe.yml"):
+        return path.resolve().parent.name or recipe.runs_of
+    return recipe.runs_of
+
+
+def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
+    """Return the plan's runs whose cell's name holds one of the texts, separated by commas.
+
+    Raises:
+        LabError: If no cell's does.
+    """
+    runs = plan.runs()
+    if only is None:
+        return runs
+    texts = [text.strip() for text in only.split(",")]
+    found = [run for run in runs if any(text in run.name for text in texts)]
+    if not found:
+        raise LabError(f"--only {only} fits no cell; the cells are {', '.join(plan.cells)}")
+    return found
+
+
+def same_command() -> str:
+    """Write the command that this process was called with."""
+    return shell_command(["sgdph", *sys.argv[1:]])
+
+
+def list_recipes(console: Console) -> None:
+    """Say of every recipe what it is and how long each scale takes."""
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        say(console, f"{name}: {recipe.title}")
+        for key, scale in recipe.scales.items():
+            say(console, f"  --scale {key:<9}{scale.time}")
+
+
+def dry_run(
+    recipe: Recipe,
+    scale: Scale,
+    plan: Plan,
+    runs: Sequence[PlannedRun],
+    out: Path,
+    console: Console,
+    workers: int,
+) -> None:
+    """Say what would be run and how long it would take here, and leave no file behind."""
+    say(console, plan.layout.title or recipe.title)
+    say(console, scale.description)
+    say(console, f"Stated time: {scale.time}")
+    ended = set(progress_of(out, runs).ended)
+    left = [planned for planned in runs if planned.name not in ended]
+    timings = measure_all(left, partial(say, console))
+    console.print(estimate_table(plan, runs, ended, timings))
+    for line in estimate_notes(left, timings, workers):
+        say(console, line)
+    say_settings(scale, plan, console)
+    state = "not there yet" if not out.exists() else f"{len(ended)} of {len(runs)} runs ended"
+    say(console, f"The runs lie, or would lie, in {out.resolve()} ({state}).")
+
+
+def estimate_table(
+    plan: Plan, runs: Sequence[PlannedRun], ended: set[str], timings: Mapping[Key, Timing]
+) -> Table:
+    """Lay out cells, their runs, what is done, and the hours left."""
+    table = Table()
+    for title in ("cell", "runs", "done", "epochs", "images", "s/step", "min/run", "hours left"):
+        table.add_column(title, justify="left" if title == "cell" else "right")
+    for name, config in plan.cells.items():
+        own = [planned for planned in runs if planned.name.rpartition("-seed")[0] == name]
+        if not own:
+            continue
+        done = sum(planned.name in ended for planned in own)
+        step, minutes, hours = "", "", "0"
+        if done < len(own):
+            timing = timings[timing_key(config)]
+            seconds = seconds_of(config, timing)
+            step = f"{'~' if timing.scaled else ''}{timing.step:.3g}"
+            minutes, hours = f"{seconds / 60:.3g}", f"{seconds * (len(own) - done) / 3600:.3g}"
+        images = f"{shape_of(config).train:,}"
+        table.add_row(
+            name, str(len(own)), str(done), str(config.epochs), images, step, minutes, hours
+        )
+    return table
+
+
+def estimate_notes(
+    left: Sequence[PlannedRun], timings: Mapping[Key, Timing], workers: int
+) -> list[str]:
+    """Say the total, and how far it is to be believed."""
+    total = sum(seconds_of(run.config, timings[timing_key(run.config)]) for run in left)
+    lines = [
+        f"Estimated: {total / 3600:.3g} hours for the {len(left)} runs left, one after another on "
+        "this machine, from a few steps on noise; reading image files is not in it."
+    ]
+    if any(timing.scaled for timing in timings.values()):
+        lines.append("~: timed on 8 images and scaled up to the batch.")
+    if workers > 1:
+        lines.append(
+            f"--workers {workers} divides that by at most {workers}, where each has a GPU of its "
+            "own. On the same cores it hardly divides at all."
+        )
+    return lines
+
+
+def say_settings(scale: Scale, plan: Plan, console: Console) -> None:
+    """Say where each optimizer's settings come from."""
+    used = {config.optimizer for config in plan.cells.values()}
+    for optimizer, settings in scale.settings.items():
+        if optimizer in used and settings:
+            parts = [f"{name} {each.value} ({each.source})" for name, each in settings.items()]
+            say(console, f"{optimizer}: {', '.join(parts)}")
+    if "settings" in plan.overrides:
+        say(console, "The settings of --settings go before these.")
+
+
+def reproduce_cost(
+    recipe: Recipe, scale: Scale, out: Path, options: ReproduceOptions, console: Console
+) -> int:
+    """Measure what a recipe says of cost, carrying on what lies there; return the exit code."""
+    assert scale.cost is not None
+    given = options.given()
+    misfits = set(given) - {"model", "batch_size", "device", "threads"}
+    misfits |= {name for name in ("seeds", "settings", "only") if getattr(options, name)}
+    if misfits:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(misfits))
+        raise LabError(
+            f"{recipe.name} measures single steps, so {flags} mean nothing; it takes --model, "
+            "--batch-size, --device, --threads, and sgdph cost has more"
+        )
+    values = {**scale.cost, **given}
+    # As on the command line of sgdph cost, where these may be lists.
+    values["batch_size"] = str(values["batch_size"])
+    if options.dry_run:
+        flags = " ".join(
+            f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}")
+            for key, value in values.items()
+        )
+        say(console, f"{recipe.title} (scale {options.scale})\n{scale.description}")
+        say(console, f"Stated time: {scale.time}\nsgdph cost {flags} --out {out}")
+        return OK
+    carry_on = CostDirectory(out).exists() and not options.overwrite
+    return cost(
+        CostOptions(out=out, resume=carry_on, overwrite=options.overwrite, **values), console
+    )

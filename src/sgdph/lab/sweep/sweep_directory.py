@@ -1,0 +1,180 @@
+"""The directory of a sweep: what was asked for, its runs, its report.
+
+| file | content |
+|---|---|
+| ``sweep.yaml`` | recipe, scale, what deviates from it, layout, seeds, each cell's configuration |
+| ``<cell>-seed<k>/`` | a run (:mod:`sgdph.lab.run.directory`) |
+| ``logs/`` | ``worker-<k>.log`` of parallel workers, ``<run>.error.txt`` of what failed |
+| ``sweep.lock`` | held while a process writes here; means nothing otherwise |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from sgdph.lab.config.run_config import RunConfig, differences
+from sgdph.lab.config.yaml import from_mapping, to_yaml
+from sgdph.lab.errors import LabError
+from sgdph.lab.files import write_text
+from sgdph.lab.reports.layout import layout_from
+from sgdph.lab.reports.report import REPORT_FILES
+from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
+from sgdph.lab.sweep.plan import Plan
+
+FORMAT = "sgdph-sweep-1"
+SWEEP = "sweep.yaml"
+
+
+class SweepDirectory(DirectoryOfRuns):
+    """The directory of a sweep.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    what, files = "sweep", (*REPORT_FILES, SWEEP)
+
+    def recognise(self) -> None:
+        """Raise LabError if what is there is not a sweep."""
+        self.read()
+
+    def inner_runs(self) -> list[RunDirectory]:
+        """List the directories of the runs; they need not exist."""
+        if not (self.path / SWEEP).is_file():
+            return []
+        return [RunDirectory(self.path / planned.name) for planned in self.read().runs()]
+
+    def read(self) -> Plan:
+        """Read what the sweep is.
+
+        Raises:
+            LabError: If there is none, or the file is not one of ours.
+        """
+        file = self.path / SWEEP
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise LabError(f"{file} cannot be read: {error}") from error
+        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+            raise LabError(f"{file} is not a sweep's: expected 'format: {FORMAT}' in it")
+        try:
+            cells = {
+                name: from_mapping({**cell, "seed": 0}, f"{file}, cell {name}")
+                for name, cell in values["cells"].items()
+            }
+            return Plan(
+                recipe=values["recipe"],
+                scale=values["scale"],
+                overrides=values["overrides"],
+                layout=layout_from(values["layout"]),
+                cells=cells,
+                seeds=tuple(values["seeds"]),
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise LabError(f"{file} is not laid out like a sweep's: {error!r}") from error
+
+    def write(self, plan: Plan) -> None:
+        """Record what the sweep is."""
+        content = {
+            "format": FORMAT,
+            "recipe": plan.recipe,
+            "scale": plan.scale,
+            "overrides": dict(plan.overrides),
+            "layout": {
+                "title": plan.layout.title,
+                "rows": list(plan.layout.rows),
+                "columns": list(plan.layout.columns),
+                "turned": plan.layout.turned,
+            },
+            "seeds": list(plan.seeds),
+            "cells": {name: _cell(config) for name, config in plan.cells.items()},
+        }
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        write_text(self.path / SWEEP, text)
+
+    def agreed(self, plan: Plan, place: Mapping[str, Any]) -> Plan:
+        """Return what is asked for, each cell that is there already as it was recorded.
+
+        A sweep may grow, by cells and by seeds: nothing that was trained is lost by it.
+
+        Args:
+            plan: What is asked for.
+            place: Where it is to be computed now; what is not said here is as at the beginning.
+
+        Raises:
+            LabError: If another sweep, a larger one, or something else, lies in the directory.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise LabError(f"{self.path} is a file; --out must name a directory")
+        if not (self.path / SWEEP).exists():
+            if self.found():
+                raise LabError(
+                    f"{self.path} holds {', '.join(self.found())} of something that is no sweep; "
+                    "name another --out"
+                )
+            return plan
+        saved = self.read()
+        problems = sweep_differences(plan, saved)
+        if problems:
+            raise LabError(
+                f"what is asked for disagrees with the sweep that lies in {self.path}:\n  "
+                + "\n  ".join(problems)
+                + "\nask for the same, or for more cells or seeds, to carry it on; name another "
+                "--out, or delete it with --overwrite"
+            )
+        return dataclasses.replace(plan, cells={**plan.cells, **saved.placed(place).cells})
+
+    def join(self, plan: Plan, place: Mapping[str, Any]) -> None:
+        """Record the sweep, or take part in the one that another process recorded just now.
+
+        Args:
+            plan: What is asked for.
+            place: Where it is to be computed now.
+
+        Raises:
+            LabError: As :meth:`agreed`.
+        """
+        with self.alone():
+            agreed = self.agreed(plan, place)
+            # Unless it grew, where it was computed first stays on record.
+            known = self.read().runs() if (self.path / SWEEP).exists() else []
+            if len(agreed.runs()) > len(known):
+                self.write(agreed)
+
+
+def _cell(config: RunConfig) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    return {name: value for name, value in values.items() if name not in ("format", "seed")}
+
+
+def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
+    """List where a sweep that is asked for disagrees with a saved one, but for place and growth."""
+    problems = [
+        f"{name}: the sweep has {old!r}, asked for is {new!r}"
+        for name, old, new in (
+            ("recipe", saved.recipe, asked.recipe),
+            ("scale", saved.scale, asked.scale),
+            ("overrides", _without_seeds(saved), _without_seeds(asked)),
+        )
+        if old != new
+    ]
+    if not set(saved.seeds) <= set(asked.seeds):
+        problems.append(f"seeds: the sweep has {saved.seeds!r}, asked for is {asked.seeds!r}")
+    if problems:
+        return problems
+    # The same words, and still other runs: the recipe itself has changed since.
+    for name, config in saved.cells.items():
+        if name not in asked.cells:
+            problems.append(f"cell {name}: only in the sweep")
+            continue
+        found = differences(vars(asked.cells[name]), config)
+        problems += [f"cell {name}: {line}" for line in found]
+    return problems
+
+
+def _without_seeds(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in plan.overrides.items() if name != "seeds"}

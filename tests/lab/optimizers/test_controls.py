@@ -1,0 +1,131 @@
+"""The controls: what each has lost, and what it has kept."""
+
+import pytest
+import torch
+from torch import nn
+
+from sgdph import SGDPH, param_groups
+from sgdph.lab.optimizers.controls import (
+    CapMultiplier,
+    FixedMultiplier,
+    MeanMultiplier,
+    ShuffledMultiplier,
+    TenfoldMultiplier,
+)
+from sgdph.lab.optimizers.registry import BASELINES
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten(), nn.Linear(96, 3)
+    ).double()
+
+
+def walk(kind: type[SGDPH], steps: int = 6, **settings: float) -> tuple[nn.Module, SGDPH]:
+    model = net()
+    optimizer = kind(param_groups(model, weight_decay=0.01), lr=0.05, **settings)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(8, 1, 6, 6, generator=generator, dtype=torch.float64)
+        y = torch.randint(3, (8,), generator=generator)
+        optimizer.zero_grad()
+        optimizer.backward(nn.functional.cross_entropy(model(x), y))
+        optimizer.step()
+    return model, optimizer
+
+
+def own_multipliers(optimizer: SGDPH) -> dict[str, torch.Tensor]:
+    # SGD-PH's own, from the control's state.
+    return {
+        name: SGDPH._multiplier(optimizer, p, group)
+        for group in optimizer.param_groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+        if p in optimizer._flow.cycle
+    }
+
+
+def test_the_mean_is_the_same_in_every_channel() -> None:
+    _, optimizer = walk(MeanMultiplier)
+    for name, own in own_multipliers(optimizer).items():
+        assert own.unique().numel() == 6
+        expected = torch.full_like(own, own.mean().item())
+        torch.testing.assert_close(optimizer.multipliers()[name], expected)
+
+
+def test_shuffled_keeps_the_values_and_moves_them_always_the_same_way() -> None:
+    _, first = walk(ShuffledMultiplier, 4)
+    _, second = walk(ShuffledMultiplier, 6)
+    for name, own in own_multipliers(first).items():
+        shown = first.multipliers()[name]
+        assert not torch.equal(shown, own)
+        assert torch.equal(shown.sort().values, own.sort().values)
+        later = own_multipliers(second)[name]
+        order = [own.tolist().index(value) for value in shown.tolist()]
+        assert torch.equal(second.multipliers()[name], later[order])
+
+
+def test_parameters_are_shuffled_each_their_own_way() -> None:
+    _, optimizer = walk(ShuffledMultiplier)
+    orders = {
+        tuple(own.tolist().index(value) for value in optimizer.multipliers()[name].tolist())
+        for name, own in own_multipliers(optimizer).items()
+    }
+    assert len(orders) == 2
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+def test_ten_is_a_learning_rate_ten_times_as_large_on_channel_wise_parameters(steps: int) -> None:
+    model, optimizer = walk(TenfoldMultiplier, steps)
+    assert not optimizer.hessian_due
+    assert all("hessian" not in state for state in optimizer.state.values())
+    # Plain SGD with decay outside the momentum, written out.
+    oracle = net()
+    channelwise = {"1.weight", "1.bias"}
+    momenta: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(8, 1, 6, 6, generator=generator, dtype=torch.float64)
+        y = torch.randint(3, (8,), generator=generator)
+        oracle.zero_grad()
+        nn.functional.cross_entropy(oracle(x), y).backward()
+        with torch.no_grad():
+            for name, p in oracle.named_parameters():
+                g = p.grad if name in channelwise else p.grad + 0.01 * p
+                momenta[name] = 0.9 * momenta[name] + g if name in momenta else g.clone()
+                d = 10 * momenta[name] + 0.01 * p if name in channelwise else momenta[name]
+                p -= 0.05 * d
+    for (name, p), q in zip(model.named_parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13, msg=name)
+
+
+def test_one_is_sgd_with_decay_outside() -> None:
+    first, _ = walk(FixedMultiplier)
+    second, _ = walk(SGDPH, second_order_lr=1e6, eps=1e6, hessian_momentum=0.0)
+    # With eps that large no curvature counts, and tau over eps is 1.
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_every_control_goes_by_name() -> None:
+    for name, kind in (
+        ("sgdph-mean", MeanMultiplier),
+        ("sgdph-shuffled", ShuffledMultiplier),
+        ("sgdph-fixed1", FixedMultiplier),
+        ("sgdph-fixed10", TenfoldMultiplier),
+    ):
+        baseline = BASELINES[name]
+        assert type(baseline.build(net(), baseline.defaults, 0)) is kind
+
+
+def test_any_seed_of_a_run_shuffles() -> None:
+    baseline = BASELINES["sgdph-shuffled"]
+    optimizer = baseline.build(net(), baseline.defaults, 2**63 - 1)
+    assert len(optimizer.multipliers()) == 2
+
+
+def test_a_cap_that_is_tuned_is_that_multiple_of_the_learning_rate() -> None:
+    _, optimizer = walk(CapMultiplier, second_order_lr=3e-4, eps=1e-4)
+    assert not optimizer.hessian_due
+    for shown in optimizer.multipliers().values():
+        torch.testing.assert_close(shown, torch.full_like(shown, 3.0))

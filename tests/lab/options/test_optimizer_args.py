@@ -1,0 +1,150 @@
+"""``--optimizer-args``: read, shared out, checked, recorded, and compared when a run is resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.conftest import TINY
+from sgdph.lab.cli import main
+from sgdph.lab.config.run_config import differences
+from sgdph.lab.config.yaml import from_yaml, to_yaml
+from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.registry import BASELINES
+from sgdph.lab.options.optimizer_args import parse_arguments, parse_value, share_arguments
+from sgdph.lab.options.options import TrainOptions
+from sgdph.lab.options.resolution import resolve, resolve_many
+from sgdph.lab.run.directory import RunDirectory
+
+SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("False", False),
+        ("none", None),
+        ("2", 2),
+        ("-1", -1),
+        ("1e-3", 1e-3),
+        ("0.9,0.99", (0.9, 0.99)),
+        ("(2,)", (2,)),
+        ("l2", "l2"),
+        ("belief,constant", "belief,constant"),
+        ("", ""),
+    ],
+)
+def test_values(text: str, value: Any) -> None:
+    found = parse_value(text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("words", [["nesterov"], ["=1"], ["a b=1"], ["a=1", "a=2"], ["x.y=1"]])
+def test_wrong_words(words: list[str]) -> None:
+    with pytest.raises(LabError, match="--optimizer-args"):
+        parse_arguments(words)
+
+
+def test_all_that_is_set_stands_in_the_configuration() -> None:
+    given = TrainOptions(optimizer="apollo", optimizer_args=("beta=0.8", "eps=1e-3")).given()
+    config = resolve(given)
+    assert config.eps == 1e-3
+    expected = {**BASELINES["apollo"].arguments, "beta": 0.8}
+    assert dict(config.optimizer_args or ()) == expected
+    text = to_yaml(config)
+    assert yaml.safe_load(text)["optimizer_args"] == expected
+    assert from_yaml(text) == config
+    assert resolve({"optimizer": "sgdm"}).optimizer_args is None
+
+
+def test_a_file_may_write_numbers_without_a_dot() -> None:
+    arguments = yaml.safe_load("{init_lr: 1e-6, warmup_steps: 7, rebound: belief}")
+    config = resolve({"optimizer": "apollo", "optimizer_args": arguments})
+    held = dict(config.optimizer_args or ())
+    assert (held["init_lr"], held["warmup_steps"], held["rebound"]) == (1e-6, 7, "belief")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "argument"),
+    [
+        ("adabelief", "weight_decoupled"),
+        ("sgdm", "betas"),
+        ("sgdph", "seed"),
+        ("sgdph", "params"),
+        ("sgdph-fixed1", "second_order_lr"),
+    ],
+)
+def test_an_argument_that_it_does_not_have_is_refused_with_those_it_has(
+    optimizer: str, argument: str
+) -> None:
+    with pytest.raises(LabError, match=rf"{optimizer} has no argument '{argument}'.*lr, wei"):
+        resolve({"optimizer": optimizer, "optimizer_args": {argument: 1}})
+
+
+def test_an_option_and_an_argument_must_not_contradict_each_other() -> None:
+    given = {"optimizer": "sgdm", "momentum": 0.5}
+    with pytest.raises(LabError, match=r"--momentum 0.5 and .* momentum=0.9 contradict"):
+        resolve({**given, "optimizer_args": {"momentum": 0.9}})
+    assert resolve({**given, "optimizer_args": {"momentum": 0.5}}).momentum == 0.5
+
+
+def test_a_value_that_the_optimizer_refuses_is_reported_as_its_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--optimizer", "apollo", "--optimizer-args", "rebound=elastic"]
+    assert main(["train", *SMALL, *words, "--out", str(tmp_path / "run")]) == 2
+    assert "apollo refuses its settings" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_shares_them_out() -> None:
+    both = ("sgdm", "adamw")
+    words = ("foreach=false", "sgdm.nesterov=true", "sgdm.foreach=true", "weight_decay=0.5")
+    shares = share_arguments(words, both)
+    assert dict(shares["sgdm"]) == {"foreach": True, "nesterov": True, "weight_decay": 0.5}
+    assert dict(shares["adamw"]) == {"foreach": False, "weight_decay": 0.5}
+    sgdm, adamw = resolve_many({"optimizer_args": words}, both, (0,))
+    assert dict(sgdm.optimizer_args or ()) == {"foreach": True, "nesterov": True}
+    assert dict(adamw.optimizer_args or ()) == {"foreach": False}
+    assert (sgdm.weight_decay, adamw.weight_decay) == (0.5, 0.5)
+    with pytest.raises(LabError, match="none of the optimizers has an argument 'nestrov'"):
+        share_arguments(("nestrov=true",), both)
+    with pytest.raises(LabError, match="names sgdph, but compared are sgdm, adamw"):
+        share_arguments(("sgdph.eps=1",), both)
+
+
+def test_differences_are_those_of_what_was_given() -> None:
+    saved = resolve({"optimizer": "adahessian", "optimizer_args": {"update_each": 2, "eps": 1e-3}})
+    same = TrainOptions(optimizer_args=("update_each=2", "eps=1e-3")).given()
+    assert differences(same, saved) == []
+    other = TrainOptions(optimizer_args=("update_each=3", "eps=1e-4", "n_samples=1")).given()
+    assert differences(other, saved) == [
+        "eps: the run has 0.001, given 0.0001",
+        "update_each: the run has 2, given 3",
+    ]
+
+
+def test_a_run_is_resumed_with_the_same_arguments_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    args = ["--optimizer=sgdm", "--optimizer-args", "nesterov=true", "momentum=0.8"]
+    assert main(["train", *SMALL, "--epochs=1", *args, *out]) == 0
+    config = RunDirectory(tmp_path / "run").read_config()
+    assert (config.momentum, config.optimizer_args) == (0.8, (("nesterov", True),))
+    assert main(["train", "--resume", *args, *out]) == 0
+    assert main(["train", "--resume", "--optimizer-args", "nesterov=false", *out]) == 2
+    assert "nesterov: the run has True, given False" in capsys.readouterr().err
+
+
+def test_a_comparison_keeps_them_for_its_resumption(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "all")]
+    words = ["--optimizer-args", "sgdm.nesterov=true", "foreach=false"]
+    command = ["compare", *SMALL, "--epochs=1", "--optimizers=sgdm,adam", "--seeds=0"]
+    assert main([*command, *words, *out]) == 0
+    assert main(["compare", "--resume", "--seeds=1", *out]) == 0
+    for seed in (0, 1):
+        run = RunDirectory(tmp_path / "all" / f"sgdm-seed{seed}").read_config()
+        assert run.optimizer_args == (("foreach", False), ("nesterov", True))

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgdph.lab.errors import LabError
+from sgdph.lab.networks.models import build_model
+from sgdph.lab.optimizers.registry import BASELINES, build_optimizer
+from sgdph.lab.options.options import TrainOptions, parse_optimizers, parse_seeds
+from sgdph.lab.options.resolution import parse_per_optimizer, resolve, resolve_many
+
+
+def test_unset_options_take_the_documented_defaults() -> None:
+    config = resolve(TrainOptions().given())
+    assert (config.dataset, config.model, config.optimizer) == ("mnist5k", "resnet8", "sgdph")
+    assert config.momentum == 0.9
+    assert (config.second_order_lr, config.hessian_momentum, config.eps) == (1e-3, 0.9, 1e-4)
+    assert (config.estimator, config.refresh, config.hessian_interval) == ("row_sum", "cyclic", 1)
+    assert resolve({"optimizer": "sgdm"}).momentum == 0.9
+    assert resolve({"optimizer": "adamw"}).betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "of_the_paper", "on_mnist5k"),
+    [
+        ("sgdph", (0.01, 5e-3), (0.1, 5e-3)),
+        ("sgdm", (0.1, 5e-4), (0.1, 5e-3)),
+        ("adamw", (1e-3, 0.05), (0.01, 0.05)),
+    ],
+)
+def test_rates_are_the_papers_but_for_mnist5k(
+    optimizer: str, of_the_paper: tuple[float, float], on_mnist5k: tuple[float, float]
+) -> None:
+    for dataset in ("digits", "cifar10", "cifar100"):
+        config = resolve({"optimizer": optimizer, "dataset": dataset})
+        assert (config.lr, config.weight_decay) == of_the_paper
+    config = resolve({"optimizer": optimizer, "dataset": "mnist5k"})
+    assert (config.lr, config.weight_decay) == on_mnist5k
+    assert resolve({"optimizer": optimizer, "lr": 0.02}).lr == 0.02
+
+
+def test_epochs_to_keep() -> None:
+    given = TrainOptions(keep_checkpoints="3, 0,12,3").given()
+    assert given["keep_checkpoints"] == (0, 3, 12)
+    for text in ("", "1-2", "-1", "1,", "half"):
+        with pytest.raises(LabError, match=r"--keep-checkpoints must be epochs like 0,3,12"):
+            TrainOptions(keep_checkpoints=text).given()
+
+
+def test_a_relative_data_directory_is_made_absolute() -> None:
+    given = TrainOptions(data_dir=Path("here")).given()
+    assert given["data_dir"] == str(Path("here").resolve())
+
+
+def test_a_setting_of_another_optimizer_is_refused_with_its_owners() -> None:
+    with pytest.raises(LabError, match=r"adamw has no setting --momentum.*sgdph, sgdm, muon"):
+        resolve({"optimizer": "adamw", "momentum": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0-2", (0, 1, 2)), ("0,3,7", (0, 3, 7)), ("4", (4,)), ("5, 0-1", (5, 0, 1))],
+)
+def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "0-", "-1", "2-0", "0,0", "0-2,1", "0;1", "1.5"])
+def test_wrong_seeds(text: str) -> None:
+    with pytest.raises(LabError, match="--seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("text", ["", "sgd", "sgdm,sgdm", "sgdm,"])
+def test_wrong_optimizers(text: str) -> None:
+    with pytest.raises(LabError, match="optimizer"):
+        parse_optimizers(text)
+
+
+def test_one_number_for_all_or_one_each() -> None:
+    both = ("sgdm", "sgdph")
+    assert parse_per_optimizer("0.5", "--lr", both) == {"sgdm": 0.5, "sgdph": 0.5}
+    assert parse_per_optimizer("sgdph=1e-3", "--lr", both) == {"sgdph": 1e-3}
+    for text in ("x", "sgdm=x", "sgdm=0.1,0.2", "sgdm=0.1=0.2", "adamw=0.1"):
+        with pytest.raises(LabError, match="--lr"):
+            parse_per_optimizer(text, "--lr", both)
+
+
+def test_a_comparison_gives_each_setting_to_those_that_have_it() -> None:
+    given = {"lr": "sgdm=0.2", "momentum": 0.8, "eps": 1e-3, "epochs": 2}
+    configs = resolve_many(given, ("sgdm", "sgdph", "adamw"), (0, 4))
+    assert [(c.optimizer, c.seed) for c in configs[:4]] == [
+        ("sgdm", 0),
+        ("sgdph", 0),
+        ("adamw", 0),
+        ("sgdm", 4),
+    ]
+    sgdm, sgdph, adamw = configs[:3]
+    assert (sgdm.lr, sgdm.momentum, sgdm.eps) == (0.2, 0.8, None)
+    assert (sgdph.lr, sgdph.momentum, sgdph.eps) == (0.1, 0.8, 1e-3)
+    assert (adamw.lr, adamw.momentum, adamw.eps, adamw.epochs) == (0.01, None, 1e-3, 2)
+
+
+def test_a_setting_that_none_of_the_compared_has_is_refused() -> None:
+    with pytest.raises(
+        LabError, match="none of sgdm, muon has the setting --eps; sgdph, adam, adamw"
+    ):
+        resolve_many({"eps": 1e-3}, ("sgdm", "muon"), (0,))
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_every_optimizer_takes_every_parameter_with_its_settings(name: str) -> None:
+    model = build_model("resnet8", in_channels=1, classes=10)
+    config = resolve({"optimizer": name, "lr": 0.25, "weight_decay": 0.125})
+    optimizer = build_optimizer(model, config)
+    groups = optimizer.param_groups
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in model.parameters()}
+    # Muon's AdamW has its own.
+    own = [group for group in groups if group.get("use_muon", True)]
+    assert all((group["lr"], group["weight_decay"]) == (0.25, 0.125) for group in own)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+def test_what_the_optimizer_refuses_is_reported_as_its_word() -> None:
+    model = build_model("resnet8", in_channels=1, classes=10)
+    with pytest.raises(LabError, match="sgdph refuses its settings"):
+        build_optimizer(model, resolve({"eps": -1.0}))

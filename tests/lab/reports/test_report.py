@@ -1,0 +1,334 @@
+import csv
+import io
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lab.conftest import tiny_config
+from lab.made_runs import lay_down, write_run
+from sgdph.lab.errors import LabError
+from sgdph.lab.reports.layout import Layout
+from sgdph.lab.reports.report import (
+    LATEX,
+    PAGE,
+    PLOT,
+    REPORT,
+    REPORT_FILES,
+    TABLE,
+    TARGETS,
+    Report,
+    check_out,
+    report_on,
+    verdict,
+    write_report,
+)
+
+
+def reported(path: Path, **options: Layout) -> Report:
+    return report_on([path], path, options.get("layout", Layout()), ())
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((path / TABLE).read_text())))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_table_is_of_the_directories_alone(tmp_path: Path) -> None:
+    for seed, final in enumerate((0.8, 0.9, 1.0)):
+        lay_down(tmp_path, "sgdph", seed, final)
+    lay_down(tmp_path, "sgdm", 0, 0.7)
+    (tmp_path / "notes").mkdir()
+    (table,) = reported(tmp_path).main_tables
+    assert table.headings[:3] == ["n", "final test accuracy, %", "best test accuracy, %"]
+    assert [(name, [cell.plain for cell in cells]) for name, cells in table.rows] == [
+        ("SGDM", ["1", "70.00 ± –", "71.00 ± –", "0.3000 ± –", "1.50 ± –"]),
+        ("SGD-PH", ["3", "90.00 ± 10.00", "91.00 ± 10.00", "0.1000 ± 0.1000", "2.00 ± 0.50"]),
+    ]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_diverged_pruned_and_unfinished_runs_are_counted_and_kept_out(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    lay_down(tmp_path, "sgdm", 1, None, status="diverged")
+    lay_down(tmp_path, "sgdm", 2, None, status="interrupted")
+    (lay_down(tmp_path, "sgdm", 3, None) / "summary.json").unlink()
+    lay_down(tmp_path, "sgdm", 4, None, status="pruned")
+    (table,) = reported(tmp_path).main_tables
+    assert table.headings[-3:] == ["diverged", "pruned", "unfinished"]
+    ((name, cells),) = table.rows
+    assert [name, *(cell.text for cell in cells)][:3] == ["SGDM", "1", "80.00 ± –"]
+    assert [cell.text for cell in cells][-3:] == ["1", "1", "2"]
+    for page in (REPORT, PAGE):
+        assert "1 run(s) diverged" in (tmp_path / page).read_text()
+        assert "1 run(s) were stopped early" in (tmp_path / page).read_text()
+        assert "2 run(s) are not finished" in (tmp_path / page).read_text()
+    (row,) = rows_of(tmp_path)
+    assert (row["n"], row["diverged"], row["unfinished"]) == ("1", "1", "2")
+
+
+def test_only_diverged_runs_still_make_a_report(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, None, status="diverged")
+    assert verdict(reported(tmp_path)) == "No run is finished."
+    assert "| SGDM | 0 | – | – | – | – | 1 |" in (tmp_path / REPORT).read_text()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_csv_has_full_precision_gaps_and_its_old_columns_first(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.123456789)
+    reported(tmp_path)
+    (row,) = rows_of(tmp_path)
+    assert list(row)[:12] == [
+        "optimizer",
+        "n",
+        "final_test_accuracy_mean",
+        "final_test_accuracy_std",
+        "best_test_accuracy_mean",
+        "best_test_accuracy_std",
+        "final_train_loss_mean",
+        "final_train_loss_std",
+        "seconds_per_epoch_mean",
+        "seconds_per_epoch_std",
+        "diverged",
+        "unfinished",
+    ]
+    assert float(row["final_test_accuracy_mean"]) == 0.123456789
+    assert row["final_test_accuracy_std"] == ""
+    assert float(row["test_accuracy_area_mean"]) == pytest.approx((0.5 + 0.123456789) / 2)
+    assert (row["dataset"], row["model"], row["evaluated"]) == ("digits", "resnet8", "test")
+
+
+def lay_down_pair(path: Path, gap: float) -> None:
+    """Two systems of three seeds, 0.01 apart each, the second ``gap`` above the first."""
+    for seed in range(3):
+        lay_down(path, "sgdm", seed, 0.80 + 0.01 * seed)
+        lay_down(path, "sgdph", seed, 0.80 + gap + 0.01 * seed)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_tie_is_called_a_tie(tmp_path: Path) -> None:
+    # t = 0.02 / sqrt(2 * 0.0001 / 3) = 2.449, 4 degrees of freedom: p = 0.0705.
+    lay_down_pair(tmp_path, 0.02)
+    text = verdict(reported(tmp_path))
+    assert text.startswith(
+        "A tie in final test accuracy: SGD-PH has the highest mean, but is not told from SGDM "
+        "(p = 0.07) (3 seeds each)."
+    )
+    page = (tmp_path / REPORT).read_text()
+    assert "**" not in page
+    assert "83.00 ± 1.00 †" in page
+    assert "81.00 ± 1.00 †" in page
+    assert [row["p_against_best"][:6] for row in rows_of(tmp_path)] == ["0.0704", ""]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_difference_beyond_the_spread_is_bold_and_said_with_its_limits(tmp_path: Path) -> None:
+    # t = 0.03 / sqrt(2 * 0.0001 / 3) = 3.674: p = 0.0213.
+    lay_down_pair(tmp_path, 0.03)
+    text = verdict(reported(tmp_path))
+    assert "SGD-PH lies above SGDM (p = 0.021)" in text
+    assert "Welch's t-test over seeds with Holm's correction" in text
+    assert "these tasks and settings" in text
+    page = (tmp_path / REPORT).read_text()
+    assert "| SGD-PH | 3 | **84.00 ± 1.00** | 85.00 ± 1.00 |" in page
+    assert r"\textbf{84.00 $\pm$ 1.00}" in (tmp_path / LATEX).read_text()
+    assert "<strong>84.00 ± 1.00</strong>" in (tmp_path / PAGE).read_text()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_single_seeds_are_not_compared(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.5)
+    lay_down(tmp_path, "sgdph", 0, 0.9)
+    text = verdict(reported(tmp_path))
+    assert "No comparison of the final test accuracies is drawn" in text
+    page = (tmp_path / REPORT).read_text()
+    assert "**" not in page
+    assert "± – †" not in page
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
+    for model, add in (("resnet8", 0.0), ("vgg11", 0.05)):
+        for seed in range(2):
+            lay_down(tmp_path / model, "sgdm", seed, 0.7 + add + 0.02 * seed, model=model)
+            lay_down(tmp_path / model, "sgdph", seed, 0.9 + 0.02 * seed, model=model)
+    lay_down(tmp_path / "resnet8", "sgdm", 2, None, status="diverged")
+    lay_down(tmp_path / "resnet8", "sgdm", 3, 0.72)
+    (section,) = reported(tmp_path).sections
+    main = section.tables[0]
+    assert main.columns == (("digits", "ResNet8"), ("digits", "VGG11"))
+    assert main.caption.startswith("Accuracy on the test images after the last epoch")
+    assert main.caption.endswith("over 2 seeds")
+    cells = {name: [cell.plain for cell in cells] for name, cells in main.rows}
+    assert cells["SGDM"] == ["71.33 ± 1.15 (n = 3, 1 diverged)", "76.00 ± 1.41"]
+    captions = " ".join(table.caption for table in section.tables)
+    for words in ("picked on these images", "Area under", "Cross-entropy", "Seconds of training"):
+        assert words in captions
+    times = next(t for t in section.tables if t.caption.startswith("Epochs until"))
+    # 99% of 91% is 90.09%: one of the two seeds came so far, in the second epoch.
+    assert "digits, ResNet8 90.09%, digits, VGG11 90.09%" in times.caption or (
+        "90.09% test accuracy" in times.caption
+    )
+    assert [cell.plain for cell in times.rows[1][1]] == ["2.0 ± – (1 of 2)"] * 2
+    assert len(verdict(Report("", reported(tmp_path).runs, (section,))).splitlines()) == 3
+    rows = rows_of(tmp_path)
+    assert [(row["optimizer"], row["model"]) for row in rows] == [
+        ("sgdm", "resnet8"),
+        ("sgdph", "resnet8"),
+        ("sgdm", "vgg11"),
+        ("sgdph", "vgg11"),
+    ]
+
+
+def test_test_and_validation_images_have_sections_and_names_of_their_own(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.7)
+    lay_down(tmp_path, "sgdm", 1, 0.9, validation_size=20)
+    reported(tmp_path)
+    for page in (REPORT, PAGE):
+        text = (tmp_path / page).read_text()
+        assert "Evaluated on the test images" in text
+        assert "Evaluated on held-out training images (validation)" in text
+        assert "final validation accuracy, %" in text
+    test, validation = rows_of(tmp_path)
+    assert (test["final_test_accuracy_mean"], validation["final_test_accuracy_mean"]) == ("0.7", "")
+    assert validation["final_validation_accuracy_mean"] == "0.9"
+    assert (tmp_path / "comparison-validation.png").exists()
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and checks that its elements are nested."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        assert tag not in {"script", "link", "iframe", "object", "embed"}
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if "src" in values:
+            self.loads.append(values["src"] or "")
+        if "href" in values:
+            assert tag == "a"
+            self.links.append(values["href"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    label = '<b>best & "only"</b> | `x` ' + "long " * 30
+    for seed in range(2):
+        lay_down(tmp_path, "sgdm", seed, 0.7, label=label)
+    report_on([tmp_path], tmp_path, Layout(title="<script>alert(1)</script>"), ())
+    text = (tmp_path / PAGE).read_text()
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert not page.open
+    assert len(page.loads) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.loads)
+    assert page.links == ["sgdm-seed0/", "sgdm-seed1/"]
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "<b>best" not in text
+    table = next(line for line in (tmp_path / REPORT).read_text().splitlines() if "long" in line)
+    assert "\\<b>best" in table
+
+
+def test_the_page_the_table_and_the_picture(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    for seed in range(2):
+        lay_down(first, "sgdm", seed, 0.8)
+        lay_down(first, "sgdph", seed, 0.9)
+    write_report(first)
+    page = (first / REPORT).read_text()
+    assert "digits, 100 training and 500 test images, ResNet8; epochs 3, batch size 25" in page
+    assert f"]({PLOT})" in page
+    assert "](seconds.png)" in page
+    assert "second_order_lr 0.001" in page
+    assert "[sgdph-seed1](sgdph-seed1/) | 1 | finished | 90.00 | 91.00 (1)" in page
+    assert "* cpu a cpu" in page
+    assert "* `sgdph compare`" in page
+    assert (first / PLOT).read_bytes().startswith(b"\x89PNG")
+    # Moved elsewhere, the same directories give the same report.
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    written = [name for name in REPORT_FILES if (first / name).exists()]
+    assert {REPORT, PAGE, TABLE, LATEX, TARGETS, PLOT} <= set(written)
+    for name in written:
+        (second / name).unlink()
+    write_report(second)
+    for name in written:
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_arguments_of_an_optimizer_stand_among_its_settings(tmp_path: Path) -> None:
+    config = tiny_config(optimizer="sgdm", optimizer_args=(("dampening", 1e-8), ("nesterov", True)))
+    write_run(tmp_path / "run", config, [0.5])
+    reported(tmp_path)
+    assert "optimizer_args dampening=1e-08 nesterov=True" in (tmp_path / REPORT).read_text()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_what_was_left_out_is_said(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    shutil.copytree(tmp_path / "sgdm-seed0", tmp_path / "twin")
+    (lay_down(tmp_path, "sgdm", 1, 0.8) / "summary.json").write_text("{")
+    reported(tmp_path)
+    for name in (REPORT, PAGE):
+        page = (tmp_path / name).read_text()
+        assert "Unreadable, left out: sgdm-seed1: " in page
+        assert "same configuration and seed as sgdm-seed0, left out: twin" in page
+    assert rows_of(tmp_path)[0]["n"] == "1"
+
+
+def test_a_sweeps_layout_and_title_are_its_reports(tmp_path: Path) -> None:
+    for decay in (1e-3, 1e-2):
+        lay_down(tmp_path, "sgdm", 0, 0.8, name=f"-{decay}", weight_decay=decay)
+    (tmp_path / "sweep.yaml").write_text("layout: {rows: [weight_decay], title: Table 5}\n")
+    (table,) = write_report(tmp_path).main_tables
+    assert [name for name, _ in table.rows] == ["weight decay 0.001", "weight decay 0.01"]
+    assert (tmp_path / REPORT).read_text().startswith("# Table 5\n")
+    assert (tmp_path / "sensitivity-lines.png").exists()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    check_out(tmp_path)
+    check_out(tmp_path / "new")
+    (tmp_path / TABLE).write_text("parameter,kind\n")
+    with pytest.raises(LabError, match=r"holds table\.csv that no report has written"):
+        check_out(tmp_path)
+    reported(tmp_path)
+    check_out(tmp_path)
+    # As reports of earlier versions left it.
+    (tmp_path / PAGE).unlink()
+    check_out(tmp_path)
+    with pytest.raises(LabError, match="is a file"):
+        check_out(tmp_path / TABLE)
+
+
+def test_nothing_to_report_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="holds no run"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_how_to_read_it_stands_on_every_page(tmp_path: Path) -> None:
+    lay_down_pair(tmp_path, 0.02)
+    reported(tmp_path)
+    for name in (REPORT, PAGE):
+        text = (tmp_path / name).read_text()
+        for words in ("is the one to quote", "so flatters", "known only afterwards"):
+            assert words in text

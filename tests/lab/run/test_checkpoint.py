@@ -1,0 +1,114 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lab.conftest import checkpoint_of, same_bits, start, tiny_config
+from sgdph.lab.data import Dataset
+from sgdph.lab.errors import LabError
+from sgdph.lab.run.checkpoint import load_checkpoint, save_checkpoint
+from sgdph.lab.run.directory import CHECKPOINT, RunDirectory
+from sgdph.lab.run.start import prepare
+
+
+def draws() -> list[float]:
+    """Figures from every global generator; they move on."""
+    return [torch.rand(1).item(), random.random(), float(np.random.rand())]  # noqa: NPY002
+
+
+def test_a_checkpoint_brings_every_global_generator_back(tmp_path: Path, digits: Dataset) -> None:
+    config = tiny_config(optimizer="sgdm")
+    state = prepare(config, digits).state
+    draws()
+    save_checkpoint(tmp_path / CHECKPOINT, state)
+    expected = draws()
+    load_checkpoint(tmp_path / CHECKPOINT, prepare(config, digits).state)
+    assert draws() == expected
+
+
+def test_the_seed_decides_what_every_generator_draws(digits: Dataset) -> None:
+    prepare(tiny_config(seed=2), digits)
+    first = draws()
+    prepare(tiny_config(seed=2), digits)
+    assert draws() == first
+    prepare(tiny_config(seed=3), digits)
+    assert not set(draws()) & set(first)
+
+
+def test_a_checkpoint_of_the_first_format_is_still_read(tmp_path: Path, digits: Dataset) -> None:
+    config = tiny_config(epochs=2, keep_checkpoints=(1,))
+    start(config, tmp_path / "run", digits)
+    expected = checkpoint_of(tmp_path / "run")
+    old = torch.load(tmp_path / "run" / "epoch-1.pt", weights_only=True)
+    generators = old.pop("generators")[0]
+    del old["scaler"]
+    old |= {"format": 1, "torch_generator": generators["torch"], "cuda_generators": []}
+    torch.save(old, tmp_path / "run" / CHECKPOINT)
+    start(config, tmp_path / "run", digits)
+    assert same_bits(checkpoint_of(tmp_path / "run"), expected)
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "other bytes", "not a checkpoint"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, digits: Dataset, damage: str) -> None:
+    config = tiny_config(optimizer="sgdm", epochs=1)
+    start(config, tmp_path / "run", digits)
+    file = tmp_path / "run" / CHECKPOINT
+    content = file.read_bytes()
+    if damage == "not a checkpoint":
+        torch.save({"weights": torch.ones(1)}, file)
+    else:
+        ruins = {"cut": content[: len(content) // 2], "emptied": b"", "other bytes": b"damaged"}
+        file.write_bytes(ruins[damage])
+    with pytest.raises(LabError, match=r"last.pt cannot be read.*start the run anew with --overw"):
+        start(config, tmp_path / "run", digits)
+
+
+def test_an_earlier_checkpoint_is_offered_in_a_damaged_ones_place(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    config = tiny_config(optimizer="sgdm", keep_checkpoints=(1, 2))
+    start(config, tmp_path / "run", digits)
+    whole = checkpoint_of(tmp_path / "run")
+    (tmp_path / "run" / CHECKPOINT).write_bytes(b"damaged")
+    with pytest.raises(LabError, match=r"copy the kept epoch-2.pt over it"):
+        start(config, tmp_path / "run", digits)
+    (tmp_path / "run" / "epoch-2.pt").replace(tmp_path / "run" / CHECKPOINT)
+    start(config, tmp_path / "run", digits)
+    assert same_bits(checkpoint_of(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "resnet8-gn"},
+        {"model": "resnet20"},
+        {"optimizer": "sgdph"},
+        {"optimizer": "adamw"},
+    ],
+    ids=["network", "depth", "groups", "optimizer"],
+)
+def test_another_runs_checkpoint_is_refused_in_words(
+    tmp_path: Path, digits: Dataset, other: dict[str, str]
+) -> None:
+    config = tiny_config(optimizer="sgdm", epochs=1)
+    stranger = prepare(tiny_config(epochs=1, **{"optimizer": "sgdm", **other}), digits).state
+    run = RunDirectory(tmp_path / "run")
+    run.create(config)
+    save_checkpoint(run.path / CHECKPOINT, stranger)
+    with pytest.raises(LabError, match=r"last.pt does not fit the run.*--overwrite"):
+        start(config, run.path, digits)
+
+
+def test_metrics_without_their_checkpoint_are_not_written_over(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    config = tiny_config(optimizer="sgdm", epochs=2)
+    start(config, tmp_path / "run", digits)
+    run = RunDirectory(tmp_path / "run")
+    (run.path / CHECKPOINT).unlink()
+    before = run.read_metrics()
+    with pytest.raises(LabError, match=r"has the metrics of 2 epochs and no last.pt"):
+        start(config, run.path, digits)
+    assert run.read_metrics() == before

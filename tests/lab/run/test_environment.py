@@ -1,0 +1,23 @@
+"""What is recorded of the place where a run was computed."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from sgdph.lab.run.environment import describe_environment
+
+PAGE = Path(__file__).parents[3] / "docs" / "reproducibility.md"
+OF_A_RUN = {"processes", "session", "resumed"}
+
+
+def test_every_field_is_explained_and_nothing_else() -> None:
+    _, _, section = PAGE.read_text().partition("## How the environment is recorded")
+    first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    explained = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert explained - OF_A_RUN == describe_environment(torch.device("cpu")).keys()
+
+
+def test_the_instructions_are_those_of_torch_s_own_report() -> None:
+    recorded = describe_environment(torch.device("cpu"))["cpu_capability"]
+    assert f"CPU capability usage: {recorded}" in torch.__config__.show()

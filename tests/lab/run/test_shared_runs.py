@@ -1,0 +1,185 @@
+"""One run in several processes, started by torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lab.conftest import checkpoint_of, same_bits, start, tiny_config, without_seconds
+from sgdph.lab import cli
+from sgdph.lab.data import Dataset, Share, load_dataset
+from sgdph.lab.errors import LabError
+from sgdph.lab.run import distributed
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.distributed import EqualShare, Team
+from sgdph.lab.run.start import pick_device, prepare
+
+from . import shared_run
+
+# Without batch norm, whose statistics are each process's own: 102 images leave 2 for the last
+# batch, one each of two processes, and none of three.
+OPTIONS = {"model": "resnet8-gn", "train_size": 102, "batch_size": 50, "epochs": 2}
+
+
+def torchrun(processes: int, *program: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, f"--nproc-per-node={processes}", *program],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def program(folder: Path, doomed: str = "none") -> list[str]:
+    # Beside the tests it would take our folder ``inspect`` for Python's module.
+    copy = folder / "shared_run.py"
+    copy.write_text(Path(shared_run.__file__).read_text())
+    return [str(copy), str(folder / "runs"), doomed]
+
+
+def ends(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{name}-{rank}.end") for rank in range(processes)]
+
+
+def test_joining_again_finds_nothing_of_the_time_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stale addresses, by which processes would wait for one that is no longer there."""
+    shared, stores = dist.HashStore(), []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(shared, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, store, **__: stores.append(store))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for _ in range(2):
+        with distributed.joined() as team:
+            assert (team.rank, team.size) == (0, 2)
+    first, second = stores
+    first.set("address", "here")
+    assert first.check(["address"])
+    assert not second.check(["address"])
+
+
+def test_one_of_several_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo's threads abort a process that gives Python the time to end."""
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    assert (distributed.leave(1), left) == (1, [])
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.leave(3)
+    assert left == [3]
+
+
+@pytest.mark.xdist_group("torchrun")
+def test_two_processes_make_the_run_that_one_makes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for optimizer in ("sgdm", "sgdph"):
+        config = tiny_config(**OPTIONS, optimizer=optimizer, processes=2)
+        RunDirectory(tmp_path / "runs" / optimizer).create(config)
+    small = ["--dataset=digits", "--train-size=100", "--epochs=1", "--device=cpu", "--threads=1"]
+    command = ["train", *small, "--optimizer=sgdm", "--batch-size=20", "--out", "by-command"]
+    done = torchrun(2, *program(tmp_path), *command, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "nowhere").exists()
+    # The first process alone has anything to say.
+    for rank, heard in enumerate(
+        ["LabError: no room, Agreed: process 1: no room", "Agreed: process 0: no room, Agreed"]
+    ):
+        assert (tmp_path / f"heard-{rank}").read_text().startswith(heard)
+    for optimizer in ("sgdm", "sgdph"):
+        data = load_dataset("digits", train_size=102)
+        config = tiny_config(**OPTIONS, optimizer=optimizer)
+        start(config, tmp_path / "alone" / optimizer, data)
+        alone = checkpoint_of(tmp_path / "alone" / optimizer)
+        shared = checkpoint_of(tmp_path / "runs" / optimizer)
+        first, second = ends(tmp_path, optimizer, 2)
+        assert same_bits(first["model"], second["model"])
+        assert without_seconds(first["history"]) == without_seconds(second["history"])
+        assert same_bits(dict(first["model"]), dict(shared["model"]))
+        assert shared["step"] == alone["step"] == 6
+        for name, value in alone["model"].items():
+            torch.testing.assert_close(shared["model"][name], value, rtol=1e-4, atol=1e-5)
+        for found, expected in zip(shared["history"], alone["history"], strict=True):
+            for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+                assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6)
+
+    # The command says all once, and in one process its run would become another.
+    assert done.stdout.count("The run lies in") == done.stdout.count("epoch 1/1") == 1
+    run = RunDirectory(tmp_path / "by-command")
+    assert run.read_config().processes == run.read_env()["processes"] == 2
+    before = checkpoint_of(run.path)
+    assert cli.main(["train", f"--out={run.path}", "--resume"]) == 2
+    assert "carry it on with torchrun --nproc-per-node 2" in capsys.readouterr().err
+    assert same_bits(checkpoint_of(run.path), before)
+
+
+@pytest.mark.xdist_group("torchrun")
+def test_three_processes_of_which_one_was_killed_come_out_to_the_same_bits(tmp_path: Path) -> None:
+    config = tiny_config(**{**OPTIONS, "batch_size": 51, "model": "resnet8"}, processes=3)
+    whole, killed = (RunDirectory(tmp_path / "runs" / name) for name in ("1-whole", "2-killed"))
+    for run in (whole, killed):
+        run.create(config)
+    done = torchrun(3, *program(tmp_path, "2-killed"), folder=tmp_path)
+    assert done.returncode != 0
+    assert (whole.status(), killed.read_summary()["epochs"]) == ("finished", 1)
+    assert killed.status() in ("running", "interrupted")
+    done = torchrun(3, *program(tmp_path), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found, expected = checkpoint_of(killed.path), checkpoint_of(whole.path)
+    assert same_bits(found, expected)
+    # Batch norm's running statistics are the first process's, in all.
+    first, *others = ends(tmp_path, "2-killed", 3)
+    for other in others:
+        assert same_bits(first["model"], other["model"])
+    assert len({tuple(g["torch"].tolist()) for g in expected["generators"]}) == 3
+
+
+def test_a_run_of_several_processes_is_not_trained_by_one(tmp_path: Path, digits: Dataset) -> None:
+    with pytest.raises(LabError, match="is a run of 5 processes, and there are 1"):
+        start(tiny_config(processes=5), tmp_path / "run", digits)
+
+
+def test_a_batch_must_divide_among_the_processes(digits: Dataset) -> None:
+    with pytest.raises(LabError, match="cannot be divided among 2; take a multiple of 2"):
+        prepare(tiny_config(batch_size=25, processes=2), digits)
+
+
+def test_other_commands_are_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["compare", f"--out={tmp_path}"]) == 2
+    assert "goes with train alone" in capsys.readouterr().err
+
+
+def test_one_gpu_is_not_for_several_processes() -> None:
+    with pytest.raises(LabError, match="is one GPU, and 2 processes need one each"):
+        pick_device("cuda:1", Team(rank=0, size=2))
+
+
+@pytest.mark.parametrize("count", [11, 12, 13, 14])
+def test_shares_of_a_batch_are_equal_and_of_an_evaluation_complete(count: int) -> None:
+    items = torch.arange(count)
+    equal = [EqualShare(rank, 3).of(items) for rank in range(3)]
+    assert {len(part) for part in equal} == {count // 3}
+    assert sorted(torch.cat(equal).tolist()) == list(range(count - count % 3))
+    whole = torch.cat([Share(rank, 3).of(items) for rank in range(3)])
+    assert sorted(whole.tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "processes", "steps"),
+    [(100, 25, 1, 4), (101, 25, 1, 5), (101, 50, 2, 2), (102, 50, 2, 3), (102, 51, 3, 2)],
+)
+def test_steps_are_the_batches_with_an_image_for_every_process(
+    count: int, size: int, processes: int, steps: int
+) -> None:
+    assert Team(size=processes).steps(count, size) == steps

@@ -1,0 +1,217 @@
+"""The recipes: what they say is what the paper's text says, and all of it can be run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.errors import LabError
+from sgdph.lab.sweep.plan import Plan, make_plan
+from sgdph.lab.sweep.recipe import load_recipe, parse_recipe, recipe_names
+
+SCALES = ("paper", "gpu-hour", "cpu")
+TABLES = [f"table{k}" for k in range(1, 9)]
+SEVEN = {"sgdm", "adam", "adamw", "adabelief", "adahessian", "apollo", "sgdph"}
+# Cells and seeds of the paper's grids; Table 3's seeds are lost.
+COUNTS = {
+    "table1": (2 * 4 * 7, 4),
+    "table2": (2 * 7, 4),
+    "table3": (6, 1),
+    "table4": (5, 4),
+    "table5": (5, 4),
+    "table6": (2 * 4 * 3, 4),
+    "table7": (3, 4),
+    "table8": (5, 4),
+}
+
+
+def plan(name: str, scale: str = "paper", **given: object) -> Plan:
+    return make_plan(load_recipe(name), scale, given)
+
+
+def cells(name: str, scale: str = "paper") -> list[RunConfig]:
+    return list(plan(name, scale).cells.values())
+
+
+def test_all_the_papers_experiments_are_there() -> None:
+    assert recipe_names() == [*TABLES, "figure3", "figure4", "figure5", "cost"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_papers_grid(name: str) -> None:
+    found = plan(name)
+    count, seeds = COUNTS[name]
+    assert len(found.cells) == count
+    assert found.seeds == tuple(range(seeds))
+    runs = found.runs()
+    assert len({run.name for run in runs}) == len({run.config for run in runs}) == count * seeds
+    for config in found.cells.values():
+        mini = name in ("table2", "table3")
+        assert (config.epochs, config.schedule) == (100 if mini else 200, "step")
+        assert config.schedule_every == (30 if mini else 60)
+        assert config.batch_size == (256 if mini else 128) or name == "table8"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_resolves_and_says_its_time(name: str, scale: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.paper
+    assert recipe.scale(scale).description
+    assert recipe.scale(scale).time
+    if name == "cost":
+        assert recipe.scale(scale).cost
+        return
+    assert plan(name, scale).runs()
+    systems = {(each.optimizer, each.label) for each in cells(name, scale)}
+    # These have SGDM beside SGD-PH at scale cpu, to tell what is SGD-PH's own.
+    more = {("sgdm", None)} if name in ("table5", "table8") and scale == "cpu" else set()
+    assert systems == {(each.optimizer, each.label) for each in cells(name)} | more
+
+
+def test_a_figure_has_the_runs_of_its_table() -> None:
+    for figure, table in (("figure3", "table1"), ("figure4", "table2"), ("figure5", "table4")):
+        assert plan(figure).runs() == plan(table).runs()
+        assert load_recipe(figure).runs_of == table
+        assert load_recipe(figure).title != load_recipe(table).title
+
+
+def test_table_1_says_what_the_papers_text_says() -> None:
+    found = cells("table1")
+    assert {each.optimizer for each in found} == SEVEN
+    assert {each.dataset for each in found} == {"cifar10", "cifar100"}
+    assert {each.model for each in found} == {"resnet18", "resnet50", "vgg11-bn", "vgg19-bn"}
+    rates = {each.optimizer: each.lr for each in found}
+    assert rates["sgdm"] == 0.1
+    assert rates["adam"] == rates["adamw"] == rates["adabelief"] == 1e-3
+    ours = [each for each in found if each.optimizer == "sgdph"]
+    assert {(each.lr, each.weight_decay) for each in ours} == {(0.01, 0.005)}
+    assert {(each.momentum, each.hessian_momentum) for each in ours} == {(0.9, 0.9)}
+    assert {(each.second_order_lr, each.eps) for each in ours} == {(1e-3, 1e-4)}
+
+
+def test_table_4_says_what_the_papers_text_says() -> None:
+    found = {each.label: (each.model, each.optimizer, each.lr) for each in cells("table4")}
+    assert found["SGDM"] == ("vgg19", "sgdm", 0.01)
+    assert found["SGDM+WN"] == ("vgg19-wn", "sgdm", 0.01)
+    assert found["SGD-PH+WN"] == ("vgg19-wn", "sgdph", 0.01)
+    decays = {each.label: each.weight_decay for each in cells("table4")}
+    assert (decays["SGDM"], decays["SGDM+WN"], decays["SGD-PH+WN"]) == (1e-4, 1e-4, 1e-3)
+
+
+def test_the_ablations_say_what_the_papers_text_says() -> None:
+    assert [(each.lr, each.weight_decay) for each in cells("table5")] == [
+        (0.01, 0.01),
+        (0.01, 0.002),
+        (0.01, 0.005),
+        (0.02, 0.005),
+        (0.005, 0.005),
+    ]
+    for system in ("sgdph", "sgdm"):
+        grid = [each for each in cells("table5", "cpu") if each.optimizer == system]
+        middle = grid[2]
+        factors = [(each.lr / middle.lr, each.weight_decay / middle.weight_decay) for each in grid]
+        assert factors == [
+            (pytest.approx(each.lr / 0.01), pytest.approx(each.weight_decay / 0.005))
+            for each in cells("table5")
+        ]
+    assert {each.second_order_lr for each in cells("table6")} == {0.01, 0.001, 0.0001}
+    assert [each.hessian_momentum for each in cells("table7")] == [0.8, 0.9, 0.99]
+    assert [each.batch_size for each in cells("table8")] == [16, 32, 64, 128, 256]
+
+
+def test_what_is_lost_in_the_paper_is_not_said_to_be_the_papers() -> None:
+    settings = load_recipe("table1").scale("paper").settings
+    for optimizer, name in (("sgdm", "weight_decay"), ("apollo", "lr"), ("adahessian", "lr")):
+        assert settings[optimizer][name].source.startswith("lost")
+    assert settings["sgdph"]["weight_decay"].source == "paper"
+
+
+def test_what_is_given_goes_before_the_recipe_and_is_told() -> None:
+    changed = plan("table1", "cpu", epochs=3, dataset="digits", threads=1)
+    assert {each.epochs for each in changed.cells.values()} == {3}
+    # A fall of the learning rate moves with the epochs, and a subset is that of its own set.
+    assert {each.schedule_every for each in changed.cells.values()} == {1}
+    assert {each.train_size for each in changed.cells.values()} == {None}
+    # The two data sets have become one.
+    assert len(changed.cells) * 2 == len(cells("table1", "cpu"))
+    assert changed.overrides == {"epochs": 3, "dataset": "digits"}
+    title = changed.layout.title or ""
+    assert "deviates" in title
+    assert "epochs 3" in title
+    assert "deviates" not in (plan("table1", "cpu").layout.title or "")
+
+
+def test_settings_of_a_file_go_before_the_recipes_but_not_before_a_cells_own() -> None:
+    tuned = {"sgdph": {"lr": 0.5, "weight_decay": 0.25}, "sgdm": {"lr": 0.75}}
+    found = make_plan(load_recipe("table1"), "cpu", {}, None, tuned).cells.values()
+    assert {each.lr for each in found if each.optimizer == "sgdph"} == {0.5}
+    assert {each.lr for each in found if each.optimizer == "sgdm"} == {0.75}
+    assert {each.weight_decay for each in found if each.optimizer == "sgdm"} == {2.05e-4}
+    grid = make_plan(load_recipe("table5"), "cpu", {}, None, tuned).cells.values()
+    assert [each.lr for each in grid] == [each.lr for each in cells("table5", "cpu")]
+
+
+def test_one_network_for_systems_that_differ_in_theirs_is_refused() -> None:
+    with pytest.raises(LabError, match="--model does not fit table4"):
+        plan("table4", "cpu", model="resnet8")
+
+
+OWN = """
+format: sgdph-recipe-1
+title: mine
+paper: nothing
+settings: {sgdm: {lr: {value: 1e-2, source: me}}}
+scales:
+  cpu:
+    description: small
+    time: seconds
+    seeds: [5]
+    options: {dataset: digits, epochs: 1, optimizer: sgdm}
+    axes: [{model: [resnet8, resnet20]}]
+"""
+
+
+def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN)
+    found = make_plan(load_recipe(str(file)), "cpu", {})
+    assert found.recipe == "mine"
+    assert [run.config.model for run in found.runs()] == ["resnet8", "resnet20"]
+    # No dot, so YAML takes it for text.
+    assert {run.config.lr for run in found.runs()} == {0.01}
+
+
+def test_cells_of_one_name_are_refused_rather_than_lost(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN.replace("{model: [resnet8, resnet20]}", "{lr: [0.1, 0.03]}"))
+    with pytest.raises(LabError, match="both be called digits-resnet8-sgdm, and differ in lr"):
+        make_plan(load_recipe(str(file)), "cpu", {})
+    file.write_text(file.read_text() + "layout: {rows: [lr]}\n")
+    found = make_plan(load_recipe(str(file)), "cpu", {})
+    assert [run.config.lr for run in found.runs()] == [0.1, 0.03]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "else"}, "expected 'format: sgdph-recipe-1'"),
+        ({"title": None}, "'title'"),
+        ({"settings": {"sgdm": {"lr": 0.1}}}, "sgdm's lr must be .value"),
+        ({"scales": {"laptop": yaml.safe_load(OWN)["scales"]["cpu"]}}, "got laptop"),
+        ({"layout": {"rows": ["colour"]}}, "'colour'"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(change: dict[str, object], message: str) -> None:
+    values = {**yaml.safe_load(OWN), **change}
+    text = yaml.safe_dump({key: value for key, value in values.items() if value is not None})
+    with pytest.raises(LabError, match=message):
+        parse_recipe(text, "mine", "mine.yaml")
+
+
+def test_an_unknown_recipe_or_scale_is_refused() -> None:
+    with pytest.raises(LabError, match="one of table1, table2"):
+        load_recipe("table9")
+    with pytest.raises(LabError, match="one of paper, gpu-hour, cpu"):
+        load_recipe("table1").scale("laptop")

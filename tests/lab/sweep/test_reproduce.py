@@ -1,0 +1,337 @@
+"""``sgdph reproduce`` in this process: each recipe's smallest form, and what goes wrong."""
+
+import csv
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab.conftest import Command, checkpoint_of, same_bits, snapshot
+from sgdph.lab.run import training
+from sgdph.lab.run.directory import RunDirectory
+
+SMALLEST = ["--scale=cpu", "--dataset=digits", "--epochs=1", "--threads=1", "--device=cpu"]
+ONE = [*SMALLEST, "--train-size=60", "--seeds=0"]
+
+
+@pytest.fixture
+def reproduce(sgdph: Command) -> Command:
+    """Calls ``sgdph reproduce``; returns exit code, output and errors."""
+    return partial(sgdph, "reproduce")
+
+
+def runs_under(path: Path) -> list[str]:
+    return sorted(each.parent.name for each in path.glob("*/config.yaml"))
+
+
+# Few cells each: all optimizers of the grids are trained by the tests of optimizers.
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("table1", ["--model=resnet8", "--only=sgdm,adahessian,apollo,sgdph"], 4),
+        ("figure3", ["--model=resnet8", "--only=adabelief"], 1),
+        ("table2", ["--model=resnet8", "--only=adamw"], 1),
+        ("figure4", ["--model=resnet8", "--only=digits-resnet8-adam-"], 1),
+        ("table3", ["--only=WN"], 2),
+        ("table4", ["--only=SGDM-,SGD-PH+WN"], 2),
+        ("figure5", ["--only=SGDM+WN"], 1),
+        ("table5", ["--only=0.1538"], 1),
+        ("table6", ["--model=resnet8", "--only=0.0001"], 1),
+        ("table7", ["--only=0.99"], 1),
+        ("table8", ["--only=16,32"], 4),
+    ],
+)
+def test_the_smallest_form(
+    reproduce: Command, tmp_path: Path, name: str, options: list[str], count: int
+) -> None:
+    code, said, errors = reproduce(name, *ONE, *options, "--out", tmp_path / "out")
+    assert code == 0, said + errors
+    runs = runs_under(tmp_path / "out")
+    assert len(runs) == count
+    assert {RunDirectory(tmp_path / "out" / run).status() for run in runs} == {"finished"}
+    assert "deviates from the recipe: dataset digits" in said
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "deviates from the recipe" in page
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
+    assert len(rows) == count
+
+
+def test_the_smallest_form_of_the_cost_study(reproduce: Command, tmp_path: Path) -> None:
+    small = ["cost", "--model=resnet8", "--batch-size=2", "--out", tmp_path]
+    code, said, _ = reproduce(*small)
+    assert code == 0
+    assert "AdaHessian" in said
+    code, said, _ = reproduce(*small)
+    assert code == 0
+    assert "kept" in said
+    code, _, errors = reproduce(*small, "--epochs=3", "--seeds=1")
+    assert code == 2
+    assert "--epochs, --seeds mean nothing" in errors
+
+
+def test_the_table_is_laid_out_like_the_papers(reproduce: Command, tmp_path: Path) -> None:
+    both = ["--only=sgdm,sgdph", "--seeds=0-1"]
+    code, said, _ = reproduce("table1", *SMALLEST, *both, "--train-size=60", "--out", tmp_path)
+    assert code == 0
+    # Optimizers side by side, a row for each data set and network.
+    heading = next(line for line in said.splitlines() if "data set, network" in line)
+    assert heading.index("SGDM") < heading.index("SGD-PH")
+    for network in ("ResNet8", "VGG8-BN"):
+        row = next(line for line in said.splitlines() if f"digits, {network}" in line)
+        assert row.count("±") == 2
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert {each["n"] for each in rows} == {"2"}
+
+
+def test_a_second_call_trains_nothing_and_a_further_one_adds(
+    reproduce: Command, tmp_path: Path
+) -> None:
+    table = ["table7", *ONE, "--out", tmp_path]
+    assert reproduce(*table, "--only=0.8")[0] == 0
+    before = snapshot(tmp_path / "digits-resnet8-hessian-momentum0.8-sgdph-seed0")
+    code, said, _ = reproduce(*table, "--only=0.8", "--resume")
+    assert code == 0
+    assert "1 runs, 0 of them left" in said
+    assert "2 of the sweep's 3 runs are not at their end yet" in said
+    assert snapshot(tmp_path / "digits-resnet8-hessian-momentum0.8-sgdph-seed0") == before
+    assert reproduce(*table)[0] == 0
+    assert len(runs_under(tmp_path)) == 3
+    assert snapshot(tmp_path / "digits-resnet8-hessian-momentum0.8-sgdph-seed0") == before
+
+
+def test_a_sweep_grows_by_seeds_and_cells(reproduce: Command, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "mine.yaml", tmp_path / "out"
+    scale = {
+        "description": "d",
+        "time": "t",
+        "seeds": [0],
+        "options": {"dataset": "digits", "train_size": 60, "epochs": 1, "batch_size": 25},
+        "axes": [{"optimizer": ["sgdm"]}],
+    }
+    content = {
+        "format": "sgdph-recipe-1",
+        "title": "Mine",
+        "paper": "p",
+        "layout": {"rows": ["system"], "columns": ["dataset"]},
+        "scales": {"cpu": scale},
+    }
+    recipe.write_text(yaml.safe_dump(content))
+    grow = [recipe, "--model=resnet8", "--threads=1", "--device=cpu", "--out", out]
+    assert reproduce(*grow)[0] == 0
+    before = snapshot(out / "digits-sgdm-seed0")
+    scale["axes"] = [{"optimizer": ["sgdph", "sgdm"]}]
+    recipe.write_text(yaml.safe_dump(content))
+    code, said, errors = reproduce(*grow, "--seeds=0-1")
+    assert code == 0, errors
+    assert "4 runs, 3 of them left" in said
+    assert runs_under(out) == [f"digits-{x}-seed{k}" for x in ("sgdm", "sgdph") for k in (0, 1)]
+    assert snapshot(out / "digits-sgdm-seed0") == before
+    assert len(yaml.safe_load((out / "sweep.yaml").read_text())["cells"]) == 2
+    # It does not shrink: what was asked for once would be missing from its report.
+    code, _, errors = reproduce(*grow)
+    assert code == 2
+    assert "seeds: the sweep has (0, 1), asked for is (0,)" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table7", *ONE, "--epochs=2"], "overrides"),
+        (["table7", *ONE, "--seeds=1"], "seeds: the sweep has (0,), asked for is (1,)"),
+        (["table8", *ONE], "recipe: the sweep has 'table7', asked for is 'table8'"),
+        (["table7", *ONE, "--scale=gpu-hour"], "scale: the sweep has 'cpu'"),
+    ],
+)
+def test_another_sweep_in_the_directory_is_refused(
+    reproduce: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
+    before = snapshot(tmp_path)
+    for more in ([], ["--dry-run"]):
+        code, _, errors = reproduce(*arguments, *more, "--out", tmp_path)
+        assert code == 2
+        assert message in errors
+        assert "--overwrite" in errors
+        assert snapshot(tmp_path) == before
+
+
+OWN_RECIPE = """
+format: sgdph-recipe-1
+title: "{title}"
+paper: None of the paper's.
+scales:
+  cpu:
+    description: One run.
+    time: a second
+    seeds: [0]
+    options: {{dataset: digits, train_size: 60, model: resnet8, epochs: 1, lr: {lr}}}
+    axes: [[{{label: SGDM, optimizer: sgdm}}]]
+"""
+
+
+def test_files_called_recipe_have_a_folder_of_runs_each(
+    reproduce: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, lr in (("one", 0.1), ("other", 0.2)):
+        (tmp_path / name).mkdir()
+        text = OWN_RECIPE.format(title=name, lr=lr)
+        (tmp_path / name / "recipe.yaml").write_text(text)
+        code, said, errors = reproduce(f"{name}/recipe.yaml", "--threads=1", "--device=cpu")
+        assert code == 0, said + errors
+    (tmp_path / "mine.yaml").write_text(OWN_RECIPE.format(title="mine", lr=0.3))
+    assert reproduce("mine.yaml", "--threads=1", "--device=cpu")[0] == 0
+    folders = sorted(each.name for each in (tmp_path / "runs").iterdir())
+    assert folders == ["mine-cpu", "one-cpu", "other-cpu"]
+
+
+def test_a_recipe_that_changed_since_is_refused(reproduce: Command, tmp_path: Path) -> None:
+    assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
+    file = tmp_path / "sweep.yaml"
+    values = yaml.safe_load(file.read_text())
+    values["cells"]["digits-resnet8-hessian-momentum0.9-sgdph"]["lr"] = 0.5
+    file.write_text(yaml.safe_dump(values))
+    code, _, errors = reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)
+    assert code == 2
+    assert "momentum0.9-sgdph: lr: the run has 0.5, given 0.0769" in errors
+
+
+def test_a_directory_of_something_else_is_refused(reproduce: Command, tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("mine")
+    code, _, errors = reproduce("table7", *ONE, "--out", tmp_path)
+    assert code == 2
+    assert "of something that is no sweep" in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_overwriting_deletes_the_sweep_and_nothing_else(reproduce: Command, tmp_path: Path) -> None:
+    assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    anew = ["--seeds=1", "--only=0.9-", "--overwrite", "--out", tmp_path]
+    code, _, _ = reproduce("table7", *ONE, *anew)
+    assert code == 0
+    assert runs_under(tmp_path) == ["digits-resnet8-hessian-momentum0.9-sgdph-seed1"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_dry_run_tells_and_leaves_nothing(reproduce: Command, tmp_path: Path) -> None:
+    small = ["table1", *ONE, "--model=resnet8", "--out", tmp_path / "out"]
+    code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adahessian", "--workers=2")
+    assert code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert "digits-resnet8-sgdm" in said
+    assert "digits-resnet8-adahessian" in said
+    assert "digits-resnet8-adamw" not in said
+    assert "hours for the 2 runs left" in said
+    assert "hardly divides" in said
+    assert "tuned on MNIST-5k" in said
+    assert reproduce(*small, "--only=sgdm")[0] == 0
+    before = snapshot(tmp_path)
+    code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adam-")
+    assert code == 0
+    assert "hours for the 1 runs left" in said
+    assert snapshot(tmp_path) == before
+
+
+def test_a_dry_run_needs_no_data(reproduce: Command, tmp_path: Path) -> None:
+    code, said, _ = reproduce(
+        *("table2", "--scale=paper", "--dry-run", "--image-size=32", "--batch-size=8"),
+        *("--only=resnet18-sgdm", "--device=cpu", "--threads=1", "--out", tmp_path / "out"),
+    )
+    assert code == 0
+    assert "mini-imagenet-torchvision-resnet18-sgdm" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_names_every_recipe_and_its_times(reproduce: Command) -> None:
+    code, said, _ = reproduce("--list")
+    assert code == 0
+    for name in (*(f"table{k}" for k in range(1, 9)), "figure3", "figure5", "cost"):
+        assert f"{name}: " in said
+    assert said.count("--scale cpu") == said.count("--scale paper") == 12
+    assert "minutes on 2" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a recipe: one of table1"),
+        (["table9"], "there is no recipe 'table9'"),
+        (["table7", *ONE, "--only=nothing"], "fits no cell; the cells are digits-resnet8"),
+        (["table7", "--resume", "--overwrite"], "contradict"),
+        (["table7", "--workers=0"], "--workers must be at least 1"),
+        (["table1", "--scale=cpu", "--only=cifar10"], "--data-dir"),
+        (["table7", *ONE, "--settings=nowhere.yaml"], "nowhere.yaml cannot be read"),
+    ],
+)
+def test_wrong_usage_says_what_to_do(
+    reproduce: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    code, _, errors = reproduce(*arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in errors
+    assert not (tmp_path / "out").exists()
+
+
+def break_step(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
+    """Make the n-th optimizer step from now on raise an error."""
+    step, left = training.optimization_step, [number]
+
+    def counted(*arguments: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise error
+        step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "optimization_step", counted)
+
+
+TABLE7 = ["table7", *SMALLEST, "--train-size=60", "--seeds=0", "--epochs=3"]
+
+
+def test_an_interrupted_sweep_is_carried_on_by_the_same_command(
+    reproduce: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reproduce(*TABLE7, "--out", tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        # A run has 9 steps: this is in the second epoch of the second.
+        break_step(patch, 14, KeyboardInterrupt())
+        code, said, _ = reproduce(*TABLE7, "--out", tmp_path / "broken")
+    assert code == 130
+    assert "carry" in said
+    assert not (tmp_path / "broken" / "report.md").exists()
+    code, said, _ = reproduce(*TABLE7, "--out", tmp_path / "broken")
+    assert code == 0
+    assert "carrying on after epoch 1" in said
+    for run in runs_under(tmp_path / "whole"):
+        first, second = tmp_path / "whole" / run, tmp_path / "broken" / run
+        assert same_bits(checkpoint_of(first), checkpoint_of(second))
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
+    reproduce: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        break_step(patch, 4, RuntimeError("the disk is on fire"))
+        code, said, _ = reproduce(*TABLE7, "--out", tmp_path)
+    assert code == 1
+    assert "failed: digits-resnet8-hessian-momentum0.8-sgdph-seed0: RuntimeError" in said
+    statuses = [RunDirectory(tmp_path / run).status() for run in runs_under(tmp_path)]
+    assert statuses == ["interrupted", "finished", "finished"]
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "the disk is on fire" in log.read_text()
+    code, said, _ = reproduce(*TABLE7, "--out", tmp_path)
+    assert code == 0
+    assert "carrying on after epoch 1" in said
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_a_diverging_run_is_an_outcome(reproduce: Command, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("format: sgdph-settings-1\noptimizers: {sgdph: {lr: 1.0e+30}}\n")
+    out = tmp_path / "out"
+    code, said, _ = reproduce(*TABLE7, "--only=0.8", "--settings", settings, "--out", out)
+    assert code == 0
+    assert "diverged" in said
+    assert "tuned settings" in said

@@ -1,0 +1,290 @@
+"""Many runs in one directory, and several processes at them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from lab.conftest import Silent, checkpoint_of, same_bits, start, tiny_config
+from sgdph.lab import cli
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data import Dataset
+from sgdph.lab.errors import LabError
+from sgdph.lab.run.claims import LOCK, Claimed
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.sweep import crew, sweep
+from sgdph.lab.sweep.crew import visible_device
+from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.sweep import Work, check_agreement, check_runs, progress_of
+from sgdph.lab.sweep.workers import as_begun, fit_one_gpu, share_cores, train_all
+
+PATIENCE = 240
+
+
+def tiny_runs(count: int, **options: object) -> list[PlannedRun]:
+    return [
+        PlannedRun(f"run{k}", tiny_config(optimizer="sgdm", seed=k, **options))
+        for k in range(count)
+    ]
+
+
+class Told(Silent):
+    """Notes which runs ended, and how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def run_finished(self, name: str, message: str) -> None:
+        self.lines.append(f"{name}: {message}")
+
+
+def test_a_finished_run_is_kept_and_its_data_are_not_loaded(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    runs = tiny_runs(1, epochs=1)
+    start(runs[0].config, tmp_path / "run0", digits)
+
+    def load(config: RunConfig) -> Dataset:
+        raise AssertionError
+
+    told = Told()
+    Work(tmp_path, runs, load, told).do()
+    assert told.lines[0].startswith("run0: kept; test accuracy")
+    assert progress_of(tmp_path, runs).ended == ("run0",)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it_and_taken_over_when_it_dies(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tiny_runs(2, epochs=1)
+    other = RunDirectory(tmp_path / "run0").claim()
+    told = Told()
+
+    def dies(seconds: float) -> None:
+        # All else is done by now, and the claimed run is not begun.
+        assert [line.split(":")[0] for line in told.lines] == ["run1"]
+        assert not (tmp_path / "run0" / "config.yaml").exists()
+        other.__exit__()
+
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(sleep=dies))
+    with other:
+        Work(tmp_path, runs, lambda config: digits, told).do()
+    assert [line.split(":")[0] for line in told.lines] == ["run1", "run0"]
+    assert progress_of(tmp_path, runs).ended == ("run0", "run1")
+
+
+def test_a_run_that_ended_between_the_look_and_the_claim_is_not_trained_again(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (planned,) = runs = tiny_runs(1, epochs=1)
+    claim = RunDirectory.claim
+
+    def slow_claim(run: RunDirectory) -> object:
+        monkeypatch.setattr(RunDirectory, "claim", claim)
+        start(planned.config, run.path, digits)
+        return claim(run)
+
+    monkeypatch.setattr(RunDirectory, "claim", slow_claim)
+    told = Told()
+    Work(tmp_path, runs, lambda config: digits, told).do()
+    assert "resumed" not in RunDirectory(tmp_path / "run0").read_env()
+
+
+def test_a_failed_run_is_not_tried_again_by_another_worker(tmp_path: Path, digits: Dataset) -> None:
+    runs = tiny_runs(2, epochs=1)
+    sweep.note_failure(tmp_path, "run0", "Traceback\nRuntimeError: broken")
+    Work(tmp_path, runs, lambda config: digits, Told()).do()
+    progress = progress_of(tmp_path, runs)
+    assert progress.ended == ("run1",)
+    assert progress.failed == {"run0": "RuntimeError: broken"}
+
+
+def test_runs_that_were_begun_with_other_options_are_listed(
+    tmp_path: Path, digits: Dataset
+) -> None:
+    (planned,) = tiny_runs(1, epochs=1)
+    start(planned.config, tmp_path / "run0", digits)
+    check_agreement(tmp_path, [PlannedRun("run0", tiny_config(**{**same(planned), "threads": 2}))])
+    other = PlannedRun("run0", tiny_config(**{**same(planned), "lr": 0.5}))
+    with pytest.raises(LabError, match=r"run0: lr: the run has 0\.1, given 0\.5"):
+        check_agreement(tmp_path, [other])
+
+
+def same(planned: PlannedRun) -> dict[str, object]:
+    return {"optimizer": "sgdm", "seed": planned.config.seed, "epochs": planned.config.epochs}
+
+
+def test_missing_data_and_refused_settings_are_told_before_anything_is_trained(
+    digits: Dataset,
+) -> None:
+    runs = [*tiny_runs(1), PlannedRun("late", tiny_config(optimizer="sgdph", eps=-1.0))]
+    with pytest.raises(LabError, match="sgdph refuses its settings"):
+        check_runs(runs, lambda config: digits)
+
+    def load(config: RunConfig) -> Dataset:
+        raise LabError("no data")
+
+    with pytest.raises(LabError, match="no data"):
+        check_runs(runs, load)
+
+
+def test_workers_share_the_cores_where_runs_leave_their_threads_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crew, "available_cores", lambda: 8)
+    open_run = PlannedRun("open", tiny_config(threads=None))
+    shared = share_cores([open_run, *tiny_runs(1)], 3)
+    assert [planned.config.threads for planned in shared] == [2, 1]
+    assert share_cores([open_run], 20)[0].config.threads == 1
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible_device(0) == {} or crew.torch.cuda.is_available()
+    monkeypatch.setattr(crew.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(crew.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = [visible_device(k)["CUDA_VISIBLE_DEVICES"] for k in range(3)]
+    assert found == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert visible_device(1)["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"device": "cuda"}, True),
+        ({"device": "cuda:1"}, False),
+        ({"processes": 2}, False),
+    ],
+)
+def test_a_run_of_several_gpus_or_of_a_certain_one_sees_all(
+    changes: dict[str, Any], fits: bool
+) -> None:
+    assert fit_one_gpu([tiny_config(), tiny_config(**{"batch_size": 24, **changes})]) is fits
+
+
+def test_runs_go_on_with_the_threads_that_they_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "available_cores", lambda: 8)
+    asked = [PlannedRun(name, tiny_config(threads=None)) for name in ("begun", "new")]
+    for planned in share_cores(asked[:1], 4):
+        RunDirectory(tmp_path / planned.name).create(planned.config)
+    # Carried on by one process alone, which would take all cores.
+    begun, new = as_begun(tmp_path, asked)
+    assert (begun.config.threads, new.config.threads) == (2, None)
+    other = [PlannedRun("begun", tiny_config(threads=3))]
+    assert as_begun(tmp_path, other) == other
+
+
+SWEEP = [
+    *("reproduce", "table7", "--scale=cpu", "--dataset=digits", "--train-size=100", "--epochs=6"),
+    *("--seeds=0-1", "--threads=1", "--device=cpu"),
+]
+NAMES = [
+    f"digits-resnet8-hessian-momentum{beta}-sgdph-seed{seed}"
+    for seed in (0, 1)
+    for beta in (0.8, 0.9, 0.99)
+]
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of six runs by two workers, in a process of its own."""
+    words = [sys.executable, "-m", "sgdph.lab", *SWEEP, "--workers=2", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        yield process
+        process.kill()
+
+
+def next_end(process: subprocess.Popen[str]) -> str:
+    """Wait until the parent tells of a run's end; return the run's name."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        name, _, message = line.partition(": ")
+        if message.startswith("test accuracy"):
+            return name
+    raise AssertionError("the sweep ended before")
+
+
+def held_by(directory: Path) -> dict[str, int]:
+    """Which runs are being trained, and by which process."""
+    locks = {
+        name: (directory / name / LOCK).read_text()
+        for name in NAMES
+        if (directory / name).is_dir() and is_claimed(RunDirectory(directory / name))
+    }
+    # One that was taken just now is not signed yet.
+    return {name: int(json.loads(text)["pid"]) for name, text in locks.items() if text}
+
+
+def is_claimed(run: RunDirectory) -> bool:
+    try:
+        with run.claim():
+            return False
+    except Claimed:
+        return True
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_killed_workers_and_a_killed_parent_cost_nothing(
+    tmp_path: Path,
+    parent: subprocess.Popen[str],
+    digits: Dataset,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = next_end(parent)
+    pids = set(held_by(tmp_path).values())
+    assert pids
+    assert parent.pid not in pids
+    os.kill(min(pids), signal.SIGKILL)
+    # The other worker goes on, and takes the killed one's run over when it comes to it.
+    second = next_end(parent)
+    parent.kill()
+    parent.wait(PATIENCE)
+    for name in NAMES:
+        # Whoever lost its parent stops, and so lets go of its run.
+        if (tmp_path / name).is_dir():
+            with FileLock(tmp_path / name / LOCK, timeout=PATIENCE):
+                pass
+    runs = [RunDirectory(tmp_path / name) for name in NAMES]
+    assert {run.status() for run in runs} != {"finished"}
+    assert cli.main([*SWEEP, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert {run.status() for run in runs} == {"finished"}
+    for name in (first, second):
+        assert f"{name}: kept" in said
+    for run in runs:
+        # A history without gaps or repetitions, to the bits of a run trained alone.
+        assert [line["epoch"] for line in run.read_metrics()] == list(range(1, 7))
+    broken = [run for run in runs if "resumed" in run.read_env()]
+    assert broken
+    for run in broken:
+        start(run.read_config(), tmp_path / "alone", digits)
+        assert same_bits(checkpoint_of(run.path), checkpoint_of(tmp_path / "alone"))
+        RunDirectory(tmp_path / "alone").clear()
+
+
+def test_workers_train_what_one_process_trains(tmp_path: Path, digits: Dataset) -> None:
+    runs = tiny_runs(3, epochs=2)
+    progress = train_all(
+        tmp_path / "many", runs, lambda config: digits, Console(quiet=True), workers=2
+    )
+    assert progress.ended == ("run0", "run1", "run2")
+    Work(tmp_path / "one", runs, lambda config: digits, Told()).do()
+    for planned in runs:
+        first, second = tmp_path / "many" / planned.name, tmp_path / "one" / planned.name
+        assert same_bits(checkpoint_of(first), checkpoint_of(second))
+        assert "resumed" not in RunDirectory(first).read_env()
