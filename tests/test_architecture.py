@@ -1,4 +1,4 @@
-"""The two storeys: the core needs torch alone, never knows the laboratory or the integrations."""
+"""The house: which room may import which, and the core needs torch alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 import sgdph
 
 SOURCE = Path(sgdph.__file__).parent
-CORE = sorted(SOURCE.glob("*.py"))
 FRAMEWORKS = {
     "accelerate": {"accelerate"},
     "lightning": {"lightning", "pytorch_lightning"},
@@ -22,68 +21,178 @@ FRAMEWORKS = {
     "transformers": {"transformers"},
 }
 
+# Each room, and the rooms that its files may import: those above it in this list, and no others. A
+# room is a folder, or a file that lies in none. "sgdph" stands for the public names.
+ROOMS: dict[str, set[str]] = {
+    "validation": set(),
+    "roles": {"validation"},
+    "algorithm": set(),
+    "autograd": set(),
+    "distributed": {"algorithm", "autograd"},
+    "curvature": {"validation", "roles", "algorithm", "autograd", "distributed"},
+    "state_matching": {"roles", "curvature"},
+    "state_dict": {"roles", "algorithm", "curvature", "state_matching"},
+    "join": {"curvature"},
+    "optimizer": {
+        "validation", "roles", "algorithm", "curvature", "state_dict", "join",
+    },
+    "diagnostics": {
+        "validation", "roles", "algorithm", "autograd", "distributed", "curvature", "optimizer",
+    },
+    "weight_norm": set(),
+    "sgdph": {"roles", "optimizer", "diagnostics", "weight_norm"},
+    "integrations": {"roles", "autograd", "optimizer"},
+    "lab.errors": set(),
+    "lab.output": {"lab.errors"},
+    "lab.progress": {"lab.output"},
+    "lab.files": {"lab.errors", "lab.output"},
+    "lab.networks": {"sgdph", "lab.errors"},
+    "lab.config": {"validation", "lab.errors", "lab.networks"},
+    "lab.optimizers": {"sgdph", "lab.errors", "lab.config"},
+    "lab.options": {
+        "validation", "lab.errors", "lab.files", "lab.networks", "lab.config", "lab.optimizers",
+    },
+    "lab.data": {"lab.errors", "lab.progress", "lab.networks", "lab.config", "lab.options"},
+    "lab.run": {
+        "sgdph",
+        "lab.errors", "lab.output", "lab.progress", "lab.files", "lab.networks", "lab.config",
+        "lab.optimizers", "lab.options", "lab.data",
+    },
+    "lab.reports": {
+        "lab.errors", "lab.progress", "lab.files", "lab.networks", "lab.config", "lab.options",
+        "lab.run",
+    },
+    "lab.cost": {
+        "sgdph", "validation", "curvature", "lab.errors", "lab.progress", "lab.files",
+        "lab.networks", "lab.optimizers", "lab.options", "lab.run", "lab.reports",
+    },
+    "lab.inspect": {
+        "sgdph", "algorithm", "curvature", "lab.errors", "lab.progress", "lab.files", "lab.config",
+        "lab.optimizers", "lab.options", "lab.data", "lab.run", "lab.reports",
+    },
+    "lab.recipes": set(),
+    "lab.sweep": {
+        "lab.errors", "lab.output", "lab.progress", "lab.files", "lab.networks", "lab.config",
+        "lab.optimizers", "lab.options", "lab.data", "lab.run", "lab.reports", "lab.cost",
+    },
+    "lab.tune": {
+        "lab.errors", "lab.output", "lab.progress", "lab.files", "lab.config", "lab.optimizers",
+        "lab.options", "lab.data", "lab.run", "lab.reports", "lab.sweep",
+    },
+    "lab.commands": {
+        "lab.errors", "lab.progress", "lab.config", "lab.options", "lab.run", "lab.reports",
+        "lab.sweep",
+    },
+    "lab.cli": {
+        "lab.errors", "lab.output", "lab.progress", "lab.options", "lab.data", "lab.run",
+        "lab.reports", "lab.cost", "lab.inspect", "lab.sweep", "lab.tune", "lab.commands",
+    },
+    "lab.__main__": {"sgdph", "lab.output", "lab.run", "lab.cli"},
+    "lab": set(),
+}  # fmt: skip
+
+
+def module_of(path: Path) -> str:
+    """Name a file's module below ``sgdph``: ``lab.run.training``; a package bears its own name."""
+    name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    return name.removesuffix("__init__").removesuffix(".") or "sgdph"
+
+
+MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    """Return the room that a module stands in."""
+    return ".".join(module.split(".")[: 2 if module.startswith("lab.") else 1])
+
 
 def imports_of(path: Path) -> set[str]:
+    """List what a file imports by full names, those inside functions and for types alone as well.
+
+    What must be imported inside a function because the other way would be a circle is an arrow
+    upwards too.
+    """
     imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            imported.add(node.module or "")
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
     return imported
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
-def test_core_imports_torch_and_itself_alone(path: Path) -> None:
-    imported = imports_of(path)
-    assert not any(name.startswith(("sgdph.lab", "sgdph.integrations")) for name in imported)
-    allowed = {"torch", "sgdph", *sys.stdlib_module_names}
-    assert {name.partition(".")[0] for name in imported} <= allowed
+def own_imports(path: Path) -> set[str]:
+    """List the modules of ``sgdph`` that a file imports, as ``module_of`` names them."""
+    found = set()
+    for name in imports_of(path):
+        if name.partition(".")[0] != "sgdph":
+            continue
+        module = name.removeprefix("sgdph").removeprefix(".")
+        while module and module not in MODULES:
+            module = module.rpartition(".")[0]
+        found.add(module or "sgdph")
+    return found
 
 
-def test_the_core_s_imports_run_one_way() -> None:
-    # Those that are for types alone as well.
-    downwards = {
-        path.stem: {name.removeprefix("sgdph.") for name in imports_of(path) if "sgdph." in name}
-        for path in CORE
-    }
+def roots_of(path: Path) -> set[str]:
+    """List the packages that a file imports."""
+    return {name.partition(".")[0] for name in imports_of(path)}
+
+
+CORE = [path for module, path in MODULES.items() if room_of(module).partition(".")[0] != "lab"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_the_rooms_that_it_may(module: str) -> None:
+    room = room_of(module)
+    assert room in ROOMS, f"{module} stands in no room of this test's list"
+    others = {room_of(each) for each in own_imports(MODULES[module])} - {room}
+    assert others <= ROOMS[room], f"{module} must not import {sorted(others - ROOMS[room])}"
+
+
+def test_the_rooms_stand_in_their_order_and_are_all_there() -> None:
+    above: set[str] = set()
+    for room, allowed in ROOMS.items():
+        assert allowed <= above, f"{room} may import only what stands before it"
+        above.add(room)
+    assert {room_of(module) for module in MODULES} == set(ROOMS)
+
+
+def test_nothing_is_allowed_that_is_not_used() -> None:
+    used: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for module, path in MODULES.items():
+        used[room_of(module)] |= {room_of(each) for each in own_imports(path)} - {room_of(module)}
+    assert {
+        room: allowed - used[room] for room, allowed in ROOMS.items() if allowed - used[room]
+    } == {}
+
+
+def test_the_files_of_a_room_import_one_another_one_way() -> None:
+    downwards = {module: own_imports(path) for module, path in MODULES.items()}
     assert downwards["optimizer"]
     graphlib.TopologicalSorter(downwards).prepare()
 
 
-def test_the_laboratory_s_imports_run_one_way() -> None:
-    # Those inside functions as well: an import that must wait for its turn is an arrow upwards.
-    names = {
-        path: ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
-        for path in SOURCE.glob("lab/**/*.py")
-    }
-    files = {name.removesuffix(".__init__"): path for path, name in names.items()}
-    downwards = {name: imports_of(path) & files.keys() for name, path in files.items()}
-    assert downwards["sgdph.lab.run.training"]
-    graphlib.TopologicalSorter(downwards).prepare()
+@pytest.mark.parametrize("path", CORE, ids=lambda path: module_of(path))
+def test_the_core_needs_torch_alone(path: Path) -> None:
+    allowed = {"torch", "sgdph", *sys.stdlib_module_names}
+    if path.parent.name == "integrations":
+        allowed |= FRAMEWORKS.get(path.stem, set())
+    assert roots_of(path) <= allowed
 
 
-def test_the_house_s_table_names_every_file_of_the_core() -> None:
-    _, _, house = (SOURCE.parent.parent / "CONTRIBUTING.md").read_text().partition("## The house")
+def test_no_module_bears_the_name_of_a_public_function() -> None:
+    # "sgdph.NAME" would be the module or the function, whichever was imported last.
+    assert {module for module in MODULES if "." not in module}.isdisjoint(sgdph.__all__)
+
+
+def test_the_house_s_table_names_every_room() -> None:
+    _, _, house = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text().partition("## The house")
     rows = re.findall(r"^\| (`.*?`) \|", house, re.MULTILINE)
-    named = [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
-    assert sorted(named) == [path.name for path in CORE if path.name != "__init__.py"]
-
-
-@pytest.mark.parametrize("path", sorted(SOURCE.glob("lab/**/*.py")), ids=lambda path: path.name)
-def test_the_laboratory_needs_no_integration(path: Path) -> None:
-    assert not any(name.startswith("sgdph.integrations") for name in imports_of(path))
-
-
-@pytest.mark.parametrize(
-    "path", sorted(SOURCE.glob("integrations/*.py")), ids=lambda path: path.name
-)
-def test_an_integration_imports_its_framework_alone(path: Path) -> None:
-    imported = imports_of(path)
-    assert not any(name.startswith("sgdph.lab") for name in imported)
-    allowed = {"torch", "sgdph", *sys.stdlib_module_names} | FRAMEWORKS.get(path.stem, set())
-    assert {name.partition(".")[0] for name in imported} <= allowed
+    named = [name for row in rows for name in re.findall(r"`([\w/]+?)(?:\.py|/)`", row)]
+    named = [name.replace("/", ".") for name in named]
+    assert sorted(named) == sorted({*ROOMS} - {"sgdph", "lab", "lab.__main__"})
 
 
 def test_importing_sgdph_brings_no_laboratory_and_no_framework() -> None:

@@ -31,6 +31,7 @@ from sgdph.state_dict import (
     complete_group,
     complete_saved,
     fit_state,
+    rehearsed,
     restore_exactly,
 )
 from sgdph.validation import (
@@ -345,7 +346,9 @@ class SGDPH(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._flow.check_membership(self.param_groups)
-        if closure is None and self._flow.rehearsed(self.param_groups, self.state):
+        if closure is None and rehearsed(
+            self.param_groups, self.state, self._flow.cycle.newton, self._flow.has_come
+        ):
             return None
         due = self.hessian_due
         self._check_gradients()

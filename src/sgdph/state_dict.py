@@ -266,6 +266,34 @@ def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
     return not any(g.is_sparse or bool(g.any()) for g in gradients)
 
 
+def rehearsed(
+    groups: Groups, state: State, newton: Sequence[Tensor], has_come: Callable[[], bool]
+) -> bool:
+    """Make the state and nothing else where a step is taken for that alone: a rehearsal.
+
+    Such a step comes before all others, without a learning rate, without curvature and with
+    gradients of zero. A warm-up that begins at a learning rate of 0 has curvature, even where
+    a head of zeros hides its gradients. The device is asked last: of a step of training only
+    if it has no learning rate, no curvature and no state.
+
+    Args:
+        groups: The parameter groups.
+        state: The optimizer's state.
+        newton: The Newton parameters.
+        has_come: Tells whether curvature was taken for the step.
+
+    Returns:
+        Whether the step was one, and is done. Never without Newton parameters: all the state is
+        then made by an ordinary step, which is ``torch.optim.SGD``'s.
+    """
+    if state or not newton or not is_without_learning_rate(groups):
+        return False
+    if has_come() or not is_without_backward(groups, newton):
+        return False
+    rehearse(groups, state, newton)
+    return True
+
+
 def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:
     """Make the state that training would have, before any of it."""
     for group in groups:

@@ -26,7 +26,6 @@ from sgdph.curvature.pending import PendingCurvature
 from sgdph.distributed.ddp import Wrappers, static_graph_unnoticed
 from sgdph.distributed.reduction import Arrival, Ranks
 from sgdph.roles import parameter_name
-from sgdph.state_dict import is_without_backward, is_without_learning_rate, rehearse
 from sgdph.validation import (
     Estimator,
     check_loss_scale,
@@ -287,29 +286,9 @@ class Curvature:
             names = [parameter_name(groups, p) for p in starving]
             warn_of_starving(names, MOST_SWEEPS)
 
-    def rehearsed(self, groups: Groups, state: State) -> bool:
-        """Make the state and nothing else where a step is taken for that alone: a rehearsal.
-
-        Such a step comes before all others, without a learning rate, without curvature and with
-        gradients of zero. A warm-up that begins at a learning rate of 0 has curvature, even where
-        a head of zeros hides its gradients. The device is asked last: of a step of training only
-        if it has no learning rate, no curvature and no state.
-
-        Args:
-            groups: The parameter groups.
-            state: The optimizer's state.
-
-        Returns:
-            Whether the step was one, and is done. Never without Newton parameters: all the state is
-            then made by an ordinary step, which is ``torch.optim.SGD``'s.
-        """
-        newton = self.cycle.newton
-        if state or not newton or not is_without_learning_rate(groups):
-            return False
-        if self._pending.has_come(newton) or not is_without_backward(groups, newton):
-            return False
-        rehearse(groups, state, newton)
-        return True
+    def has_come(self) -> bool:
+        """Tell whether anything was taken for the coming step."""
+        return self._pending.has_come(self.cycle.newton)
 
     def average(self, arrivals: Sequence[Arrival], groups: Groups, state: State) -> None:
         """Let what came enter the averages (Eq. 4, 5)."""
