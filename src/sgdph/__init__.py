@@ -1,12 +1,22 @@
-"""SGD with Partial Hessian (SGD-PH) for PyTorch."""
+"""SGD with Partial Hessian (SGD-PH) for PyTorch.
 
-from sgdph.diagnostics.block import hessian_block
-from sgdph.diagnostics.curvature_check import check_curvature
-from sgdph.diagnostics.diagnostics import diagonality
-from sgdph.diagnostics.figures import Diagonality, EstimateError
-from sgdph.optimizer import SGDPH, MultiplierStatistics
-from sgdph.roles import param_groups
-from sgdph.weight_norm.weight_norm import apply_weight_norm, fold_weight_norm
+The public names are imported when they are first used (PEP 562): the command line begins, and
+``sgdph.__version__`` is read, without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sgdph.diagnostics.block import hessian_block
+    from sgdph.diagnostics.curvature_check import check_curvature
+    from sgdph.diagnostics.diagnostics import diagonality
+    from sgdph.diagnostics.figures import Diagonality, EstimateError
+    from sgdph.optimizer import SGDPH, MultiplierStatistics
+    from sgdph.roles import param_groups
+    from sgdph.weight_norm.weight_norm import apply_weight_norm, fold_weight_norm
 
 __version__ = "0.1.0"
 
@@ -22,3 +32,29 @@ __all__ = [
     "hessian_block",
     "param_groups",
 ]
+
+_MODULES = {
+    "SGDPH": "optimizer",
+    "Diagonality": "diagnostics.figures",
+    "EstimateError": "diagnostics.figures",
+    "MultiplierStatistics": "optimizer",
+    "apply_weight_norm": "weight_norm.weight_norm",
+    "check_curvature": "diagnostics.curvature_check",
+    "diagonality": "diagnostics.diagnostics",
+    "fold_weight_norm": "weight_norm.weight_norm",
+    "hessian_block": "diagnostics.block",
+    "param_groups": "roles",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    # From now on it is found without this function.
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,7 @@ from sgdph.curvature.curvature import Curvature
 from sgdph.curvature.cycle import TURN, Cycle, starting_group
 from sgdph.curvature.guards import refuse_sharded, refuse_zero
 from sgdph.join import CurvatureJoinHook, refuse_to_lead
+from sgdph.names import Estimator, Refresh
 from sgdph.roles import (
     is_newton,
     like_the_others,
@@ -35,8 +36,6 @@ from sgdph.state_dict import (
     restore_exactly,
 )
 from sgdph.validation import (
-    Estimator,
-    Refresh,
     check_group,
     check_groups_agree,
     check_loss_scale,

@@ -6,15 +6,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-Estimator = Literal["row_sum", "hutchinson", "exact"]
-ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
-Refresh = Literal["cyclic", "all"]
-REFRESHES: tuple[Refresh, ...] = ("cyclic", "all")
+from sgdph.names import ESTIMATORS, REFRESHES, Estimator
 
 # The cycle runs over all groups at once, so these cannot differ between them.
 ONE_FOR_ALL_GROUPS = ("estimator", "refresh", "hessian_interval", "seed")

@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sgdph
 from sgdph.curvature.estimators import curvature_of_gradients, is_one_product, products_per_block
 from sgdph.curvature.finite_difference import curvature_of_differences
-from sgdph.validation import ESTIMATORS, Estimator, is_stochastic
+from sgdph.names import ESTIMATORS, Estimator
+from sgdph.validation import is_stochastic
 
 NETS = [
     "bn_resnet",

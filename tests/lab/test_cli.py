@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -40,48 +39,23 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"sgdph {sgdph.__version__}\n")
 
 
-def test_help_names_every_option_and_loads_no_data_library() -> None:
-    script = (
-        "import sys; from sgdph.lab import cli\n"
-        "try: cli.main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torchvision', 'sklearn', 'mlxtend', 'matplotlib', 'pandas'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+HELP = """
+import sys
+from sgdph.lab import cli
+words = ["--version"], ["--help"], ["train", "--epoch", "3"], *([c, "--help"] for c in cli.COMMANDS)
+codes = [cli.main(each) for each in words]
+heavy = "torch torchvision numpy scipy sklearn mlxtend matplotlib optuna timm pytorch_optimizer"
+print(codes, [name for name in f"{heavy} rich pydantic".split() if name in sys.modules])
+"""
+
+
+def test_version_help_and_a_wrong_option_load_nothing_heavy() -> None:
+    words = [sys.executable, "-c", HELP]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
-    for option in (
-        *("dataset", "data-dir", "model", "optimizer", "lr", "weight-decay", "epochs", "seed"),
-        *("batch-size", "out", "resume", "device", "train-size", "schedule", "threads"),
-        *("momentum", "second-order-lr", "hessian-momentum", "eps", "estimator", "refresh"),
-        *("hessian-interval", "betas", "overwrite", "download", "keep-checkpoints"),
-    ):
-        assert re.search(rf"--{option}\b", done.stdout), option
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0] []"
+    assert "unknown option '--epoch'; did you mean --epochs?" in done.stderr
     assert "None" not in done.stdout
-
-
-def test_help_of_inspect_names_its_options() -> None:
-    done = call("inspect", "--help")
-    assert done.returncode == 0
-    for option in (
-        "run",
-        "checkpoints",
-        "batches",
-        "budget",
-        "layers",
-        "probes",
-        "float64",
-        "seed",
-    ):
-        assert re.search(rf"--{option}\b", done.stdout), option
-    assert "None" not in done.stdout
-    assert "--keep-checkpoints" not in done.stdout
 
 
 @pytest.mark.parametrize("wrong", [["--optimizer", "sgd"], ["--epochs", "x"], ["--leanring", "1"]])

@@ -25,9 +25,9 @@ from sgdph.curvature.guards import Membership, ReplacedParameters
 from sgdph.curvature.pending import PendingCurvature
 from sgdph.distributed.ddp import Wrappers, static_graph_unnoticed
 from sgdph.distributed.reduction import Arrival, Ranks
+from sgdph.names import Estimator
 from sgdph.roles import parameter_name
 from sgdph.validation import (
-    Estimator,
     check_loss_scale,
     is_stochastic,
     refuse_sparse_gradients,

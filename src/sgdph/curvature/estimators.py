@@ -29,7 +29,8 @@ from sgdph.autograd.graph import Region
 from sgdph.autograd.graph_checks import check_gradients, check_region, refuse_graphless_gradients
 from sgdph.autograd.lean import lean_second_derivatives
 from sgdph.autograd.shared_backward import SharedBackward
-from sgdph.validation import Estimator, is_stochastic, unknown_estimator
+from sgdph.names import Estimator
+from sgdph.validation import is_stochastic, unknown_estimator
 
 
 def gradients_with_graph(

@@ -26,7 +26,8 @@ from sgdph.autograd.differentiability import REENTRANT_WAY_OUT
 from sgdph.curvature.estimators import check_loss, silenced_hooks, unit_vectors
 from sgdph.curvature.side_effects import buffers_kept, random_numbers_kept
 from sgdph.distributed.ddp import forwards_unnoticed
-from sgdph.validation import Estimator, unknown_estimator
+from sgdph.names import Estimator
+from sgdph.validation import unknown_estimator
 
 Closure = Callable[[], Tensor]
 Check = Callable[[Sequence[Tensor], Sequence[Tensor | None]], None]

@@ -29,7 +29,7 @@ from sgdph.autograd.graph_checks import RunningBackward, check_gradients
 from sgdph.curvature.estimators import curvature_of_gradients
 from sgdph.curvature.grad_scaler import LossFactors, calling_grad_scaler
 from sgdph.curvature.pending_entry import GradientStamp, Owner, PendingEntry, Taken
-from sgdph.validation import Estimator
+from sgdph.names import Estimator
 
 
 class PendingCurvature:

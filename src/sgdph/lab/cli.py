@@ -1,49 +1,85 @@
-"""The ``sgdph`` command."""
+"""The ``sgdph`` command.
+
+Nothing but the standard library is imported before a command is known, and torch not before it
+runs: help and wrong words are answered at once.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union
+from dataclasses import dataclass
+from typing import Any
 
-import tyro
-from rich.console import Console
-
-from sgdph.lab import commands
-from sgdph.lab.cost.command import cost
-from sgdph.lab.cost.options import CostOptions
-from sgdph.lab.data.command import data
-from sgdph.lab.data.options import DataOptions
-from sgdph.lab.errors import WRONG_USAGE, LabError
-from sgdph.lab.inspect.command import inspect
-from sgdph.lab.inspect.options import InspectOptions
-from sgdph.lab.options.options import CompareOptions, TrainOptions
+import sgdph
+from sgdph.lab.errors import OK, WRONG_USAGE, LabError, unknown_name
 from sgdph.lab.output import standard_streams
-from sgdph.lab.progress import screen
-from sgdph.lab.reports.command import report
-from sgdph.lab.reports.options import ReportOptions
-from sgdph.lab.run.distributed import processes, speaks
-from sgdph.lab.sweep.reproduce import reproduce
-from sgdph.lab.sweep.reproduce_options import ReproduceOptions
-from sgdph.lab.tune.command import tune
-from sgdph.lab.tune.options import TuneOptions
+from sgdph.lab.run.processes import processes, speaks
 
-DESCRIPTION = (
-    "Train small networks with SGD-PH and other optimizers, tune and compare them, run the paper's "
-    "experiments, measure what a step costs, look at the Hessian blocks, and report on finished "
-    "runs. "
-    "sgdph --version prints the version."
-)
 
-COMMANDS: Mapping[str, tuple[type, Callable[[Any, Console], int]]] = {
-    "train": (TrainOptions, commands.train),
-    "compare": (CompareOptions, commands.compare),
-    "reproduce": (ReproduceOptions, reproduce),
-    "tune": (TuneOptions, tune),
-    "report": (ReportOptions, report),
-    "cost": (CostOptions, cost),
-    "inspect": (InspectOptions, inspect),
-    "data": (DataOptions, data),
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        summary: What it does, in a sentence.
+        options: Where the class of its options is: ``"module:name"`` below ``sgdph.lab``.
+        run: Where the function is that takes the options and a console, and returns the exit code.
+        more: What else its help says.
+    """
+
+    summary: str
+    options: str
+    run: str
+    more: str = ""
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command(
+        "Train one network and record the run.", "options.options:TrainOptions", "commands:train"
+    ),
+    "compare": Command(
+        "Train several optimizers over several seeds; end with a table and a picture.",
+        "options.options:CompareOptions",
+        "commands:compare",
+    ),
+    "reproduce": Command(
+        "Run one of the paper's tables or figures: all its runs, and the table at the end.",
+        "sweep.reproduce_options:ReproduceOptions",
+        "sweep.reproduce:reproduce",
+        "The same command again carries on: it skips what is finished and resumes what is half "
+        "done. Other machines that share --out join by running it too.",
+    ),
+    "tune": Command(
+        "Search lr, weight decay and more for each optimizer, with equal budgets, on held-out "
+        "images.",
+        "tune.options:TuneOptions",
+        "tune.command:tune",
+        "The same command again carries on what lies in --out, and joins in while it is running. "
+        "The test images are never looked at.",
+    ),
+    "report": Command(
+        "Make tables, curves and a page of finished runs, of their directories alone.",
+        "reports.options:ReportOptions",
+        "reports.command:report",
+    ),
+    "cost": Command(
+        "Measure what a training step costs: time, memory and FLOPs as ratios to SGDM's.",
+        "cost.options:CostOptions",
+        "cost.command:cost",
+    ),
+    "inspect": Command(
+        "Look at the Hessian blocks of a run's channel-wise parameters, through its training.",
+        "inspect.options:InspectOptions",
+        "inspect.command:inspect",
+        "Inspects the run that --run names, or trains one first, with the options of sgdph train.",
+    ),
+    "data": Command(
+        "List the data sets: what each is, where it comes from, and whether it is there.",
+        "options.data:DataOptions",
+        "data.command:data",
+    ),
 }
 
 
@@ -58,38 +94,85 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with standard_streams():
-        return _run(words)
+        if words == ["--version"]:
+            print(f"sgdph {sgdph.__version__}")
+            return OK
+        if not words or words[0] in ("-h", "--help"):
+            print(overview())
+            return OK if words else WRONG_USAGE
+        try:
+            return _run(words[0], words[1:])
+        except LabError as error:
+            if speaks(error):
+                print(f"sgdph: error: {error}", file=sys.stderr)
+            return WRONG_USAGE
 
 
-def _run(words: Sequence[str]) -> int:
-    # Where the width is not known, a table is better too wide than broken.
-    console = screen(None if sys.stdout.isatty() else 140)
+def overview() -> str:
+    """Say which commands there are."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sgdph COMMAND [OPTION ...]",
+            "",
+            "Train networks with SGD-PH and other optimizers, and look at what came of it.",
+            "",
+            *lines,
+            "",
+            "sgdph COMMAND --help tells each one's options, sgdph --version the version.",
+        ]
+    )
+
+
+def _run(name: str, words: Sequence[str]) -> int:
     try:
-        options = parse(words)
-        run = next(run for kind, run in COMMANDS.values() if type(options) is kind)
-        if processes() > 1 and not isinstance(options, TrainOptions):
+        options = parse(name, words)
+        if options is None:
+            return OK
+        if processes() > 1 and name != "train":
             raise LabError(
                 "torchrun shares one training among processes, so it goes with train alone; start "
                 "this command without it"
             )
-        return run(options, console)
-    except LabError as error:
-        if speaks(error):
-            print(f"sgdph: error: {error}", file=sys.stderr)
-        return WRONG_USAGE
+        run: Callable[[Any, Any], int] = _find(COMMANDS[name].run)
+        screen = _find("progress:screen")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == "sgdph":
+            raise
+        raise LabError(
+            f"the commands need the laboratory, of which {error.name} is missing; install it "
+            "with: pip install 'sgdph[lab]'"
+        ) from error
+    # Where the width is not known, a table is better too wide than broken.
+    return run(options, screen(None if sys.stdout.isatty() else 140))
 
 
-def parse(words: Sequence[str]) -> Any:
-    """Read a command and its options, or say what is wrong with them and exit."""
-    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, (kind, _) in COMMANDS.items()]
-    any_of_them: Any = Union[tuple(kinds)]  # noqa: UP007 - made of a table
-    return tyro.cli(
-        any_of_them,
-        prog="sgdph",
-        description=DESCRIPTION,
-        args=words,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
+def parse(name: str, words: Sequence[str]) -> Any:
+    """Read a command's options.
+
+    Args:
+        name: The command.
+        words: What follows it.
+
+    Returns:
+        The options; ``None`` where the help was asked for, and printed.
+
+    Raises:
+        LabError: There is no such command or option, or a value cannot be read.
+    """
+    if name not in COMMANDS:
+        known = tuple(COMMANDS)
+        raise LabError(unknown_name("command", name, known, "`sgdph --help` lists them"))
+    command = COMMANDS[name]
+    description = f"{command.summary} {command.more}".strip()
+    parse_options = _find("options.parser:parse_options")
+    return parse_options(_find(command.options), words, f"sgdph {name}", description)
+
+
+def _find(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(f"sgdph.lab.{module}"), name)
 
 
 if __name__ == "__main__":

@@ -35,16 +35,20 @@ def test_a_number_that_yaml_takes_for_text_is_read_as_a_number() -> None:
     [
         ("format: sgdph-run-1", "format: other", "not a run's configuration"),
         ("epochs: 3\n", "", "missing keys: epochs"),
-        ("epochs: 3", "epoch: 3\nepochs: 3", "unknown keys: epoch"),
+        ("epochs: 3", "epoch: 3\nepochs: 3", "unknown key 'epoch'; did you mean epochs?"),
         ("epochs: 3", "epochs: three", "epochs must be a whole number; got 'three'"),
         ("epochs: 3", "epochs: true", "epochs must be a whole number; got True"),
         ("epochs: 3", "epochs: 0", "epochs must be at least 1; got 0"),
-        ("dataset: digits", "dataset: digit", "dataset must be one of mnist5k, digits"),
-        ("lr: 0.01", "lr: -1.0", "lr must be at least 0 and finite; got -1.0"),
-        ("lr: 0.01", "lr: .nan", "lr must be at least 0 and finite; got nan"),
+        ("dataset: digits", "dataset: digit", "unknown dataset 'digit'; did you mean digits?"),
+        ("lr: 0.01", "lr: -1.0", "lr must be at least 0; got -1.0"),
+        ("lr: 0.01", "lr: .nan", "lr must be finite; got nan"),
         ("format: sgdph-run-1", "format: [", "not valid YAML"),
         ("seed: 0", "seed: 0\nkeep_checkpoints: [0, 4]", "between 0 and the 3 epochs; got 4"),
-        ("seed: 0", "seed: 0\nkeep_checkpoints: [0, x]", "keep_checkpoints must be whole numbers"),
+        (
+            "seed: 0",
+            "seed: 0\nkeep_checkpoints: [0, x]",
+            "must be a whole number; got 'x'",
+        ),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(old: str, new: str, message: str) -> None:

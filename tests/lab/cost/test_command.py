@@ -71,8 +71,8 @@ def test_an_interrupted_measurement_keeps_its_cells_and_is_carried_on(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--model", "resnet9"), "--model: model must be one of resnet8"),
-        (("--systems", "sgd"), "--systems must be of sgdm"),
+        (("--model", "resnet9"), "unknown network 'resnet9'; did you mean resnet8?"),
+        (("--systems", "sgd"), "unknown system 'sgd'; did you mean sgdm?"),
         (("--visits", "few"), "--visits takes all or whole numbers; got 'few'"),
         (("--batch-size", "2;4"), "--batch-size takes whole numbers, with commas; got '2;4'"),
         (("--device", "cuda:77"), "--device cuda:77 cannot be used here"),

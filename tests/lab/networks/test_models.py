@@ -5,12 +5,12 @@ from torch.nn.utils import parametrize
 
 import sgdph
 from lab.conftest import same_bits
+from sgdph.lab.cli import parse
 from sgdph.lab.config.run_config import differences
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.encoder import HEADS, LAYERS, LENGTH, VOCABULARY, WIDTH, Encoder
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.networks.resnet import BasicBlock, Bottleneck, PaddedShortcut, ResNet, no_norm
-from sgdph.lab.options.options import RunOptions
 from sgdph.lab.options.resolution import resolve
 
 
@@ -76,8 +76,8 @@ def test_a_network_with_two_names_is_one_network() -> None:
     for long, short in (("resnet20-bn", "resnet20"), ("vgg11-plain", "vgg11")):
         config = resolve({"model": long})
         assert config.model == short
-        assert differences(RunOptions(model=long).given(), config) == []
-        assert differences(RunOptions(model=short).given(), config) == []
+        assert differences(parse("train", ["--model", long]).given(), config) == []
+        assert differences(parse("train", ["--model", short]).given(), config) == []
         torch.manual_seed(0)
         first = build_model(long, in_channels=1, classes=3).state_dict()
         torch.manual_seed(0)
@@ -300,5 +300,5 @@ def test_the_weights_come_from_torchs_generator() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(LabError, match=r"one of resnet8, .*:NAME or timm:NAME; got 'resnet9'"):
+    with pytest.raises(LabError, match=r"unknown network 'resnet9'; did you mean resnet8\?"):
         build_model("resnet9", in_channels=1, classes=10)

@@ -7,17 +7,21 @@ import pytest
 import yaml
 
 from lab.conftest import TINY
-from sgdph.lab.cli import main
+from sgdph.lab.cli import main, parse
 from sgdph.lab.config.run_config import differences
 from sgdph.lab.config.yaml import from_yaml, to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.options.optimizer_args import parse_arguments, parse_value, share_arguments
-from sgdph.lab.options.options import TrainOptions
 from sgdph.lab.options.resolution import resolve, resolve_many
 from sgdph.lab.run.directory import RunDirectory
 
 SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+
+
+def given_of(*words: str) -> dict[str, Any]:
+    """What ``sgdph train`` makes of its options."""
+    return dict(parse("train", words).given())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ def test_wrong_words(words: list[str]) -> None:
 
 
 def test_all_that_is_set_stands_in_the_configuration() -> None:
-    given = TrainOptions(optimizer="apollo", optimizer_args=("beta=0.8", "eps=1e-3")).given()
+    given = given_of("--optimizer=apollo", "--optimizer-args", "beta=0.8", "eps=1e-3")
     config = resolve(given)
     assert config.eps == 1e-3
     expected = {**BASELINES["apollo"].arguments, "beta": 0.8}
@@ -117,9 +121,9 @@ def test_a_comparison_shares_them_out() -> None:
 
 def test_differences_are_those_of_what_was_given() -> None:
     saved = resolve({"optimizer": "adahessian", "optimizer_args": {"update_each": 2, "eps": 1e-3}})
-    same = TrainOptions(optimizer_args=("update_each=2", "eps=1e-3")).given()
+    same = given_of("--optimizer-args", "update_each=2", "eps=1e-3")
     assert differences(same, saved) == []
-    other = TrainOptions(optimizer_args=("update_each=3", "eps=1e-4", "n_samples=1")).given()
+    other = given_of("--optimizer-args", "update_each=3", "eps=1e-4", "n_samples=1")
     assert differences(other, saved) == [
         "eps: the run has 0.001, given 0.0001",
         "update_each: the run has 2, given 3",

@@ -3,15 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from sgdph.lab.cli import parse
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.optimizers.registry import BASELINES, build_optimizer
-from sgdph.lab.options.options import TrainOptions, parse_optimizers, parse_seeds
+from sgdph.lab.options.options import parse_optimizers, parse_seeds
 from sgdph.lab.options.resolution import parse_per_optimizer, resolve, resolve_many
 
 
 def test_unset_options_take_the_documented_defaults() -> None:
-    config = resolve(TrainOptions().given())
+    config = resolve(parse("train", []).given())
     assert (config.dataset, config.model, config.optimizer) == ("mnist5k", "resnet8", "sgdph")
     assert config.momentum == 0.9
     assert (config.second_order_lr, config.hessian_momentum, config.eps) == (1e-3, 0.9, 1e-4)
@@ -40,15 +41,15 @@ def test_rates_are_the_papers_but_for_mnist5k(
 
 
 def test_epochs_to_keep() -> None:
-    given = TrainOptions(keep_checkpoints="3, 0,12,3").given()
+    given = parse("train", ["--keep-checkpoints", "3, 0,12,3"]).given()
     assert given["keep_checkpoints"] == (0, 3, 12)
     for text in ("", "1-2", "-1", "1,", "half"):
         with pytest.raises(LabError, match=r"--keep-checkpoints must be epochs like 0,3,12"):
-            TrainOptions(keep_checkpoints=text).given()
+            parse("train", [f"--keep-checkpoints={text}"])
 
 
 def test_a_relative_data_directory_is_made_absolute() -> None:
-    given = TrainOptions(data_dir=Path("here")).given()
+    given = parse("train", ["--data-dir", "here"]).given()
     assert given["data_dir"] == str(Path("here").resolve())
 
 

@@ -22,7 +22,8 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.progress import LineReporter
 from sgdph.lab.run import training
 from sgdph.lab.run.directory import RunDirectory
-from sgdph.lab.run.distributed import Team, joined, leave
+from sgdph.lab.run.distributed import Team, joined
+from sgdph.lab.run.processes import leave
 from sgdph.lab.run.start import prepare
 
 KILLED_AT = 3

@@ -17,6 +17,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.run import distributed
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.distributed import EqualShare, Team
+from sgdph.lab.run.processes import leave
 from sgdph.lab.run.start import pick_device, prepare
 
 from . import shared_run
@@ -69,10 +70,10 @@ def test_one_of_several_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gloo's threads abort a process that gives Python the time to end."""
     left: list[int] = []
     monkeypatch.setattr("os._exit", left.append)
-    assert (distributed.leave(1), left) == (1, [])
+    assert (leave(1), left) == (1, [])
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    distributed.leave(3)
+    leave(3)
     assert left == [3]
 
 

@@ -257,7 +257,7 @@ def test_the_list_names_every_recipe_and_its_times(reproduce: Command) -> None:
     ("arguments", "message"),
     [
         ([], "name a recipe: one of table1"),
-        (["table9"], "there is no recipe 'table9'"),
+        (["table9"], "unknown recipe 'table9'; did you mean table8?"),
         (["table7", *ONE, "--only=nothing"], "fits no cell; the cells are digits-resnet8"),
         (["table7", "--resume", "--overwrite"], "contradict"),
         (["table7", "--jobs=0"], "--jobs must be at least 1"),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 
+from annotated_types import Ge, Lt
+
+from sgdph.lab.config.check import check_fields
+from sgdph.lab.config.option import DATA, MACHINE, OPTIMIZER, OUTPUT, TRAINING, Option
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import canonical, check_model
-from sgdph.validation import Estimator
+from sgdph.lab.networks.names import PATTERNS, canonical, check_model
+from sgdph.names import Estimator, Refresh
 
 DatasetName = Literal[
     "mnist5k",
@@ -39,110 +44,194 @@ OptimizerName = Literal[
     "sgdph-fixed",
 ]
 ScheduleName = Literal["cosine", "step", "constant"]
-RefreshName = Literal["cyclic", "all"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 SplitName = Literal["test", "validation"]
-Setting: TypeAlias = bool | int | float | str | tuple[float, ...] | None
+Setting: TypeAlias = bool | int | float | str | tuple[int | float, ...] | None
 """A value that an optimizer's argument can have on the command line."""
+
+
+Count = Annotated[int, Ge(1)]
+Rate = Annotated[float, Ge(0), Lt(math.inf)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides one training run.
 
-    The optimizer's settings stand beside the rest, under the names of the command's flags; a
-    setting that the optimizer does not have is ``None``.
+    A field's annotation is its only definition. Its type and bounds are checked whenever a
+    configuration is made, also of a file. :class:`Option` makes it an option of the command line;
+    its help says what the field is. A setting that the optimizer does not have is ``None``.
 
-    Attributes:
-        dataset: Name of the data set.
-        data_dir: Where downloaded data lie; ``None`` for the sets that come with a package.
-        train_size: Number of training images, a stratified subset; ``None`` for all.
-        validation_size: Number of training images held out, a stratified subset of those. The run
-            is then evaluated on them, and never sees the test images; ``None`` holds out none.
-        image_size: Height and width in pixels to which a set of image files is resized.
-        model: Name of the network: one of :data:`sgdph.lab.networks.names.NETWORKS`,
-            ``torchvision:NAME`` or ``timm:NAME``. Of a network's two names the shorter is kept.
-        optimizer: Name of the optimizer.
-        epochs: Passes over the training images.
-        batch_size: Images per step, over all processes.
-        processes: Processes that share each batch (``torchrun``); batch statistics are each one's
-            own, so a run's figures depend on it.
-        precision: Of the forward's arithmetic; weights and optimizer state stay float32.
-        channels_last: Whether images and weights lie channels last in memory.
-        schedule: How the learning rate falls over the epochs.
-        schedule_every: Epochs between the falls of ``step``; ``None`` for 30% of the epochs.
-        seed: All randomness of the run comes from it.
-        device: A torch device, or ``"auto"``.
-        threads: CPU threads of torch; ``None`` leaves torch's own choice.
-        data_workers: Processes that read image files; ``None`` for a number that fits the machine.
-        track: Tracker that the metrics are sent to as well; ``None`` and ``"none"`` for none.
-        lr: Initial learning rate.
-        weight_decay: Weight decay, in the optimizer's own sense.
-        momentum: Momentum of SGDM, SGD-PH and Muon.
-        second_order_lr: SGD-PH's tau.
-        hessian_momentum: SGD-PH's beta_2.
-        eps: Damping: SGD-PH's epsilon, or what the others add to their denominators.
-        estimator: SGD-PH's estimator of the partial Hessian.
-        refresh: SGD-PH's order of refreshes.
-        hessian_interval: SGD-PH refreshes at every n-th step.
-        betas: The two averaging factors of Adam and its kin.
-        optimizer_args: The optimizer's arguments that have no field of their own here, as sorted
-            pairs of name and value.
-        label: What the run is called in tables, where its optimizer's name does not say it all
-            (``SGDM+WN``); it decides nothing.
-        keep_checkpoints: Epochs whose checkpoint is kept beside the last one; 0 is before the first
-            step.
+    ``label`` is what the run is called in tables, where its optimizer's name does not say it all
+    (``SGDM+WN``). It decides nothing.
+
+    Raises:
+        LabError: A value is of a wrong type or out of its bounds.
     """
 
-    dataset: DatasetName
-    data_dir: str | None = None
-    train_size: int | None = None
-    validation_size: int | None = None
-    image_size: int | None = None
-    model: str
-    optimizer: OptimizerName
-    epochs: int
-    batch_size: int
-    processes: int = 1
-    precision: PrecisionName = "float32"
-    channels_last: bool = True
-    schedule: ScheduleName
-    schedule_every: int | None = None
-    seed: int
-    device: str = "auto"
-    threads: int | None = None
-    data_workers: int | None = None
-    track: TrackerName | None = None
-    lr: float
-    weight_decay: float
-    momentum: float | None = None
-    second_order_lr: float | None = None
-    hessian_momentum: float | None = None
-    eps: float | None = None
-    estimator: Estimator | None = None
-    refresh: RefreshName | None = None
-    hessian_interval: int | None = None
-    betas: tuple[float, float] | None = None
-    optimizer_args: tuple[tuple[str, Setting], ...] | None = None
+    optimizer: Annotated[OptimizerName, Option("Optimizer.", OPTIMIZER, default="sgdph")]
+    lr: Annotated[Rate, Option("Initial learning rate.", OPTIMIZER)]
+    weight_decay: Annotated[Rate, Option("Weight decay, in the optimizer's own sense.", OPTIMIZER)]
+    momentum: Annotated[float | None, Option("Momentum.", OPTIMIZER)] = None
+    second_order_lr: Annotated[
+        float | None, Option("Second-order learning rate, the paper's tau.", OPTIMIZER)
+    ] = None
+    hessian_momentum: Annotated[
+        float | None, Option("Momentum of the Hessian average, the paper's beta_2.", OPTIMIZER)
+    ] = None
+    eps: Annotated[
+        float | None,
+        Option(
+            "Damping: added to the Hessian average (sgdph), or to the denominator (the others).",
+            OPTIMIZER,
+        ),
+    ] = None
+    estimator: Annotated[
+        Estimator | None, Option("What is taken of each Hessian block.", OPTIMIZER)
+    ] = None
+    refresh: Annotated[
+        Refresh | None, Option("A refresh takes one parameter in turn, or all.", OPTIMIZER)
+    ] = None
+    hessian_interval: Annotated[Count | None, Option("Refresh at every n-th step.", OPTIMIZER)] = (
+        None
+    )
+    betas: Annotated[tuple[float, float] | None, Option("Averaging factors.", OPTIMIZER)] = None
+    optimizer_args: Annotated[
+        tuple[tuple[str, Setting], ...] | None,
+        Option(
+            "Any other argument of the optimizer's constructor, like update_each=2 "
+            "adamw_betas=0.9,0.99.",
+            OPTIMIZER,
+            metavar="NAME=VALUE",
+            shown="as docs/optimizers-and-models.md has them",
+            nargs="+",
+        ),
+    ] = None
+    dataset: Annotated[
+        DatasetName,
+        Option(
+            "Data set; mnist5k, digits and pydoc (text) need no download. sgdph data tells more.",
+            DATA,
+            default="mnist5k",
+        ),
+    ]
+    data_dir: Annotated[
+        str | None,
+        Option("Directory that holds the files of the other sets.", DATA, "DIR", shown="none"),
+    ] = None
+    train_size: Annotated[
+        Count | None, Option("Train on a stratified subset of this many images.", DATA, shown="all")
+    ] = None
+    validation_size: Annotated[
+        Count | None,
+        Option(
+            "Hold out so many training images, evaluate on them, and never touch the test images.",
+            DATA,
+            shown="0",
+        ),
+    ] = None
+    image_size: Annotated[
+        Count | None,
+        Option(
+            "Pixels to which image files are resized (mini-imagenet, imagenet).", DATA, shown="224"
+        ),
+    ] = None
+    model: Annotated[
+        str,
+        Option(
+            f"Network: {', '.join(PATTERNS)}, or one of torchvision's or timm's, as "
+            "torchvision:NAME or timm:NAME.",
+            DATA,
+            "NAME",
+            default="resnet8",
+        ),
+    ]
+    epochs: Annotated[Count, Option("Passes over the training images.", TRAINING, default=12)]
+    batch_size: Annotated[
+        Count, Option("Images per step, over all processes.", TRAINING, default=25)
+    ]
+    schedule: Annotated[
+        ScheduleName,
+        Option(
+            "Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant.",
+            TRAINING,
+            default="cosine",
+        ),
+    ]
+    schedule_every: Annotated[
+        Count | None,
+        Option("Epochs between the falls of --schedule step.", TRAINING, shown="30% of the epochs"),
+    ] = None
+    seed: Annotated[
+        int,
+        Ge(0),
+        Lt(2**63),
+        Option(
+            "Weights, data order, augmentation and probes all come from it.", TRAINING, default=0
+        ),
+    ]
+    precision: Annotated[
+        PrecisionName,
+        Option(
+            "Arithmetic of the forward, by autocast; weights and optimizer state stay float32.",
+            TRAINING,
+        ),
+    ] = "float32"
+    channels_last: Annotated[
+        bool, Option("Images and weights lie channels last in memory.", TRAINING)
+    ] = True
+    processes: Annotated[
+        Count,
+        Option(
+            "Processes that share each batch, one per GPU. Each has its own batch statistics.",
+            TRAINING,
+        ),
+    ] = 1
+    device: Annotated[
+        str,
+        Option(
+            "auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ...", MACHINE, metavar="DEVICE"
+        ),
+    ] = "auto"
+    threads: Annotated[
+        Count | None,
+        Option(
+            "CPU threads of a run; the last bits of a result depend on it.",
+            MACHINE,
+            shown="one for every 2 GFLOP of a batch's forward",
+        ),
+    ] = None
+    data_workers: Annotated[
+        int | None,
+        Option(
+            "Processes that read image files (mini-imagenet, imagenet).",
+            MACHINE,
+            shown="one per CPU core, at most 8",
+        ),
+    ] = None
+    track: Annotated[
+        TrackerName | None,
+        Option("Send the metrics to a tracker as well.", OUTPUT, shown="none"),
+    ] = None
+    keep_checkpoints: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Epochs whose checkpoint is kept as epoch-N.pt, like 0,3,12; 0 is before the first "
+            "step.",
+            OUTPUT,
+            metavar="EPOCHS",
+            shown="none",
+            nargs=1,
+        ),
+    ] = None
     label: str | None = None
-    keep_checkpoints: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        hints = field_types()
-        for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
-        for name in AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LabError(f"{name} must be at least 1; got {value}")
+        for name, value in check_fields(field_types(), vars(self)).items():
+            object.__setattr__(self, name, value)
         check_model(self.model)
         object.__setattr__(self, "model", canonical(self.model))
-        for name in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise LabError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise LabError(f"seed must lie between 0 and 2**63 - 1; got {self.seed}")
         for epoch in self.keep_checkpoints or ():
             if not 0 <= epoch <= self.epochs:
                 raise LabError(
@@ -155,68 +244,14 @@ class RunConfig:
         return "test" if self.validation_size is None else "validation"
 
 
-AT_LEAST_ONE = (
-    "train_size",
-    "validation_size",
-    "image_size",
-    "epochs",
-    "batch_size",
-    "processes",
-    "schedule_every",
-    "threads",
-    "hessian_interval",
-)
 # Where a run is computed, not what it computes: these may change when a run is resumed.
 PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "track"})
 
 
 @cache
 def field_types() -> dict[str, Any]:
-    """Resolve the annotations once: a report reads thousands of configurations."""
-    return get_type_hints(RunConfig)
-
-
-def _check_type(name: str, value: object, hint: Any) -> None:
-    """Raise LabError unless ``value`` is of the annotated type (a float field takes an int too)."""
-    if hint is Any or _matches(value, hint):
-        return
-    raise LabError(f"{name} must be {_describe(hint)}; got {value!r}")
-
-
-def _matches(value: object, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        kinds = get_args(hint)
-        if kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * len(value)
-        return len(value) == len(kinds) and all(
-            _matches(item, kind) for item, kind in zip(value, kinds, strict=True)
-        )
-    if origin is not None:
-        return any(_matches(value, kind) for kind in get_args(hint))
-    if isinstance(value, bool):
-        return hint is bool
-    if hint is float:
-        return isinstance(value, (int, float))
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    """Say in words which values a type takes."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if origin is tuple:
-        kinds = get_args(hint)
-        return "whole numbers" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers"
-    if origin is not None:
-        return " or ".join(_describe(kind) for kind in get_args(hint))
-    names = {int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
-    return names.get(hint, str(hint))
+    """Resolve the annotations, bounds and options included."""
+    return get_type_hints(RunConfig, include_extras=True)
 
 
 def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:

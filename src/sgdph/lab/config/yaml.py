@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 
 from sgdph.lab.config.run_config import RunConfig, Setting, field_types
-from sgdph.lab.errors import LabError
+from sgdph.lab.errors import LabError, unknown_name
 
 FORMAT = "sgdph-run-1"
 # Earlier name of a field to its name now: what was saved under it is still read.
@@ -20,23 +20,13 @@ RENAMED = {"workers": "data_workers"}
 def to_yaml(config: RunConfig) -> str:
     """Write a configuration as YAML: a format mark, then one key per field, in the fields' order.
 
-    Settings that the optimizer does not have are left out.
+    Settings that the optimizer does not have, and other fields that say nothing, are left out.
     """
-    optional = {"data_dir", "train_size", "threads"}
-    values: dict[str, Any] = {"format": FORMAT}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is None and field.name not in optional:
-            continue
-        values[field.name] = _plain(field.name, value)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Write a field's value as YAML has it: tuples as lists, pairs of name and value as mapping."""
-    if name == "optimizer_args":
-        return {key: _plain("", item) for key, item in value}
-    return list(value) if isinstance(value, tuple) else value
+    values = {name: value for name, value in vars(config).items() if value is not None}
+    if "optimizer_args" in values:
+        values["optimizer_args"] = with_lists(dict(values["optimizer_args"]))
+    content = {"format": FORMAT, **with_lists(values)}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def with_lists(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,20 +88,12 @@ def from_mapping(values: Mapping[str, Any], source: Path | str = "the configurat
     Raises:
         LabError: If a key is missing or unknown, or a value is of the wrong kind.
     """
-    values = {RENAMED.get(name, name): value for name, value in values.items()}
-    known = {field.name: field for field in dataclasses.fields(RunConfig)}
-    unknown = [str(key) for key in values if key not in known]
-    missing = [
-        name
-        for name, field in known.items()
-        if field.default is dataclasses.MISSING and name not in values
-    ]
-    if unknown or missing:
-        problems = [f"unknown keys: {', '.join(unknown)}"] if unknown else []
-        problems += [f"missing keys: {', '.join(missing)}"] if missing else []
-        raise LabError(f"{source}: {'; '.join(problems)}")
     try:
-        return RunConfig(**revived(values))
+        given = revived(values)
+        needed = [f.name for f in dataclasses.fields(RunConfig) if f.default is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in given]:
+            raise LabError(f"missing keys: {', '.join(missing)}")
+        return RunConfig(**given)
     except LabError as error:
         raise LabError(f"{source}: {error}") from error
 
@@ -123,11 +105,12 @@ def revived(values: Mapping[str, Any]) -> dict[str, Any]:
         LabError: If a name is not a field's.
     """
     hints = field_types()
-    values = {RENAMED.get(name, name): value for name, value in values.items()}
-    strangers = [name for name in values if name not in hints]
-    if strangers:
-        raise LabError(f"a run has no {', '.join(strangers)}; it has {', '.join(hints)}")
-    given = {name: _revive(value, hints[name]) for name, value in values.items()}
+    given = {}
+    for key, value in values.items():
+        name = RENAMED.get(key, key)
+        if name not in hints:
+            raise LabError(unknown_name("key", name, tuple(hints)))
+        given[name] = _revive(value, hints[name])
     if isinstance(given.get("optimizer_args"), Mapping):
         given["optimizer_args"] = as_pairs(given["optimizer_args"])
     return given
@@ -142,9 +125,14 @@ def _revive(value: Any, hint: Any) -> Any:
     """Undo what YAML does to values: tuples became lists, and ``1e-3`` (no dot) reads as text."""
     if isinstance(value, list):
         return tuple(_revive(item, float) for item in value)
-    if isinstance(value, str) and (hint is float or float in get_args(hint)):
+    if isinstance(value, str) and _takes_floats(hint):
         try:
             return float(value)
         except ValueError:
             return value
     return value
+
+
+def _takes_floats(hint: Any) -> bool:
+    """Whether a type is a float, with bounds or ``None`` beside it or not."""
+    return hint is float or any(map(_takes_floats, get_args(hint)))

@@ -1,4 +1,4 @@
-"""What a person may ask of ``sgdph cost``, and the settings it resolves to."""
+"""The options of ``sgdph cost``, and the settings that they resolve to."""
 
 from __future__ import annotations
 
@@ -8,47 +8,105 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from sgdph.lab.config.option import DATA, MACHINE, MEASUREMENT, OPTIMIZER, OUTPUT, Option
 from sgdph.lab.cost.figures import CostSettings
-from sgdph.lab.cost.systems import USUAL
 from sgdph.lab.errors import LabError
-from sgdph.lab.options.options import shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostOptions:
-    """Measure what a training step costs: time, memory and FLOPs as ratios to SGDM's."""
+    """The options of ``sgdph cost``."""
 
-    out: Annotated[Path | None, shown("a name made of the options, in runs/", "DIR")] = None
-    """Directory for what is measured."""
-    resume: bool = False
-    """Measure the cells that --out lacks, with the settings it was started with."""
-    overwrite: bool = False
-    """Delete what an earlier measurement left in --out, and nothing else, and start anew."""
-
-    model: Annotated[str | None, shown("resnet18", "TEXT")] = None
-    """Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among them, and
-    encoder12."""
-    batch_size: Annotated[str | None, shown("16", "TEXT")] = None
-    """Batch sizes, separated by commas; each pair of network and size is measured."""
-    systems: Annotated[str | None, shown("all", "TEXT")] = None
-    """Optimizers, separated by commas. SGDM is always there; all is every one but sgdph-exact and
-    sgdph-row-sum-all, which take many products a step."""
-    visits: Annotated[str | None, shown("8", "N|all")] = None
-    """How many Newton parameters the cyclic refresh visits, evenly over the depth."""
-    rounds: Annotated[int | None, shown("5", "N")] = None
-    """How often each step is timed at each place."""
-    device: Annotated[str | None, shown("cpu", "TEXT")] = None
-    """cpu, cuda, cuda:1 ... or auto."""
-    precision: Annotated[Literal["float32", "bfloat16"] | None, shown("float32", "TEXT")] = None
-    """float32, or bfloat16: the forward runs under autocast, the weights stay float32."""
-    channels_last: bool = False
-    """Store model and images channels last."""
-    compile: bool = False
-    """Compile the model; steps that take second derivatives run it uncompiled."""
-    threads: Annotated[int | None, shown("1", "N")] = None
-    """CPU threads."""
-    seed: Annotated[int | None, shown("0", "N")] = None
-    """Weights, batch and labels all come from it."""
+    systems: Annotated[
+        str | None,
+        Option(
+            "Optimizers, separated by commas. SGDM is always there; all is every one but "
+            "sgdph-exact and sgdph-row-sum-all, which take many products a step.",
+            OPTIMIZER,
+            "NAMES",
+            shown="all",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        Option(
+            "Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among "
+            "them, and encoder12.",
+            DATA,
+            "NAMES",
+            shown="resnet18",
+        ),
+    ] = None
+    batch_size: Annotated[
+        str | None,
+        Option(
+            "Batch sizes, separated by commas; each pair of network and size is measured.",
+            DATA,
+            "N,...",
+            shown="16",
+        ),
+    ] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        Option(
+            "float32, or bfloat16: the forward runs under autocast, the weights stay float32.",
+            MEASUREMENT,
+            shown="float32",
+        ),
+    ] = None
+    channels_last: Annotated[
+        bool | None,
+        Option("Store model and images channels last.", MEASUREMENT, shown="--no-channels-last"),
+    ] = None
+    compile: Annotated[
+        bool | None,
+        Option(
+            "Compile the model; steps that take second derivatives run it uncompiled.",
+            MEASUREMENT,
+            shown="--no-compile",
+        ),
+    ] = None
+    visits: Annotated[
+        str | None,
+        Option(
+            "How many Newton parameters the cyclic refresh visits, evenly over the depth.",
+            MEASUREMENT,
+            "N|all",
+            shown="8",
+        ),
+    ] = None
+    rounds: Annotated[
+        int | None, Option("How often each step is timed at each place.", MEASUREMENT, shown="5")
+    ] = None
+    seed: Annotated[
+        int | None, Option("Weights, batch and labels all come from it.", MEASUREMENT, shown="0")
+    ] = None
+    device: Annotated[
+        str | None, Option("cpu, cuda, cuda:1 ... or auto.", MACHINE, "DEVICE", shown="cpu")
+    ] = None
+    threads: Annotated[int | None, Option("CPU threads.", MACHINE, shown="1")] = None
+    out: Annotated[
+        Path | None,
+        Option(
+            "Directory for what is measured.",
+            OUTPUT,
+            "DIR",
+            shown="a name made of the options, in runs/",
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        Option(
+            "Measure the cells that --out lacks, with the settings it was started with.", OUTPUT
+        ),
+    ] = False
+    overwrite: Annotated[
+        bool,
+        Option(
+            "Delete what an earlier measurement left in --out, and nothing else, and start anew.",
+            OUTPUT,
+        ),
+    ] = False
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were asked for, by :class:`CostSettings`'s names.
@@ -65,8 +123,7 @@ class CostOptions:
         }
         names = {field.name for field in dataclasses.fields(CostSettings)} - {"visits"}
         given |= {name: value for name, value in vars(self).items() if name in names - set(given)}
-        # A flag that is not set asks for nothing: a resumed measurement has its own.
-        given = {n: value for n, value in given.items() if value is not None and value is not False}
+        given = {name: value for name, value in given.items() if value is not None}
         if self.visits is not None:
             given["visits"] = None if self.visits == "all" else _number("--visits", self.visits)
         return given
@@ -78,7 +135,7 @@ def resolve_cost(given: Mapping[str, Any]) -> CostSettings:
     Raises:
         LabError: A value is out of its bounds.
     """
-    return CostSettings(**{"systems": USUAL, **given})
+    return CostSettings(**{"systems": _systems("all"), **given})
 
 
 def cost_differences(given: Mapping[str, Any], saved: CostSettings) -> list[str]:
@@ -101,6 +158,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _systems(text: str) -> tuple[str, ...]:
+    # Only here: it needs torch, which the help does without.
+    from sgdph.lab.cost.systems import USUAL
+
     return USUAL if text == "all" else _words(text)
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sgdph import SGDPH, param_groups
 from sgdph.lab.cost.authors import AuthorsSGDPH
-from sgdph.lab.errors import LabError
+from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.optimizers.libraries import import_from, is_installed
 from sgdph.lab.run.step import backward_with_graph
-from sgdph.validation import Estimator
+from sgdph.names import Estimator
 
 LR, WEIGHT_DECAY = 1e-4, 5e-4
 
@@ -201,7 +201,9 @@ def choose_systems(names: Sequence[str]) -> list[System]:
     """
     for name in names:
         if name not in SYSTEMS:
-            raise LabError(f"--systems must be of {', '.join(SYSTEMS)}; got {name!r}")
+            raise LabError(
+                unknown_name("system", name, tuple(SYSTEMS), "docs/laboratory.md lists them")
+            )
         needed = SYSTEMS[name].requires
         if needed is not None and not is_installed(needed):
             raise LabError(

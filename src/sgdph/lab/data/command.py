@@ -9,8 +9,8 @@ from rich.table import Table
 
 from sgdph.lab.data.catalogue import ENTRIES, Entry
 from sgdph.lab.data.image_reader import pick_workers
-from sgdph.lab.data.options import DataOptions
 from sgdph.lab.errors import INTERRUPTED, NOT_WELL, OK, LabError
+from sgdph.lab.options.data import DataOptions
 from sgdph.lab.progress import say
 
 

@@ -21,7 +21,7 @@ from sgdph.lab.data.splits import SplitSizes
 from sgdph.lab.data.tensors import TensorDataset, TextDataset, channel_statistics
 from sgdph.lab.data.text import CHARACTERS, read_pydoc
 from sgdph.lab.data.transforms import evaluation_transform, training_transform
-from sgdph.lab.errors import LabError
+from sgdph.lab.errors import LabError, unknown_name
 
 FOLDERS = ("mini-imagenet", "imagenet")
 IMAGE_SIZE = 224
@@ -60,7 +60,9 @@ def load_dataset(
         LabError: If files are missing or damaged, or an option does not fit the set.
     """
     if name not in get_args(DatasetName):
-        raise LabError(f"dataset must be one of {', '.join(get_args(DatasetName))}; got {name!r}")
+        raise LabError(
+            unknown_name("dataset", name, get_args(DatasetName), "sgdph data lists them")
+        )
     sizes = SplitSizes(train_size, validation_size)
     if name in FOLDERS:
         return _files(name, data_dir, sizes, image_size or IMAGE_SIZE, pick_workers(workers))

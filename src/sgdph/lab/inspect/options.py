@@ -1,40 +1,84 @@
-"""What a person may ask of ``sgdph inspect``, and the settings it resolves to."""
+"""The options of ``sgdph inspect``, and what they ask of the measurement."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from sgdph.lab.inspect.figures import InspectSettings
-from sgdph.lab.options.options import RunOptions, parse_epochs, shown
+from sgdph.lab.config.option import MEASUREMENT, OUTPUT, Option
+from sgdph.lab.options.options import ALL, CommonOptions, parse_epochs
+
+if TYPE_CHECKING:
+    from sgdph.lab.inspect.figures import InspectSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(RunOptions):
-    """Look at the Hessian blocks of a run's channel-wise parameters, through its training.
+class InspectOptions(CommonOptions):
+    """The options of ``sgdph inspect``."""
 
-    Inspects the run that --run names, or trains one first, with the options of sgdph train.
-    """
+    TAKES: ClassVar[frozenset[str]] = ALL - {"keep_checkpoints"}
 
-    run: Annotated[Path | None, shown("train one, in --out/run", "DIR")] = None
-    """Directory of a run of sgdph train: its kept checkpoints and its last one are inspected."""
-    checkpoints: Annotated[str | None, shown("start, quarter, half, end", "TEXT")] = None
-    """Epochs whose checkpoints are inspected, like 0,3,12; left out with --run, all that the run
-    has. 0 alone trains nothing."""
-    batches: Annotated[int | None, shown("8", "N")] = None
-    """Training batches that the estimates are made of; as many others make the reference."""
-    budget: Annotated[float | None, shown("300", "SECONDS")] = None
-    """Time for dense blocks over all checkpoints; it decides which blocks are taken."""
-    layers: Annotated[str | None, shown("what fits --budget", "TEXT")] = None
-    """Patterns of parameter names, separated by commas, like 'blocks.0.*,*.bias': take these blocks
-    whatever they cost."""
-    probes: Annotated[int | None, shown("16", "N")] = None
-    """Rademacher probes per batch, to average Hutchinson's error over."""
-    float64: bool = False
-    """Take the blocks in double precision."""
+    run: Annotated[
+        Path | None,
+        Option(
+            "Directory of a run of sgdph train: its kept checkpoints and its last one are "
+            "inspected.",
+            OUTPUT,
+            "DIR",
+            shown="train one, in --out/run",
+        ),
+    ] = None
+    checkpoints: Annotated[
+        str | None,
+        Option(
+            "Epochs whose checkpoints are inspected, like 0,3,12; left out with --run, all that "
+            "the run has. 0 alone trains nothing.",
+            MEASUREMENT,
+            "EPOCHS",
+            shown="start, quarter, half, end",
+        ),
+    ] = None
+    batches: Annotated[
+        int | None,
+        Option(
+            "Training batches that the estimates are made of; as many others make the reference.",
+            MEASUREMENT,
+            shown="8",
+        ),
+    ] = None
+    budget: Annotated[
+        float | None,
+        Option(
+            "Time for dense blocks over all checkpoints; it decides which blocks are taken.",
+            MEASUREMENT,
+            "SECONDS",
+            shown="300",
+        ),
+    ] = None
+    layers: Annotated[
+        str | None,
+        Option(
+            "Patterns of parameter names, separated by commas, like 'blocks.0.*,*.bias': take "
+            "these blocks whatever they cost.",
+            MEASUREMENT,
+            "PATTERNS",
+            shown="what fits --budget",
+        ),
+    ] = None
+    probes: Annotated[
+        int | None,
+        Option(
+            "Rademacher probes per batch, to average Hutchinson's error over.",
+            MEASUREMENT,
+            shown="16",
+        ),
+    ] = None
+    float64: Annotated[
+        bool | None,
+        Option("Take the blocks in double precision.", MEASUREMENT, shown="--no-float64"),
+    ] = None
 
     def measurement(self) -> dict[str, Any]:
         """Return what was asked of the measurement, by :class:`InspectSettings`'s names.
@@ -42,13 +86,8 @@ class InspectOptions(RunOptions):
         Raises:
             LabError: The list of checkpoints cannot be read.
         """
-        names = {field.name for field in dataclasses.fields(InspectSettings)}
-        # A flag that is not set asks for nothing: a resumed inspection has its own.
-        given = {
-            name: value
-            for name, value in vars(self).items()
-            if name in names and value is not None and value is not False
-        }
+        names = ("batches", "budget", "layers", "probes", "float64")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.checkpoints is not None:
             given["checkpoints"] = parse_epochs(self.checkpoints, "--checkpoints")
         return given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgdph.lab.errors import LabError
+from sgdph.lab.errors import LabError, unknown_name
 
 RESNETS = ("resnet8", "resnet20", "resnet56", "resnet18", "resnet50")
 VGGS = ("vgg8", "vgg11", "vgg19", "vgg19-narrow")
@@ -32,7 +32,7 @@ def canonical(name: str) -> str:
 def check_model(name: str) -> None:
     """Raise LabError unless a network's name is one of ours or says whose it is."""
     if name not in NETWORKS and not name.startswith((TORCHVISION, TIMM)):
-        raise LabError(
-            f"model must be one of {', '.join(NETWORKS)}, {TORCHVISION}NAME or {TIMM}NAME; got "
-            f"{name!r}"
+        listed = (
+            f"docs/optimizers-and-models.md lists them; {TORCHVISION}NAME and {TIMM}NAME go too"
         )
+        raise LabError(unknown_name("network", name, NETWORKS, listed))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import torch
-from torch import nn
-
-from sgdph import param_groups
+import sgdph as core
 from sgdph.lab.config.run_config import Setting
 from sgdph.lab.optimizers.libraries import import_from
-from sgdph.lab.optimizers.muon import split_for_muon
 
-Constructor: TypeAlias = Callable[..., torch.optim.Optimizer]
+if TYPE_CHECKING:
+    # The command line's help names the optimizers and their defaults, without torch.
+    import torch
+    from torch import nn
+
+Constructor: TypeAlias = "Callable[..., torch.optim.Optimizer]"
 """An optimizer's class."""
 
 
@@ -30,7 +31,7 @@ def sgdph(
 ) -> torch.optim.Optimizer:
     """Give SGD-PH the parameters by role, and its probes the run's seed."""
     rest = {name: value for name, value in settings.items() if name != "weight_decay"}
-    groups = param_groups(model, weight_decay=settings["weight_decay"])
+    groups = core.param_groups(model, weight_decay=settings["weight_decay"])
     return make(groups, seed=seed, **rest)
 
 
@@ -40,13 +41,15 @@ def adahessian(
     """Give AdaHessian all parameters, and its probes the run's seed."""
     optimizer: Any = make(model.parameters(), **settings)
     optimizer.seed_probes(seed)
-    return cast(torch.optim.Optimizer, optimizer)
+    return cast("torch.optim.Optimizer", optimizer)
 
 
 def muon(
     make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
 ) -> torch.optim.Optimizer:
     """Give Muon its hidden weights, and the others to its AdamW."""
+    from sgdph.lab.optimizers.muon import split_for_muon
+
     hidden, others = split_for_muon(model)
     groups = [{"params": hidden, "use_muon": True}, {"params": others, "use_muon": False}]
     return make(groups, **settings)

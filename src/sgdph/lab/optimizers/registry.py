@@ -43,15 +43,17 @@ has one for its hidden weights and one for the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.errors import LabError
+from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.optimizers.baseline import Baseline, adahessian, muon, sgdph
 from sgdph.lab.optimizers.libraries import arguments_of, is_installed
+
+if TYPE_CHECKING:
+    # The command line's help shows the defaults, without torch.
+    import torch
+    from torch import nn
 
 _OF_SGDPH: Mapping[str, Any] = {
     "lr": 0.01,
@@ -187,7 +189,7 @@ def owners(setting: str) -> list[str]:
 def check_name(optimizer: str) -> None:
     """Raise LabError unless the optimizer is known."""
     if optimizer not in BASELINES:
-        raise LabError(f"optimizer must be one of {', '.join(BASELINES)}; got {optimizer!r}")
+        raise LabError(unknown_name("optimizer", optimizer, tuple(BASELINES)))
 
 
 def check_package(optimizer: str) -> None:

@@ -1,195 +1,171 @@
-"""What a person may ask for on the command line.
+"""The options of the commands that train.
 
-An option left unset is ``None`` here: it takes its default, or when a run is resumed, the run's own
-value.
+An option left unset is not there, or ``None``: it takes its default, or when a run is resumed, the
+run's own value.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar
 
-import tyro
-
-from sgdph.lab.config.run_config import (
-    DatasetName,
-    OptimizerName,
-    PrecisionName,
-    RefreshName,
-    RunConfig,
-    ScheduleName,
-    TrackerName,
-)
+from sgdph.lab.config.option import DATA, MACHINE, OPTIMIZER, OUTPUT, TRAINING, Option, options_of
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import PATTERNS, canonical
+from sgdph.lab.networks.names import canonical
 from sgdph.lab.optimizers.registry import check_name
 from sgdph.lab.options.optimizer_args import parse_arguments
-from sgdph.validation import Estimator
 
 DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
 DEFAULT_SEEDS = (0, 1, 2)
+# torchrun sets how many processes there are.
+ALL = frozenset(options_of(RunConfig)) - {"processes"}
 
 
-def shown(default: str, values: Any) -> Any:
-    """Say in the help what an unset option means, and which values it takes.
-
-    Left alone the help would offer "None" everywhere.
-    """
-    metavar = values if isinstance(values, str) else "{" + ",".join(get_args(values)) + "}"
-    return tyro.conf.arg(help_behavior_hint=f"(default: {default})", metavar=metavar)
-
-
-MODELS = " | ".join((*PATTERNS, "torchvision:NAME", "timm:NAME"))
-_OWN = "the optimizer's own"
+# How fields of a run are read that are written in a way of their own.
+READ: Mapping[str, Callable[[Any], Any]] = {
+    "data_dir": lambda text: str(Path(text).expanduser().resolve()),
+    "model": canonical,
+    "keep_checkpoints": lambda text: parse_epochs(text, "--keep-checkpoints"),
+    "optimizer_args": lambda words: as_pairs(parse_arguments(words)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonOptions:
+class RunOptions:
+    """The options of a command that takes fields of :class:`RunConfig` as options.
+
+    Attributes:
+        TAKES: The fields that it takes.
+        SHOWN: What the help calls their defaults, where those are not a run's.
+        run_fields: Those that were given, by name.
+    """
+
+    TAKES: ClassVar[frozenset[str]] = frozenset()
+    SHOWN: ClassVar[str] = ""
+
+    run_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given of a run, by the names of :class:`RunConfig`'s fields.
+
+        Options that a command reads in a way of its own stand as they were written.
+        """
+        names = options_of(RunConfig)
+        own = {name: each for name, each in vars(self).items() if name in names}
+        return {**self.run_fields, **{name: v for name, v in own.items() if v is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions(RunOptions):
     """The options that the commands which train have in common."""
 
-    out: Annotated[Path | None, shown("a name made of the options, in runs/", "DIR")] = None
-    """Directory for what is measured."""
-    resume: bool = False
-    """Carry on what lies in --out; unset options then take the values it was started with."""
-    overwrite: bool = False
-    """Delete what an earlier call left in --out, and nothing else, and start anew."""
-
-    dataset: Annotated[DatasetName | None, shown("mnist5k", DatasetName)] = None
-    """Data set; mnist5k, digits and pydoc (text) need no download. sgdph data tells more."""
-    data_dir: Annotated[Path | None, shown("none", "DIR")] = None
-    """Directory that holds the files of the other sets."""
-    download: bool = False
-    """Let torchvision download CIFAR or Fashion-MNIST into --data-dir if it is not there."""
-    train_size: Annotated[int | None, shown("all", "N")] = None
-    """Train on a stratified subset of this many images."""
-    validation_size: Annotated[int | None, shown("0", "N")] = None
-    """Hold out so many training images, evaluate on them, and never touch the test images."""
-    image_size: Annotated[int | None, shown("224", "N")] = None
-    """Pixels to which image files are resized (mini-imagenet, imagenet)."""
-    data_workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
-    """Processes that read image files (mini-imagenet, imagenet)."""
-    model: Annotated[str | None, shown("resnet8", MODELS)] = None
-    """Network: one of ours, or any of torchvision or timm, like timm:resnet18. The default for
-    pydoc is transformer, for sets of image files torchvision:resnet18."""
-    epochs: Annotated[int | None, shown("12", "N")] = None
-    """Passes over the training images."""
-    batch_size: Annotated[int | None, shown("25", "N")] = None
-    """Images per step, over all processes."""
-    schedule: Annotated[ScheduleName | None, shown("cosine", ScheduleName)] = None
-    """Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant."""
-    schedule_every: Annotated[int | None, shown("30% of the epochs", "N")] = None
-    """Epochs between the falls of --schedule step."""
-    precision: Annotated[PrecisionName | None, shown("float32", PrecisionName)] = None
-    """Arithmetic of the forward, by autocast; weights and optimizer state stay float32."""
-    no_channels_last: bool = False
-    """Lay images and weights out as torch does by default. Otherwise they lie channels last."""
-    track: Annotated[TrackerName | None, shown("none", TrackerName)] = None
-    """Send the metrics to a tracker as well."""
-    device: Annotated[str | None, shown("auto", "TEXT")] = None
-    """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
-    threads: Annotated[int | None, shown("1 for a small network", "N")] = None
-    """CPU threads of a run, by default one for every 2 GFLOP of a batch's forward; the last bits of
-    a result depend on it."""
-
-    momentum: Annotated[float | None, shown(_OWN, "X")] = None
-    """Momentum (sgdm, sgdph, muon)."""
-    second_order_lr: Annotated[float | None, shown(_OWN, "X")] = None
-    """Second-order learning rate, the paper's tau (sgdph)."""
-    hessian_momentum: Annotated[float | None, shown(_OWN, "X")] = None
-    """Momentum of the Hessian average, the paper's beta_2 (sgdph)."""
-    eps: Annotated[float | None, shown(_OWN, "X")] = None
-    """Damping: added to the Hessian average (sgdph), or to the denominator (adam and its kin)."""
-    estimator: Annotated[Estimator | None, shown(_OWN, Estimator)] = None
-    """What is taken of each Hessian block (sgdph)."""
-    refresh: Annotated[RefreshName | None, shown(_OWN, RefreshName)] = None
-    """Whether a refresh takes one parameter in turn, or all (sgdph)."""
-    hessian_interval: Annotated[int | None, shown(_OWN, "N")] = None
-    """Refresh at every n-th step (sgdph)."""
-    betas: Annotated[tuple[float, float] | None, shown(_OWN, "X X")] = None
-    """Averaging factors (adam, adamw, adabelief, adahessian, sophiah, soap)."""
-    optimizer_args: Annotated[tuple[str, ...] | None, shown(_OWN, "NAME=VALUE ...")] = None
-    """Any argument of the optimizer's constructor, like update_each=2 adamw_betas=0.9,0.99; a
-    comparison takes OPTIMIZER.NAME=VALUE too."""
-
-    def given(self) -> dict[str, Any]:
-        """Return the options of :class:`RunConfig` that were set, by field name."""
-        names = {field.name for field in dataclasses.fields(RunConfig)}
-        values = {
-            name: value for name, value in vars(self).items() if name in names and value is not None
-        }
-        if self.data_dir is not None:
-            values["data_dir"] = str(self.data_dir.expanduser().resolve())
-        if self.model is not None:
-            values["model"] = canonical(self.model)
-        if self.no_channels_last:
-            values["channels_last"] = False
-        return values
+    download: Annotated[
+        bool,
+        Option("Let torchvision download CIFAR or Fashion-MNIST into --data-dir if missing.", DATA),
+    ] = False
+    out: Annotated[
+        Path | None,
+        Option(
+            "Directory for what is measured.",
+            OUTPUT,
+            "DIR",
+            shown="a name made of the options, in runs/",
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        Option(
+            "Carry on what lies in --out; unset options then take the values it was started with.",
+            OUTPUT,
+        ),
+    ] = False
+    overwrite: Annotated[
+        bool,
+        Option(
+            "Delete what an earlier call left in --out, and nothing else, and start anew.", OUTPUT
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(CommonOptions):
-    """The options of a single run."""
+class TrainOptions(CommonOptions):
+    """The options of ``sgdph train``."""
 
-    optimizer: Annotated[OptimizerName | None, shown("sgdph", OptimizerName)] = None
-    """Optimizer."""
-    lr: Annotated[float | None, shown(_OWN, "X")] = None
-    """Initial learning rate."""
-    weight_decay: Annotated[float | None, shown(_OWN, "X")] = None
-    """Weight decay."""
-    seed: Annotated[int | None, shown("0", "N")] = None
-    """Weights, data order, augmentation and probes all come from it."""
-
-    def given(self) -> dict[str, Any]:
-        """Return the options of :class:`RunConfig` that were set, by field name.
-
-        Raises:
-            LabError: The optimizer's arguments cannot be read.
-        """
-        values = super().given()
-        if self.optimizer_args is not None:
-            values["optimizer_args"] = as_pairs(parse_arguments(self.optimizer_args))
-        return values
+    TAKES: ClassVar[frozenset[str]] = ALL
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions):
-    """Train one network and record the run."""
+class SeveralOptions(CommonOptions):
+    """The options of a command that trains several optimizers."""
 
-    keep_checkpoints: Annotated[str | None, shown("none", "TEXT")] = None
-    """Epochs whose checkpoint is kept as epoch-N.pt, like 0,3,12; 0 is before the first step."""
-
-    def given(self) -> dict[str, Any]:
-        """Return the options of :class:`RunConfig` that were set, by field name.
-
-        Raises:
-            LabError: A list cannot be read.
-        """
-        values = super().given()
-        if self.keep_checkpoints is not None:
-            values["keep_checkpoints"] = parse_epochs(self.keep_checkpoints, "--keep-checkpoints")
-        return values
+    optimizers: Annotated[
+        str | None,
+        Option(
+            "Optimizers, separated by commas.",
+            OPTIMIZER,
+            "NAMES",
+            shown=",".join(DEFAULT_OPTIMIZERS),
+        ),
+    ] = None
+    optimizer_args: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "Any other argument of an optimizer's constructor, like adahessian.update_each=2; "
+            "without the optimizer's name, for all that have it.",
+            OPTIMIZER,
+            metavar="NAME=VALUE",
+            nargs="+",
+        ),
+    ] = None
+    jobs: Annotated[
+        int | None,
+        Option(
+            "How many runs are trained at the same time.",
+            MACHINE,
+            shown="the cores / a run's threads; 1 on a GPU",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(CommonOptions):
-    """Train several optimizers over several seeds; end with a table and a picture."""
+class CompareOptions(SeveralOptions):
+    """The options of ``sgdph compare``."""
 
-    optimizers: Annotated[str | None, shown("sgdm,sgdph", "TEXT")] = None
-    """Optimizers, separated by commas."""
-    seeds: Annotated[str | None, shown("0-2", "TEXT")] = None
-    """Seeds: a range like 0-2, a list like 0,3,7, or both."""
-    lr: Annotated[str | None, shown(_OWN, "TEXT")] = None
-    """Initial learning rate: one number for all, or one each like sgdm=0.1,sgdph=0.01."""
-    weight_decay: Annotated[str | None, shown(_OWN, "TEXT")] = None
-    """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
-    settings: Annotated[Path | None, shown("none", "FILE")] = None
-    """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
-    jobs: Annotated[int | None, shown("the cores / a run's threads; 1 on a GPU", "N")] = None
-    """How many runs are trained at the same time."""
+    TAKES: ClassVar[frozenset[str]] = ALL - {"optimizer", "seed", "keep_checkpoints"}
+
+    lr: Annotated[
+        str | None,
+        Option(
+            "Initial learning rate: one for all, or one each like sgdm=0.1,sgdph=0.01.",
+            OPTIMIZER,
+            "X",
+        ),
+    ] = None
+    weight_decay: Annotated[
+        str | None,
+        Option("Weight decay: one for all, or one each like sgdm=5e-4,sgdph=5e-3.", OPTIMIZER, "X"),
+    ] = None
+    settings: Annotated[
+        Path | None,
+        Option(
+            "Settings of each optimizer, as sgdph tune writes them; what is set here goes before.",
+            OPTIMIZER,
+            "FILE",
+            shown="none",
+        ),
+    ] = None
+    seeds: Annotated[
+        str | None,
+        Option(
+            "Seeds: a range like 0-2, a list like 0,3,7, or both.", TRAINING, "SEEDS", shown="0-2"
+        ),
+    ] = None
 
 
 def parse_optimizers(text: str) -> tuple[str, ...]:

@@ -17,30 +17,8 @@ from sgdph.lab.optimizers.registry import (
     flag,
     owners,
 )
+from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.options.optimizer_args import share_arguments
-
-DEFAULTS: Mapping[str, Any] = {
-    "dataset": "mnist5k",
-    "model": "resnet8",
-    "optimizer": "sgdph",
-    "epochs": 12,
-    "batch_size": 25,
-    "schedule": "cosine",
-    "seed": 0,
-}
-# What differs from these for a data set.
-_FILES = {"model": "torchvision:resnet18", "image_size": 224}
-DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "pydoc": {"model": "transformer"},
-    "mini-imagenet": _FILES,
-    "imagenet": _FILES,
-}
-
-
-def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of all that is no optimizer's setting, for the data set that is asked."""
-    dataset = given.get("dataset", DEFAULTS["dataset"])
-    return {**DEFAULTS, **DATASET_DEFAULTS.get(dataset, {})}
 
 
 def resolve(given: Mapping[str, Any]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What a person may ask of ``sgdph report``."""
+"""The options of ``sgdph report``."""
 
 from __future__ import annotations
 
@@ -6,29 +6,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from sgdph.lab.options.options import shown
+from sgdph.lab.config.option import MEASUREMENT, OUTPUT, Option
 from sgdph.lab.reports.layout import Layout, parse_fields, saved_layout
-from sgdph.lab.reports.targets import parse_targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Make tables, curves and a page of finished runs, of their directories alone."""
+    """The options of ``sgdph report``."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directories of runs, of comparisons or sweeps, or any that hold such, at any depth."""
-    out: Annotated[Path | None, shown("the directory given; runs/report for several", "DIR")] = None
-    """Directory for the report."""
-    rows: Annotated[str | None, shown("system, or the sweep's", "TEXT")] = None
-    """What makes the tables' rows: options like lr,weight_decay, or system (label or optimizer)."""
-    columns: Annotated[str | None, shown("dataset,model, or the sweep's", "TEXT")] = None
-    """What makes the tables' columns."""
-    target: Annotated[str | None, shown("99% of the best of the column", "TEXT")] = None
-    """Accuracies like 0.9,0.95: how long each took to reach them."""
-    title: Annotated[str | None, shown("the rows, or the sweep's", "TEXT")] = None
-    """Title of the report."""
+    runs: Annotated[
+        tuple[Path, ...],
+        Option(
+            "Directories of runs, of comparisons or sweeps, or any that hold such, at any depth.",
+            OUTPUT,
+            "DIR",
+            positional=True,
+        ),
+    ]
+    rows: Annotated[
+        str | None,
+        Option(
+            "What makes the tables' rows: options like lr,weight_decay, or system (label or "
+            "optimizer).",
+            MEASUREMENT,
+            "FIELDS",
+            shown="system, or the sweep's",
+        ),
+    ] = None
+    columns: Annotated[
+        str | None,
+        Option(
+            "What makes the tables' columns.",
+            MEASUREMENT,
+            "FIELDS",
+            shown="dataset,model, or the sweep's",
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        Option(
+            "Accuracies like 0.9,0.95: how long each took to reach them.",
+            MEASUREMENT,
+            "X,...",
+            shown="99% of the best of the column",
+        ),
+    ] = None
+    title: Annotated[
+        str | None,
+        Option("Title of the report.", OUTPUT, shown="the rows, or the sweep's"),
+    ] = None
+    out: Annotated[
+        Path | None,
+        Option(
+            "Directory for the report.",
+            OUTPUT,
+            "DIR",
+            shown="the directory given; runs/report for several",
+        ),
+    ] = None
 
     @property
     def place(self) -> Path:
@@ -63,4 +98,9 @@ class ReportOptions:
         Raises:
             LabError: They cannot be read.
         """
-        return () if self.target is None else parse_targets(self.target)
+        if self.target is None:
+            return ()
+        # Only here: it needs numpy, which the help does without.
+        from sgdph.lab.reports.targets import parse_targets
+
+        return parse_targets(self.target)

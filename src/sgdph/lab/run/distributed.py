@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,13 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sgdph.lab.data import Share
 from sgdph.lab.errors import LabError
+from sgdph.lab.run.processes import Agreed, processes
 
 T = TypeVar("T")
 _joins = itertools.count()
-
-
-class Agreed(LabError):  # noqa: N818 - somebody else's error
-    """What went wrong in another process; that one, or the first, tells it."""
 
 
 class EqualShare(Share):
@@ -149,16 +145,6 @@ def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
 
 
-def processes() -> int:
-    """Tell how many processes ``torchrun``, or whatever sets the same variables, has started."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
-
-
-def speaks(error: Exception) -> bool:
-    """Whether this process is the one to print an error."""
-    return not isinstance(error, Agreed) or int(os.environ.get("RANK", 0)) == 0
-
-
 @contextmanager
 def joined() -> Iterator[Team]:
     """Join the processes that ``torchrun`` has started, for as long as the context lasts.
@@ -187,17 +173,3 @@ def joined() -> Iterator[Team]:
     yield Team(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
     # Not after an error: the others may be gone, and leaving in order would wait for them.
     dist.destroy_process_group()
-
-
-def leave(code: int) -> int:
-    """End this process at once where it is one of several; hand the exit code back otherwise.
-
-    One of gloo's threads may still hold the last message. If it lets go of it while Python is
-    taking itself apart, the process aborts ("terminate called without an active exception"), and
-    ``torchrun`` calls a finished run a failure. So Python is not given the time to.
-    """
-    if processes() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig, differences
 from sgdph.lab.errors import INTERRUPTED, LabError
-from sgdph.lab.options.resolution import defaults_for
+from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.output import shell_word
 from sgdph.lab.progress import say
 from sgdph.lab.run.distributed import ALONE, Team

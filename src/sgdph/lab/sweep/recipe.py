@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from sgdph.lab.config.yaml import marked_yaml
-from sgdph.lab.errors import LabError
+from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.reports.layout import Layout, layout_from
 
 FORMAT = "sgdph-recipe-1"
@@ -136,10 +136,8 @@ def load_recipe(name: str) -> Recipe:
             raise LabError(f"the recipe {name} cannot be read: {error}") from error
         return parse_recipe(text, Path(name).stem, name)
     if name not in recipe_names():
-        raise LabError(
-            f"there is no recipe {name!r}; expected one of {', '.join(recipe_names())}, or the "
-            "path of a .yaml file"
-        )
+        listed = "`sgdph reproduce --list` lists them; the path of a .yaml file goes too"
+        raise LabError(unknown_name("recipe", name, recipe_names(), listed))
     file = resources.files("sgdph.lab.recipes") / f"{name}.yaml"
     return parse_recipe(file.read_text(encoding="utf-8"), name, f"{name}.yaml")
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from sgdph.lab.config.run_config import PLACE_FIELDS
 from sgdph.lab.errors import INTERRUPTED, OK, LabError
+from sgdph.lab.options.defaults import DEFAULTS
 from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
-from sgdph.lab.options.resolution import DEFAULTS
 from sgdph.lab.output import printable, shell_word
 from sgdph.lab.progress import say
 from sgdph.lab.run.environment import describe_environment

@@ -1,45 +1,68 @@
-"""What a person may ask of ``sgdph tune``."""
+"""The options of ``sgdph tune``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from sgdph.lab.options.options import CommonOptions, shown
+from sgdph.lab.config.option import MEASUREMENT, OUTPUT, Option
+from sgdph.lab.options.options import ALL, SeveralOptions
 
 SamplerName = Literal["tpe", "random", "grid"]
 PrunerName = Literal["median", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(CommonOptions):
-    """Search lr, weight decay and more for each optimizer, with equal budgets, on held-out images.
+class TuneOptions(SeveralOptions):
+    """The options of ``sgdph tune``."""
 
-    The same command again carries on what lies in --out, and joins in while it is running. The
-    test images are never looked at.
-    """
+    TAKES: ClassVar[frozenset[str]] = ALL - {
+        "optimizer", "lr", "weight_decay", "keep_checkpoints"
+    }  # fmt: skip
 
-    out: Annotated[Path | None, shown("a name made of the options, in runs/", "DIR")] = None
-    """Directory for what is measured; shared by all processes and machines that join in."""
-    resume: bool = False
-    """Expect something to carry on in --out; without it too the same command carries on."""
-    optimizers: Annotated[str | None, shown("sgdm,sgdph", "TEXT")] = None
-    """Optimizers, separated by commas."""
-    trials: Annotated[int | None, shown("20", "N")] = None
-    """Trials of each optimizer, pruned and diverged ones included. May be raised later."""
-    space: Annotated[str | None, shown("see docs/tuning.md", "TEXT")] = None
-    """Ranges to search, like sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3."""
-    sampler: Annotated[SamplerName | None, shown("tpe", SamplerName)] = None
-    """How settings are chosen: by a model of the trials so far, at random, or on a grid."""
-    pruner: Annotated[PrunerName | None, shown("median; none on a grid", PrunerName)] = None
-    """Stop trials that lie below the median of the finished ones, after a third of the epochs."""
-    storage: Annotated[str | None, shown("sqlite", "sqlite|journal|URL")] = None
-    """Where the study is kept: a file in --out, or a database. On a network folder: journal."""
-    jobs: Annotated[int | None, shown("1", "N")] = None
-    """Processes that work at once on this machine; each takes its share of the CPU cores."""
-    seed: Annotated[int | None, shown("0", "N")] = None
-    """Every trial's weights, data order and augmentation, and the sampler's choices."""
+    trials: Annotated[
+        int | None,
+        Option(
+            "Trials of each optimizer, pruned and diverged ones included. May be raised later.",
+            MEASUREMENT,
+            shown="20",
+        ),
+    ] = None
+    space: Annotated[
+        str | None,
+        Option(
+            "Ranges to search, like sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3.",
+            MEASUREMENT,
+            shown="lr and weight decay, from a 30th to 30 times their defaults",
+        ),
+    ] = None
+    sampler: Annotated[
+        SamplerName | None,
+        Option(
+            "How settings are chosen: by a model of the trials so far, at random, or on a grid.",
+            MEASUREMENT,
+            shown="tpe",
+        ),
+    ] = None
+    pruner: Annotated[
+        PrunerName | None,
+        Option(
+            "Stop trials that lie below the median of the finished ones, after a third of the "
+            "epochs.",
+            MEASUREMENT,
+            shown="median; none on a grid",
+        ),
+    ] = None
+    storage: Annotated[
+        str | None,
+        Option(
+            "Where the study is kept: a file in --out, or a database. On a network folder: "
+            "journal.",
+            OUTPUT,
+            "sqlite|journal|URL",
+            shown="sqlite",
+        ),
+    ] = None
 
     def search(self) -> dict[str, Any]:
         """Return what was asked of the search itself, by name, only what was set."""

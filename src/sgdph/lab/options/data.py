@@ -1,0 +1,53 @@
+"""The options of ``sgdph data``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from sgdph.lab.config.option import DATA, MACHINE, Option
+from sgdph.lab.config.run_config import DatasetName
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The options of ``sgdph data``."""
+
+    dataset: Annotated[
+        DatasetName | None,
+        Option(
+            "Look at this set alone; the exit code is 1 if it is missing or damaged.",
+            DATA,
+            shown="all",
+        ),
+    ] = None
+    data_dir: Annotated[
+        Path | None,
+        Option(
+            "Directory that holds the files of the sets that do not come with a package.",
+            DATA,
+            "DIR",
+            shown="none",
+        ),
+    ] = None
+    check: Annotated[
+        bool,
+        Option("Read all that is there and check it: checksums, counts, every image file.", DATA),
+    ] = False
+    download: Annotated[
+        bool,
+        Option(
+            "Let torchvision download CIFAR or Fashion-MNIST (the set that --dataset names, or all "
+            "three) into --data-dir where it is missing.",
+            DATA,
+        ),
+    ] = False
+    data_workers: Annotated[
+        int | None,
+        Option(
+            "Processes that read image files for --check.",
+            MACHINE,
+            shown="one per CPU core, at most 8",
+        ),
+    ] = None
