@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import canonical, check_model
+from sgdph.lab.networks.registry import canonical, check_model
 from sgdph.validation import Estimator
 
 DatasetName = Literal[
@@ -61,7 +61,7 @@ class RunConfig:
         validation_size: Number of training images held out, a stratified subset of those. The run
             is then evaluated on them, and never sees the test images; ``None`` holds out none.
         image_size: Height and width in pixels to which a set of image files is resized.
-        model: Name of the network: one of :data:`sgdph.lab.networks.names.NETWORKS`,
+        model: Name of the network: one of :data:`sgdph.lab.networks.registry.NETWORKS`,
             ``torchvision:NAME`` or ``timm:NAME``. Of a network's two names the shorter is kept.
         optimizer: Name of the optimizer.
         epochs: Passes over the training images.

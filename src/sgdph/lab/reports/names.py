@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from sgdph.lab.config.run_config import DatasetName, OptimizerName, RunConfig
-from sgdph.lab.networks.names import NETWORKS
+from sgdph.lab.networks.registry import NETWORKS
 from sgdph.lab.reports.layout import SYSTEM, value_of
 
 OPTIMIZERS: Mapping[str, str] = {
@@ -71,11 +70,7 @@ def shown_value(name: str, value: Any) -> str:
 
 def network(name: str) -> str:
     """Write a network's name as papers do: ``ResNet18``, ``VGG19-BN``; a library's own is kept."""
-    match = re.fullmatch(r"(resnet|vgg)(\d+)(-\w+)?", name)
-    if match:
-        family = {"resnet": "ResNet", "vgg": "VGG"}[match[1]]
-        return f"{family}{match[2]}{(match[3] or '').upper()}"
-    return "Transformer" if name == "transformer" else name
+    return NETWORKS[name].label if name in NETWORKS else name
 
 
 def field_title(name: str) -> str:
@@ -89,7 +84,7 @@ def rank(config: RunConfig, name: str) -> tuple[Any, ...]:
     if name in (SYSTEM, "optimizer"):
         return _place(config.optimizer, ORDER), config.label or ""
     if name in ("dataset", "model"):
-        return _place(value, get_args(DatasetName) if name == "dataset" else NETWORKS), value
+        return _place(value, get_args(DatasetName) if name == "dataset" else tuple(NETWORKS)), value
     if isinstance(value, (int, float)):
         return 1, float(value), ""
     return (0, 0.0, "") if value is None else (2, 0.0, str(value))

@@ -17,7 +17,8 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data import Dataset, TextDataset, load_dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.external import check_output, is_external
-from sgdph.lab.networks.models import TEXT_NETWORKS, build_model
+from sgdph.lab.networks.models import build_model
+from sgdph.lab.networks.registry import NETWORKS, reads_text
 from sgdph.lab.optimizers.registry import build_optimizer
 from sgdph.lab.run.arithmetic import Arithmetic, check_arithmetic, takes_graph
 from sgdph.lab.run.checkpoint import TrainingState
@@ -96,12 +97,14 @@ def build_schedule(
 
 def check_kind(model: str, data: Dataset) -> None:
     """Raise LabError where a network for images is to read text, or the other way round."""
-    text, reads_text = isinstance(data, TextDataset), model in TEXT_NETWORKS
-    if text != reads_text:
+    text = isinstance(data, TextDataset)
+    if text != reads_text(model):
+        takes = "images" if text else "windows of text"
+        for_text = [name for name, network in NETWORKS.items() if network.reads_text]
         raise LabError(
-            f"--model {model} takes {'windows of text' if reads_text else 'images'}, and --dataset "
-            f"{data.name} holds {'text' if text else 'images'}; text goes with --model "
-            f"{' or '.join(sorted(TEXT_NETWORKS))}, images with the others"
+            f"--model {model} takes {takes}, and --dataset {data.name} holds "
+            f"{'text' if text else 'images'}; text goes with --model {' or '.join(for_text)}, "
+            "images with the others"
         )
 
 
