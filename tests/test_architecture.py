@@ -47,8 +47,8 @@ ROOMS: dict[str, set[str]] = {
     "lab.progress": {"lab.output"},
     "lab.files": {"lab.errors", "lab.output"},
     "lab.networks": {"sgdph", "lab.errors"},
-    "lab.config": {"validation", "lab.errors", "lab.networks"},
-    "lab.optimizers": {"sgdph", "lab.errors", "lab.config"},
+    "lab.optimizers": {"sgdph", "lab.errors"},
+    "lab.config": {"validation", "lab.errors", "lab.networks", "lab.optimizers"},
     "lab.options": {
         "validation", "lab.errors", "lab.files", "lab.networks", "lab.config", "lab.optimizers",
     },
@@ -59,8 +59,8 @@ ROOMS: dict[str, set[str]] = {
         "lab.optimizers", "lab.options", "lab.data",
     },
     "lab.reports": {
-        "lab.errors", "lab.progress", "lab.files", "lab.networks", "lab.config", "lab.options",
-        "lab.run",
+        "lab.errors", "lab.progress", "lab.files", "lab.networks", "lab.optimizers", "lab.config",
+        "lab.options", "lab.run",
     },
     "lab.cost": {
         "sgdph", "validation", "curvature", "lab.errors", "lab.progress", "lab.files",

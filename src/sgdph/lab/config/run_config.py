@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.registry import canonical, check_model
+from sgdph.lab.optimizers.baseline import Setting
+from sgdph.lab.optimizers.registry import OptimizerName
 from sgdph.validation import Estimator
 
 DatasetName = Literal[
@@ -21,30 +23,11 @@ DatasetName = Literal[
     "imagenet",
     "pydoc",
 ]
-OptimizerName = Literal[
-    "sgdph",
-    "sgdm",
-    "adam",
-    "adamw",
-    "adabelief",
-    "adahessian",
-    "apollo",
-    "sophiah",
-    "muon",
-    "soap",
-    "sgdph-mean",
-    "sgdph-shuffled",
-    "sgdph-fixed1",
-    "sgdph-fixed10",
-    "sgdph-fixed",
-]
 ScheduleName = Literal["cosine", "step", "constant"]
 RefreshName = Literal["cyclic", "all"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 SplitName = Literal["test", "validation"]
-Setting: TypeAlias = bool | int | float | str | tuple[float, ...] | None
-"""A value that an optimizer's argument can have on the command line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ import tyro
 
 from sgdph.lab.config.run_config import (
     DatasetName,
-    OptimizerName,
     PrecisionName,
     RefreshName,
     RunConfig,
@@ -26,7 +25,7 @@ from sgdph.lab.config.run_config import (
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.registry import PATTERNS, canonical
-from sgdph.lab.optimizers.registry import check_name
+from sgdph.lab.optimizers.registry import OptimizerName, check_name
 from sgdph.lab.options.optimizer_args import parse_arguments
 from sgdph.validation import Estimator
 

@@ -5,27 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from sgdph.lab.config.run_config import DatasetName, OptimizerName, RunConfig
+from sgdph.lab.config.run_config import DatasetName, RunConfig
 from sgdph.lab.networks.registry import NETWORKS
+from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.reports.layout import SYSTEM, value_of
 
-OPTIMIZERS: Mapping[str, str] = {
-    "sgdph": "SGD-PH",
-    "sgdm": "SGDM",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "adabelief": "AdaBelief",
-    "adahessian": "AdaHessian",
-    "apollo": "Apollo",
-    "sophiah": "SophiaH",
-    "muon": "Muon",
-    "soap": "SOAP",
-    "sgdph-mean": "SGD-PH, mean multiplier",
-    "sgdph-shuffled": "SGD-PH, shuffled multipliers",
-    "sgdph-fixed1": "SGD-PH, multiplier 1",
-    "sgdph-fixed10": "SGD-PH, multiplier 10",
-    "sgdph-fixed": "SGD-PH, multiplier τ/ε",
-}
 DATASETS: Mapping[str, str] = {
     "mnist5k": "MNIST-5k",
     "fashion-mnist": "Fashion-MNIST",
@@ -41,7 +25,7 @@ FIELDS: Mapping[str, str] = {
     "hessian_momentum": "Hessian momentum",
 }
 # What stands first in a table: the reference, then the others in the order of the list.
-ORDER = ("sgdm", *(name for name in get_args(OptimizerName) if name != "sgdm"))
+ORDER = ("sgdm", *(name for name in BASELINES if name != "sgdm"))
 
 
 def shown_value(name: str, value: Any) -> str:
@@ -52,7 +36,7 @@ def shown_value(name: str, value: Any) -> str:
         value: Its value.
     """
     if name in (SYSTEM, "optimizer"):
-        return OPTIMIZERS.get(value, str(value))
+        return BASELINES[value].label if value in BASELINES else str(value)
     if name == "dataset":
         return DATASETS.get(value, str(value))
     if name == "model":
