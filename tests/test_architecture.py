@@ -48,19 +48,20 @@ ROOMS: dict[str, set[str]] = {
     "lab.files": {"lab.errors", "lab.output"},
     "lab.networks": {"sgdph", "lab.errors"},
     "lab.optimizers": {"sgdph", "lab.errors"},
-    "lab.config": {"validation", "lab.errors", "lab.networks", "lab.optimizers"},
+    "lab.data": {"lab.errors", "lab.networks"},
+    "lab.config": {"validation", "lab.errors", "lab.networks", "lab.optimizers", "lab.data"},
     "lab.options": {
-        "validation", "lab.errors", "lab.files", "lab.networks", "lab.config", "lab.optimizers",
+        "validation", "lab.errors", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
+        "lab.config",
     },
-    "lab.data": {"lab.errors", "lab.progress", "lab.networks", "lab.config", "lab.options"},
     "lab.run": {
         "sgdph",
         "lab.errors", "lab.output", "lab.progress", "lab.files", "lab.networks", "lab.config",
         "lab.optimizers", "lab.options", "lab.data",
     },
     "lab.reports": {
-        "lab.errors", "lab.progress", "lab.files", "lab.networks", "lab.optimizers", "lab.config",
-        "lab.options", "lab.run",
+        "lab.errors", "lab.progress", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
+        "lab.config", "lab.options", "lab.run",
     },
     "lab.cost": {
         "sgdph", "validation", "curvature", "lab.errors", "lab.progress", "lab.files",
@@ -83,9 +84,10 @@ ROOMS: dict[str, set[str]] = {
         "lab.errors", "lab.progress", "lab.config", "lab.options", "lab.run", "lab.reports",
         "lab.sweep",
     },
+    "lab.data_command": {"lab.errors", "lab.progress", "lab.data", "lab.options"},
     "lab.cli": {
-        "lab.errors", "lab.output", "lab.progress", "lab.options", "lab.data", "lab.run",
-        "lab.reports", "lab.cost", "lab.inspect", "lab.sweep", "lab.tune", "lab.commands",
+        "lab.errors", "lab.output", "lab.progress", "lab.options", "lab.run", "lab.reports",
+        "lab.cost", "lab.inspect", "lab.sweep", "lab.tune", "lab.commands", "lab.data_command",
     },
     "lab.__main__": {"sgdph", "lab.output", "lab.run", "lab.cli"},
     "lab": set(),

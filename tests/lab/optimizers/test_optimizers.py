@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lab.conftest import checkpoint_of, interrupt_at, same_bits, start, tiny_config, without_seconds
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.optimizers import registry as baselines

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from lab.conftest import Silent, checkpoint_of, interrupt_at, same_bits, start, tiny_config
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.evaluation import evaluate

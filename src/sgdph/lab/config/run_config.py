@@ -7,22 +7,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.registry import canonical, check_model
 from sgdph.lab.optimizers.baseline import Setting
 from sgdph.lab.optimizers.registry import OptimizerName
 from sgdph.validation import Estimator
 
-DatasetName = Literal[
-    "mnist5k",
-    "digits",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "mini-imagenet",
-    "imagenet",
-    "pydoc",
-]
 ScheduleName = Literal["cosine", "step", "constant"]
 RefreshName = Literal["cyclic", "all"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]

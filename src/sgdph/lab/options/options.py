@@ -15,7 +15,6 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from sgdph.lab.config.run_config import (
-    DatasetName,
     PrecisionName,
     RefreshName,
     RunConfig,
@@ -23,6 +22,7 @@ from sgdph.lab.config.run_config import (
     TrackerName,
 )
 from sgdph.lab.config.yaml import as_pairs
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.registry import PATTERNS, canonical
 from sgdph.lab.optimizers.registry import OptimizerName, check_name

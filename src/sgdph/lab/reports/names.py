@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from sgdph.lab.config.run_config import DatasetName, RunConfig
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data.registry import DATASETS
 from sgdph.lab.networks.registry import NETWORKS
 from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.reports.layout import SYSTEM, value_of
 
-DATASETS: Mapping[str, str] = {
-    "mnist5k": "MNIST-5k",
-    "fashion-mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "mini-imagenet": "Mini-ImageNet",
-    "imagenet": "ImageNet",
-}
 FIELDS: Mapping[str, str] = {
     "dataset": "data set",
     "model": "network",
@@ -38,7 +31,7 @@ def shown_value(name: str, value: Any) -> str:
     if name in (SYSTEM, "optimizer"):
         return BASELINES[value].label if value in BASELINES else str(value)
     if name == "dataset":
-        return DATASETS.get(value, str(value))
+        return DATASETS[value].label if value in DATASETS else str(value)
     if name == "model":
         return network(value)
     if name == "optimizer_args":
@@ -68,7 +61,7 @@ def rank(config: RunConfig, name: str) -> tuple[Any, ...]:
     if name in (SYSTEM, "optimizer"):
         return _place(config.optimizer, ORDER), config.label or ""
     if name in ("dataset", "model"):
-        return _place(value, get_args(DatasetName) if name == "dataset" else tuple(NETWORKS)), value
+        return _place(value, tuple(DATASETS if name == "dataset" else NETWORKS)), value
     if isinstance(value, (int, float)):
         return 1, float(value), ""
     return (0, 0.0, "") if value is None else (2, 0.0, str(value))

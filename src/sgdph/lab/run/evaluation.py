@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.precision import Arithmetic
 

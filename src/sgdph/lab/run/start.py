@@ -15,7 +15,9 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset, TextDataset, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TextDataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.external import check_output, is_external
 from sgdph.lab.networks.models import build_model

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset, plan_epoch
+from sgdph.lab.data.dataset import Dataset, plan_epoch
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import WriteError
 from sgdph.lab.progress import Reporter
