@@ -46,7 +46,7 @@ def data(options: DataOptions, console: Console) -> int:
     names: list[str] = [options.dataset] if options.dataset else list(DATASETS)
     if options.download:
         download(names, options)
-    workers = pick_workers(options.workers)
+    workers = pick_workers(options.data_workers)
     findings: dict[str, Finding] = {}
     try:
         for name in names:

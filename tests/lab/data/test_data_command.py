@@ -48,7 +48,7 @@ def test_a_set_of_image_files_is_read_to_the_last_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made.lists(tmp_path)
-    words = ("--dataset", "mini-imagenet", "--data-dir", str(tmp_path), "--workers", "1")
+    words = ("--dataset", "mini-imagenet", "--data-dir", str(tmp_path), "--data-workers", "1")
     code, text = said(capsys, *words, "--check")
     assert code == 0
     assert "checked: 40 + 8 images, 4 classes; not the whole: 4 classes and 48 images" in text
@@ -82,7 +82,7 @@ def test_a_damaged_set_among_all_is_an_error(
     monkeypatch.setattr("sgdph.lab.data_command.DATASETS", few)
     made.class_folders(tmp_path)
     (tmp_path / "val" / "n00000000" / "val0.png").write_bytes(b"")
-    words = ("--data-dir", str(tmp_path), "--workers", "0")
+    words = ("--data-dir", str(tmp_path), "--data-workers", "0")
     assert said(capsys, *words)[0] == 0
     assert said(capsys, *words, "--check")[0] == 1
 

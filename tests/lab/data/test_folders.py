@@ -209,7 +209,7 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path, root: Path) -> 
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sgdph.lab", "train", "--dataset", "mini-imagenet"]
     command += ["--data-dir", str(root), "--image-size", "16", "--model", "resnet8"]
-    command += ["--batch-size", "6", "--epochs", "100000", "--workers", "2", "--threads", "1"]
+    command += ["--batch-size", "6", "--epochs", "100000", "--data-workers", "2", "--threads", "1"]
     with subprocess.Popen(
         [*command, "--out", str(out)],
         stdout=subprocess.PIPE,
@@ -259,7 +259,7 @@ def test_ctrl_c_while_a_batch_is_fetched_is_no_error_in_a_worker(
 def test_workers_are_as_many_as_there_are_cores_at_most_8() -> None:
     assert 1 <= pick_workers(None) <= 8
     assert pick_workers(0) == 0
-    with pytest.raises(LabError, match=r"--workers must be at least 0.*got -1"):
+    with pytest.raises(LabError, match=r"--data-workers must be at least 0.*got -1"):
         pick_workers(-1)
 
 

@@ -206,7 +206,7 @@ def test_options_that_disagree_are_refused(
     [
         (["--optimizers=sgdm,lion"], "lion"),
         (["--trials=0"], "--trials must be at least 1"),
-        (["--parallel=0"], "--parallel must be at least 1"),
+        (["--jobs=0"], "--jobs must be at least 1"),
         (["--storage=mysql"], "--storage must be sqlite, journal or a database's URL"),
         (["--storage=postgresql://me:secret@host/db"], "PGPASSWORD"),
         (["--storage=nothing://host/db"], "--storage nothing://host/db cannot be opened"),

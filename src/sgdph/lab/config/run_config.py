@@ -49,7 +49,7 @@ class RunConfig:
         seed: All randomness of the run comes from it.
         device: A torch device, or ``"auto"``.
         threads: CPU threads of torch; ``None`` leaves torch's own choice.
-        workers: Processes that read image files; ``None`` for a number that fits the machine.
+        data_workers: Processes that read image files; ``None`` for a number that fits the machine.
         track: Tracker that the metrics are sent to as well; ``None`` and ``"none"`` for none.
         lr: Initial learning rate.
         weight_decay: Weight decay, in the optimizer's own sense.
@@ -86,7 +86,7 @@ class RunConfig:
     seed: int
     device: str = "auto"
     threads: int | None = None
-    workers: int | None = None
+    data_workers: int | None = None
     track: TrackerName | None = None
     lr: float
     weight_decay: float
@@ -141,7 +141,7 @@ AT_LEAST_ONE = (
     "hessian_interval",
 )
 # Where a run is computed, not what it computes: these may change when a run is resumed.
-PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "workers", "track"})
+PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "track"})
 
 
 @cache

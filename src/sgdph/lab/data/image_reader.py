@@ -164,7 +164,9 @@ def pick_workers(workers: int | None) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return min(MOST_WORKERS, cores or 1)
     if workers < 0:
-        raise LabError(f"--workers must be at least 0 (which reads in this process); got {workers}")
+        raise LabError(
+            f"--data-workers must be at least 0 (which reads in this process); got {workers}"
+        )
     return workers
 
 

@@ -23,5 +23,5 @@ class DataOptions:
     download: bool = False
     """Let torchvision download CIFAR or Fashion-MNIST (the set that --dataset names, or all three)
     into --data-dir where it is missing."""
-    workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
+    data_workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
     """Processes that read image files for --check."""

@@ -172,7 +172,7 @@ def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
         validation_size=config.validation_size,
         download=download,
         image_size=config.image_size,
-        workers=config.workers,
+        workers=config.data_workers,
     )
 
 
