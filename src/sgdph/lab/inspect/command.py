@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
 from sgdph.lab.inspect.choice import make_plan, matching

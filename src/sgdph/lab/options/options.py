@@ -15,8 +15,6 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from sgdph.lab.config.run_config import (
-    DatasetName,
-    OptimizerName,
     PrecisionName,
     RefreshName,
     RunConfig,
@@ -24,9 +22,10 @@ from sgdph.lab.config.run_config import (
     TrackerName,
 )
 from sgdph.lab.config.yaml import as_pairs
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import PATTERNS, canonical
-from sgdph.lab.optimizers.registry import check_name
+from sgdph.lab.networks.registry import PATTERNS, canonical
+from sgdph.lab.optimizers.registry import OptimizerName, check_name
 from sgdph.lab.options.optimizer_args import parse_arguments
 from sgdph.validation import Estimator
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from sgdph.lab.config.run_config import DatasetName, PrecisionName, RunConfig
+from sgdph.lab.config.run_config import PrecisionName, RunConfig
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.options.options import MODELS, shown
 from sgdph.lab.sweep.recipe import ScaleName
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sgdph.lab.config.run_config import DatasetName
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.options.options import shown
 
 
