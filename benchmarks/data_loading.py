@@ -31,7 +31,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
-from sgdph.lab.data import TensorDataset, load_dataset, plan_epoch
+from sgdph.lab.data.dataset import plan_epoch
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.run.step import optimization_step
 

@@ -10,11 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sgdph.algorithm import MultiplierStatistics
     from sgdph.diagnostics.block import hessian_block
     from sgdph.diagnostics.curvature_check import check_curvature
     from sgdph.diagnostics.diagnostics import diagonality
     from sgdph.diagnostics.figures import Diagonality, EstimateError
-    from sgdph.optimizer import SGDPH, MultiplierStatistics
+    from sgdph.optimizer import SGDPH
     from sgdph.roles import param_groups
     from sgdph.weight_norm.weight_norm import apply_weight_norm, fold_weight_norm
 
@@ -37,7 +38,7 @@ _MODULES = {
     "SGDPH": "optimizer",
     "Diagonality": "diagnostics.figures",
     "EstimateError": "diagnostics.figures",
-    "MultiplierStatistics": "optimizer",
+    "MultiplierStatistics": "algorithm",
     "apply_weight_norm": "weight_norm.weight_norm",
     "check_curvature": "diagnostics.curvature_check",
     "diagonality": "diagnostics.diagnostics",

@@ -78,7 +78,7 @@ COMMANDS: Mapping[str, Command] = {
     "data": Command(
         "List the data sets: what each is, where it comes from, and whether it is there.",
         "options.data:DataOptions",
-        "data.command:data",
+        "data_command:data",
     ),
 }
 

@@ -19,8 +19,10 @@ from torchvision.transforms import v2
 
 from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import FolderDataset, Share, load_dataset, plan_epoch
+from sgdph.lab.data.dataset import Share, plan_epoch
+from sgdph.lab.data.image_dataset import ImageFileDataset
 from sgdph.lab.data.image_reader import pick_workers
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.options.resolution import resolve
 
@@ -36,14 +38,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(
     root: Path, workers: int = 0, name: str = "mini-imagenet", **sizes: int
-) -> FolderDataset:
+) -> ImageFileDataset:
     data = load_dataset(name, data_dir=root, image_size=SIZE, workers=workers, **sizes)
-    assert isinstance(data, FolderDataset)
+    assert isinstance(data, ImageFileDataset)
     return data
 
 
 def epoch(
-    data: FolderDataset, seed: int = 0, share: Share | None = None
+    data: ImageFileDataset, seed: int = 0, share: Share | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     plan = plan_epoch(data, torch.Generator().manual_seed(seed))
     return list(data.training_batches(plan, 5, share or Share()))

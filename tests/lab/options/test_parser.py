@@ -78,7 +78,8 @@ def test_every_default_is_shown_as_a_value(sgdph: Command, monkeypatch: pytest.M
                 value = baseline.defaults[setting]
                 words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 assert f"{optimizer} {words}" in text
-    assert f"on mnist5k sgdph {TUNED['mnist5k']['sgdph']['lr']}" in said["--lr"]
+    _, _, tuned = said["--lr"].partition("on mnist5k ")
+    assert f"sgdph {TUNED['mnist5k']['sgdph']['lr']}" in tuned
 
 
 @pytest.mark.parametrize(

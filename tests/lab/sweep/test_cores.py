@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot, tiny_config
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory

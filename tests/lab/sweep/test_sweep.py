@@ -17,7 +17,7 @@ from rich.console import Console
 from lab.conftest import Silent, checkpoint_of, same_bits, start, tiny_config
 from sgdph.lab import cli
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.claims import LOCK, Claimed
 from sgdph.lab.run.directory import RunDirectory

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lab.conftest import Command
-from sgdph.lab.data import stratified
+from sgdph.lab.data.splits import stratified
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.options.settings import read_settings
 from sgdph.lab.run.directory import RunDirectory

@@ -6,51 +6,23 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Lt
 
 from sgdph.lab.config.check import check_fields
 from sgdph.lab.config.option import DATA, MACHINE, OPTIMIZER, OUTPUT, TRAINING, Option
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import PATTERNS, canonical, check_model
+from sgdph.lab.networks.registry import PATTERNS, canonical, check_model
+from sgdph.lab.optimizers.baseline import Setting
+from sgdph.lab.optimizers.registry import OptimizerName
 from sgdph.names import Estimator, Refresh
 
-DatasetName = Literal[
-    "mnist5k",
-    "digits",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "mini-imagenet",
-    "imagenet",
-    "pydoc",
-]
-OptimizerName = Literal[
-    "sgdph",
-    "sgdm",
-    "adam",
-    "adamw",
-    "adabelief",
-    "adahessian",
-    "apollo",
-    "sophiah",
-    "muon",
-    "soap",
-    "sgdph-mean",
-    "sgdph-shuffled",
-    "sgdph-fixed1",
-    "sgdph-fixed10",
-    "sgdph-fixed",
-]
 ScheduleName = Literal["cosine", "step", "constant"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 SplitName = Literal["test", "validation"]
-Setting: TypeAlias = bool | int | float | str | tuple[int | float, ...] | None
-"""A value that an optimizer's argument can have on the command line."""
-
-
 Count = Annotated[int, Ge(1)]
 Rate = Annotated[float, Ge(0), Lt(math.inf)]
 

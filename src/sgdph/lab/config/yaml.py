@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 import yaml
 
-from sgdph.lab.config.run_config import RunConfig, Setting, field_types
+from sgdph.lab.config.run_config import RunConfig, field_types
 from sgdph.lab.errors import LabError, unknown_name
+from sgdph.lab.optimizers.baseline import Setting
 
 FORMAT = "sgdph-run-1"
 # Earlier name of a field to its name now: what was saved under it is still read.

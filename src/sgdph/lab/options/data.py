@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from sgdph.lab.config.option import DATA, MACHINE, Option
-from sgdph.lab.config.run_config import DatasetName
+from sgdph.lab.data.registry import DatasetName
 
 
 @dataclass(frozen=True, kw_only=True)

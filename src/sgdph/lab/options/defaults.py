@@ -7,6 +7,7 @@ from typing import Any
 
 from sgdph.lab.config.option import options_of
 from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data.registry import DATASETS
 from sgdph.lab.optimizers.registry import BASELINES, SETTINGS, TUNED, flag, owners
 
 DEFAULTS: Mapping[str, Any] = {
@@ -14,19 +15,12 @@ DEFAULTS: Mapping[str, Any] = {
     for name, (_, option) in options_of(RunConfig).items()
     if option.default is not None
 }
-# What differs from these for a data set.
-_FILES = {"model": "torchvision:resnet18", "image_size": 224}
-DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "pydoc": {"model": "transformer"},
-    "mini-imagenet": _FILES,
-    "imagenet": _FILES,
-}
 
 
 def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of all that is no optimizer's setting, for the data set that is asked."""
     dataset = given.get("dataset", DEFAULTS["dataset"])
-    return {**DEFAULTS, **DATASET_DEFAULTS.get(dataset, {})}
+    return {**DEFAULTS, **(DATASETS[dataset].defaults if dataset in DATASETS else {})}
 
 
 def default_text(name: str) -> str:
@@ -39,7 +33,7 @@ def default_text(name: str) -> str:
     own = getattr(RunConfig, name, option.default)
     if own is True:
         return flag(name)
-    elsewhere = {key: values[name] for key, values in DATASET_DEFAULTS.items() if name in values}
+    elsewhere = {k: each.defaults[name] for k, each in DATASETS.items() if name in each.defaults}
     return "; ".join([_text(own), *(f"{key} {_text(value)}" for key, value in elsewhere.items())])
 
 

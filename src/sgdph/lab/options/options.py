@@ -17,7 +17,7 @@ from sgdph.lab.config.option import DATA, MACHINE, OPTIMIZER, OUTPUT, TRAINING, 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import canonical
+from sgdph.lab.networks.registry import canonical
 from sgdph.lab.optimizers.registry import check_name
 from sgdph.lab.options.optimizer_args import parse_arguments
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sgdph.lab.config.run_config import RunConfig, Setting
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs, revived
 from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.baseline import Setting
 from sgdph.lab.optimizers.registry import (
     BASELINES,
     SETTINGS,

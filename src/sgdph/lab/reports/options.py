@@ -51,6 +51,14 @@ class ReportOptions:
             shown="99% of the best of the column",
         ),
     ] = None
+    archive: Annotated[
+        bool,
+        Option(
+            "Write all runs into --out, as runs.csv (a line per epoch) and runs.jsonl: this "
+            "command reads the two like the runs' directories.",
+            OUTPUT,
+        ),
+    ] = False
     title: Annotated[
         str | None,
         Option("Title of the report.", OUTPUT, shown="the rows, or the sweep's"),
