@@ -88,7 +88,7 @@ class Argument:
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": self.help()}
         if self.option.positional:
             many = get_origin(self.kind) is tuple
-            settings.update(metavar=self.metavar, nargs="+" if many else "?")
+            settings.update(metavar=self.metavar, nargs="*" if many else "?")
             group.add_argument(self.name, **settings)
             return
         if self.kind is bool:
@@ -176,7 +176,7 @@ def _default_of(kind: type, name: str, option: Option) -> str:
     if issubclass(kind, RunOptions) and name in options_of(RunConfig):
         return kind.SHOWN if kind.SHOWN and name not in PLACE_FIELDS else default_text(name)
     own = getattr(kind, name, None)
-    return option.shown or ("" if own in (None, False) else str(own))
+    return option.shown or ("" if own in (None, False, ()) else str(own))
 
 
 def build_parser(arguments: Iterable[Argument], prog: str, description: str) -> Parser:

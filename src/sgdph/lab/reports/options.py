@@ -22,7 +22,7 @@ class ReportOptions:
             "DIR",
             positional=True,
         ),
-    ]
+    ] = ()
     rows: Annotated[
         str | None,
         Option(
