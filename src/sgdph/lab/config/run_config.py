@@ -31,173 +31,97 @@ Rate = Annotated[float, Ge(0), Lt(math.inf)]
 class RunConfig:
     """Everything that decides one training run.
 
-    A field's annotation is its only definition. Its type and bounds are checked whenever a
-    configuration is made, also of a file. :class:`Option` makes it an option of the command line;
-    its help says what the field is. A setting that the optimizer does not have is ``None``.
-
-    ``label`` is what the run is called in tables, where its optimizer's name does not say it all
-    (``SGDM+WN``). It decides nothing.
+    A field is defined here alone. Its type and bounds are checked whenever a configuration is made,
+    also of a file. :class:`Option` makes it an option of the command line, whose help is the text
+    below it. A setting that the optimizer does not have is ``None``.
 
     Raises:
         LabError: A value is of a wrong type or out of its bounds.
     """
 
-    optimizer: Annotated[OptimizerName, Option("Optimizer.", OPTIMIZER, default="sgdph")]
-    lr: Annotated[Rate, Option("Initial learning rate.", OPTIMIZER)]
-    weight_decay: Annotated[Rate, Option("Weight decay, in the optimizer's own sense.", OPTIMIZER)]
-    momentum: Annotated[float | None, Option("Momentum.", OPTIMIZER)] = None
-    second_order_lr: Annotated[
-        float | None, Option("Second-order learning rate, the paper's tau.", OPTIMIZER)
-    ] = None
-    hessian_momentum: Annotated[
-        float | None, Option("Momentum of the Hessian average, the paper's beta_2.", OPTIMIZER)
-    ] = None
-    eps: Annotated[
-        float | None,
-        Option(
-            "Damping: added to the Hessian average (sgdph), or to the denominator (the others).",
-            OPTIMIZER,
-        ),
-    ] = None
-    estimator: Annotated[
-        Estimator | None, Option("What is taken of each Hessian block.", OPTIMIZER)
-    ] = None
-    refresh: Annotated[
-        Refresh | None, Option("A refresh takes one parameter in turn, or all.", OPTIMIZER)
-    ] = None
-    hessian_interval: Annotated[Count | None, Option("Refresh at every n-th step.", OPTIMIZER)] = (
-        None
-    )
-    betas: Annotated[tuple[float, float] | None, Option("Averaging factors.", OPTIMIZER)] = None
+    optimizer: Annotated[OptimizerName, Option(OPTIMIZER, default="sgdph")]
+    """Optimizer."""
+    lr: Annotated[Rate, Option(OPTIMIZER)]
+    """Initial learning rate."""
+    weight_decay: Annotated[Rate, Option(OPTIMIZER)]
+    """Weight decay, in the optimizer's own sense."""
+    momentum: Annotated[float | None, Option(OPTIMIZER)] = None
+    """Momentum."""
+    second_order_lr: Annotated[float | None, Option(OPTIMIZER)] = None
+    """Second-order learning rate, the paper's tau."""
+    hessian_momentum: Annotated[float | None, Option(OPTIMIZER)] = None
+    """Momentum of the Hessian average, the paper's beta_2."""
+    eps: Annotated[float | None, Option(OPTIMIZER)] = None
+    """Damping: added to the Hessian average (sgdph), or to the denominator (the others)."""
+    estimator: Annotated[Estimator | None, Option(OPTIMIZER)] = None
+    """What is taken of each Hessian block."""
+    refresh: Annotated[Refresh | None, Option(OPTIMIZER)] = None
+    """A refresh takes one parameter in turn, or all."""
+    hessian_interval: Annotated[Count | None, Option(OPTIMIZER)] = None
+    """Refresh at every n-th step."""
+    betas: Annotated[tuple[float, float] | None, Option(OPTIMIZER)] = None
+    """Averaging factors."""
     optimizer_args: Annotated[
         tuple[tuple[str, Setting], ...] | None,
         Option(
-            "Any other argument of the optimizer's constructor, like update_each=2 "
-            "adamw_betas=0.9,0.99.",
-            OPTIMIZER,
-            metavar="NAME=VALUE",
-            shown="as docs/optimizers-and-models.md has them",
-            nargs="+",
+            OPTIMIZER, "as docs/optimizers-and-models.md has them", metavar="NAME=VALUE", nargs="+"
         ),
     ] = None
-    dataset: Annotated[
-        DatasetName,
-        Option(
-            "Data set; mnist5k, digits and pydoc (text) need no download. sgdph data tells more.",
-            DATA,
-            default="mnist5k",
-        ),
-    ]
-    data_dir: Annotated[
-        str | None,
-        Option("Directory that holds the files of the other sets.", DATA, "DIR", shown="none"),
-    ] = None
-    train_size: Annotated[
-        Count | None, Option("Train on a stratified subset of this many images.", DATA, shown="all")
-    ] = None
-    validation_size: Annotated[
-        Count | None,
-        Option(
-            "Hold out so many training images, evaluate on them, and never touch the test images.",
-            DATA,
-            shown="0",
-        ),
-    ] = None
-    image_size: Annotated[
-        Count | None,
-        Option(
-            "Pixels to which image files are resized (mini-imagenet, imagenet).", DATA, shown="224"
-        ),
-    ] = None
+    """Any other argument of the optimizer's constructor, like update_each=2
+    adamw_betas=0.9,0.99."""
+    dataset: Annotated[DatasetName, Option(DATA, default="mnist5k")]
+    """Data set; mnist5k, digits and pydoc (text) need no download. sgdph data tells more."""
+    data_dir: Annotated[str | None, Option(DATA, "none", metavar="DIR")] = None
+    """Directory that holds the files of the other sets."""
+    train_size: Annotated[Count | None, Option(DATA, "all")] = None
+    """Train on a stratified subset of this many images."""
+    validation_size: Annotated[Count | None, Option(DATA, "0")] = None
+    """Hold out so many training images, evaluate on them, and never touch the test images."""
+    image_size: Annotated[Count | None, Option(DATA, "224")] = None
+    """Pixels to which image files are resized (mini-imagenet, imagenet)."""
     model: Annotated[
         str,
         Option(
-            f"Network: {', '.join(PATTERNS)}, or one of torchvision's or timm's, as "
-            "torchvision:NAME or timm:NAME.",
             DATA,
-            "NAME",
+            metavar="NAME",
             default="resnet8",
+            names=(*PATTERNS, "torchvision:NAME", "timm:NAME"),
         ),
     ]
-    epochs: Annotated[Count, Option("Passes over the training images.", TRAINING, default=12)]
-    batch_size: Annotated[
-        Count, Option("Images per step, over all processes.", TRAINING, default=25)
-    ]
-    schedule: Annotated[
-        ScheduleName,
-        Option(
-            "Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant.",
-            TRAINING,
-            default="cosine",
-        ),
-    ]
-    schedule_every: Annotated[
-        Count | None,
-        Option("Epochs between the falls of --schedule step.", TRAINING, shown="30% of the epochs"),
-    ] = None
-    seed: Annotated[
-        int,
-        Ge(0),
-        Lt(2**63),
-        Option(
-            "Weights, data order, augmentation and probes all come from it.", TRAINING, default=0
-        ),
-    ]
-    precision: Annotated[
-        PrecisionName,
-        Option(
-            "Arithmetic of the forward, by autocast; weights and optimizer state stay float32.",
-            TRAINING,
-        ),
-    ] = "float32"
-    channels_last: Annotated[
-        bool, Option("Images and weights lie channels last in memory.", TRAINING)
-    ] = True
-    processes: Annotated[
-        Count,
-        Option(
-            "Processes that share each batch, one per GPU. Each has its own batch statistics.",
-            TRAINING,
-        ),
-    ] = 1
-    device: Annotated[
-        str,
-        Option(
-            "auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ...", MACHINE, metavar="DEVICE"
-        ),
-    ] = "auto"
+    """Network: one of ours, or any of torchvision or timm."""
+    epochs: Annotated[Count, Option(TRAINING, default=12)]
+    """Passes over the training images."""
+    batch_size: Annotated[Count, Option(TRAINING, default=25)]
+    """Images per step, over all processes."""
+    schedule: Annotated[ScheduleName, Option(TRAINING, default="cosine")]
+    """Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant."""
+    schedule_every: Annotated[Count | None, Option(TRAINING, "30% of the epochs")] = None
+    """Epochs between the falls of --schedule step."""
+    seed: Annotated[int, Ge(0), Lt(2**63), Option(TRAINING, default=0)]
+    """Weights, data order, augmentation and probes all come from it."""
+    precision: Annotated[PrecisionName, Option(TRAINING)] = "float32"
+    """Arithmetic of the forward, by autocast; weights and optimizer state stay float32."""
+    channels_last: Annotated[bool, Option(TRAINING)] = True
+    """Images and weights lie channels last in memory."""
+    processes: Annotated[Count, Option(TRAINING)] = 1
+    """Processes that share each batch, one per GPU. Each has its own batch statistics."""
+    device: Annotated[str, Option(MACHINE, metavar="DEVICE")] = "auto"
+    """auto (a CUDA GPU where there is one), cpu, cuda, cuda:1 ..."""
     threads: Annotated[
-        Count | None,
-        Option(
-            "CPU threads of a run; the last bits of a result depend on it.",
-            MACHINE,
-            shown="one for every 2 GFLOP of a batch's forward",
-        ),
+        Count | None, Option(MACHINE, "one for every 2 GFLOP of a batch's forward")
     ] = None
-    data_workers: Annotated[
-        int | None,
-        Option(
-            "Processes that read image files (mini-imagenet, imagenet).",
-            MACHINE,
-            shown="one per CPU core, at most 8",
-        ),
-    ] = None
-    track: Annotated[
-        TrackerName | None,
-        Option("Send the metrics to a tracker as well.", OUTPUT, shown="none"),
-    ] = None
+    """CPU threads of a run; the last bits of a result depend on it."""
+    data_workers: Annotated[int | None, Option(MACHINE, "one per CPU core, at most 8")] = None
+    """Processes that read image files (mini-imagenet, imagenet)."""
+    track: Annotated[TrackerName | None, Option(OUTPUT, "none")] = None
+    """Send the metrics to a tracker as well."""
     keep_checkpoints: Annotated[
-        tuple[int, ...] | None,
-        Option(
-            "Epochs whose checkpoint is kept as epoch-N.pt, like 0,3,12; 0 is before the first "
-            "step.",
-            OUTPUT,
-            metavar="EPOCHS",
-            shown="none",
-            nargs=1,
-        ),
+        tuple[int, ...] | None, Option(OUTPUT, "none", metavar="EPOCHS", nargs=1)
     ] = None
+    """Epochs whose checkpoint is kept as epoch-N.pt, like 0,3,12; 0 is before the first step."""
     label: str | None = None
+    """What the run is called in tables, where its optimizer's name does not say it all; it decides
+    nothing."""
 
     def __post_init__(self) -> None:
         for name, value in check_fields(field_types(), vars(self)).items():

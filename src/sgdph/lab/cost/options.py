@@ -17,96 +17,40 @@ from sgdph.lab.errors import LabError
 class CostOptions:
     """The options of ``sgdph cost``."""
 
-    systems: Annotated[
-        str | None,
-        Option(
-            "Optimizers, separated by commas. SGDM is always there; all is every one but "
-            "sgdph-exact and sgdph-row-sum-all, which take many products a step.",
-            OPTIMIZER,
-            "NAMES",
-            shown="all",
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        Option(
-            "Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among "
-            "them, and encoder12.",
-            DATA,
-            "NAMES",
-            shown="resnet18",
-        ),
-    ] = None
-    batch_size: Annotated[
-        str | None,
-        Option(
-            "Batch sizes, separated by commas; each pair of network and size is measured.",
-            DATA,
-            "N,...",
-            shown="16",
-        ),
-    ] = None
-    precision: Annotated[
-        Literal["float32", "bfloat16"] | None,
-        Option(
-            "float32, or bfloat16: the forward runs under autocast, the weights stay float32.",
-            MEASUREMENT,
-            shown="float32",
-        ),
-    ] = None
-    channels_last: Annotated[
-        bool | None,
-        Option("Store model and images channels last.", MEASUREMENT, shown="--no-channels-last"),
-    ] = None
-    compile: Annotated[
-        bool | None,
-        Option(
-            "Compile the model; steps that take second derivatives run it uncompiled.",
-            MEASUREMENT,
-            shown="--no-compile",
-        ),
-    ] = None
-    visits: Annotated[
-        str | None,
-        Option(
-            "How many Newton parameters the cyclic refresh visits, evenly over the depth.",
-            MEASUREMENT,
-            "N|all",
-            shown="8",
-        ),
-    ] = None
-    rounds: Annotated[
-        int | None, Option("How often each step is timed at each place.", MEASUREMENT, shown="5")
-    ] = None
-    seed: Annotated[
-        int | None, Option("Weights, batch and labels all come from it.", MEASUREMENT, shown="0")
-    ] = None
-    device: Annotated[
-        str | None, Option("cpu, cuda, cuda:1 ... or auto.", MACHINE, "DEVICE", shown="cpu")
-    ] = None
-    threads: Annotated[int | None, Option("CPU threads.", MACHINE, shown="1")] = None
+    systems: Annotated[str | None, Option(OPTIMIZER, "all", metavar="NAMES")] = None
+    """Optimizers, separated by commas. SGDM is always there; all is every one but sgdph-exact and
+    sgdph-row-sum-all, which take many products a step."""
+    model: Annotated[str | None, Option(DATA, "resnet18", metavar="NAMES")] = None
+    """Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among them, and
+    encoder12."""
+    batch_size: Annotated[str | None, Option(DATA, "16", metavar="N,...")] = None
+    """Batch sizes, separated by commas; each pair of network and size is measured."""
+    precision: Annotated[Literal["float32", "bfloat16"] | None, Option(MEASUREMENT, "float32")] = (
+        None
+    )
+    """float32, or bfloat16: the forward runs under autocast, the weights stay float32."""
+    channels_last: Annotated[bool | None, Option(MEASUREMENT, "--no-channels-last")] = None
+    """Store model and images channels last."""
+    compile: Annotated[bool | None, Option(MEASUREMENT, "--no-compile")] = None
+    """Compile the model; steps that take second derivatives run it uncompiled."""
+    visits: Annotated[str | None, Option(MEASUREMENT, "8", metavar="N|all")] = None
+    """How many Newton parameters the cyclic refresh visits, evenly over the depth."""
+    rounds: Annotated[int | None, Option(MEASUREMENT, "5")] = None
+    """How often each step is timed at each place."""
+    seed: Annotated[int | None, Option(MEASUREMENT, "0")] = None
+    """Weights, batch and labels all come from it."""
+    device: Annotated[str | None, Option(MACHINE, "cpu", metavar="DEVICE")] = None
+    """cpu, cuda, cuda:1 ... or auto."""
+    threads: Annotated[int | None, Option(MACHINE, "1")] = None
+    """CPU threads."""
     out: Annotated[
-        Path | None,
-        Option(
-            "Directory for what is measured.",
-            OUTPUT,
-            "DIR",
-            shown="a name made of the options, in runs/",
-        ),
+        Path | None, Option(OUTPUT, "a name made of the options, in runs/", metavar="DIR")
     ] = None
-    resume: Annotated[
-        bool,
-        Option(
-            "Measure the cells that --out lacks, with the settings it was started with.", OUTPUT
-        ),
-    ] = False
-    overwrite: Annotated[
-        bool,
-        Option(
-            "Delete what an earlier measurement left in --out, and nothing else, and start anew.",
-            OUTPUT,
-        ),
-    ] = False
+    """Directory for what is measured."""
+    resume: Annotated[bool, Option(OUTPUT)] = False
+    """Measure the cells that --out lacks, with the settings it was started with."""
+    overwrite: Annotated[bool, Option(OUTPUT)] = False
+    """Delete what an earlier measurement left in --out, and nothing else, and start anew."""
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were asked for, by :class:`CostSettings`'s names.

@@ -20,65 +20,26 @@ class InspectOptions(CommonOptions):
 
     TAKES: ClassVar[frozenset[str]] = ALL - {"keep_checkpoints"}
 
-    run: Annotated[
-        Path | None,
-        Option(
-            "Directory of a run of sgdph train: its kept checkpoints and its last one are "
-            "inspected.",
-            OUTPUT,
-            "DIR",
-            shown="train one, in --out/run",
-        ),
-    ] = None
+    run: Annotated[Path | None, Option(OUTPUT, "train one, in --out/run", metavar="DIR")] = None
+    """Directory of a run of sgdph train: its kept checkpoints and its last one are inspected."""
     checkpoints: Annotated[
-        str | None,
-        Option(
-            "Epochs whose checkpoints are inspected, like 0,3,12; left out with --run, all that "
-            "the run has. 0 alone trains nothing.",
-            MEASUREMENT,
-            "EPOCHS",
-            shown="start, quarter, half, end",
-        ),
+        str | None, Option(MEASUREMENT, "start, quarter, half, end", metavar="EPOCHS")
     ] = None
-    batches: Annotated[
-        int | None,
-        Option(
-            "Training batches that the estimates are made of; as many others make the reference.",
-            MEASUREMENT,
-            shown="8",
-        ),
-    ] = None
-    budget: Annotated[
-        float | None,
-        Option(
-            "Time for dense blocks over all checkpoints; it decides which blocks are taken.",
-            MEASUREMENT,
-            "SECONDS",
-            shown="300",
-        ),
-    ] = None
-    layers: Annotated[
-        str | None,
-        Option(
-            "Patterns of parameter names, separated by commas, like 'blocks.0.*,*.bias': take "
-            "these blocks whatever they cost.",
-            MEASUREMENT,
-            "PATTERNS",
-            shown="what fits --budget",
-        ),
-    ] = None
-    probes: Annotated[
-        int | None,
-        Option(
-            "Rademacher probes per batch, to average Hutchinson's error over.",
-            MEASUREMENT,
-            shown="16",
-        ),
-    ] = None
-    float64: Annotated[
-        bool | None,
-        Option("Take the blocks in double precision.", MEASUREMENT, shown="--no-float64"),
-    ] = None
+    """Epochs whose checkpoints are inspected, like 0,3,12; left out with --run, all that the run
+    has. 0 alone trains nothing."""
+    batches: Annotated[int | None, Option(MEASUREMENT, "8")] = None
+    """Training batches that the estimates are made of; as many others make the reference."""
+    budget: Annotated[float | None, Option(MEASUREMENT, "300", metavar="SECONDS")] = None
+    """Time for dense blocks over all checkpoints; it decides which blocks are taken."""
+    layers: Annotated[str | None, Option(MEASUREMENT, "what fits --budget", metavar="PATTERNS")] = (
+        None
+    )
+    """Patterns of parameter names, separated by commas, like 'blocks.0.*,*.bias': take these blocks
+    whatever they cost."""
+    probes: Annotated[int | None, Option(MEASUREMENT, "16")] = None
+    """Rademacher probes per batch, to average Hutchinson's error over."""
+    float64: Annotated[bool | None, Option(MEASUREMENT, "--no-float64")] = None
+    """Take the blocks in double precision."""
 
     def measurement(self) -> dict[str, Any]:
         """Return what was asked of the measurement, by :class:`InspectSettings`'s names.

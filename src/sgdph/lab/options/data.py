@@ -14,40 +14,14 @@ from sgdph.lab.data.registry import DatasetName
 class DataOptions:
     """The options of ``sgdph data``."""
 
-    dataset: Annotated[
-        DatasetName | None,
-        Option(
-            "Look at this set alone; the exit code is 1 if it is missing or damaged.",
-            DATA,
-            shown="all",
-        ),
-    ] = None
-    data_dir: Annotated[
-        Path | None,
-        Option(
-            "Directory that holds the files of the sets that do not come with a package.",
-            DATA,
-            "DIR",
-            shown="none",
-        ),
-    ] = None
-    check: Annotated[
-        bool,
-        Option("Read all that is there and check it: checksums, counts, every image file.", DATA),
-    ] = False
-    download: Annotated[
-        bool,
-        Option(
-            "Let torchvision download CIFAR or Fashion-MNIST (the set that --dataset names, or all "
-            "three) into --data-dir where it is missing.",
-            DATA,
-        ),
-    ] = False
-    data_workers: Annotated[
-        int | None,
-        Option(
-            "Processes that read image files for --check.",
-            MACHINE,
-            shown="one per CPU core, at most 8",
-        ),
-    ] = None
+    dataset: Annotated[DatasetName | None, Option(DATA, "all")] = None
+    """Look at this set alone; the exit code is 1 if it is missing or damaged."""
+    data_dir: Annotated[Path | None, Option(DATA, "none", metavar="DIR")] = None
+    """Directory that holds the files of the sets that do not come with a package."""
+    check: Annotated[bool, Option(DATA)] = False
+    """Read all that is there and check it: checksums, counts, every image file."""
+    download: Annotated[bool, Option(DATA)] = False
+    """Let torchvision download CIFAR or Fashion-MNIST (the set that --dataset names, or all three)
+    into --data-dir where it is missing."""
+    data_workers: Annotated[int | None, Option(MACHINE, "one per CPU core, at most 8")] = None
+    """Processes that read image files for --check."""

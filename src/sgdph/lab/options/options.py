@@ -65,32 +65,16 @@ class RunOptions:
 class CommonOptions(RunOptions):
     """The options that the commands which train have in common."""
 
-    download: Annotated[
-        bool,
-        Option("Let torchvision download CIFAR or Fashion-MNIST into --data-dir if missing.", DATA),
-    ] = False
+    download: Annotated[bool, Option(DATA)] = False
+    """Let torchvision download CIFAR or Fashion-MNIST into --data-dir if missing."""
     out: Annotated[
-        Path | None,
-        Option(
-            "Directory for what is measured.",
-            OUTPUT,
-            "DIR",
-            shown="a name made of the options, in runs/",
-        ),
+        Path | None, Option(OUTPUT, "a name made of the options, in runs/", metavar="DIR")
     ] = None
-    resume: Annotated[
-        bool,
-        Option(
-            "Carry on what lies in --out; unset options then take the values it was started with.",
-            OUTPUT,
-        ),
-    ] = False
-    overwrite: Annotated[
-        bool,
-        Option(
-            "Delete what an earlier call left in --out, and nothing else, and start anew.", OUTPUT
-        ),
-    ] = False
+    """Directory for what is measured."""
+    resume: Annotated[bool, Option(OUTPUT)] = False
+    """Carry on what lies in --out; unset options then take the values it was started with."""
+    overwrite: Annotated[bool, Option(OUTPUT)] = False
+    """Delete what an earlier call left in --out, and nothing else, and start anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,32 +89,16 @@ class SeveralOptions(CommonOptions):
     """The options of a command that trains several optimizers."""
 
     optimizers: Annotated[
-        str | None,
-        Option(
-            "Optimizers, separated by commas.",
-            OPTIMIZER,
-            "NAMES",
-            shown=",".join(DEFAULT_OPTIMIZERS),
-        ),
+        str | None, Option(OPTIMIZER, ",".join(DEFAULT_OPTIMIZERS), metavar="NAMES")
     ] = None
+    """Optimizers, separated by commas."""
     optimizer_args: Annotated[
-        tuple[str, ...] | None,
-        Option(
-            "Any other argument of an optimizer's constructor, like adahessian.update_each=2; "
-            "without the optimizer's name, for all that have it.",
-            OPTIMIZER,
-            metavar="NAME=VALUE",
-            nargs="+",
-        ),
+        tuple[str, ...] | None, Option(OPTIMIZER, metavar="NAME=VALUE", nargs="+")
     ] = None
-    jobs: Annotated[
-        int | None,
-        Option(
-            "How many runs are trained at the same time.",
-            MACHINE,
-            shown="the cores / a run's threads; 1 on a GPU",
-        ),
-    ] = None
+    """Any other argument of an optimizer's constructor, like adahessian.update_each=2; without the
+    optimizer's name, for all that have it."""
+    jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
+    """How many runs are trained at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,33 +107,14 @@ class CompareOptions(SeveralOptions):
 
     TAKES: ClassVar[frozenset[str]] = ALL - {"optimizer", "seed", "keep_checkpoints"}
 
-    lr: Annotated[
-        str | None,
-        Option(
-            "Initial learning rate: one for all, or one each like sgdm=0.1,sgdph=0.01.",
-            OPTIMIZER,
-            "X",
-        ),
-    ] = None
-    weight_decay: Annotated[
-        str | None,
-        Option("Weight decay: one for all, or one each like sgdm=5e-4,sgdph=5e-3.", OPTIMIZER, "X"),
-    ] = None
-    settings: Annotated[
-        Path | None,
-        Option(
-            "Settings of each optimizer, as sgdph tune writes them; what is set here goes before.",
-            OPTIMIZER,
-            "FILE",
-            shown="none",
-        ),
-    ] = None
-    seeds: Annotated[
-        str | None,
-        Option(
-            "Seeds: a range like 0-2, a list like 0,3,7, or both.", TRAINING, "SEEDS", shown="0-2"
-        ),
-    ] = None
+    lr: Annotated[str | None, Option(OPTIMIZER, metavar="X")] = None
+    """Initial learning rate: one for all, or one each like sgdm=0.1,sgdph=0.01."""
+    weight_decay: Annotated[str | None, Option(OPTIMIZER, metavar="X")] = None
+    """Weight decay: one for all, or one each like sgdm=5e-4,sgdph=5e-3."""
+    settings: Annotated[Path | None, Option(OPTIMIZER, "none", metavar="FILE")] = None
+    """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
+    seeds: Annotated[str | None, Option(TRAINING, "0-2", metavar="SEEDS")] = None
+    """Seeds: a range like 0-2, a list like 0,3,7, or both."""
 
 
 def parse_optimizers(text: str) -> tuple[str, ...]:

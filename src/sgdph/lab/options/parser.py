@@ -80,7 +80,7 @@ class Argument:
     @property
     def choices(self) -> tuple[str, ...]:
         """The names that it takes, where it takes no others."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+        return get_args(self.kind) if get_origin(self.kind) is Literal else self.option.names
 
     def add_to(self, group: argparse._ActionsContainer) -> None:
         """Add it to a parser or to one of its groups."""

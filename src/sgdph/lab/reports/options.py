@@ -14,64 +14,29 @@ from sgdph.lab.reports.layout import Layout, parse_fields, saved_layout
 class ReportOptions:
     """The options of ``sgdph report``."""
 
-    runs: Annotated[
-        tuple[Path, ...],
-        Option(
-            "Directories of runs, of comparisons or sweeps, or any that hold such, at any depth.",
-            OUTPUT,
-            "DIR",
-            positional=True,
-        ),
-    ] = ()
-    rows: Annotated[
-        str | None,
-        Option(
-            "What makes the tables' rows: options like lr,weight_decay, or system (label or "
-            "optimizer).",
-            MEASUREMENT,
-            "FIELDS",
-            shown="system, or the sweep's",
-        ),
-    ] = None
+    runs: Annotated[tuple[Path, ...], Option(OUTPUT, metavar="DIR", positional=True)] = ()
+    """Directories of runs, of comparisons or sweeps, or any that hold such, at any depth."""
+    rows: Annotated[str | None, Option(MEASUREMENT, "system, or the sweep's", metavar="FIELDS")] = (
+        None
+    )
+    """What makes the tables' rows: options like lr,weight_decay, or system (label or optimizer)."""
     columns: Annotated[
-        str | None,
-        Option(
-            "What makes the tables' columns.",
-            MEASUREMENT,
-            "FIELDS",
-            shown="dataset,model, or the sweep's",
-        ),
+        str | None, Option(MEASUREMENT, "dataset,model, or the sweep's", metavar="FIELDS")
     ] = None
+    """What makes the tables' columns."""
     target: Annotated[
-        str | None,
-        Option(
-            "Accuracies like 0.9,0.95: how long each took to reach them.",
-            MEASUREMENT,
-            "X,...",
-            shown="99% of the best of the column",
-        ),
+        str | None, Option(MEASUREMENT, "99% of the best of the column", metavar="X,...")
     ] = None
-    archive: Annotated[
-        bool,
-        Option(
-            "Write all runs into --out, as runs.csv (a line per epoch) and runs.jsonl: this "
-            "command reads the two like the runs' directories.",
-            OUTPUT,
-        ),
-    ] = False
-    title: Annotated[
-        str | None,
-        Option("Title of the report.", OUTPUT, shown="the rows, or the sweep's"),
-    ] = None
+    """Accuracies like 0.9,0.95: how long each took to reach them."""
+    archive: Annotated[bool, Option(OUTPUT)] = False
+    """Write all runs into --out, as runs.csv (a line per epoch) and runs.jsonl: this command reads
+    the two like the runs' directories."""
+    title: Annotated[str | None, Option(OUTPUT, "the rows, or the sweep's")] = None
+    """Title of the report."""
     out: Annotated[
-        Path | None,
-        Option(
-            "Directory for the report.",
-            OUTPUT,
-            "DIR",
-            shown="the directory given; runs/report for several",
-        ),
+        Path | None, Option(OUTPUT, "the directory given; runs/report for several", metavar="DIR")
     ] = None
+    """Directory for the report."""
 
     @property
     def place(self) -> Path:

@@ -20,49 +20,19 @@ class TuneOptions(SeveralOptions):
         "optimizer", "lr", "weight_decay", "keep_checkpoints"
     }  # fmt: skip
 
-    trials: Annotated[
-        int | None,
-        Option(
-            "Trials of each optimizer, pruned and diverged ones included. May be raised later.",
-            MEASUREMENT,
-            shown="20",
-        ),
-    ] = None
+    trials: Annotated[int | None, Option(MEASUREMENT, "20")] = None
+    """Trials of each optimizer, pruned and diverged ones included. May be raised later."""
     space: Annotated[
         str | None,
-        Option(
-            "Ranges to search, like sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3.",
-            MEASUREMENT,
-            shown="lr and weight decay, from a 30th to 30 times their defaults",
-        ),
+        Option(MEASUREMENT, "lr and weight decay, from a 30th to 30 times their defaults"),
     ] = None
-    sampler: Annotated[
-        SamplerName | None,
-        Option(
-            "How settings are chosen: by a model of the trials so far, at random, or on a grid.",
-            MEASUREMENT,
-            shown="tpe",
-        ),
-    ] = None
-    pruner: Annotated[
-        PrunerName | None,
-        Option(
-            "Stop trials that lie below the median of the finished ones, after a third of the "
-            "epochs.",
-            MEASUREMENT,
-            shown="median; none on a grid",
-        ),
-    ] = None
-    storage: Annotated[
-        str | None,
-        Option(
-            "Where the study is kept: a file in --out, or a database. On a network folder: "
-            "journal.",
-            OUTPUT,
-            "sqlite|journal|URL",
-            shown="sqlite",
-        ),
-    ] = None
+    """Ranges to search, like sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3."""
+    sampler: Annotated[SamplerName | None, Option(MEASUREMENT, "tpe")] = None
+    """How settings are chosen: by a model of the trials so far, at random, or on a grid."""
+    pruner: Annotated[PrunerName | None, Option(MEASUREMENT, "median; none on a grid")] = None
+    """Stop trials that lie below the median of the finished ones, after a third of the epochs."""
+    storage: Annotated[str | None, Option(OUTPUT, "sqlite", metavar="sqlite|journal|URL")] = None
+    """Where the study is kept: a file in --out, or a database. On a network folder: journal."""
 
     def search(self) -> dict[str, Any]:
         """Return what was asked of the search itself, by name, only what was set."""
