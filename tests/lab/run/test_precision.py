@@ -10,12 +10,11 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from lab.conftest import Silent, checkpoint_of, interrupt_at, same_bits, start, tiny_config
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
-from sgdph.lab.run import arithmetic
-from sgdph.lab.run.arithmetic import Arithmetic
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.evaluation import evaluate
+from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import prepare
 from sgdph.lab.run.step import optimization_step
 from sgdph.lab.run.training import train_run
@@ -107,8 +106,9 @@ def test_the_scale_is_part_of_the_checkpoint(tmp_path: Path, digits: Dataset) ->
 def test_float16_is_refused_where_the_scale_would_be_lost(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    takes_graph = SimpleNamespace(create_graph=True)
-    monkeypatch.setattr(arithmetic, "BASELINES", {"sgdm": takes_graph})
+    takes_graph = {"sgdm": SimpleNamespace(create_graph=True)}
+    monkeypatch.setattr("sgdph.lab.run.precision.BASELINES", takes_graph)
+    monkeypatch.setattr("sgdph.lab.run.start.BASELINES", takes_graph)
     with pytest.raises(LabError, match="float16 scales the loss, and sgdm"):
         prepare(tiny_config(optimizer="sgdm", precision="float16"), digits)
     with pytest.raises(LabError, match="train it in one process"):

@@ -10,22 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, batch_places, normalise
-from sgdph.lab.data.image_reader import ImageFiles, Reader, Transform
+from sgdph.lab.data.image_files import ImageFiles
+from sgdph.lab.data.image_reader import Reader, Transform
 
 # Of ImageNet's training images, in [0, 1]: what torchvision's and most other recipes use.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# ImageNet's usual evaluation: the shorter side to 256 for a window of 224.
+RESIZE, WINDOW = 256, 224
 # Every seed below it fits an int64.
 SEEDS = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class FolderDataset(Dataset):
+class ImageFileDataset(Dataset):
     """A set whose images are files.
 
     One pass over the training images, and one over those evaluated on, can be under way at a time:
@@ -67,7 +71,7 @@ class FolderDataset(Dataset):
         """Number of images that it is evaluated on."""
         return len(self.test_files)
 
-    def to(self, device: torch.device) -> FolderDataset:
+    def to(self, device: torch.device) -> ImageFileDataset:
         """Return the set with its batches on a device; itself, with its workers, if it is there."""
         return self if device == self.batch_device else replace(self, batch_device=device)
 
@@ -119,3 +123,33 @@ class FolderDataset(Dataset):
     def _on_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = (part.to(self.batch_device, non_blocking=True) for part in batch)
         return normalise(images, *self._statistics), labels
+
+
+def training_transform(size: int) -> Any:
+    """Cut out a random part (8% to 100% of the area), resize it, and mirror it at random.
+
+    ImageNet's usual augmentation (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015).
+
+    Args:
+        size: Height and width of the outcome, pixels.
+    """
+    from torchvision.transforms import v2
+
+    return v2.Compose(
+        [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    )
+
+
+def resize(size: int) -> Any:
+    """Resize the whole image, as the SGD-PH paper says of Mini-ImageNet ("resized to 224")."""
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.Resize((size, size), antialias=True), v2.PILToTensor()])
+
+
+def resize_and_crop(size: int) -> Any:
+    """Resize the shorter side to 256/224 of the size, and cut out the middle, as for ImageNet."""
+    from torchvision.transforms import v2
+
+    shorter = round(size * RESIZE / WINDOW)
+    return v2.Compose([v2.Resize(shorter, antialias=True), v2.CenterCrop(size), v2.PILToTensor()])

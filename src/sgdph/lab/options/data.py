@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sgdph.lab.config.run_config import DatasetName
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.options.options import shown
 
 
@@ -23,5 +23,5 @@ class DataOptions:
     download: bool = False
     """Let torchvision download CIFAR or Fashion-MNIST (the set that --dataset names, or all three)
     into --data-dir where it is missing."""
-    workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
+    data_workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
     """Processes that read image files for --check."""

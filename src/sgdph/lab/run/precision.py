@@ -1,4 +1,9 @@
-"""In which precision and memory layout batches go through a network."""
+"""In which precision and memory layout batches go through a network, and what float16 needs.
+
+float16's gradients underflow, so its loss is scaled (:meth:`Arithmetic.scaler`). An optimizer that
+differentiates the gradients itself, in its step, would take the scale for curvature: it is refused
+(:func:`check_precision`).
+"""
 
 from __future__ import annotations
 
@@ -50,14 +55,14 @@ class Arithmetic:
         return torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
 
 
-def check_arithmetic(config: RunConfig, device: torch.device) -> None:
+def check_precision(config: RunConfig, device: torch.device) -> None:
     """Raise LabError if a run's precision fits neither its optimizer nor the device."""
     if config.precision == "float32":
         return
-    if config.precision == "float16" and takes_graph(config):
+    if config.precision == "float16" and BASELINES[config.optimizer].create_graph:
         raise LabError(
-            f"--precision float16 scales the loss, and {config.optimizer} takes its curvature from "
-            "the gradients in its step, where the scale can no longer be told from it; take "
+            f"--precision float16 scales the loss, and {config.optimizer} differentiates the "
+            "gradients in its step, where the scale can no longer be told from the curvature; take "
             "--precision bfloat16 or float32"
         )
     convolution = nn.Conv2d(1, 1, 3, device=device)
@@ -71,8 +76,3 @@ def check_arithmetic(config: RunConfig, device: torch.device) -> None:
             f"on {device}: {str(error).splitlines()[0]}; take --precision "
             f"{'bfloat16 or ' if config.precision == 'float16' else ''}float32"
         ) from error
-
-
-def takes_graph(config: RunConfig) -> bool:
-    """Whether the run's optimizer differentiates the gradients itself, in its step."""
-    return bool(getattr(BASELINES[config.optimizer], "create_graph", False))

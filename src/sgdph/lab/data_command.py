@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from sgdph.lab.data.catalogue import ENTRIES, Entry
 from sgdph.lab.data.image_reader import pick_workers
-from sgdph.lab.data.options import DataOptions
+from sgdph.lab.data.loading import source_of
+from sgdph.lab.data.registry import DATASETS
 from sgdph.lab.errors import INTERRUPTED, NOT_WELL, OK, LabError
+from sgdph.lab.options.data import DataOptions
 from sgdph.lab.progress import say
 
 
@@ -42,14 +43,14 @@ def data(options: DataOptions, console: Console) -> int:
     Raises:
         LabError: If the options cannot be followed, or a download fails.
     """
-    names: list[str] = [options.dataset] if options.dataset else list(ENTRIES)
+    names: list[str] = [options.dataset] if options.dataset else list(DATASETS)
     if options.download:
         download(names, options)
-    workers = pick_workers(options.workers)
+    workers = pick_workers(options.data_workers)
     findings: dict[str, Finding] = {}
     try:
         for name in names:
-            findings[name] = look(ENTRIES[name], options, workers)
+            findings[name] = look(name, options, workers)
     except KeyboardInterrupt:
         say(console, "Interrupted; what was not looked at is left out.")
         console.print(table(findings))
@@ -65,15 +66,16 @@ def data(options: DataOptions, console: Console) -> int:
     return NOT_WELL if damaged or named_missing else OK
 
 
-def look(entry: Entry, options: DataOptions, workers: int) -> Finding:
+def look(name: str, options: DataOptions, workers: int) -> Finding:
     """Look for a set, and read it all where that was asked for."""
-    missing = entry.missing(options.data_dir)
+    source = source_of(name)
+    missing = source.missing(options.data_dir)
     if missing is not None:
         return Finding("missing", missing)
     if not options.check:
         return Finding("there")
     try:
-        return Finding("checked", entry.check(options.data_dir, workers))
+        return Finding("checked", source.check(options.data_dir, workers))
     except LabError as error:
         return Finding("damaged", str(error))
 
@@ -87,16 +89,17 @@ def download(names: list[str], options: DataOptions) -> None:
     """
     if options.data_dir is None:
         raise LabError("--download needs --data-dir DIR, the directory to put the files into")
-    if options.dataset and ENTRIES[options.dataset].download is None:
+    fetched = [name for name in names if DATASETS[name].can_download]
+    if not fetched:
         raise LabError(
             f"--download: torchvision cannot fetch {options.dataset} "
-            f"({ENTRIES[options.dataset].source}); it can fetch "
-            f"{', '.join(name for name, entry in ENTRIES.items() if entry.download)}"
+            f"({DATASETS[names[0]].origin}); it can fetch "
+            f"{', '.join(name for name, entry in DATASETS.items() if entry.can_download)}"
         )
-    for name in names:
-        fetch = ENTRIES[name].download
-        if fetch is not None and ENTRIES[name].missing(options.data_dir) is not None:
-            fetch(options.data_dir)
+    for name in fetched:
+        source = source_of(name)
+        if source.missing(options.data_dir) is not None:
+            source.download(options.data_dir)
 
 
 def table(findings: dict[str, Finding]) -> Table:
@@ -107,13 +110,13 @@ def table(findings: dict[str, Finding]) -> Table:
     rows.add_column("terms")
     rows.add_column("state", no_wrap=True)
     for name, finding in findings.items():
-        entry = ENTRIES[name]
+        entry = DATASETS[name]
         style = "green" if finding.well else "red" if finding.state == "damaged" else "yellow"
         rows.add_row(
             name,
-            entry.what,
-            entry.classes,
-            entry.source,
+            entry.contents,
+            str(entry.classes),
+            entry.origin,
             entry.terms,
             f"[{style}]{finding.state}[/]",
         )

@@ -1,12 +1,50 @@
-"""Where a set of image files lies, and folders of one folder per class."""
+"""Sets of image files: where they lie, and folders of one folder per class."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sgdph.lab.data.image_reader import ImageFiles
+import numpy as np
+import torch
+from torch import Tensor
+
 from sgdph.lab.errors import LabError
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files and their labels.
+
+    Attributes:
+        paths: Encoded paths ``(N,)``: one array, because a list of strings would be copied into
+            every worker as its reference counts change.
+        labels: Class indices ``(N,)``, int64.
+    """
+
+    paths: np.ndarray[Any, np.dtype[np.bytes_]]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, paths: Iterable[str | os.PathLike[str]], labels: Iterable[int]) -> ImageFiles:
+        """Hold paths and labels, one each per image."""
+        encoded = [os.fsencode(path) for path in paths]
+        return cls(np.array(encoded, dtype=np.bytes_), torch.tensor(list(labels)).long())
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Return an image's path."""
+        return os.fsdecode(self.paths[index])
+
+    def subset(self, chosen: Tensor) -> ImageFiles:
+        """Keep the images at these places."""
+        return ImageFiles(self.paths[chosen.numpy()], self.labels[chosen])
 
 
 @dataclass(frozen=True)
