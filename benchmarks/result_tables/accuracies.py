@@ -115,7 +115,7 @@ def readme_accuracy() -> str:
             rows = rows_of(data + kind)
             line += [percent(rows[label].final), with_interval(rows, label)]
         lines.append(line)
-    against = "minus SGDM's (95% interval), p"
+    against = "minus SGDM's (95% interval)"
     return markdown(
         ["system", "MNIST-5k, 1,000 images", against, "CIFAR-10, 10,000 images", against], lines
     )
@@ -127,7 +127,7 @@ def with_interval(rows: Mapping[str, Row], label: str) -> str:
     if label == BASELINE:
         return ""
     low, high = row.interval(baseline)
-    return f"{row.over(baseline):+.2f} ({low:+.2f} to {high:+.2f}), {p_value(row)}"
+    return f"{row.over(baseline):+.2f} ({low:+.2f} to {high:+.2f}), p = {p_value(row)}"
 
 
 def carried() -> str:
