@@ -19,7 +19,7 @@ from evidence import OUT, TASKS
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
-from sgdph.lab.reports.plots import COLOURS, new_figure, save_figure, title_figure
+from sgdph.lab.reports.figure import COLOURS, figure
 from sgdph.lab.reports.statistics import Spread, holm, welch
 from sgdph.lab.run.records import RunRecord, read_runs
 
@@ -66,33 +66,31 @@ def draw(
     path: Path,
 ) -> None:
     """Draw the picture."""
-    figure = new_figure(10, 1.6 + 0.36 * len(systems))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(7, 4))
-    for row, (label, runs) in enumerate(systems.items()):
-        finals = [100 * (run.figure("final") or 0.0) for run in runs]
-        for axes, values in ((left, finals), (right, ratios.get(label))):
-            if values is None:
-                axes.text(1.0, row, "  not measured", va="center", fontsize="small")
-                continue
-            axes.plot(values, [row] * len(values), "o", color=colour(label), alpha=0.35, ms=4)
-            mean, spread = mean_and_spread(values)
-            axes.errorbar(mean, row, xerr=spread, fmt="D", color=colour(label), capsize=3)
-        if label == "SGDM":
-            mean, spread = mean_and_spread(finals)
-            left.axvspan(mean - spread, mean + spread, color=BLUE, alpha=0.12, lw=0)
-            right.axvline(1.0, color=BLUE, alpha=0.3)
-    names = [textwrap.fill(f"{x} ({len(runs)})", 36) for x, runs in systems.items()]
-    left.set_yticks(range(len(systems)), names, fontsize="small")
-    left.invert_yaxis()
-    left.set_xlabel("final test accuracy (%)")
-    right.set_xlabel("time per epoch / SGDM's")
-    right.set_xscale("log")
-    right.set_xticks([1, 2, 4], ["1", "2", "4"])
-    right.minorticks_off()
-    for axes in (left, right):
-        axes.grid(axis="x", alpha=0.4)
-    title_figure(figure, title)
-    save_figure(figure, path)
+    with figure(path, 10, 1.6 + 0.36 * len(systems), title) as made:
+        left, right = made.subplots(1, 2, sharey=True, width_ratios=(7, 4))
+        for row, (label, runs) in enumerate(systems.items()):
+            finals = [100 * (run.figure("final") or 0.0) for run in runs]
+            for axes, values in ((left, finals), (right, ratios.get(label))):
+                if values is None:
+                    axes.text(1.0, row, "  not measured", va="center", fontsize="small")
+                    continue
+                axes.plot(values, [row] * len(values), "o", color=colour(label), alpha=0.35, ms=4)
+                mean, spread = mean_and_spread(values)
+                axes.errorbar(mean, row, xerr=spread, fmt="D", color=colour(label), capsize=3)
+            if label == "SGDM":
+                mean, spread = mean_and_spread(finals)
+                left.axvspan(mean - spread, mean + spread, color=BLUE, alpha=0.12, lw=0)
+                right.axvline(1.0, color=BLUE, alpha=0.3)
+        names = [textwrap.fill(f"{x} ({len(runs)})", 36) for x, runs in systems.items()]
+        left.set_yticks(range(len(systems)), names, fontsize="small")
+        left.invert_yaxis()
+        left.set_xlabel("final test accuracy (%)")
+        right.set_xlabel("time per epoch / SGDM's")
+        right.set_xscale("log")
+        right.set_xticks([1, 2, 4], ["1", "2", "4"])
+        right.minorticks_off()
+        for axes in (left, right):
+            axes.grid(False, axis="y")
 
 
 def table(systems: Mapping[str, Sequence[RunRecord]], ratios: Mapping[str, Sequence[float]]) -> str:

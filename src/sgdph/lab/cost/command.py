@@ -12,8 +12,7 @@ from sgdph.lab.cost.directory import BARS, FIGURES, PAGE, SWEEP, TABLE, CostDire
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.measure import check_cells, measure_cell
 from sgdph.lab.cost.options import CostOptions, cost_differences, default_cost_out, resolve_cost
-from sgdph.lab.cost.report import describe, describe_cell, notes, write_report
-from sgdph.lab.cost.tables import to_rich
+from sgdph.lab.cost.report import cost_table, describe, describe_cell, notes, write_report
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import StepReporter, say, step_reporter_for
 from sgdph.lab.run.out import check_target, report_interruption
@@ -93,7 +92,7 @@ def show(
 ) -> None:
     """Print the tables, how to read them, and where everything lies."""
     for cell in cells:
-        console.print(to_rich(cell))
+        console.print(cost_table(cell).rich())
     say(console, f"{describe(settings, cells)}.")
     for line in notes(settings, cells):
         say(console, line)

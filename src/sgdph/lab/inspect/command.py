@@ -20,7 +20,7 @@ from sgdph.lab.inspect.measure import at_checkpoint, measure_checkpoint
 from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differences
 from sgdph.lab.inspect.parameters import newton_parameters
 from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
-from sgdph.lab.inspect.tables import left_out_to_rich, summary_to_rich, to_rich
+from sgdph.lab.inspect.tables import blocks_table, left_out_table, summary_table
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
 from sgdph.lab.run.checkpoint import save_checkpoint
@@ -263,10 +263,10 @@ def measure(
 def show(directory: InspectDirectory, inspection: Inspection, console: Console) -> None:
     """Print the tables, how to read them, and where everything lies."""
     for figures in inspection.checkpoints:
-        console.print(to_rich(figures))
-    console.print(summary_to_rich(inspection))
+        console.print(blocks_table(figures).rich())
+    console.print(summary_table(inspection).rich())
     if inspection.plan is not None and inspection.plan.left_out:
-        console.print(left_out_to_rich(inspection.plan))
+        console.print(left_out_table(inspection.plan).rich())
     for line in notes(inspection):
         say(console, line)
     files = {"report": PAGE, "table": TABLE, "figures": FIGURES}

@@ -198,11 +198,6 @@ class Inspection:
         ]
 
 
-def counted(number: int, singular: str, plural: str) -> str:
-    """Write a number with its noun."""
-    return f"{number} {singular if number == 1 else plural}"
-
-
 def record_to_plain(record: BlockRecord | MultiplierRecord) -> dict[str, Any]:
     """Turn a record into one flat mapping."""
     plain = dataclasses.asdict(record)

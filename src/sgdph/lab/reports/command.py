@@ -21,7 +21,6 @@ from sgdph.lab.reports.report import (
     verdict,
     write_report,
 )
-from sgdph.lab.reports.table import to_rich
 
 
 def report(options: ReportOptions, console: Console) -> int:
@@ -45,7 +44,7 @@ def report(options: ReportOptions, console: Console) -> int:
 def show_report(made: Report, out: Path, console: Console) -> None:
     """Print a report's first tables and verdicts, and where its files lie."""
     for table in made.main_tables:
-        console.print(to_rich(table))
+        console.print(table.rich())
     say(console, verdict(made))
     for broken in made.runs.unreadable:
         say(console, f"Unreadable, left out: {broken.path}: {broken.reason}")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sgdph.lab.reports.numbers import mean_and_std
+
 ALPHA = 0.05
 
 
@@ -36,11 +38,7 @@ class Spread:
 
     def show(self, scale: float, digits: int) -> str:
         """Write ``mean ± std``, both times ``scale``, with a dash for what there is not."""
-        mean, std = (
-            "–" if value is None else f"{value * scale:.{digits}f}"
-            for value in (self.mean, self.std)
-        )
-        return f"{mean} ± {std}" if self.mean is not None else "–"
+        return mean_and_std(self.mean, self.std, digits, scale)
 
 
 def welch(first: Spread, second: Spread) -> float | None:

@@ -22,7 +22,7 @@ from sgdph.lab.sweep.cores import default_threads
 from sgdph.lab.sweep.crew import check_workers, threads_each
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
-from sgdph.lab.tune.page import to_rich, warnings, write_outcome
+from sgdph.lab.tune.page import best_table, warnings, write_outcome
 from sgdph.lab.tune.record import (
     BEST,
     BUDGET,
@@ -171,7 +171,7 @@ def show(
     directory: TuneDirectory, tuning: Tuning, searches: Sequence[Search], console: Console
 ) -> None:
     """Print the table, what speaks against it, and where everything lies."""
-    console.print(to_rich(searches))
+    console.print(best_table(searches).rich())
     for line in warnings(tuning, searches):
         say(console, line)
     files = {

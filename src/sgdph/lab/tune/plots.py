@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdph.lab.reports.plots import line_style, new_figure, save_figure, title_figure
+from sgdph.lab.reports.figure import COLOURS, figure, legend_below, line_style
 from sgdph.lab.tune.outcome import Search, TrialRecord
 from sgdph.lab.tune.space import Range
 
@@ -42,38 +42,33 @@ def draw_sensitivity(searches: Sequence[Search], path: Path, title: str) -> None
     )
     floor = max(worst, best - SPAN)
     colours: Any = {"cmap": "viridis", "norm": Normalize(min(floor, best - 0.1), best)}
-    figure = new_figure(1.6 + 4.2 * len(searches), 5.0)
-    panels = figure.subplots(1, len(searches), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, search in zip(panels, searches, strict=True):
-        _draw_panel(axes, search, colours)
-    panels[0].set_ylabel(AXES["weight_decay"])
-    for name, scale, limit in (
-        ("lr", "set_xscale", "set_xlim"),
-        ("weight_decay", "set_yscale", "set_ylim"),
+    with figure(path, 1.6 + 4.2 * len(searches), 5.0, title) as made:
+        panels = made.subplots(1, len(searches), squeeze=False, sharex=True, sharey=True)[0]
+        for axes, search in zip(panels, searches, strict=True):
+            _draw_panel(axes, search, colours)
+        panels[0].set_ylabel(AXES["weight_decay"])
+        _set_limits(panels[0], searches)
+        made.colorbar(
+            ScalarMappable(**colours),
+            ax=list(panels),
+            label="validation accuracy (%)",
+            extend="min" if worst < floor else "neither",
+        )
+        legend_below(made, 5)
+
+
+def _set_limits(axes: Axes, searches: Sequence[Search]) -> None:
+    """Scale both axes so that all ranges lie in them, with as much air as half a cell needs."""
+    for name, set_scale, set_limits in (
+        ("lr", axes.set_xscale, axes.set_xlim),
+        ("weight_decay", axes.set_yscale, axes.set_ylim),
     ):
-        # As much air as half a cell of a grid needs.
         values = [{trial.settings[name] for trial in each.trials} for each in searches]
         cells = [len(found) for each, found in zip(searches, values, strict=True) if is_grid(each)]
         air = max([0.05, *(0.55 / (count - 1) for count in cells)])
         low, high, log = _extent([search.space[name] for search in searches], air)
-        getattr(panels[0], scale)("log" if log else "linear")
-        getattr(panels[0], limit)(low, high)
-    figure.colorbar(
-        ScalarMappable(**colours),
-        ax=list(panels),
-        label="validation accuracy (%)",
-        extend="min" if worst < floor else "neither",
-    )
-    handles = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
-    )
-    title_figure(figure, title)
-    save_figure(figure, path)
+        set_scale("log" if log else "linear")
+        set_limits(low, high)
 
 
 def _extent(ranges: Sequence[Range], air: float) -> tuple[float, float, bool]:
@@ -121,23 +116,21 @@ def _draw_panel(axes: Axes, search: Search, colours: dict[str, Any]) -> None:
             )
     diverged = [trial for trial in search.trials if trial.status == "diverged"]
     if diverged:
-        axes.scatter(*_places(diverged), marker="x", color="#D55E00", s=50, label="diverged")
+        axes.scatter(*_places(diverged), marker="x", color=COLOURS[1], s=50, label="diverged")
     if search.best is not None:
         axes.scatter(
             *_places([search.best]),
             marker="*",
             s=330,
             facecolor="none",
-            edgecolor="#D55E00",
+            edgecolor=COLOURS[1],
             linewidths=1.6,
             label="best",
             zorder=4,
         )
     found = f"best {100 * (search.best.accuracy or 0):.1f}%" if search.best else "none finished"
     axes.set(xlabel=AXES["lr"])
-    axes.set_title(f"{search.optimizer}: {found}", fontsize="medium")
-    axes.grid(True, which="major", color="#eeeeee", linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
+    axes.set_title(f"{search.optimizer}: {found}")
 
 
 def is_grid(search: Search) -> bool:
@@ -181,28 +174,22 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
         path: The file.
         title: What was trained on what.
     """
-    figure = new_figure(10, 4.4)
-    by_trial, by_seconds = figure.subplots(1, 2, sharey=True)
-    for index, search in enumerate(searches):
-        course = [None if best is None else 100 * best for best in search.best_so_far()]
-        spent = list(accumulate(trial.seconds for trial in search.trials))
-        style: Any = {
-            **line_style(index),
-            "markersize": 3.5,
-            "linewidth": 1.8,
-            "drawstyle": "steps-post",
-            "label": search.optimizer,
-        }
-        known = [(i, best) for i, best in enumerate(course) if best is not None]
-        by_trial.plot([i + 1 for i, _ in known], [best for _, best in known], **style)
-        by_seconds.plot([spent[i] for i, _ in known], [best for _, best in known], **style)
-    by_trial.set(xlabel="trials", ylabel="best validation accuracy so far (%)")
-    by_trial.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    by_seconds.set(xlabel="seconds of all trials, one after another")
-    by_seconds.set_xlim(left=0)
-    for axes in (by_trial, by_seconds):
-        axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    by_trial.legend(frameon=False, loc="lower right")
-    title_figure(figure, title)
-    save_figure(figure, path)
+    with figure(path, 10, 4.4, title) as made:
+        by_trial, by_seconds = made.subplots(1, 2, sharey=True)
+        for index, search in enumerate(searches):
+            course = [None if best is None else 100 * best for best in search.best_so_far()]
+            spent = list(accumulate(trial.seconds for trial in search.trials))
+            style: Any = {
+                **line_style(index),
+                "markersize": 3.5,
+                "drawstyle": "steps-post",
+                "label": search.optimizer,
+            }
+            known = [(i, best) for i, best in enumerate(course) if best is not None]
+            by_trial.plot([i + 1 for i, _ in known], [best for _, best in known], **style)
+            by_seconds.plot([spent[i] for i, _ in known], [best for _, best in known], **style)
+        by_trial.set(xlabel="trials", ylabel="best validation accuracy so far (%)")
+        by_trial.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        by_seconds.set(xlabel="seconds of all trials, one after another")
+        by_seconds.set_xlim(left=0)
+        by_trial.legend(loc="lower right")
