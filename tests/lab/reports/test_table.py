@@ -3,7 +3,8 @@ import re
 import pytest
 from rich.console import Console
 
-from sgdph.lab.reports.table import LEVEL, WIDE, Cell, Column, Table, latex_file, latex_text
+from sgdph.lab.reports.escapes import latex_text
+from sgdph.lab.reports.table import LEVEL, WIDE, Cell, Column, Table, latex_file
 
 HARD = r"a_b & 50% of $x$ {#1} ~ ^ \ <|>"
 TABLE = Table(

@@ -148,7 +148,7 @@ def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path)
 def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) -> None:
     out = tmp_path / "a"
     code, said, _ = sgdph(
-        "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=2", "--parallel=2", f"--out={out}"
+        "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=2", "--jobs=2", f"--out={out}"
     )
     assert code == 0
     found = searches(out)
@@ -164,7 +164,7 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
 
 
 def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: Path) -> None:
-    words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--parallel=2"]
+    words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--jobs=2"]
     command = [sys.executable, "-m", "sgdph.lab", *words, f"--out={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdout is not None
@@ -187,7 +187,7 @@ def test_a_process_that_fails_is_named(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr("sgdph.lab.tune.workers.WORKER", "no_memory")
     code, _, errors = sgdph(
-        "tune", *TINY, "--optimizers=sgdm", "--trials=1", "--parallel=2", f"--out={tmp_path}/a"
+        "tune", *TINY, "--optimizers=sgdm", "--trials=1", "--jobs=2", f"--out={tmp_path}/a"
     )
     assert code == 2
     assert "process 1 of 2 ended with code 1" in errors

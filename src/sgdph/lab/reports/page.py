@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sgdph.lab.reports.table import Table, markdown_text
+from sgdph.lab.reports.escapes import markdown_text
+from sgdph.lab.reports.table import Table
 
 # What is told of a machine, in this order.
 MACHINE = (

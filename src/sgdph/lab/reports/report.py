@@ -183,11 +183,13 @@ def runs_table(grid: Grid, out: Path) -> Table:
     runs = [run for group in grid.groups for run in group.runs]
     for run in sorted(runs, key=lambda each: each.path):
         name = Path(os.path.relpath(run.path, out)).as_posix()
+        # An archived run has no directory to lead to.
+        link = quote(os.fsencode(name)) + "/" if run.path.is_dir() else ""
         best = run.figure("best")
         epoch = run.summary.get("best_epoch", NOTHING)
         rows.append(
             (
-                Cell(name, link=quote(os.fsencode(name)) + "/"),
+                Cell(name, link=link),
                 run.config.seed,
                 run.status,
                 percent(run.figure("final")),

@@ -14,6 +14,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from sgdph.lab.reports.escapes import latex_text, markdown_text
 from sgdph.lab.reports.numbers import NOTHING
 
 # Beside the best mean and those that a test does not tell from it.
@@ -29,34 +30,6 @@ LATEX_HEAD = (
 )
 # A table wider than the page is made smaller, no other.
 LATEX_FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    # After the end of a row these would be its arguments.
-    "[": "{[}",
-    "*": "{*}",
-    "±": r"$\pm$",
-    "–": "--",
-    "×": r"$\times$",
-    "τ": r"$\tau$",
-    "β": r"$\beta$",
-    "ε": r"$\varepsilon$",
-    "λ": r"$\lambda$",
-    LEVEL: r"$^\dagger$",
-    "\n": " ",
-}
 
 
 @dataclass(frozen=True)
@@ -232,11 +205,6 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
-def markdown_text(text: str) -> str:
-    """Escape what Markdown would take for its own."""
-    return re.sub(r"([\\`*|<\[\]])", r"\\\1", text.replace("\n", " "))
-
-
 def _markdown_cell(cell: Cell) -> str:
     text = markdown_text(cell.text)
     text = f"[{text}]({cell.link})" if cell.link else text
@@ -251,11 +219,6 @@ def _csv_text(value: Any) -> str:
     if isinstance(value, Cell):
         return value.plain
     return "" if value is None else str(value)
-
-
-def latex_text(text: str) -> str:
-    """Escape what LaTeX would take for its own."""
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def latex_file(tables: Sequence[Table], notes: Sequence[str]) -> str:

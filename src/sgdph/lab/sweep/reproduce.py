@@ -49,7 +49,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.name is None:
         raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list tells of each")
     check_contradiction(options)
-    check_workers(options.workers, "--workers")
+    check_workers(options.jobs, "--jobs")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
@@ -63,7 +63,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     directory = SweepDirectory(out)
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)
-        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers or 1)
+        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.jobs or 1)
         return OK
     return train_and_report(directory, plan, place, options, console)
 
@@ -89,7 +89,7 @@ def train_and_report(
             directory.clear()
         directory.join(plan, place)
         say(console, f"{plan.layout.title}: {len(runs)} runs, {len(unended)} of them left to train")
-        progress = train_all(directory.path, runs, load_data, console, workers=options.workers)
+        progress = train_all(directory.path, runs, load_data, console, workers=options.jobs)
     except KeyboardInterrupt:
         say(console, f"Interrupted. What was finished lies in {directory.path.resolve()}; carry")
         say(console, f"on with the same command:\n  {same_command()}")
@@ -207,7 +207,7 @@ def estimate_notes(
         lines.append("~: timed on 8 images and scaled up to the batch.")
     if workers > 1:
         lines.append(
-            f"--workers {workers} divides that by at most {workers}, where each has a GPU of its "
+            f"--jobs {workers} divides that by at most {workers}, where each has a GPU of its "
             "own. On the same cores it hardly divides at all."
         )
     return lines

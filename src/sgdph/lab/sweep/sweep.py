@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sgdph.lab.config.run_config import RunConfig, differences
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
 from sgdph.lab.progress import Reporter

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import FAILED, INTERRUPTED, OK, LabError
 from sgdph.lab.progress import reporter_for, say, screen
 from sgdph.lab.run.start import load_data
