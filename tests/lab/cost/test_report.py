@@ -15,8 +15,9 @@ from sgdph.lab.cost.figures import (
 )
 from sgdph.lab.cost.pictures import FLOOR, draw_cell
 from sgdph.lab.cost.report import cost_table, figures_table, notes, write_report
-from sgdph.lab.cost.summary import Ratio, summarise
+from sgdph.lab.cost.summary import summarise
 from sgdph.lab.errors import LabError
+from sgdph.lab.reports.statistics import Range
 
 from .figures import cell
 
@@ -25,7 +26,7 @@ SETTINGS = CostSettings(systems=("sgdph-interval10",))
 
 def test_ratios_are_taken_within_a_round_and_weighted_one_to_nine() -> None:
     sgdm, sgdph = summarise(cell())
-    assert sgdm.process == sgdm.wall == Ratio(1.0, 1.0, 1.0)
+    assert sgdm.process == sgdm.wall == Range(1.0, 1.0, 1.0)
     # Rounds of (1.1 + 0.9) / 1, (1.2 + 1.8) / 2 and (2 + 7.2) / 4.
     assert sgdph.process is not None
     assert dataclasses.astuple(sgdph.process) == pytest.approx((2.0, 1.5, 2.3))

@@ -8,8 +8,9 @@ from dataclasses import replace
 from sgdph.lab.cost.directory import BARS, PAGE, SWEEP, TABLE, CostDirectory
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.pictures import draw_bars, draw_sweep
-from sgdph.lab.cost.summary import Ratio, summarise
+from sgdph.lab.cost.summary import summarise
 from sgdph.lab.files import write_text
+from sgdph.lab.reports.numbers import fixed
 from sgdph.lab.reports.page import (
     Block,
     Bullets,
@@ -18,6 +19,7 @@ from sgdph.lab.reports.page import (
     machine_section,
     to_markdown,
 )
+from sgdph.lab.reports.statistics import Range
 from sgdph.lab.reports.table import Column, Table
 
 COLUMNS = (
@@ -68,7 +70,7 @@ def cost_table(cell: CellFigures) -> Table:
         (
             row.label,
             row.time.median,
-            f"{row.time.lowest:.2f} to {row.time.highest:.2f}",
+            row.time.reach(fixed),
             row.refresh,
             row.mean_peak,
             row.worst_peak,
@@ -106,7 +108,7 @@ def figures_table(cells: Sequence[CellFigures]) -> Table:
     )
 
 
-def _parts(clock: str, ratio: Ratio | None) -> dict[str, float | None]:
+def _parts(clock: str, ratio: Range | None) -> dict[str, float | None]:
     return {
         f"{clock}_{part}": None if ratio is None else getattr(ratio, part)
         for part in ("median", "lowest", "highest")

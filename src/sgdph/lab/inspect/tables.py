@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
 
 from sgdph.lab.inspect.choice import Plan
 from sgdph.lab.inspect.figures import (
@@ -15,6 +13,7 @@ from sgdph.lab.inspect.figures import (
 )
 from sgdph.lab.inspect.sketch import ESTIMATES
 from sgdph.lab.reports.numbers import two_decimals
+from sgdph.lab.reports.statistics import Range
 from sgdph.lab.reports.table import Column, Table
 
 LABELS = {
@@ -40,23 +39,11 @@ COLUMNS = (
 MULTIPLIER_FIELDS = ("source", "min", "p05", "p25", "median", "p75", "p95", "max", "mean")
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A figure over layers: median, lowest, highest, and how many."""
-
-    median: float
-    lowest: float
-    highest: float
-    count: int
-
-
-def spread_over_layers(figures: CheckpointFigures, name: str, measure: str) -> Spread | None:
+def spread_over_layers(figures: CheckpointFigures, name: str, measure: str) -> Range | None:
     """Summarise one estimate's error over a checkpoint's layers; ``None`` where it has none."""
     errors = [block.errors[f"{name}_{measure}"] for block in figures.blocks]
     values = [error for error in errors if error is not None]
-    if not values:
-        return None
-    return Spread(median(values), min(values), max(values), len(values))
+    return Range.of(values) if values else None
 
 
 def blocks_table(figures: CheckpointFigures) -> Table:
@@ -93,8 +80,7 @@ def _over_layers(figures: CheckpointFigures, name: str) -> str | None:
     found = spread_over_layers(figures, name, "relative_error")
     if found is None:
         return None
-    low, high = two_decimals(found.lowest), two_decimals(found.highest)
-    return f"{two_decimals(found.median)} ({low} to {high})"
+    return f"{two_decimals(found.median)} ({found.reach(two_decimals)})"
 
 
 def left_out_table(plan: Plan) -> Table:

@@ -84,9 +84,11 @@ def wrapped(text: str, width: float) -> str:
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 
 
-def make_panels(made: Figure, count: int, per_row: int) -> list[Axes]:
-    """Lay out so many panels, so many in a row."""
-    panels = made.subplots(math.ceil(count / per_row), per_row, squeeze=False).flatten()
+def make_panels(made: Figure, count: int, per_row: int, shared: bool = False) -> list[Axes]:
+    """Lay out so many panels, so many in a row, with the same axes where they share them."""
+    rows = math.ceil(count / per_row)
+    grid = made.subplots(rows, per_row, squeeze=False, sharex=shared, sharey=shared)
+    panels = grid.flatten()
     for axes in panels[count:]:
         axes.set_visible(False)
     return list(panels[:count])
@@ -111,4 +113,5 @@ def legend_below(made: Figure, columns: int, order: Sequence[str] = ()) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     handles = {label: found[label] for label in order or found if label in found}
-    made.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+    if handles:
+        made.legend(handles.values(), handles, loc="outside lower center", ncols=columns)

@@ -35,7 +35,14 @@ GREY = (0.85, 0.85, 0.85)
 BEST = COLOURS[1]
 
 
-def draw_surfaces(surfaces: Sequence[Surface], path: Path, title: str) -> None:
+def draw_surfaces(
+    surfaces: Sequence[Surface],
+    path: Path,
+    title: str,
+    *,
+    what: str = "mean final accuracy (%)",
+    shared: bool = False,
+) -> None:
     """Draw accuracy over two settings, a panel per surface, into a PNG file.
 
     A grid of values is drawn as a map with a figure in each cell, the values in order; scattered
@@ -45,20 +52,31 @@ def draw_surfaces(surfaces: Sequence[Surface], path: Path, title: str) -> None:
         surfaces: At least one; a setting whose runs all diverged is crossed out.
         path: The file.
         title: What stands above.
+        what: What the colours show.
+        shared: Whether all panels have the same colours, and points the same axes.
     """
     wide = min(len(surfaces), PER_ROW)
     deep = math.ceil(len(surfaces) / wide)
     cells = max(_most_values(surface) for surface in surfaces)
     side = min(12.0, max(4.2, 0.95 * cells + 1.6))
-    with figure(path, max(5.0, side * wide), 0.9 + 0.85 * side * deep, title) as made:
-        for axes, surface in zip(make_panels(made, len(surfaces), wide), surfaces, strict=True):
-            colours = _colours(surface.points)
-            draw = _draw_map if _is_map(surface) else _draw_points
-            draw(axes, surface, colours)
+    size = max(5.0, side * wide), 0.9 + 0.85 * side * deep
+    with figure(path, *size, title) as made:
+        panels = make_panels(made, len(surfaces), wide, shared=shared and cells == 0)
+        for axes, surface in zip(panels, surfaces, strict=True):
+            beside = surfaces if shared else [surface]
+            colours = _colours([point for each in beside for point in each.points])
+            if _is_map(surface):
+                _draw_map(axes, surface, colours)
+            else:
+                _draw_points(axes, surface, colours)
+                places = [place for each in beside for place in each.places]
+                _scale(axes.set_xscale, [x for x, _ in places])
+                _scale(axes.set_yscale, [y for _, y in places])
             title_panel(axes, surface.title, side)
             axes.set(xlabel=surface.x, ylabel=surface.y)
             bar = made.colorbar(colours, ax=axes, shrink=0.8, aspect=25, extend="min")
-            bar.set_label("mean final accuracy (%)", fontsize="small")
+            bar.set_label(what, fontsize="small")
+        legend_below(made, 5)
 
 
 def _most_values(surface: Surface) -> int:
@@ -69,7 +87,9 @@ def _most_values(surface: Surface) -> int:
 
 def _is_map(surface: Surface) -> bool:
     columns, rows = ({p.x for p in surface.points}, {p.y for p in surface.points})
-    return len(surface.points) >= FILLED * len(columns) * len(rows)
+    places = {(point.x, point.y) for point in surface.points}
+    single = len(places) == len(surface.points) > 2
+    return single and len(places) >= FILLED * len(columns) * len(rows)
 
 
 def _colours(points: Sequence[Point]) -> ScalarMappable:
@@ -116,8 +136,8 @@ def _draw_map(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
 
 
 def _best(points: Sequence[Point]) -> Point | None:
-    known = [point for point in points if point.accuracy.mean is not None]
-    return max(known, key=lambda point: point.accuracy.mean or 0.0, default=None)
+    known = [each for each in points if each.accuracy.mean is not None and not each.pruned]
+    return max(known, key=lambda each: each.accuracy.mean or 0.0, default=None)
 
 
 def _cell_text(point: Point) -> str:
@@ -130,6 +150,7 @@ def _cell_text(point: Point) -> str:
         lines.append(f"± {100 * found.std:.1f}")
     lines += [f"n = {found.n}"] if found.n else []
     lines += [f"{point.diverged} diverged"] if point.diverged else []
+    lines += ["pruned"] if point.pruned else []
     return "\n".join(lines or ["no run\nfinished"])
 
 
@@ -146,19 +167,20 @@ def _readable(colour: tuple[float, float, float]) -> str:
 
 def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
     """Draw a mark per setting, the best one framed, and a cross where none of its runs finished."""
-    known = [point for point in surface.points if point.accuracy.mean is not None]
-    failed = [point for point in surface.points if point.accuracy.mean is None]
-    best = _best(known)
-    for point in sorted(known, key=lambda each: each.accuracy.mean or 0.0):
-        assert point.accuracy.mean is not None
+    best = _best(surface.points)
+    for point in sorted(surface.points, key=lambda each: each.accuracy.mean or 0.0):
+        if point.accuracy.mean is None:
+            axes.scatter(point.x, point.y, marker="x", color=REFERENCE, label="none finished")
+            continue
         axes.scatter(
             *(point.x, point.y, 70),
+            marker="v" if point.pruned else "o",
             color=_colour(colours, point.accuracy.mean),
             edgecolors=BEST if point is best else "#555555",
             linewidths=2.5 if point is best else 0.6,
+            label="best" if point is best else "pruned" if point.pruned else "finished",
             zorder=3,
         )
-    axes.scatter([p.x for p in failed], [p.y for p in failed], marker="x", color=REFERENCE)
     if best is not None:
         axes.annotate(
             *(_cell_text(best).splitlines()[0], (best.x, best.y)),
@@ -166,8 +188,10 @@ def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
             textcoords="offset points",
             fontsize="small",
         )
-    _scale(axes.set_xscale, [point.x for point in surface.points])
-    _scale(axes.set_yscale, [point.y for point in surface.points])
+    if surface.searched is not None:
+        low, high = surface.searched
+        corners = [low, (low[0], high[1]), high, (high[0], low[1]), low]
+        axes.plot(*zip(*corners, strict=True), color=REFERENCE, ls=(0, (4, 3)), label="searched")
 
 
 def _scale(set_scale: Any, values: Sequence[float]) -> None:
