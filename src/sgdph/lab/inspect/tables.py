@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sgdph.lab.inspect.choice import Plan
 from sgdph.lab.inspect.figures import (
     BlockRecord,
     CheckpointFigures,
     Inspection,
+    Plan,
     record_to_plain,
 )
 from sgdph.lab.inspect.sketch import ESTIMATES

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 # What stands where there is no figure.
 NOTHING = "–"
 # Of a longer list the first few are named.
 MOST_LISTED = 6
+
+
+def exact(value: Any) -> str:
+    """Write a value as it is, so that programs read it back; pairs of names and values as n=v."""
+    if isinstance(value, tuple):
+        return " ".join(
+            f"{each[0]}={exact(each[1])}" if isinstance(each, tuple) else exact(each)
+            for each in value
+        )
+    return str(value)
 
 
 def fixed(value: float | None, digits: int = 2, scale: float = 1) -> str:

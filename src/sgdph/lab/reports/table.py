@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from sgdph.lab.reports.escapes import latex_text, markdown_text
-from sgdph.lab.reports.numbers import NOTHING
+from sgdph.lab.reports.numbers import NOTHING, exact
 
 # Beside the best mean and those that a test does not tell from it.
 LEVEL = "†"
@@ -179,7 +179,12 @@ class Table:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(self.headings)
-        writer.writerows([[_csv_text(value) for value in row] for row in self.rows])
+        writer.writerows(
+            [
+                [exact(value.plain if isinstance(value, Cell) else value) for value in row]
+                for row in self.rows
+            ]
+        )
         return stream.getvalue()
 
     def latex(self) -> str:
@@ -210,15 +215,6 @@ def _markdown_cell(cell: Cell) -> str:
     text = f"[{text}]({cell.link})" if cell.link else text
     marked = f"**{text}**" if cell.bold else text
     return marked + markdown_text(cell.plain.removeprefix(cell.text))
-
-
-def _csv_text(value: Any) -> str:
-    if isinstance(value, tuple):
-        pairs = ("=".join(map(str, each)) if isinstance(each, tuple) else each for each in value)
-        return " ".join(map(str, pairs))
-    if isinstance(value, Cell):
-        return value.plain
-    return "" if value is None else str(value)
 
 
 def latex_file(tables: Sequence[Table], notes: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.layout import SYSTEM
 from sgdph.lab.reports.measures import SHARE, final, judge_column
 from sgdph.lab.reports.names import shown_value
-from sgdph.lab.reports.numbers import counted, from_to, listed, p_value
+from sgdph.lab.reports.numbers import counted, exact, from_to, listed, p_value
 from sgdph.lab.reports.statistics import ALPHA, Judgement
 from sgdph.lab.reports.table import LEVEL
 from sgdph.lab.run.records import Group, RunRecord, differing_fields
@@ -206,21 +206,10 @@ def describe_settings(grid: Grid) -> list[tuple[str, str]]:
 def _settings(values: Mapping[str, Any], names: Sequence[str]) -> str:
     defaults = {name: getattr(RunConfig, name, None) for name in names}
     return ", ".join(
-        f"{name} {_exact(values[name])}"
+        f"{name} {exact(values[name])}"
         for name in names
         if values[name] is not None and not (name in RECIPE and values[name] == defaults[name])
     )
-
-
-def _exact(value: Any) -> str:
-    """Write a setting as it was: a report must be enough to run it again."""
-    if isinstance(value, tuple):
-        parts = (
-            f"{each[0]}={_exact(each[1])}" if isinstance(each, tuple) else _exact(each)
-            for each in value
-        )
-        return " ".join(parts)
-    return str(value)
 
 
 def default_title(grids: Sequence[Grid]) -> str:

@@ -14,7 +14,7 @@ from sgdph.lab.errors import INTERRUPTED, OK, LabError
 from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.options.resolution import DEFAULTS
 from sgdph.lab.output import printable, shell_word
-from sgdph.lab.progress import say
+from sgdph.lab.progress import say, say_files
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.out import check_contradiction, default_out
 from sgdph.lab.run.start import load_data, pick_device, prepare
@@ -181,7 +181,4 @@ def show(
         "sensitivity": SENSITIVITY,
         "budget": BUDGET,
     }
-    for title, name in files.items():
-        if (directory.path / name).exists():
-            say(console, f"{title:<13}{(directory.path / name).resolve()}")
-    say(console, f"{'runs':<13}{directory.path.resolve()}")
+    say_files(console, directory.path, {**files, "runs": ""})
