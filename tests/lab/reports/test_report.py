@@ -32,7 +32,7 @@ def reported(path: Path, **options: Layout) -> Report:
 
 
 def plain(table: Table) -> list[list[str]]:
-    return [[cell.plain for cell in row] for row in table.cells]
+    return [[str(cell) for cell in row] for row in table.cells]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

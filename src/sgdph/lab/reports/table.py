@@ -50,9 +50,8 @@ class Cell:
     note: str = ""
     link: str = ""
 
-    @property
-    def plain(self) -> str:
-        """Text, mark and note."""
+    def __str__(self) -> str:
+        """Write text, mark and note."""
         return " ".join(filter(None, (self.text, LEVEL if self.level else "", self.note)))
 
 
@@ -152,13 +151,13 @@ class Table:
             options: dict[str, Any] = {"overflow": "fold"} if j == 0 else {}
             if column.align == "right":
                 # A figure is never cut.
-                texts = [column.title, *(row[j].plain for row in self.cells)]
+                texts = [column.title, *(str(row[j]) for row in self.cells)]
                 options = {"min_width": max(len(word) for text in texts for word in text.split())}
             elif wide:
                 options = {"no_wrap": True, "max_width": NAME_WIDTH}
             table.add_column(escape(column.title), justify=column.align, **options)
         for row in self.cells:
-            texts = [escape(cell.plain) for cell in row]
+            texts = [escape(str(cell)) for cell in row]
             table.add_row(
                 *(f"[bold]{t}[/bold]" if c.bold else t for c, t in zip(row, texts, strict=True))
             )
@@ -180,10 +179,7 @@ class Table:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(self.headings)
         writer.writerows(
-            [
-                [exact(value.plain if isinstance(value, Cell) else value) for value in row]
-                for row in self.rows
-            ]
+            [["" if value is None else exact(value) for value in row] for row in self.rows]
         )
         return stream.getvalue()
 
@@ -202,7 +198,7 @@ class Table:
             "\\toprule",
             *_latex_headings(self.levels),
             "\\midrule",
-            *(_latex_row([_latex_name(n.plain), *map(_latex_cell, row)]) for n, *row in self.cells),
+            *(_latex_row([_latex_name(n.text), *map(_latex_cell, row)]) for n, *row in self.cells),
             "\\bottomrule",
             "\\end{tabular}}",
             "\\end{table}",
@@ -214,7 +210,7 @@ def _markdown_cell(cell: Cell) -> str:
     text = markdown_text(cell.text)
     text = f"[{text}]({cell.link})" if cell.link else text
     marked = f"**{text}**" if cell.bold else text
-    return marked + markdown_text(cell.plain.removeprefix(cell.text))
+    return marked + markdown_text(str(cell).removeprefix(cell.text))
 
 
 def latex_file(tables: Sequence[Table], notes: Sequence[str]) -> str:
