@@ -10,7 +10,7 @@ from torch import Tensor
 from sgdph.lab.inspect.figures import CheckpointFigures, Inspection, MultiplierRecord
 from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
 from sgdph.lab.inspect.tables import LABELS, spread_over_layers
-from sgdph.lab.reports.figure import COLOURS, MARKERS, REFERENCE, figure, legend_below
+from sgdph.lab.reports.figure import COLOURS, REFERENCE, figure, legend_below, line_style
 from sgdph.lab.reports.numbers import counted
 
 if TYPE_CHECKING:
@@ -169,13 +169,7 @@ def name_layers(axes: Axes, labels: list[str]) -> None:
 
 def mark(index: int) -> dict[str, Any]:
     """Style a checkpoint's marks."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": "none",
-        "markersize": 5.5,
-        "alpha": 0.85,
-    }
+    return {**line_style(index), "linestyle": "none", "markersize": 5.5, "alpha": 0.85}
 
 
 def draw_blocks(inspection: Inspection, path: Path) -> None:

@@ -63,20 +63,36 @@ def draw_surfaces(
     with figure(path, *size, title) as made:
         panels = make_panels(made, len(surfaces), wide, shared=shared and cells == 0)
         for axes, surface in zip(panels, surfaces, strict=True):
-            beside = surfaces if shared else [surface]
-            colours = _colours([point for each in beside for point in each.points])
-            if _is_map(surface):
-                _draw_map(axes, surface, colours)
-            else:
-                _draw_points(axes, surface, colours)
-                places = [place for each in beside for place in each.places]
-                _scale(axes.set_xscale, [x for x, _ in places])
-                _scale(axes.set_yscale, [y for _, y in places])
             title_panel(axes, surface.title, side)
-            axes.set(xlabel=surface.x, ylabel=surface.y)
-            bar = made.colorbar(colours, ax=axes, shrink=0.8, aspect=25, extend="min")
+            bar = made.colorbar(
+                _draw_surface(axes, surface, surfaces if shared else [surface]),
+                ax=axes,
+                shrink=0.8,
+                aspect=25,
+                extend="min",
+            )
             bar.set_label(what, fontsize="small")
         legend_below(made, 5)
+
+
+def _draw_surface(axes: Axes, surface: Surface, beside: Sequence[Surface]) -> ScalarMappable:
+    """Draw a surface into a panel; return its colours.
+
+    Args:
+        axes: The panel.
+        surface: The surface.
+        beside: Those that it has colours and scales in common with, itself included.
+    """
+    colours = _colours([point for each in beside for point in each.points])
+    if _is_map(surface):
+        _draw_map(axes, surface, colours)
+    else:
+        _draw_points(axes, surface, colours)
+        places = [place for each in beside for place in each.places]
+        _scale(axes.set_xscale, [x for x, _ in places])
+        _scale(axes.set_yscale, [y for _, y in places])
+    axes.set(xlabel=surface.x, ylabel=surface.y)
+    return colours
 
 
 def _most_values(surface: Surface) -> int:

@@ -152,7 +152,11 @@ class Table:
             if column.align == "right":
                 # A figure is never cut.
                 texts = [column.title, *(str(row[j]) for row in self.cells)]
-                options = {"min_width": max(len(word) for text in texts for word in text.split())}
+                options = {
+                    "min_width": max(
+                        (len(word) for text in texts for word in text.split()), default=1
+                    )
+                }
             elif wide:
                 options = {"no_wrap": True, "max_width": NAME_WIDTH}
             table.add_column(escape(column.title), justify=column.align, **options)
