@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -11,7 +10,7 @@ from sgdph.lab.config.option import MEASUREMENT, OUTPUT, Option
 from sgdph.lab.options.options import ALL, CommonOptions, parse_epochs
 
 if TYPE_CHECKING:
-    from sgdph.lab.inspect.figures import InspectSettings
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,3 @@ class InspectOptions(CommonOptions):
 def quarters(epochs: int) -> tuple[int, ...]:
     """Choose the checkpoints of a run: its start, a quarter, half, the end."""
     return tuple(sorted({0, epochs // 4, epochs // 2, epochs}))
-
-
-def setting_differences(given: Mapping[str, Any], saved: InspectSettings) -> list[str]:
-    """List where what was asked for disagrees with a saved inspection's settings."""
-    return [
-        f"{name}: it has {getattr(saved, name)!r}, given {value!r}"
-        for name, value in given.items()
-        if getattr(saved, name) != value
-    ]

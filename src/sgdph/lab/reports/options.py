@@ -74,6 +74,6 @@ class ReportOptions:
         if self.target is None:
             return ()
         # Only here: it needs numpy, which the help does without.
-        from sgdph.lab.reports.targets import parse_targets
+        from sgdph.lab.reports.measures import parse_targets
 
         return parse_targets(self.target)
