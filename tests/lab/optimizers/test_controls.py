@@ -39,10 +39,10 @@ def walk(kind: type[SGDPH], steps: int = 6, **settings: float) -> tuple[nn.Modul
 def own_multipliers(optimizer: SGDPH) -> dict[str, torch.Tensor]:
     # SGD-PH's own, from the control's state.
     return {
-        name: SGDPH._multiplier(optimizer, p, group)
+        name: SGDPH.newton_multiplier(optimizer, p, group)
         for group in optimizer.param_groups
         for name, p in zip(group["param_names"], group["params"], strict=True)
-        if p in optimizer._flow.cycle
+        if p in optimizer._curvature.cycle
     }
 
 
