@@ -18,7 +18,7 @@ from comparison import BASELINE, Row, by_system, compare
 from evidence import TASKS
 
 from sgdph.lab.errors import LabError
-from sgdph.lab.reports.plots import COLOURS, new_figure, save_figure, title_figure
+from sgdph.lab.reports.figure import COLOURS, figure
 
 RESULTS = Path("results/evidence")
 BLUE, ORANGE, _, _, _, _, BLACK = COLOURS
@@ -38,33 +38,31 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 def draw(systems: Mapping[str, Row], title: str, path: Path) -> None:
     """Draw the picture."""
-    figure = new_figure(10, 1.6 + 0.36 * len(systems))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(7, 4))
-    for i, (label, row) in enumerate(systems.items()):
-        finals = [100 * each for each in row.final]
-        for axes, values in ((left, finals), (right, row.times)):
-            if not values:
-                axes.text(1.0, i, "  not measured", va="center", fontsize="small")
-                continue
-            axes.plot(values, [i] * len(values), "o", color=colour(label), alpha=0.35, ms=4)
-            mean, spread = mean_and_spread(values)
-            axes.errorbar(mean, i, xerr=spread, fmt="D", color=colour(label), capsize=3)
-        if label == BASELINE:
-            mean, spread = mean_and_spread(finals)
-            left.axvspan(mean - spread, mean + spread, color=BLUE, alpha=0.12, lw=0)
-            right.axvline(1.0, color=BLUE, alpha=0.3)
-    names = [textwrap.fill(f"{x} ({len(row.final)})", 36) for x, row in systems.items()]
-    left.set_yticks(range(len(systems)), names, fontsize="small")
-    left.invert_yaxis()
-    left.set_xlabel("final test accuracy (%)")
-    right.set_xlabel(f"time per epoch / {BASELINE}'s")
-    right.set_xscale("log")
-    right.set_xticks([1, 2, 4], ["1", "2", "4"])
-    right.minorticks_off()
-    for axes in (left, right):
-        axes.grid(axis="x", alpha=0.4)
-    title_figure(figure, title)
-    save_figure(figure, path)
+    with figure(path, 10, 1.6 + 0.36 * len(systems), title) as made:
+        left, right = made.subplots(1, 2, sharey=True, width_ratios=(7, 4))
+        for i, (label, row) in enumerate(systems.items()):
+            finals = [100 * each for each in row.final]
+            for axes, values in ((left, finals), (right, row.times)):
+                if not values:
+                    axes.text(1.0, i, "  not measured", va="center", fontsize="small")
+                    continue
+                axes.plot(values, [i] * len(values), "o", color=colour(label), alpha=0.35, ms=4)
+                mean, spread = mean_and_spread(values)
+                axes.errorbar(mean, i, xerr=spread, fmt="D", color=colour(label), capsize=3)
+            if label == BASELINE:
+                mean, spread = mean_and_spread(finals)
+                left.axvspan(mean - spread, mean + spread, color=BLUE, alpha=0.12, lw=0)
+                right.axvline(1.0, color=BLUE, alpha=0.3)
+        names = [textwrap.fill(f"{x} ({len(row.final)})", 36) for x, row in systems.items()]
+        left.set_yticks(range(len(systems)), names, fontsize="small")
+        left.invert_yaxis()
+        left.set_xlabel("final test accuracy (%)")
+        right.set_xlabel(f"time per epoch / {BASELINE}'s")
+        right.set_xscale("log")
+        right.set_xticks([1, 2, 4], ["1", "2", "4"])
+        right.minorticks_off()
+        for axes in (left, right):
+            axes.grid(False, axis="y")
 
 
 def main() -> None:

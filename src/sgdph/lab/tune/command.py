@@ -14,7 +14,7 @@ from sgdph.lab.errors import INTERRUPTED, OK, LabError
 from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.options.resolution import DEFAULTS
 from sgdph.lab.output import printable, shell_word
-from sgdph.lab.progress import say
+from sgdph.lab.progress import say, say_files
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.out import check_contradiction, default_out
 from sgdph.lab.run.start import load_data, pick_device, prepare
@@ -22,7 +22,7 @@ from sgdph.lab.sweep.cores import default_threads
 from sgdph.lab.sweep.crew import check_workers, threads_each
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
-from sgdph.lab.tune.page import to_rich, warnings, write_outcome
+from sgdph.lab.tune.page import best_table, warnings, write_outcome
 from sgdph.lab.tune.record import (
     BEST,
     BUDGET,
@@ -171,7 +171,7 @@ def show(
     directory: TuneDirectory, tuning: Tuning, searches: Sequence[Search], console: Console
 ) -> None:
     """Print the table, what speaks against it, and where everything lies."""
-    console.print(to_rich(searches))
+    console.print(best_table(searches).rich())
     for line in warnings(tuning, searches):
         say(console, line)
     files = {
@@ -181,7 +181,4 @@ def show(
         "sensitivity": SENSITIVITY,
         "budget": BUDGET,
     }
-    for title, name in files.items():
-        if (directory.path / name).exists():
-            say(console, f"{title:<13}{(directory.path / name).resolve()}")
-    say(console, f"{'runs':<13}{directory.path.resolve()}")
+    say_files(console, directory.path, {**files, "runs": ""})

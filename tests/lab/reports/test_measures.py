@@ -7,8 +7,8 @@ import pytest
 from lab.conftest import tiny_config
 from lab.made_runs import write_run
 from sgdph.lab.errors import LabError
-from sgdph.lab.reports.export import targets_to_csv
-from sgdph.lab.reports.targets import choose_target, parse_targets, shown_target, time_to
+from sgdph.lab.reports.measures import choose_target, parse_targets, shown_target, time_to
+from sgdph.lab.reports.tables import targets_table
 
 from .test_grid import grid_of
 
@@ -30,7 +30,7 @@ def test_epochs_and_seconds_until_it_is_first_reached(tmp_path: Path) -> None:
     assert found.epochs.mean == 2.5
     assert found.epochs.std == pytest.approx(0.5**0.5)
     assert found.seconds.mean == 5.5
-    (row,) = csv.DictReader(io.StringIO(targets_to_csv([grid_of(tmp_path)], [0.8])))
+    (row,) = csv.DictReader(io.StringIO(targets_table([grid_of(tmp_path)], [0.8]).csv()))
     assert (row["optimizer"], row["reached"], row["runs"]) == ("sgdph", "2", "4")
     assert (float(row["target"]), float(row["epochs_mean"])) == (0.8, 2.5)
     assert (row["dataset"], row["model"], row["evaluated"]) == ("digits", "resnet8", "test")
@@ -54,7 +54,7 @@ def test_the_default_is_99_percent_of_the_best_mean(tmp_path: Path) -> None:
 def test_no_run_finished_no_target(tmp_path: Path) -> None:
     write_run(tmp_path / "d", tiny_config(), [0.9], status="diverged")
     assert choose_target(grid_of(tmp_path), 0) is None
-    assert targets_to_csv([grid_of(tmp_path)], []) == "\n"
+    assert targets_table([grid_of(tmp_path)], []).csv() == "\n"
 
 
 def test_targets_are_read_from_a_list() -> None:
