@@ -51,7 +51,9 @@ ROOMS: dict[str, set[str]] = {
     "lab.networks": {"sgdph", "lab.errors"},
     "lab.optimizers": {"sgdph", "lab.errors"},
     "lab.data": {"lab.errors", "lab.networks"},
-    "lab.config": {"names", "lab.errors", "lab.networks", "lab.optimizers", "lab.data"},
+    "lab.config": {
+        "names", "lab.errors", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
+    },
     "lab.options": {
         "lab.errors", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
         "lab.config",

@@ -111,7 +111,7 @@ class ComparisonDirectory(DirectoryOfRuns):
         Raises:
             LabError: If there is none, or the file is not one of ours.
         """
-        values = self.read_yaml_record(COMPARISON, FORMAT)
+        values = self.read_record(COMPARISON, FORMAT)
         return Comparison(
             tuple(values["optimizers"]),
             tuple(values["seeds"]),

@@ -19,14 +19,13 @@ import yaml
 from sgdph.lab.config.run_config import RunConfig, differences
 from sgdph.lab.config.yaml import from_mapping, to_yaml
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_text
-from sgdph.lab.reports.layout import layout_from
+from sgdph.lab.files import read_marked, write_text
+from sgdph.lab.reports.layout import SWEEP, layout_from
 from sgdph.lab.reports.report import REPORT_FILES
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 from sgdph.lab.sweep.plan import Plan
 
 FORMAT = "sgdph-sweep-1"
-SWEEP = "sweep.yaml"
 
 
 class SweepDirectory(DirectoryOfRuns):
@@ -55,12 +54,7 @@ class SweepDirectory(DirectoryOfRuns):
             LabError: If there is none, or the file is not one of ours.
         """
         file = self.path / SWEEP
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise LabError(f"{file} cannot be read: {error}") from error
-        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-            raise LabError(f"{file} is not a sweep's: expected 'format: {FORMAT}' in it")
+        values = read_marked(file, FORMAT, "a sweep's")
         try:
             cells = {
                 name: from_mapping({**cell, "seed": 0}, f"{file}, cell {name}")
