@@ -23,6 +23,7 @@ from sgdph.lab.progress import screen
 from sgdph.lab.reports.command import report
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.run.distributed import processes, speaks
+from sgdph.lab.sweep.compare import compare
 from sgdph.lab.sweep.reproduce import reproduce
 from sgdph.lab.sweep.reproduce_options import ReproduceOptions
 from sgdph.lab.tune.command import tune
@@ -37,7 +38,7 @@ DESCRIPTION = (
 
 COMMANDS: Mapping[str, tuple[type, Callable[[Any, Console], int]]] = {
     "train": (TrainOptions, commands.train),
-    "compare": (CompareOptions, commands.compare),
+    "compare": (CompareOptions, compare),
     "reproduce": (ReproduceOptions, reproduce),
     "tune": (TuneOptions, tune),
     "report": (ReportOptions, report),

@@ -195,6 +195,8 @@ class CompareOptions(CommonOptions):
         ),
     ] = None
     """How many runs are trained at the same time."""
+    ray: Annotated[str | None, shown("this machine", "local|auto|HOST:PORT")] = None
+    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
 
 
 def parse_optimizers(text: str) -> tuple[str, ...]:

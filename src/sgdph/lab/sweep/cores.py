@@ -24,7 +24,6 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.cost.flops import FlopCounter
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.models import TEXT_NETWORKS, build_model
-from sgdph.lab.sweep import crew
 from sgdph.lab.sweep.estimate import Shape, shape_of
 from sgdph.lab.sweep.plan import PlannedRun
 
@@ -36,6 +35,24 @@ SECONDS_WORTH_PROCESSES = 15.0
 FLOPS_PER_SECOND, SECONDS_PER_STEP = 3e10, 0.01
 # The one set of text has 26 kB for each evaluation, in windows of 64 characters.
 TEXT_WINDOWS, TEXT_CHARACTERS = 1_000, 96
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_each(count: int) -> int:
+    """Return how many CPU threads each of so many processes gets."""
+    return max(1, available_cores() // count)
+
+
+def check_jobs(count: int | None, flag: str) -> None:
+    """Raise LabError unless a number of processes, where one was asked for with a flag, is one."""
+    if count is not None and count < 1:
+        raise LabError(f"{flag} must be at least 1; got {count}")
 
 
 def computes_on_cpu(config: RunConfig) -> bool:
@@ -66,7 +83,7 @@ def with_default_threads(config: RunConfig) -> RunConfig:
     """Fill in the threads of a run that is trained alone, where it does not say them."""
     if config.threads is not None:
         return config
-    return replace(config, threads=default_threads(config, crew.available_cores()))
+    return replace(config, threads=default_threads(config, available_cores()))
 
 
 def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
@@ -87,7 +104,7 @@ def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
     if sum(run_seconds(planned.config) for planned in left) < SECONDS_WORTH_PROCESSES:
         return 1
     most = max(each for each in threads if each is not None)
-    return min(len(left), max(1, crew.available_cores() // most))
+    return min(len(left), max(1, available_cores() // most))
 
 
 def run_seconds(config: RunConfig) -> float:

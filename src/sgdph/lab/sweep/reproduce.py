@@ -20,17 +20,15 @@ from sgdph.lab.options.options import parse_seeds
 from sgdph.lab.options.settings import read_settings
 from sgdph.lab.output import shell_command
 from sgdph.lab.progress import say
-from sgdph.lab.reports.command import say_report
 from sgdph.lab.run.out import check_contradiction
-from sgdph.lab.run.start import load_data
-from sgdph.lab.sweep.crew import check_workers
+from sgdph.lab.sweep.cores import check_jobs
 from sgdph.lab.sweep.estimate import Key, Timing, measure_all, seconds_of, shape_of, timing_key
 from sgdph.lab.sweep.plan import Plan, PlannedRun, make_plan
 from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
 from sgdph.lab.sweep.reproduce_options import ReproduceOptions
-from sgdph.lab.sweep.sweep import check_agreement, check_runs, progress_of
+from sgdph.lab.sweep.state import report_failures, state_of
+from sgdph.lab.sweep.sweep import train_and_report
 from sgdph.lab.sweep.sweep_directory import SweepDirectory
-from sgdph.lab.sweep.workers import report_failures, train_all
 
 
 def reproduce(options: ReproduceOptions, console: Console) -> int:
@@ -49,7 +47,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.name is None:
         raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list tells of each")
     check_contradiction(options)
-    check_workers(options.workers, "--workers")
+    check_jobs(options.workers, "--workers")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
@@ -65,10 +63,10 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
         plan = plan if options.overwrite else directory.agreed(plan, place)
         dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers or 1)
         return OK
-    return train_and_report(directory, plan, place, options, console)
+    return train_plan(directory, plan, place, options, console)
 
 
-def train_and_report(
+def train_plan(
     directory: SweepDirectory,
     plan: Plan,
     place: Mapping[str, Any],
@@ -80,27 +78,17 @@ def train_and_report(
         if options.overwrite:
             directory.check_clearable()
         plan = plan if options.overwrite else directory.agreed(plan, place)
+        record = partial(directory.join, plan, place)
         runs = chosen(plan, options.only)
-        check_agreement(directory.path, [] if options.overwrite else runs)
-        left = progress_of(directory.path, runs)
-        unended = [each for each in runs if options.overwrite or each.name not in left.ended]
-        check_runs(unended, partial(load_data, download=options.download))
-        if options.overwrite:
-            directory.clear()
-        directory.join(plan, place)
-        say(console, f"{plan.layout.title}: {len(runs)} runs, {len(unended)} of them left to train")
-        progress = train_all(directory.path, runs, load_data, console, workers=options.workers)
+        state = train_and_report(directory, plan, runs, record, options, console)
     except KeyboardInterrupt:
         say(console, f"Interrupted. What was finished lies in {directory.path.resolve()}; carry")
         say(console, f"on with the same command:\n  {same_command()}")
         return INTERRUPTED
-    if any(run.exists() for run in directory.inner_runs()):
-        with directory.alone():
-            say_report(directory.path, console)
-    rest = len(plan.runs()) - len(progress_of(directory.path, plan.runs()).ended)
+    rest = len(plan.runs()) - len(state_of(directory.path, plan.runs()).ended)
     if rest and options.only is not None:
         say(console, f"{rest} of the sweep's {len(plan.runs())} runs are not at their end yet")
-    return report_failures(console, directory.path, progress)
+    return report_failures(console, directory.path, state)
 
 
 def runs_name(recipe: Recipe, asked: str) -> str:
@@ -158,7 +146,7 @@ def dry_run(
     say(console, plan.layout.title or recipe.title)
     say(console, scale.description)
     say(console, f"Stated time: {scale.time}")
-    ended = set(progress_of(out, runs).ended)
+    ended = set(state_of(out, runs).ended)
     left = [planned for planned in runs if planned.name not in ended]
     timings = measure_all(left, partial(say, console))
     console.print(estimate_table(plan, runs, ended, timings))

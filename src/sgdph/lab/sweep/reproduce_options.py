@@ -38,6 +38,8 @@ class ReproduceOptions:
     """Train only the cells whose name holds this, or one of these, separated by commas."""
     workers: Annotated[int | None, shown("the cores / a run's threads; 1 on a GPU", "N")] = None
     """How many runs are trained at the same time; each has cores of its own, or a GPU in turn."""
+    ray: Annotated[str | None, shown("this machine", "local|auto|HOST:PORT")] = None
+    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
 
     out: Annotated[Path | None, shown("runs/RECIPE-SCALE", "DIR")] = None
     """Directory of the runs and the report."""
@@ -76,6 +78,11 @@ class ReproduceOptions:
     """Processes that share each batch, one per GPU."""
     precision: Annotated[PrecisionName | None, shown(_RECIPE, PrecisionName)] = None
     """Arithmetic of the forward."""
+
+    @property
+    def jobs(self) -> int | None:
+        """How many runs are trained at the same time."""
+        return self.workers
 
     def given(self) -> dict[str, Any]:
         """Return the options of :class:`RunConfig` that were set, by field name."""

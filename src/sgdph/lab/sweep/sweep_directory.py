@@ -44,7 +44,7 @@ class SweepDirectory(DirectoryOfRuns):
 
     def inner_runs(self) -> list[RunDirectory]:
         """List the directories of the runs; they need not exist."""
-        if not (self.path / SWEEP).is_file():
+        if not (self.path / self.files[-1]).is_file():
             return []
         return [RunDirectory(self.path / planned.name) for planned in self.read().runs()]
 
@@ -54,13 +54,7 @@ class SweepDirectory(DirectoryOfRuns):
         Raises:
             LabError: If there is none, or the file is not one of ours.
         """
-        file = self.path / SWEEP
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise LabError(f"{file} cannot be read: {error}") from error
-        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-            raise LabError(f"{file} is not a sweep's: expected 'format: {FORMAT}' in it")
+        file, values = self.path / SWEEP, self.read_yaml_record(SWEEP, FORMAT)
         try:
             cells = {
                 name: from_mapping({**cell, "seed": 0}, f"{file}, cell {name}")

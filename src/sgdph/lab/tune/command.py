@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,11 +16,14 @@ from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.options.resolution import DEFAULTS
 from sgdph.lab.output import printable, shell_word
 from sgdph.lab.progress import say
+from sgdph.lab.run.directory import OVER, RunDirectory
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.out import check_contradiction, default_out
 from sgdph.lab.run.start import load_data, pick_device, prepare
-from sgdph.lab.sweep.cores import default_threads
-from sgdph.lab.sweep.crew import check_workers, threads_each
+from sgdph.lab.sweep.cores import check_jobs, default_threads, threads_each
+from sgdph.lab.sweep.engine import Expected, Place, compute
+from sgdph.lab.sweep.state import failure_file, failures, forget_failures
+from sgdph.lab.sweep.worker import Task
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
 from sgdph.lab.tune.page import to_rich, warnings, write_outcome
@@ -36,9 +40,8 @@ from sgdph.lab.tune.record import (
     Tuning,
 )
 from sgdph.lab.tune.space import Range, complete, parse_space
-from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
-from sgdph.lab.tune.worker import data_of, work
-from sgdph.lab.tune.workers import run_workers
+from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, Studies, open_storage
+from sgdph.lab.tune.trial import train_next_trial
 
 # Of the training images, the part that is held out where no number was given.
 HELD_OUT = 5
@@ -66,14 +69,17 @@ def tune(options: TuneOptions, console: Console) -> int:
         threads = first.threads or default_threads(first, threads_each(jobs))
         if threads is not None or jobs > 1:
             place["threads"] = threads or threads_each(jobs)
-        data = data_of(tuning, place, download=options.download)
+        data = load_data(tuning.config(first.optimizer, place=place), download=options.download)
         for optimizer in tuning.optimizers:
             prepare(tuning.config(optimizer, place=place), data)
         tuning = begin(directory, options, given, tuning)
-        if jobs > 1:
-            run_workers(directory, tuning, jobs, place, console)
-        else:
-            work(directory, place, data, console)
+        train_trials(
+            directory,
+            place,
+            None if options.ray and not options.parallel else jobs,
+            options.ray,
+            console,
+        )
     except KeyboardInterrupt:
         return report_interruption(directory, console)
     device = pick_device(tuning.config(tuning.optimizers[0], place=place).device)
@@ -82,11 +88,87 @@ def tune(options: TuneOptions, console: Console) -> int:
     return OK
 
 
+def train_trials(
+    directory: TuneDirectory,
+    place: Mapping[str, Any],
+    jobs: int | None,
+    ray: str | None,
+    console: Console,
+) -> None:
+    """Have trials taken and trained until there is none to take.
+
+    Args:
+        directory: The tuning's directory, which holds what it is.
+        place: Fields of the runs' configuration that hold on this machine.
+        jobs: How many at once; with Ray ``None`` for as many as it has room for.
+        ray: Ray's address; ``None`` trains on this machine.
+        console: Where to tell of the progress.
+
+    Raises:
+        LabError: If a trial failed, or Ray cannot be had.
+        KeyboardInterrupt: When interrupted.
+    """
+    # Other processes, or machines, may not be where this one is.
+    path = directory.path.resolve()
+    forget_failures(path, failures(path))
+    tuning, over = directory.read(), {run.path for run in directory.inner_runs() if is_over(run)}
+    epochs = tuning.config(tuning.optimizers[0]).epochs
+    left = tuning.budget - len(over)
+    named = ":" in str(place.get("device", ""))
+    if jobs is not None:
+        jobs = max(1, min(jobs, left))
+
+    def find() -> dict[str, tuple[RunDirectory, int]]:
+        runs = [run for run in directory.inner_runs() if run.path not in over]
+        return {f"{run.path.parent.name}/{run.path.name}": (run, epochs) for run in runs}
+
+    compute(
+        path,
+        tasks(directory, place, len(over)),
+        Expected(find, left, left * epochs),
+        Place(jobs, ray, split_gpus=not named),
+        console,
+    )
+    for name, reason in failures(path).items():
+        raise LabError(
+            f"{name} failed: {reason} (see {failure_file(path, name)}); what was finished is kept, "
+            "and the same command carries on"
+        )
+    running = Studies(directory).running()
+    if running:
+        say(console, f"{running} trials are in the hands of other processes, which go on.")
+
+
+def is_over(run: RunDirectory) -> bool:
+    """Whether nothing is left to do for a trial's run."""
+    return run.status() in OVER
+
+
+def tasks(directory: TuneDirectory, place: Mapping[str, Any], over: int) -> Iterator[Task]:
+    """Yield a task for each trial that may be left, until one fails.
+
+    Args:
+        directory: The tuning's directory.
+        place: Fields of the runs' configuration that hold on this machine.
+        over: How many trials were over at the beginning.
+    """
+    begun = 0
+    # Read again each time: the budget may have been raised meanwhile.
+    while begun < directory.read().budget - over and not failures(directory.path):
+        begun += 1
+        yield Task(
+            f"task-{begun}",
+            partial(train_next_trial, directory.path.resolve(), place),
+            cores=place.get("threads") or 1,
+            gpus=0 if place.get("device") == "cpu" else 1,
+        )
+
+
 def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
     """Raise LabError for options that cannot be followed, whatever lies in the directory."""
     check_contradiction(options)
     if options.parallel is not None:
-        check_workers(options.parallel, "--parallel")
+        check_jobs(options.parallel, "--parallel")
     storage = options.storage or SQLITE
     if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")

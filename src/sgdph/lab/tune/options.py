@@ -38,6 +38,8 @@ class TuneOptions(CommonOptions):
     """Where the study is kept: a file in --out, or a database. On a network folder: journal."""
     parallel: Annotated[int | None, shown("1", "N")] = None
     """Processes that work at once on this machine; each takes its share of the CPU cores."""
+    ray: Annotated[str | None, shown("this machine", "local|auto|HOST:PORT")] = None
+    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
     seed: Annotated[int | None, shown("0", "N")] = None
     """Every trial's weights, data order and augmentation, and the sampler's choices."""
 
