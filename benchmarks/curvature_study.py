@@ -30,7 +30,9 @@ import torch
 from tune_small import FOLDS, Silent, fold
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset, TextDataset, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TextDataset
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.environment import describe_environment

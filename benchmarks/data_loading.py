@@ -1,7 +1,7 @@
 """What share of an epoch a run waits for its data: CIFAR-10 as a tensor, and torch's DataLoader.
 
     python benchmarks/data_loading.py --data-dir DIR [--models resnet8,resnet20] [--rounds 5]
-        [--steps 60] [--batch-size 128] [--workers 0,1,2] [--threads N] [--device cpu]
+        [--steps 60] [--batch-size 128] [--data-workers 0,1,2] [--threads N] [--device cpu]
 
 Every way of loading gives the same augmentation (crop of 32 out of 40, flip, normalisation) in the
 same memory format. An epoch here is ``--steps`` steps of SGDM over that many batches of training
@@ -31,7 +31,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
-from sgdph.lab.data import TensorDataset, load_dataset, plan_epoch
+from sgdph.lab.data.dataset import plan_epoch
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.run.step import optimization_step
 
@@ -138,7 +140,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", default="0,1,2")
+    parser.add_argument("--data-workers", default="0,1,2")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -166,7 +168,7 @@ def main() -> None:
         model = build_model(name, in_channels=3, classes=10)
         model.to(device=device, memory_format=torch.channels_last)
         ways = [Way("one tensor", as_tensor(data.to(device), size))]
-        for workers in map(int, arguments.workers.split(",")):
+        for workers in map(int, arguments.data_workers.split(",")):
             loading = by_loader(data, size, workers, device)
             ways.append(Way(f"DataLoader, {workers} workers", loading))
         for _ in range(1 + arguments.rounds):

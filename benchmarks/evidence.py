@@ -1,8 +1,8 @@
 """The paper's comparison at CPU scale, fairly: each system tuned with one budget, then seeds.
 
-    python benchmarks/evidence.py mnist5k --workers 2
-    python benchmarks/evidence.py mnist5k-vgg --workers 2
-    python benchmarks/evidence.py cifar10 --data-dir DIR --workers 2
+    python benchmarks/evidence.py mnist5k --jobs 2
+    python benchmarks/evidence.py mnist5k-vgg --jobs 2
+    python benchmarks/evidence.py cifar10 --data-dir DIR --jobs 2
 
 Three steps, each a command of the laboratory, carried on where it stopped when the call
 is repeated; ``--systems`` takes some of the systems now and leaves the others to later calls:
@@ -181,12 +181,12 @@ def is_tuned(out: Path, optimizer: str, trials: int) -> bool:
     return len(found[optimizer]["trials"]) >= trials
 
 
-def tune(task: Task, label: str, out: Path, place: Sequence[str], workers: int) -> dict[str, Any]:
+def tune(task: Task, label: str, out: Path, place: Sequence[str], jobs: int) -> dict[str, Any]:
     """Tune one system unless that is done, and return its options with what was found."""
     system = task.systems[label]
     words = ["tune", *flags({**task.options, **system.options, **task.tuning}), *place]
     words += [f"--optimizers={system.optimizer}", f"--trials={task.trials}", f"--out={out}"]
-    words += [f"--parallel={workers}", "--threads=1"]
+    words += [f"--jobs={jobs}", "--threads=1"]
     if system.tunes_tau:
         words.append(f"--space={system.optimizer}.{TAU}")
     if not is_tuned(out, system.optimizer, task.trials):
@@ -226,7 +226,7 @@ def main() -> int:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, help=f"default: {OUT}/TASK")
     parser.add_argument("--data-dir", help="for cifar10")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--systems", help="labels, separated by semicolons; all unless given")
     given = parser.parse_args()
     task, out = TASKS[given.task], given.out or OUT / given.task
@@ -236,11 +236,11 @@ def main() -> int:
     # What earlier calls had is in the table too, in the task's order.
     labels = [x for x in task.systems if x in asked or (out / "tuning" / slug(x)).exists()]
     place = [f"--data-dir={given.data_dir}"] if given.data_dir else []
-    cells = [tune(task, x, out / "tuning" / slug(x), place, given.workers) for x in labels]
+    cells = [tune(task, x, out / "tuning" / slug(x), place, given.jobs) for x in labels]
     path = out / "recipe.yaml"
     write_text(path, recipe(task, cells, f"`python benchmarks/evidence.py {given.task}`"))
     words = ["reproduce", str(path), "--scale=cpu", f"--out={out / 'table'}", "--threads=1"]
-    return cli.main([*words, *place, f"--workers={given.workers}"])
+    return cli.main([*words, *place, f"--jobs={given.jobs}"])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ import sgdph
 from sgdph.autograd.graph import Region
 from sgdph.curvature.estimators import curvature_of_gradients, gradients_with_graph
 from sgdph.curvature.finite_difference import curvature_of_differences
-from sgdph.lab.data import Dataset, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.run.environment import describe_environment
 

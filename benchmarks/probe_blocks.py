@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import sgdph
 from sgdph.autograd.graph import Region
 from sgdph.curvature.estimators import curvature_of_gradients, gradients_with_graph
-from sgdph.lab.data import Dataset, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.networks.models import build_model
 
 BATCH = 25

@@ -17,6 +17,11 @@ from unittest import mock
 import torch
 from rich.console import Console
 
+from sgdph.autograd.activations import RELU
+from sgdph.autograd.batch_norm import BATCH_NORMS
+from sgdph.autograd.convolution import CONVOLUTION
+from sgdph.autograd.lean import LEAN
+from sgdph.autograd.shared_backward import SharedBackward
 from sgdph.lab.cost.authors import newton_names
 from sgdph.lab.cost.figures import CostSettings
 from sgdph.lab.cost.measure import spread, time_round
@@ -25,14 +30,12 @@ from sgdph.lab.cost.step import Contestant, Workload, build_workload
 from sgdph.lab.cost.systems import SYSTEMS, Kind
 from sgdph.lab.progress import step_reporter_for
 
-NOTHING = "a node that no graph has"
 PARTS = {
-    "convolution": ("sgdph.autograd.lean.CONVOLUTION", NOTHING),
-    "batch norm": ("sgdph.autograd.lean.BATCH_NORMS", ()),
-    "ReLU": ("sgdph.autograd.lean.RELU", NOTHING),
-    "late weight gradients": (
-        "sgdph.autograd.shared_backward.SharedBackward._is_better_late",
-        lambda *_: False,
+    "convolution": lambda: without(CONVOLUTION),
+    "batch norm": lambda: without(*BATCH_NORMS),
+    "ReLU": lambda: without(RELU),
+    "late weight gradients": lambda: mock.patch.object(
+        SharedBackward, "_is_better_late", return_value=False
     ),
 }
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -43,6 +46,12 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "two phases alone": ("sgdph", tuple(PARTS)),
     "none: the plain way": ("sgdph-plain", tuple(PARTS)),
 }
+
+
+def without(*operations: str) -> contextlib.AbstractContextManager[object]:
+    """Leave some operations to torch."""
+    others = {name: hook for name, hook in LEAN.items() if name not in operations}
+    return mock.patch.dict(LEAN, others, clear=True)
 
 
 class Variant(Contestant):
@@ -61,7 +70,7 @@ class Variant(Contestant):
     def _parts_taken_out(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for part in self._without:
-                stack.enter_context(mock.patch(*PARTS[part]))
+                stack.enter_context(PARTS[part]())
             yield
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import torch
 
-from sgdph.lab.data import Dataset, channel_statistics, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import channel_statistics
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.environment import describe_environment

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sgdph
-from sgdph.optimizer import MultiplierStatistics
+from sgdph import MultiplierStatistics
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

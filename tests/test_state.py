@@ -234,7 +234,7 @@ def test_an_average_from_elsewhere_is_noticed(replaced: bool) -> None:
     optimizer = sgdph.SGDPH(model.parameters(), second_order_lr=1.0, eps=1.0)
     train(model, optimizer, range(4))
     assert any((m != 1).all() for m in optimizer.multipliers().values())
-    for p in optimizer._flow.cycle.newton:
+    for p in optimizer._curvature.cycle.newton:
         average = optimizer.state[p]["hessian"]
         if replaced:
             optimizer.state[p]["hessian"] = torch.zeros_like(average)

@@ -1,12 +1,13 @@
 """Algorithm 1 on tensors: the average of the curvature, the multiplier, the Newton step.
 
-Everything here runs on the parameters' device and never asks the host.
+Everything but the statistics runs on the parameters' device and never asks the host.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -26,22 +27,22 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def average_curvature(
-    average: Tensor, refreshes: Tensor, h: Tensor, arrived: Tensor | None, beta2: float
+    average: Tensor, refreshes: Tensor, h: Tensor, valid: Tensor | None, beta2: float
 ) -> None:
     """Let ``D ← β₂ D + (1-β₂) h`` and ``v ← v + 1``, in place (Eq. 5).
 
-    Neither moves where ``h`` has a non-finite entry or ``arrived`` is false.
+    Neither moves where ``h`` has a non-finite entry or ``valid`` is false.
 
     Args:
         average: D, of the parameter's shape.
         refreshes: v, a float tensor of shape ``()``.
         h: The new curvature, shaped like D: rectified already where it is to be (Eq. 4).
-        arrived: A boolean of shape ``()``, or ``None`` for true.
+        valid: A boolean of shape ``()``, or ``None`` for true.
         beta2: β₂, in [0, 1).
     """
     accepted = h.isfinite().all()
-    if arrived is not None:
-        accepted = accepted & arrived
+    if valid is not None:
+        accepted = accepted & valid
     average.copy_(torch.where(accepted, average * beta2 + h * (1 - beta2), average))
     refreshes.add_(accepted)
 
@@ -185,12 +186,12 @@ class CurvatureAverages:
         self._multipliers: dict[int, _Remembered] = {}
 
     def add(
-        self, p: Tensor, state: dict[str, Any], h: Tensor, arrived: Tensor | None, beta2: float
+        self, p: Tensor, state: dict[str, Any], h: Tensor, valid: Tensor | None, beta2: float
     ) -> None:
         """Let ``h`` enter the average of ``p``; see :func:`average_curvature`."""
         with torch.no_grad():
             start_average(p, state)
-            average_curvature(state["hessian"], state["refreshes"], h, arrived, beta2)
+            average_curvature(state["hessian"], state["refreshes"], h, valid, beta2)
 
     def multiplier(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         """Return ``τ / (D̂ + ε)``, shaped like ``p``, under its group's hyperparameters."""
@@ -212,3 +213,37 @@ class CurvatureAverages:
             )
         self._multipliers[id(p)] = _Remembered(average, made_of, multiplier)
         return multiplier
+
+
+@dataclass(frozen=True)
+class MultiplierStatistics:
+    """``τ / (D̂ + ε)`` over the entries of one parameter: how many times SGD's step it takes.
+
+    Attributes:
+        min: Smallest, where the curvature is largest.
+        median: The lower median.
+        mean: Arithmetic mean.
+        max: Largest; at most τ/ε.
+        refreshes: How many partial Hessians have entered the average.
+    """
+
+    min: float
+    median: float
+    mean: float
+    max: float
+    refreshes: int
+
+    @classmethod
+    def of(cls, multiplier: Tensor, refreshes: Tensor | None) -> MultiplierStatistics:
+        """Summarise a multiplier of any shape; ``refreshes`` is its parameter's ``v``, if any."""
+        # On the CPU, because not every device has float64.
+        values = multiplier.detach().to("cpu", torch.float64).flatten()
+        if values.numel() == 0:
+            return cls(1.0, 1.0, 1.0, 1.0, 0)
+        return cls(
+            min=values.min().item(),
+            median=values.median().item(),
+            mean=values.mean().item(),
+            max=values.max().item(),
+            refreshes=0 if refreshes is None else int(refreshes.item()),
+        )

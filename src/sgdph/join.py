@@ -22,22 +22,24 @@ class CurvatureJoinHook:
 
     Args:
         optimizer: The rank's own.
-        flow: Its curvature.
+        curvature: Its curvature.
         settings: What the join context was called with.
     """
 
-    def __init__(self, optimizer: Optimizer, flow: Curvature, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, optimizer: Optimizer, curvature: Curvature, settings: Mapping[str, Any]
+    ) -> None:
         self._optimizer = optimizer
-        self._flow = flow
-        flow.ranks.over_active = not settings.get("divide_by_initial_world_size", True)
+        self._curvature = curvature
+        curvature.ranks.over_active = not settings.get("divide_by_initial_world_size", True)
 
     def main_hook(self) -> None:
         """Shadow one step of the others: this rank's curvature counts as zero, as its gradient."""
         groups = self._optimizer.param_groups
-        due = self._flow.is_due(groups)
-        arrivals = self._flow.arrive(groups, None, active=False) if due else []
-        self._flow.advance(groups, arrivals, due=due)
-        self._flow.consumed(groups)
+        due = self._curvature.is_due(groups)
+        collected = self._curvature.collect(groups, None, active=False) if due else []
+        self._curvature.advance(groups, collected, due=due)
+        self._curvature.finish_step(groups)
 
     def post_hook(self, is_last_joiner: bool) -> None:
         """Take over momenta and averages from a rank that ran to the end, as the model's weights.
@@ -45,8 +47,8 @@ class CurvatureJoinHook:
         Settings (learning rates) stay each rank's own: they are the scheduler's.
         """
         # It may have been left without a step.
-        self._flow.accept_join()
-        optimizer, group = self._optimizer, self._flow.ranks.process_group
+        self._curvature.ranks.accept_join(self._curvature.cycle.newton)
+        optimizer, group = self._optimizer, self._curvature.ranks.process_group
         rank = dist.get_rank(group)
         device = optimizer.param_groups[0]["params"][0].device
         candidate = torch.tensor([rank if is_last_joiner else -1], device=device)
@@ -60,7 +62,7 @@ class CurvatureJoinHook:
             mine = optimizer.state_dict()
             mine["state"] = sent["state"]
             for ours, theirs in zip(mine["param_groups"], sent["param_groups"], strict=True):
-                ours.update(self._flow.cycle.place(theirs))
+                ours.update(self._curvature.cycle.place(theirs))
             optimizer.load_state_dict(mine)
 
 

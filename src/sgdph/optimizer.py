@@ -1,47 +1,37 @@
-"""SGD with Partial Hessian: the state, the cycle, Algorithm 1."""
+"""SGD with Partial Hessian: its settings, groups and state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
-from sgdph.algorithm import newton_step
 from sgdph.curvature.curvature import Curvature
 from sgdph.curvature.cycle import TURN, Cycle, starting_group
-from sgdph.curvature.guards import refuse_sharded, refuse_zero
-from sgdph.join import CurvatureJoinHook, refuse_to_lead
+from sgdph.distributed.sharding import refuse_sharded, refuse_zero
+from sgdph.join import refuse_to_lead
 from sgdph.roles import (
     is_newton,
     like_the_others,
     newton_parameters,
-    parameter_name,
-    parameter_names,
 )
 from sgdph.state_dict import (
-    check_still_fits,
     complete_averages,
     complete_group,
     complete_saved,
     fit_state,
-    rehearsed,
     restore_exactly,
 )
+from sgdph.step import OF_BOTH_STEPS, SecondOrderOptimizer
 from sgdph.validation import (
     Estimator,
     Refresh,
     check_group,
     check_groups_agree,
-    check_loss_scale,
-    refuse_graph_capture,
-    refuse_sparse_gradients,
     warn_of_joint_noise,
 )
 
@@ -49,7 +39,7 @@ from sgdph.validation import (
 _OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
 
 
-class SGDPH(Optimizer):
+class SGDPH(SecondOrderOptimizer):
     """SGD with Partial Hessian (Sun, Yong & Zhang, 2024, arXiv:2403.02681).
 
     SGD with momentum, and for channel-wise parameters (scales and shifts of norm layers, biases,
@@ -146,8 +136,6 @@ class SGDPH(Optimizer):
             "channelwise": None,
         }
         check_group({**defaults, "params": []})
-        # None while torch's constructor adds the first groups: their roles depend on one another.
-        self._curvature: Curvature | None = None
         # Where in its model a parameter stands, if param_groups made its group.
         self._positions: list[tuple[Tensor, int]] = []
         super().__init__(params, defaults)
@@ -169,8 +157,9 @@ class SGDPH(Optimizer):
                 optimizer is then as it was.
             ValueError: As the constructor; the optimizer is then as it was.
         """
-        curvature: Curvature | None = self._curvature
-        if curvature is not None:
+        # Torch's constructor adds the first groups: their roles depend on one another.
+        is_later = "_curvature" in self.__dict__
+        if is_later:
             param_group = like_the_others(self.param_groups, param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -185,210 +174,26 @@ class SGDPH(Optimizer):
         positions = group.pop("positions", ())
         if len(positions) == len(group["params"]):
             self._positions += zip(group["params"], positions, strict=True)
-        if curvature is not None:
+        if is_later:
             Cycle.join(group, self.param_groups)
-            self._join(group, curvature)
+            self._add_newton_parameters(group)
             warn_of_joint_noise(self.param_groups)
 
-    @staticmethod
-    def _join(group: dict[str, Any], curvature: Curvature) -> None:
+    def _add_newton_parameters(self, group: dict[str, Any]) -> None:
         """Let the Newton parameters of a group that came later join the cycle."""
         for p in group["params"]:
-            if is_newton(p, group) and p not in curvature.cycle:
-                curvature.append(p)
-
-    @property
-    def hessian_due(self) -> bool:
-        """Whether the coming step wants a partial Hessian.
-
-        Raises:
-            ValueError: Groups disagree about the cycle.
-        """
-        check_groups_agree(self.param_groups)
-        return self._flow.is_due(self.param_groups)
-
-    # Under torch.compile these run as they are, like torch's own methods: which parameter is next
-    # changes from step to step, and a trace would be made anew each time. Not by
-    # torch.compiler.disable, which would import the compiler with this module.
-    @_disable_dynamo
-    def update_hessian(
-        self,
-        loss: Tensor | None = None,
-        loss_scale: float | Tensor | None = None,
-        *,
-        closure: Callable[[], Tensor] | None = None,
-    ) -> None:
-        """Take the partial Hessian that the coming step wants; nothing where none is due.
-
-        Call it before the loss's own backward: the graph stays alive, ``.grad`` untouched.
-        Micro-batches add up, signed, until the step. A non-finite result is dropped by the step.
-
-        With ``closure`` in place of ``loss`` it is taken from central differences of the gradient,
-        at two forward and backward passes more for each product, and needs no second derivative:
-        for fused attention, cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models. Its
-        error, and what it sees of ReLU's kinks, is in ``docs/second-derivatives.md``.
-
-        Args:
-            loss: A real scalar with a graph.
-            closure: Computes the loss from the model and a batch and returns it, without a
-                backward. Called at weights beside the present ones, which come back to the bit, as
-                do the buffers of the modules that it calls and the global random number generators
-                of torch, numpy and Python. It must be a function of the weights: the batch is
-                fetched before, and generators of its own are not used.
-            loss_scale: What the loss is too large by, and the curvature is divided by: n, say,
-                where accumulation over n micro-batches divides only after this call. ``None`` is 1,
-                and the scale of a ``GradScaler`` where ``scaler.scale(loss)`` was given and that
-                scaler calls ``step``. A scaler of one's own has to be told.
-
-        Raises:
-            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
-                not one of ``loss`` and ``closure`` was given; groups disagree about the cycle, or
-                shards were put into them.
-            RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
-                cannot be differentiated twice; a channel-wise parameter has a sparse gradient;
-                parameters were replaced after construction, in the model or in ``param_groups``;
-                ``closure`` returns another loss at the same weights; or a CUDA graph is being
-                captured.
-        """
-        if closure is None and loss is not None:
-            self._take(loss, loss_scale, share=False)
-        elif closure is not None and loss is None:
-            if self.hessian_due:
-                refuse_graph_capture()
-                self._flow.take_differences(closure, loss_scale, self.param_groups)
-        else:
-            raise TypeError(
-                "update_hessian takes a loss, or closure=... that computes one; got "
-                f"{'neither' if loss is None else 'both'}"
-            )
-
-    @_disable_dynamo
-    def backward(
-        self, loss: Tensor, loss_scale: float | Tensor | None = None, *, low_memory: bool = False
-    ) -> None:
-        """Take the partial Hessian where one is due, then run ``loss.backward()``.
-
-        Leaves all as ``loss.backward()`` would: gradients added to ``.grad``, hooks on parameters
-        fired once. Hooks on tensors in between see each pass (``docs/cost.md``).
-
-        Args:
-            loss: See :meth:`update_hessian`.
-            loss_scale: See :meth:`update_hessian`. The gradient is not divided by it.
-            low_memory: Take the partial Hessian first and free its graph, and only then begin the
-                backward, as :meth:`update_hessian` with ``loss.backward()``: more time, less
-                memory on ResNets, about as much on VGG and transformers (``docs/cost.md``).
-                Otherwise the backward begins in the same pass, where that can be done without
-                being noticed.
-
-        Raises:
-            TypeError, ValueError, RuntimeError: As :meth:`update_hessian`.
-        """
-        rest = self._take(loss, loss_scale, share=not low_memory)
-        try:
-            if rest is None:
-                loss.backward()  # type: ignore[no-untyped-call]
-            else:
-                rest()
-        except BaseException:
-            self._flow.backward_failed()
-            raise
-
-    @_disable_dynamo
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and the curvature that belongs to them.
-
-        Curvature whose backward is still to come stays.
-        """
-        self._flow.gradients_cleared()
-        super().zero_grad(set_to_none)
-
-    @overload
-    def step(self, closure: None = None, *, loss_scale: float | None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float], *, loss_scale: float | None = None) -> float: ...
-
-    @_disable_dynamo
-    def step(
-        self, closure: Callable[[], float] | None = None, *, loss_scale: float | None = None
-    ) -> float | None:
-        """Perform one step and consume all pending curvature.
-
-        A step at which no parameter has a gradient does nothing; but with several ranks, whose
-        gradients a rank cannot know, it takes part in the mean and counts as a step. One before all
-        others, with gradients of zero, an ``lr`` of 0 in every group and no curvature, makes the
-        state and is not counted: ``torch.distributed.checkpoint`` takes such a one. A step waits
-        for the device only to read an ``lr`` that is a tensor or, with
-        ``backward(create_graph=True)``, a ``GradScaler``'s scale, and where no curvature came on
-        this rank, to learn whether it did on others.
-
-        Args:
-            closure: Clears the gradients, computes the loss, takes curvature and gradient in one
-                of the three ways, returns the loss.
-            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by,
-                above 0. ``None`` is the scale of the ``GradScaler`` that calls, or 1.
-
-        Returns:
-            What the closure returned.
-
-        Raises:
-            RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
-                sparse gradient; a parameter was moved or converted since its state was made; Newton
-                parameters were exchanged inside ``param_groups``; a CUDA graph is being captured.
-            ValueError: Groups disagree about the cycle; shards were put into them; ``loss_scale``
-                is not above 0 and finite.
-        """
-        refuse_graph_capture()
-        if loss_scale is not None:
-            check_loss_scale(loss_scale)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._flow.check_membership(self.param_groups)
-        if closure is None and rehearsed(
-            self.param_groups, self.state, self._flow.cycle.newton, self._flow.has_come
-        ):
-            return None
-        due = self.hessian_due
-        self._check_gradients()
-        if self._has_gradients() or self._flow.has_other_ranks():
-            arrivals = self._flow.arrive(self.param_groups, loss_scale) if due else []
-            with torch.no_grad():
-                self._flow.average(arrivals, self.param_groups, self.state)
-                for group in self.param_groups:
-                    self._step_group(group)
-            self._flow.advance(self.param_groups, arrivals, due=due)
-        self._flow.consumed(self.param_groups)
-        return loss
-
-    def join_hook(self, **settings: Any) -> CurvatureJoinHook:
-        """For ``Join([model, optimizer])`` (``torch.distributed.algorithms.join``): uneven inputs.
-
-        Each forward of the model must then have its ``step``: no accumulation, no skipped steps.
-        """
-        return CurvatureJoinHook(self, self._flow, settings)
-
-    @property
-    def join_device(self) -> torch.device:
-        """The device of a join context's collectives."""
-        device: torch.device = self.param_groups[0]["params"][0].device
-        return device
-
-    @property
-    def join_process_group(self) -> ProcessGroup | None:
-        """The ranks of a join context."""
-        return self._flow.ranks.process_group or torch.distributed.group.WORLD
+            if is_newton(p, group) and p not in self._curvature.cycle:
+                self._curvature.append(p)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # How a join context says what it is, before it begins.
         if name == "_join_config":
             refuse_to_lead(value)
             if value.enable:
-                self._flow.join_begins()
+                self._curvature.ranks.join_begins()
         before = self.__dict__.get("param_groups")
         super().__setattr__(name, value)
-        if name == "param_groups" and before and self.__dict__.get("_curvature") is not None:
+        if name == "param_groups" and before and "_curvature" in self.__dict__:
             self._groups_assigned(before)
 
     def _groups_assigned(self, before: list[dict[str, Any]]) -> None:
@@ -405,40 +210,10 @@ class SGDPH(Optimizer):
                 check_group(group)
                 check_groups_agree(self.param_groups)
                 refuse_sharded(group)
-                self._join(group, self._flow)
+                self._add_newton_parameters(group)
         except Exception:
             super().__setattr__("param_groups", before)
             raise
-
-    def multipliers(self) -> dict[str, Tensor]:
-        """Read ``τ / (D̂ + ε)`` of every Newton parameter, 1 where none was refreshed yet.
-
-        Returns:
-            By parameter name (or ``"group.place"`` where parameters have no names), tensors of the
-            parameters' shapes, on their devices.
-
-        Raises:
-            RuntimeError, ValueError: Newton parameters were exchanged inside ``param_groups``.
-        """
-        self._flow.check_membership(self.param_groups)
-        groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        names = parameter_names(self.param_groups)
-        return {
-            names[id(p)]: self._multiplier(p, groups[id(p)]).clone()
-            for p in self._flow.cycle.newton
-        }
-
-    def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
-        """Summarise :meth:`multipliers` for a logger. Waits for the device.
-
-        Raises:
-            RuntimeError, ValueError: As :meth:`multipliers`.
-        """
-        counts = [self.state.get(p, {}).get("refreshes") for p in self._flow.cycle.newton]
-        return {
-            name: MultiplierStatistics.of(multiplier, count)
-            for (name, multiplier), count in zip(self.multipliers().items(), counts, strict=True)
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume to the bit needs.
@@ -448,11 +223,11 @@ class SGDPH(Optimizer):
         into the keys of a state that training has not begun with.
         """
         if self.state:
-            newton = (p for p in self._flow.cycle.newton if p.requires_grad)
+            newton = (p for p in self._curvature.cycle.newton if p.requires_grad)
             complete_averages(self.state, newton)
         # Before the user's own hooks see it.
         handle = self.register_state_dict_post_hook(
-            lambda _, saved: complete_saved(saved, self.param_groups, self._flow.cycle),
+            lambda _, saved: complete_saved(saved, self.param_groups, self._curvature.cycle),
             prepend=True,
         )
         try:
@@ -482,7 +257,7 @@ class SGDPH(Optimizer):
 
         def fit(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             positions = {id(p): i for p, i in self._positions}
-            fitted.update(fit_state(loaded, self.param_groups, self._flow.cycle, positions))
+            fitted.update(fit_state(loaded, self.param_groups, self._curvature.cycle, positions))
             return fitted
 
         # Registered last, so it sees what the user's own hooks have made of the state.
@@ -499,12 +274,12 @@ class SGDPH(Optimizer):
         finally:
             handle.remove()
         restore_exactly(self.state, self.param_groups, fitted)
-        newton = self._flow.cycle.newton
+        newton = self._curvature.cycle.newton
         turns = [self.state.get(p, {}).pop(TURN, None) for p in newton]
-        self._flow.state_replaced(self.param_groups, turns)
+        self._curvature.load(self.param_groups, turns)
 
     def __getstate__(self) -> dict[str, Any]:
-        cycle = self._flow.cycle
+        cycle = self._curvature.cycle
         turns = cycle.turns(self.param_groups)
         ours = {"newton": cycle.newton, "turns": turns, "_positions": self._positions}
         return {**super().__getstate__(), **ours}
@@ -527,101 +302,19 @@ class SGDPH(Optimizer):
             self._curvature = Curvature(newton, None, self.param_groups)
             self._curvature.cycle.load(self.param_groups, turns or [None] * len(newton))
 
-    @property
-    def _flow(self) -> Curvature:
-        assert self._curvature is not None, "the constructor has not finished"
-        return self._curvature
-
-    def _take(
-        self, loss: Tensor, loss_scale: float | Tensor | None, *, share: bool
-    ) -> Callable[[], None] | None:
-        """Take what is due, and return the rest of the backward where that has begun."""
-        if not self.hessian_due:
-            return None
-        refuse_graph_capture()
-        return self._flow.take(loss, loss_scale, self.param_groups, share=share)
-
-    def _step_group(self, group: dict[str, Any]) -> None:
-        """Step the group's parameters that have a gradient, each kind its own way."""
-        live = [p for p in group["params"] if p.grad is not None]
-        first_order = [p for p in live if p not in self._flow.cycle]
-        newton = [p for p in live if p in self._flow.cycle]
-        shared = {name: group[name] for name in _OF_BOTH_STEPS}
-        buffers = self._momentum_buffers(first_order)
-        # torch's own function, so that these steps are torch.optim.SGD's to the bit.
-        sgd(
-            first_order,
-            [p.grad for p in first_order],
-            buffers,
-            has_sparse_grad=any(p.grad.is_sparse for p in first_order),
-            dampening=0.0,
-            nesterov=False,
-            **shared,
-        )
-        self._keep_momentum(first_order, buffers)
-
-        buffers = self._momentum_buffers(newton)
-        multipliers = [self._multiplier(p, group) for p in newton]
-        newton_step(newton, [p.grad for p in newton], buffers, multipliers, **shared)
-        self._keep_momentum(newton, buffers)
-
-    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return what the momentum of ``p`` is multiplied by. Controls put another in its place."""
-        return self._flow.multiplier(p, self.state, group)
-
-    def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor | None]:
-        return [self.state.get(p, {}).get("momentum_buffer") for p in params]
-
-    def _keep_momentum(self, params: list[Tensor], buffers: list[Tensor | None]) -> None:
-        for p, buffer in zip(params, buffers, strict=True):
-            if buffer is not None:
-                self.state[p]["momentum_buffer"] = buffer
-
-    def _has_gradients(self) -> bool:
-        return any(p.grad is not None for group in self.param_groups for p in group["params"])
-
-    def _check_gradients(self) -> None:
+    def _first_order_step(self) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                check_still_fits(p, self.state.get(p, {}), self._name)
-                if p in self._flow.cycle:
-                    refuse_sparse_gradients([p], [p.grad], self._name)
-
-    def _name(self, p: Tensor) -> str:
-        return parameter_name(self.param_groups, p)
-
-
-@dataclass(frozen=True)
-class MultiplierStatistics:
-    """``τ / (D̂ + ε)`` over the entries of one parameter: how many times SGD's step it takes.
-
-    Attributes:
-        min: Smallest, where the curvature is largest.
-        median: The lower median.
-        mean: Arithmetic mean.
-        max: Largest; at most τ/ε.
-        refreshes: How many partial Hessians have entered the average.
-    """
-
-    min: float
-    median: float
-    mean: float
-    max: float
-    refreshes: int
-
-    @classmethod
-    def of(cls, multiplier: Tensor, refreshes: Tensor | None) -> MultiplierStatistics:
-        """Summarise a multiplier of any shape; ``refreshes`` is its parameter's ``v``, if any."""
-        # On the CPU, because not every device has float64.
-        values = multiplier.detach().to("cpu", torch.float64).flatten()
-        if values.numel() == 0:
-            return cls(1.0, 1.0, 1.0, 1.0, 0)
-        return cls(
-            min=values.min().item(),
-            median=values.median().item(),
-            mean=values.mean().item(),
-            max=values.max().item(),
-            refreshes=0 if refreshes is None else int(refreshes.item()),
-        )
+            live = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in live if p not in self._curvature.cycle]
+            buffers = self._momentum_buffers(params)
+            # torch's own function, so that these steps are torch.optim.SGD's to the bit.
+            sgd(
+                params,
+                [p.grad for p in params],
+                buffers,
+                has_sparse_grad=any(p.grad.is_sparse for p in params),
+                dampening=0.0,
+                nesterov=False,
+                **{name: group[name] for name in OF_BOTH_STEPS},
+            )
+            self._keep_momentum(params, buffers)

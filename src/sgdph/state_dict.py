@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype, start_average
 from sgdph.curvature.cycle import TURN, Cycle
-from sgdph.curvature.guards import is_sharded
+from sgdph.distributed.sharding import is_sharded
 from sgdph.roles import parameter_names
 from sgdph.state_matching import check_roles, match_groups, save_roles
 
@@ -223,28 +223,6 @@ def restore_exactly(
                 state[p][key] = value.clone()
 
 
-def check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tensor], str]) -> None:
-    """Check that a parameter is still what its state was made for.
-
-    Raises:
-        RuntimeError: Its shape, dtype or device has changed since.
-    """
-    buffer = state.get("momentum_buffer")
-    average = state.get("hessian")
-    for kept, dtype in ((buffer, p.dtype), (average, curvature_dtype(p))):
-        if kept is None or (
-            kept.shape == p.shape and kept.dtype == dtype and kept.device == p.device
-        ):
-            continue
-        raise RuntimeError(
-            f"parameter {name(p)} is now {tuple(p.shape)}, {p.dtype} on {p.device}, but the "
-            f"optimizer's state for it is {tuple(kept.shape)}, {kept.dtype} on {kept.device}: it "
-            "was moved or converted after training began. Call model.to(...) before the optimizer "
-            "is built, or carry the state over: "
-            "optimizer.load_state_dict(optimizer.state_dict())"
-        )
-
-
 def is_without_learning_rate(groups: Groups) -> bool:
     """Tell whether a step would move nothing: a rehearsal, or a warm-up that begins at 0."""
     return all(bool(group["lr"] == 0) for group in groups)
@@ -267,7 +245,10 @@ def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
 
 
 def rehearsed(
-    groups: Groups, state: State, newton: Sequence[Tensor], has_come: Callable[[], bool]
+    groups: Groups,
+    state: State,
+    newton: Sequence[Tensor],
+    has_come: Callable[[Sequence[Tensor]], bool],
 ) -> bool:
     """Make the state and nothing else where a step is taken for that alone: a rehearsal.
 
@@ -280,7 +261,7 @@ def rehearsed(
         groups: The parameter groups.
         state: The optimizer's state.
         newton: The Newton parameters.
-        has_come: Tells whether curvature was taken for the step.
+        has_come: Tells whether curvature was taken for any of some parameters.
 
     Returns:
         Whether the step was one, and is done. Never without Newton parameters: all the state is
@@ -288,7 +269,7 @@ def rehearsed(
     """
     if state or not newton or not is_without_learning_rate(groups):
         return False
-    if has_come() or not is_without_backward(groups, newton):
+    if has_come(newton) or not is_without_backward(groups, newton):
         return False
     rehearse(groups, state, newton)
     return True

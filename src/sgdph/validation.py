@@ -185,7 +185,7 @@ def refuse_graph_capture() -> None:
     """
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         raise RuntimeError(
-            "SGDPH cannot be captured in a CUDA graph: whose turn it is changes from step to step. "
+            "SGDPH cannot be captured in a CUDA graph: each step refreshes another parameter. "
             "Capture forward and backward only, and call update_hessian and step outside"
         )
 
@@ -203,7 +203,7 @@ def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def warn_of_starving(names: Sequence[str], sweeps: int) -> None:
+def warn_of_unrefreshed(names: Sequence[str], sweeps: int) -> None:
     """Warn of Newton parameters that no loss has reached for too long."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     warnings.warn(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sgdph
-from sgdph.autograd import lean as double_backward
+from sgdph.autograd import lean
 from sgdph.autograd.graph import TELLS_PACKED
 from sgdph.autograd.recomputed import PackedArguments
 
@@ -245,7 +245,7 @@ def test_other_networks_have_neither_hook_nor_mode(monkeypatch: pytest.MonkeyPat
     if TELLS_PACKED:
         gates, p = of_a_parameter(LOSSES["hardsigmoid"])
         sgdph.SGDPH([{"params": [p], "channelwise": True}]).backward(gates(p))
-    monkeypatch.setattr(double_backward, "recomputed_hook", forbidden)
+    monkeypatch.setattr(lean, "recomputed_hook", forbidden)
     by_backward(sgdph.SGDPH((model := bn_net()).parameters()), loss_of(model))
 
 

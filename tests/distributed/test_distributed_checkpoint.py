@@ -152,7 +152,7 @@ def test_a_warm_up_of_a_network_without_gradient_is_training() -> None:
     nn.init.zeros_(model[4].weight)
     optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
     train(model, optimizer, range(1))
-    assert not any(p.grad.any() for p in optimizer._flow.cycle.newton)
+    assert not any(p.grad.any() for p in optimizer._curvature.cycle.newton)
     assert optimizer.param_groups[0]["step"] == 1
 
 

@@ -11,7 +11,8 @@ import torch
 
 from sgdph.lab import cli
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import prepare

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sgdph
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.run.directory import RunDirectory
 
 from .conftest import TINY, checkpoint_of, same_bits, start, tiny_config, without_seconds

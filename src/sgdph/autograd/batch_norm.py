@@ -13,22 +13,19 @@ from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_pac
 BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 
 
-def is_lean_batch_norm(node: Node) -> bool:
-    """Tell whether :func:`batch_norm_hook` applies: in training."""
-    return bool(getattr(node, "_saved_training", False)) and not is_packed(node, "input")
-
-
-def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook:
-    """Make the hook that gives batch norm's gradients a lean derivative.
+def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
+    """Make the hook that gives batch norm's gradients a lean derivative, in training.
 
     They keep torch's in half precision, where the expression would round between its parts, and
-    where the input was packed after all (:func:`is_packed`).
+    where the input was packed (:func:`is_packed`).
 
     Args:
         node: One of ``BATCH_NORMS``.
         region: What lies behind the parameters of a product.
         once: Whether there will be a single product; what was kept for it goes as it passes by.
     """
+    if not getattr(node, "_saved_training", False) or is_packed(node, "input"):
+        return None
     leads_on = [region.leads_on(node, place) for place in range(3)]
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:

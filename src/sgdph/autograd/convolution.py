@@ -20,18 +20,14 @@ from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_pac
 CONVOLUTION = "ConvolutionBackward0"
 
 
-def is_lean_convolution(node: Node, region: Region) -> bool:
-    """Tell whether :func:`convolution_hook` applies: the product passes through the input alone."""
-    return (
-        region.leads_on(node, 0) and not region.leads_on(node, 1) and not is_packed(node, "weight")
-    )
-
-
-def convolution_hook(node: Node) -> Hook:
+def convolution_hook(node: Node, region: Region, once: bool) -> Hook | None:
     """Make the hook that gives a convolution's gradients a lean derivative.
 
-    Where the weight was packed after all (:func:`is_packed`), they keep torch's.
+    They keep torch's where the product passes through the weight too, and where the weight was
+    packed (:func:`is_packed`).
     """
+    if not region.leads_on(node, 0) or region.leads_on(node, 1) or is_packed(node, "weight"):
+        return None
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
         grad_output = grad_outputs[0]

@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sgdph.autograd.graph import Region
+from sgdph.autograd.graph import Hook, Node, Region
 from sgdph.autograd.recomputed import Formula, Operation, Saved
 
 # Stands for the logarithm of 0: sums of it stay finite, and so do their derivatives.
 _LOG_ZERO = -1e30
-_WITHOUT_INPUTS = ("CudnnCtcLoss", "MiopenCtcLoss")
+CTC_WITHOUT_INPUTS = tuple(
+    f"{library}CtcLossBackward{overload}"
+    for library in ("Cudnn", "Miopen")
+    for overload in ("", *range(4))
+)
 
 
 def _ctc(saved: Saved) -> Formula:
@@ -107,16 +111,15 @@ CTC = {
 }
 
 
-def refuse_ctc_without_inputs(region: Region) -> None:
+def refuse_ctc_without_inputs(node: Node, region: Region, once: bool) -> Hook | None:
     """Refuse cuDNN's CTC: its node saves the gradient and nothing that it was computed from.
 
     Torch takes that gradient for a constant, so the curvature of the loss would be lost silently.
 
     Raises:
-        RuntimeError: The region holds such a node.
+        RuntimeError: Always.
     """
-    if any(type(node).__name__.startswith(_WITHOUT_INPUTS) for node in region.nodes):
-        raise RuntimeError(
-            "no partial Hessian can be taken from this loss: cuDNN's CTC loss keeps its gradient "
-            "as a constant. Compute the loss under torch.backends.cudnn.flags(enabled=False)"
-        )
+    raise RuntimeError(
+        "no partial Hessian can be taken from this loss: cuDNN's CTC loss keeps its gradient "
+        "as a constant. Compute the loss under torch.backends.cudnn.flags(enabled=False)"
+    )

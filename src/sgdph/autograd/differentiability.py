@@ -1,4 +1,4 @@
-"""Graphs that cannot be differentiated twice, and the way out of each."""
+"""Graphs that cannot be differentiated twice, and a workaround for each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def no_partial_hessian(reason: str) -> RuntimeError:
     return RuntimeError(f"no partial Hessian can be taken from this loss: {reason}")
 
 
-REENTRANT_WAY_OUT = (
+REENTRANT_WORKAROUND = (
     "reentrant checkpointing hides what lies inside it from the graph: use "
     "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
 )
 
 BY_DIFFERENCES = "or take it from differences of gradients, update_hessian(closure=...)"
 
-OPERATION_WAY_OUT = (
+OPERATION_WORKAROUND = (
     "an operation of this network has no second derivative: replace it, or train the parameters "
     "before it first-order, with channelwise=False in their groups, " + BY_DIFFERENCES
 )
@@ -28,28 +28,28 @@ _OTHER_NORM = (
     "channelwise=False in their groups, " + BY_DIFFERENCES
 )
 
-LAYER_NORM_WAY_OUT = (
+LAYER_NORM_WORKAROUND = (
     "the loss contains a gradient that passes through layer norm, whose third derivative is wrong "
     "in torch (pytorch issue 175754): " + _OTHER_NORM
 )
 
-BATCH_NORM_WAY_OUT = (
+BATCH_NORM_WORKAROUND = (
     "the loss contains a gradient that passes through batch norm in training, or through instance "
     "norm, whose third derivative torch lacks: " + _OTHER_NORM
 )
 
-WEIGHT_NORM_WAY_OUT = (
+WEIGHT_NORM_WORKAROUND = (
     "a weight norm's direction v depends on the parameter, and torch's second derivative by v is "
     "wrong: use optimizer.backward(loss) or optimizer.update_hessian(loss), which correct it, in "
     "place of loss.backward(create_graph=True)"
 )
 
-COMPILED_WAY_OUT = (
+COMPILED_WORKAROUND = (
     "a compiled model has no second derivative: take the partial Hessian from the uncompiled "
     'module, or run due steps under torch.compiler.set_stance("force_eager"), ' + BY_DIFFERENCES
 )
 
-# What torch says where a second derivative is missing, and the way out of each.
+# What torch says where a second derivative is missing, and a workaround for each.
 _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("scaled_dot_product", "flash_attention", "efficient_attention"),
@@ -63,7 +63,7 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("aot_autograd", "torch.compile", "donated buffers"),
-        COMPILED_WAY_OUT,
+        COMPILED_WORKAROUND,
     ),
     (
         ("batch_norm_backward_reduce", "batch_norm_backward_elemt", "SyncBatchNorm"),
@@ -72,7 +72,7 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("use_reentrant", "Checkpointing is not compatible"),
-        REENTRANT_WAY_OUT,
+        REENTRANT_WORKAROUND,
     ),
     (
         ("backward through the graph a second time",),
@@ -106,18 +106,18 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("batch_norm does not support 3rd",),
-        BATCH_NORM_WAY_OUT,
+        BATCH_NORM_WORKAROUND,
     ),
     (
         ("is not implemented", "ouble backward", "order derivatives", "differentiate twice"),
-        OPERATION_WAY_OUT,
+        OPERATION_WORKAROUND,
     ),
 )
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Add the way out to torch's errors about a missing second derivative; leave all others."""
+def explain_missing_derivatives() -> Iterator[None]:
+    """Add a workaround to torch's errors about a missing second derivative; leave all others."""
     try:
         yield
     except RuntimeError as error:

@@ -29,7 +29,7 @@ Hook: TypeAlias = Callable[[Gradients, Gradients], Any]
 
 
 def is_leaf(node: Node) -> bool:
-    """Tell whether a node is an end of the graph, where a leaf tensor's gradient arrives."""
+    """Tell whether a node is an end of the graph, which adds to a leaf's ``.grad``."""
     return type(node).__name__ == "AccumulateGrad"
 
 

@@ -9,10 +9,7 @@ gradients are taken. A graph of torch's operations alone costs one look at each 
 from __future__ import annotations
 
 import contextlib
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,12 +18,12 @@ from torch.autograd import graph
 from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from sgdph.autograd.differentiability import (
-    BATCH_NORM_WAY_OUT,
+    BATCH_NORM_WORKAROUND,
     BY_DIFFERENCES,
-    COMPILED_WAY_OUT,
-    LAYER_NORM_WAY_OUT,
-    OPERATION_WAY_OUT,
-    WEIGHT_NORM_WAY_OUT,
+    COMPILED_WORKAROUND,
+    LAYER_NORM_WORKAROUND,
+    OPERATION_WORKAROUND,
+    WEIGHT_NORM_WORKAROUND,
     no_partial_hessian,
 )
 from sgdph.autograd.graph import (
@@ -50,12 +47,12 @@ _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx, *grads: None).__code__
 
 # Operations whose derivative torch gets wrong or lacks, and at which of their inputs. Batch norm's
 # is wrong without an error in torch 2.6.
-_WRONG_IN_TORCH = {
-    "NativeLayerNormBackwardBackward0": (1, LAYER_NORM_WAY_OUT),
-    "NativeBatchNormBackwardBackward0": (1, BATCH_NORM_WAY_OUT),
-    "CudnnBatchNormBackwardBackward0": (0, BATCH_NORM_WAY_OUT),
-    "MiopenBatchNormBackwardBackward0": (0, BATCH_NORM_WAY_OUT),
-    WEIGHT_NORM: (0, WEIGHT_NORM_WAY_OUT),
+WRONG_IN_TORCH = {
+    "NativeLayerNormBackwardBackward0": (1, LAYER_NORM_WORKAROUND),
+    "NativeBatchNormBackwardBackward0": (1, BATCH_NORM_WORKAROUND),
+    "CudnnBatchNormBackwardBackward0": (0, BATCH_NORM_WORKAROUND),
+    "MiopenBatchNormBackwardBackward0": (0, BATCH_NORM_WORKAROUND),
+    WEIGHT_NORM: (0, WEIGHT_NORM_WORKAROUND),
 }
 
 
@@ -93,21 +90,21 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
     name = type(node).__name__
     if name == WEIGHT_NORM and corrected:
         return None
-    if name in _WRONG_IN_TORCH:
-        place, message = _WRONG_IN_TORCH[name]
+    if name in WRONG_IN_TORCH:
+        place, message = WRONG_IN_TORCH[name]
         # Batch norm in evaluation is right; only its own node tells.
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
     elif isinstance(node, BackwardCFunction):
         if function_of(node).__name__ == "ScanAutogradOp":
             # torch's scan computes gradients without a graph of their own.
-            return f"it passes through torch's scan; {OPERATION_WAY_OUT}"
+            return f"it passes through torch's scan; {OPERATION_WORKAROUND}"
         if _is_compiled(node):
-            return COMPILED_WAY_OUT
+            return COMPILED_WORKAROUND
         if _is_once_differentiable(node):
             return (
                 f"it passes through {function_name(node)}, a function marked "
-                f"once_differentiable; {OPERATION_WAY_OUT}"
+                f"once_differentiable; {OPERATION_WORKAROUND}"
             )
     return None
 
@@ -251,7 +248,7 @@ def check_gradients(gradients: Iterable[Tensor | None]) -> None:
     }
     if any(_is_dead_end(error, reached) for error in errors):
         raise no_partial_hessian(
-            f"it passes through a function marked once_differentiable; {OPERATION_WAY_OUT}"
+            f"it passes through a function marked once_differentiable; {OPERATION_WORKAROUND}"
         )
 
 
@@ -263,59 +260,3 @@ def _is_dead_end(error: Node, reached: set[Node]) -> bool:
         is_leaf(n) and n not in reached and not isinstance(n.variable, nn.Parameter)
         for n in following
     )
-
-
-class RunningBackward:
-    """Looks at the graph of the ``loss.backward(create_graph=True)`` that is running.
-
-    Nobody hands over the loss in this way, and the gradients' graph does not show all. So we look
-    what the calling backward was called with.
-    """
-
-    def __init__(self) -> None:
-        self._task: int | None = None
-        self._is_plain = True
-
-    def objection(self, p: Tensor) -> str | None:
-        """Tell why a partial Hessian from the gradient that arrives at ``p`` would be wrong.
-
-        Returns:
-            The message of the error to raise if it is to be taken; ``None`` if nothing was found.
-        """
-        task = torch._C._current_graph_task_id()
-        if task != self._task:
-            # Once per backward. The roots themselves would outlive it here.
-            self._task = task
-            self._is_plain = not any(
-                is_custom(node) or type(node).__name__ in _WRONG_IN_TORCH
-                for node in graph_nodes(_roots_of_running_backward())
-            )
-        if self._is_plain:
-            return None
-        for root in _roots_of_running_backward():
-            region = Region(root, [p])
-            try:
-                custom = check_region(region, corrected=False)
-            except RuntimeError as error:
-                return str(error)
-            for node in custom:
-                warn_of_lost_history(node, region)
-        return None
-
-
-def _roots_of_running_backward() -> list[Node]:
-    frames = sys._current_frames()
-    own = _roots_in(frames.pop(threading.get_ident()))
-    # On an accelerator the hooks run in a thread of the engine's, and the caller waits in its own.
-    return own or [root for frame in frames.values() for root in _roots_in(frame)]
-
-
-def _roots_in(frame: FrameType | None) -> list[Node]:
-    code = graph._engine_run_backward.__code__
-    while frame is not None:
-        # Looking at any other frame's locals would keep them alive.
-        if frame.f_code is code:
-            roots = frame.f_locals[code.co_varnames[0]]
-            return [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]
-        frame = frame.f_back
-    return []

@@ -8,7 +8,7 @@ step without a product never does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -50,19 +50,17 @@ class PackedArguments(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operations: Whose kernels to look at.
     """
 
-    def __init__(self, operations: Mapping[str, Operation]) -> None:
+    def __init__(self, operations: Iterable[Operation]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._kernels = {operation.backward for operation in operations.values()}
+        self._kernels = {operation.backward for operation in operations}
         self._latest: dict[str, Any] = {}
 
     @classmethod
-    def of(
-        cls, nodes: Iterable[Node], operations: Mapping[str, Operation]
-    ) -> PackedArguments | None:
+    def of(cls, nodes: Iterable[tuple[Node, Operation]]) -> PackedArguments | None:
         """Make one where some of the nodes may need it."""
-        if all(TELLS_PACKED and not has_packed(node) for node in nodes):
+        if all(TELLS_PACKED and not has_packed(node) for node, _ in nodes):
             return None
-        return cls(operations)
+        return cls(operation for _, operation in nodes)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -3,7 +3,7 @@
 The gradient of a parameter is found by differentiating all that lies behind it. An ordinary
 backward does the same once more, and goes on. Here the first pass writes down the gradients that
 leave the region behind the parameter, towards leaves and into the rest of the graph; once the
-product is taken, one run of the engine hands them on from there. So every hook on a parameter, and
+product is taken, one run of the engine goes on from there. So every hook on a parameter, and
 whatever a distributed wrapper has hung on it, sees one ordinary backward.
 """
 
@@ -37,7 +37,7 @@ from sgdph.autograd.graph import (
 
 
 class SharedBackward:
-    """Collects, while gradients are taken in a region, what the backward still has to hand on.
+    """Collects, while gradients are taken in a region, what the backward still has to deliver.
 
     Gradients leave the region over edges of three kinds:
 
@@ -46,7 +46,7 @@ class SharedBackward:
     * Some lead to a node that other gradients reach too, as a residual connection's does. To ask
       for such a node would run all that leads to it. The node where the edge begins is run once
       more by itself instead; as a rule it is a sum.
-    * A convolution's weight gradient is worked out at the time it is handed on, where the output's
+    * A convolution's weight gradient is worked out when it is delivered, where the output's
       gradient, kept till then, is smaller.
 
     It is for regions of torch's own nodes. A Python function may do anything in its backward (start
@@ -158,7 +158,7 @@ class SharedBackward:
         own = False
         if gradient is not None:
             self._users[_memory(gradient)] += 1
-            # What a node hands through, or a hook puts in, may be held by others.
+            # What a node passes through, or a hook puts in, may be held by others.
             passing = {_memory(g) for g in grad_outputs if g is not None}
             own = node not in self._hooked and _memory(gradient) not in passing
         self._found.append(_Found(edge, detached(gradient), own))
@@ -185,7 +185,7 @@ class SharedBackward:
             for place, gradient in zip(places, gradients, strict=True):
                 self._find(node, place, gradient, grad_outputs)
 
-    def hand_on(self) -> None:
+    def finish_backward(self) -> None:
         """Run the rest of the backward: as ``loss.backward()``, for all that is still to come."""
         # The engine begins with what was made last: it is to be what was found first.
         deliveries = [

@@ -31,7 +31,7 @@ class Cycle:
     are due for it alone.
 
     The place is four integers: ``step``, completed steps; ``refreshes``, those among them at which
-    a partial Hessian was due; ``cursor``, the parameter whose turn is next; ``sought``, the one
+    a partial Hessian was due; ``cursor``, the parameter that is next; ``sought``, the one
     that is sought, or -1. They live in the parameter groups, the same in each, so that whatever
     saves and restores groups carries them along. A ``cursor`` that was written by hand begins a new
     cycle there. Three more integers per parameter are kept here. A saved state has them as one
@@ -106,7 +106,7 @@ class Cycle:
         return None
 
     def choose(self, groups: Groups, reaches: Reaches | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Choose the parameters whose turn it is.
+        """Choose the parameters to refresh.
 
         Args:
             groups: The parameter groups.
@@ -114,7 +114,7 @@ class Cycle:
                 to agree without asking one another: the turn is then the cursor's.
 
         Returns:
-            Those whose turn it is, and those that were passed over because the loss does not reach
+            Those to refresh, and those that were passed over because the loss does not reach
             them. If it reaches none, the turn is the cursor's all the same.
         """
         self._follow(groups)
@@ -153,18 +153,14 @@ class Cycle:
 
     def _as_in_a_cycle(self, place: Mapping[str, Any]) -> list[int]:
         count = len(self.newton)
-        return [place["refreshes"] - count + self._distance(i, place) for i in range(count)]
-
-    def _distance(self, i: int, place: Mapping[str, Any]) -> int:
-        """Count the turns from the cursor to the ``i``-th parameter."""
-        return int((i - place["cursor"]) % len(self.newton))
+        return [place["refreshes"] - count + (i - place["cursor"]) % count for i in range(count)]
 
     def probes(self, groups: Groups, params: Iterable[Tensor]) -> list[Tensor] | None:
         """Draw this refresh's probe for each of ``params``, where the estimator wants any."""
         if not is_stochastic(groups[0]["estimator"]):
             return None
         seed = groups[0]["seed"]
-        # Counted here, because a parameter's own count of what arrived lies on its device.
+        # Counted here, because a parameter's own count of refreshes lies on its device.
         places = [(p, self._places[id(p)]) for p in params]
         return [rademacher_probe(seed, self._probe_count[i], i, p) for p, i in places]
 
@@ -186,7 +182,7 @@ class Cycle:
         regular, number = self.is_regular(groups), place["refreshes"]
         refreshed = list(refreshed)
         place["step"] += 1
-        starving: list[Tensor] = []
+        unrefreshed: list[Tensor] = []
         if due:
             cyclic = groups[0]["refresh"] == "cyclic"
             order = self._by_waiting() if alone and (regular or refreshed) else []
@@ -206,10 +202,10 @@ class Cycle:
                     place["cursor"] = self._next(place["cursor"], alone and bool(refreshed))
                     self._cursor = place["cursor"]
                 if alone:
-                    starving = self._starving(place["refreshes"], cyclic)
+                    unrefreshed = self._unrefreshed(place["refreshes"], cyclic)
         for group in groups:
             group.update(place)
-        return starving
+        return unrefreshed
 
     def _next(self, cursor: int, by_waiting: bool) -> int:
         if by_waiting:
@@ -244,11 +240,11 @@ class Cycle:
                 sought = i if sought < 0 else sought
         return sought
 
-    def _starving(self, number: int, cyclic: bool) -> list[Tensor]:
+    def _unrefreshed(self, number: int, cyclic: bool) -> list[Tensor]:
         sweep = len(self.newton) if cyclic else 1
         if number % sweep:
             return []
-        starving = []
+        unrefreshed = []
         for i, p in enumerate(self.newton):
             if not p.requires_grad:
                 self._trainable_since.pop(i, None)
@@ -256,8 +252,8 @@ class Cycle:
             since = max(self._trainable_since.setdefault(i, number - sweep), self._last_refresh[i])
             waited = number - since
             if MOST_SWEEPS * sweep <= waited < (MOST_SWEEPS + 1) * sweep:
-                starving.append(p)
-        return starving
+                unrefreshed.append(p)
+        return unrefreshed
 
     def turns(self, groups: Groups) -> list[Tensor]:
         """Return what each parameter's turn depends on, as :meth:`load` takes it."""
@@ -294,7 +290,8 @@ class Cycle:
     def _probes_in_a_cycle(self, i: int, place: Mapping[str, Any]) -> int:
         if place["refresh"] == "all":
             return int(place["refreshes"])
-        return int(place["refreshes"] + self._distance(i, place)) // len(self.newton)
+        count = len(self.newton)
+        return int(place["refreshes"] + (i - place["cursor"]) % count) // count
 
 
 def starting_group(defaults: dict[str, Any]) -> dict[str, Any]:

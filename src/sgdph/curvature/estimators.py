@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from sgdph.autograd.differentiability import explained
+from sgdph.autograd.differentiability import explain_missing_derivatives
 from sgdph.autograd.graph import Region
 from sgdph.autograd.graph_checks import check_gradients, check_region, refuse_graphless_gradients
 from sgdph.autograd.lean import lean_second_derivatives
@@ -74,7 +74,7 @@ def gradients_with_graph(
     with (
         silenced_hooks([*params, *leaves]),
         torch.enable_grad(),
-        explained(),
+        explain_missing_derivatives(),
         refuse_graphless_gradients(custom, region),
         lean_second_derivatives(region, once, lean=lean),
         recording,
@@ -115,7 +115,7 @@ def curvature_of_gradients(
         RuntimeError: The gradients' graph cannot be differentiated.
         ValueError: The estimator is unknown, or lacks its probes.
     """
-    with silenced_hooks(params), explained():
+    with silenced_hooks(params), explain_missing_derivatives():
         if estimator == "hutchinson":
             if probes is None:
                 raise ValueError("estimator 'hutchinson' needs a probe per parameter, got none")

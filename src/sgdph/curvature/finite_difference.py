@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
-from sgdph.autograd.differentiability import REENTRANT_WAY_OUT
+from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
 from sgdph.curvature.estimators import check_loss, silenced_hooks, unit_vectors
-from sgdph.curvature.side_effects import buffers_kept, random_numbers_kept
+from sgdph.curvature.side_effects import buffers_kept, moved, random_numbers_kept
 from sgdph.distributed.ddp import forwards_unnoticed
 from sgdph.validation import Estimator, unknown_estimator
 
@@ -222,7 +222,7 @@ class GradientDifferences:
     @contextlib.contextmanager
     def _at(self, params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
         with (
-            _moved(params, steps),
+            moved(params, steps),
             random_numbers_kept(params),
             buffers_kept(),
             torch.enable_grad(),
@@ -273,22 +273,6 @@ def _distance(params: Sequence[Tensor], share: float | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
-    """Move the weights, and bring the very same tensors back.
-
-    Through ``.data``: a change in place would invalidate the graph of a loss computed before.
-    """
-    before = [p.data for p in params]
-    for p, step in zip(params, steps, strict=True):
-        p.data = p.data + step
-    try:
-        yield
-    finally:
-        for p, data in zip(params, before, strict=True):
-            p.data = data
-
-
-@contextlib.contextmanager
 def _backward_explained() -> Iterator[None]:
     """Say what to do where torch has no gradient of a closure's loss."""
     try:
@@ -301,6 +285,6 @@ def _backward_explained() -> Iterator[None]:
             ) from error
         if "use_reentrant" in str(error) or "Checkpointing is not compatible" in str(error):
             raise RuntimeError(
-                f"no gradient can be taken of this loss: {REENTRANT_WAY_OUT}"
+                f"no gradient can be taken of this loss: {REENTRANT_WORKAROUND}"
             ) from error
         raise

@@ -2,92 +2,185 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from sgdph.autograd.differentiability import REENTRANT_WAY_OUT
+from sgdph.algorithm import curvature_dtype
+from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.curvature.cycle import Cycle
-from sgdph.roles import is_newton, parameter_names
+from sgdph.distributed.sharding import refuse_sharded
+from sgdph.roles import is_newton, parameter_name, parameter_names
+from sgdph.validation import check_loss_scale, refuse_graph_capture, refuse_sparse_gradients
 
 
-class ReplacedParameters:
+def check_call(loss_scale: float | Tensor | None) -> None:
+    """Check what every call asks: no CUDA graph is being captured, and the scale is possible.
+
+    Raises:
+        RuntimeError: A CUDA graph is being captured.
+        TypeError, ValueError: See :func:`sgdph.validation.check_loss_scale`.
+    """
+    refuse_graph_capture()
+    check_loss_scale(loss_scale)
+
+
+def none_came() -> RuntimeError:
+    """Return the error for a step that wants a partial Hessian when none was taken."""
+    return RuntimeError(
+        "this step wants a partial Hessian and none came. Take it in one of three ways: "
+        "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
+        "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph inside "
+        "a reentrant checkpoint (use_reentrant=False does). Where a framework runs the backward, "
+        "sgdph.integrations has what takes it there (docs/frameworks.md)"
+    )
+
+
+class Guards:
+    """Tells whether a step, or what is taken for it, may go ahead. Everything here only protects.
+
+    Args:
+        cycle: The Newton parameters.
+        groups: The parameter groups, as the roles were given.
+    """
+
+    def __init__(self, cycle: Cycle, groups: Sequence[dict[str, Any]]) -> None:
+        self._cycle = cycle
+        self._membership = _Membership(cycle, groups)
+        self._replaced = _ReplacedParameters()
+
+    def check_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Check that the groups still hold the parameters that take Newton steps.
+
+        Raises:
+            RuntimeError: Newton parameters were exchanged inside the groups.
+            ValueError: Sharded parameters were put there.
+        """
+        self._membership.check(groups)
+
+    def check_take(
+        self, loss_scale: float | Tensor | None, groups: Sequence[dict[str, Any]]
+    ) -> None:
+        """Check whether curvature may be taken.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: As :func:`check_call` and :meth:`check_groups`.
+        """
+        check_call(loss_scale)
+        self.check_groups(groups)
+
+    def check_step(
+        self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]
+    ) -> None:
+        """Check whether a step may be made with the gradients that are there.
+
+        Raises:
+            RuntimeError: As :meth:`check_groups`; or a parameter was moved or converted since its
+                state was made; or a Newton parameter has a sparse gradient.
+            ValueError: As :meth:`check_groups`.
+        """
+        self.check_groups(groups)
+        name = partial(parameter_name, groups)
+        for group in groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                _check_still_fits(p, state.get(p, {}), name)
+                if p in self._cycle:
+                    refuse_sparse_gradients([p], [p.grad], name)
+
+    def check_reached(
+        self, roots: Iterable[Tensor], missed: Sequence[Tensor], groups: Sequence[dict[str, Any]]
+    ) -> None:
+        """Check that parameters missing from the graph of ``roots`` have not been replaced.
+
+        Args:
+            roots: Tensors whose graphs lead to all that the loss depends on.
+            missed: Parameters that were to be refreshed and that the graphs do not reach.
+            groups: The parameter groups.
+
+        Raises:
+            RuntimeError: See :meth:`_ReplacedParameters.check`.
+        """
+        self._replaced.check(roots, missed, groups)
+
+
+class _ReplacedParameters:
     """Tells a parameter that sat out one step from one that the model no longer has.
 
-    Both are missing from the loss's graph. A replaced one has left a stranger of its shape behind:
+    Both are missing from the loss's graph. A replaced one has left a tensor of its shape behind:
     a leaf that the optimizer does not know and that was not there before.
     """
 
     def __init__(self) -> None:
-        self._strangers: set[int] | None = None
+        self._unknown: set[int] | None = None
 
     def check(
         self,
         roots: Iterable[Tensor],
         missed: Sequence[Tensor],
         groups: Sequence[dict[str, Any]],
-        name: Callable[[Tensor], str],
     ) -> None:
         """Raise where the missing parameters look replaced; at the first look, warn already.
 
-        The graph is walked when a parameter is missing, and once before, to learn which strangers
-        belong there (a second network with an optimizer of its own, say).
+        The graph is walked when a parameter is missing, and once before, to learn which
+        unknown tensors belong there (a second network with an optimizer of its own, say).
 
         Args:
             roots: Tensors whose graphs lead to all that the loss depends on.
-            missed: The parameters whose turn it is and that the graphs do not reach.
+            missed: The parameters that are due and that the graphs do not reach.
             groups: The optimizer's parameter groups.
-            name: Names a parameter.
 
         Raises:
-            RuntimeError: The loss depends on no parameter of the optimizer, or on strangers that
+            RuntimeError: The loss depends on no parameter of the optimizer, or on unknown that
                 look like replacements, or hides some inside a reentrant checkpoint.
         """
-        if not missed and self._strangers is not None:
+        if not missed and self._unknown is not None:
             return
         nodes = graph_nodes(roots)
+        name = partial(parameter_name, groups)
         if missed and any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
             raise RuntimeError(
                 f"no partial Hessian of parameter {name(missed[0])} can be taken from this loss: "
-                f"{REENTRANT_WAY_OUT}"
+                f"{REENTRANT_WORKAROUND}"
             )
         leaves = [node.variable for node in nodes if is_leaf(node)]
         own = [p for group in groups for p in group["params"] if p.requires_grad]
         known, reached = {id(p) for p in own}, {id(leaf) for leaf in leaves}
         absent = [p for p in own if id(p) not in reached]
-        strangers = [leaf for leaf in leaves if id(leaf) not in known]
-        shapes, expected = {p.shape for p in absent}, self._strangers or set()
-        twins = [s for s in strangers if s.shape in shapes and id(s) not in expected]
-        first = self._strangers is None
+        unknown = [leaf for leaf in leaves if id(leaf) not in known]
+        shapes, expected = {p.shape for p in absent}, self._unknown or set()
+        lookalikes = [s for s in unknown if s.shape in shapes and id(s) not in expected]
+        first = self._unknown is None
         if first:
-            self._strangers = {id(s) for s in strangers} - {id(s) for s in twins}
+            self._unknown = {id(s) for s in unknown} - {id(s) for s in lookalikes}
         if not missed:
-            if first and twins:
+            if first and lookalikes:
                 # First-order parameters have no turn at which they would be missed.
-                warnings.warn(_unknown(twins) + _REMEDY, UserWarning, stacklevel=6)
+                warnings.warn(_described(lookalikes) + _REMEDY, UserWarning, stacklevel=7)
             return
         if len(absent) == len(own):
             raise RuntimeError(
                 "the loss depends on none of this optimizer's parameters. "
-                f"{_REMEDY if strangers else 'Was it computed from another model?'}"
+                f"{_REMEDY if unknown else 'Was it computed from another model?'}"
             )
-        if twins:
+        if lookalikes:
             raise RuntimeError(
-                f"parameter {name(missed[0])} is not in the loss's graph. {_unknown(twins)}"
+                f"parameter {name(missed[0])} is not in the loss's graph. {_described(lookalikes)}"
                 f"{_REMEDY}. Where it is meant to be so, give that parameter's group "
                 "channelwise=False"
             )
 
 
-def _unknown(twins: Sequence[Tensor]) -> str:
-    shapes = ", ".join(str(tuple(t.shape)) for t in twins[:3])
+def _described(lookalikes: Sequence[Tensor]) -> str:
+    shapes = ", ".join(str(tuple(t.shape)) for t in lookalikes[:3])
     return (
-        f"The loss depends on {len(twins)} trainable tensor(s) unknown to the optimizer, in the "
-        f"shapes of parameters that it does not depend on ({shapes}). "
+        f"The loss depends on {len(lookalikes)} trainable tensor(s) unknown to the optimizer, in "
+        f"the shapes of parameters that it does not depend on ({shapes}). "
     )
 
 
@@ -99,7 +192,7 @@ _REMEDY = (
 )
 
 
-class Membership:
+class _Membership:
     """Tells whether the groups still hold the parameters that take Newton steps, and no others.
 
     To ``torch.optim`` the groups' lists are the user's to change (``params[i] = other`` after net
@@ -168,56 +261,23 @@ class Membership:
         return "; ".join(findings)
 
 
-_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
-# ZeroRedundancyOptimizer's method, SGDPH's constructor and this module, and subclasses in between.
-_DEEPEST = 8
-
-
-def is_sharded(p: Tensor) -> bool:
-    """Tell whether ``p`` is a ``DTensor`` (FSDP2, tensor parallel) or a shard of FSDP1's."""
-    module = sys.modules.get("torch.distributed.tensor")
-    is_dtensor = module is not None and isinstance(p, module.DTensor)
-    return is_dtensor or bool(getattr(p, "_fsdp_flattened", False))
-
-
-def refuse_sharded(group: Mapping[str, Any]) -> None:
-    """Refuse a Newton step for sharded parameters.
-
-    Sharding wrappers free and gather weights around a backward, which leaves no graph to
-    differentiate a second time; and a shard's shape says nothing about the parameter's role.
+def _check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tensor], str]) -> None:
+    """Check that a parameter is still what its state was made for.
 
     Raises:
-        ValueError: A parameter is sharded, and channel-wise by its group's word or by its shape.
+        RuntimeError: Its shape, dtype or device has changed since.
     """
-    for p in group["params"]:
-        if is_sharded(p) and is_newton(p, group):
-            raise ValueError(
-                f"a parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}; by "
-                "fully_shard, FullyShardedDataParallel or tensor parallelism), and no partial "
-                "Hessian can be taken of it. Use DistributedDataParallel, or give the groups of "
-                "sharded parameters channelwise=False: they then train as torch.optim.SGD does"
-            )
-
-
-def refuse_zero(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse to be built by ``ZeroRedundancyOptimizer``, but for first-order groups.
-
-    It gives every rank other parameters, and the curvature of one parameter is a mean over ranks.
-
-    Raises:
-        ValueError: It is building this optimizer, and a group is not flagged ``channelwise=False``.
-    """
-    if all(group.get("channelwise") is False for group in groups):
-        return
-    frame = sys._getframe(1)
-    for _ in range(_DEEPEST):
-        if frame.f_globals.get("__name__") == _ZERO:
-            raise ValueError(
-                "ZeroRedundancyOptimizer gives every rank other parameters, and SGDPH averages the "
-                "curvature of one parameter over all ranks. Give it torch.optim.SGD and the "
-                "first-order groups of sgdph.param_groups, and SGDPH the channel-wise groups: "
-                "together they take the same steps"
-            )
-        if frame.f_back is None:
-            return
-        frame = frame.f_back
+    buffer = state.get("momentum_buffer")
+    average = state.get("hessian")
+    for kept, dtype in ((buffer, p.dtype), (average, curvature_dtype(p))):
+        if kept is None or (
+            kept.shape == p.shape and kept.dtype == dtype and kept.device == p.device
+        ):
+            continue
+        raise RuntimeError(
+            f"parameter {name(p)} is now {tuple(p.shape)}, {p.dtype} on {p.device}, but the "
+            f"optimizer's state for it is {tuple(kept.shape)}, {kept.dtype} on {kept.device}: it "
+            "was moved or converted after training began. Call model.to(...) before the optimizer "
+            "is built, or carry the state over: "
+            "optimizer.load_state_dict(optimizer.state_dict())"
+        )

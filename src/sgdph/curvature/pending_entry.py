@@ -88,12 +88,12 @@ class PendingEntry:
     """Of ``loss.backward(create_graph=True)``, as the backward left it: settled as well."""
     objection: str | None = None
     """Why a product of that graph would be wrong."""
-    arriving: Tensor | None = None
+    incoming: Tensor | None = None
     """A gradient with a graph that is about to be added to ``.grad``."""
     missed_at: int | None = None
-    """Asked of a loss that does not depend on the parameter; gradients that had arrived by then."""
+    """Asked of a loss that does not depend on the parameter; gradients that were there by then."""
     forgotten: bool = False
-    """A gradient has arrived for which nothing was taken, and without a graph to take it from."""
+    """A gradient came for which nothing was taken, and without a graph to take it from."""
     dropped: bool = False
     """Some went with its gradient, since the last step."""
     stamp: GradientStamp | None = None
@@ -111,7 +111,7 @@ class PendingEntry:
 
     def drop_if_cleared(self, p: Tensor) -> None:
         """Drop what belongs to a gradient that has been cleared since."""
-        self.arriving = None
+        self.incoming = None
         if self.stamp is None:
             return
         if self.stamp.is_replaced(p.grad):
@@ -142,6 +142,54 @@ class PendingEntry:
         if gradient is not None and gradient.grad_fn is None:
             self.gradient_with_graph = None
 
+    def holds(self) -> bool:
+        """Tell whether there is anything, fresh or settled."""
+        return bool(self.fresh or self.settled) or self.gradient_with_graph is not None
+
+    def has_factors(self) -> bool:
+        """Tell whether anything is still to be divided by the scale of its loss."""
+        return any(taken.factors for taken in (*self.settled, *self.fresh))
+
+    def total(self, scaler: torch.amp.GradScaler | None) -> Tensor | None:
+        """Sum up what was taken, divided by the scales of the losses; ``None`` where nothing was.
+
+        Args:
+            scaler: The ``GradScaler`` that calls the step, if one does.
+        """
+        total: Tensor | None = None
+        for taken in (*self.settled, *self.fresh):
+            scale, curvature = taken.factors.scale(scaler), taken.curvature
+            if scale is not None:
+                curvature = curvature / scale.to(curvature.device, curvature.dtype)
+            total = curvature if total is None else total + curvature
+        return total
+
+    def validity(self) -> Tensor | None:
+        """See :meth:`PendingCurvature.validity`."""
+        if self.fresh or self.gradient_with_graph is not None:
+            return None
+        valid: Tensor | None = None
+        for taken in self.settled:
+            if taken.valid is None:
+                return None
+            valid = taken.valid if valid is None else valid | taken.valid
+        return valid
+
+    def is_of_several(self, gradient: Tensor) -> bool:
+        """Tell whether ``.grad`` was put together by hand, after other gradients had been cleared.
+
+        It may also have been clipped after a skipped batch, and is then a multiple of what the
+        latest backward left. The device is asked only where gradients were cleared before the step.
+        """
+        if self.forgotten or self.fresh or self.missed_at is not None:
+            return False
+        stamp = self.stamp
+        if stamp is not None and not stamp.is_replaced(gradient) and not stamp.is_changed():
+            return False
+        if not self.dropped and (self.kept is None or bool(self.kept)):
+            return False
+        return stamp is None or not bool(self.is_multiple_of_latest(gradient))
+
     def is_multiple_of_latest(self, gradient: Tensor) -> Tensor:
         """Tell whether a gradient is what the latest backward left, or that times a number.
 
@@ -164,7 +212,7 @@ class PendingEntry:
             self.fresh = [taken for taken in self.fresh if not taken.owner.is_gone()]
 
     def settle(self) -> None:
-        """Note that the gradient of what is fresh has arrived."""
+        """Note that the gradient of what is fresh is there."""
         for taken in self.fresh:
             same = [i for i, t in enumerate(self.settled) if t.factors.key == taken.factors.key]
             if same:

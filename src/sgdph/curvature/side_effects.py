@@ -77,3 +77,19 @@ def _uncompiled() -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+@contextlib.contextmanager
+def moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
+    """Move the weights, and bring the very same tensors back.
+
+    Through ``.data``: a change in place would invalidate the graph of a loss computed before.
+    """
+    before = [p.data for p in params]
+    for p, step in zip(params, steps, strict=True):
+        p.data = p.data + step
+    try:
+        yield
+    finally:
+        for p, data in zip(params, before, strict=True):
+            p.data = data

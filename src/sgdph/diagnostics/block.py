@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdph.autograd.differentiability import explained
+from sgdph.autograd.differentiability import explain_missing_derivatives
 from sgdph.autograd.graph import Region, has_packed
 from sgdph.curvature.estimators import check_loss, gradients_with_graph, silenced_hooks
 from sgdph.distributed.ddp import static_graph_unnoticed
@@ -108,7 +108,7 @@ def block_of(
         at_a_time = chunk_size or _chunk_size(region, params[0].device)
         gradients = _gradients(loss, named, region, lean=at_a_time == 1)
         block = torch.zeros(sum(sizes), sum(sizes), dtype=dtype, device=params[0].device)
-        with silenced_hooks(params), explained():
+        with silenced_hooks(params), explain_missing_derivatives():
             for gradient, rows in zip(gradients, torch.split(block, sizes), strict=True):
                 # A gradient that does not depend on the parameters has rows of zeros.
                 if gradient.requires_grad:

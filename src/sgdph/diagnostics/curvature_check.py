@@ -136,9 +136,8 @@ def _checked_parameters(closure: Closure, optimizer: SGDPH, rtol: float | None) 
         raise TypeError(f"rtol must be a number or None, got {type(rtol).__name__}")
     if rtol is not None and not 0 < rtol < math.inf:
         raise ValueError(f"rtol must be above 0 and finite, got {rtol}")
-    flow = optimizer._flow
-    flow.check_membership(optimizer.param_groups)
-    params = [p for p in flow.cycle.newton if p.requires_grad and p.numel()]
+    optimizer._curvature.guards.check_groups(optimizer.param_groups)
+    params = [p for p in optimizer.newton_parameters if p.requires_grad and p.numel()]
     if not params:
         raise ValueError("the optimizer has no trainable Newton parameters to check")
     return params

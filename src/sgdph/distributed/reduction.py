@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
+from sgdph.distributed.ddp import Wrappers
 
 
-class Arrival(NamedTuple):
-    """Curvature that came for a parameter.
+class Collected(NamedTuple):
+    """Curvature that was collected for a parameter.
 
     Attributes:
         p: The parameter.
@@ -41,6 +42,8 @@ class Ranks:
     def __init__(self, process_group: dist.ProcessGroup | None) -> None:
         self.process_group = process_group
         self.over_active = False
+        self._wrappers = Wrappers()
+        self._join_is_new = False
 
     def count(self) -> int:
         """Return their number: 1 where ``torch.distributed`` is not running."""
@@ -48,29 +51,53 @@ class Ranks:
             return 1
         return dist.get_world_size(self.process_group)
 
-    def mean(self, arrivals: Sequence[Arrival], *, active: bool = True) -> list[Arrival]:
+    def join_begins(self) -> None:
+        """Note that a join context will call here for a rank that has run out of batches."""
+        self._join_is_new = True
+
+    def accept_join(self, newton: Sequence[Tensor]) -> None:
+        """Accept the context that has begun, if one has; the next one must say anew.
+
+        Args:
+            newton: The Newton parameters, whose wrappers the context has told of itself.
+        """
+        # Not when it begins: the context may tell the model of itself after the optimizer.
+        if self._join_is_new:
+            self._join_is_new = False
+            self._wrappers.accept_joins(newton)
+
+    def check_join(self, newton: Sequence[Tensor]) -> None:
+        """Check that a join context around the model knows of the optimizer.
+
+        Raises:
+            RuntimeError: It does not.
+        """
+        self.accept_join(newton)
+        self._wrappers.refuse_join_without_optimizer(newton)
+
+    def mean(self, collected: Sequence[Collected], *, active: bool = True) -> list[Collected]:
         """Average signed curvature, in one collective.
 
         The mean is unweighted, as DDP's of the gradients; a rank that has nothing counts as zero.
 
         Args:
-            arrivals: This rank's, for the same parameters in the same order on every rank.
+            collected: This rank's, for the same parameters in the same order on every rank.
             active: Whether this rank still has batches.
 
         Returns:
             The means, valid where any rank had something.
         """
-        params = [a.p for a in arrivals]
+        params = [a.p for a in collected]
         dtype = reduce(torch.promote_types, (curvature_dtype(p) for p in params))
         device = params[0].device
         parts = [
             torch.zeros(p.numel(), dtype=dtype, device=device)
             if h is None
             else h.reshape(-1).to(device, dtype)
-            for p, h, _ in arrivals
+            for p, h, _ in collected
         ]
-        flags = [a.valid for a in arrivals]
-        counted = [h is not None for _, h, _ in arrivals] + [active] * self.over_active
+        flags = [a.valid for a in collected]
+        counted = [h is not None for _, h, _ in collected] + [active] * self.over_active
         counts = torch.tensor(counted, dtype=dtype).to(device, non_blocking=True)
         if any(flag is not None for flag in flags):
             # Of what a rank took, but whose gradient was cleared, it has nothing.
@@ -86,7 +113,7 @@ class Ranks:
         *sums, present, actives = torch.split(vector, sizes)
         ranks = actives if self.over_active else self.count()
         return [
-            Arrival(
+            Collected(
                 p,
                 (total / ranks).view(p.shape).to(p.device, curvature_dtype(p)),
                 count.gt(0).to(p.device),

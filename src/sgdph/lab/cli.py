@@ -12,11 +12,11 @@ from rich.console import Console
 from sgdph.lab import commands
 from sgdph.lab.cost.command import cost
 from sgdph.lab.cost.options import CostOptions
-from sgdph.lab.data.command import data
-from sgdph.lab.data.options import DataOptions
+from sgdph.lab.data_command import data
 from sgdph.lab.errors import WRONG_USAGE, LabError
 from sgdph.lab.inspect.command import inspect
 from sgdph.lab.inspect.options import InspectOptions
+from sgdph.lab.options.data import DataOptions
 from sgdph.lab.options.options import CompareOptions, TrainOptions
 from sgdph.lab.output import standard_streams
 from sgdph.lab.progress import screen

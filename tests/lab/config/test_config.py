@@ -5,7 +5,7 @@ import yaml
 
 from lab.conftest import tiny_config
 from sgdph.lab.config.run_config import differences
-from sgdph.lab.config.yaml import from_yaml, to_yaml
+from sgdph.lab.config.yaml import from_yaml, revived, to_yaml, with_tuples
 from sgdph.lab.errors import LabError
 from sgdph.lab.options.resolution import resolve
 
@@ -60,6 +60,14 @@ def test_differences_name_each_field_but_not_the_place() -> None:
     given = {"lr": 0.5, "epochs": 3, "seed": 1, "device": "cuda", "threads": 9, "data_dir": "/x"}
     found = differences(given, saved)
     assert found == ["lr: the run has 0.01, given 0.5", "seed: the run has 0, given 1"]
+
+
+def test_a_field_that_was_renamed_is_read_under_its_earlier_name() -> None:
+    config = tiny_config(data_workers=2)
+    text = to_yaml(config).replace("data_workers: 2", "workers: 2")
+    assert "\nworkers: 2" in text
+    assert from_yaml(text) == config
+    assert revived({"workers": 2}) == with_tuples({"workers": 2}) == {"data_workers": 2}
 
 
 def test_a_configuration_is_frozen() -> None:

@@ -151,7 +151,7 @@ def test_workloads_of_every_kind() -> None:
 
 
 def test_bfloat16_is_autocast() -> None:
-    workload = build_workload("resnet8", 2, settings("sgdph", dtype="bfloat16"), CPU)
+    workload = build_workload("resnet8", 2, settings("sgdph", precision="bfloat16"), CPU)
     seen = []
     workload.model.conv.register_forward_hook(  # type: ignore[union-attr, operator]
         lambda module, inputs, output: seen.append(output.dtype)
@@ -159,7 +159,7 @@ def test_bfloat16_is_autocast() -> None:
     workload.loss(workload.model).backward()
     assert seen == [torch.bfloat16]
     assert {p.dtype for p in workload.model.parameters()} == {torch.float32}
-    figures = measure_cell("resnet8", 2, settings("sgdph", dtype="bfloat16"), CPU, Counted())
+    figures = measure_cell("resnet8", 2, settings("sgdph", precision="bfloat16"), CPU, Counted())
     assert len(figures.systems) == 2
 
 
@@ -282,7 +282,7 @@ def test_a_network_without_a_newton_parameter_is_refused(monkeypatch: pytest.Mon
         ({"batch_sizes": (4, 0)}, "--batch-size"),
         ({"batch_sizes": (4, 4)}, "--batch-size"),
         ({"models": ("resnet8", "resnet8")}, "--model"),
-        ({"dtype": "float16"}, "--dtype"),
+        ({"precision": "float16"}, "--precision"),
         ({"seed": -1}, "--seed"),
     ],
 )

@@ -64,6 +64,8 @@ def test_what_was_not_measured_is_a_dash() -> None:
 def test_figures_go_through_json_unchanged() -> None:
     assert cell_from_plain(json.loads(json.dumps(to_plain(cell())))) == cell()
     assert settings_from_plain(json.loads(json.dumps(to_plain(SETTINGS)))) == SETTINGS
+    # As it was called before.
+    assert settings_from_plain({"systems": ["sgdph"], "dtype": "bfloat16"}).precision == "bfloat16"
 
 
 def test_the_csv_holds_ratios_in_full() -> None:

@@ -3,14 +3,10 @@ import hashlib
 import pytest
 import torch
 
-from sgdph.lab.data import (
-    TensorDataset,
-    channel_statistics,
-    load_dataset,
-    plan_epoch,
-    stratified,
-    training_batch,
-)
+from sgdph.lab.data.dataset import plan_epoch
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.splits import stratified
+from sgdph.lab.data.tensors import TensorDataset, channel_statistics, training_batch
 from sgdph.lab.errors import LabError
 
 

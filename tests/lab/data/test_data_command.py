@@ -1,13 +1,11 @@
 """``sgdph data``: what it says, and its exit code."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from sgdph.lab.cli import main
-from sgdph.lab.config.run_config import DatasetName
-from sgdph.lab.data.catalogue import ENTRIES
+from sgdph.lab.data.registry import DATASETS
 
 from . import made
 
@@ -19,10 +17,9 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 
 
 def test_every_set_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(ENTRIES) == set(get_args(DatasetName))
     code, text = said(capsys)
     assert code == 0
-    assert all(name in text for name in ENTRIES)
+    assert all(name in text for name in DATASETS)
     assert "cifar10: missing: cifar-10-batches-py/ or cifar-10-batches-bin/" in text
     assert "--data-dir, which was not given" in text
 
@@ -51,7 +48,7 @@ def test_a_set_of_image_files_is_read_to_the_last_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made.lists(tmp_path)
-    words = ("--dataset", "mini-imagenet", "--data-dir", str(tmp_path), "--workers", "1")
+    words = ("--dataset", "mini-imagenet", "--data-dir", str(tmp_path), "--data-workers", "1")
     code, text = said(capsys, *words, "--check")
     assert code == 0
     assert "checked: 40 + 8 images, 4 classes; not the whole: 4 classes and 48 images" in text
@@ -81,13 +78,11 @@ def test_a_half_there_set_names_its_files(
 def test_a_damaged_set_among_all_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sgdph.lab.data import command
-
-    few = {name: ENTRIES[name] for name in ("digits", "imagenet")}
-    monkeypatch.setattr(command, "ENTRIES", few)
+    few = {name: DATASETS[name] for name in ("digits", "imagenet")}
+    monkeypatch.setattr("sgdph.lab.data_command.DATASETS", few)
     made.class_folders(tmp_path)
     (tmp_path / "val" / "n00000000" / "val0.png").write_bytes(b"")
-    words = ("--data-dir", str(tmp_path), "--workers", "0")
+    words = ("--data-dir", str(tmp_path), "--data-workers", "0")
     assert said(capsys, *words)[0] == 0
     assert said(capsys, *words, "--check")[0] == 1
 

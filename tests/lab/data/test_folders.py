@@ -19,8 +19,10 @@ from torchvision.transforms import v2
 
 from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import FolderDataset, Share, load_dataset, plan_epoch
+from sgdph.lab.data.dataset import Share, plan_epoch
+from sgdph.lab.data.image_dataset import ImageFileDataset
 from sgdph.lab.data.image_reader import pick_workers
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.options.resolution import resolve
 
@@ -36,14 +38,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(
     root: Path, workers: int = 0, name: str = "mini-imagenet", **sizes: int
-) -> FolderDataset:
+) -> ImageFileDataset:
     data = load_dataset(name, data_dir=root, image_size=SIZE, workers=workers, **sizes)
-    assert isinstance(data, FolderDataset)
+    assert isinstance(data, ImageFileDataset)
     return data
 
 
 def epoch(
-    data: FolderDataset, seed: int = 0, share: Share | None = None
+    data: ImageFileDataset, seed: int = 0, share: Share | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     plan = plan_epoch(data, torch.Generator().manual_seed(seed))
     return list(data.training_batches(plan, 5, share or Share()))
@@ -207,7 +209,7 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path, root: Path) -> 
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sgdph.lab", "train", "--dataset", "mini-imagenet"]
     command += ["--data-dir", str(root), "--image-size", "16", "--model", "resnet8"]
-    command += ["--batch-size", "6", "--epochs", "100000", "--workers", "2", "--threads", "1"]
+    command += ["--batch-size", "6", "--epochs", "100000", "--data-workers", "2", "--threads", "1"]
     with subprocess.Popen(
         [*command, "--out", str(out)],
         stdout=subprocess.PIPE,
@@ -257,7 +259,7 @@ def test_ctrl_c_while_a_batch_is_fetched_is_no_error_in_a_worker(
 def test_workers_are_as_many_as_there_are_cores_at_most_8() -> None:
     assert 1 <= pick_workers(None) <= 8
     assert pick_workers(0) == 0
-    with pytest.raises(LabError, match=r"--workers must be at least 0.*got -1"):
+    with pytest.raises(LabError, match=r"--data-workers must be at least 0.*got -1"):
         pick_workers(-1)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sgdph.lab.data import mini_imagenet
-from sgdph.lab.data.image_reader import ImageFiles
+from sgdph.lab.data.image_files import ImageFiles
 from sgdph.lab.data.imagenet import read_imagenet
 from sgdph.lab.data.mini_imagenet import read_mini_imagenet
 from sgdph.lab.errors import LabError

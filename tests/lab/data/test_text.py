@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
-from sgdph.lab.data import TextDataset, load_dataset, plan_epoch, training_batch
+from sgdph.lab.data.dataset import plan_epoch
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TextDataset, training_batch
 from sgdph.lab.data.text import CHARACTERS, windows
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.models import build_model

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from sgdph.lab.data import TensorDataset, channel_statistics, load_dataset
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.data.splits import SplitSizes
+from sgdph.lab.data.tensors import TensorDataset, channel_statistics
 from sgdph.lab.errors import LabError
 
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
 from sgdph.lab.cli import main
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.inspect.choice import make_plan
 from sgdph.lab.inspect.costs import estimate_costs
 from sgdph.lab.inspect.figures import InspectSettings

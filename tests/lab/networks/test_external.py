@@ -11,7 +11,7 @@ import sgdph
 from lab.conftest import TINY, tiny_config
 from sgdph.lab.cli import main
 from sgdph.lab.cost.step import build_network
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.external import check_output
 from sgdph.lab.networks.models import build_model

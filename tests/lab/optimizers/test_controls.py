@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sgdph import SGDPH, param_groups
+from sgdph.lab.optimizers.build import make_optimizer
 from sgdph.lab.optimizers.controls import (
     CapMultiplier,
     FixedMultiplier,
@@ -38,10 +39,10 @@ def walk(kind: type[SGDPH], steps: int = 6, **settings: float) -> tuple[nn.Modul
 def own_multipliers(optimizer: SGDPH) -> dict[str, torch.Tensor]:
     # SGD-PH's own, from the control's state.
     return {
-        name: SGDPH._multiplier(optimizer, p, group)
+        name: SGDPH.newton_multiplier(optimizer, p, group)
         for group in optimizer.param_groups
         for name, p in zip(group["param_names"], group["params"], strict=True)
-        if p in optimizer._flow.cycle
+        if p in optimizer._curvature.cycle
     }
 
 
@@ -115,12 +116,12 @@ def test_every_control_goes_by_name() -> None:
         ("sgdph-fixed10", TenfoldMultiplier),
     ):
         baseline = BASELINES[name]
-        assert type(baseline.build(net(), baseline.defaults, 0)) is kind
+        assert type(make_optimizer(name, net(), baseline.defaults, 0)) is kind
 
 
 def test_any_seed_of_a_run_shuffles() -> None:
     baseline = BASELINES["sgdph-shuffled"]
-    optimizer = baseline.build(net(), baseline.defaults, 2**63 - 1)
+    optimizer = make_optimizer("sgdph-shuffled", net(), baseline.defaults, 2**63 - 1)
     assert len(optimizer.multipliers()) == 2
 
 

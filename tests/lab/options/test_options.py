@@ -5,9 +5,10 @@ import torch
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.models import build_model
-from sgdph.lab.optimizers.registry import BASELINES, build_optimizer
+from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.options.options import TrainOptions, parse_optimizers, parse_seeds
 from sgdph.lab.options.resolution import parse_per_optimizer, resolve, resolve_many
+from sgdph.lab.run.start import build_optimizer
 
 
 def test_unset_options_take_the_documented_defaults() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.data import load_dataset
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import prepare

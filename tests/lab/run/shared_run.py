@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from sgdph.lab import cli
-from sgdph.lab.data import load_dataset
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.progress import LineReporter
 from sgdph.lab.run import training

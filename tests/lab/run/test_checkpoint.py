@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lab.conftest import checkpoint_of, same_bits, start, tiny_config
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.checkpoint import load_checkpoint, save_checkpoint
 from sgdph.lab.run.directory import CHECKPOINT, RunDirectory

@@ -12,7 +12,7 @@ import pytest
 
 from lab.conftest import start, tiny_config
 from sgdph.lab import cli
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.claims import LOCK, Claim, Claimed
 from sgdph.lab.run.directory import RunDirectory

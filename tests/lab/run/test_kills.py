@@ -13,7 +13,7 @@ import pytest
 
 from lab.conftest import checkpoint_of, same_bits, start, tiny_config, without_seconds
 from sgdph.lab import cli
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import PARTIAL_SUFFIX, WriteError
 from sgdph.lab.options.resolution import resolve

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from lab.conftest import checkpoint_of, same_bits, start, tiny_config, without_seconds
 from sgdph.lab import cli
-from sgdph.lab.data import Dataset, Share, load_dataset
+from sgdph.lab.data.dataset import Dataset, Share
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run import distributed
 from sgdph.lab.run.directory import RunDirectory

@@ -19,7 +19,7 @@ from lab.conftest import (
     without_seconds,
 )
 from sgdph.lab import cli
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import prepare

@@ -15,7 +15,9 @@ from lab.conftest import (
     tiny_config,
     without_seconds,
 )
-from sgdph.lab.data import Dataset, TensorDataset, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.directory import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.run.evaluation import EVALUATION_BATCH, evaluate

@@ -8,7 +8,7 @@ import torch
 
 import sgdph
 from lab.conftest import checkpoint_of, interrupt_at, same_bits, start, tiny_config, without_seconds
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.run.directory import RunDirectory
 

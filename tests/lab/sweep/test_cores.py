@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot, tiny_config
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
@@ -45,7 +45,7 @@ class Stop(Exception):  # noqa: N818 - not an error
         (2, [], 2, 1),
         (8, [], 6, 1),
         (2, ["--jobs", "1"], 1, 1),
-        (2, ["--parallel", "3"], 3, 1),
+        (2, ["--jobs", "3"], 3, 1),
         (2, ["--threads", "2"], 1, 2),
         (8, ["--threads", "3"], 2, 3),
         (1, [], 1, 1),

@@ -217,7 +217,7 @@ def test_overwriting_deletes_the_sweep_and_nothing_else(reproduce: Command, tmp_
 
 def test_a_dry_run_tells_and_leaves_nothing(reproduce: Command, tmp_path: Path) -> None:
     small = ["table1", *ONE, "--model=resnet8", "--out", tmp_path / "out"]
-    code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adahessian", "--workers=2")
+    code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adahessian", "--jobs=2")
     assert code == 0
     assert list(tmp_path.iterdir()) == []
     assert "digits-resnet8-sgdm" in said
@@ -260,7 +260,7 @@ def test_the_list_names_every_recipe_and_its_times(reproduce: Command) -> None:
         (["table9"], "there is no recipe 'table9'"),
         (["table7", *ONE, "--only=nothing"], "fits no cell; the cells are digits-resnet8"),
         (["table7", "--resume", "--overwrite"], "contradict"),
-        (["table7", "--workers=0"], "--workers must be at least 1"),
+        (["table7", "--jobs=0"], "--jobs must be at least 1"),
         (["table1", "--scale=cpu", "--only=cifar10"], "--data-dir"),
         (["table7", *ONE, "--settings=nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],

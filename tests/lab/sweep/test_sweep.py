@@ -17,7 +17,7 @@ from rich.console import Console
 from lab.conftest import Silent, checkpoint_of, same_bits, start, tiny_config
 from sgdph.lab import cli
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.claims import LOCK, Claimed
 from sgdph.lab.run.directory import RunDirectory
@@ -217,7 +217,7 @@ NAMES = [
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A sweep of six runs by two workers, in a process of its own."""
-    words = [sys.executable, "-m", "sgdph.lab", *SWEEP, "--workers=2", "--out", str(tmp_path)]
+    words = [sys.executable, "-m", "sgdph.lab", *SWEEP, "--jobs=2", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         yield process

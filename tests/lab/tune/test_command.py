@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lab.conftest import Command
-from sgdph.lab.data import stratified
+from sgdph.lab.data.splits import stratified
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.options.settings import read_settings
 from sgdph.lab.run.directory import RunDirectory
@@ -206,7 +206,7 @@ def test_options_that_disagree_are_refused(
     [
         (["--optimizers=sgdm,lion"], "lion"),
         (["--trials=0"], "--trials must be at least 1"),
-        (["--parallel=0"], "--parallel must be at least 1"),
+        (["--jobs=0"], "--jobs must be at least 1"),
         (["--storage=mysql"], "--storage must be sqlite, journal or a database's URL"),
         (["--storage=postgresql://me:secret@host/db"], "PGPASSWORD"),
         (["--storage=nothing://host/db"], "--storage nothing://host/db cannot be opened"),

@@ -149,7 +149,7 @@ def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path)
 def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) -> None:
     out = tmp_path / "a"
     code, said, _ = sgdph(
-        "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=2", "--parallel=2", f"--out={out}"
+        "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=2", "--jobs=2", f"--out={out}"
     )
     assert code == 0
     found = searches(out)
@@ -165,7 +165,7 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
 
 
 def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: Path) -> None:
-    words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--parallel=2"]
+    words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--jobs=2"]
     command = [sys.executable, "-m", "sgdph.lab", *words, f"--out={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdout is not None
@@ -192,7 +192,7 @@ def test_a_trial_that_fails_is_named_and_no_more_are_taken(
     for number in range(1, 4):
         (trials / f"trial-{number:03d}").mkdir()
         shutil.copy(trials / "trial-000" / "config.yaml", trials / f"trial-{number:03d}")
-    code, _, errors = sgdph(*words, f"--parallel={jobs}")
+    code, _, errors = sgdph(*words, f"--jobs={jobs}")
     assert code == 2
     assert "holds another run" in errors or "do not belong together" in errors
     assert "sgdm-trial-001.error.txt" in errors

@@ -5,46 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import canonical, check_model
+from sgdph.lab.networks.registry import canonical, check_model
+from sgdph.lab.optimizers.baseline import Setting
+from sgdph.lab.optimizers.registry import OptimizerName
 from sgdph.validation import Estimator
 
-DatasetName = Literal[
-    "mnist5k",
-    "digits",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "mini-imagenet",
-    "imagenet",
-    "pydoc",
-]
-OptimizerName = Literal[
-    "sgdph",
-    "sgdm",
-    "adam",
-    "adamw",
-    "adabelief",
-    "adahessian",
-    "apollo",
-    "sophiah",
-    "muon",
-    "soap",
-    "sgdph-mean",
-    "sgdph-shuffled",
-    "sgdph-fixed1",
-    "sgdph-fixed10",
-    "sgdph-fixed",
-]
 ScheduleName = Literal["cosine", "step", "constant"]
 RefreshName = Literal["cyclic", "all"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 SplitName = Literal["test", "validation"]
-Setting: TypeAlias = bool | int | float | str | tuple[float, ...] | None
-"""A value that an optimizer's argument can have on the command line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +35,7 @@ class RunConfig:
         validation_size: Number of training images held out, a stratified subset of those. The run
             is then evaluated on them, and never sees the test images; ``None`` holds out none.
         image_size: Height and width in pixels to which a set of image files is resized.
-        model: Name of the network: one of :data:`sgdph.lab.networks.names.NETWORKS`,
+        model: Name of the network: one of :data:`sgdph.lab.networks.registry.NETWORKS`,
             ``torchvision:NAME`` or ``timm:NAME``. Of a network's two names the shorter is kept.
         optimizer: Name of the optimizer.
         epochs: Passes over the training images.
@@ -75,7 +49,7 @@ class RunConfig:
         seed: All randomness of the run comes from it.
         device: A torch device, or ``"auto"``.
         threads: CPU threads of torch; ``None`` leaves torch's own choice.
-        workers: Processes that read image files; ``None`` for a number that fits the machine.
+        data_workers: Processes that read image files; ``None`` for a number that fits the machine.
         track: Tracker that the metrics are sent to as well; ``None`` and ``"none"`` for none.
         lr: Initial learning rate.
         weight_decay: Weight decay, in the optimizer's own sense.
@@ -112,7 +86,7 @@ class RunConfig:
     seed: int
     device: str = "auto"
     threads: int | None = None
-    workers: int | None = None
+    data_workers: int | None = None
     track: TrackerName | None = None
     lr: float
     weight_decay: float
@@ -167,7 +141,7 @@ AT_LEAST_ONE = (
     "hessian_interval",
 )
 # Where a run is computed, not what it computes: these may change when a run is resumed.
-PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "workers", "track"})
+PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "track"})
 
 
 @cache

@@ -9,10 +9,13 @@ from typing import Any, get_args
 
 import yaml
 
-from sgdph.lab.config.run_config import RunConfig, Setting, field_types
+from sgdph.lab.config.run_config import RunConfig, field_types
 from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.baseline import Setting
 
 FORMAT = "sgdph-run-1"
+# Earlier name of a field to its name now: what was saved under it is still read.
+RENAMED = {"workers": "data_workers"}
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -43,8 +46,11 @@ def with_lists(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo :func:`with_lists`."""
-    return {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+    """Undo :func:`with_lists`, and give options that were renamed since their names of now."""
+    return {
+        RENAMED.get(name, name): tuple(each) if isinstance(each, list) else each
+        for name, each in values.items()
+    }
 
 
 def marked_yaml(text: str, mark: str, source: Path | str, what: str) -> Mapping[str, Any]:
@@ -93,6 +99,7 @@ def from_mapping(values: Mapping[str, Any], source: Path | str = "the configurat
     Raises:
         LabError: If a key is missing or unknown, or a value is of the wrong kind.
     """
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
     known = {field.name: field for field in dataclasses.fields(RunConfig)}
     unknown = [str(key) for key in values if key not in known]
     missing = [
@@ -117,6 +124,7 @@ def revived(values: Mapping[str, Any]) -> dict[str, Any]:
         LabError: If a name is not a field's.
     """
     hints = field_types()
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
     strangers = [name for name in values if name not in hints]
     if strangers:
         raise LabError(f"a run has no {', '.join(strangers)}; it has {', '.join(hints)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sgdph.lab.errors import LabError
 
-DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class CostSettings:
         batch_sizes: Sizes of the batches; each pair of network and size is one cell.
         systems: Names of the optimizers.
         device: A torch device, or ``"auto"``.
-        dtype: ``"float32"``, or ``"bfloat16"``: float32 weights, forward under autocast.
+        precision: ``"float32"``, or ``"bfloat16"``: float32 weights, forward under autocast.
         channels_last: Whether model and images are stored channels last.
         compile: Whether the model is compiled.
         threads: CPU threads of torch.
@@ -34,7 +34,7 @@ class CostSettings:
     batch_sizes: tuple[int, ...] = (16,)
     systems: tuple[str, ...]
     device: str = "cpu"
-    dtype: str = "float32"
+    precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
     threads: int = 1
@@ -52,8 +52,10 @@ class CostSettings:
         for flag, values in (("--model", self.models), ("--batch-size", self.batch_sizes)):
             if len(set(values)) < len(values):
                 raise LabError(f"{flag} names one twice: {','.join(map(str, values))}")
-        if self.dtype not in DTYPES:
-            raise LabError(f"--dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        if self.precision not in PRECISIONS:
+            raise LabError(
+                f"--precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}"
+            )
         if not 0 <= self.seed < 2**63:
             raise LabError(f"--seed must lie between 0 and 2**63 - 1; got {self.seed}")
 
@@ -139,8 +141,10 @@ def to_plain(value: CostSettings | CellFigures) -> dict[str, Any]:
 
 def settings_from_plain(plain: Mapping[str, Any]) -> CostSettings:
     """Undo :func:`to_plain` after a way through JSON."""
+    # "dtype" is what precision was called before.
     values: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()
+        "precision" if name == "dtype" else name: tuple(v) if isinstance(v, list) else v
+        for name, v in plain.items()
     }
     return CostSettings(**values)
 

@@ -39,7 +39,7 @@ class CostOptions:
     """How often each step is timed at each place."""
     device: Annotated[str | None, shown("cpu", "TEXT")] = None
     """cpu, cuda, cuda:1 ... or auto."""
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, shown("float32", "TEXT")] = None
+    precision: Annotated[Literal["float32", "bfloat16"] | None, shown("float32", "TEXT")] = None
     """float32, or bfloat16: the forward runs under autocast, the weights stay float32."""
     channels_last: bool = False
     """Store model and images channels last."""

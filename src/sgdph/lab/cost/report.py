@@ -39,7 +39,7 @@ def describe(settings: CostSettings, cells: Sequence[CellFigures]) -> str:
     device = environment["device_name"] or environment["device"]
     parts = [
         str(device),
-        "bfloat16 autocast" if settings.dtype == "bfloat16" else settings.dtype,
+        "bfloat16 autocast" if settings.precision == "bfloat16" else settings.precision,
         "channels last" if settings.channels_last else "",
         "compiled" if settings.compile else "",
         f"{environment['threads']} CPU thread(s)",

@@ -91,7 +91,7 @@ def build_workload(
     if settings.channels_last and inputs.ndim == 4:
         network = network.to(memory_format=torch.channels_last)
         inputs = inputs.to(memory_format=torch.channels_last)
-    autocast = settings.dtype == "bfloat16"
+    autocast = settings.precision == "bfloat16"
     return Workload(network, inputs, targets.to(device), autocast)
 
 

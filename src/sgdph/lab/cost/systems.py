@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sgdph import SGDPH, param_groups
 from sgdph.lab.cost.authors import AuthorsSGDPH
 from sgdph.lab.errors import LabError
-from sgdph.lab.optimizers.libraries import import_from, is_installed
+from sgdph.lab.optimizers.baseline import is_installed
 from sgdph.lab.run.step import backward_with_graph
 from sgdph.validation import Estimator
 
@@ -111,7 +112,7 @@ def _from_package(package: str, path: str, **settings: Any) -> dict[str, Any]:
     """Say where an optional package's optimizer is, imported when it is built."""
 
     def build(model: nn.Module) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = import_from(path)(
+        optimizer: torch.optim.Optimizer = resolve_name(path)(
             model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, **settings
         )
         return optimizer

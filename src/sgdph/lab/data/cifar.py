@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor
 
 from sgdph.lab.data.digests import check_digest
+from sgdph.lab.data.registry import DATASETS
+from sgdph.lab.data.source import TensorSource, TensorSplits
 from sgdph.lab.errors import LabError
 
 PIXELS = 3 * 32 * 32
-PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+PAGE = DATASETS["cifar10"].origin
 UNPACK = f"unpack the official archive again ({PAGE})"
 
 Split = tuple[Tensor, Tensor]
@@ -98,9 +101,20 @@ CIFARS: Mapping[str, Cifar] = {
 }
 
 
-def read_cifar(
-    name: str, data_dir: Path | None, download: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def missing_cifar(name: str, data_dir: Path | None) -> str | None:
+    """Say what one of the sets lacks in a directory; ``None`` where all seems there."""
+    layout = CIFARS[name]
+    expected = f"{layout.python_folder}/ or {layout.binary_folder}/"
+    if data_dir is None:
+        return expected
+    if (data_dir / layout.binary_folder).is_dir():
+        files = [*layout.train_files, *layout.test_files]
+        gone = [n for n in files if not (data_dir / layout.binary_folder / n).is_file()]
+        return f"{layout.binary_folder}/: {', '.join(gone)}" if gone else None
+    return None if (data_dir / layout.python_folder).is_dir() else expected
+
+
+def read_cifar(name: str, data_dir: Path | None, download: bool = False) -> TensorSplits:
     """Read one of the sets, in whichever version lies under the directory.
 
     Args:
@@ -132,9 +146,7 @@ def read_cifar(
     )
 
 
-def _read_python(
-    name: str, data_dir: Path, download: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _read_python(name: str, data_dir: Path, download: bool) -> TensorSplits:
     """Read the python version through torchvision."""
     import torchvision.datasets
 
@@ -157,7 +169,7 @@ def _from_torchvision(part: Any) -> Split:
     return images, torch.tensor(part.targets)
 
 
-def _read_binary(name: str, data_dir: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _read_binary(name: str, data_dir: Path) -> TensorSplits:
     """Read and check the binary version."""
     layout = CIFARS[name]
     folder = data_dir / layout.binary_folder
@@ -234,3 +246,15 @@ def split_records(records: Tensor, layout: Cifar) -> Split:
     """Take records apart into images ``(N, 3, 32, 32)``, bytes, and labels ``(N,)``, int64."""
     images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
     return images, records[:, layout.label_bytes - 1].long()
+
+
+def _source(name: str) -> TensorSource:
+    return TensorSource(
+        classes=CIFARS[name].classes,
+        read=partial(read_cifar, name),
+        find=partial(missing_cifar, name),
+        crop_padding=4,
+    )
+
+
+CIFAR10, CIFAR100 = _source("cifar10"), _source("cifar100")

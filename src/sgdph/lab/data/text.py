@@ -7,9 +7,13 @@ figures are comparable within one Python version only.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from sgdph.lab.data.source import Request, Source, TensorSplits, in_package
+from sgdph.lab.data.tensors import TextDataset
 from sgdph.lab.networks.transformer import LENGTH
 
 # Printable ASCII and the line break; all else, some 0.1%, reads as a space.
@@ -18,7 +22,7 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 TEST_EVERY = 6
 
 
-def read_pydoc() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def read_pydoc() -> TensorSplits:
     """Cut the chapters into windows, each with the characters that come next.
 
     Every sixth chapter, in alphabetical order, is for the test. Windows do not overlap, and none
@@ -52,3 +56,39 @@ def windows(text: str) -> tuple[Tensor, Tensor]:
     here = codes[: count * LENGTH].view(count, LENGTH)
     following = codes[1 : count * LENGTH + 1].view(count, LENGTH)
     return here, following.long()
+
+
+class PydocSource(Source):
+    """The text inside Python."""
+
+    def missing(self, data_dir: Path | None) -> str | None:
+        """Say what is missing; the directory does not matter."""
+        return in_package("pydoc_data")(data_dir)
+
+    def load(self, request: Request) -> TextDataset:
+        """Load the text; see :meth:`Source.load`."""
+        windows, following, test, test_following = read_pydoc()
+        # A window has no class.
+        kept, held = request.sizes.split(request.name, torch.zeros(len(windows), dtype=torch.int64))
+        if held is not None:
+            test, test_following = windows[held], following[held]
+        return TextDataset(
+            name=request.name,
+            classes=len(CHARACTERS),
+            crop_padding=0,
+            flip=False,
+            train_images=windows[kept],
+            train_labels=following[kept],
+            test_images=test,
+            test_labels=test_following,
+            mean=torch.zeros(1),
+            std=torch.ones(1),
+        )
+
+    def check(self, data_dir: Path | None, workers: int) -> str:
+        """Read it, and count."""
+        windows, _, test, _ = read_pydoc()
+        return f"{len(windows):,} + {len(test):,} windows of {windows.shape[1]} characters"
+
+
+PYDOC = PydocSource()

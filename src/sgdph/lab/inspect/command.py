@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
 from sgdph.lab.inspect.choice import make_plan, matching
@@ -29,7 +29,7 @@ from sgdph.lab.run.out import check_target, default_out, disagreement, placed, r
 from sgdph.lab.run.start import PreparedRun, load_data, prepare
 from sgdph.lab.run.training import train_run
 
-_WAY_OUT = "leave these options out, or name another --out for a new inspection"
+_WORKAROUND = "leave these options out, or name another --out for a new inspection"
 
 
 def inspect(options: InspectOptions, console: Console) -> int:
@@ -96,7 +96,7 @@ def requested(options: InspectOptions) -> Inspection:
             f"--run {run.path} holds no run (no {CONFIG}); name the directory that sgdph train "
             "--out named, or leave --run out to train one"
         )
-    config = placed(run.read_config(), given, f"the run that lies in {run.path}", _WAY_OUT)
+    config = placed(run.read_config(), given, f"the run that lies in {run.path}", _WORKAROUND)
     found = find_checkpoints(run)
     checkpoints = measurement.pop("checkpoints", tuple(found))
     check_present(run, list(found), checkpoints)
@@ -116,7 +116,7 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
     what = f"the inspection that lies in {directory.path}"
     if inspection.run is not None:
         check_same_run(inspection.config, RunDirectory(Path(inspection.run)), what)
-    inspection.config = placed(inspection.config, options.given(), what, _WAY_OUT)
+    inspection.config = placed(inspection.config, options.given(), what, _WORKAROUND)
     problems = []
     if options.run is not None and str(options.run.resolve()) != inspection.run:
         problems.append(f"run: it has {inspection.run!r}, given {str(options.run.resolve())!r}")
@@ -126,7 +126,7 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
         {name: value for name, value in measurement.items() if name in fixed}, inspection.settings
     )
     if problems:
-        raise LabError(disagreement(what, problems, _WAY_OUT))
+        raise LabError(disagreement(what, problems, _WORKAROUND))
     inspection.settings = dataclasses.replace(inspection.settings, **measurement)
     return inspection
 

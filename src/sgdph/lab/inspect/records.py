@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.inspect.choice import make_plan
 from sgdph.lab.inspect.costs import estimate_costs
 from sgdph.lab.inspect.figures import BlockRecord, InspectSettings

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgdph import apply_weight_norm
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import TIMM, TORCHVISION
+from sgdph.lab.networks.registry import TIMM, TORCHVISION
 from sgdph.lab.networks.resnet import no_norm, shrink_branches
 
 PLAIN, WEIGHT_NORMED = "-plain", "-wn"

@@ -1,4 +1,4 @@
-"""The networks, by name.
+"""Builds the networks of :mod:`sgdph.lab.networks.registry`, and those of other libraries.
 
 Each ResNet and VGG comes in three forms. Short names mean the usual one: batch norm in ResNets,
 no norm in the VGGs.
@@ -37,83 +37,13 @@ same function of the image as the plain network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TypeAlias
+from pkgutil import resolve_name
 
 from torch import nn
 
 from sgdph import apply_weight_norm
 from sgdph.lab.networks.external import build_timm, build_torchvision
-from sgdph.lab.networks.names import TIMM, TORCHVISION, canonical, check_model
-from sgdph.lab.networks.resnet import BasicBlock, Bottleneck, ResNet, no_norm
-from sgdph.lab.networks.transformer import Transformer
-from sgdph.lab.networks.vgg import VGG
-
-# The networks that take windows of text.
-TEXT_NETWORKS = frozenset({"transformer"})
-
-
-Make: TypeAlias = Callable[..., nn.Module]
-"""Makes a network for so many input channels and classes."""
-
-
-def _cifar_resnet(n: int) -> Make:
-    return partial(
-        ResNet,
-        stem=16,
-        widths=(16, 32, 64),
-        blocks=(n, n, n),
-        block=BasicBlock,
-        projection=False,
-    )
-
-
-def _layer_norm(channels: int) -> nn.Module:
-    # One group is all channels and pixels of an image. torch's LayerNorm would have a scale per
-    # pixel, which is not channel-wise.
-    return nn.GroupNorm(1, channels)
-
-
-def _weight_normed(make: Make) -> Make:
-    return lambda in_channels, classes: apply_weight_norm(make(in_channels, classes), [nn.Conv2d])
-
-
-def _forms(name: str, normed: Make, plain: Make) -> dict[str, Make]:
-    forms = {f"{name}-bn": normed, f"{name}-plain": plain, f"{name}-wn": _weight_normed(plain)}
-    return {canonical(form): make for form, make in forms.items()}
-
-
-_IMAGENET_LIKE = partial(ResNet, stem=64, projection=True)
-
-_RESNETS: Mapping[str, Make] = {
-    "resnet8": _cifar_resnet(1),
-    "resnet20": _cifar_resnet(3),
-    "resnet56": _cifar_resnet(9),
-    "resnet18": partial(
-        _IMAGENET_LIKE, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2), block=BasicBlock
-    ),
-    "resnet50": partial(
-        _IMAGENET_LIKE, widths=(256, 512, 1024, 2048), blocks=(3, 4, 6, 3), block=Bottleneck
-    ),
-}
-_VGGS: Mapping[str, Make] = {
-    "vgg8": partial(VGG, convolutions=(1, 1, 1, 1, 1), widths=(16, 32, 64, 128, 128)),
-    "vgg11": partial(VGG, convolutions=(1, 1, 2, 2, 2)),
-    "vgg19": partial(VGG, convolutions=(2, 2, 4, 4, 4)),
-    "vgg19-narrow": partial(VGG, convolutions=(2, 2, 4, 4, 4), widths=(8, 16, 32, 64, 64)),
-}
-
-_NETWORKS: dict[str, Make] = {
-    "resnet8-gn": partial(_RESNETS["resnet8"], norm=partial(nn.GroupNorm, 8)),
-    "resnet8-in": partial(_RESNETS["resnet8"], norm=partial(nn.InstanceNorm2d, affine=True)),
-    "resnet8-ln": partial(_RESNETS["resnet8"], norm=_layer_norm),
-    "transformer": lambda characters, classes: Transformer(classes),
-}
-for _name, _make in _RESNETS.items():
-    _NETWORKS |= _forms(_name, _make, partial(_make, norm=no_norm))
-for _name, _make in _VGGS.items():
-    _NETWORKS |= _forms(_name, partial(_make, batch_norm=True), partial(_make, batch_norm=False))
+from sgdph.lab.networks.registry import NETWORKS, TIMM, TORCHVISION, canonical, check_model
 
 
 def build_model(name: str, *, in_channels: int, classes: int) -> nn.Module:
@@ -137,4 +67,6 @@ def build_model(name: str, *, in_channels: int, classes: int) -> nn.Module:
         return build_torchvision(name.removeprefix(TORCHVISION), in_channels, classes)
     if name.startswith(TIMM):
         return build_timm(name.removeprefix(TIMM), in_channels, classes)
-    return _NETWORKS[canonical(name)](in_channels, classes)
+    network = NETWORKS[canonical(name)]
+    model: nn.Module = resolve_name(network.constructor)(in_channels, classes, **network.arguments)
+    return apply_weight_norm(model, [nn.Conv2d]) if network.weight_norm else model

@@ -11,7 +11,8 @@ The norm layers are called ``bn`` whatever their kind, as in torchvision's netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias, cast
 
 import torch
@@ -25,6 +26,22 @@ Norm: TypeAlias = Callable[[int], nn.Module]
 def no_norm(channels: int) -> nn.Module:
     """Stand in for a norm layer; the convolution in front of it has a bias then."""
     return nn.Identity()
+
+
+def layer_norm(channels: int) -> nn.Module:
+    """Make a layer norm over channels and pixels, with scale and shift per channel."""
+    # One group is all channels and pixels of an image. torch's LayerNorm would have a scale per
+    # pixel, which is not channel-wise.
+    return nn.GroupNorm(1, channels)
+
+
+NORMS: Mapping[str, Norm] = {
+    "batch": nn.BatchNorm2d,
+    "group": partial(nn.GroupNorm, 8),
+    "instance": partial(nn.InstanceNorm2d, affine=True),
+    "layer": layer_norm,
+    "none": no_norm,
+}
 
 
 class PaddedShortcut(nn.Module):
@@ -158,6 +175,42 @@ class ResNet(nn.Module):
         x = self.blocks(x)
         # The mean, not adaptive_avg_pool2d, whose backward on CUDA is not deterministic.
         return cast(Tensor, self.fc(x.mean((2, 3))))
+
+
+def cifar_resnet(in_channels: int, classes: int, *, blocks: int, norm: str = "batch") -> ResNet:
+    """Make the network of ``6 blocks + 2`` layers; ``norm`` is one of :data:`NORMS`."""
+    return ResNet(
+        in_channels,
+        classes,
+        stem=16,
+        widths=(16, 32, 64),
+        blocks=(blocks,) * 3,
+        block=BasicBlock,
+        projection=False,
+        norm=NORMS[norm],
+    )
+
+
+def imagenet_resnet(
+    in_channels: int,
+    classes: int,
+    *,
+    blocks: tuple[int, ...],
+    bottleneck: bool = False,
+    norm: str = "batch",
+) -> ResNet:
+    """Make the network of four stages; ``norm`` is one of :data:`NORMS`."""
+    wider = 4 if bottleneck else 1
+    return ResNet(
+        in_channels,
+        classes,
+        stem=64,
+        widths=(64 * wider, 128 * wider, 256 * wider, 512 * wider),
+        blocks=blocks,
+        block=Bottleneck if bottleneck else BasicBlock,
+        projection=True,
+        norm=NORMS[norm],
+    )
 
 
 def initialise(module: nn.Module) -> None:

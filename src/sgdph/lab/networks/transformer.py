@@ -53,3 +53,8 @@ class Transformer(nn.Module):
             for layer in self.layers:
                 x = layer(x, src_mask=mask, is_causal=True)
         return cast(Tensor, self.fc(self.norm(x)).transpose(1, 2))
+
+
+def for_characters(characters: int, classes: int) -> Transformer:
+    """Make the transformer of a text's characters, each of which is a class."""
+    return Transformer(classes)

@@ -24,7 +24,7 @@ class VGG(nn.Module):
         in_channels: Channels of the images.
         classes: Number of classes.
         convolutions: Convolutions in each of the five stages.
-        batch_norm: Whether a convolution has batch norm, or a bias that starts at zero.
+        norm: ``"batch"``, or ``"none"`` for convolutions with a bias that starts at zero.
         widths: Channels of each stage; the original's where left out.
     """
 
@@ -34,11 +34,12 @@ class VGG(nn.Module):
         classes: int,
         *,
         convolutions: tuple[int, ...],
-        batch_norm: bool,
+        norm: str,
         widths: tuple[int, ...] = (64, 128, 256, 512, 512),
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        batch_norm = norm == "batch"
         previous = in_channels
         for width, count in zip(widths, convolutions, strict=True):
             for _ in range(count):

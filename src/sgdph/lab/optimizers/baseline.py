@@ -1,80 +1,61 @@
-"""What an optimizer of the comparison is, and how each kind is built."""
+"""What an optimizer of the comparison is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib.util
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from pkgutil import resolve_name
+from typing import Any, TypeAlias
 
-import torch
-from torch import nn
+Setting: TypeAlias = bool | int | float | str | tuple[float, ...] | None
+"""A value that an optimizer's argument can have on the command line."""
 
-from sgdph import param_groups
-from sgdph.lab.config.run_config import Setting
-from sgdph.lab.optimizers.libraries import import_from
-from sgdph.lab.optimizers.muon import split_for_muon
-
-Constructor: TypeAlias = Callable[..., torch.optim.Optimizer]
-"""An optimizer's class."""
+# What the laboratory gives an optimizer itself.
+_GIVEN = frozenset({"self", "params", "seed", "process_group"})
 
 
-def plain(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    """Give the optimizer all parameters alike."""
-    return make(model.parameters(), **settings)
-
-
-def sgdph(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    """Give SGD-PH the parameters by role, and its probes the run's seed."""
-    rest = {name: value for name, value in settings.items() if name != "weight_decay"}
-    groups = param_groups(model, weight_decay=settings["weight_decay"])
-    return make(groups, seed=seed, **rest)
-
-
-def adahessian(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    """Give AdaHessian all parameters, and its probes the run's seed."""
-    optimizer: Any = make(model.parameters(), **settings)
-    optimizer.seed_probes(seed)
-    return cast(torch.optim.Optimizer, optimizer)
-
-
-def muon(
-    make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
-) -> torch.optim.Optimizer:
-    """Give Muon its hidden weights, and the others to its AdamW."""
-    hidden, others = split_for_muon(model)
-    groups = [{"params": hidden, "use_muon": True}, {"params": others, "use_muon": False}]
-    return make(groups, **settings)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Baseline:
     """One optimizer of the comparison.
 
     Attributes:
+        label: What tables and plots call it.
+        constructor: Dotted path of its class, imported when it is built.
         defaults: Setting to default value; its keys are all the settings that the optimizer has and
             that have a field in a run's configuration.
-        constructor: Dotted path of its class, imported when it is built.
         arguments: Other arguments of the constructor that are set, to their values.
-        apply: Makes the optimizer of its class, the model, all settings and the run's seed.
+        build: Name of the function of :mod:`sgdph.lab.optimizers.build` that makes it.
         create_graph: Whether it takes second derivatives from the gradients' graph.
         requires: The package that it comes from, where that is an optional one.
     """
 
-    defaults: Mapping[str, Any]
+    label: str
     constructor: str
+    defaults: Mapping[str, Any]
     arguments: Mapping[str, Setting] = field(default_factory=dict)
-    apply: Callable[[Constructor, nn.Module, Mapping[str, Any], int], torch.optim.Optimizer] = plain
+    build: str = "plain"
     create_graph: bool = False
     requires: str | None = None
 
-    def build(
-        self, model: nn.Module, settings: Mapping[str, Any], seed: int
-    ) -> torch.optim.Optimizer:
-        """Make the optimizer from the model, all settings and the run's seed."""
-        return self.apply(import_from(self.constructor), model, settings, seed)
+    def load(self) -> Any:
+        """Import its class."""
+        return resolve_name(self.constructor)
+
+    def constructor_arguments(self) -> tuple[str, ...]:
+        """Name the arguments of its constructor that a person may set.
+
+        Arguments that it would swallow unseen (``**kwargs``) are not among them.
+        """
+        parameters = inspect.signature(self.load()).parameters.values()
+        return tuple(
+            each.name
+            for each in parameters
+            if each.name not in _GIVEN and each.kind is not inspect.Parameter.VAR_KEYWORD
+        )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None

@@ -26,8 +26,9 @@ from sgdph import SGDPH
 class MeanMultiplier(SGDPH):
     """Each parameter's multiplier is replaced by its mean over the channels."""
 
-    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        own = super()._multiplier(p, group)
+    def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return the control's multiplier."""
+        own = super().newton_multiplier(p, group)
         return own.mean().expand_as(own)
 
 
@@ -38,9 +39,10 @@ class ShuffledMultiplier(SGDPH):
     step would average out over the steps to the mean.
     """
 
-    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        own = super()._multiplier(p, group)
-        place = next(i for i, other in enumerate(self._flow.cycle.newton) if other is p)
+    def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return the control's multiplier."""
+        own = super().newton_multiplier(p, group)
+        place = next(i for i, other in enumerate(self.newton_parameters) if other is p)
         key = hashlib.blake2b(f"{group['seed']},{place}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
         order = torch.randperm(own.numel(), generator=generator)
@@ -57,7 +59,8 @@ class FixedMultiplier(SGDPH):
         """Never."""
         return False
 
-    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return the control's multiplier."""
         return torch.full_like(p, self.multiplier)
 
 
@@ -70,5 +73,6 @@ class TenfoldMultiplier(FixedMultiplier):
 class CapMultiplier(FixedMultiplier):
     """The multiplier is τ/ε, as if every curvature were 0: SGDM with another lr on Newton ones."""
 
-    def _multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return the control's multiplier."""
         return torch.full_like(p, group["second_order_lr"] / group["eps"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from sgdph.lab.config.run_config import Setting
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.baseline import Setting
 from sgdph.lab.optimizers.registry import arguments
 
 FLAG = "--optimizer-args"

@@ -15,8 +15,6 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from sgdph.lab.config.run_config import (
-    DatasetName,
-    OptimizerName,
     PrecisionName,
     RefreshName,
     RunConfig,
@@ -24,9 +22,10 @@ from sgdph.lab.config.run_config import (
     TrackerName,
 )
 from sgdph.lab.config.yaml import as_pairs
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.names import PATTERNS, canonical
-from sgdph.lab.optimizers.registry import check_name
+from sgdph.lab.networks.registry import PATTERNS, canonical
+from sgdph.lab.optimizers.registry import OptimizerName, check_name
 from sgdph.lab.options.optimizer_args import parse_arguments
 from sgdph.validation import Estimator
 
@@ -70,7 +69,7 @@ class CommonOptions:
     """Hold out so many training images, evaluate on them, and never touch the test images."""
     image_size: Annotated[int | None, shown("224", "N")] = None
     """Pixels to which image files are resized (mini-imagenet, imagenet)."""
-    workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
+    data_workers: Annotated[int | None, shown("one per CPU core, at most 8", "N")] = None
     """Processes that read image files (mini-imagenet, imagenet)."""
     model: Annotated[str | None, shown("resnet8", MODELS)] = None
     """Network: one of ours, or any of torchvision or timm, like timm:resnet18. The default for
@@ -85,8 +84,8 @@ class CommonOptions:
     """Epochs between the falls of --schedule step."""
     precision: Annotated[PrecisionName | None, shown("float32", PrecisionName)] = None
     """Arithmetic of the forward, by autocast; weights and optimizer state stay float32."""
-    channels_last: Annotated[bool | None, shown("True", "{True,False}")] = None
-    """Whether images and weights lie channels last in memory."""
+    no_channels_last: bool = False
+    """Lay images and weights out as torch does by default. Otherwise they lie channels last."""
     track: Annotated[TrackerName | None, shown("none", TrackerName)] = None
     """Send the metrics to a tracker as well."""
     device: Annotated[str | None, shown("auto", "TEXT")] = None
@@ -125,6 +124,8 @@ class CommonOptions:
             values["data_dir"] = str(self.data_dir.expanduser().resolve())
         if self.model is not None:
             values["model"] = canonical(self.model)
+        if self.no_channels_last:
+            values["channels_last"] = False
         return values
 
 
@@ -186,14 +187,7 @@ class CompareOptions(CommonOptions):
     """Weight decay: one number for all, or one each like sgdm=5e-4,sgdph=5e-3."""
     settings: Annotated[Path | None, shown("none", "FILE")] = None
     """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
-    jobs: Annotated[
-        int | None,
-        tyro.conf.arg(
-            aliases=["--parallel"],
-            help_behavior_hint="(default: the cores / a run's threads; 1 on a GPU)",
-            metavar="N",
-        ),
-    ] = None
+    jobs: Annotated[int | None, shown("the cores / a run's threads; 1 on a GPU", "N")] = None
     """How many runs are trained at the same time."""
     ray: Annotated[str | None, shown("this machine", "local|auto|HOST:PORT")] = None
     """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sgdph.lab.config.run_config import RunConfig, Setting
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs, revived
+from sgdph.lab.data.registry import DATASETS
 from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.baseline import Setting
 from sgdph.lab.optimizers.registry import (
     BASELINES,
     SETTINGS,
@@ -28,19 +30,12 @@ DEFAULTS: Mapping[str, Any] = {
     "schedule": "cosine",
     "seed": 0,
 }
-# What differs from these for a data set.
-_FILES = {"model": "torchvision:resnet18", "image_size": 224}
-DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "pydoc": {"model": "transformer"},
-    "mini-imagenet": _FILES,
-    "imagenet": _FILES,
-}
 
 
 def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of all that is no optimizer's setting, for the data set that is asked."""
     dataset = given.get("dataset", DEFAULTS["dataset"])
-    return {**DEFAULTS, **DATASET_DEFAULTS.get(dataset, {})}
+    return {**DEFAULTS, **(DATASETS[dataset].defaults if dataset in DATASETS else {})}
 
 
 def resolve(given: Mapping[str, Any]) -> RunConfig:

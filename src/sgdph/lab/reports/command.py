@@ -8,6 +8,7 @@ from rich.console import Console
 
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import say
+from sgdph.lab.reports.archive import archive_report, check_archive
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.reports.report import (
     LATEX,
@@ -22,6 +23,7 @@ from sgdph.lab.reports.report import (
     write_report,
 )
 from sgdph.lab.reports.table import to_rich
+from sgdph.lab.run.archive import EPOCHS
 
 
 def report(options: ReportOptions, console: Console) -> int:
@@ -37,7 +39,11 @@ def report(options: ReportOptions, console: Console) -> int:
         raise LabError("sgdph report needs a directory that holds runs, like: sgdph report runs")
     layout, targets = options.layout(), options.targets()
     check_out(options.place)
+    if options.archive:
+        check_archive(options.runs, options.place)
     made = report_on(options.runs, options.place, layout, targets)
+    if options.archive:
+        archive_report(made, options.place, layout)
     show_report(made, options.place, console)
     return OK
 
@@ -58,6 +64,7 @@ def show_report(made: Report, out: Path, console: Console) -> None:
         ("report", REPORT),
         ("table", TABLE),
         ("plot", PLOT),
+        ("runs", EPOCHS),
     ):
         if (out / name).exists():
             say(console, f"{title:<7}{(out / name).resolve()}")

@@ -12,6 +12,7 @@ import yaml
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.errors import LabError
+from sgdph.lab.run.archive import RUNS, read_layout
 
 # A run's label, or where it has none, its optimizer.
 SYSTEM = "system"
@@ -77,17 +78,18 @@ def parse_fields(text: str, flag: str) -> tuple[str, ...]:
 
 
 def saved_layout(directory: Path) -> Layout:
-    """Return the layout that a sweep's directory asks for, the usual one where it asks for none.
+    """Return the layout that a sweep or an archive asks for, the usual one where it asks for none.
 
     Raises:
         LabError: If what lies there is not a layout.
     """
     file = directory / SWEEP
-    if not file.is_file():
-        return Layout()
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        asked = (values or {}).get("layout")
+        if file.is_file():
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            asked = (values or {}).get("layout")
+        else:
+            asked = read_layout(directory) if (directory / RUNS).is_file() else None
         return Layout() if asked is None else layout_from(asked)
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise LabError(

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from sgdph.lab.config.run_config import DatasetName, OptimizerName, RunConfig
-from sgdph.lab.networks.names import NETWORKS
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data.registry import DATASETS
+from sgdph.lab.networks.registry import NETWORKS
+from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.reports.layout import SYSTEM, value_of
 
-OPTIMIZERS: Mapping[str, str] = {
-    "sgdph": "SGD-PH",
-    "sgdm": "SGDM",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "adabelief": "AdaBelief",
-    "adahessian": "AdaHessian",
-    "apollo": "Apollo",
-    "sophiah": "SophiaH",
-    "muon": "Muon",
-    "soap": "SOAP",
-    "sgdph-mean": "SGD-PH, mean multiplier",
-    "sgdph-shuffled": "SGD-PH, shuffled multipliers",
-    "sgdph-fixed1": "SGD-PH, multiplier 1",
-    "sgdph-fixed10": "SGD-PH, multiplier 10",
-    "sgdph-fixed": "SGD-PH, multiplier τ/ε",
-}
-DATASETS: Mapping[str, str] = {
-    "mnist5k": "MNIST-5k",
-    "fashion-mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "mini-imagenet": "Mini-ImageNet",
-    "imagenet": "ImageNet",
-}
 FIELDS: Mapping[str, str] = {
     "dataset": "data set",
     "model": "network",
@@ -42,7 +18,7 @@ FIELDS: Mapping[str, str] = {
     "hessian_momentum": "Hessian momentum",
 }
 # What stands first in a table: the reference, then the others in the order of the list.
-ORDER = ("sgdm", *(name for name in get_args(OptimizerName) if name != "sgdm"))
+ORDER = ("sgdm", *(name for name in BASELINES if name != "sgdm"))
 
 
 def shown_value(name: str, value: Any) -> str:
@@ -53,9 +29,9 @@ def shown_value(name: str, value: Any) -> str:
         value: Its value.
     """
     if name in (SYSTEM, "optimizer"):
-        return OPTIMIZERS.get(value, str(value))
+        return BASELINES[value].label if value in BASELINES else str(value)
     if name == "dataset":
-        return DATASETS.get(value, str(value))
+        return DATASETS[value].label if value in DATASETS else str(value)
     if name == "model":
         return network(value)
     if name == "optimizer_args":
@@ -71,11 +47,7 @@ def shown_value(name: str, value: Any) -> str:
 
 def network(name: str) -> str:
     """Write a network's name as papers do: ``ResNet18``, ``VGG19-BN``; a library's own is kept."""
-    match = re.fullmatch(r"(resnet|vgg)(\d+)(-\w+)?", name)
-    if match:
-        family = {"resnet": "ResNet", "vgg": "VGG"}[match[1]]
-        return f"{family}{match[2]}{(match[3] or '').upper()}"
-    return "Transformer" if name == "transformer" else name
+    return NETWORKS[name].label if name in NETWORKS else name
 
 
 def field_title(name: str) -> str:
@@ -89,7 +61,7 @@ def rank(config: RunConfig, name: str) -> tuple[Any, ...]:
     if name in (SYSTEM, "optimizer"):
         return _place(config.optimizer, ORDER), config.label or ""
     if name in ("dataset", "model"):
-        return _place(value, get_args(DatasetName) if name == "dataset" else NETWORKS), value
+        return _place(value, tuple(DATASETS if name == "dataset" else NETWORKS)), value
     if isinstance(value, (int, float)):
         return 1, float(value), ""
     return (0, 0.0, "") if value is None else (2, 0.0, str(value))

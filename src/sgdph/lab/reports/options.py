@@ -27,6 +27,9 @@ class ReportOptions:
     """What makes the tables' columns."""
     target: Annotated[str | None, shown("99% of the best of the column", "TEXT")] = None
     """Accuracies like 0.9,0.95: how long each took to reach them."""
+    archive: bool = False
+    """Write all runs into --out, as runs.csv (a line per epoch) and runs.jsonl: this command reads
+    the two like the runs' directories."""
     title: Annotated[str | None, shown("the rows, or the sweep's", "TEXT")] = None
     """Title of the report."""
 

@@ -45,7 +45,7 @@ class RunLine:
 
     Attributes:
         name: Its directory, seen from the report's.
-        link: The same as an address.
+        link: The same as an address; empty where the run was archived, and has no directory.
         cells: Seed, status, final accuracy, best one with its epoch.
     """
 
@@ -70,7 +70,8 @@ def run_lines(grid: Grid, out: Path) -> list[RunLine]:
             "–" if final is None else f"{final * 100:.2f}",
             "–" if best is None else f"{best * 100:.2f} ({run.summary.get('best_epoch', '–')})",
         )
-        lines.append(RunLine(name, quote(os.fsencode(name)) + "/", cells))
+        link = quote(os.fsencode(name)) + "/" if run.path.is_dir() else ""
+        lines.append(RunLine(name, link, cells))
     return lines
 
 
@@ -130,12 +131,13 @@ def _run_table(grid: Grid, out: Path) -> str:
     head = [f"| run | {' | '.join(RUN_HEADINGS)} |", "|---|---:|---|---:|---:|"]
     head[0] = head[0].replace("final accuracy", f"final {grid.evaluated} accuracy")
     return "\n".join(
-        head
-        + [
-            f"| [{markdown_text(line.name)}]({line.link}) | {' | '.join(line.cells)} |"
-            for line in run_lines(grid, out)
-        ]
+        head + [f"| {_linked(line)} | {' | '.join(line.cells)} |" for line in run_lines(grid, out)]
     )
+
+
+def _linked(line: RunLine) -> str:
+    name = markdown_text(line.name)
+    return f"[{name}]({line.link})" if line.link else name
 
 
 def to_html_page(title: str, sections: Sequence[Section], runs: Runs, out: Path) -> str:

@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from sgdph.lab.data import Share
+from sgdph.lab.data.dataset import Share
 from sgdph.lab.errors import LabError
 
 T = TypeVar("T")

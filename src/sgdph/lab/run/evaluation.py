@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
-from sgdph.lab.data import Dataset
-from sgdph.lab.run.arithmetic import Arithmetic
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.run.distributed import ALONE, Team
+from sgdph.lab.run.precision import Arithmetic
 
 # Small enough for a batch's activations to stay in a CPU's cache: twice as fast there as 1,000.
 EVALUATION_BATCH = 200

@@ -1,4 +1,4 @@
-"""Runs read back from their directories, in groups that differ in nothing but the seed."""
+"""Runs read back from directories or archives, in groups that differ in nothing but the seed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
 from sgdph.lab.config.yaml import FORMAT
 from sgdph.lab.errors import LabError
+from sgdph.lab.run.archive import RUNS, read_archive
 from sgdph.lab.run.directory import CHECKPOINT, CONFIG, METRICS, OVER, SUMMARY, RunDirectory
 
 # Every version's format mark begins like this.
@@ -23,10 +24,10 @@ MARK = FORMAT.rstrip("0123456789")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run's directory says.
+    """What one run's directory, or its part of an archive, says.
 
     Attributes:
-        path: The directory.
+        path: The directory; where the run was archived, it need not exist.
         config: What the run is.
         summary: Its outcome; empty where it had not begun to train.
         metrics: Its epochs' lines.
@@ -132,7 +133,7 @@ class Group:
 
 
 def read_runs(paths: Sequence[Path]) -> Runs:
-    """Read every run in some directories and all that lies under them.
+    """Read every run in some directories and all that lies under them, archived ones too.
 
     Of two runs with the same configuration and seed one is counted: one that came to its end before
     one that did not, and then the first by path. Which of two had the better outcome decides
@@ -145,6 +146,10 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         LabError: If a path is no directory, or there is no run that can be read.
     """
     read = [_try_to_read(path) for path in find_runs(paths)]
+    there = {each.path.resolve() for each in read}
+    archives = sorted(place for place, files in _walk(paths) if RUNS in files)
+    archived = [run for place in archives for run in _try_to_read_archive(place)]
+    read += [run for run in archived if run.path.resolve() not in there]
     found = [each for each in read if isinstance(each, RunRecord)]
     unreadable = [each for each in read if isinstance(each, Unreadable)]
     if not found:
@@ -170,19 +175,25 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         LabError: If a path is no directory.
     """
-    found: dict[Path, Path] = {}
+    return sorted(place for place, files in _walk(paths) if _is_run(place, files))
+
+
+def _walk(paths: Sequence[Path]) -> list[tuple[Path, list[str]]]:
+    """List directories and all that lie under them, each once, with the files in them."""
+    found: dict[Path, tuple[Path, list[str]]] = {}
     for root in paths:
         if not root.is_dir():
             raise LabError(f"{root} is not a directory; name one that holds runs")
         for place, directories, files in os.walk(root):
             directories[:] = sorted(name for name in directories if not name.startswith("."))
-            if CONFIG in files and _is_run(Path(place), files):
-                found.setdefault(Path(place).resolve(), Path(place))
-    return sorted(found.values())
+            found.setdefault(Path(place).resolve(), (Path(place), files))
+    return list(found.values())
 
 
 def _is_run(path: Path, files: Sequence[str]) -> bool:
     """Tell a run from a stranger's configuration, also where the run's own is damaged."""
+    if CONFIG not in files:
+        return False
     try:
         text = (path / CONFIG).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -196,6 +207,20 @@ def _try_to_read(path: Path) -> RunRecord | Unreadable:
         return read_run(path)
     except LabError as error:
         return Unreadable(path, str(error))
+
+
+def _try_to_read_archive(directory: Path) -> Sequence[RunRecord | Unreadable]:
+    try:
+        runs = read_archive(directory)
+        records = [
+            RunRecord(directory / run.name, run.config, run.summary, run.metrics, run.env)
+            for run in runs
+        ]
+        for record in records:
+            _check(record)
+    except LabError as error:
+        return [Unreadable(directory / RUNS, str(error))]
+    return records
 
 
 def read_run(path: Path) -> RunRecord:

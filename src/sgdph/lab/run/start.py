@@ -11,17 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, StepLR
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset, TextDataset, load_dataset
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TextDataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.external import check_output, is_external
-from sgdph.lab.networks.models import TEXT_NETWORKS, build_model
-from sgdph.lab.optimizers.registry import build_optimizer
-from sgdph.lab.run.arithmetic import Arithmetic, check_arithmetic, takes_graph
+from sgdph.lab.networks.models import build_model
+from sgdph.lab.networks.registry import NETWORKS, reads_text
+from sgdph.lab.optimizers.build import make_optimizer
+from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.run.checkpoint import TrainingState
 from sgdph.lab.run.distributed import ALONE, Team
+from sgdph.lab.run.precision import Arithmetic, check_precision
 from sgdph.lab.run.tracking import check_tracker
 
 
@@ -96,12 +101,14 @@ def build_schedule(
 
 def check_kind(model: str, data: Dataset) -> None:
     """Raise LabError where a network for images is to read text, or the other way round."""
-    text, reads_text = isinstance(data, TextDataset), model in TEXT_NETWORKS
-    if text != reads_text:
+    text = isinstance(data, TextDataset)
+    if text != reads_text(model):
+        takes = "images" if text else "windows of text"
+        for_text = [name for name, network in NETWORKS.items() if network.reads_text]
         raise LabError(
-            f"--model {model} takes {'windows of text' if reads_text else 'images'}, and --dataset "
-            f"{data.name} holds {'text' if text else 'images'}; text goes with --model "
-            f"{' or '.join(sorted(TEXT_NETWORKS))}, images with the others"
+            f"--model {model} takes {takes}, and --dataset {data.name} holds "
+            f"{'text' if text else 'images'}; text goes with --model {' or '.join(for_text)}, "
+            "images with the others"
         )
 
 
@@ -119,14 +126,26 @@ def check_batch(config: RunConfig, data: Dataset) -> None:
         )
 
 
-def check_optimizer(config: RunConfig) -> None:
+def check_processes(config: RunConfig) -> None:
     """Raise LabError if the optimizer cannot be shared by several processes."""
-    if config.processes > 1 and takes_graph(config):
+    if config.processes > 1 and BASELINES[config.optimizer].create_graph:
         raise LabError(
-            f"{config.optimizer} takes its curvature from the gradients' graph, of which each "
-            "process has only its own, and DistributedDataParallel has none; train it in one "
-            "process, without torchrun"
+            f"{config.optimizer} takes second derivatives of its own process's loss, which nobody "
+            "averages over processes; train it in one process, without torchrun"
         )
+
+
+def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """Make a run's optimizer over all parameters of a model that already lies on its device.
+
+    Raises:
+        LabError: If the optimizer refuses a value, or its package is missing.
+    """
+    fields = {name: getattr(config, name) for name in BASELINES[config.optimizer].defaults}
+    # What a run that was begun before the setting had a field does not hold is the library's.
+    settings = {name: value for name, value in fields.items() if value is not None}
+    arguments = {**settings, **dict(config.optimizer_args or ())}
+    return make_optimizer(config.optimizer, model, arguments, config.seed)
 
 
 def seed_generators(seed: int) -> None:
@@ -136,7 +155,7 @@ def seed_generators(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - what libraries draw from
 
 
-def check_external(name: str, model: torch.nn.Module, data: Dataset) -> None:
+def check_external(name: str, model: nn.Module, data: Dataset) -> None:
     """Raise LabError unless a network of torchvision or timm takes the data set's images."""
     # Reading image files draws from torch's generator.
     with torch.random.fork_rng(devices=[]):
@@ -153,7 +172,7 @@ def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
         validation_size=config.validation_size,
         download=download,
         image_size=config.image_size,
-        workers=config.workers,
+        workers=config.data_workers,
     )
 
 
@@ -192,7 +211,7 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     """
     check_kind(config.model, data)
     check_batch(config, data)
-    check_optimizer(config)
+    check_processes(config)
     check_tracker(config.track)
     keep_freed_memory()
     if config.threads is not None:
@@ -200,7 +219,7 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     device = pick_device(config.device, team)
-    check_arithmetic(config, device)
+    check_precision(config, device)
     seed_generators(config.seed)
     model = build_model(config.model, in_channels=data.channels, classes=data.classes)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

@@ -19,16 +19,16 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset, plan_epoch
+from sgdph.lab.data.dataset import Dataset, plan_epoch
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import WriteError
 from sgdph.lab.progress import Reporter
-from sgdph.lab.run.arithmetic import Arithmetic
 from sgdph.lab.run.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from sgdph.lab.run.directory import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.evaluation import evaluate
+from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import PreparedRun
 from sgdph.lab.run.step import optimization_step
 from sgdph.lab.run.tracking import TrackedRun, tracked

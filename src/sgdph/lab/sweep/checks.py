@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sgdph.lab.config.run_config import RunConfig, differences
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import prepare

@@ -23,7 +23,8 @@ import torch
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.cost.flops import FlopCounter
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.models import TEXT_NETWORKS, build_model
+from sgdph.lab.networks.models import build_model
+from sgdph.lab.networks.registry import reads_text
 from sgdph.lab.sweep.estimate import Shape, shape_of
 from sgdph.lab.sweep.plan import PlannedRun
 
@@ -139,7 +140,7 @@ def _image_flops(model: str, channels: int, size: int, classes: int) -> float:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("meta"):
         try:
             network = build_model(model, in_channels=channels, classes=classes).eval()
-            if model in TEXT_NETWORKS:
+            if reads_text(model):
                 batch = torch.zeros(1, size, dtype=torch.int64)
             else:
                 batch = torch.zeros(1, channels, size, size)

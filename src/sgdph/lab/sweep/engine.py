@@ -21,7 +21,7 @@ from typing import Protocol
 from rich.console import Console
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.run.directory import LOGS
 from sgdph.lab.run.start import load_data

@@ -13,10 +13,11 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset, TensorDataset, plan_epoch
+from sgdph.lab.data.dataset import Dataset, plan_epoch
+from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.errors import LabError
-from sgdph.lab.run.arithmetic import Arithmetic
 from sgdph.lab.run.evaluation import EVALUATION_BATCH, evaluate
+from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import prepare
 from sgdph.lab.run.step import optimization_step
 from sgdph.lab.sweep.plan import PlannedRun

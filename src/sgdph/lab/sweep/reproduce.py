@@ -47,7 +47,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.name is None:
         raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list tells of each")
     check_contradiction(options)
-    check_jobs(options.workers, "--workers")
+    check_jobs(options.jobs, "--jobs")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
@@ -61,7 +61,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     directory = SweepDirectory(out)
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)
-        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.workers or 1)
+        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.jobs or 1)
         return OK
     return train_plan(directory, plan, place, options, console)
 
@@ -195,7 +195,7 @@ def estimate_notes(
         lines.append("~: timed on 8 images and scaled up to the batch.")
     if workers > 1:
         lines.append(
-            f"--workers {workers} divides that by at most {workers}, where each has a GPU of its "
+            f"--jobs {workers} divides that by at most {workers}, where each has a GPU of its "
             "own. On the same cores it hardly divides at all."
         )
     return lines

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from sgdph.lab.config.run_config import DatasetName, PrecisionName, RunConfig
+from sgdph.lab.config.run_config import PrecisionName, RunConfig
+from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.options.options import MODELS, shown
 from sgdph.lab.sweep.recipe import ScaleName
 
@@ -36,7 +37,7 @@ class ReproduceOptions:
     """Say what would be run and how long it would take here, and leave no file behind."""
     only: Annotated[str | None, shown("all", "TEXT")] = None
     """Train only the cells whose name holds this, or one of these, separated by commas."""
-    workers: Annotated[int | None, shown("the cores / a run's threads; 1 on a GPU", "N")] = None
+    jobs: Annotated[int | None, shown("the cores / a run's threads; 1 on a GPU", "N")] = None
     """How many runs are trained at the same time; each has cores of its own, or a GPU in turn."""
     ray: Annotated[str | None, shown("this machine", "local|auto|HOST:PORT")] = None
     """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
@@ -79,14 +80,9 @@ class ReproduceOptions:
     precision: Annotated[PrecisionName | None, shown(_RECIPE, PrecisionName)] = None
     """Arithmetic of the forward."""
 
-    @property
-    def jobs(self) -> int | None:
-        """How many runs are trained at the same time."""
-        return self.workers
-
     def given(self) -> dict[str, Any]:
         """Return the options of :class:`RunConfig` that were set, by field name."""
-        names = {field.name for field in dataclasses.fields(RunConfig)} - {"workers"}
+        names = {field.name for field in dataclasses.fields(RunConfig)}
         values = {
             name: value for name, value in vars(self).items() if name in names and value is not None
         }

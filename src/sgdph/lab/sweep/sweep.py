@@ -12,7 +12,7 @@ from typing import Protocol
 from rich.console import Console
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.progress import Reporter, say
 from sgdph.lab.reports.command import say_report
 from sgdph.lab.run.claims import Claimed

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.progress import LineReporter, Reporter, screen
 from sgdph.lab.run.claims import Claimed
 from sgdph.lab.run.start import load_data

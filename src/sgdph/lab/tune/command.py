@@ -60,7 +60,7 @@ def tune(options: TuneOptions, console: Console) -> int:
     directory = TuneDirectory(options.out or default_out(given, "tune"))
     check_options(directory, options)
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
-    jobs = options.parallel or 1
+    jobs = options.jobs or 1
     try:
         if options.overwrite:
             directory.check_clearable()
@@ -76,7 +76,7 @@ def tune(options: TuneOptions, console: Console) -> int:
         train_trials(
             directory,
             place,
-            None if options.ray and not options.parallel else jobs,
+            None if options.ray and not options.jobs else jobs,
             options.ray,
             console,
         )
@@ -167,8 +167,8 @@ def tasks(directory: TuneDirectory, place: Mapping[str, Any], over: int) -> Iter
 def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
     """Raise LabError for options that cannot be followed, whatever lies in the directory."""
     check_contradiction(options)
-    if options.parallel is not None:
-        check_jobs(options.parallel, "--parallel")
+    if options.jobs is not None:
+        check_jobs(options.jobs, "--jobs")
     storage = options.storage or SQLITE
     if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")

@@ -36,7 +36,7 @@ class TuneOptions(CommonOptions):
     """Stop trials that lie below the median of the finished ones, after a third of the epochs."""
     storage: Annotated[str | None, shown("sqlite", "sqlite|journal|URL")] = None
     """Where the study is kept: a file in --out, or a database. On a network folder: journal."""
-    parallel: Annotated[int | None, shown("1", "N")] = None
+    jobs: Annotated[int | None, shown("1", "N")] = None
     """Processes that work at once on this machine; each takes its share of the CPU cores."""
     ray: Annotated[str | None, shown("this machine", "local|auto|HOST:PORT")] = None
     """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdph.lab.config.run_config import RunConfig, differences
-from sgdph.lab.data import Dataset
+from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.progress import Reporter
 from sgdph.lab.run.directory import OVER

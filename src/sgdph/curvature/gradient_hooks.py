@@ -1,0 +1,73 @@
+"""Hooks on parameters that tell when a backward adds to ``.grad``."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle, unserializable_hook
+
+
+class Listener(Protocol):
+    """Who is told."""
+
+    def before_accumulation(self, p: Tensor, gradient: Tensor) -> None:
+        """Note the gradient of one backward, just before it is added to ``p.grad``."""
+
+    def after_accumulation(self, p: Tensor) -> None:
+        """Note that a backward has just added to ``p.grad``."""
+
+
+class GradientHooks:
+    """Puts hooks on parameters, once on each, and takes them off when the listener goes.
+
+    A model may outlive many optimizers, and each would leave its hooks on the parameters.
+
+    Args:
+        listener: Who is told. It is not kept alive.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._handles: dict[int, list[RemovableHandle]] = {}
+        self._listener = weakref.ref(listener)
+        weakref.finalize(listener, _remove, self._handles).atexit = False
+
+    def __contains__(self, p: Tensor) -> bool:
+        """Tell whether ``p`` has the hooks."""
+        return id(p) in self._handles
+
+    def watch(self, p: Tensor) -> None:
+        """Put hooks on ``p``, unless it has them."""
+        if id(p) not in self._handles:
+            self._handles[id(p)] = _watch_gradient(p, self._listener)
+
+
+def _remove(handles: Mapping[int, Iterable[RemovableHandle]]) -> None:
+    for of_parameter in handles.values():
+        for handle in of_parameter:
+            handle.remove()
+
+
+def _watch_gradient(p: Tensor, reference: weakref.ref[Listener]) -> list[RemovableHandle]:
+    # The hooks live as long as the parameter, or are removed; they must not keep the optimizer
+    # alive.
+    @unserializable_hook  # type: ignore[untyped-decorator]
+    def before(gradient: Tensor) -> None:
+        listener = reference()
+        if listener is not None:
+            listener.before_accumulation(p_reference(), gradient)
+
+    @unserializable_hook  # type: ignore[untyped-decorator]
+    def after(p: Tensor) -> None:
+        listener = reference()
+        if listener is not None:
+            listener.after_accumulation(p)
+
+    p_reference: Any = weakref.ref(p)
+    handles: list[RemovableHandle] = [
+        p.register_hook(before),  # type: ignore[no-untyped-call]
+        p.register_post_accumulate_grad_hook(after),  # type: ignore[no-untyped-call]
+    ]
+    return handles

@@ -1,0 +1,65 @@
+"""Parameters of which a rank holds a part only, and what to use in their place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sgdph.roles import is_newton
+
+_ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
+# ZeroRedundancyOptimizer's method, SGDPH's constructor and this module, and subclasses in between.
+_DEEPEST = 8
+
+
+def is_sharded(p: Tensor) -> bool:
+    """Tell whether ``p`` is a ``DTensor`` (FSDP2, tensor parallel) or a shard of FSDP1's."""
+    module = sys.modules.get("torch.distributed.tensor")
+    is_dtensor = module is not None and isinstance(p, module.DTensor)
+    return is_dtensor or bool(getattr(p, "_fsdp_flattened", False))
+
+
+def refuse_sharded(group: Mapping[str, Any]) -> None:
+    """Refuse a Newton step for sharded parameters.
+
+    Sharding wrappers free and gather weights around a backward, which leaves no graph to
+    differentiate a second time; and a shard's shape says nothing about the parameter's role.
+
+    Raises:
+        ValueError: A parameter is sharded, and channel-wise by its group's word or by its shape.
+    """
+    for p in group["params"]:
+        if is_sharded(p) and is_newton(p, group):
+            raise ValueError(
+                f"a parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}; by "
+                "fully_shard, FullyShardedDataParallel or tensor parallelism), and no partial "
+                "Hessian can be taken of it. Use DistributedDataParallel, or give the groups of "
+                "sharded parameters channelwise=False: they then train as torch.optim.SGD does"
+            )
+
+
+def refuse_zero(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse to be built by ``ZeroRedundancyOptimizer``, but for first-order groups.
+
+    It gives every rank other parameters, and the curvature of one parameter is a mean over ranks.
+
+    Raises:
+        ValueError: It is building this optimizer, and a group is not flagged ``channelwise=False``.
+    """
+    if all(group.get("channelwise") is False for group in groups):
+        return
+    frame = sys._getframe(1)
+    for _ in range(_DEEPEST):
+        if frame.f_globals.get("__name__") == _ZERO:
+            raise ValueError(
+                "ZeroRedundancyOptimizer gives every rank other parameters, and SGDPH averages the "
+                "curvature of one parameter over all ranks. Give it torch.optim.SGD and the "
+                "first-order groups of sgdph.param_groups, and SGDPH the channel-wise groups: "
+                "together they take the same steps"
+            )
+        if frame.f_back is None:
+            return
+        frame = frame.f_back

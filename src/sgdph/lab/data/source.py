@@ -1,0 +1,187 @@
+"""Where data sets come from: three kinds of sources, which look for a set, read it and check it."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.image_dataset import ImageFileDataset, training_transform
+from sgdph.lab.data.image_files import FolderSplits
+from sgdph.lab.data.image_reader import Transform, check_readable
+from sgdph.lab.data.splits import SplitSizes
+from sgdph.lab.data.tensors import TensorDataset, channel_statistics
+
+TensorSplits: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Images and labels to train on, then those to test on."""
+Missing: TypeAlias = Callable[[Path | None], str | None]
+"""Says what is missing under a data directory; ``None`` where all seems there."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a set is wanted.
+
+    Attributes:
+        name: The set's name.
+        data_dir: Where its files lie.
+        sizes: How much of its training images is used, and for what.
+        download: Whether it may be downloaded where it is missing.
+        image_size: Height and width of the images, where they are files.
+        workers: Processes that read image files.
+    """
+
+    name: str
+    data_dir: Path | None
+    sizes: SplitSizes
+    download: bool
+    image_size: int
+    workers: int
+
+
+class Source(ABC):
+    """Where a data set comes from."""
+
+    @abstractmethod
+    def missing(self, data_dir: Path | None) -> str | None:
+        """Say what is missing under a data directory; ``None`` where all seems there."""
+
+    @abstractmethod
+    def load(self, request: Request) -> Dataset:
+        """Load the set onto the CPU.
+
+        Raises:
+            LabError: If files are missing or damaged, or a size is out of bounds.
+        """
+
+    @abstractmethod
+    def check(self, data_dir: Path | None, workers: int) -> str:
+        """Read all of it, and say what was found.
+
+        Raises:
+            LabError: If something is missing or damaged.
+        """
+
+    def download(self, data_dir: Path) -> None:
+        """Fetch it into a directory, where the registry says that torchvision can.
+
+        Raises:
+            LabError: If that fails.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TensorSource(Source):
+    """A set of images that fits into memory.
+
+    Attributes:
+        classes: Number of classes.
+        read: Reads it from a directory, after downloading it where that is allowed.
+        find: Says what is missing.
+        crop_padding: Zero padding of the random crop that augments training, with a random flip;
+            0 for neither.
+    """
+
+    classes: int
+    read: Callable[[Path | None, bool], TensorSplits]
+    find: Missing
+    crop_padding: int = 0
+
+    def missing(self, data_dir: Path | None) -> str | None:
+        """Say what is missing."""
+        return self.find(data_dir)
+
+    def load(self, request: Request) -> Dataset:
+        """Load the set; see :meth:`Source.load`."""
+        images, labels, test_images, test_labels = self.read(request.data_dir, request.download)
+        kept, held = request.sizes.split(request.name, labels)
+        if held is not None:
+            test_images, test_labels = images[held], labels[held]
+        train_images = images[kept]
+        mean, std = channel_statistics(train_images)
+        return TensorDataset(
+            name=request.name,
+            classes=self.classes,
+            crop_padding=self.crop_padding,
+            flip=self.crop_padding > 0,
+            train_images=train_images,
+            train_labels=labels[kept],
+            test_images=test_images,
+            test_labels=test_labels,
+            mean=mean,
+            std=std,
+        )
+
+    def check(self, data_dir: Path | None, workers: int) -> str:
+        """Read all of it, and count."""
+        images, labels, test, test_labels = self.read(data_dir, False)
+        shape = "x".join(map(str, images.shape[1:]))
+        classes = len(torch.cat([labels, test_labels]).bincount().nonzero())
+        return f"{len(images):,} + {len(test):,} of {shape}, {classes} classes"
+
+    def download(self, data_dir: Path) -> None:
+        """Fetch it."""
+        self.read(data_dir, True)
+
+
+@dataclass(frozen=True)
+class FileSource(Source):
+    """A set of image files.
+
+    Attributes:
+        read: Lists its files in a directory.
+        find: Says what is missing.
+        shortfall: Says how the counts differ from the official ones; ``None`` where they do not.
+        evaluation_transform: What is made of an image that it is evaluated on, by the size.
+    """
+
+    read: Callable[[Path | None], FolderSplits]
+    find: Missing
+    shortfall: Callable[[FolderSplits], str | None]
+    evaluation_transform: Callable[[int], Transform]
+
+    def missing(self, data_dir: Path | None) -> str | None:
+        """Say what is missing."""
+        return self.find(data_dir)
+
+    def load(self, request: Request) -> Dataset:
+        """Load the set; see :meth:`Source.load`."""
+        found = self.read(request.data_dir)
+        kept, held = request.sizes.split(request.name, found.train.labels)
+        return ImageFileDataset(
+            name=request.name,
+            classes=found.classes,
+            train_files=found.train.subset(kept),
+            test_files=found.test if held is None else found.train.subset(held),
+            train_transform=training_transform(request.image_size),
+            test_transform=self.evaluation_transform(request.image_size),
+            workers=request.workers,
+            batch_device=torch.device("cpu"),
+        )
+
+    def check(self, data_dir: Path | None, workers: int) -> str:
+        """Read every image file, and count."""
+        found = self.read(data_dir)
+        for files in (found.train, found.test):
+            check_readable(files, workers)
+        counts = f"{len(found.train):,} + {len(found.test):,} images, {found.classes} classes"
+        less = self.shortfall(found)
+        return counts if less is None else f"{counts}; not the whole: {less}"
+
+
+def in_package(module: str) -> Missing:
+    """Look for a package that holds a set; the data directory does not matter."""
+
+    def missing(data_dir: Path | None) -> str | None:
+        there = importlib.util.find_spec(module) is not None
+        return None if there else f"the package {module}; pip install 'sgdph[lab]'"
+
+    return missing

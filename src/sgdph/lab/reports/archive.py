@@ -1,0 +1,46 @@
+"""The runs of a report in two files, in place of their directories."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgdph.lab.config.yaml import with_lists
+from sgdph.lab.errors import LabError
+from sgdph.lab.reports.layout import Layout
+from sgdph.lab.reports.report import Report
+from sgdph.lab.run.archive import ArchivedRun, write_archive
+from sgdph.lab.run.records import find_runs
+
+
+def check_archive(paths: Sequence[Path], out: Path) -> None:
+    """Raise LabError if an archive would lie above run directories.
+
+    Each of those runs would be there twice, and one that is deleted later would still be reported.
+    """
+    within = [
+        run for run in find_runs(paths) if out.resolve() in (run.resolve(), *run.resolve().parents)
+    ]
+    if within:
+        raise LabError(
+            f"--archive keeps runs apart from their directories, and {out} holds {within[0]}; name "
+            "another --out"
+        )
+
+
+def archive_report(made: Report, out: Path, layout: Layout) -> None:
+    """Write the runs of a report into two files of its directory.
+
+    Runs that the report left out, as another of their configuration and seed counts, are left out.
+    """
+    records = made.runs.records
+    above = Path(os.path.commonpath([run.path.parent for run in records]))
+    runs = [
+        ArchivedRun(
+            run.path.relative_to(above).as_posix(), run.config, run.summary, run.metrics, run.env
+        )
+        for run in records
+    ]
+    write_archive(out, runs, with_lists(dataclasses.asdict(layout)))

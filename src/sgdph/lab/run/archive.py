@@ -1,0 +1,174 @@
+"""Many runs in two files: how a comparison is kept when its run directories are not.
+
+| file | content |
+|---|---|
+| ``runs.csv`` | a line per run and epoch: what the run is, and every figure of the epoch |
+| ``runs.jsonl`` | a line per run: configuration, outcome, environment; above them the layout |
+
+The two are lossless: ``sgdph report`` makes of them what it makes of the run directories. They hold
+no checkpoint, so nothing can be resumed from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.config.yaml import from_yaml, to_yaml
+from sgdph.lab.errors import LabError
+from sgdph.lab.files import write_text
+
+EPOCHS, RUNS = "runs.csv", "runs.jsonl"
+ARCHIVE_FILES = (EPOCHS, RUNS)
+FORMAT = "sgdph-runs-1"
+# For whoever reads runs.csv alone; the figures of the epoch follow.
+_IDENTITY = ("run", "system", "optimizer", "dataset", "model", "seed", "status")
+
+
+@dataclass(frozen=True)
+class ArchivedRun:
+    """One run of an archive.
+
+    Attributes:
+        name: Its directory's path, seen from the archive's.
+        config: What the run is.
+        summary: Its outcome.
+        metrics: Its epochs' figures.
+        env: The machine of its first session, and of later ones.
+    """
+
+    name: str
+    config: RunConfig
+    summary: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    env: dict[str, Any]
+
+
+def write_archive(
+    directory: Path, runs: Sequence[ArchivedRun], layout: Mapping[str, Any] | None = None
+) -> None:
+    """Write runs into the two files of a directory, in place of those that are there.
+
+    Args:
+        directory: Must exist.
+        runs: The runs, each name once.
+        layout: What the tables' rows and columns are.
+    """
+    first = json.dumps({"format": FORMAT, "layout": layout}, ensure_ascii=False)
+    lines = [first, *(_to_line(run) for run in runs)]
+    write_text(directory / EPOCHS, _to_csv(runs))
+    write_text(directory / RUNS, "".join(f"{line}\n" for line in lines))
+
+
+def _to_line(run: ArchivedRun) -> str:
+    config = yaml.safe_load(to_yaml(run.config))
+    values = {"run": run.name, "config": config, "summary": run.summary, "env": run.env}
+    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+
+def _to_csv(runs: Sequence[ArchivedRun]) -> str:
+    rows = [{**_identity(run), **_flat(line)} for run in runs for line in run.metrics]
+    names = dict.fromkeys([*_IDENTITY, *(name for row in rows for name in row)])
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _identity(run: ArchivedRun) -> dict[str, str]:
+    config = run.config
+    values = (
+        *(run.name, config.label or config.optimizer, config.optimizer, config.dataset),
+        *(config.model, config.seed, run.summary.get("status", "running")),
+    )
+    return dict(zip(_IDENTITY, map(str, values), strict=True))
+
+
+def _flat(line: Mapping[str, Any]) -> dict[str, str]:
+    """Write an epoch's figures in full, those of a group under ``group.name``."""
+    flat: dict[str, str] = {}
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": json.dumps(each) for inner, each in value.items()}
+        else:
+            flat[name] = json.dumps(value)
+    return flat
+
+
+def read_archive(directory: Path) -> list[ArchivedRun]:
+    """Read the runs of an archive.
+
+    Raises:
+        LabError: If one of its files is missing, damaged, or not one of ours.
+    """
+    metrics = _read_metrics(directory / EPOCHS)
+    _, *lines = _read_lines(directory / RUNS)
+    runs = []
+    for number, line in enumerate(lines, 2):
+        place = f"line {number} of {directory / RUNS}"
+        try:
+            # JSON is YAML, in which the configuration has its reader.
+            config = from_yaml(json.dumps(line["config"], ensure_ascii=False), place)
+            name = str(line["run"])
+            run = ArchivedRun(name, config, line["summary"], metrics.pop(name, []), line["env"])
+        except (KeyError, TypeError) as error:
+            raise LabError(f"{place} lacks {error}; expected run, config, summary, env") from error
+        runs.append(run)
+    if metrics:
+        raise LabError(f"{directory / RUNS} lacks the runs {', '.join(metrics)} of {EPOCHS}")
+    return runs
+
+
+def read_layout(directory: Path) -> Mapping[str, Any] | None:
+    """Read the layout of an archive's tables, ``None`` where it has none.
+
+    Raises:
+        LabError: If the file is damaged, or not one of ours.
+    """
+    layout = _read_lines(directory / RUNS)[0].get("layout")
+    return layout if isinstance(layout, Mapping) else None
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        lines = [dict(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(f"{file} cannot be read: {error}") from error
+    if not lines or lines[0].get("format") != FORMAT:
+        raise LabError(f"{file} is not an archive of runs: expected the format {FORMAT} in it")
+    return lines
+
+
+def _read_metrics(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read each run's epochs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream, strict=True):
+                figures = {name: text for name, text in row.items() if name not in _IDENTITY}
+                found.setdefault(row["run"], []).append(_nested(figures))
+    except (OSError, csv.Error, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LabError(f"{file} cannot be read: {error}") from error
+    return found
+
+
+def _nested(figures: Mapping[str, str]) -> dict[str, Any]:
+    """Undo :func:`_flat`: a field without text was not there."""
+    line: dict[str, Any] = {}
+    for name, text in figures.items():
+        if text != "":
+            outer, _, inner = name.partition(".")
+            if inner:
+                line.setdefault(outer, {})[inner] = json.loads(text)
+            else:
+                line[outer] = json.loads(text)
+    return line

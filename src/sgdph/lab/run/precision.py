@@ -1,0 +1,78 @@
+"""In which precision and memory layout batches go through a network, and what float16 needs.
+
+float16's gradients underflow, so its loss is scaled (:meth:`Arithmetic.scaler`). An optimizer that
+differentiates the gradients itself, in its step, would take the scale for curvature: it is refused
+(:func:`check_precision`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sgdph.lab.config.run_config import PrecisionName, RunConfig
+from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.registry import BASELINES
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a network computes.
+
+    Attributes:
+        precision: Of the forward, by autocast; weights stay float32.
+        channels_last: Whether images lie channels last in memory.
+    """
+
+    precision: PrecisionName = "float32"
+    channels_last: bool = True
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Arithmetic:
+        """Read it off a run's configuration."""
+        return cls(config.precision, config.channels_last)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of the forward."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=getattr(torch, self.precision))
+
+    def logits(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Compute a batch's logits, float32: the loss is never taken in less."""
+        if not self.channels_last:
+            # Data sets make them channels last.
+            inputs = inputs.contiguous()
+        with self.autocast(inputs.device):
+            logits: Tensor = network(inputs)
+        return logits.float()
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Make the loss's scaler, which does nothing but for float16: its gradients underflow."""
+        return torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
+
+
+def check_precision(config: RunConfig, device: torch.device) -> None:
+    """Raise LabError if a run's precision fits neither its optimizer nor the device."""
+    if config.precision == "float32":
+        return
+    if config.precision == "float16" and BASELINES[config.optimizer].create_graph:
+        raise LabError(
+            f"--precision float16 scales the loss, and {config.optimizer} differentiates the "
+            "gradients in its step, where the scale can no longer be told from the curvature; take "
+            "--precision bfloat16 or float32"
+        )
+    convolution = nn.Conv2d(1, 1, 3, device=device)
+    try:
+        image = torch.ones(1, 1, 3, 3, device=device)
+        loss = Arithmetic(config.precision).logits(convolution, image).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise LabError(
+            f"--precision {config.precision} is not supported by this torch ({torch.__version__}) "
+            f"on {device}: {str(error).splitlines()[0]}; take --precision "
+            f"{'bfloat16 or ' if config.precision == 'float16' else ''}float32"
+        ) from error

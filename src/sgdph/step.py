@@ -1,0 +1,300 @@
+"""What SGDPH and PartialHessian share: when curvature is due, taking it, averaging it, the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.distributed import ProcessGroup
+from torch.optim.optimizer import Optimizer
+
+from sgdph.algorithm import MultiplierStatistics, newton_step
+from sgdph.curvature.curvature import Curvature
+from sgdph.curvature.guards import check_call
+from sgdph.join import CurvatureJoinHook
+from sgdph.roles import parameter_names
+from sgdph.state_dict import rehearsed
+from sgdph.validation import check_groups_agree
+
+# What a first-order and a Newton step have in common.
+OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
+
+
+class SecondOrderOptimizer(Optimizer):
+    """Steps Newton parameters by Algorithm 1; how the others are stepped, a subclass says.
+
+    It sets ``_curvature`` once its groups are there.
+    """
+
+    _curvature: Curvature
+
+    @property
+    def newton_parameters(self) -> Sequence[Tensor]:
+        """The parameters that take Newton steps, in the order in which they are refreshed."""
+        return tuple(self._curvature.cycle.newton)
+
+    @property
+    def hessian_due(self) -> bool:
+        """Whether the coming step wants a partial Hessian.
+
+        Raises:
+            ValueError: Groups disagree about the cycle.
+        """
+        check_groups_agree(self.param_groups)
+        return self._curvature.is_due(self.param_groups)
+
+    # Under torch.compile these run as they are, like torch's own methods: a trace would be made
+    # anew at each step. Not by torch.compiler.disable, which would import the compiler.
+    @_disable_dynamo
+    def update_hessian(
+        self,
+        loss: Tensor | None = None,
+        loss_scale: float | Tensor | None = None,
+        *,
+        closure: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Take the partial Hessian that the coming step wants; nothing where none is due.
+
+        Call it before the loss's own backward: the graph stays alive, ``.grad`` untouched.
+        Micro-batches add up, signed, until the step. A non-finite result is dropped by the step.
+
+        With ``closure`` in place of ``loss`` it is taken from central differences of the gradient,
+        at two forward and backward passes more for each product, and needs no second derivative:
+        for fused attention, cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models. Its
+        error, and what it sees of ReLU's kinks, is in ``docs/second-derivatives.md``.
+
+        Args:
+            loss: A real scalar with a graph.
+            closure: Computes the loss from the model and a batch and returns it, without a
+                backward. Called at weights beside the present ones, which come back to the bit, as
+                do the buffers of the modules that it calls and the global random number generators
+                of torch, numpy and Python. It must be a function of the weights: the batch is
+                fetched before, and generators of its own are not used.
+            loss_scale: What the loss is too large by, and the curvature is divided by: n, say,
+                where accumulation over n micro-batches divides only after this call. ``None`` is 1,
+                and the scale of a ``GradScaler`` where ``scaler.scale(loss)`` was given and that
+                scaler calls ``step``. A scaler of one's own has to be told.
+
+        Raises:
+            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
+                not one of ``loss`` and ``closure`` was given; groups disagree about the cycle, or
+                shards were put into them.
+            RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
+                cannot be differentiated twice; a channel-wise parameter has a sparse gradient;
+                parameters were replaced after construction, in the model or in ``param_groups``;
+                ``closure`` returns another loss at the same weights; or a CUDA graph is being
+                captured.
+        """
+        if (loss is None) == (closure is None):
+            raise TypeError(
+                "update_hessian takes a loss, or closure=... that computes one; got "
+                f"{'neither' if loss is None else 'both'}"
+            )
+        if not self.hessian_due:
+            return
+        if loss is not None:
+            self._curvature.take(loss, loss_scale, self.param_groups)
+        elif closure is not None:
+            self._curvature.take_differences(closure, loss_scale, self.param_groups)
+
+    @_disable_dynamo
+    def backward(
+        self, loss: Tensor, loss_scale: float | Tensor | None = None, *, low_memory: bool = False
+    ) -> None:
+        """Take the partial Hessian where one is due, then run ``loss.backward()``.
+
+        Leaves all as ``loss.backward()`` would: gradients added to ``.grad``, hooks on parameters
+        fired once. Hooks on tensors in between see each pass (``docs/cost.md``).
+
+        Args:
+            loss: See :meth:`update_hessian`.
+            loss_scale: See :meth:`update_hessian`. The gradient is not divided by it.
+            low_memory: Take the partial Hessian first and free its graph, and only then begin the
+                backward, as :meth:`update_hessian` with ``loss.backward()``: more time, less
+                memory on ResNets, about as much on VGG and transformers (``docs/cost.md``).
+                Otherwise the backward begins in the same pass, where that can be done without
+                being noticed.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As :meth:`update_hessian`.
+        """
+        finish_backward = None
+        if self.hessian_due:
+            finish_backward = self._curvature.take(
+                loss, loss_scale, self.param_groups, share=not low_memory
+            )
+        try:
+            if finish_backward is None:
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                finish_backward()
+        except BaseException:
+            self._curvature.pending.drop_fresh()
+            raise
+
+    @_disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and the curvature that belongs to them.
+
+        Curvature whose backward is still to come stays.
+        """
+        self._curvature.pending.gradients_cleared()
+        super().zero_grad(set_to_none)
+
+    @overload
+    def step(self, closure: None = None, *, loss_scale: float | None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float], *, loss_scale: float | None = None) -> float: ...
+
+    @_disable_dynamo
+    def step(
+        self, closure: Callable[[], float] | None = None, *, loss_scale: float | None = None
+    ) -> float | None:
+        """Perform one step and consume all pending curvature.
+
+        A step at which no parameter has a gradient does nothing; but with several ranks, whose
+        gradients a rank cannot know, it takes part in the mean and counts as a step. One before all
+        others, with gradients of zero, an ``lr`` of 0 in every group and no curvature, makes the
+        state and is not counted: ``torch.distributed.checkpoint`` takes such a one. A step waits
+        for the device only to read an ``lr`` that is a tensor or, with
+        ``backward(create_graph=True)``, a ``GradScaler``'s scale, and where no curvature came on
+        this rank, to learn whether it did on others.
+
+        Args:
+            closure: Clears the gradients, computes the loss, takes curvature and gradient in one
+                of the three ways, returns the loss.
+            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by,
+                above 0. ``None`` is the scale of the ``GradScaler`` that calls, or 1.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
+                sparse gradient; a parameter was moved or converted since its state was made; Newton
+                parameters were exchanged inside ``param_groups``; a CUDA graph is being captured.
+            ValueError: Groups disagree about the cycle; shards were put into them; ``loss_scale``
+                is not above 0 and finite.
+        """
+        check_call(loss_scale)
+        loss = evaluate(closure)
+        if closure is None and self._is_rehearsal():
+            return None
+        due = self.hessian_due
+        self._curvature.guards.check_step(self.param_groups, self.state)
+        if self._has_gradients() or not self._curvature.is_alone():
+            collected = self._curvature.collect(self.param_groups, loss_scale) if due else []
+            with torch.no_grad():
+                self._curvature.average(collected, self.param_groups, self.state)
+                self._step_parameters()
+            self._curvature.advance(self.param_groups, collected, due=due)
+        self._curvature.finish_step(self.param_groups)
+        return loss
+
+    def multipliers(self) -> dict[str, Tensor]:
+        """Read ``τ / (D̂ + ε)`` of every Newton parameter, 1 where none was refreshed yet.
+
+        Returns:
+            By parameter name (or ``"group.place"`` where parameters have no names), tensors of the
+            parameters' shapes, on their devices.
+
+        Raises:
+            RuntimeError, ValueError: Newton parameters were exchanged inside ``param_groups``.
+        """
+        self._curvature.guards.check_groups(self.param_groups)
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        names = parameter_names(self.param_groups)
+        return {
+            names[id(p)]: self.newton_multiplier(p, groups[id(p)]).clone()
+            for p in self.newton_parameters
+        }
+
+    def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return what the momentum of a Newton parameter is multiplied by: ``τ / (D̂ + ε)``.
+
+        ``step`` and :meth:`multipliers` ask here. Override it to put another multiplier in its
+        place, as the controls of an ablation do.
+
+        Args:
+            p: A Newton parameter.
+            group: Its parameter group.
+
+        Returns:
+            A tensor shaped like ``p``. It is kept from step to step: do not write into it.
+        """
+        return self._curvature.multiplier(p, self.state, group)
+
+    def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
+        """Summarise :meth:`multipliers` for a logger. Waits for the device.
+
+        Raises:
+            RuntimeError, ValueError: As :meth:`multipliers`.
+        """
+        counts = [self.state.get(p, {}).get("refreshes") for p in self.newton_parameters]
+        return {
+            name: MultiplierStatistics.of(multiplier, count)
+            for (name, multiplier), count in zip(self.multipliers().items(), counts, strict=True)
+        }
+
+    def join_hook(self, **settings: Any) -> CurvatureJoinHook:
+        """For ``Join([model, optimizer])`` (``torch.distributed.algorithms.join``): uneven inputs.
+
+        Each forward of the model must then have its ``step``: no accumulation, no skipped steps.
+        """
+        return CurvatureJoinHook(self, self._curvature, settings)
+
+    @property
+    def join_device(self) -> torch.device:
+        """The device of a join context's collectives."""
+        device: torch.device = self.param_groups[0]["params"][0].device
+        return device
+
+    @property
+    def join_process_group(self) -> ProcessGroup | None:
+        """The ranks of a join context."""
+        return self._curvature.ranks.process_group or torch.distributed.group.WORLD
+
+    def _first_order_step(self) -> None:
+        """Step the parameters that are not Newton parameters and have a gradient."""
+        raise NotImplementedError
+
+    def _step_parameters(self) -> None:
+        self._first_order_step()
+        for group in self.param_groups:
+            self._newton_step(group)
+
+    def _newton_step(self, group: dict[str, Any]) -> None:
+        """Step a group's Newton parameters that have a gradient."""
+        newton = [p for p in group["params"] if p.grad is not None and p in self._curvature.cycle]
+        buffers = self._momentum_buffers(newton)
+        multipliers = [self.newton_multiplier(p, group) for p in newton]
+        settings = {name: group[name] for name in OF_BOTH_STEPS}
+        newton_step(newton, [p.grad for p in newton], buffers, multipliers, **settings)
+        self._keep_momentum(newton, buffers)
+
+    def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor | None]:
+        return [self.state.get(p, {}).get("momentum_buffer") for p in params]
+
+    def _keep_momentum(self, params: list[Tensor], buffers: list[Tensor | None]) -> None:
+        for p, buffer in zip(params, buffers, strict=True):
+            if buffer is not None:
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+
+    def _is_rehearsal(self) -> bool:
+        newton, pending = self._curvature.cycle.newton, self._curvature.pending
+        return rehearsed(self.param_groups, self.state, newton, pending.has_come)
+
+
+def evaluate(closure: Callable[[], float] | None) -> float | None:
+    """Return the loss that a step's closure computes, with gradients; ``None`` without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

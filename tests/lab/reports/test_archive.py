@@ -1,0 +1,132 @@
+"""Runs kept in two files: the same figures as from their directories."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lab.conftest import tiny_config
+from lab.made_runs import lay_down, write_run
+from sgdph.lab.cli import main
+from sgdph.lab.errors import LabError
+from sgdph.lab.reports.layout import saved_layout
+from sgdph.lab.reports.report import REPORT, TABLE, TARGETS
+from sgdph.lab.run.archive import EPOCHS, RUNS, read_archive
+from sgdph.lab.run.records import read_run, read_runs
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+def lay_down_all(directory: Path) -> list[Path]:
+    """Write runs of every kind: of several ends, labels, places, figures, and of no epoch."""
+    runs = [lay_down(directory, "sgdm", seed, 0.8 + seed / 7) for seed in range(2)]
+    runs += [lay_down(directory / "τ", "sgdph", 0, 0.1 + 0.2, label="SGD-PH, τ, tuned")]
+    runs += [lay_down(directory, "sgdm", 2, None, status="diverged")]
+    runs += [lay_down(directory, "adamw", 0, 0.7, validation_size=10)]
+    config = tiny_config(
+        optimizer="apollo", lr=1e-08, optimizer_args=(("beta", 1e-9), ("rebound", "belief"))
+    )
+    runs += [write_run(directory / "begun", config, [], status="running")]
+    with (runs[2] / "metrics.jsonl").open("a") as file:
+        line = {"epoch": 3, "train_loss": 5e-324, "test_accuracy": 1, "reached": None, "ok": True}
+        file.write(json.dumps({**line, "newton_multiplier": {"min": 1 / 3, "refreshed": 2}}) + "\n")
+    return runs
+
+
+def archive(runs: Path, out: Path) -> None:
+    assert main(["report", str(runs), "--out", str(out), "--archive"]) == 0
+
+
+def test_an_archive_says_all_that_the_directories_say(tmp_path: Path) -> None:
+    runs = lay_down_all(tmp_path / "runs")
+    out = tmp_path / "kept"
+    archive(tmp_path / "runs", out)
+    found = {out / run.name: run for run in read_archive(out)}
+    assert len(found) == len(runs)
+    for path in runs:
+        record, kept = read_run(path), found[out / path.relative_to(tmp_path / "runs")]
+        assert kept.config == record.config
+        for one, other in (
+            (kept.summary, record.summary),
+            (kept.metrics, record.metrics),
+            (kept.env, record.env),
+        ):
+            # As text: 1 and 1.0 and True are equal.
+            assert json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    with (out / EPOCHS).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows].count("diverged") == 2
+    assert {row["system"] for row in rows} == {"sgdm", "SGD-PH, τ, tuned", "adamw"}
+    assert [row["test_accuracy"] for row in rows if row["epoch"] == "2" and "τ" in row["run"]] == [
+        repr(0.1 + 0.2)
+    ]
+
+
+def test_a_report_of_an_archive_is_that_of_the_directories(tmp_path: Path) -> None:
+    lay_down_all(tmp_path / "runs")
+    layout = "layout:\n  title: Mine\n  rows: [lr]\n  columns: [dataset]\n"
+    (tmp_path / "runs" / "sweep.yaml").write_text(layout)
+    out, again = tmp_path / "kept", tmp_path / "again"
+    archive(tmp_path / "runs", out)
+    assert saved_layout(out) == saved_layout(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs")
+    first = {name: (out / name).read_text() for name in (EPOCHS, RUNS)}
+    archive(out, again)
+    assert {name: (again / name).read_text() for name in first} == first
+    for name in (TABLE, TARGETS):
+        assert (again / name).read_text() == (out / name).read_text()
+    page = (again / REPORT).read_text()
+    assert "# Mine" in page
+    # Its runs are named, and no link leads to where they were.
+    assert "| ../kept/sgdm-seed0 | 0 | finished | 80.00 |" in page
+
+
+def test_a_run_that_is_there_in_both_ways_is_one(tmp_path: Path) -> None:
+    lay_down_all(tmp_path / "runs")
+    archive(tmp_path / "runs", tmp_path / "kept")
+    for name in (EPOCHS, RUNS):
+        shutil.copy(tmp_path / "kept" / name, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "sgdm-seed0")
+    runs = read_runs([tmp_path / "runs"])
+    assert len(runs.records) == 6
+    assert not runs.duplicates
+
+
+def test_an_archive_is_kept_apart_from_the_directories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_down(tmp_path / "runs", "sgdm", 0, 0.8)
+    assert main(["report", str(tmp_path / "runs"), "--archive"]) == 2
+    assert "name another --out" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / RUNS).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        (RUNS, "sgdph-runs-1", "sgdph-runs-9", "expected the format sgdph-runs-1"),
+        (RUNS, '"config"', '"konfig"', "lacks 'config'"),
+        (RUNS, "finished", 'finished"', "cannot be read"),
+        (RUNS, '"optimizer": "sgdm"', '"optimizer": "sdgm"', "line 2 of"),
+        (RUNS, "final_test_accuracy", "other", "no number for final_test_accuracy"),
+        (RUNS, '"sgdm-seed0"', '"elsewhere"', "lacks the runs sgdm-seed0"),
+        (EPOCHS, "run,system", "system", "cannot be read"),
+        (EPOCHS, "finished,1,", "finished,one,", "cannot be read"),
+        (EPOCHS, "finished,1,", "finished,1,1,1,1,1,1,", "cannot be read"),
+        (EPOCHS, "train_loss", "loss", "lacks epoch, train_loss"),
+    ],
+)
+def test_a_damaged_archive_is_listed_with_its_reason(
+    tmp_path: Path, file: str, old: str, new: str, reason: str
+) -> None:
+    lay_down(tmp_path / "runs", "sgdm", 0, 0.8)
+    archive(tmp_path / "runs", tmp_path / "kept")
+    path = tmp_path / "kept" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(LabError, match="no run that can be read") as error:
+        read_runs([tmp_path / "kept"])
+    assert reason in str(error.value)
