@@ -16,10 +16,10 @@ from sgdph.lab.networks.models import build_model
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.sweep import cores, sweep
-from sgdph.lab.sweep.cores import default_jobs, default_threads, image_flops
+from sgdph.lab.sweep.cores import default_jobs, default_threads
 from sgdph.lab.sweep.engine import Place
-from sgdph.lab.sweep.estimate import SHAPES
 from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.shapes import SHAPES, image_flops
 from sgdph.lab.sweep.worker import Task
 
 MAKEFILE = Path(__file__).parents[3] / "Makefile"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +26,10 @@ from sgdph.lab.sweep import cores, pool, sweep
 from sgdph.lab.sweep.checks import check_agreement, check_runs
 from sgdph.lab.sweep.engine import ThisProcess, run_tasks
 from sgdph.lab.sweep.plan import PlannedRun
-from sgdph.lab.sweep.pool import visible_device
-from sgdph.lab.sweep.state import note_failure, state_of
+from sgdph.lab.sweep.pool import Pool, visible_device
+from sgdph.lab.sweep.state import failures, note_failure, state_of
 from sgdph.lab.sweep.sweep import arranged, as_begun, fit_one_gpu, task_of, train_all
-from sgdph.lab.sweep.worker import Worker
+from sgdph.lab.sweep.worker import ATTEMPTS, Task, Worker
 
 PATIENCE = 240
 
@@ -301,3 +302,32 @@ def test_workers_train_what_one_process_trains(tmp_path: Path, digits: Dataset) 
         first, second = tmp_path / "many" / planned.name, tmp_path / "one" / planned.name
         assert same_bits(checkpoint_of(first), checkpoint_of(second))
         assert "resumed" not in RunDirectory(first).read_env()
+
+
+def kill_worker(file: Path, worker: Worker) -> bool:
+    """A task that its process does not survive."""
+    with file.open("a") as deaths:
+        deaths.write("died")
+    os._exit(9)
+
+
+def test_a_run_whose_worker_keeps_dying_is_reported_and_the_others_are_trained(
+    tmp_path: Path,
+) -> None:
+    (good,) = tiny_runs(1, epochs=1)
+    tasks = [Task("deadly", partial(kill_worker, tmp_path / "deaths")), task_of(tmp_path, good)]
+    with Pool(2, tmp_path / "logs", split_gpus=False) as pool:
+        run_tasks(tmp_path, tasks, pool)
+    assert (tmp_path / "deaths").read_text() == "died" * ATTEMPTS
+    assert state_of(tmp_path, [good]).ended == ("run0",)
+    assert f"its process died {ATTEMPTS} times" in failures(tmp_path)["deadly"]
+    # The one beside it was not disturbed.
+    assert "resumed" not in RunDirectory(tmp_path / "run0").read_env()
+
+
+def test_without_ray_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LabError, match=r"pip install 'sgdph\[lab,cluster\]'"):
+        train_all(tmp_path, tiny_runs(1), Console(quiet=True), ray="local")

@@ -189,6 +189,8 @@ class CompareOptions(CommonOptions):
     """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
     jobs: Annotated[int | None, shown("the cores / a run's threads; 1 on a GPU", "N")] = None
     """How many runs are trained at the same time."""
+    dry_run: bool = False
+    """Say what would be run and how long it would take here, and leave no file behind."""
     ray: Annotated[str | None, shown("this machine", "local|auto|HOST:PORT")] = None
     """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sgdph.lab.errors import OK
 from sgdph.lab.options.options import (
     DEFAULT_OPTIMIZERS,
     DEFAULT_SEEDS,
@@ -19,6 +20,7 @@ from sgdph.lab.options.settings import read_settings
 from sgdph.lab.run.out import check_target, default_out, report_interruption
 from sgdph.lab.sweep.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.sweep.cores import check_jobs
+from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.state import report_failures
 from sgdph.lab.sweep.sweep import train_and_report
 
@@ -41,6 +43,9 @@ def compare(options: CompareOptions, console: Console) -> int:
     if options.resume:
         comparison = directory.read_comparison().extended(comparison)
     plan = comparison.plan()
+    if options.dry_run:
+        dry_run(plan, plan.runs(), directory.path, options.jobs, console)
+        return OK
     record = partial(directory.write_comparison, comparison)
     try:
         state = train_and_report(directory, plan, plan.runs(), record, options, console)

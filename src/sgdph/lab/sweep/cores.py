@@ -12,21 +12,16 @@ the run's configuration: the last bits of a result depend on them.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 import torch
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.cost.flops import FlopCounter
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.models import build_model
-from sgdph.lab.networks.registry import reads_text
-from sgdph.lab.sweep.estimate import Shape, shape_of
 from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.shapes import Shape, image_flops, shape_of
 
 FLOPS_PER_THREAD = 2e9
 # What is left must take this long on one core, or no processes are started for it: each takes
@@ -122,31 +117,3 @@ def _shape(config: RunConfig) -> Shape:
         return shape_of(config)
     except LabError:
         return Shape(TEXT_CHARACTERS, 64, TEXT_CHARACTERS, TEXT_WINDOWS, TEXT_WINDOWS)
-
-
-def image_flops(model: str, shape: Shape) -> float:
-    """Count the FLOPs of a network's forward on one image, without computing it.
-
-    Returns:
-        The FLOPs; infinity where they cannot be counted.
-    """
-    return _image_flops(model, shape.channels, shape.size, shape.classes)
-
-
-@cache
-def _image_flops(model: str, channels: int, size: int, classes: int) -> float:
-    counter = FlopCounter()
-    # Nothing here may move the generator that a run's weights come from.
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("meta"):
-        try:
-            network = build_model(model, in_channels=channels, classes=classes).eval()
-            if reads_text(model):
-                batch = torch.zeros(1, size, dtype=torch.int64)
-            else:
-                batch = torch.zeros(1, channels, size, size)
-            with counter:
-                network(batch)
-        except Exception:
-            # Some networks cannot be built like this; what is wrong with others, preparing tells.
-            return math.inf
-    return float(counter.total)

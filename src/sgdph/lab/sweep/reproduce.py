@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from sgdph.lab.config.run_config import PLACE_FIELDS
 from sgdph.lab.cost.command import cost
@@ -22,7 +21,7 @@ from sgdph.lab.output import shell_command
 from sgdph.lab.progress import say
 from sgdph.lab.run.out import check_contradiction
 from sgdph.lab.sweep.cores import check_jobs
-from sgdph.lab.sweep.estimate import Key, Timing, measure_all, seconds_of, shape_of, timing_key
+from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.plan import Plan, PlannedRun, make_plan
 from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
 from sgdph.lab.sweep.reproduce_options import ReproduceOptions
@@ -61,7 +60,10 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     directory = SweepDirectory(out)
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)
-        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.jobs or 1)
+        say(console, plan.layout.title or recipe.title)
+        say(console, f"{scale.description}\nStated time: {scale.time}")
+        dry_run(plan, chosen(plan, options.only), out, options.jobs, console)
+        say_settings(scale, plan, console)
         return OK
     return train_plan(directory, plan, place, options, console)
 
@@ -131,74 +133,6 @@ def list_recipes(console: Console) -> None:
         say(console, f"{name}: {recipe.title}")
         for key, scale in recipe.scales.items():
             say(console, f"  --scale {key:<9}{scale.time}")
-
-
-def dry_run(
-    recipe: Recipe,
-    scale: Scale,
-    plan: Plan,
-    runs: Sequence[PlannedRun],
-    out: Path,
-    console: Console,
-    workers: int,
-) -> None:
-    """Say what would be run and how long it would take here, and leave no file behind."""
-    say(console, plan.layout.title or recipe.title)
-    say(console, scale.description)
-    say(console, f"Stated time: {scale.time}")
-    ended = set(state_of(out, runs).ended)
-    left = [planned for planned in runs if planned.name not in ended]
-    timings = measure_all(left, partial(say, console))
-    console.print(estimate_table(plan, runs, ended, timings))
-    for line in estimate_notes(left, timings, workers):
-        say(console, line)
-    say_settings(scale, plan, console)
-    state = "not there yet" if not out.exists() else f"{len(ended)} of {len(runs)} runs ended"
-    say(console, f"The runs lie, or would lie, in {out.resolve()} ({state}).")
-
-
-def estimate_table(
-    plan: Plan, runs: Sequence[PlannedRun], ended: set[str], timings: Mapping[Key, Timing]
-) -> Table:
-    """Lay out cells, their runs, what is done, and the hours left."""
-    table = Table()
-    for title in ("cell", "runs", "done", "epochs", "images", "s/step", "min/run", "hours left"):
-        table.add_column(title, justify="left" if title == "cell" else "right")
-    for name, config in plan.cells.items():
-        own = [planned for planned in runs if planned.name.rpartition("-seed")[0] == name]
-        if not own:
-            continue
-        done = sum(planned.name in ended for planned in own)
-        step, minutes, hours = "", "", "0"
-        if done < len(own):
-            timing = timings[timing_key(config)]
-            seconds = seconds_of(config, timing)
-            step = f"{'~' if timing.scaled else ''}{timing.step:.3g}"
-            minutes, hours = f"{seconds / 60:.3g}", f"{seconds * (len(own) - done) / 3600:.3g}"
-        images = f"{shape_of(config).train:,}"
-        table.add_row(
-            name, str(len(own)), str(done), str(config.epochs), images, step, minutes, hours
-        )
-    return table
-
-
-def estimate_notes(
-    left: Sequence[PlannedRun], timings: Mapping[Key, Timing], workers: int
-) -> list[str]:
-    """Say the total, and how far it is to be believed."""
-    total = sum(seconds_of(run.config, timings[timing_key(run.config)]) for run in left)
-    lines = [
-        f"Estimated: {total / 3600:.3g} hours for the {len(left)} runs left, one after another on "
-        "this machine, from a few steps on noise; reading image files is not in it."
-    ]
-    if any(timing.scaled for timing in timings.values()):
-        lines.append("~: timed on 8 images and scaled up to the batch.")
-    if workers > 1:
-        lines.append(
-            f"--jobs {workers} divides that by at most {workers}, where each has a GPU of its "
-            "own. On the same cores it hardly divides at all."
-        )
-    return lines
 
 
 def say_settings(scale: Scale, plan: Plan, console: Console) -> None:
