@@ -15,7 +15,7 @@ OTHER := .venv-torch-$(TORCH)
 # For `make dist`: where the wheel has to work, by name or path; the last has the laboratory too.
 PYTHONS ?= python3.10 python3.13
 
-.PHONY: demo test test-torch lint format docs dist clean
+.PHONY: demo test test-torch lint format tables docs dist clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The tables of figures in README, docs and results, out of the files in results.
+tables: $(READY)
+	$(BIN)/python benchmarks/write_tables.py
 
 $(DOCS_READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

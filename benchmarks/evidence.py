@@ -5,18 +5,22 @@
     python benchmarks/evidence.py cifar10 --data-dir DIR --jobs 2
 
 Three steps, each a command of the laboratory, carried on where it stopped when the call
-is repeated; ``--systems`` takes some of the systems now and leaves the others to later calls:
+is repeated; ``--systems`` takes some of the systems now and leaves the others to later calls. All
+lies in ``runs/evidence/TASK``; ``results/evidence/TASK`` has what is kept of it.
 
 1. ``sgdph tune``, once for each system: equally many trials over equally wide ranges of lr and
    weight decay (and τ, where a system's name says so), judged on held-out training images;
-2. ``recipe.yaml``, made of what they found: ``sgdph reproduce`` takes it as it is;
+2. ``tuning.csv``, ``tuning.json``: all that they found; ``recipe.yaml``: the best of it, which
+   ``sgdph reproduce`` takes as it is;
 3. ``sgdph reproduce recipe.yaml``: all training images, the test set, all seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,12 +30,12 @@ from typing import Any
 import yaml
 
 from sgdph.lab import cli
-from sgdph.lab.files import write_text
-from sgdph.lab.options.settings import read_settings
+from sgdph.lab.files import write_json, write_text
 from sgdph.lab.sweep.recipe import FORMAT
-from sgdph.lab.tune.record import BEST, DATABASE_FILES, TRIALS
+from sgdph.lab.tune.record import TRIALS
 
-OUT = Path("results/evidence")
+OUT = Path("runs/evidence")
+TUNING, SEARCHES = "tuning.csv", "tuning.json"
 # τ over two decades and a half around the paper's, for the systems that have it tuned.
 TAU = "second_order_lr=3e-4:1e-1:log"
 JOINT = {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99}
@@ -173,28 +177,54 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def is_tuned(out: Path, optimizer: str, trials: int) -> bool:
-    """Say whether a clone has the whole search: what is committed lacks the search's database."""
-    if not (out / TRIALS).exists() or any((out / name).exists() for name in DATABASE_FILES):
-        return False
-    found = json.loads((out / TRIALS).read_text(encoding="utf-8"))["optimizers"]
-    return len(found[optimizer]["trials"]) >= trials
-
-
 def tune(task: Task, label: str, out: Path, place: Sequence[str], jobs: int) -> dict[str, Any]:
-    """Tune one system unless that is done, and return its options with what was found."""
+    """Tune one system as far as that is not done, and return its record."""
     system = task.systems[label]
     words = ["tune", *flags({**task.options, **system.options, **task.tuning}), *place]
     words += [f"--optimizers={system.optimizer}", f"--trials={task.trials}", f"--out={out}"]
     words += [f"--jobs={jobs}", "--threads=1"]
     if system.tunes_tau:
         words.append(f"--space={system.optimizer}.{TAU}")
-    if not is_tuned(out, system.optimizer, task.trials):
-        print("sgdph", *words, flush=True)
-        if code := cli.main(words):
-            raise SystemExit(code)
-    found = read_settings(out / BEST)[system.optimizer]
-    return {"label": label, "optimizer": system.optimizer, **system.options, **found}
+    print("sgdph", *words, flush=True)
+    if code := cli.main(words):
+        raise SystemExit(code)
+    return dict(json.loads((out / TRIALS).read_text(encoding="utf-8")))
+
+
+def write_tuning(directory: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the searches of all systems: a line per trial, and what each searched and where."""
+    rows, searches = [], {}
+    for label, record in found.items():
+        ((optimizer, search),) = record["optimizers"].items()
+        best, trials = search["best"], search["trials"]
+        for trial in trials:
+            figures = {name: value for name, value in trial.items() if name != "settings"}
+            first = {"system": label, "best": trial["number"] == best}
+            rows.append({**first, **figures, **trial["settings"]})
+        rest = {name: value for name, value in search.items() if name != "trials"}
+        searches[label] = {**record, "optimizers": {optimizer: rest}}
+    stream = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(stream, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(directory / TUNING, stream.getvalue())
+    write_json(directory / SEARCHES, searches)
+
+
+def best_cells(task: Task, directory: Path) -> list[dict[str, Any]]:
+    """Return each tuned system's options with the best settings that were found for it."""
+    with (directory / TUNING).open(encoding="utf-8", newline="") as file:
+        best = [row for row in csv.DictReader(file) if row["best"] == "True"]
+    cells = []
+    for row in best:
+        system = task.systems[row["system"]]
+        names = ("lr", "weight_decay", "second_order_lr")
+        found = {name: float(row[name]) for name in names if row.get(name)}
+        cells.append(
+            {"label": row["system"], "optimizer": system.optimizer, **system.options, **found}
+        )
+    return cells
 
 
 def recipe(task: Task, cells: Sequence[Mapping[str, Any]], command: str) -> str:
@@ -236,9 +266,11 @@ def main() -> int:
     # What earlier calls had is in the table too, in the task's order.
     labels = [x for x in task.systems if x in asked or (out / "tuning" / slug(x)).exists()]
     place = [f"--data-dir={given.data_dir}"] if given.data_dir else []
-    cells = [tune(task, x, out / "tuning" / slug(x), place, given.jobs) for x in labels]
+    found = {x: tune(task, x, out / "tuning" / slug(x), place, given.jobs) for x in labels}
+    write_tuning(out, found)
     path = out / "recipe.yaml"
-    write_text(path, recipe(task, cells, f"`python benchmarks/evidence.py {given.task}`"))
+    command = f"`python benchmarks/evidence.py {given.task}`"
+    write_text(path, recipe(task, best_cells(task, out), command))
     words = ["reproduce", str(path), "--scale=cpu", f"--out={out / 'table'}", "--threads=1"]
     return cli.main([*words, *place, f"--jobs={given.jobs}"])
 

@@ -134,3 +134,21 @@ def test_the_figures_of_the_claims_are_in_the_results() -> None:
     told = re.findall(r"\d+\.\d+ ± \d+\.\d+", (ROOT / "docs" / "claims.md").read_text())
     assert len(told) > 50
     assert [figure for figure in told if figure not in measured] == []
+
+
+def test_the_workflows_call_targets_that_there_are() -> None:
+    # The core's tests run without the laboratory, whose it is.
+    yaml = pytest.importorskip("yaml")
+    files = [*(ROOT / ".github").rglob("*.yml"), *ROOT.glob(".pre-commit-config.yaml")]
+    if not files:
+        pytest.skip("a source distribution has no workflows")
+    assert len(files) == 6
+    read = {file.name: yaml.safe_load(file.read_text()) for file in files}
+    steps = [step for job in read["ci.yml"]["jobs"].values() for step in job["steps"]]
+    called = {step["run"].split()[1] for step in steps if step.get("run", "").startswith("make ")}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert called == {"lint", "test", "test-torch", "docs", "dist"}
+    assert called <= targets
+    for name in ("bug.yml", "curvature.yml"):
+        fields = {field.get("id") for field in read[name]["body"]}
+        assert {"script", "versions"} <= fields

@@ -1,15 +1,15 @@
-"""The committed comparisons: a clone carries on from them."""
+"""The committed comparisons: their recipes, tables and links."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-import yaml
 from scipy.stats import t as student_t
 
 from .made_runs import lay_down
@@ -25,48 +25,102 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "mnist5k-vgg", "cifar10"])
-def test_a_clone_does_not_tune_again(
-    evidence: Any, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(evidence.cli, "main", lambda words: pytest.fail(f"started {words}"))
-    recipe = yaml.safe_load((EVIDENCE / name / "recipe.yaml").read_text())
-    (cells,) = recipe["scales"]["cpu"]["axes"]
-    task = evidence.TASKS[name]
-    for cell in cells:
-        folder = EVIDENCE / name / "tuning" / evidence.slug(cell["label"])
-        assert evidence.tune(task, cell["label"], folder, [], 1) == cell
+def test_a_recipe_has_the_best_of_its_searches(evidence: Any, name: str) -> None:
+    task, folder = evidence.TASKS[name], EVIDENCE / name
+    cells = evidence.best_cells(task, folder)
+    assert [cell["label"] for cell in cells] == list(task.systems)
+    command = f"`python benchmarks/evidence.py {name}`"
+    assert evidence.recipe(task, cells, command) == (folder / "recipe.yaml").read_text()
 
 
-def test_a_search_is_carried_on_where_trials_are_missing(evidence: Any) -> None:
-    folder = EVIDENCE / "mnist5k" / "tuning" / "sgdm"
-    assert evidence.is_tuned(folder, "sgdm", 12)
-    assert not evidence.is_tuned(folder, "sgdm", 13)
-    assert not evidence.is_tuned(folder / "elsewhere", "sgdm", 12)
+def test_searches_are_written_whole(evidence: Any, tmp_path: Path) -> None:
+    """A trial that was pruned, one without figures, a setting that one system alone has."""
+    trials = [
+        {"number": 0, "status": "pruned", "validation_loss": 0.1 + 0.2, "settings": {"lr": 1e-8}},
+        {"number": 1, "status": "diverged", "validation_loss": None, "settings": {"lr": 0.3}},
+    ]
+    found = {
+        label: {"seed": 0, "optimizers": {optimizer: {"best": best, "trials": own}}}
+        for label, optimizer, best, own in (
+            ("SGDM", "sgdm", 1, trials),
+            ("AdaBelief", "adabelief", 0, [{**trials[0], "settings": {"second_order_lr": 1.0}}]),
+        )
+    }
+    evidence.write_tuning(tmp_path, found)
+    assert (tmp_path / evidence.TUNING).read_text().splitlines() == [
+        "system,best,number,status,validation_loss,lr,second_order_lr",
+        "SGDM,False,0,pruned,0.30000000000000004,1e-08,",
+        "SGDM,True,1,diverged,,0.3,",
+        "AdaBelief,True,0,pruned,0.30000000000000004,,1.0",
+    ]
+    kept = json.loads((tmp_path / evidence.SEARCHES).read_text())
+    assert kept["SGDM"] == {"seed": 0, "optimizers": {"sgdm": {"best": 1}}}
+    cells = evidence.best_cells(evidence.TASKS["mnist5k"], tmp_path)
+    assert cells == [
+        {"label": "SGDM", "optimizer": "sgdm", "lr": 0.3},
+        {"label": "AdaBelief", "optimizer": "adabelief", "second_order_lr": 1.0},
+    ]
 
 
 @pytest.fixture
-def summary(evidence: Any) -> Any:
-    return importlib.import_module("evidence_summary")
+def comparison(evidence: Any) -> Any:
+    return importlib.import_module("comparison")
 
 
-def test_a_summary_tests_whom_it_can_and_corrects_for_no_others(
-    summary: Any, tmp_path: Path
+def test_a_comparison_tests_whom_it_can_and_corrects_for_no_others(
+    comparison: Any, tmp_path: Path
 ) -> None:
     finals = {"SGDM": (0.80, 0.81, 0.82), "A": (0.85, 0.86, 0.87), "B": (0.7,)}
     for label, accuracies in finals.items():
         for seed, accuracy in enumerate(accuracies):
             lay_down(tmp_path, "sgdm", seed, accuracy, name=f"-{label}", label=label)
-    systems = summary.by_system(tmp_path, list(finals))
-    rows = summary.table(systems, {}).splitlines()
+    runs = comparison.by_system(tmp_path, [*finals, "C"])
+    systems = comparison.compare(runs, untimed={"A"})
+    baseline = systems["SGDM"]
     # Five hundredths apart at a std of one each: t = 5 / sqrt(2 / 3) at 4 degrees of freedom.
-    expected = 2 * float(student_t(4).sf(5 / (2 / 3) ** 0.5))
-    assert f"| {expected:.2g} |" in rows[3]
-    assert "| 70.00 ± – | -11.00 | – |" in rows[4]
-    summary.draw({"SGDM": systems["SGDM"][:1], "B": systems["B"]}, {}, "", tmp_path / "one.png")
-    assert (tmp_path / "one.png").stat().st_size > 0
+    width = (2 / 3) ** 0.5
+    assert systems["A"].p == pytest.approx(2 * float(student_t(4).sf(5 / width)))
+    low, high = systems["A"].interval(baseline)
+    assert (low, high) == pytest.approx(student_t(4, loc=5, scale=width).interval(0.95))
+    assert [(row.p, round(row.over(baseline), 9)) for row in (baseline, systems["B"])] == [
+        (None, 0.0),
+        (None, -11.0),
+    ]
+    assert not systems["A"].times
+    # Seed by seed 1.5, 2 and 2.5 s an epoch.
+    assert baseline.times == (0.75, 1.0, 1.25)
+    summary = importlib.import_module("evidence_summary")
+    summary.draw(systems, "", tmp_path / "some.png")
+    assert (tmp_path / "some.png").stat().st_size > 0
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a source distribution lacks the runs")
+def test_no_table_is_stale(evidence: Any) -> None:
+    """`make tables` writes them anew."""
+    tables = importlib.import_module("result_tables").TABLES
+    pages = importlib.import_module("write_tables")
+    assert [page.name for page in pages.stale(ROOT, tables)] == []
+    named = [
+        name for page in pages.pages(ROOT) for _, name, *_ in pages.MARKED.findall(page.read_text())
+    ]
+    assert sorted(named) == sorted(tables)
+
+
+def test_a_stale_table_is_noticed(evidence: Any, tmp_path: Path) -> None:
+    pages = importlib.import_module("write_tables")
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "README.md"
+    text = "Before.\n\n<!-- table: one -->\n{}<!-- end of table -->\n\nAfter: 95.1.\n"
+    page.write_text(text.format("\n| a |\n|---|\n| 95.1 |\n\n"))
+    new = text.format("\n| a |\n|---|\n| 95.2 |\n\n")
+    tables = {"one": lambda: "| a |\n|---|\n| 95.2 |\n"}
+    assert pages.stale(tmp_path, tables) == {page: new}
+    page.write_text(new)
+    assert pages.stale(tmp_path, tables) == {}
+    page.write_text(text.format("").replace("<!-- end of table -->", ""))
+    with pytest.raises(ValueError, match="needs its"):
+        pages.stale(tmp_path, tables)
+
+
 def test_links_in_the_results_lead_somewhere() -> None:
     for page in (ROOT / "results").rglob("*.md"):
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):

@@ -51,10 +51,7 @@ def main() -> None:
 
 def is_distributed(name: str) -> bool:
     """Tell whether a file of the checkout belongs into the source distribution."""
-    if name.startswith("results/"):
-        kinds = (".md", ".png", ".txt", "/recipe.yaml", "/best.yaml", "/tune.json")
-        return name.endswith(kinds)
-    return not name.startswith(".ci/")
+    return not name.startswith((".ci/", ".github/", ".pre-commit"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -56,6 +57,20 @@ def screen(width: int | None = None) -> Console:
 def say(console: Console, text: str) -> None:
     """Print a text as it is: no line breaks inside paths, nothing taken for markup."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def say_files(console: Console, directory: Path, files: Mapping[str, str]) -> None:
+    """Say where the files of a directory lie, as far as they are there.
+
+    Args:
+        console: Where it is said.
+        directory: The directory.
+        files: What each is, and its name.
+    """
+    width = max(map(len, files)) + 1
+    for title, name in files.items():
+        if (directory / name).exists():
+            say(console, f"{title:<{width}}{(directory / name).resolve()}")
 
 
 def evaluated(metrics: Mapping[str, Any]) -> str:

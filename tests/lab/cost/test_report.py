@@ -14,10 +14,10 @@ from sgdph.lab.cost.figures import (
     to_plain,
 )
 from sgdph.lab.cost.pictures import FLOOR, draw_cell
-from sgdph.lab.cost.report import notes, write_report
-from sgdph.lab.cost.summary import Ratio, summarise
-from sgdph.lab.cost.tables import to_csv, to_markdown
+from sgdph.lab.cost.report import cost_table, figures_table, notes, write_report
+from sgdph.lab.cost.summary import summarise
 from sgdph.lab.errors import LabError
+from sgdph.lab.reports.statistics import Range
 
 from .figures import cell
 
@@ -26,7 +26,7 @@ SETTINGS = CostSettings(systems=("sgdph-interval10",))
 
 def test_ratios_are_taken_within_a_round_and_weighted_one_to_nine() -> None:
     sgdm, sgdph = summarise(cell())
-    assert sgdm.process == sgdm.wall == Ratio(1.0, 1.0, 1.0)
+    assert sgdm.process == sgdm.wall == Range(1.0, 1.0, 1.0)
     # Rounds of (1.1 + 0.9) / 1, (1.2 + 1.8) / 2 and (2 + 7.2) / 4.
     assert sgdph.process is not None
     assert dataclasses.astuple(sgdph.process) == pytest.approx((2.0, 1.5, 2.3))
@@ -56,7 +56,7 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert (row.process, row.mean_peak, row.worst_peak) == (None,) * 3
     assert (row.mean_total_peak, row.worst_total_peak) == (None,) * 2
     assert row.time == row.wall
-    last = to_markdown(figures).splitlines()[-1]
+    last = cost_table(figures).markdown().splitlines()[-1]
     assert last == "| SGD-PH, interval 10 | 1.50 | 1.33 to 2.04 | 4.33 | – | – | 1.20 | 1.25 |"
     assert "wall time" in notes(SETTINGS, [figures])[0]
 
@@ -69,7 +69,7 @@ def test_figures_go_through_json_unchanged() -> None:
 
 
 def test_the_csv_holds_ratios_in_full() -> None:
-    rows = list(csv.DictReader(to_csv([cell(), cell(batch_size=4)]).splitlines()))
+    rows = list(csv.DictReader(figures_table([cell(), cell(batch_size=4)]).csv().splitlines()))
     assert [(r["batch_size"], r["system"]) for r in rows] == [
         ("2", "sgdm"),
         ("2", "sgdph-interval10"),
@@ -105,7 +105,7 @@ def test_a_report_is_made_of_the_directory_alone(tmp_path: Path) -> None:
     page = (directory.path / "cost.md").read_text()
     assert "a CPU" in page
     assert "visited 2 of 5 Newton parameters: `a`, `b`" in page
-    assert to_markdown(cell()) in page
+    assert cost_table(cell()).markdown() in page
 
 
 def test_nothing_is_reported_of_no_cell(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from sgdph.lab.errors import LabError
-from sgdph.lab.inspect.choice import Candidate, make_plan, spread, spread_over_kinds
+from sgdph.lab.inspect.choice import make_plan, spread, spread_over_kinds
+from sgdph.lab.inspect.figures import Candidate
 
 
 def candidates(*seconds: float) -> list[Candidate]:

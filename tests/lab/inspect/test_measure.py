@@ -12,8 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sgdph.lab.cli import main
 from sgdph.lab.data.dataset import Dataset
-from sgdph.lab.inspect.choice import make_plan
-from sgdph.lab.inspect.costs import estimate_costs
+from sgdph.lab.inspect.choice import estimate_costs, make_plan
 from sgdph.lab.inspect.figures import InspectSettings
 from sgdph.lab.inspect.measure import (
     at_checkpoint,

@@ -16,7 +16,7 @@ from sgdph.lab.reports.curves import (
     dress,
     legend_names,
 )
-from sgdph.lab.reports.plots import COLOURS, line_style
+from sgdph.lab.reports.figure import COLOURS, line_style
 from sgdph.lab.run.records import Group, group_runs, read_runs
 
 from .test_grid import grid_of

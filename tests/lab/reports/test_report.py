@@ -24,10 +24,15 @@ from sgdph.lab.reports.report import (
     verdict,
     write_report,
 )
+from sgdph.lab.reports.table import Table
 
 
 def reported(path: Path, **options: Layout) -> Report:
     return report_on([path], path, options.get("layout", Layout()), ())
+
+
+def plain(table: Table) -> list[list[str]]:
+    return [[str(cell) for cell in row] for row in table.cells]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -41,10 +46,10 @@ def test_the_table_is_of_the_directories_alone(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.7)
     (tmp_path / "notes").mkdir()
     (table,) = reported(tmp_path).main_tables
-    assert table.headings[:3] == ["n", "final test accuracy, %", "best test accuracy, %"]
-    assert [(name, [cell.plain for cell in cells]) for name, cells in table.rows] == [
-        ("SGDM", ["1", "70.00 ± –", "71.00 ± –", "0.3000 ± –", "1.50 ± –"]),
-        ("SGD-PH", ["3", "90.00 ± 10.00", "91.00 ± 10.00", "0.1000 ± 0.1000", "2.00 ± 0.50"]),
+    assert table.headings[1:4] == ["n", "final test accuracy, %", "best test accuracy, %"]
+    assert plain(table) == [
+        ["SGDM", "1", "70.00 ± –", "71.00 ± –", "0.3000 ± –", "1.50 ± –"],
+        ["SGD-PH", "3", "90.00 ± 10.00", "91.00 ± 10.00", "0.1000 ± 0.1000", "2.00 ± 0.50"],
     ]
 
 
@@ -57,9 +62,9 @@ def test_diverged_pruned_and_unfinished_runs_are_counted_and_kept_out(tmp_path: 
     lay_down(tmp_path, "sgdm", 4, None, status="pruned")
     (table,) = reported(tmp_path).main_tables
     assert table.headings[-3:] == ["diverged", "pruned", "unfinished"]
-    ((name, cells),) = table.rows
-    assert [name, *(cell.text for cell in cells)][:3] == ["SGDM", "1", "80.00 ± –"]
-    assert [cell.text for cell in cells][-3:] == ["1", "1", "2"]
+    (cells,) = plain(table)
+    assert cells[:3] == ["SGDM", "1", "80.00 ± –"]
+    assert cells[-3:] == ["1", "1", "2"]
     for page in (REPORT, PAGE):
         assert "1 run(s) diverged" in (tmp_path / page).read_text()
         assert "1 run(s) were stopped early" in (tmp_path / page).read_text()
@@ -157,10 +162,11 @@ def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
     lay_down(tmp_path / "resnet8", "sgdm", 3, 0.72)
     (section,) = reported(tmp_path).sections
     main = section.tables[0]
-    assert main.columns == (("digits", "ResNet8"), ("digits", "VGG11"))
+    assert main.headings[1:] == ["digits, ResNet8", "digits, VGG11"]
+    assert main.levels[0][1:] == [("digits", 2)]
     assert main.caption.startswith("Accuracy on the test images after the last epoch")
     assert main.caption.endswith("over 2 seeds")
-    cells = {name: [cell.plain for cell in cells] for name, cells in main.rows}
+    cells = {name: cells for name, *cells in plain(main)}
     assert cells["SGDM"] == ["71.33 ± 1.15 (n = 3, 1 diverged)", "76.00 ± 1.41"]
     captions = " ".join(table.caption for table in section.tables)
     for words in ("picked on these images", "Area under", "Cross-entropy", "Seconds of training"):
@@ -170,7 +176,7 @@ def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
     assert "digits, ResNet8 90.09%, digits, VGG11 90.09%" in times.caption or (
         "90.09% test accuracy" in times.caption
     )
-    assert [cell.plain for cell in times.rows[1][1]] == ["2.0 ± – (1 of 2)"] * 2
+    assert plain(times)[1][1:] == ["2.0 ± – (1 of 2)"] * 2
     assert len(verdict(Report("", reported(tmp_path).runs, (section,))).splitlines()) == 3
     rows = rows_of(tmp_path)
     assert [(row["optimizer"], row["model"]) for row in rows] == [
@@ -296,7 +302,7 @@ def test_a_sweeps_layout_and_title_are_its_reports(tmp_path: Path) -> None:
         lay_down(tmp_path, "sgdm", 0, 0.8, name=f"-{decay}", weight_decay=decay)
     (tmp_path / "sweep.yaml").write_text("layout: {rows: [weight_decay], title: Table 5}\n")
     (table,) = write_report(tmp_path).main_tables
-    assert [name for name, _ in table.rows] == ["weight decay 0.001", "weight decay 0.01"]
+    assert [cells[0] for cells in plain(table)] == ["weight decay 0.001", "weight decay 0.01"]
     assert (tmp_path / REPORT).read_text().startswith("# Table 5\n")
     assert (tmp_path / "sensitivity-lines.png").exists()
 

@@ -11,12 +11,16 @@ from rich.console import Console
 from sgdph.lab.cost.directory import BARS, FIGURES, PAGE, SWEEP, TABLE, CostDirectory
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.measure import check_cells, measure_cell
-from sgdph.lab.cost.options import CostOptions, cost_differences, default_cost_out, resolve_cost
-from sgdph.lab.cost.report import describe, describe_cell, notes, write_report
-from sgdph.lab.cost.tables import to_rich
+from sgdph.lab.cost.options import CostOptions, default_cost_out, resolve_cost
+from sgdph.lab.cost.report import cost_table, describe, describe_cell, notes, write_report
 from sgdph.lab.errors import OK, LabError
-from sgdph.lab.progress import StepReporter, say, step_reporter_for
-from sgdph.lab.run.out import check_target, report_interruption
+from sgdph.lab.progress import StepReporter, say, say_files, step_reporter_for
+from sgdph.lab.run.out import (
+    check_target,
+    disagreement,
+    report_interruption,
+    setting_differences,
+)
 from sgdph.lab.run.start import pick_device
 
 
@@ -60,13 +64,11 @@ def resumed(
         LabError: If there is no measurement, or it was another one than what is asked for.
     """
     saved, cells = directory.read()
-    problems = cost_differences(given, saved)
+    problems = setting_differences(given, saved)
     if problems:
-        raise LabError(
-            f"the options disagree with the measurement that lies in {directory.path}:\n  "
-            + "\n  ".join(problems)
-            + "\nleave these options out to carry it on, or name another --out for a new one"
-        )
+        what = f"the measurement that lies in {directory.path}"
+        workaround = "leave these options out to carry it on, or name another --out for a new one"
+        raise LabError(disagreement(what, problems, workaround))
     return saved, cells
 
 
@@ -93,11 +95,9 @@ def show(
 ) -> None:
     """Print the tables, how to read them, and where everything lies."""
     for cell in cells:
-        console.print(to_rich(cell))
+        console.print(cost_table(cell).rich())
     say(console, f"{describe(settings, cells)}.")
     for line in notes(settings, cells):
         say(console, line)
     files = {"report": PAGE, "table": TABLE, "plot": BARS, "sweep": SWEEP, "figures": FIGURES}
-    for title, name in files.items():
-        if (directory.path / name).exists():
-            say(console, f"{title:<8}{(directory.path / name).resolve()}")
+    say_files(console, directory.path, files)

@@ -81,15 +81,6 @@ def resolve_cost(given: Mapping[str, Any]) -> CostSettings:
     return CostSettings(**{"systems": USUAL, **given})
 
 
-def cost_differences(given: Mapping[str, Any], saved: CostSettings) -> list[str]:
-    """List where what was asked for disagrees with a saved measurement's settings."""
-    return [
-        f"{name}: it has {getattr(saved, name)!r}, given {value!r}"
-        for name, value in given.items()
-        if getattr(saved, name) != value
-    ]
-
-
 def default_cost_out(settings: CostSettings) -> Path:
     """Name the directory of a measurement that was not given one."""
     models = "-".join(settings.models).replace(":", "-")

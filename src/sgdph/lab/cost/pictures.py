@@ -9,29 +9,27 @@ from typing import TYPE_CHECKING
 
 from sgdph.lab.cost.figures import CellFigures
 from sgdph.lab.cost.summary import Row, summarise
-from sgdph.lab.reports.plots import COLOURS, line_style, new_figure, save_figure, title_figure
+from sgdph.lab.reports.figure import COLOURS, REFERENCE, figure, legend_below, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TIME, MEMORY, FLOOR = COLOURS[0], COLOURS[4], COLOURS[1]
+TITLE = "What a training step costs"
 LEGEND = ("time, median of rounds", "floor, in FLOPs", "mean peak memory", "worst peak")
 
 
 def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     """Draw every system's time and memory as bars, a panel per cell, into a PNG file."""
     rows = max(len(cell.systems) for cell in cells)
-    figure = new_figure(10.5, 1.3 + len(cells) * (0.9 + 0.46 * rows))
-    panels = figure.subplots(len(cells), 1, squeeze=False)[:, 0]
-    for axes, cell in zip(panels, cells, strict=True):
-        draw_cell(axes, summarise(cell))
-        axes.set_title(cell.name, fontsize="medium", loc="left")
-    panels[-1].set_xlabel("ratio to a step of SGDM")
-    handles, labels = panels[0].get_legend_handles_labels()
-    legend = dict(sorted(zip(labels, handles, strict=True), key=lambda pair: LEGEND.index(pair[0])))
-    figure.legend(legend.values(), legend, loc="outside lower center", ncols=4, frameon=False)
-    title_figure(figure, f"What a training step costs\n{subtitle}")
-    save_figure(figure, path)
+    height = 1.3 + len(cells) * (0.9 + 0.46 * rows)
+    with figure(path, 10.5, height, f"{TITLE}\n{subtitle}") as made:
+        panels = made.subplots(len(cells), 1, squeeze=False)[:, 0]
+        for axes, cell in zip(panels, cells, strict=True):
+            draw_cell(axes, summarise(cell))
+            axes.set_title(cell.name, loc="left")
+        panels[-1].set_xlabel("ratio to a step of SGDM")
+        legend_below(made, 4, LEGEND)
 
 
 def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
@@ -64,12 +62,12 @@ def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
             alike = row.worst_peak < row.mean_peak + 0.005
             worst = "" if alike else f", worst {row.worst_peak:.2f}"
             _write(axes, row.worst_peak, y + 0.19, f"{row.mean_peak:.2f}{worst}")
-    axes.axvline(1.0, color="#777777", linewidth=0.8, zorder=0)
+    axes.axvline(1.0, color=REFERENCE, linewidth=0.8, zorder=0)
     axes.set_yticks(list(heights), [row.label for row in rows])
     axes.invert_yaxis()
     axes.margins(x=0.08, y=0.01)
     axes.set_xlim(left=0)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(False)
 
 
 def _write(axes: Axes, behind: float, y: float, text: str) -> None:
@@ -86,31 +84,24 @@ def _write(axes: Axes, behind: float, y: float, text: str) -> None:
 
 def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     """Draw the ratios of time and memory over the cells, a line per system, into a PNG file."""
-    figure = new_figure(12, 6.8)
-    time, memory = figure.subplots(1, 2)
     tables = [summarise(cell) for cell in cells]
-    places = list(range(len(cells)))
-    panels: list[tuple[Axes, str, Callable[[Row], float | None]]] = [
-        (time, LEGEND[0], lambda row: row.time.median),
-        (memory, LEGEND[2], lambda row: row.mean_peak),
+    panels: list[tuple[str, Callable[[Row], float | None]]] = [
+        (LEGEND[0], lambda row: row.time.median),
+        (LEGEND[2], lambda row: row.mean_peak),
     ]
-    for axes, title, figure_of in panels:
-        for i in range(1, len(tables[0])):
-            figures = [figure_of(table[i]) for table in tables]
-            values = [math.nan if figure is None else figure for figure in figures]
-            style = {**line_style(i - 1), "markersize": 4.5, "linewidth": 1.6}
-            axes.plot(places, values, label=tables[0][i].label, **style)
-        axes.axhline(1.0, color="#777777", linewidth=0.8)
-        axes.set_xticks(places, _names(cells))
-        axes.set_title(title, fontsize="medium")
-        axes.set_ylim(bottom=0)
-        axes.grid(True, axis="y", color="#dddddd", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    time.set_ylabel("ratio to a step of SGDM")
-    handles, labels = time.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    title_figure(figure, f"What a training step costs\n{subtitle}")
-    save_figure(figure, path)
+    with figure(path, 12, 6.8, f"{TITLE}\n{subtitle}") as made:
+        for axes, (title, figure_of) in zip(made.subplots(1, 2), panels, strict=True):
+            for i, row in enumerate(tables[0][1:], 1):
+                figures = [figure_of(table[i]) for table in tables]
+                values = [math.nan if value is None else value for value in figures]
+                axes.plot(values, label=row.label, markersize=4.5, **line_style(i - 1))
+            axes.axhline(1.0, color=REFERENCE, linewidth=0.8)
+            axes.set_xticks(range(len(cells)), _names(cells))
+            axes.set_title(title)
+            axes.set_ylim(bottom=0)
+            axes.grid(False, axis="x")
+        made.axes[0].set_ylabel("ratio to a step of SGDM")
+        legend_below(made, 3)
 
 
 def _names(cells: Sequence[CellFigures]) -> list[str]:

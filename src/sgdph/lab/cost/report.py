@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sgdph.lab.cost.directory import BARS, PAGE, SWEEP, TABLE, CostDirectory
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.pictures import draw_bars, draw_sweep
 from sgdph.lab.cost.summary import summarise
-from sgdph.lab.cost.tables import to_csv, to_markdown
 from sgdph.lab.files import write_text
+from sgdph.lab.reports.numbers import fixed
+from sgdph.lab.reports.page import (
+    Block,
+    Bullets,
+    Picture,
+    Section,
+    machine_section,
+    to_markdown,
+)
+from sgdph.lab.reports.statistics import Range
+from sgdph.lab.reports.table import Column, Table
+
+COLUMNS = (
+    Column("SGDM = 1.00", "left"),
+    Column("time", form=".2f"),
+    Column("lowest to highest"),
+    Column("time of a refresh", form=".2f"),
+    Column("mean peak memory", form=".2f"),
+    Column("worst peak", form=".2f"),
+    Column("FLOPs", form=".2f"),
+    Column("floor", form=".2f"),
+)
 
 
 def write_report(directory: CostDirectory) -> list[CellFigures]:
@@ -24,13 +46,80 @@ def write_report(directory: CostDirectory) -> list[CellFigures]:
     settings, cells = directory.read()
     if not cells:
         return cells
-    line = describe(settings, cells)
-    draw_bars(cells, directory.path / BARS, line)
+    line, path = describe(settings, cells), directory.path
+    pictures = [Picture(path / BARS, "Time and memory of each system")]
+    draw_bars(cells, path / BARS, line)
     if len(cells) > 1:
-        draw_sweep(cells, directory.path / SWEEP, line)
-    write_text(directory.path / TABLE, to_csv(cells))
-    write_text(directory.path / PAGE, to_page(settings, cells))
+        pictures.append(Picture(path / SWEEP, "Time and memory over the cells"))
+        draw_sweep(cells, path / SWEEP, line)
+    blocks: list[Block] = [
+        f"{line}.",
+        *map(_section, cells),
+        Bullets(notes(settings, cells)),
+        *pictures,
+        machine_section(cell.environment for cell in cells),
+    ]
+    write_text(path / TABLE, figures_table(cells).csv())
+    write_text(path / PAGE, to_markdown("What a training step costs", blocks))
     return cells
+
+
+def cost_table(cell: CellFigures) -> Table:
+    """Make a cell's table of ratios to SGDM's step, a row per system."""
+    rows = tuple(
+        (
+            row.label,
+            row.time.median,
+            row.time.reach(fixed),
+            row.refresh,
+            row.mean_peak,
+            row.worst_peak,
+            row.flops,
+            row.floor,
+        )
+        for row in summarise(cell)
+    )
+    return Table(COLUMNS, rows, cell.name)
+
+
+def figures_table(cells: Sequence[CellFigures]) -> Table:
+    """Make the table for programs: a row per cell and system, all ratios."""
+    return Table.of_records(
+        [
+            {
+                "model": cell.model,
+                "batch_size": cell.batch_size,
+                "system": system.name,
+                "label": row.label,
+                "seconds": row.seconds,
+                **_parts("process", row.process),
+                **_parts("wall", row.wall),
+                "refresh": row.refresh,
+                "mean_peak": row.mean_peak,
+                "worst_peak": row.worst_peak,
+                "mean_total_peak": row.mean_total_peak,
+                "worst_total_peak": row.worst_total_peak,
+                "flops": row.flops,
+                "floor": row.floor,
+            }
+            for cell in cells
+            for system, row in zip(cell.systems, summarise(cell), strict=True)
+        ]
+    )
+
+
+def _parts(clock: str, ratio: Range | None) -> dict[str, float | None]:
+    return {
+        f"{clock}_{part}": None if ratio is None else getattr(ratio, part)
+        for part in ("median", "lowest", "highest")
+    }
+
+
+def _section(cell: CellFigures) -> Section:
+    count = f"{len(cell.visited)} of {cell.newton}"
+    listed = ", ".join(f"`{name}`" for name in cell.visited)
+    visited = f"{cell.parameters:,} parameters; visited {count} Newton parameters: {listed}."
+    return Section(cell.name, [replace(cost_table(cell), caption=""), visited])
 
 
 def describe(settings: CostSettings, cells: Sequence[CellFigures]) -> str:
@@ -81,37 +170,3 @@ def notes(settings: CostSettings, cells: Sequence[CellFigures]) -> list[str]:
             "model." + ("" if on_cuda else " The memory of compiled code on the CPU is not seen.")
         )
     return lines
-
-
-def to_page(settings: CostSettings, cells: Sequence[CellFigures]) -> str:
-    """Write the markdown page."""
-    sections = [
-        "# What a training step costs",
-        f"{describe(settings, cells)}.",
-        *(_section(cell) for cell in cells),
-        "\n".join(f"* {line}" for line in notes(settings, cells)),
-        f"![Time and memory of each system]({BARS})",
-    ]
-    if len(cells) > 1:
-        sections.append(f"![Time and memory over the cells]({SWEEP})")
-    return "\n\n".join([*sections, "## Machine", _machines(cells)]) + "\n"
-
-
-def _section(cell: CellFigures) -> str:
-    count = f"{len(cell.visited)} of {cell.newton}"
-    listed = ", ".join(f"`{name}`" for name in cell.visited)
-    return (
-        f"## {cell.name}\n\n{to_markdown(cell)}\n\n{cell.parameters:,} parameters; visited {count} "
-        f"Newton parameters: {listed}."
-    )
-
-
-def _machines(cells: Sequence[CellFigures]) -> str:
-    """List each machine and command once."""
-    keys = ("cpu", "device", "device_name", "threads", "platform", "python", "torch", "git_commit")
-    lines = []
-    for cell in cells:
-        known = {key: cell.environment[key] for key in keys} | cell.environment["optimizers"]
-        shown = [f"{key.replace('_', ' ')} {value}" for key, value in known.items() if value]
-        lines += [f"* {'; '.join(shown)}", f"* `{cell.environment['command']}`"]
-    return "\n".join(dict.fromkeys(lines))

@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sgdph.lab.cost.figures import CellFigures, KindFigures, SystemFigures
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio to SGDM's time over rounds, each round's to SGDM's in the same round."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, times: Sequence[float], base: Sequence[float]) -> Ratio:
-        """Divide round by round."""
-        ratios = [t / b for t, b in zip(times, base, strict=True)]
-        return cls(statistics.median(ratios), min(ratios), max(ratios))
+from sgdph.lab.cost.figures import CellFigures, SystemFigures
+from sgdph.lab.reports.statistics import Range
 
 
 @dataclass(frozen=True)
@@ -47,8 +32,8 @@ class Row:
 
     label: str
     seconds: float
-    wall: Ratio
-    process: Ratio | None
+    wall: Range
+    process: Range | None
     refresh: float | None
     mean_peak: float | None
     worst_peak: float | None
@@ -58,7 +43,7 @@ class Row:
     floor: float | None
 
     @property
-    def time(self) -> Ratio:
+    def time(self) -> Range:
         """The process's time where there is one, else the wall's."""
         return self.process or self.wall
 
@@ -69,70 +54,46 @@ def summarise(cell: CellFigures) -> list[Row]:
 
 
 def _row(system: SystemFigures, base: SystemFigures) -> Row:
-    wall, base_wall = _rounds(system, _wall), _rounds(base, _wall)
     timed_on_cpu = base.kinds["plain"].process_seconds is not None
-    clock = _process if timed_on_cpu else _wall
+    clock = "process_seconds" if timed_on_cpu else "wall_seconds"
     refresh = system.kinds.get("refresh")
-    peak, total = _memory(base, _peaks), _memory(base, _total_peaks)
+    wall, of_sgdm = _rounds(system, "wall_seconds"), _rounds(base, clock)
+    mean_peak, worst_peak = _peaks(system, base, "peak_bytes")
+    mean_total_peak, worst_total_peak = _peaks(system, base, "total_peak_bytes")
     return Row(
         label=system.label,
         seconds=statistics.median(wall),
-        wall=Ratio.of(wall, base_wall),
-        process=Ratio.of(_rounds(system, _process), _rounds(base, _process))
-        if timed_on_cpu
-        else None,
-        refresh=Ratio.of(clock(refresh), _rounds(base, clock)).median if refresh else None,
-        mean_peak=_divided(_memory(system, _peaks), peak),
-        worst_peak=_divided(_memory(system, _peaks, worst=True), peak),
-        mean_total_peak=_divided(_memory(system, _total_peaks), total),
-        worst_total_peak=_divided(_memory(system, _total_peaks, worst=True), total),
-        flops=_flops(system) / _flops(base),
+        wall=Range.of_ratios(wall, _rounds(base, "wall_seconds")),
+        process=Range.of_ratios(_rounds(system, clock), of_sgdm) if timed_on_cpu else None,
+        refresh=Range.of_ratios(getattr(refresh, clock), of_sgdm).median if refresh else None,
+        mean_peak=mean_peak,
+        worst_peak=worst_peak,
+        mean_total_peak=mean_total_peak,
+        worst_total_peak=worst_total_peak,
+        flops=_mean(system, "flops") / _mean(base, "flops"),
         floor=system.floor,
     )
 
 
-def _wall(kind: KindFigures) -> Sequence[float]:
-    return kind.wall_seconds
-
-
-def _process(kind: KindFigures) -> Sequence[float]:
-    return kind.process_seconds or []
-
-
-def _peaks(kind: KindFigures) -> Sequence[int] | None:
-    return kind.peak_bytes
-
-
-def _total_peaks(kind: KindFigures) -> Sequence[int] | None:
-    return kind.total_peak_bytes
-
-
-def _rounds(system: SystemFigures, clock: Callable[[KindFigures], Sequence[float]]) -> list[float]:
+def _rounds(system: SystemFigures, clock: str) -> list[float]:
     """Weigh the kinds of step by their shares, round by round."""
     kinds = system.kinds.values()
-    rounds = zip(*(clock(kind) for kind in kinds), strict=True)
+    rounds = zip(*(getattr(kind, clock) for kind in kinds), strict=True)
     return [sum(k.share * t for k, t in zip(kinds, times, strict=True)) for times in rounds]
 
 
-def _memory(
-    system: SystemFigures,
-    figure: Callable[[KindFigures], Sequence[int] | None],
-    *,
-    worst: bool = False,
-) -> float | None:
-    total, highest = 0.0, 0
-    for kind in system.kinds.values():
-        peaks = figure(kind)
-        if peaks is None:
-            return None
-        total += kind.share * statistics.fmean(peaks)
-        highest = max(highest, *peaks)
-    return highest if worst else total
+def _mean(system: SystemFigures, figure: str) -> float:
+    """Return the mean over the places, and over the kinds of step by their shares."""
+    return sum(k.share * statistics.fmean(getattr(k, figure)) for k in system.kinds.values())
 
 
-def _flops(system: SystemFigures) -> float:
-    return sum(kind.share * statistics.fmean(kind.flops) for kind in system.kinds.values())
-
-
-def _divided(value: float | None, base: float | None) -> float | None:
-    return None if value is None or base is None else value / base
+def _peaks(
+    system: SystemFigures, base: SystemFigures, figure: str
+) -> tuple[float | None, float | None]:
+    """Return the mean and the largest peak, both divided by SGDM's mean one, if they were seen."""
+    found = [getattr(kind, figure) for kind in (*system.kinds.values(), *base.kinds.values())]
+    if None in found:
+        return None, None
+    mean = _mean(base, figure)
+    worst = max(max(getattr(kind, figure)) for kind in system.kinds.values())
+    return _mean(system, figure) / mean, worst / mean

@@ -47,6 +47,27 @@ def check_present(run: RunDirectory, found: Sequence[int], asked: Sequence[int])
         )
 
 
+def reached(run: RunDirectory, found: Sequence[int], asked: Sequence[int]) -> tuple[int, ...]:
+    """Return which of the checkpoints that were asked for a diverged run has.
+
+    Raises:
+        LabError: It has none of them.
+    """
+    present = tuple(epoch for epoch in asked if epoch in found)
+    if present:
+        return present
+    if found:
+        has = f"it has those of epoch {', '.join(map(str, found))}"
+        way_out = f"inspect them with --run {run.path} and another --out, or"
+    else:
+        has, way_out = "it has none", "inspect its start with --checkpoints 0 and --overwrite, or"
+    raise LabError(
+        f"the run in {run.path} diverged after epoch {len(run.read_metrics())}, before any "
+        f"checkpoint that was asked for ({', '.join(map(str, asked))}); {has}. {way_out} train "
+        "with a smaller --lr and --overwrite"
+    )
+
+
 def _epoch_of(path: Path) -> int:
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,21 +10,27 @@ from rich.console import Console
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import OK, LabError
-from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints
-from sgdph.lab.inspect.choice import make_plan, matching
-from sgdph.lab.inspect.costs import estimate_costs
+from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints, reached
+from sgdph.lab.inspect.choice import estimate_costs, make_plan, matching
 from sgdph.lab.inspect.directory import FIGURES, PAGE, PICTURES, TABLE, InspectDirectory
 from sgdph.lab.inspect.figures import Inspection, InspectSettings
 from sgdph.lab.inspect.measure import at_checkpoint, measure_checkpoint
-from sgdph.lab.inspect.options import InspectOptions, quarters, setting_differences
+from sgdph.lab.inspect.options import InspectOptions, quarters
 from sgdph.lab.inspect.parameters import newton_parameters
 from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
-from sgdph.lab.inspect.tables import left_out_to_rich, summary_to_rich, to_rich
+from sgdph.lab.inspect.tables import blocks_table, left_out_table, summary_table
 from sgdph.lab.options.resolution import resolve
-from sgdph.lab.progress import StepReporter, reporter_for, say, step_reporter_for
+from sgdph.lab.progress import StepReporter, reporter_for, say, say_files, step_reporter_for
 from sgdph.lab.run.checkpoint import save_checkpoint
 from sgdph.lab.run.directory import CONFIG, ENDED, RunDirectory, kept_checkpoint
-from sgdph.lab.run.out import check_target, default_out, disagreement, placed, report_interruption
+from sgdph.lab.run.out import (
+    check_target,
+    default_out,
+    disagreement,
+    placed,
+    report_interruption,
+    setting_differences,
+)
 from sgdph.lab.run.start import PreparedRun, load_data, prepare
 from sgdph.lab.run.training import train_run
 
@@ -213,27 +218,6 @@ def measure_all(
     assert len(inspection.checkpoints) == len(settings.checkpoints)
 
 
-def reached(run: RunDirectory, found: Sequence[int], asked: Sequence[int]) -> tuple[int, ...]:
-    """Return which of the checkpoints that were asked for a diverged run has.
-
-    Raises:
-        LabError: It has none of them.
-    """
-    present = tuple(epoch for epoch in asked if epoch in found)
-    if present:
-        return present
-    if found:
-        has = f"it has those of epoch {', '.join(map(str, found))}"
-        way_out = f"inspect them with --run {run.path} and another --out, or"
-    else:
-        has, way_out = "it has none", "inspect its start with --checkpoints 0 and --overwrite, or"
-    raise LabError(
-        f"the run in {run.path} diverged after epoch {len(run.read_metrics())}, before any "
-        f"checkpoint that was asked for ({', '.join(map(str, asked))}); {has}. {way_out} train "
-        "with a smaller --lr and --overwrite"
-    )
-
-
 def plan(directory: InspectDirectory, inspection: Inspection, path: Path, data: Dataset) -> None:
     """Time one product of every parameter, and record which blocks are taken."""
     settings = inspection.settings
@@ -263,14 +247,12 @@ def measure(
 def show(directory: InspectDirectory, inspection: Inspection, console: Console) -> None:
     """Print the tables, how to read them, and where everything lies."""
     for figures in inspection.checkpoints:
-        console.print(to_rich(figures))
-    console.print(summary_to_rich(inspection))
+        console.print(blocks_table(figures).rich())
+    console.print(summary_table(inspection).rich())
     if inspection.plan is not None and inspection.plan.left_out:
-        console.print(left_out_to_rich(inspection.plan))
+        console.print(left_out_table(inspection.plan).rich())
     for line in notes(inspection):
         say(console, line)
     files = {"report": PAGE, "table": TABLE, "figures": FIGURES}
     files |= {name.removesuffix(".png"): name for name in PICTURES}
-    for title, name in files.items():
-        if (directory.path / name).exists():
-            say(console, f"{title:<12}{(directory.path / name).resolve()}")
+    say_files(console, directory.path, files)

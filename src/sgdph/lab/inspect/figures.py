@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.errors import LabError
-from sgdph.lab.inspect.choice import Candidate, Plan
 from sgdph.lab.inspect.sketch import ESTIMATES, MEASURES
 
 ERRORS = tuple(f"{name}_{measure}" for name in ESTIMATES for measure in MEASURES)
@@ -90,6 +89,45 @@ class InspectSettings:
                 raise LabError(f"--{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.budget < float("inf"):
             raise LabError(f"--budget must be above 0 seconds and finite; got {self.budget:g}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A block that could be taken.
+
+    Attributes:
+        name: The parameter's name.
+        label: Its name in tables.
+        kind: What it is.
+        size: Rows of the block.
+        estimated_seconds: What its dense blocks on all batches of all checkpoints would take.
+    """
+
+    name: str
+    label: str
+    kind: str
+    size: int
+    estimated_seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, what is not, and what is drawn.
+
+    Attributes:
+        chosen: Names of the parameters whose blocks are taken, in registration order.
+        pictured: Those of them whose blocks are drawn.
+        candidates: All Newton parameters.
+    """
+
+    chosen: tuple[str, ...]
+    pictured: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def left_out(self) -> list[Candidate]:
+        """The parameters whose blocks are not taken."""
+        return [each for each in self.candidates if each.name not in self.chosen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +234,6 @@ class Inspection:
             "on: estimates and reference share examples, so they are not independent and the "
             "errors look smaller than they are. Take fewer --batches."
         ]
-
-
-def counted(number: int, singular: str, plural: str) -> str:
-    """Write a number with its noun."""
-    return f"{number} {singular if number == 1 else plural}"
 
 
 def record_to_plain(record: BlockRecord | MultiplierRecord) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 from sgdph import hessian_block
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset, plan_epoch
-from sgdph.lab.inspect.choice import Plan
 from sgdph.lab.inspect.figures import (
     BlockRecord,
     CheckpointFigures,
     InspectSettings,
+    Plan,
 )
 from sgdph.lab.inspect.multipliers import (
     held_averages,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,12 +56,3 @@ class InspectOptions(RunOptions):
 def quarters(epochs: int) -> tuple[int, ...]:
     """Choose the checkpoints of a run: its start, a quarter, half, the end."""
     return tuple(sorted({0, epochs // 4, epochs // 2, epochs}))
-
-
-def setting_differences(given: Mapping[str, Any], saved: InspectSettings) -> list[str]:
-    """List where what was asked for disagrees with a saved inspection's settings."""
-    return [
-        f"{name}: it has {getattr(saved, name)!r}, given {value!r}"
-        for name, value in given.items()
-        if getattr(saved, name) != value
-    ]

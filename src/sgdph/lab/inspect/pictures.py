@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdph.lab.inspect.figures import (
-    CheckpointFigures,
-    Inspection,
-    MultiplierRecord,
-    counted,
-)
+from torch import Tensor
+
+from sgdph.lab.inspect.figures import CheckpointFigures, Inspection, MultiplierRecord
 from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
 from sgdph.lab.inspect.tables import LABELS, spread_over_layers
-from sgdph.lab.reports.plots import COLOURS, MARKERS, new_figure, save_figure, title_figure
+from sgdph.lab.reports.figure import COLOURS, REFERENCE, figure, legend_below, line_style
+from sgdph.lab.reports.numbers import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.colors import Normalize
 
-GRID, UNVISITED = "#dddddd", "#777777"
+# Entries of a block below this share of the largest are drawn on a linear scale.
+LINEAR = 0.1
+# Red and blue with white between: told apart with every usual kind of colour vision.
+COLOUR_MAP = "RdBu_r"
 # Per estimate: colour and marker. The reference's own constant is the same in both panels.
 STYLES = {
     "row_sum_one": (COLOURS[1], "s"),
@@ -37,30 +38,27 @@ def draw_shares(inspection: Inspection, path: Path) -> None:
     """Draw the off-diagonal shares, a row per layer and a mark per checkpoint, into a PNG file."""
     checkpoints = inspection.checkpoints
     labels = layer_labels(checkpoints)
-    figure = new_figure(11, 1.9 + 0.23 * len(labels))
-    panels = figure.subplots(1, 2, sharey=True)
     titles = ("one batch's block (mean over batches)", "the mean block over batches")
     fields = ("off_diagonal_share_batch", "off_diagonal_share_mean")
-    for axes, title, field in zip(panels, titles, fields, strict=True):
-        for i, each in enumerate(checkpoints):
-            values = [getattr(block, field) for block in each.blocks]
-            axes.plot(values, range(len(values)), **mark(i), label=f"epoch {each.epoch}")
-        axes.set_title(title, fontsize="medium")
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("share of the Frobenius norm off the diagonal")
-        name_layers(axes, labels)
-    title_figure(figure, f"How far from diagonal the blocks are\n{inspection.task}")
-    legend_below(figure, panels[0], len(checkpoints))
-    save_figure(figure, path)
+    title = f"How far from diagonal the blocks are\n{inspection.task}"
+    with figure(path, 11, 1.9 + 0.23 * len(labels), title) as made:
+        panels = made.subplots(1, 2, sharey=True)
+        for axes, panel_title, field in zip(panels, titles, fields, strict=True):
+            for i, each in enumerate(checkpoints):
+                values = [getattr(block, field) for block in each.blocks]
+                axes.plot(values, range(len(values)), **mark(i), label=f"epoch {each.epoch}")
+            axes.set_title(panel_title)
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_xlabel("share of the Frobenius norm off the diagonal")
+            name_layers(axes, labels)
+        legend_below(made, min(len(checkpoints), 6))
 
 
 def draw_errors(inspection: Inspection, path: Path) -> None:
     """Draw each estimate's error through training, median and range over layers, as PNG."""
     checkpoints = inspection.checkpoints
-    figure = new_figure(11, 5.4)
-    panels = figure.subplots(1, 2, sharey=True)
     b = checkpoints[0].blocks[0].batches
-    visits = counted(b, "visit", "visits")
+    visits = counted(b, "visit")
     groups = (
         (
             f"estimates from one batch, mean over {counted(b, 'batch', 'batches')}",
@@ -68,28 +66,23 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
         ),
         (f"running averages over {visits} (what it holds: its own)", (*AVERAGES, "constant")),
     )
-    for axes, (title, names) in zip(panels, groups, strict=True):
-        for i, name in enumerate(names):
-            draw_error_line(axes, checkpoints, name, (i - (len(names) - 1) / 2) * 0.13)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xticks(range(len(checkpoints)), [f"epoch {each.epoch}" for each in checkpoints])
-        axes.set_xlim(-0.5, len(checkpoints) - 0.5)
-        axes.set_title(title, fontsize="medium")
-        axes.axhline(1.0, color="#777777", linewidth=0.8, zorder=0)
-        axes.grid(True, axis="y", which="major", color=GRID, linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        # Below the panel: the ranges fill it.
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False, fontsize="small"
-        )
-    panels[0].set_ylabel("relative error against |diagonal| (log scale)")
-    title_figure(
-        figure,
-        "Errors through training: median over layers, bar from the lowest to the highest\n"
-        f"{inspection.task}",
-    )
-    save_figure(figure, path)
+    title = "Errors through training: median over layers, bar from the lowest to the highest"
+    with figure(path, 11, 5.4, f"{title}\n{inspection.task}") as made:
+        panels = made.subplots(1, 2, sharey=True)
+        for axes, (panel_title, names) in zip(panels, groups, strict=True):
+            for i, name in enumerate(names):
+                draw_error_line(axes, checkpoints, name, (i - (len(names) - 1) / 2) * 0.13)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            epochs = [f"epoch {each.epoch}" for each in checkpoints]
+            axes.set_xticks(range(len(checkpoints)), epochs)
+            axes.set_xlim(-0.5, len(checkpoints) - 0.5)
+            axes.set_title(panel_title)
+            axes.axhline(1.0, color=REFERENCE, linewidth=0.8, zorder=1)
+            axes.grid(False, axis="x")
+            # Below the panel: the ranges fill it.
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize="small")
+        panels[0].set_ylabel("relative error against |diagonal| (log scale)")
 
 
 def draw_error_line(
@@ -125,28 +118,28 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
     """Draw the distribution of Newton multipliers per layer, a panel per checkpoint, as PNG."""
     checkpoints = [each for each in inspection.checkpoints if each.multipliers]
     labels = [each.label for each in checkpoints[0].multipliers]
-    figure = new_figure(max(8.0, 2.6 + 2.7 * len(checkpoints)), 2.1 + 0.23 * len(labels))
-    panels = figure.subplots(1, len(checkpoints), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, each in zip(panels, checkpoints, strict=True):
-        for y, m in enumerate(each.multipliers):
-            draw_multiplier(axes, m, y)
-        axes.axvline(1.0, color=COLOURS[1], linewidth=1.0, linestyle=(0, (5, 2)), zorder=0)
-        axes.set_xscale("log")
-        axes.set_title(f"epoch {each.epoch}", fontsize="medium")
-        name_layers(axes, labels)
     sources = {m.source for each in checkpoints for m in each.multipliers}
     key = "tick: median, box: quarters, line: 5 to 95%, dots: extremes, dashed: SGD's step"
     if "unvisited" in sources:
         key += "\nhollow grey circle: not visited yet, 1 by definition"
-    figure.supxlabel(f"Newton multiplier (log scale)\n{key}", fontsize="medium")
-    title_figure(figure, f"{multipliers_title(inspection, sources)}\n{inspection.task}")
-    save_figure(figure, path)
+    size = max(8.0, 2.6 + 2.7 * len(checkpoints)), 2.1 + 0.23 * len(labels)
+    title = f"{multipliers_title(inspection, sources)}\n{inspection.task}"
+    with figure(path, *size, title) as made:
+        panels = made.subplots(1, len(checkpoints), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, each in zip(panels, checkpoints, strict=True):
+            for y, m in enumerate(each.multipliers):
+                draw_multiplier(axes, m, y)
+            axes.axvline(1.0, color=COLOURS[1], linewidth=1.0, linestyle=(0, (5, 2)), zorder=1)
+            axes.set_xscale("log")
+            axes.set_title(f"epoch {each.epoch}")
+            name_layers(axes, labels)
+        made.supxlabel(f"Newton multiplier (log scale)\n{key}", fontsize="medium")
 
 
 def draw_multiplier(axes: Axes, m: MultiplierRecord, y: float) -> None:
     """Draw one parameter's multipliers into a row; a hollow mark where nothing was measured."""
     if m.source == "unvisited":
-        axes.plot([m.median], [y], "o", color=UNVISITED, fillstyle="none", markersize=5.5)
+        axes.plot([m.median], [y], "o", color=REFERENCE, fillstyle="none", markersize=5.5)
         return
     axes.plot([m.p05, m.p95], [y, y], color=COLOURS[0], linewidth=1.0)
     axes.plot([m.p25, m.p75], [y, y], color=COLOURS[5], linewidth=6, solid_capstyle="butt")
@@ -172,23 +165,46 @@ def name_layers(axes: Axes, labels: list[str]) -> None:
     """Put layers on the y axis, the first on top."""
     axes.set_yticks(range(len(labels)), labels, fontsize="small")
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def mark(index: int) -> dict[str, Any]:
     """Style a checkpoint's marks."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": "none",
-        "markersize": 5.5,
-        "alpha": 0.85,
-    }
+    return {**line_style(index), "linestyle": "none", "markersize": 5.5, "alpha": 0.85}
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    """Put one panel's legend below the whole figure."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 6), frameon=False)
+def draw_blocks(inspection: Inspection, path: Path) -> None:
+    """Draw the mean blocks, a row per parameter and a column per checkpoint, into a PNG file.
+
+    Each block is divided by its largest magnitude; the colours are symmetric about zero and
+    logarithmic beyond a tenth.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import SymLogNorm
+
+    checkpoints = inspection.checkpoints
+    names = list(checkpoints[0].pictures)
+    blocks = {block.name: block for block in checkpoints[0].blocks}
+    norm = SymLogNorm(LINEAR, vmin=-1, vmax=1, base=10)
+    size = 2.4 + 2.35 * len(checkpoints), 1.3 + 2.55 * len(names)
+    with figure(path, *size, f"Mean Hessian blocks over batches\n{inspection.task}") as made:
+        panels = made.subplots(len(names), len(checkpoints), squeeze=False)
+        for row, name in zip(panels, names, strict=True):
+            for axes, each in zip(row, checkpoints, strict=True):
+                draw_block(axes, each.pictures[name], each.epoch, norm)
+            known = blocks[name]
+            row[0].set_ylabel(f"{known.label}\n{known.kind}, {known.size} rows", fontsize="small")
+        bar = made.colorbar(ScalarMappable(norm, COLOUR_MAP), ax=panels, shrink=0.8, aspect=30)
+        ticks = [-1, -0.3, -0.1, 0, 0.1, 0.3, 1]
+        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        bar.minorticks_off()
+        bar.set_label("entry / largest magnitude in its block")
+
+
+def draw_block(axes: Axes, block: Tensor, epoch: int, norm: Normalize) -> None:
+    """Draw one block, divided by its largest magnitude, into a panel."""
+    largest = block.abs().max().item()
+    image = block / largest if largest > 0 else block
+    axes.imshow(image.numpy(), cmap=COLOUR_MAP, norm=norm)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
+    axes.set_title(f"epoch {epoch}, largest {largest:.2g}", fontsize="small")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset
-from sgdph.lab.inspect.choice import make_plan
-from sgdph.lab.inspect.costs import estimate_costs
+from sgdph.lab.inspect.choice import estimate_costs, make_plan
 from sgdph.lab.inspect.figures import BlockRecord, InspectSettings
 from sgdph.lab.inspect.measure import at_checkpoint, measure_checkpoint
 

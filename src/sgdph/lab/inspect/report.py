@@ -1,9 +1,8 @@
-"""The page, table and pictures of an inspection, made of its directory alone."""
+"""The page, tables and pictures of an inspection, made of its directory alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 from sgdph.lab.files import write_text
 from sgdph.lab.inspect.directory import (
@@ -15,27 +14,32 @@ from sgdph.lab.inspect.directory import (
     TABLE,
     InspectDirectory,
 )
-from sgdph.lab.inspect.figures import (
-    ESTIMATE_FIELDS,
-    CheckpointFigures,
-    Inspection,
-    counted,
-)
-from sgdph.lab.inspect.heatmaps import draw_blocks
-from sgdph.lab.inspect.pictures import draw_errors, draw_multipliers, draw_shares
+from sgdph.lab.inspect.figures import ESTIMATE_FIELDS, CheckpointFigures, Inspection
+from sgdph.lab.inspect.pictures import draw_blocks, draw_errors, draw_multipliers, draw_shares
 from sgdph.lab.inspect.tables import (
-    COLUMNS,
     LABELS,
-    number,
-    rows,
+    blocks_table,
+    figures_table,
+    left_out_table,
     spread_over_layers,
-    summary_rows,
-    to_csv,
+    summary_table,
 )
-from sgdph.lab.reports.plots import embedded
-from sgdph.lab.reports.template import render
+from sgdph.lab.reports.numbers import counted, two_decimals
+from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section, to_html
+from sgdph.lab.reports.table import Column, Table
 
-TEMPLATE = Path(__file__).parent / "report.html.jinja"
+# What each short heading of the table of layers means.
+HEADINGS = (
+    "Of one batch: “off-diag”, the share of the Frobenius norm off the diagonal, “neg”, the share "
+    "of negative diagonal entries, and the relative errors of “row sum”, one Hutchinson “probe” "
+    "and the “exact” diagonal. “mean” is of the mean block, “avg” the error of the average over "
+    "visits, “held” that of the optimizer's own, “const” that of one constant; last the median of "
+    "the Newton multipliers."
+)
+SECONDS = (
+    "Seconds are estimates of dense blocks on all batches of all checkpoints, from timed products "
+    "or one block."
+)
 MEANINGS = {
     SHARES: (
         "Off-diagonal shares",
@@ -65,25 +69,13 @@ MEANINGS = {
         "positive, blue negative. A diagonal block would be white but for its diagonal.",
     ),
 }
+# In the order of the page.
 DRAW = {
-    SHARES: draw_shares,
     ERRORS: draw_errors,
-    MULTIPLIERS: draw_multipliers,
+    SHARES: draw_shares,
     HEAT_MAPS: draw_blocks,
+    MULTIPLIERS: draw_multipliers,
 }
-ENVIRONMENT = (
-    *("command", "git_commit", "sgdph", "torch", "python", "cpu", "device", "device_name"),
-    *("threads", "platform", "started"),
-)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture on the page, its bytes inside the page."""
-
-    title: str
-    meaning: str
-    source: str
 
 
 def write_report(directory: InspectDirectory) -> None:
@@ -99,15 +91,49 @@ def write_report(directory: InspectDirectory) -> None:
         return
     for name, draw in DRAW.items():
         draw(inspection, directory.path / name)
-    write_text(directory.path / TABLE, to_csv(inspection.checkpoints))
-    write_text(directory.path / PAGE, to_page(inspection, directory.path))
+    write_text(directory.path / TABLE, figures_table(inspection.checkpoints).csv())
+    pictures = [Picture(directory.path / name, *MEANINGS[name]) for name in DRAW]
+    blocks = page_blocks(inspection, pictures)
+    page = to_html("What the Hessian blocks look like", blocks, "sgdph inspect")
+    write_text(directory.path / PAGE, page)
+
+
+def page_blocks(inspection: Inspection, pictures: list[Picture]) -> list[Block]:
+    """Return what stands on the page."""
+    assert inspection.plan is not None
+    plan, last = inspection.plan, inspection.checkpoints[-1]
+    layers = [
+        Section(table.caption, [replace(table, caption="")], folded=each is not last)
+        for each, table in ((each, blocks_table(each)) for each in inspection.checkpoints)
+    ]
+    left_out: list[Block] = ["Nothing: all Newton parameters were inspected."]
+    if plan.left_out:
+        left_out = [SECONDS, replace(left_out_table(plan), caption="")]
+    estimates = [(LABELS[name], meaning) for name, meaning in ESTIMATE_FIELDS.items()]
+    of_run = f", run `{inspection.run}`" if inspection.run else ""
+    return [
+        f"{inspection.task}{of_run}.",
+        Bullets(notes(inspection)),
+        Section("Errors of the estimates", [summary_table(inspection)]),
+        *pictures,
+        Section("All layers", [HEADINGS, *layers]),
+        Section("Left out", left_out),
+        Section("What the estimates are", [words_table(estimates)]),
+        machine_section(each.environment for each in inspection.checkpoints),
+        Section("The run's settings", [words_table(settings_of_run(inspection))], folded=True),
+    ]
+
+
+def words_table(pairs: list[tuple[str, str]]) -> Table:
+    """Make a table of names and what they mean."""
+    return Table((Column("", "left"), Column("", "left")), tuple(pairs))
 
 
 def describe_checkpoint(figures: CheckpointFigures) -> str:
     """Put a checkpoint's outcome into one line."""
     shares = [block.off_diagonal_share_batch or 0.0 for block in figures.blocks]
     row_sum = spread_over_layers(figures, "row_sum_one", "relative_error")
-    error = "unknown" if row_sum is None else number(row_sum.median)
+    error = "unknown" if row_sum is None else two_decimals(row_sum.median)
     return (
         f"{len(figures.blocks)} blocks in {figures.seconds:.1f} s, off-diagonal share "
         f"{min(shares):.2f} to {max(shares):.2f}, row sum's median error {error}"
@@ -176,47 +202,12 @@ def left_out_note(inspection: Inspection) -> str:
     return f"Left out are {count}, to stay within --budget {settings.budget:g} s."
 
 
-def to_page(inspection: Inspection, directory: Path) -> str:
-    """Write the page; nothing in it is fetched from elsewhere."""
-    assert inspection.plan is not None
-    pictures = [
-        Picture(*MEANINGS[name], embedded(directory / name))
-        for name in (ERRORS, SHARES, HEAT_MAPS, MULTIPLIERS)
-    ]
-    return render(
-        TEMPLATE,
-        inspection=inspection,
-        notes=notes(inspection),
-        left_out=inspection.plan.left_out,
-        pictures=pictures,
-        columns=COLUMNS,
-        rows=rows,
-        summary=summary_rows(inspection),
-        estimates=[(LABELS[name], meaning) for name, meaning in ESTIMATE_FIELDS.items()],
-        machines=machines(inspection),
-        config=settings_of_run(inspection),
-    )
-
-
-def machines(inspection: Inspection) -> list[list[tuple[str, str]]]:
-    """List each session's machine and command once."""
-    found: list[list[tuple[str, str]]] = []
-    for each in inspection.checkpoints:
-        known = [
-            (key.replace("_", " "), str(each.environment[key]))
-            for key in ENVIRONMENT
-            if each.environment.get(key) is not None
-        ]
-        # Every checkpoint has its own moment; the first of a session tells enough.
-        if not found or found[-1][:-1] != known[:-1]:
-            found.append(known)
-    return found
-
-
 def settings_of_run(inspection: Inspection) -> list[tuple[str, str]]:
-    """List the run's settings that it has."""
+    """List the run's settings that it has, and when it was inspected."""
+    settings = {**vars(inspection.config), **inspection.checkpoints[0].environment}
+    names = [*vars(inspection.config), "started"]
     return [
-        (name.replace("_", " "), str(value))
-        for name, value in vars(inspection.config).items()
-        if value is not None
+        (name.replace("_", " "), str(settings[name]))
+        for name in names
+        if settings.get(name) is not None
     ]

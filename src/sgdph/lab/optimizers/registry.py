@@ -6,7 +6,7 @@ not imported, so that a command's help is quick.
 The ``sgdph-…`` are controls: SGD-PH with something else in place of its multipliers.
 
 On ``mnist5k`` lr and weight decay of SGDM, SGD-PH, the controls and AdamW have other defaults,
-found on held-out training images by ``benchmarks/tune_small.py`` (the controls take sgdph's);
+found on held-out training images (``results/tuning-mnist5k``; the controls take sgdph's);
 elsewhere nothing was tuned here. Weight decay applies to every parameter of every optimizer; Muon
 has one for its hidden weights and one for the rest.
 """

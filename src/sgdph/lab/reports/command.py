@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sgdph.lab.errors import OK, LabError
-from sgdph.lab.progress import say
+from sgdph.lab.progress import say, say_files
 from sgdph.lab.reports.archive import archive_report, check_archive
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.reports.report import (
@@ -22,7 +22,6 @@ from sgdph.lab.reports.report import (
     verdict,
     write_report,
 )
-from sgdph.lab.reports.table import to_rich
 from sgdph.lab.run.archive import EPOCHS
 
 
@@ -51,23 +50,15 @@ def report(options: ReportOptions, console: Console) -> int:
 def show_report(made: Report, out: Path, console: Console) -> None:
     """Print a report's first tables and verdicts, and where its files lie."""
     for table in made.main_tables:
-        console.print(to_rich(table))
+        console.print(table.rich())
     say(console, verdict(made))
     for broken in made.runs.unreadable:
         say(console, f"Unreadable, left out: {broken.path}: {broken.reason}")
     if made.runs.duplicates:
         count = len(made.runs.duplicates)
         say(console, f"{count} run(s) of the same configuration and seed as another: left out.")
-    for title, name in (
-        ("page", PAGE),
-        ("latex", LATEX),
-        ("report", REPORT),
-        ("table", TABLE),
-        ("plot", PLOT),
-        ("runs", EPOCHS),
-    ):
-        if (out / name).exists():
-            say(console, f"{title:<7}{(out / name).resolve()}")
+    files = {"page": PAGE, "latex": LATEX, "report": REPORT, "table": TABLE, "plot": PLOT}
+    say_files(console, out, {**files, "runs": EPOCHS})
 
 
 def say_report(directory: Path, console: Console) -> None:

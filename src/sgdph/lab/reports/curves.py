@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sgdph.lab.reports.figure import figure, line_style, title_panel
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, spread
-from sgdph.lab.reports.plots import line_style, new_figure, save_figure, title_figure, title_panel
+from sgdph.lab.reports.numbers import from_to
 from sgdph.lab.run.records import Group, RunRecord
 
 if TYPE_CHECKING:
@@ -94,21 +95,20 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
     longest = max(len(line) for name in names.values() for line in name.splitlines())
     columns = max(1, min(4, int(width * 12 / (longest + 8))))
     lines = sum(1 + name.count("\n") for name in names.values()) / columns
-    figure = new_figure(width, 1.3 + 2.9 * deep + (0.9 if count == 1 else 0) + 0.2 * lines)
-    panels = figure.subplots(deep, wide, squeeze=False).flatten()
-    half = len(panels) // 2
-    for j, heading in enumerate(grid.columns):
-        for metric, axes in (("accuracy", panels[j]), ("loss", panels[half + j])):
-            _draw_panel(axes, grid, j, rows, metric, over)
-            dress(axes, metric, over, grid.evaluated)
-            what = {"accuracy": f"{grid.evaluated} accuracy", "loss": "training loss"}[metric]
-            single = what[0].upper() + what[1:]
-            title_panel(axes, single if count == 1 else heading.text, width / wide)
-    for axes in (*panels[count:half], *panels[half + count :]):
-        axes.set_visible(False)
-    _add_legend(figure, names, columns)
-    title_figure(figure, title)
-    save_figure(figure, path)
+    height = 1.3 + 2.9 * deep + (0.9 if count == 1 else 0) + 0.2 * lines
+    with figure(path, width, height, title) as made:
+        panels = made.subplots(deep, wide, squeeze=False).flatten()
+        half = len(panels) // 2
+        for j, heading in enumerate(grid.columns):
+            for metric, axes in (("accuracy", panels[j]), ("loss", panels[half + j])):
+                _draw_panel(axes, grid, j, rows, metric, over)
+                dress(axes, metric, over, grid.evaluated)
+                what = {"accuracy": f"{grid.evaluated} accuracy", "loss": "training loss"}[metric]
+                single = what[0].upper() + what[1:]
+                title_panel(axes, single if count == 1 else heading.text, width / wide)
+        for axes in (*panels[count:half], *panels[half + count :]):
+            axes.set_visible(False)
+        _add_legend(made, names, columns)
 
 
 def chosen_rows(grid: Grid) -> list[int]:
@@ -131,8 +131,7 @@ def legend_names(grid: Grid, rows: Sequence[int]) -> dict[int, str]:
     names = {}
     for i in rows:
         here = [group for (row, _), group in grid.entries.items() if row == i]
-        counts = sorted({len(group.finished) for group in here})
-        numbers = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        numbers = from_to([len(group.finished) for group in here])
         diverged = sum(group.count("diverged") for group in here)
         text = f"{grid.rows[i].text}, n = {numbers}"
         text += f" ({diverged} diverged)" if diverged else ""
@@ -166,7 +165,7 @@ def draw_band(axes: Axes, group: Group, metric: str, over: Over, index: int) -> 
         return
     style = line_style(index)
     every = max(1, len(band.places) // 12)
-    axes.plot(band.places, band.mean, **style, linewidth=1.6, markersize=3.5, markevery=every)
+    axes.plot(band.places, band.mean, **style, markersize=3.5, markevery=every)
     axes.fill_between(
         *(band.places, band.lowest, band.highest), color=style["color"], alpha=0.16, linewidth=0
     )
@@ -197,18 +196,14 @@ def dress(axes: Axes, metric: str, over: Over, split: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _add_legend(figure: Figure, names: dict[int, str], columns: int) -> None:
+def _add_legend(made: Figure, names: dict[int, str], columns: int) -> None:
     """Put one legend under all panels."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], **line_style(place), linewidth=1.6, markersize=4, label=name)
+        Line2D([], [], **line_style(place), markersize=4, label=name)
         for place, name in enumerate(names.values())
     ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small"
-    )
+    made.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")

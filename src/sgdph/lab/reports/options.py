@@ -10,7 +10,7 @@ import tyro
 
 from sgdph.lab.options.options import shown
 from sgdph.lab.reports.layout import Layout, parse_fields, saved_layout
-from sgdph.lab.reports.targets import parse_targets
+from sgdph.lab.reports.measures import parse_targets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,157 +1,136 @@
-"""A report's pages: markdown, and HTML with everything inside it."""
+"""A page of text, lists, tables and pictures: as Markdown, or as HTML with everything inside it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import base64
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any, TypeAlias
 
-from sgdph.lab.reports.grid import Grid
-from sgdph.lab.reports.pictures import Picture
-from sgdph.lab.reports.plots import embedded
-from sgdph.lab.reports.table import TextTable, markdown_text, to_markdown
-from sgdph.lab.reports.template import render
-from sgdph.lab.reports.words import describe_machines, describe_settings
-from sgdph.lab.run.records import Runs
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-TEMPLATE = Path(__file__).parent / "page.html.jinja"
+from sgdph.lab.reports.escapes import markdown_text
+from sgdph.lab.reports.table import Table
+
+# What is told of a machine, in this order.
+MACHINE = (
+    *("cpu", "device", "device_name", "threads", "platform", "python", "torch", "sgdph"),
+    "git_commit",
+)
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of lines.
+
+    Attributes:
+        lines: The lines.
+        code: Whether they are commands.
+    """
+
+    lines: Sequence[str]
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was drawn.
+
+    Attributes:
+        path: Its PNG file; a Markdown page lies beside it.
+        title: Its heading.
+        meaning: What it shows.
+    """
+
+    path: Path
+    title: str
+    meaning: str = ""
+
+    @property
+    def source(self) -> str:
+        """The picture as a data address, for a page that loads nothing."""
+        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
 
 @dataclass(frozen=True)
 class Section:
-    """What is reported of the runs that were evaluated on one kind of images."""
-
-    grid: Grid
-    task: str
-    tables: tuple[TextTable, ...]
-    verdicts: tuple[str, ...]
-    notes: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-
-    @property
-    def heading(self) -> str:
-        """What the runs were evaluated on."""
-        return {
-            "test": "Evaluated on the test images",
-            "validation": "Evaluated on held-out training images (validation)",
-        }[self.grid.evaluated]
-
-
-@dataclass(frozen=True)
-class RunLine:
-    """One run in the list of them.
+    """A heading with what stands under it.
 
     Attributes:
-        name: Its directory, seen from the report's.
-        link: The same as an address; empty where the run was archived, and has no directory.
-        cells: Seed, status, final accuracy, best one with its epoch.
+        heading: The heading; without one its blocks stand there as they are.
+        blocks: What stands under it.
+        level: 2 for the headings right under the title.
+        folded: Whether an HTML page shows the heading alone until it is clicked.
     """
 
-    name: str
-    link: str
-    cells: tuple[str, ...]
+    heading: str
+    blocks: Sequence[Block]
+    level: int = 2
+    folded: bool = False
 
 
-RUN_HEADINGS = ("seed", "status", "final accuracy, %", "best (epoch)")
+# In a text, what stands between backticks is code.
+Block: TypeAlias = str | Bullets | Table | Picture | Section
 
 
-def run_lines(grid: Grid, out: Path) -> list[RunLine]:
-    """List a grid's runs by their directories."""
-    lines = []
-    runs = [run for group in grid.groups for run in group.runs]
-    for run in sorted(runs, key=lambda each: each.path):
-        final, best = run.figure("final"), run.figure("best")
-        name = Path(os.path.relpath(run.path, out)).as_posix()
-        cells = (
-            str(run.config.seed),
-            run.status,
-            "–" if final is None else f"{final * 100:.2f}",
-            "–" if best is None else f"{best * 100:.2f} ({run.summary.get('best_epoch', '–')})",
-        )
-        link = quote(os.fsencode(name)) + "/" if run.path.is_dir() else ""
-        lines.append(RunLine(name, link, cells))
-    return lines
+def to_markdown(title: str, blocks: Sequence[Block]) -> str:
+    """Write a Markdown page."""
+    return "\n\n".join([f"# {markdown_text(title)}", *_markdown(blocks)]) + "\n"
 
 
-def problems(runs: Runs, out: Path) -> list[str]:
-    """Say what was left out, and why."""
-
-    def seen(path: Path) -> str:
-        return Path(os.path.relpath(path, out)).as_posix()
-
-    return [
-        *(f"Unreadable, left out: {seen(each.path)}: {each.reason}" for each in runs.unreadable),
-        *(
-            f"The same configuration and seed as {seen(kept.path)}, left out: {seen(run.path)}"
-            for run, kept in runs.duplicates
-        ),
-    ]
-
-
-def to_markdown_page(title: str, sections: Sequence[Section], runs: Runs, out: Path) -> str:
-    """Write the markdown page."""
-    parts = [f"# {markdown_text(title)}"]
-    for section in sections:
-        if len(sections) > 1 or section.grid.evaluated != "test":
-            parts.append(f"## {section.heading}")
-        parts.append(f"{section.task}.")
-        first, *others = section.tables
-        parts += [_titled(first), _bullets(section.verdicts)]
-        parts += map(_titled, others)
-        parts.append(_bullets(section.notes))
-        for picture in section.pictures:
-            parts.append(f"![{picture.title}]({picture.path.name})")
-            parts.append(f"{picture.title}. {picture.meaning}")
-    left_out = problems(runs, out)
-    if left_out:
-        parts += ["## Left out", _bullets(left_out)]
-    parts.append("## Settings")
-    for section in sections:
-        lines = [f"{name}: {text}" for name, text in describe_settings(section.grid)]
-        parts.append(_bullets(lines))
-    parts.append("## Runs")
-    parts += [_run_table(section.grid, out) for section in sections]
-    machines, commands = describe_machines(runs.records)
-    parts += ["## Machine", _bullets(machines)]
-    parts += ["\n".join(f"* `{command}`" for command in commands)] if commands else []
-    return "\n\n".join(part for part in parts if part) + "\n"
+def _markdown(blocks: Iterable[Block]) -> list[str]:
+    """Write blocks as paragraphs."""
+    parts: list[str] = []
+    for block in blocks:
+        if isinstance(block, Section):
+            parts += [f"{'#' * block.level} {block.heading}"] if block.heading else []
+            parts += _markdown(block.blocks)
+        elif isinstance(block, Bullets):
+            texts = (f"`{x}`" if block.code else markdown_text(x) for x in block.lines)
+            parts.append("\n".join(f"* {text}" for text in texts))
+        elif isinstance(block, Picture):
+            parts.append(f"![{block.title}]({block.path.name})")
+            parts.append(f"{block.title}. {block.meaning}" if block.meaning else "")
+        elif isinstance(block, Table):
+            parts.append(f"{markdown_text(block.caption)}:" if block.caption else "")
+            parts.append(block.markdown().rstrip())
+        else:
+            parts.append(block)
+    return [part for part in parts if part]
 
 
-def _titled(table: TextTable) -> str:
-    return f"{markdown_text(table.caption)}:\n\n{to_markdown(table)}".rstrip()
+def to_html(title: str, blocks: Sequence[Block], generator: str) -> str:
+    """Write an HTML page; nothing in it is fetched from elsewhere.
 
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"* {markdown_text(line)}" for line in lines)
-
-
-def _run_table(grid: Grid, out: Path) -> str:
-    head = [f"| run | {' | '.join(RUN_HEADINGS)} |", "|---|---:|---|---:|---:|"]
-    head[0] = head[0].replace("final accuracy", f"final {grid.evaluated} accuracy")
-    return "\n".join(
-        head + [f"| {_linked(line)} | {' | '.join(line.cells)} |" for line in run_lines(grid, out)]
+    Args:
+        title: What stands above it.
+        blocks: What stands on it.
+        generator: The command that writes it.
+    """
+    environment = Environment(
+        loader=PackageLoader("sgdph.lab.reports", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.jinja")
+    return template.render(
+        title=title, blocks=blocks, generator=generator, kind=lambda block: type(block).__name__
     )
 
 
-def _linked(line: RunLine) -> str:
-    name = markdown_text(line.name)
-    return f"[{name}]({line.link})" if line.link else name
+def machine_section(environments: Iterable[Mapping[str, Any]]) -> Section:
+    """Say where figures were measured, and by which commands: each once."""
+    environments = [each for each in environments if each]
+    machines = dict.fromkeys(map(_machine, environments))
+    commands = dict.fromkeys(str(each["command"]) for each in environments if "command" in each)
+    return Section("Machine", [Bullets(tuple(machines)), Bullets(tuple(commands), code=True)])
 
 
-def to_html_page(title: str, sections: Sequence[Section], runs: Runs, out: Path) -> str:
-    """Write the HTML page; nothing in it is fetched from elsewhere."""
-    machines, commands = describe_machines(runs.records)
-    return render(
-        TEMPLATE,
-        title=title,
-        sections=sections,
-        problems=problems(runs, out),
-        settings=describe_settings,
-        run_headings=RUN_HEADINGS,
-        runs=lambda grid: run_lines(grid, out),
-        embedded=embedded,
-        machines=machines,
-        commands=commands,
+def _machine(environment: Mapping[str, Any]) -> str:
+    known = {key: environment.get(key) for key in MACHINE} | environment.get("optimizers", {})
+    return "; ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in known.items() if value is not None
     )

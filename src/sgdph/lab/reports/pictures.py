@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from sgdph.lab.reports.curves import MOST, draw_curves
 from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.page import Picture
 from sgdph.lab.reports.sensitivity import find_sensitivity
 from sgdph.lab.reports.sensitivity_pictures import draw_lines, draw_surfaces
 
@@ -19,21 +19,6 @@ EPOCHS, SECONDS, MAPS, LINES = (
 PICTURES = (EPOCHS, SECONDS, MAPS, LINES)
 # A report on both kinds of images has the pictures of the held-out ones under names with this.
 VALIDATION = "-validation"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was drawn.
-
-    Attributes:
-        path: Its file.
-        title: Its heading.
-        meaning: What it shows.
-    """
-
-    path: Path
-    title: str
-    meaning: str
 
 
 def picture_names() -> tuple[str, ...]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
-from sgdph.lab.reports.export import targets_to_csv, to_csv
 from sgdph.lab.reports.grid import Grid, make_grids
-from sgdph.lab.reports.latex import to_latex
 from sgdph.lab.reports.layout import Layout, saved_layout
-from sgdph.lab.reports.page import Section, to_html_page, to_markdown_page
+from sgdph.lab.reports.numbers import NOTHING, percent
+from sgdph.lab.reports.page import (
+    Block,
+    Bullets,
+    Picture,
+    Section,
+    machine_section,
+    to_html,
+    to_markdown,
+)
 from sgdph.lab.reports.pictures import EPOCHS, VALIDATION, draw_pictures, picture_names
-from sgdph.lab.reports.table import TextTable
-from sgdph.lab.reports.tables import make_tables
+from sgdph.lab.reports.table import Cell, Column, Table, latex_file
+from sgdph.lab.reports.tables import figures_table, make_tables, targets_table
 from sgdph.lab.reports.words import (
     default_title,
     describe_recipe,
+    describe_settings,
     describe_task,
     notes,
     verdicts,
@@ -34,8 +44,39 @@ REPORT, PAGE, TABLE, LATEX, TARGETS, PLOT = (
     EPOCHS,
 )
 REPORT_FILES = (REPORT, PAGE, TABLE, LATEX, TARGETS, *picture_names())
+GENERATOR = "sgdph report"
 # The beginnings of files that only a report of ours can have left.
-_OURS = {PAGE: 'content="sgdph report"', TABLE: "optimizer,n,final_"}
+_OURS = {PAGE: f'content="{GENERATOR}"', TABLE: "optimizer,n,final_"}
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """What is reported of the runs that were evaluated on one kind of images."""
+
+    grid: Grid
+    task: str
+    tables: tuple[Table, ...]
+    verdicts: tuple[str, ...]
+    notes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+
+    @property
+    def heading(self) -> str:
+        """What the runs were evaluated on."""
+        return {
+            "test": "Evaluated on the test images",
+            "validation": "Evaluated on held-out training images (validation)",
+        }[self.grid.evaluated]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """What stands on the page."""
+        first, *others = self.tables
+        verdicts, how = (
+            Bullets(self.verdicts),
+            Section("How to read this", [Bullets(self.notes)], 3),
+        )
+        return [f"{self.task}.", first, verdicts, *others, how, *self.pictures]
 
 
 @dataclass(frozen=True)
@@ -50,12 +91,31 @@ class Report:
 
     title: str
     runs: Runs
-    sections: tuple[Section, ...]
+    sections: tuple[GridReport, ...]
 
     @property
-    def main_tables(self) -> list[TextTable]:
+    def main_tables(self) -> list[Table]:
         """Each section's first table."""
         return [section.tables[0] for section in self.sections]
+
+    def blocks(self, out: Path) -> list[Block]:
+        """Return what stands on its page, which lies in ``out``."""
+        blocks: list[Block] = []
+        for section in self.sections:
+            plain = len(self.sections) == 1 and section.grid.evaluated == "test"
+            blocks.append(Section("" if plain else section.heading, section.blocks))
+        left_out = describe_left_out(self.runs, out)
+        blocks += [Section("Left out", [Bullets(left_out)])] if left_out else []
+        grids = [section.grid for section in self.sections]
+        settings = [
+            Bullets([f"{name}: {text}" for name, text in describe_settings(grid)]) for grid in grids
+        ]
+        return [
+            *blocks,
+            Section("Settings", settings),
+            Section("Runs", [runs_table(grid, out) for grid in grids], folded=True),
+            machine_section(run.env for run in self.runs.records),
+        ]
 
 
 def write_report(directory: Path, layout: Layout | None = None) -> Report:
@@ -87,26 +147,27 @@ def report_on(paths: Sequence[Path], out: Path, layout: Layout, targets: Sequenc
     runs = read_runs(paths)
     grids = make_grids(runs.records, layout)
     out.mkdir(parents=True, exist_ok=True)
-    title = layout.title or default_title(grids)
     sections = tuple(
-        _section(grid, out, VALIDATION if place else "", targets)
+        _report_on_grid(grid, out, VALIDATION if place else "", targets)
         for place, grid in enumerate(grids)
     )
+    report = Report(layout.title or default_title(grids), runs, sections)
     tables = [table for section in sections for table in section.tables]
     said = [f"{section.heading}. {line}" for section in sections for line in section.notes]
-    write_text(out / TABLE, to_csv(grids))
-    write_text(out / TARGETS, targets_to_csv(grids, targets))
-    write_text(out / LATEX, to_latex(tables, said))
-    write_text(out / REPORT, to_markdown_page(title, sections, runs, out))
-    write_text(out / PAGE, to_html_page(title, sections, runs, out))
-    return Report(title, runs, sections)
+    blocks = report.blocks(out)
+    write_text(out / TABLE, figures_table(grids).csv())
+    write_text(out / TARGETS, targets_table(grids, targets).csv())
+    write_text(out / LATEX, latex_file(tables, said))
+    write_text(out / REPORT, to_markdown(report.title, blocks))
+    write_text(out / PAGE, to_html(report.title, blocks, GENERATOR))
+    return report
 
 
-def _section(grid: Grid, out: Path, suffix: str, targets: Sequence[float]) -> Section:
+def _report_on_grid(grid: Grid, out: Path, suffix: str, targets: Sequence[float]) -> GridReport:
     records = [run for group in grid.groups for run in group.runs]
     task = describe_task(records)
     recipe = describe_recipe(records)
-    return Section(
+    return GridReport(
         grid,
         f"{task}; {recipe}" if recipe else task,
         tuple(make_tables(grid, targets)),
@@ -114,6 +175,50 @@ def _section(grid: Grid, out: Path, suffix: str, targets: Sequence[float]) -> Se
         tuple(notes(grid, targets)),
         tuple(draw_pictures(grid, out, suffix, task)),
     )
+
+
+def runs_table(grid: Grid, out: Path) -> Table:
+    """List a grid's runs by their directories, as seen from the report's."""
+    rows = []
+    runs = [run for group in grid.groups for run in group.runs]
+    for run in sorted(runs, key=lambda each: each.path):
+        name = Path(os.path.relpath(run.path, out)).as_posix()
+        # An archived run has no directory to lead to.
+        link = quote(os.fsencode(name)) + "/" if run.path.is_dir() else ""
+        best = run.figure("best")
+        epoch = run.summary.get("best_epoch", NOTHING)
+        rows.append(
+            (
+                Cell(name, link=link),
+                run.config.seed,
+                run.status,
+                percent(run.figure("final")),
+                NOTHING if best is None else f"{percent(best)} ({epoch})",
+            )
+        )
+    columns = (
+        Column("run", "left"),
+        Column("seed"),
+        Column("status", "left"),
+        Column(f"final {grid.evaluated} accuracy, %"),
+        Column("best (epoch)"),
+    )
+    return Table(columns, tuple(rows))
+
+
+def describe_left_out(runs: Runs, out: Path) -> list[str]:
+    """Say what was left out, and why."""
+
+    def seen(path: Path) -> str:
+        return Path(os.path.relpath(path, out)).as_posix()
+
+    return [
+        *(f"Unreadable, left out: {seen(each.path)}: {each.reason}" for each in runs.unreadable),
+        *(
+            f"The same configuration and seed as {seen(kept.path)}, left out: {seen(run.path)}"
+            for run, kept in runs.duplicates
+        ),
+    ]
 
 
 def verdict(report: Report) -> str:

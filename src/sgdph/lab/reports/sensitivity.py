@@ -30,22 +30,38 @@ class Point:
         y: The second setting's; 0 on a line.
         accuracy: The finished runs' final accuracies, 0 to 1.
         diverged: How many runs diverged.
+        pruned: Whether its run was stopped early; the accuracy is then that of its last epoch.
     """
 
     x: float
     y: float
     accuracy: Spread
     diverged: int = 0
+    pruned: bool = False
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Accuracy over two settings."""
+    """Accuracy over two settings.
+
+    Attributes:
+        title: What was trained on what.
+        x: The first setting.
+        y: The second one.
+        points: What was run.
+        searched: The corners ``(x, y)`` between which settings were searched, where they were.
+    """
 
     title: str
     x: str
     y: str
     points: tuple[Point, ...]
+    searched: tuple[tuple[float, float], tuple[float, float]] | None = None
+
+    @property
+    def places(self) -> list[tuple[float, float]]:
+        """Where something was run, or searched."""
+        return [*((point.x, point.y) for point in self.points), *(self.searched or ())]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sgdph.lab.reports.plots import line_style, new_figure, save_figure, title_figure, title_panel
+from sgdph.lab.reports.figure import (
+    COLOURS,
+    REFERENCE,
+    figure,
+    legend_below,
+    line_style,
+    make_panels,
+    title_panel,
+)
 from sgdph.lab.reports.sensitivity import Line, Point, Surface
 
 if TYPE_CHECKING:
@@ -24,9 +32,17 @@ DECADE = 8
 PER_ROW = 3
 COLOUR_MAP = "viridis"
 GREY = (0.85, 0.85, 0.85)
+BEST = COLOURS[1]
 
 
-def draw_surfaces(surfaces: Sequence[Surface], path: Path, title: str) -> None:
+def draw_surfaces(
+    surfaces: Sequence[Surface],
+    path: Path,
+    title: str,
+    *,
+    what: str = "mean final accuracy (%)",
+    shared: bool = False,
+) -> None:
     """Draw accuracy over two settings, a panel per surface, into a PNG file.
 
     A grid of values is drawn as a map with a figure in each cell, the values in order; scattered
@@ -36,25 +52,47 @@ def draw_surfaces(surfaces: Sequence[Surface], path: Path, title: str) -> None:
         surfaces: At least one; a setting whose runs all diverged is crossed out.
         path: The file.
         title: What stands above.
+        what: What the colours show.
+        shared: Whether all panels have the same colours, and points the same axes.
     """
     wide = min(len(surfaces), PER_ROW)
     deep = math.ceil(len(surfaces) / wide)
     cells = max(_most_values(surface) for surface in surfaces)
     side = min(12.0, max(4.2, 0.95 * cells + 1.6))
-    figure = new_figure(max(5.0, side * wide), 0.9 + 0.85 * side * deep)
-    panels = figure.subplots(deep, wide, squeeze=False).flatten()
-    for axes, surface in zip(panels, surfaces, strict=False):
-        colours = _colours(surface.points)
-        draw = _draw_map if _is_map(surface) else _draw_points
-        draw(axes, surface, colours)
-        title_panel(axes, surface.title, side)
-        axes.set(xlabel=surface.x, ylabel=surface.y)
-        bar = figure.colorbar(colours, ax=axes, shrink=0.8, aspect=25, extend="min")
-        bar.set_label("mean final accuracy (%)", fontsize="small")
-    for axes in panels[len(surfaces) :]:
-        axes.set_visible(False)
-    title_figure(figure, title)
-    save_figure(figure, path)
+    size = max(5.0, side * wide), 0.9 + 0.85 * side * deep
+    with figure(path, *size, title) as made:
+        panels = make_panels(made, len(surfaces), wide, shared=shared and cells == 0)
+        for axes, surface in zip(panels, surfaces, strict=True):
+            title_panel(axes, surface.title, side)
+            bar = made.colorbar(
+                _draw_surface(axes, surface, surfaces if shared else [surface]),
+                ax=axes,
+                shrink=0.8,
+                aspect=25,
+                extend="min",
+            )
+            bar.set_label(what, fontsize="small")
+        legend_below(made, 5)
+
+
+def _draw_surface(axes: Axes, surface: Surface, beside: Sequence[Surface]) -> ScalarMappable:
+    """Draw a surface into a panel; return its colours.
+
+    Args:
+        axes: The panel.
+        surface: The surface.
+        beside: Those that it has colours and scales in common with, itself included.
+    """
+    colours = _colours([point for each in beside for point in each.points])
+    if _is_map(surface):
+        _draw_map(axes, surface, colours)
+    else:
+        _draw_points(axes, surface, colours)
+        places = [place for each in beside for place in each.places]
+        _scale(axes.set_xscale, [x for x, _ in places])
+        _scale(axes.set_yscale, [y for _, y in places])
+    axes.set(xlabel=surface.x, ylabel=surface.y)
+    return colours
 
 
 def _most_values(surface: Surface) -> int:
@@ -65,7 +103,9 @@ def _most_values(surface: Surface) -> int:
 
 def _is_map(surface: Surface) -> bool:
     columns, rows = ({p.x for p in surface.points}, {p.y for p in surface.points})
-    return len(surface.points) >= FILLED * len(columns) * len(rows)
+    places = {(point.x, point.y) for point in surface.points}
+    single = len(places) == len(surface.points) > 2
+    return single and len(places) >= FILLED * len(columns) * len(rows)
 
 
 def _colours(points: Sequence[Point]) -> ScalarMappable:
@@ -103,15 +143,17 @@ def _draw_map(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
         )
         if point is best:
             corner = (place[0] - 0.47, place[1] - 0.47)
-            axes.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor="#D55E00", lw=2.5))
+            axes.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=BEST, lw=2.5))
     axes.imshow(image, origin="lower", aspect="auto")
+    axes.grid(False)
+    axes.spines[:].set_visible(True)
     axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns], rotation=30)
     axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
 
 
 def _best(points: Sequence[Point]) -> Point | None:
-    known = [point for point in points if point.accuracy.mean is not None]
-    return max(known, key=lambda point: point.accuracy.mean or 0.0, default=None)
+    known = [each for each in points if each.accuracy.mean is not None and not each.pruned]
+    return max(known, key=lambda each: each.accuracy.mean or 0.0, default=None)
 
 
 def _cell_text(point: Point) -> str:
@@ -124,6 +166,7 @@ def _cell_text(point: Point) -> str:
         lines.append(f"± {100 * found.std:.1f}")
     lines += [f"n = {found.n}"] if found.n else []
     lines += [f"{point.diverged} diverged"] if point.diverged else []
+    lines += ["pruned"] if point.pruned else []
     return "\n".join(lines or ["no run\nfinished"])
 
 
@@ -140,19 +183,20 @@ def _readable(colour: tuple[float, float, float]) -> str:
 
 def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
     """Draw a mark per setting, the best one framed, and a cross where none of its runs finished."""
-    known = [point for point in surface.points if point.accuracy.mean is not None]
-    failed = [point for point in surface.points if point.accuracy.mean is None]
-    best = _best(known)
-    for point in sorted(known, key=lambda each: each.accuracy.mean or 0.0):
-        assert point.accuracy.mean is not None
+    best = _best(surface.points)
+    for point in sorted(surface.points, key=lambda each: each.accuracy.mean or 0.0):
+        if point.accuracy.mean is None:
+            axes.scatter(point.x, point.y, marker="x", color=REFERENCE, label="none finished")
+            continue
         axes.scatter(
             *(point.x, point.y, 70),
+            marker="v" if point.pruned else "o",
             color=_colour(colours, point.accuracy.mean),
-            edgecolors="#D55E00" if point is best else "#555555",
+            edgecolors=BEST if point is best else "#555555",
             linewidths=2.5 if point is best else 0.6,
+            label="best" if point is best else "pruned" if point.pruned else "finished",
             zorder=3,
         )
-    axes.scatter([p.x for p in failed], [p.y for p in failed], marker="x", color="#777777")
     if best is not None:
         axes.annotate(
             *(_cell_text(best).splitlines()[0], (best.x, best.y)),
@@ -160,9 +204,10 @@ def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
             textcoords="offset points",
             fontsize="small",
         )
-    _scale(axes.set_xscale, [point.x for point in surface.points])
-    _scale(axes.set_yscale, [point.y for point in surface.points])
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
+    if surface.searched is not None:
+        low, high = surface.searched
+        corners = [low, (low[0], high[1]), high, (high[0], low[1]), low]
+        axes.plot(*zip(*corners, strict=True), color=REFERENCE, ls=(0, (4, 3)), label="searched")
 
 
 def _scale(set_scale: Any, values: Sequence[float]) -> None:
@@ -192,36 +237,28 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
     width = max(6.0, 4.2 * wide)
     columns = max(1, min(4, int(width * 11 / max(len(name) + 8 for name in names))))
     rows = math.ceil(len(names) / columns)
-    figure = new_figure(width, 1.0 + 3.2 * deep + 0.22 * rows)
-    panels = figure.subplots(deep, wide, squeeze=False).flatten()
-    handles: dict[str, Any] = {}
-    for axes, key in zip(panels, keys, strict=False):
-        here = [line for line in lines if (line.panel, line.x) == key]
-        for line in here:
-            handles[line.name] = _draw_line(axes, line, names.index(line.name))
-        title_panel(axes, key[0], width / wide)
-        _dress(axes, key[1], [point.x for line in here for point in line.points])
-    for axes in panels[len(keys) :]:
-        axes.set_visible(False)
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False
-    )
-    title_figure(figure, title)
-    save_figure(figure, path)
+    with figure(path, width, 1.0 + 3.2 * deep + 0.22 * rows, title) as made:
+        for axes, key in zip(make_panels(made, len(keys), wide), keys, strict=True):
+            here = [line for line in lines if (line.panel, line.x) == key]
+            for line in here:
+                _draw_line(axes, line, names.index(line.name))
+            title_panel(axes, key[0], width / wide)
+            _dress(axes, key[1], [point.x for line in here for point in line.points])
+        legend_below(made, columns, names)
 
 
-def _draw_line(axes: Axes, line: Line, index: int) -> Any:
-    """Draw one system's means with their standard deviations; return its sign for the legend."""
+def _draw_line(axes: Axes, line: Line, index: int) -> None:
+    """Draw one system's means with their standard deviations."""
     style = line_style(index)
     known = [point for point in line.points if point.accuracy.mean is not None]
-    sign = axes.errorbar(
+    axes.errorbar(
         [point.x for point in known],
         [100 * (point.accuracy.mean or 0.0) for point in known],
         yerr=[100 * (point.accuracy.std or 0.0) for point in known],
         **style,
-        linewidth=1.6,
         markersize=5,
         capsize=3,
+        label=line.name,
     )
     failed = [point.x for point in line.points if point.accuracy.mean is None]
     axes.plot(
@@ -229,7 +266,6 @@ def _draw_line(axes: Axes, line: Line, index: int) -> Any:
         color=style["color"],
         transform=axes.get_xaxis_transform(),
     )
-    return sign
 
 
 def _dress(axes: Axes, setting: str, values: Sequence[float]) -> None:
@@ -243,5 +279,3 @@ def _dress(axes: Axes, setting: str, values: Sequence[float]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=setting, ylabel="mean final accuracy (%)")
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from sgdph.lab.reports.numbers import mean_and_std
 
 ALPHA = 0.05
 
@@ -36,11 +38,30 @@ class Spread:
 
     def show(self, scale: float, digits: int) -> str:
         """Write ``mean ± std``, both times ``scale``, with a dash for what there is not."""
-        mean, std = (
-            "–" if value is None else f"{value * scale:.{digits}f}"
-            for value in (self.mean, self.std)
-        )
-        return f"{mean} ± {std}" if self.mean is not None else "–"
+        return mean_and_std(self.mean, self.std, digits, scale)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Median, lowest and highest of some figures."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Range:
+        """Summarise at least one figure."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    @classmethod
+    def of_ratios(cls, values: Sequence[float], base: Sequence[float]) -> Range:
+        """Summarise figures, each divided by another of the same round."""
+        return cls.of([value / other for value, other in zip(values, base, strict=True)])
+
+    def reach(self, form: Callable[[float], str]) -> str:
+        """Write from where to where it reaches."""
+        return f"{form(self.lowest)} to {form(self.highest)}"
 
 
 def welch(first: Spread, second: Spread) -> float | None:

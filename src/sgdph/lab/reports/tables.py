@@ -1,31 +1,34 @@
-"""The tables of a report: entries of a grid, in words."""
+"""The tables of a report: entries of a grid, for people and for programs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from sgdph.lab.reports.grid import Grid, describe_fields
+from sgdph.lab.reports.layout import SYSTEM, value_of
 from sgdph.lab.reports.measures import (
     Measure,
     area,
     best,
+    column_targets,
     final,
     judge_column,
     main_measures,
     seconds_per_epoch,
+    shown_target,
     spread,
+    time_to,
     train_loss,
 )
+from sgdph.lab.reports.numbers import NOTHING
 from sgdph.lab.reports.statistics import Judgement
-from sgdph.lab.reports.table import Cell, TextTable
-from sgdph.lab.reports.targets import column_targets, shown_target, time_to
+from sgdph.lab.reports.table import Cell, Column, Table
 from sgdph.lab.run.records import Group
 
-NOTHING = "–"
 
-
-def make_tables(grid: Grid, targets: Sequence[float]) -> list[TextTable]:
+def make_tables(grid: Grid, targets: Sequence[float]) -> list[Table]:
     """Make a grid's tables, the most telling first.
 
     With one column a table has the figures side by side; with several there is a table per figure.
@@ -44,7 +47,7 @@ def make_tables(grid: Grid, targets: Sequence[float]) -> list[TextTable]:
     return tables
 
 
-def summary(grid: Grid) -> TextTable:
+def summary(grid: Grid) -> Table:
     """Make the table of a grid with one column."""
     measures = main_measures(grid.evaluated)
     judgements = [judge_column(grid, measure, 0) for measure in measures]
@@ -62,16 +65,18 @@ def summary(grid: Grid) -> TextTable:
             for measure, judgement in zip(measures, judgements, strict=True)
         ]
         cells += [Cell(str(counts[place])) for counts in shown.values()]
-        rows.append((grid.rows[i].text, tuple(cells)))
-    headings = ["n", *(measure.title for measure in measures), *shown]
+        rows.append((grid.rows[i].text, *cells))
     where = grid.columns[0].text
-    return TextTable(
-        f"{grid.evaluated}-summary",
-        f"{where + ': ' if where else ''}mean ± sample standard deviation over n seeds",
-        grid.corner,
-        tuple((heading,) for heading in headings),
+    return Table(
+        _columns(grid.corner, ["n", *(measure.title for measure in measures), *shown]),
         tuple(rows),
+        f"{where + ': ' if where else ''}mean ± sample standard deviation over n seeds",
+        f"{grid.evaluated}-summary",
     )
+
+
+def _columns(corner: str, headings: Sequence[str | tuple[str, ...]]) -> tuple[Column, ...]:
+    return (Column(corner, "left"), *map(Column, headings))
 
 
 def measure_cell(group: Group, measure: Measure, judgement: Judgement | None, row: int) -> Cell:
@@ -86,7 +91,7 @@ def measure_cell(group: Group, measure: Measure, judgement: Judgement | None, ro
     )
 
 
-def measure_table(grid: Grid, measure: Measure) -> TextTable:
+def measure_table(grid: Grid, measure: Measure) -> Table:
     """Make the table of one figure over several columns."""
     usual = usual_count(grid)
     cells: dict[tuple[int, int], Cell] = {}
@@ -115,25 +120,21 @@ def state_note(group: Group, usual: int) -> str:
     return f"({', '.join(parts)})" if parts else ""
 
 
-def _laid_out(grid: Grid, name: str, caption: str, cells: dict[tuple[int, int], Cell]) -> TextTable:
+def _laid_out(grid: Grid, name: str, caption: str, cells: dict[tuple[int, int], Cell]) -> Table:
+    columns = _columns(grid.corner, [each.parts for each in grid.columns])
+    rows, places = grid.rows, range(len(grid.columns))
     if grid.layout.turned:
-        turned = [
-            (heading.text, tuple(cells.get((i, j), Cell("")) for i in range(len(grid.rows))))
-            for j, heading in enumerate(grid.columns)
-        ]
-        systems = tuple((heading.text,) for heading in grid.rows)
-        return TextTable(
-            name, caption, describe_fields(grid.layout.columns), systems, tuple(turned)
-        )
-    rows = [
-        (heading.text, tuple(cells.get((i, j), Cell("")) for j in range(len(grid.columns))))
-        for i, heading in enumerate(grid.rows)
-    ]
-    columns = tuple(heading.parts for heading in grid.columns)
-    return TextTable(name, caption, grid.corner, columns, tuple(rows))
+        titles = [each.text for each in grid.rows]
+        columns = _columns(describe_fields(grid.layout.columns), titles)
+        rows, places = grid.columns, range(len(grid.rows))
+        cells = {(j, i): cell for (i, j), cell in cells.items()}
+    lines = (
+        (each.text, *(cells.get((i, j), Cell("")) for j in places)) for i, each in enumerate(rows)
+    )
+    return Table(columns, tuple(lines), caption, name)
 
 
-def course(grid: Grid, targets: Sequence[float]) -> TextTable:
+def course(grid: Grid, targets: Sequence[float]) -> Table:
     """Make the table of how a grid with one column came to its figures."""
     split = grid.evaluated
     measure = area(split)
@@ -148,14 +149,13 @@ def course(grid: Grid, targets: Sequence[float]) -> TextTable:
         cells = [measure_cell(group, measure, judgement, i)]
         for target in wanted:
             cells += time_cells(group, target)
-        rows.append((grid.rows[i].text, tuple(cells)))
-    return TextTable(
-        f"{split}-course",
+        rows.append((grid.rows[i].text, *cells))
+    return Table(
+        _columns(grid.corner, headings),
+        tuple(rows),
         "The way there: mean accuracy over all epochs, and the time until an accuracy was first "
         "reached, over the runs that reached it",
-        grid.corner,
-        tuple((heading,) for heading in headings),
-        tuple(rows),
+        f"{split}-course",
     )
 
 
@@ -171,7 +171,7 @@ def time_cells(group: Group, target: float | None) -> list[Cell]:
     ]
 
 
-def time_tables(grid: Grid, targets: Sequence[float | None], place: int) -> list[TextTable]:
+def time_tables(grid: Grid, targets: Sequence[float | None], place: int) -> list[Table]:
     """Make the tables of epochs and of seconds to a target, over several columns.
 
     Args:
@@ -206,3 +206,79 @@ def time_tables(grid: Grid, targets: Sequence[float | None], place: int) -> list
         )
         for unit in units
     ]
+
+
+def figures_table(grids: Sequence[Grid]) -> Table:
+    """Make the table for programs: a row per entry, figures in full.
+
+    The columns of a comparison come first. ``p_against_best`` is of the final accuracy, Welch's
+    test with Holm's correction within the entry's column of the table; the best has none.
+    """
+    rows = []
+    for grid in grids:
+        for j in range(len(grid.columns)):
+            judgement = judge_column(grid, final(grid.evaluated), j)
+            for i, group in grid.column(j).items():
+                rows.append(
+                    {
+                        "optimizer": _system(grid, i, j),
+                        "n": len(group.finished),
+                        **_figures(group, main_measures(grid.evaluated)),
+                        "diverged": group.count("diverged"),
+                        "unfinished": group.unfinished,
+                        **_figures(group, [area(grid.evaluated)]),
+                        "p_against_best": judgement and judgement.adjusted.get(i),
+                        **_place(grid, i, j),
+                    }
+                )
+    return Table.of_records(rows)
+
+
+def _figures(group: Group, measures: Sequence[Measure]) -> dict[str, float | None]:
+    spreads = {measure.key: spread(group, measure) for measure in measures}
+    return {
+        f"{key}_{part}": value
+        for key, found in spreads.items()
+        for part, value in (("mean", found.mean), ("std", found.std))
+    }
+
+
+def targets_table(grids: Sequence[Grid], targets: Sequence[float]) -> Table:
+    """Make the table for programs of how many runs reached a target, and in how long."""
+    rows = []
+    for grid in grids:
+        for by_column in column_targets(grid, targets):
+            for (i, j), group in sorted(grid.entries.items()):
+                target = by_column[j]
+                if target is None:
+                    continue
+                found = time_to(group, target)
+                rows.append(
+                    {
+                        "optimizer": _system(grid, i, j),
+                        "target": target,
+                        "runs": found.runs,
+                        "reached": found.reached,
+                        "epochs_mean": found.epochs.mean,
+                        "epochs_std": found.epochs.std,
+                        "seconds_mean": found.seconds.mean,
+                        "seconds_std": found.seconds.std,
+                        **_place(grid, i, j),
+                    }
+                )
+    return Table.of_records(rows)
+
+
+def _system(grid: Grid, i: int, j: int) -> str:
+    """Name an entry's system, with what else tells its row from others of that system."""
+    if SYSTEM in grid.layout.rows:
+        return grid.rows[i].plain
+    return str(value_of(grid.entries[i, j].config, SYSTEM))
+
+
+def _place(grid: Grid, i: int, j: int) -> dict[str, Any]:
+    """Name where an entry stands: what it was evaluated on, and the fields of row and column."""
+    config = grid.entries[i, j].config
+    names = (*grid.layout.columns, *grid.layout.rows, *grid.rows[i].details)
+    fields = {name: value_of(config, name) for name in names if name != SYSTEM}
+    return {"evaluated": grid.evaluated, **fields}

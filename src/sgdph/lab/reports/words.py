@@ -8,11 +8,11 @@ from typing import Any
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.layout import SYSTEM
-from sgdph.lab.reports.measures import final, judge_column
+from sgdph.lab.reports.measures import SHARE, final, judge_column
 from sgdph.lab.reports.names import shown_value
+from sgdph.lab.reports.numbers import counted, exact, from_to, listed, p_value
 from sgdph.lab.reports.statistics import ALPHA, Judgement
 from sgdph.lab.reports.table import LEVEL
-from sgdph.lab.reports.targets import SHARE
 from sgdph.lab.run.records import Group, RunRecord, differing_fields
 
 # The optimizer's own settings, and what else of a run its reader asks for first.
@@ -65,7 +65,7 @@ def _verdict(grid: Grid, j: int, judgement: Judgement) -> str:
     else:
         text = f"In final {split} accuracy {name} lies above {_names(grid, judgement, above)}"
     if judgement.untested:
-        others = _list([grid.rows[i].text for i in judgement.untested])
+        others = listed([grid.rows[i].text for i in judgement.untested])
         text += f"; not tested against {others}, for want of seeds that differ"
     return f"{text} ({counts})."
 
@@ -75,32 +75,22 @@ def _names(grid: Grid, judgement: Judgement, rows: Sequence[int]) -> str:
     p_values = [judgement.adjusted[i] for i in rows]
     if len(rows) <= FEW:
         pairs = zip(rows, p_values, strict=True)
-        return _list([f"{grid.rows[i].text} (p {_p(p)})" for i, p in pairs])
+        return listed([f"{grid.rows[i].text} (p {p_value(p)})" for i, p in pairs])
     # What would make the sentence wrong is nearest to the threshold.
     bound = (
-        f"p up to {_p(max(p_values), '')}"
+        f"p up to {p_value(max(p_values), '')}"
         if max(p_values) < ALPHA
-        else f"p from {_p(min(p_values), '')}"
+        else f"p from {p_value(min(p_values), '')}"
     )
     return f"{len(rows)} others ({bound})"
 
 
-def _p(value: float, equals: str = "= ") -> str:
-    return "< 0.001" if value < 0.001 else f"{equals}{value:.2g}"
-
-
-def _list(texts: Sequence[str]) -> str:
-    """Join texts as a sentence does, the first few of many."""
-    shown = [*texts[:6], *([f"{len(texts) - 6} more"] if len(texts) > 6 else [])]
-    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
-
-
 def _counts(groups: Iterable[Group]) -> str:
     """Say over how many seeds."""
-    counts = sorted({len(group.finished) for group in groups})
+    counts = {len(group.finished) for group in groups}
     if len(counts) == 1:
-        return f"{counts[0]} seed{'' if counts == [1] else 's'} each"
-    return f"{counts[0]} to {counts[-1]} seeds"
+        return f"{counted(counts.pop(), 'seed')} each"
+    return f"{from_to(counts)} seeds"
 
 
 def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
@@ -216,46 +206,16 @@ def describe_settings(grid: Grid) -> list[tuple[str, str]]:
 def _settings(values: Mapping[str, Any], names: Sequence[str]) -> str:
     defaults = {name: getattr(RunConfig, name, None) for name in names}
     return ", ".join(
-        f"{name} {_exact(values[name])}"
+        f"{name} {exact(values[name])}"
         for name in names
         if values[name] is not None and not (name in RECIPE and values[name] == defaults[name])
     )
-
-
-def _exact(value: Any) -> str:
-    """Write a setting as it was: a report must be enough to run it again."""
-    if isinstance(value, tuple):
-        parts = (
-            f"{each[0]}={_exact(each[1])}" if isinstance(each, tuple) else _exact(each)
-            for each in value
-        )
-        return " ".join(parts)
-    return str(value)
-
-
-def describe_machines(records: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
-    """List each kind of machine, and each command, once."""
-    keys = (
-        *("cpu", "device", "device_name", "threads", "platform", "python", "torch", "sgdph"),
-        "git_commit",
-    )
-    machines = dict.fromkeys(
-        "; ".join(
-            f"{key.replace('_', ' ')} {run.env[key]}"
-            for key in keys
-            if run.env.get(key) is not None
-        )
-        for run in records
-        if run.env
-    )
-    commands = dict.fromkeys(str(run.env["command"]) for run in records if "command" in run.env)
-    return list(machines), list(commands)
 
 
 def default_title(grids: Sequence[Grid]) -> str:
     """Name a report by its rows, or by their number where they are many."""
     rows = dict.fromkeys(heading.text for grid in grids for heading in grid.rows)
     if len(rows) <= 4:
-        return _list(list(rows))
+        return listed(list(rows))
     what = "optimizers" if grids[0].layout.rows == (SYSTEM,) else "settings"
     return f"{len(rows)} {what}"

@@ -68,6 +68,15 @@ def placed(saved: RunConfig, given: Mapping[str, Any], what: str, way_out: str) 
     return dataclasses.replace(saved, **place)
 
 
+def setting_differences(given: Mapping[str, Any], saved: object) -> list[str]:
+    """List where the settings that were given disagree with saved ones, which have their names."""
+    return [
+        f"{name}: it has {getattr(saved, name)!r}, given {value!r}"
+        for name, value in given.items()
+        if getattr(saved, name) != value
+    ]
+
+
 def disagreement(what: str, problems: Sequence[str], way_out: str) -> str:
     """Say how the options disagree with what is there."""
     return "\n".join([f"the options disagree with {what}:", *(f"  {p}" for p in problems), way_out])

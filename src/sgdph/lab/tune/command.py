@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,18 +14,14 @@ from sgdph.lab.errors import INTERRUPTED, OK, LabError
 from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.options.resolution import DEFAULTS
 from sgdph.lab.output import printable, shell_word
-from sgdph.lab.progress import say
-from sgdph.lab.run.directory import OVER, RunDirectory
+from sgdph.lab.progress import say, say_files
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.out import check_contradiction, default_out
 from sgdph.lab.run.start import load_data, pick_device, prepare
 from sgdph.lab.sweep.cores import check_jobs, default_threads, threads_each
-from sgdph.lab.sweep.engine import Expected, Place, compute
-from sgdph.lab.sweep.state import failure_file, failures, forget_failures
-from sgdph.lab.sweep.worker import Task
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
-from sgdph.lab.tune.page import to_rich, warnings, write_outcome
+from sgdph.lab.tune.page import best_table, warnings, write_outcome
 from sgdph.lab.tune.record import (
     BEST,
     BUDGET,
@@ -40,8 +35,8 @@ from sgdph.lab.tune.record import (
     Tuning,
 )
 from sgdph.lab.tune.space import Range, complete, parse_space
-from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, Studies, open_storage
-from sgdph.lab.tune.trial import train_next_trial
+from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
+from sgdph.lab.tune.trials import train_trials
 
 # Of the training images, the part that is held out where no number was given.
 HELD_OUT = 5
@@ -86,82 +81,6 @@ def tune(options: TuneOptions, console: Console) -> int:
     searches = write_outcome(directory, directory.read(), describe_environment(device))
     show(directory, directory.read(), searches, console)
     return OK
-
-
-def train_trials(
-    directory: TuneDirectory,
-    place: Mapping[str, Any],
-    jobs: int | None,
-    ray: str | None,
-    console: Console,
-) -> None:
-    """Have trials taken and trained until there is none to take.
-
-    Args:
-        directory: The tuning's directory, which holds what it is.
-        place: Fields of the runs' configuration that hold on this machine.
-        jobs: How many at once; with Ray ``None`` for as many as it has room for.
-        ray: Ray's address; ``None`` trains on this machine.
-        console: Where to tell of the progress.
-
-    Raises:
-        LabError: If a trial failed, or Ray cannot be had.
-        KeyboardInterrupt: When interrupted.
-    """
-    # Other processes, or machines, may not be where this one is.
-    path = directory.path.resolve()
-    forget_failures(path, failures(path))
-    tuning, over = directory.read(), {run.path for run in directory.inner_runs() if is_over(run)}
-    epochs = tuning.config(tuning.optimizers[0]).epochs
-    left = tuning.budget - len(over)
-    named = ":" in str(place.get("device", ""))
-    if jobs is not None:
-        jobs = max(1, min(jobs, left))
-
-    def find() -> dict[str, tuple[RunDirectory, int]]:
-        runs = [run for run in directory.inner_runs() if run.path not in over]
-        return {f"{run.path.parent.name}/{run.path.name}": (run, epochs) for run in runs}
-
-    compute(
-        path,
-        tasks(directory, place, len(over)),
-        Expected(find, left, left * epochs),
-        Place(jobs, ray, split_gpus=not named),
-        console,
-    )
-    for name, reason in failures(path).items():
-        raise LabError(
-            f"{name} failed: {reason} (see {failure_file(path, name)}); what was finished is kept, "
-            "and the same command carries on"
-        )
-    running = Studies(directory).running()
-    if running:
-        say(console, f"{running} trials are in the hands of other processes, which go on.")
-
-
-def is_over(run: RunDirectory) -> bool:
-    """Whether nothing is left to do for a trial's run."""
-    return run.status() in OVER
-
-
-def tasks(directory: TuneDirectory, place: Mapping[str, Any], over: int) -> Iterator[Task]:
-    """Yield a task for each trial that may be left, until one fails.
-
-    Args:
-        directory: The tuning's directory.
-        place: Fields of the runs' configuration that hold on this machine.
-        over: How many trials were over at the beginning.
-    """
-    begun = 0
-    # Read again each time: the budget may have been raised meanwhile.
-    while begun < directory.read().budget - over and not failures(directory.path):
-        begun += 1
-        yield Task(
-            f"task-{begun}",
-            partial(train_next_trial, directory.path.resolve(), place),
-            cores=place.get("threads") or 1,
-            gpus=0 if place.get("device") == "cpu" else 1,
-        )
 
 
 def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
@@ -253,7 +172,7 @@ def show(
     directory: TuneDirectory, tuning: Tuning, searches: Sequence[Search], console: Console
 ) -> None:
     """Print the table, what speaks against it, and where everything lies."""
-    console.print(to_rich(searches))
+    console.print(best_table(searches).rich())
     for line in warnings(tuning, searches):
         say(console, line)
     files = {
@@ -263,7 +182,4 @@ def show(
         "sensitivity": SENSITIVITY,
         "budget": BUDGET,
     }
-    for title, name in files.items():
-        if (directory.path / name).exists():
-            say(console, f"{title:<13}{(directory.path / name).resolve()}")
-    say(console, f"{'runs':<13}{directory.path.resolve()}")
+    say_files(console, directory.path, {**files, "runs": ""})

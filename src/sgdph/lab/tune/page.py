@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
-
-from rich.table import Table
 
 from sgdph.lab.files import write_json, write_text
 from sgdph.lab.options.settings import write_settings
+from sgdph.lab.reports.numbers import percent
+from sgdph.lab.reports.page import Block, Bullets, Picture, Section, to_markdown
+from sgdph.lab.reports.table import Cell, Column, Table
 from sgdph.lab.tune.outcome import Search, TrialRecord, read_searches, show_settings, to_json
 from sgdph.lab.tune.plots import draw_budget, draw_sensitivity
 from sgdph.lab.tune.record import (
@@ -24,7 +27,7 @@ from sgdph.lab.tune.record import (
 from sgdph.lab.tune.space import Range
 from sgdph.lab.tune.study import STARTUP
 
-COLUMNS = ("optimizer", "best, %", "its settings", "finished", "pruned", "diverged", "unfinished")
+STATUSES = ("finished", "pruned", "diverged", "unfinished")
 SOURCE = ("sgdph", "torch", "python", "git_commit", "cpu", "device_name", "command")
 
 
@@ -53,12 +56,15 @@ def write_outcome(
             directory.path / TRIALS,
             {"format": "sgdph-trials-1", **source, "optimizers": to_json(searches)},
         )
+        pictures = [directory.path / SENSITIVITY, directory.path / BUDGET]
         if found:
             title = describe_task(tuning, searches)
-            draw_sensitivity(searches, directory.path / SENSITIVITY, title)
-            draw_budget(searches, directory.path / BUDGET, title)
+            draw_sensitivity(searches, pictures[0], title)
+            draw_budget(searches, pictures[1], title)
             write_settings(directory.path / BEST, found, source)
-        write_text(directory.path / PAGE, to_page(tuning, searches, source))
+        blocks = page_blocks(tuning, searches, source, pictures if found else [])
+        page = to_markdown(f"Tuning of {' and '.join(tuning.optimizers)}", blocks)
+        write_text(directory.path / PAGE, page)
     return searches
 
 
@@ -104,37 +110,24 @@ def describe_task(tuning: Tuning, searches: Sequence[Search]) -> str:
     return ", ".join([*parts, config.model, f"{config.epochs} epochs"])
 
 
-def rows(searches: Sequence[Search]) -> list[tuple[str, ...]]:
-    """Write the table's rows, as :data:`COLUMNS` has them."""
-    return [
+def best_table(searches: Sequence[Search]) -> Table:
+    """Make the table of the best settings."""
+    columns = (
+        Column("optimizer", "left"),
+        Column("best, %", form=percent),
+        Column("its settings", "left"),
+        *map(Column, STATUSES),
+    )
+    rows = tuple(
         (
             search.optimizer,
-            "–" if search.best is None else f"{100 * (search.best.accuracy or 0.0):.2f}",
-            "–" if search.best is None else show_settings(search.best.settings),
-            *(
-                str(search.count(status))
-                for status in ("finished", "pruned", "diverged", "unfinished")
-            ),
+            search.best and search.best.accuracy,
+            search.best and show_settings(search.best.settings),
+            *map(search.count, STATUSES),
         )
         for search in searches
-    ]
-
-
-def to_rich(searches: Sequence[Search]) -> Table:
-    """Make the table for the terminal."""
-    table = Table(title="Best settings on the validation images")
-    for column in COLUMNS:
-        words = column in ("optimizer", "its settings")
-        table.add_column(column, justify="left" if words else "right")
-    for row in rows(searches):
-        table.add_row(*row)
-    return table
-
-
-def to_markdown(searches: Sequence[Search]) -> str:
-    """Make the table for the page."""
-    head = f"| {' | '.join(COLUMNS)} |\n|---|---:|---|---:|---:|---:|---:|"
-    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in rows(searches))])
+    )
+    return Table(columns, rows, "Best settings on the validation images")
 
 
 def warnings(tuning: Tuning, searches: Sequence[Search]) -> list[str]:
@@ -185,9 +178,9 @@ def sensitivity(search: Search) -> str:
     """Say how wide the region within a point of the best is, as far as trials came there."""
     near, best = search.near, search.best
     if best is None:
-        return f"* {search.optimizer}: no trial was finished."
+        return f"{search.optimizer}: no trial was finished."
     if len(near) == 1:
-        return f"* {search.optimizer}: no other trial came within a point of the best."
+        return f"{search.optimizer}: no other trial came within a point of the best."
     parts = []
     for name, each in search.space.items():
         values = [trial.settings[name] for trial in near]
@@ -195,13 +188,24 @@ def sensitivity(search: Search) -> str:
         width = f", {math.log10(high / low):.1f} decades" if each.log else ""
         parts.append(f"{name} from {low:g} to {high:g}{width}")
     return (
-        f"* {search.optimizer}: {len(near)} of {len(search.trials)} trials came within a point of "
+        f"{search.optimizer}: {len(near)} of {len(search.trials)} trials came within a point of "
         f"the best: {'; '.join(parts)}."
     )
 
 
-def to_page(tuning: Tuning, searches: Sequence[Search], source: Mapping[str, Any]) -> str:
-    """Write the markdown page."""
+def page_blocks(
+    tuning: Tuning, searches: Sequence[Search], source: Mapping[str, Any], drawn: Sequence[Path]
+) -> list[Block]:
+    """Return what stands on the page.
+
+    Args:
+        tuning: What it is.
+        searches: The optimizers' trials.
+        source: Where the settings come from.
+        drawn: The pictures' files, where there are any.
+    """
+    titles = ("Validation accuracy over lr and weight decay", "Best validation accuracy so far")
+    pictures = [Picture(*pair) for pair in zip(drawn, titles, strict=False)]
     notes = [
         f"Every optimizer had {tuning.trials} trials, pruned and diverged ones included, chosen by "
         f"{tuning.sampler}, pruner {tuning.pruner}, all with seed {tuning.seed}.",
@@ -209,64 +213,70 @@ def to_page(tuning: Tuning, searches: Sequence[Search], source: Mapping[str, Any
         "no test image was looked at. The best of many trials flatters itself: compare the "
         "settings on the test images, with several seeds.",
     ]
-    drawn = any(search.best for search in searches)
-    sections = [
-        f"# Tuning of {' and '.join(tuning.optimizers)}",
-        f"{describe_task(tuning, searches)}.",
-        to_markdown(searches),
-        "\n".join(f"* {line}" for line in [*warnings(tuning, searches), *notes]),
-        f"![Validation accuracy over lr and weight decay]({SENSITIVITY})" if drawn else "",
-        "## How much the settings matter",
-        "\n".join(map(sensitivity, searches)),
+    ranges = [
+        f"{search.optimizer}: " + ", ".join(f"{name} {each}" for name, each in search.space.items())
+        for search in searches
+    ]
+    told = [f"{name.replace('_', ' ')}: {source[name]}" for name in SOURCE if name in source]
+    least = (
         "The samplers do not spread trials evenly, so these ranges are the least that is known, "
-        "not the whole region.",
-        "## What the budget bought",
-        spent(searches),
-        f"![Best validation accuracy so far]({BUDGET})" if drawn else "",
-        "## Searched",
-        "\n".join(
-            f"* {search.optimizer}: "
-            + ", ".join(f"{name} {each}" for name, each in search.space.items())
-            for search in searches
-        ),
-        "## Trials",
-        *(trial_table(search) for search in searches),
-        "## Source",
-        "\n".join(
-            f"* {name.replace('_', ' ')}: {source[name]}" for name in SOURCE if name in source
-        ),
+        "not the whole region."
+    )
+    return [
+        f"{describe_task(tuning, searches)}.",
+        replace(best_table(searches), caption=""),
+        Bullets([*warnings(tuning, searches), *notes]),
+        *pictures[:1],
+        Section("How much the settings matter", [Bullets([*map(sensitivity, searches)]), least]),
+        Section("What the budget bought", [spent_table(searches), *pictures[1:]]),
+        Section("Searched", [Bullets(ranges)]),
+        Section("Trials", [*map(trials_table, searches)]),
+        Section("Source", [Bullets(told)]),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def spent(searches: Sequence[Search]) -> str:
+def spent_table(searches: Sequence[Search]) -> Table:
     """Make a table of the epochs and seconds that each optimizer's trials took."""
-    lines = ["| optimizer | trials | epochs | seconds |", "|---|---:|---:|---:|"]
-    for search in searches:
-        epochs = sum(len(trial.run.metrics) for trial in search.trials)
-        seconds = sum(trial.seconds for trial in search.trials)
-        lines.append(f"| {search.optimizer} | {len(search.trials)} | {epochs} | {seconds:,.0f} |")
-    return "\n".join(lines)
-
-
-def trial_table(search: Search) -> str:
-    """Make a table of an optimizer's trials, the best first."""
-    names = list(search.space)
-    lines = [
-        f"| {search.optimizer} | {' | '.join(names)} | status | epochs | validation accuracy, % | "
-        "loss |",
-        "|---|" + "---:|" * len(names) + "---|---:|---:|---:|",
-    ]
-    for trial in sorted(search.trials, key=_rank):
-        name = trial.run.path.name
-        values = " | ".join(f"{trial.settings[each]:g}" for each in names)
-        accuracy = "–" if trial.accuracy is None else f"{100 * trial.accuracy:.2f}"
-        loss = "–" if trial.loss is None else f"{trial.loss:.4f}"
-        lines.append(
-            f"| [{name}]({search.optimizer}/{name}/) | {values} | {trial.status} | "
-            f"{len(trial.run.metrics)} | {accuracy} | {loss} |"
+    columns = (
+        Column("optimizer", "left"),
+        Column("trials"),
+        Column("epochs"),
+        Column("seconds", form=",.0f"),
+    )
+    rows = tuple(
+        (
+            search.optimizer,
+            len(search.trials),
+            sum(len(trial.run.metrics) for trial in search.trials),
+            sum(trial.seconds for trial in search.trials),
         )
-    return "\n".join(lines)
+        for search in searches
+    )
+    return Table(columns, rows)
+
+
+def trials_table(search: Search) -> Table:
+    """Make a table of an optimizer's trials, the best first."""
+    columns = (
+        Column(search.optimizer, "left"),
+        *(Column(name, form="g") for name in search.space),
+        Column("status", "left"),
+        Column("epochs"),
+        Column("validation accuracy, %", form=percent),
+        Column("loss", form=".4f"),
+    )
+    rows = tuple(
+        (
+            Cell(name := trial.run.path.name, link=f"{search.optimizer}/{name}/"),
+            *(trial.settings[each] for each in search.space),
+            trial.status,
+            len(trial.run.metrics),
+            trial.accuracy,
+            trial.loss,
+        )
+        for trial in sorted(search.trials, key=_rank)
+    )
+    return Table(columns, rows)
 
 
 def _rank(trial: TrialRecord) -> tuple[bool, float, float, int]:

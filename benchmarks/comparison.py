@@ -1,0 +1,93 @@
+"""The systems of a comparison, each beside SGDM: what ``systems.md`` and its picture show."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import ttest_ind
+
+from sgdph.lab.reports.statistics import Spread, holm, welch
+from sgdph.lab.run.records import RunRecord, read_runs
+
+BASELINE = "SGDM"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system beside the baseline.
+
+    Attributes:
+        final: Final test accuracies, 0 to 1.
+        area: Mean accuracies over all epochs, likewise.
+        times: Seconds per epoch as ratios to the baseline's mean; empty where they say nothing.
+        p: Welch's p-value of the final accuracy against the baseline's, corrected by Holm's method
+            for the number of tests; ``None`` for the baseline, and where there is no test.
+    """
+
+    final: tuple[float, ...]
+    area: tuple[float, ...]
+    times: tuple[float, ...]
+    p: float | None
+
+    def over(self, baseline: Row) -> float:
+        """Return the difference of the mean final accuracies, in points."""
+        return 100 * (statistics.mean(self.final) - statistics.mean(baseline.final))
+
+    def interval(self, baseline: Row) -> tuple[float, float]:
+        """Return the 95% interval of that difference by Welch's method, of this pair alone."""
+        found = ttest_ind(self.final, baseline.final, equal_var=False).confidence_interval(0.95)
+        return 100 * float(found.low), 100 * float(found.high)
+
+
+def by_system(folder: Path, labels: Sequence[str] = ()) -> dict[str, list[RunRecord]]:
+    """Read the finished runs of each label, in the order of the labels if these are given."""
+    runs = [run for run in read_runs([folder]).records if run.status == "finished"]
+    names = labels or list(dict.fromkeys(run.config.label or "" for run in runs))
+    found = {label: [run for run in runs if run.config.label == label] for label in names}
+    return {label: group for label, group in found.items() if group}
+
+
+def compare(
+    systems: Mapping[str, Sequence[RunRecord]], untimed: Collection[str] = ()
+) -> dict[str, Row]:
+    """Compare every system with the baseline.
+
+    Args:
+        systems: Label to runs; the baseline among them.
+        untimed: Labels whose seconds say nothing.
+    """
+    finals = {
+        label: [run.figure("final") or 0.0 for run in runs] for label, runs in systems.items()
+    }
+    spreads = {label: Spread.of(values) for label, values in finals.items()}
+    tests = {
+        label: welch(spread, spreads[BASELINE])
+        for label, spread in spreads.items()
+        if label != BASELINE
+    }
+    # With a single seed there is no test yet, and none that the others must be corrected for.
+    known = {label: p for label, p in tests.items() if p is not None}
+    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    plain = statistics.mean(_seconds(run) for run in systems[BASELINE])
+    return {
+        label: Row(
+            tuple(finals[label]),
+            tuple(statistics.mean(run.accuracies) for run in runs),
+            () if label in untimed else tuple(_seconds(run) / plain for run in runs),
+            adjusted.get(label),
+        )
+        for label, runs in systems.items()
+    }
+
+
+def _seconds(run: RunRecord) -> float:
+    """Return the seconds of training per epoch."""
+    return run.seconds[-1] / len(run.seconds)
+
+
+def percent(values: Sequence[float]) -> str:
+    """Write mean ± sample standard deviation of shares in percent."""
+    return Spread.of(values).show(100, 2)

@@ -1,0 +1,38 @@
+"""The tables of figures in README, docs and results, made of the files in ``results``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from evidence import TASKS
+
+from result_tables import accuracies, costs, studies
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "demo": accuracies.demo,
+    "readme-cost": costs.readme_cost,
+    "readme-accuracy": accuracies.readme_accuracy,
+    **{f"systems-{study}": partial(accuracies.all_systems, study) for study in TASKS},
+    "claims-mnist5k": partial(accuracies.claims, "mnist5k"),
+    "claims-cifar10": partial(accuracies.claims, "cifar10"),
+    "claims-resnet20": partial(accuracies.claims, "cifar10-resnet20"),
+    "claims-vgg": partial(accuracies.claims, "mnist5k-vgg", accuracies.NARROW_VGG),
+    "robust-lr": accuracies.robust_to_lr,
+    "robust-tau": accuracies.robust_to_tau,
+    "robust-beta2": accuracies.robust_to_beta2,
+    "robust-batch": accuracies.robust_to_batch,
+    "carried": accuracies.carried,
+    "search": studies.search,
+    "search-lr": studies.search_over_lr,
+    "cost-settings": costs.cost_settings,
+    "cost-others": costs.cost_others,
+    "cost-networks": costs.cost_networks,
+    "cost-parts": costs.cost_parts,
+    "cost-step": costs.cost_of_step,
+    "controls-mnist5k": partial(studies.with_controls, "mnist5k"),
+    "controls-pydoc": partial(studies.with_controls, "pydoc"),
+    "differences": studies.differences,
+    "data-loading": partial(studies.transcribed, "data-loading", 4),
+    "tuning-example": partial(studies.transcribed, "tuning-example", 1),
+}

@@ -1,0 +1,140 @@
+"""Tables of costs, made of ``results/cost``."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+
+from result_tables.markdown import RESULTS, markdown
+
+
+def costs(study: str) -> dict[str, dict[str, str]]:
+    """Read a cost study's table by system."""
+    with (RESULTS / "cost" / study / "cost.csv").open(encoding="utf-8", newline="") as file:
+        return {row["system"]: row for row in csv.DictReader(file)}
+
+
+def ratio(text: str) -> str:
+    """Write a ratio with two digits, SGDM's 1.00 where it has no floor of its own."""
+    return f"{float(text or 1.0):.2f}"
+
+
+def cost_lines(study: str, names: Mapping[str, str], columns: Sequence[str]) -> list[list[str]]:
+    """Write some systems' columns of a cost study."""
+    found = costs(study)
+    return [[name, *(ratio(found[key][each]) for each in columns)] for key, name in names.items()]
+
+
+def readme_cost() -> str:
+    """The settings of SGD-PH on ResNet18, for README."""
+    names = {
+        "sgdm": "SGDM",
+        "sgdph": "SGD-PH, default: one parameter refreshed at every step",
+        "sgdph-plain": "the same in two calls, `update_hessian(loss)` and `loss.backward()`",
+        "sgdph-interval10": "`hessian_interval=10`",
+        "sgdph-hutchinson-all": (
+            '`estimator="hutchinson", refresh="all"`: all of them at every step'
+        ),
+        "sgdph-hutchinson-all-interval10": "the same with `hessian_interval=10`",
+    }
+    columns = ("process_median", "floor", "mean_peak", "worst_peak")
+    return markdown(
+        [
+            *("setting", "time", "the least that it needs, in FLOPs", "mean peak memory"),
+            "worst peak",
+        ],
+        cost_lines("resnet18-every-parameter", names, columns),
+    )
+
+
+def cost_settings() -> str:
+    """The same for the page of costs."""
+    names = {
+        "sgdph": "SGD-PH, default",
+        "sgdph-plain": "`update_hessian(loss)` + `loss.backward()`",
+        "sgdph-interval10": "`hessian_interval=10`",
+        "sgdph-hutchinson-all": '`hutchinson`, `refresh="all"`',
+        "sgdph-hutchinson-all-interval10": "the same, `hessian_interval=10`",
+    }
+    columns = ("process_median", "floor", "mean_peak", "worst_peak")
+    return markdown(
+        ["setting", "time", "floor", "mean peak memory", "worst peak"],
+        cost_lines("resnet18-every-parameter", names, columns),
+    )
+
+
+def cost_others() -> str:
+    """Other optimizers on ResNet18."""
+    names = {
+        "sgdph": "SGD-PH, default",
+        "sgdph-interval10": "SGD-PH, `hessian_interval=10`",
+        "sgdph-create-graph": "SGD-PH by `create_graph=True`",
+        "adahessian-timm": "AdaHessian (timm)",
+        "sophiah": "SophiaH (pytorch_optimizer), every tenth step",
+    }
+    lines = cost_lines("resnet18", names, ("process_median", "mean_peak"))
+    return markdown(["", "time", "mean peak memory"], lines)
+
+
+def cost_networks() -> str:
+    """Other networks: the default, the plain order, the joint product."""
+    names = {
+        "vgg19-bn": "CIFAR VGG19 with batch norm, 16",
+        "resnet20": "ResNet-20, 128",
+        "encoder12": ("transformer encoder, 12 layers of width 256, 64 tokens, math attention, 8"),
+    }
+    systems = ("sgdph", "sgdph-plain", "sgdph-hutchinson-all")
+
+    def joined(study: str, column: str, keys: Sequence[str] = systems) -> str:
+        found = costs(study)
+        return ", ".join(ratio(found[key][column]) for key in keys)
+
+    return markdown(
+        [
+            "network, batch",
+            "time: default, plain order, joint",
+            "floor: cyclic, joint",
+            "mean peak memory: default, plain order, joint",
+        ],
+        [
+            [
+                name,
+                joined(study, "process_median"),
+                joined(study, "floor", (systems[0], systems[2])),
+                joined(study, "mean_peak"),
+            ]
+            for study, name in names.items()
+        ],
+    )
+
+
+def cost_parts() -> str:
+    """What each part of the step buys, out of what ``step_parts.py`` printed."""
+    names = {
+        "all parts": "all parts",
+        "without: convolution": "without the convolution's",
+        "without: batch norm": "without batch norm's",
+        "without: ReLU": "without the ReLU's",
+        "without: late weight gradients": "without late weight gradients",
+        "without: two phases": "without two phases",
+        "two phases alone": "two phases alone",
+        "none: the plain way": "none of them: the plain way",
+    }
+    text = (RESULTS / "cost" / "parts.txt").read_text(encoding="utf-8")
+    line = re.compile(r"^(\S.*?) {2,}(\S+ \(.*?\)) +(\S+) +(\S+)$", re.MULTILINE)
+    found = {name: rest for name, *rest in line.findall(text)}
+    rows = [[shown, *found[name]] for name, shown in names.items()]
+    return markdown(["", "time", "mean peak memory", "worst peak"], rows)
+
+
+def cost_of_step() -> str:
+    """``step()`` alone, out of what ``optimizer_step.py`` printed."""
+    text = (RESULTS / "cost" / "optimizer-step.txt").read_text(encoding="utf-8")
+    line = re.compile(r"^(\S.*?) {2,}([\d.]+) ms +([\d.]+) \(([\d.]+) to ([\d.]+)\)$", re.MULTILINE)
+    rows = [
+        [f"`{call}`{rest}", f"{float(a):.2f} ({float(b):.2f} to {float(c):.2f})"]
+        for name, _, a, b, c in line.findall(text)
+        for call, rest in [re.fullmatch(r"(.*\))(.*)", name).groups()]  # type: ignore[union-attr]
+    ]
+    return markdown(["`step()` of", "time"], rows)

@@ -1,0 +1,52 @@
+"""What all pictures share."""
+
+from pathlib import Path
+
+import pytest
+
+from sgdph.lab.reports.figure import figure, legend_below, make_panels, new_figure, title_panel
+
+TASK = "mnist5k, 800 training and 200 validation images, resnet8, 12 epochs "
+
+
+@pytest.mark.parametrize("title", [TASK * 2, "What a step costs\n" + TASK * 2])
+@pytest.mark.parametrize("width", [5.8, 12.0])
+def test_a_title_lies_within_its_figure(width: float, title: str) -> None:
+    made = new_figure(width, 5.0, title)
+    made.canvas.draw()
+    box = made._suptitle.get_window_extent()
+    assert made.bbox.x0 < box.x0
+    assert box.x1 < made.bbox.x1
+
+
+def test_a_line_of_its_own_stays_one() -> None:
+    made = new_figure(12.0, 5.0, "What a step costs\nresnet8")
+    assert made._suptitle.get_text() == "What a step costs\nresnet8"
+
+
+def test_the_titles_of_panels_do_not_overlap() -> None:
+    made = new_figure(8.4, 4.0, "")
+    panels = make_panels(made, 2, 2)
+    for axes in panels:
+        title_panel(axes, TASK, 4.2)
+    made.canvas.draw()
+    left, right = (axes.title.get_window_extent() for axes in panels)
+    assert left.x1 < right.x0
+
+
+def test_a_figure_has_the_common_style_and_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with figure(path, 5.0, 3.0, "a title") as made:
+        for axes, label in zip(make_panels(made, 3, 2), "bab", strict=True):
+            axes.plot([1, 2], label=label)
+            assert not axes.spines["top"].get_visible()
+            assert axes.get_xgridlines()[0].get_visible()
+        legend_below(made, 2, order="abc")
+    assert [text.get_text() for text in made.legends[0].get_texts()] == ["a", "b"]
+    assert [axes.get_visible() for axes in made.axes] == [True, True, True, False]
+    assert path.read_bytes().startswith(b"\x89PNG")
+    before = path.read_bytes()
+    with pytest.raises(KeyError), figure(path, 1.0, 1.0, ""):
+        raise KeyError
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
