@@ -50,7 +50,9 @@ ROOMS: dict[str, set[str]] = {
     "lab.networks": {"sgdph", "lab.errors"},
     "lab.optimizers": {"sgdph", "lab.errors"},
     "lab.data": {"lab.errors", "lab.networks"},
-    "lab.config": {"validation", "lab.errors", "lab.networks", "lab.optimizers", "lab.data"},
+    "lab.config": {
+        "validation", "lab.errors", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
+    },
     "lab.options": {
         "validation", "lab.errors", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
         "lab.config",

@@ -1,4 +1,8 @@
-"""Files that are whole whenever one looks: replaced in one step, durable when the call returns."""
+"""Files: replaced in one step and durable when the call returns; read with errors that name them.
+
+A file of ours bears a mark under ``format``, by which it is told from a stranger's and from another
+version's. A file of a JSON object per line may end in a line that a kill has cut off.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import yaml
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.output import ESCAPE
@@ -138,6 +144,55 @@ def remove_files(directory: Path, names: Sequence[str]) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
+def parse_yaml(text: str, mark: str, source: Path | str, what: str) -> dict[str, Any]:
+    """Read YAML that bears a format mark.
+
+    Args:
+        text: The YAML text.
+        mark: What its ``format`` has to be.
+        source: Where it came from, for error messages.
+        what: What it should be, for error messages.
+
+    Raises:
+        LabError: If the text is not YAML, or lacks the mark.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise LabError(f"{source} is not valid YAML: {error}") from error
+    return _marked(content, mark, source, what)
+
+
+def read_marked(path: Path, mark: str, what: str) -> dict[str, Any]:
+    """Read a YAML or JSON file that bears a format mark.
+
+    Args:
+        path: The file; what it is called ends in ``.json`` where it is JSON.
+        mark: What its ``format`` has to be.
+        what: What it should be, for error messages.
+
+    Raises:
+        LabError: If the file cannot be read, or lacks the mark.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path} cannot be read: {error}") from error
+    if path.suffix != ".json":
+        return parse_yaml(text, mark, path, what)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise LabError(f"{path} is not valid JSON: {error}") from error
+    return _marked(content, mark, path, what)
+
+
+def _marked(content: object, mark: str, source: Path | str, what: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or content.get("format") != mark:
+        raise LabError(f"{source} is not {what}: expected 'format: {mark}' in it")
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object; empty where there is none.
 
@@ -164,17 +219,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         LabError: If another line is damaged.
     """
-    if not path.is_file():
-        return []
-    lines = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            lines.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    read: list[dict[str, Any]] = []
+    try:
+        read.extend(dict(json.loads(line)) for line in lines)
+    except (ValueError, TypeError) as error:
+        # What was read before stays.
+        number = len(read) + 1
+        if number < len(lines):
             raise LabError(
                 f"{path} is damaged at line {number} ({error}); carry the run on with --resume, "
                 "which writes it anew from the checkpoint"
             ) from error
-    return lines
+    return read

@@ -31,7 +31,11 @@ def test_a_broken_run_is_listed_with_its_reason_and_the_rest_is_read(tmp_path: P
         3: ("config.yaml", "\0\0\0", "config.yaml"),
         4: ("summary.json", '{"status": "fini', "is damaged"),
         5: ("summary.json", '{"status": "finished"}', "no number for final_test_accuracy"),
-        6: ("metrics.jsonl", '{"epoch": 1, "tr\n{"epoch": 2}\n', "line 1 of metrics.jsonl"),
+        6: (
+            "metrics.jsonl",
+            '{"epoch": 1, "tr\n{"epoch": 2}\n',
+            "metrics.jsonl is damaged at line 1",
+        ),
         7: ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2}\n', "lacks epoch, train_loss"),
         8: ("summary.json", "[]", "is damaged"),
         9: ("env.json", "{", "is damaged"),

@@ -56,6 +56,14 @@ def test_headings_stand_over_their_columns() -> None:
     ]
 
 
+def test_columns_of_one_heading_keep_to_themselves() -> None:
+    headings = ("a", "b", ("X", "c"), ("X", "d"))
+    assert Table(tuple(map(Column, headings)), ()).levels == [
+        [("", 1), ("", 1), ("X", 2)],
+        [("a", 1), ("b", 1), ("c", 1), ("d", 1)],
+    ]
+
+
 def test_marks_and_notes() -> None:
     text = latex_file([TABLE], [])
     assert r"\textbf{1.0 $\pm$ 0.1}" in text

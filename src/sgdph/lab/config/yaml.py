@@ -11,6 +11,7 @@ import yaml
 
 from sgdph.lab.config.run_config import RunConfig, field_types
 from sgdph.lab.errors import LabError
+from sgdph.lab.files import parse_yaml
 from sgdph.lab.optimizers.baseline import Setting
 
 FORMAT = "sgdph-run-1"
@@ -53,27 +54,6 @@ def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def marked_yaml(text: str, mark: str, source: Path | str, what: str) -> Mapping[str, Any]:
-    """Read YAML that bears a format mark.
-
-    Args:
-        text: The YAML text.
-        mark: What its ``format`` has to be.
-        source: Where it came from, for error messages.
-        what: What it should be, for error messages.
-
-    Raises:
-        LabError: If the text is not YAML, or lacks the mark.
-    """
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise LabError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(values, Mapping) or values.get("format") != mark:
-        raise LabError(f"{source} is not {what}: expected 'format: {mark}' in it")
-    return values
-
-
 def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
     """Read what :func:`to_yaml` wrote.
 
@@ -85,7 +65,7 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
         LabError: If the text is not YAML, lacks the format mark or a key, has an unknown key, or
             holds a value of the wrong kind.
     """
-    values = marked_yaml(text, FORMAT, source, "a run's configuration")
+    values = parse_yaml(text, FORMAT, source, "a run's configuration")
     return from_mapping({key: value for key, value in values.items() if key != "format"}, source)
 
 

@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdph.lab.data.digests import check_digest
 from sgdph.lab.data.registry import DATASETS
-from sgdph.lab.data.source import TensorSource, TensorSplits
+from sgdph.lab.data.source import TensorSource, TensorSplits, check_digest
 from sgdph.lab.errors import LabError
 
 PIXELS = 3 * 32 * 32

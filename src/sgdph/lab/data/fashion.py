@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgdph.lab.data.digests import check_digest
 from sgdph.lab.data.registry import DATASETS
-from sgdph.lab.data.source import TensorSource, TensorSplits
+from sgdph.lab.data.source import TensorSource, TensorSplits, check_digest
 from sgdph.lab.errors import LabError
 
 PAGE = DATASETS["fashion-mnist"].origin

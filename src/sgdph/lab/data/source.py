@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from sgdph.lab.data.image_files import FolderSplits
 from sgdph.lab.data.image_reader import Transform, check_readable
 from sgdph.lab.data.splits import SplitSizes
 from sgdph.lab.data.tensors import TensorDataset, channel_statistics
+from sgdph.lab.errors import LabError
 
 TensorSplits: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """Images and labels to train on, then those to test on."""
@@ -185,3 +187,16 @@ def in_package(module: str) -> Missing:
         return None if there else f"the package {module}; pip install 'sgdph[lab]'"
 
     return missing
+
+
+def check_digest(file: Path, algorithm: str, expected: str, remedy: str) -> None:
+    """Raise LabError, ending with the ``remedy``, unless a file's digest is the expected one."""
+    with file.open("rb") as stream:
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        raise LabError(
+            f"{file} is damaged or not the official file: expected {algorithm.upper()} {expected}, "
+            f"got {digest.hexdigest()}; {remedy}"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_text
+from sgdph.lab.files import read_marked, write_text
 
 FORMAT = "sgdph-settings-1"
 
@@ -44,12 +44,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         LabError: If the file is missing or not one of ours.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LabError(f"--settings {path} cannot be read: {error}") from error
-    if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-        raise LabError(f"{path} is not a settings file: expected 'format: {FORMAT}' in it")
+    values = read_marked(path, FORMAT, "a settings file")
     optimizers = values.get("optimizers")
     if not isinstance(optimizers, Mapping) or not all(
         isinstance(settings, Mapping) for settings in optimizers.values()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import remove_files
+from sgdph.lab.files import read_marked, remove_files
 
 
 class RecordDirectory:
@@ -86,39 +83,17 @@ class RecordDirectory:
         self.check_clearable()
         remove_files(self.path, self.names())
 
-    def read_record(self, name: str, expected_format: str) -> dict[str, Any]:
-        """Read the JSON file that the record is recognised by.
+    def read_record(self, name: str, mark: str) -> dict[str, Any]:
+        """Read the YAML or JSON file that the record is recognised by.
 
         Args:
             name: The file's.
-            expected_format: The mark that it must hold under ``format``.
+            mark: What it must hold under ``format``.
 
         Raises:
             LabError: If there is none, or it is not one of ours.
         """
-        file = self.recorded(name)
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LabError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != expected_format:
-            raise LabError(
-                f"{file} is not {self.noun}'s: expected the format {expected_format} in it"
-            )
-        return content
-
-    def read_yaml_record(self, name: str, expected_format: str) -> dict[str, Any]:
-        """Read the YAML file that the record is recognised by; see :meth:`read_record`."""
-        file = self.recorded(name)
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise LabError(f"{file} is not valid YAML: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != expected_format:
-            raise LabError(
-                f"{file} is not {self.noun}'s: expected 'format: {expected_format}' in it"
-            )
-        return content
+        return read_marked(self.recorded(name), mark, f"{self.noun}'s")
 
     def recorded(self, name: str) -> Path:
         """Return the file that the record is recognised by, or raise LabError if it is missing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -235,7 +234,7 @@ def read_run(path: Path) -> RunRecord:
             path,
             directory.read_config(),
             directory.read_summary(),
-            _read_metrics(path / METRICS),
+            directory.read_metrics(),
             directory.read_env(),
         )
     except LabError:
@@ -244,19 +243,6 @@ def read_run(path: Path) -> RunRecord:
         raise LabError(f"a file in it cannot be read: {error}") from error
     _check(record)
     return record
-
-
-def _read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read the epochs' lines; the last one is left out where a kill cut it off."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    read: list[dict[str, Any]] = []
-    try:
-        read.extend(map(json.loads, lines))
-    except ValueError as error:
-        # What was read before stays.
-        if len(read) + 1 < len(lines):
-            raise LabError(f"line {len(read) + 1} of {METRICS} is not JSON: {error}") from error
-    return read
 
 
 def _check(record: RunRecord) -> None:

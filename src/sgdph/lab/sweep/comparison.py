@@ -98,7 +98,7 @@ class ComparisonDirectory(SweepDirectory):
         Raises:
             LabError: If there is none, or the file is not one of ours.
         """
-        values = self.read_yaml_record(COMPARISON, FORMAT)
+        values = self.read_record(COMPARISON, FORMAT)
         return Comparison(
             tuple(values["optimizers"]),
             tuple(values["seeds"]),

@@ -33,8 +33,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from sgdph.lab.config.yaml import marked_yaml
 from sgdph.lab.errors import LabError
+from sgdph.lab.files import parse_yaml
 from sgdph.lab.reports.layout import Layout, layout_from
 
 FORMAT = "sgdph-recipe-1"
@@ -155,7 +155,7 @@ def parse_recipe(text: str, name: str, source: str) -> Recipe:
     Raises:
         LabError: If the text is not a recipe.
     """
-    values = marked_yaml(text, FORMAT, source, "a recipe")
+    values = parse_yaml(text, FORMAT, source, "a recipe")
     try:
         if "runs_of" in values:
             origin = load_recipe(values["runs_of"])

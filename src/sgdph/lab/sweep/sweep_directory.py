@@ -19,14 +19,13 @@ import yaml
 from sgdph.lab.config.run_config import RunConfig, differences
 from sgdph.lab.config.yaml import from_mapping, to_yaml
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_text
-from sgdph.lab.reports.layout import layout_from
+from sgdph.lab.files import read_marked, write_text
+from sgdph.lab.reports.layout import SWEEP, layout_from
 from sgdph.lab.reports.report import REPORT_FILES
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 from sgdph.lab.sweep.plan import Plan
 
 FORMAT = "sgdph-sweep-1"
-SWEEP = "sweep.yaml"
 
 
 class SweepDirectory(DirectoryOfRuns):
@@ -54,7 +53,8 @@ class SweepDirectory(DirectoryOfRuns):
         Raises:
             LabError: If there is none, or the file is not one of ours.
         """
-        file, values = self.path / SWEEP, self.read_yaml_record(SWEEP, FORMAT)
+        file = self.path / SWEEP
+        values = read_marked(file, FORMAT, "a sweep's")
         try:
             cells = {
                 name: from_mapping({**cell, "seed": 0}, f"{file}, cell {name}")

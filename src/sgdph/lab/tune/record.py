@@ -251,7 +251,7 @@ class TuneDirectory(DirectoryOfRuns):
         Raises:
             LabError: If there is none, or the file is not one of ours.
         """
-        values = self.read_yaml_record(TUNING, FORMAT)
+        values = self.read_record(TUNING, FORMAT)
         del values["format"]
         values["spaces"] = {
             optimizer: {name: Range(**bounds) for name, bounds in space.items()}
