@@ -85,7 +85,7 @@ ROOMS: dict[str, set[str]] = {
         "lab.options", "lab.data", "lab.run", "lab.reports", "lab.sweep",
     },
     "lab.commands": {
-        "lab.errors", "lab.progress", "lab.config", "lab.options", "lab.run", "lab.reports",
+        "lab.errors", "lab.progress", "lab.config", "lab.options", "lab.run",
         "lab.sweep",
     },
     "lab.data_command": {"lab.errors", "lab.progress", "lab.data", "lab.options"},

@@ -14,9 +14,9 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run import training
 from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.sweep.checks import check_agreement
 from sgdph.lab.sweep.comparison import ComparisonDirectory
 from sgdph.lab.sweep.plan import PlannedRun
-from sgdph.lab.sweep.sweep import check_agreement
 
 from .conftest import TINY, Command, checkpoint_of, same_bits, snapshot, without_seconds
 

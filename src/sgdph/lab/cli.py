@@ -42,7 +42,7 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command(
         "Train several optimizers over several seeds; end with a table and a picture.",
         "options.options:CompareOptions",
-        "commands:compare",
+        "sweep.compare:compare",
     ),
     "reproduce": Command(
         "Run one of the paper's tables or figures: all its runs, and the table at the end.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -12,27 +11,16 @@ from rich.console import Console
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.errors import DIVERGED, OK, LabError
 from sgdph.lab.options.options import (
-    DEFAULT_OPTIMIZERS,
-    DEFAULT_SEEDS,
-    CompareOptions,
     TrainOptions,
-    parse_optimizers,
-    parse_seeds,
 )
 from sgdph.lab.options.resolution import resolve
-from sgdph.lab.options.settings import read_settings
 from sgdph.lab.progress import reporter_for, say
-from sgdph.lab.reports.command import say_report
 from sgdph.lab.run.directory import ENDED, RunDirectory
 from sgdph.lab.run.distributed import Team, joined
 from sgdph.lab.run.out import check_target, default_out, placed, report_interruption
 from sgdph.lab.run.start import load_data, prepare
 from sgdph.lab.run.training import describe_outcome, train_run
-from sgdph.lab.sweep.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.sweep.cores import with_default_threads
-from sgdph.lab.sweep.crew import check_workers
-from sgdph.lab.sweep.sweep import check_agreement, check_runs
-from sgdph.lab.sweep.workers import report_failures, train_all
 
 
 def train(options: TrainOptions, console: Console) -> int:
@@ -101,48 +89,6 @@ def begin(directory: RunDirectory, config: RunConfig, options: TrainOptions) -> 
         directory.create(config)
 
 
-def compare(options: CompareOptions, console: Console) -> int:
-    """Train every optimizer with every seed, and report.
-
-    Returns:
-        The exit code: 0 when all runs came to an end (diverged ones too), 1 when one failed, 130
-        when interrupted.
-
-    Raises:
-        LabError: If the options cannot be followed.
-    """
-    given = options.given()
-    directory = ComparisonDirectory(options.out or default_out(given, "compare"))
-    check_workers(options.jobs, "--jobs")
-    check_target(directory, options)
-    comparison = requested_comparison(options, given)
-    if options.resume:
-        comparison = directory.read().extended(comparison)
-    runs = comparison.runs()
-    if options.resume:
-        check_agreement(directory.path, runs)
-    try:
-        check_runs(runs, partial(load_data, download=options.download))
-        if options.overwrite:
-            directory.clear()
-        with directory.alone():
-            directory.write(comparison)
-        progress = train_all(
-            directory.path,
-            runs,
-            load_data,
-            console,
-            workers=options.jobs,
-        )
-    except KeyboardInterrupt:
-        return report_interruption(console, "compare", directory.path, directory.exists())
-    if not progress.ended:
-        return report_failures(console, directory.path, progress)
-    with directory.alone():
-        say_report(directory.path, console)
-    return report_failures(console, directory.path, progress)
-
-
 def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConfig:
     """Return the configuration that a run is carried on with: its own, at the place asked for now.
 
@@ -159,15 +105,3 @@ def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConf
     way_out = "leave these options out to carry it on, or name another --out for a new run"
     what = f"the run that lies in {directory.path}"
     return placed(saved, given, what, way_out)
-
-
-def requested_comparison(options: CompareOptions, given: Mapping[str, Any]) -> Comparison:
-    """Read the comparison off the options; what a resumed one leaves unset stays empty."""
-    optimizers: tuple[str, ...] = () if options.resume else DEFAULT_OPTIMIZERS
-    seeds: tuple[int, ...] = () if options.resume else DEFAULT_SEEDS
-    if options.optimizers is not None:
-        optimizers = parse_optimizers(options.optimizers)
-    if options.seeds is not None:
-        seeds = parse_seeds(options.seeds)
-    settings = {} if options.settings is None else read_settings(options.settings)
-    return Comparison(optimizers, seeds, given, settings)

@@ -86,13 +86,15 @@ def test_a_run_that_another_process_took_is_no_failure(tmp_path: Path, torchrun:
 # A worker that waits for its torchrun, which takes a moment to end when it is interrupted.
 WORKER = """
 import signal, subprocess, sys
-from sgdph.lab.sweep.crew import watch_parent
+from multiprocessing.connection import Connection
+from sgdph.lab.sweep import pool
 from sgdph.lab.run.launch import wait
 
-# As read_order does: who runs the tests in the background of a script has it ignored.
+# As a worker does: who runs the tests in the background of a script has it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 process = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.DEVNULL)
-watch_parent()
+pool._training.set()
+pool.end_with(Connection(0, writable=False))
 try:
     wait(process)
 except KeyboardInterrupt:

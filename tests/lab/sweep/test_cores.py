@@ -1,7 +1,7 @@
 """How many threads a run takes, and how many runs are trained at once."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
-from sgdph.lab.sweep import cores, crew, workers
-from sgdph.lab.sweep.cores import default_jobs, default_threads, image_flops
-from sgdph.lab.sweep.estimate import SHAPES
+from sgdph.lab.sweep import cores, sweep
+from sgdph.lab.sweep.cores import default_jobs, default_threads
+from sgdph.lab.sweep.engine import Place
 from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.shapes import SHAPES, image_flops
+from sgdph.lab.sweep.worker import Task
 
 MAKEFILE = Path(__file__).parents[3] / "Makefile"
 # As `make demo` calls it, but for where it writes.
@@ -29,7 +31,7 @@ TINY = ["--dataset=digits", "--train-size=100", "--epochs=2", "--device=cpu"]
 
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "available_cores", lambda: 2)
+    monkeypatch.setattr(cores, "available_cores", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
@@ -58,24 +60,19 @@ def test_the_demo_trains_in_one_thread_as_many_runs_as_there_are_cores(
     jobs: int,
     threads: int,
 ) -> None:
-    started: list[tuple[Sequence[PlannedRun], int]] = []
+    started: list[tuple[list[PlannedRun], Place]] = []
 
-    def start(directory: Path, runs: Sequence[PlannedRun], count: int) -> Any:
-        started.append((runs, count))
+    def start(directory: Path, tasks: Iterable[Task], _: object, place: Place, *__: object) -> None:
+        started.append(([task.train.args[1] for task in tasks], place))
         raise Stop
 
-    class Alone:
-        def __init__(self, directory: Path, runs: Sequence[PlannedRun], *_: object) -> None:
-            start(directory, runs, 1)
-
-    monkeypatch.setattr(crew, "available_cores", lambda: number)
-    monkeypatch.setattr(workers, "start_crew", start)
-    monkeypatch.setattr(workers, "Work", Alone)
-    monkeypatch.setattr("sgdph.lab.commands.check_runs", lambda *_: None)
+    monkeypatch.setattr(cores, "available_cores", lambda: number)
+    monkeypatch.setattr(sweep, "compute", start)
+    monkeypatch.setattr(sweep, "check_runs", lambda *_: None)
     with pytest.raises(Stop):
         sgdph(*DEMO_COMMAND, *flags, "--out", tmp_path)
-    ((runs, count),) = started
-    assert (len(runs), count) == (6, jobs)
+    ((runs, place),) = started
+    assert (len(runs), place.jobs) == (6, jobs)
     assert {planned.config.threads for planned in runs} == {threads}
 
 
@@ -180,11 +177,11 @@ def test_a_run_that_was_begun_with_torchs_choice_goes_on_with_it(
 ) -> None:
     asked = [PlannedRun(name, tiny_config(threads=None)) for name in ("begun", "new")]
     RunDirectory(tmp_path / "begun").create(asked[0].config)
-    runs, jobs = workers.arranged(tmp_path, asked, None)
+    runs, jobs = sweep.arranged(tmp_path, asked, None)
     assert ([planned.config.threads for planned in runs], jobs) == ([None, 1], 1)
-    runs, jobs = workers.arranged(tmp_path, asked, 2)
+    runs, jobs = sweep.arranged(tmp_path, asked, 2)
     assert ([planned.config.threads for planned in runs], jobs) == ([1, 1], 2)
-    progress = workers.train_all(tmp_path, asked[1:], lambda _: digits, Console(quiet=True))
+    progress = sweep.train_all(tmp_path, asked[1:], Console(quiet=True), load=lambda _: digits)
     assert progress.ended == ("new",)
     assert RunDirectory(tmp_path / "new").read_config().threads == 1
 

@@ -1,6 +1,7 @@
 """``sgdph reproduce`` in this process: each recipe's smallest form, and what goes wrong."""
 
 import csv
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot
 from sgdph.lab.run import training
 from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.sweep.estimate import Range
 
 SMALLEST = ["--scale=cpu", "--dataset=digits", "--epochs=1", "--threads=1", "--device=cpu"]
 ONE = [*SMALLEST, "--train-size=60", "--seeds=0"]
@@ -223,15 +225,48 @@ def test_a_dry_run_tells_and_leaves_nothing(reproduce: Command, tmp_path: Path) 
     assert "digits-resnet8-sgdm" in said
     assert "digits-resnet8-adahessian" in said
     assert "digits-resnet8-adamw" not in said
-    assert "hours for the 2 runs left" in said
-    assert "hardly divides" in said
+    assert re.search(r"Estimated: [\d.]+ to [\d.]+ (s|min) for the 2 runs left", said)
+    assert "--jobs 2 divides that by at most 2" in said
     assert "tuned on MNIST-5k" in said
     assert reproduce(*small, "--only=sgdm")[0] == 0
     before = snapshot(tmp_path)
     code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adam-")
     assert code == 0
-    assert "hours for the 1 runs left" in said
+    assert " for the 1 runs left" in said
     assert snapshot(tmp_path) == before
+
+
+def test_a_dry_run_times_each_network_and_each_optimizer_once(
+    reproduce: Command, tmp_path: Path
+) -> None:
+    code, said, _ = reproduce("table1", "--data-dir=x", "--dry-run", "--out", tmp_path / "out")
+    assert code == 0
+    timed = re.findall(r"^timing (\S+) with (\S+), ", said, re.MULTILINE)
+    # 28 cells of two sets, each with images of its own size, two networks and seven optimizers.
+    assert sorted({network for network, _ in timed}) == ["resnet8", "vgg8-bn"]
+    assert len(timed) == len({optimizer for _, optimizer in timed}) + 3 == 10
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (3.2, 4.04, "3.2 to 4 s"),
+        (240, 600, "4 to 10 min"),
+        (5400, 9000, "1.5 to 2.5 h"),
+        (86_400, 864_000, "1 to 10 days"),
+        (2.01, 2.02, "2 s"),
+    ],
+)
+def test_a_range_is_told_in_the_unit_that_fits(low: float, high: float, text: str) -> None:
+    assert str(Range(low, high)) == text
+
+
+def test_a_comparison_has_a_dry_run(sgdph: Command, tmp_path: Path) -> None:
+    small = ["--dataset=digits", "--train-size=60", "--epochs=1", "--device=cpu", "--threads=1"]
+    code, said, _ = sgdph("compare", *small, "--dry-run", "--out", tmp_path / "out")
+    assert code == 0
+    assert re.search(r"Estimated: [\d.]+ to [\d.]+ s for the 6 runs left", said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_needs_no_data(reproduce: Command, tmp_path: Path) -> None:

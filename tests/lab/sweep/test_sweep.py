@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,14 @@ from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.claims import LOCK, Claimed
 from sgdph.lab.run.directory import RunDirectory
-from sgdph.lab.sweep import crew, sweep
-from sgdph.lab.sweep.crew import visible_device
+from sgdph.lab.sweep import cores, pool, sweep
+from sgdph.lab.sweep.checks import check_agreement, check_runs
+from sgdph.lab.sweep.engine import ThisProcess, run_tasks
 from sgdph.lab.sweep.plan import PlannedRun
-from sgdph.lab.sweep.sweep import Work, check_agreement, check_runs, progress_of
-from sgdph.lab.sweep.workers import as_begun, fit_one_gpu, share_cores, train_all
+from sgdph.lab.sweep.pool import Pool, visible_device
+from sgdph.lab.sweep.state import failures, note_failure, state_of
+from sgdph.lab.sweep.sweep import arranged, as_begun, fit_one_gpu, task_of, train_all
+from sgdph.lab.sweep.worker import ATTEMPTS, Task, Worker
 
 PATIENCE = 240
 
@@ -48,6 +52,14 @@ class Told(Silent):
         self.lines.append(f"{name}: {message}")
 
 
+def work(
+    directory: Path, runs: list[PlannedRun], load: Callable[[RunConfig], Dataset], told: Told
+) -> None:
+    """Train runs in this process."""
+    tasks = [task_of(directory, planned) for planned in runs]
+    run_tasks(directory, tasks, ThisProcess(Worker(told, load)))
+
+
 def test_a_finished_run_is_kept_and_its_data_are_not_loaded(
     tmp_path: Path, digits: Dataset
 ) -> None:
@@ -58,9 +70,9 @@ def test_a_finished_run_is_kept_and_its_data_are_not_loaded(
         raise AssertionError
 
     told = Told()
-    Work(tmp_path, runs, load, told).do()
+    work(tmp_path, runs, load, told)
     assert told.lines[0].startswith("run0: kept; test accuracy")
-    assert progress_of(tmp_path, runs).ended == ("run0",)
+    assert state_of(tmp_path, runs).ended == ("run0",)
 
 
 def test_a_run_that_another_process_trains_is_left_to_it_and_taken_over_when_it_dies(
@@ -71,16 +83,15 @@ def test_a_run_that_another_process_trains_is_left_to_it_and_taken_over_when_it_
     told = Told()
 
     def dies(seconds: float) -> None:
-        # All else is done by now, and the claimed run is not begun.
-        assert [line.split(":")[0] for line in told.lines] == ["run1"]
+        # Nothing was begun where another is at it.
         assert not (tmp_path / "run0" / "config.yaml").exists()
         other.__exit__()
 
     monkeypatch.setattr(sweep, "time", SimpleNamespace(sleep=dies))
     with other:
-        Work(tmp_path, runs, lambda config: digits, told).do()
+        work(tmp_path, runs, lambda config: digits, told)
     assert [line.split(":")[0] for line in told.lines] == ["run1", "run0"]
-    assert progress_of(tmp_path, runs).ended == ("run0", "run1")
+    assert state_of(tmp_path, runs).ended == ("run0", "run1")
 
 
 def test_a_run_that_ended_between_the_look_and_the_claim_is_not_trained_again(
@@ -96,15 +107,15 @@ def test_a_run_that_ended_between_the_look_and_the_claim_is_not_trained_again(
 
     monkeypatch.setattr(RunDirectory, "claim", slow_claim)
     told = Told()
-    Work(tmp_path, runs, lambda config: digits, told).do()
+    work(tmp_path, runs, lambda config: digits, told)
     assert "resumed" not in RunDirectory(tmp_path / "run0").read_env()
 
 
 def test_a_failed_run_is_not_tried_again_by_another_worker(tmp_path: Path, digits: Dataset) -> None:
     runs = tiny_runs(2, epochs=1)
-    sweep.note_failure(tmp_path, "run0", "Traceback\nRuntimeError: broken")
-    Work(tmp_path, runs, lambda config: digits, Told()).do()
-    progress = progress_of(tmp_path, runs)
+    note_failure(tmp_path, "run0", "Traceback\nRuntimeError: broken")
+    work(tmp_path, runs, lambda config: digits, Told())
+    progress = state_of(tmp_path, runs)
     assert progress.ended == ("run1",)
     assert progress.failed == {"run0": "RuntimeError: broken"}
 
@@ -139,19 +150,23 @@ def test_missing_data_and_refused_settings_are_told_before_anything_is_trained(
 
 
 def test_workers_share_the_cores_where_runs_leave_their_threads_open(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(crew, "available_cores", lambda: 8)
-    open_run = PlannedRun("open", tiny_config(threads=None))
-    shared = share_cores([open_run, *tiny_runs(1)], 3)
+    monkeypatch.setattr(cores, "available_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    # Large enough for more threads than there are cores for each.
+    large = {"dataset": "cifar10", "model": "resnet18", "train_size": None, "threads": None}
+    open_run = PlannedRun("open", tiny_config(**large))
+    shared, _ = arranged(tmp_path, [open_run, *tiny_runs(1)], 3)
     assert [planned.config.threads for planned in shared] == [2, 1]
-    assert share_cores([open_run], 20)[0].config.threads == 1
+    assert arranged(tmp_path, [open_run], 20)[0][0].config.threads == 1
 
 
 def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert visible_device(0) == {} or crew.torch.cuda.is_available()
-    monkeypatch.setattr(crew.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(crew.torch.cuda, "device_count", lambda: 2)
+    assert visible_device(0) == {} or pool.torch.cuda.is_available()
+    monkeypatch.setattr(pool.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pool.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = [visible_device(k)["CUDA_VISIBLE_DEVICES"] for k in range(3)]
     assert found == ["0", "1", "0"]
@@ -171,15 +186,16 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_of_several_gpus_or_of_a_certain_one_sees_all(
     changes: dict[str, Any], fits: bool
 ) -> None:
-    assert fit_one_gpu([tiny_config(), tiny_config(**{"batch_size": 24, **changes})]) is fits
+    other = PlannedRun("other", tiny_config(**{"batch_size": 24, **changes}))
+    assert fit_one_gpu([*tiny_runs(1), other]) is fits
 
 
 def test_runs_go_on_with_the_threads_that_they_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "available_cores", lambda: 8)
+    monkeypatch.setattr(cores, "available_cores", lambda: 8)
     asked = [PlannedRun(name, tiny_config(threads=None)) for name in ("begun", "new")]
-    for planned in share_cores(asked[:1], 4):
+    for planned in (sweep.with_threads(asked[0], 2),):
         RunDirectory(tmp_path / planned.name).create(planned.config)
     # Carried on by one process alone, which would take all cores.
     begun, new = as_begun(tmp_path, asked)
@@ -279,12 +295,39 @@ def test_killed_workers_and_a_killed_parent_cost_nothing(
 
 def test_workers_train_what_one_process_trains(tmp_path: Path, digits: Dataset) -> None:
     runs = tiny_runs(3, epochs=2)
-    progress = train_all(
-        tmp_path / "many", runs, lambda config: digits, Console(quiet=True), workers=2
-    )
+    progress = train_all(tmp_path / "many", runs, Console(quiet=True), jobs=2)
     assert progress.ended == ("run0", "run1", "run2")
-    Work(tmp_path / "one", runs, lambda config: digits, Told()).do()
+    work(tmp_path / "one", runs, lambda config: digits, Told())
     for planned in runs:
         first, second = tmp_path / "many" / planned.name, tmp_path / "one" / planned.name
         assert same_bits(checkpoint_of(first), checkpoint_of(second))
         assert "resumed" not in RunDirectory(first).read_env()
+
+
+def kill_worker(file: Path, worker: Worker) -> bool:
+    """A task that its process does not survive."""
+    with file.open("a") as deaths:
+        deaths.write("died")
+    os._exit(9)
+
+
+def test_a_run_whose_worker_keeps_dying_is_reported_and_the_others_are_trained(
+    tmp_path: Path,
+) -> None:
+    (good,) = tiny_runs(1, epochs=1)
+    tasks = [Task("deadly", partial(kill_worker, tmp_path / "deaths")), task_of(tmp_path, good)]
+    with Pool(2, tmp_path / "logs", split_gpus=False) as pool:
+        run_tasks(tmp_path, tasks, pool)
+    assert (tmp_path / "deaths").read_text() == "died" * ATTEMPTS
+    assert state_of(tmp_path, [good]).ended == ("run0",)
+    assert f"its process died {ATTEMPTS} times" in failures(tmp_path)["deadly"]
+    # The one beside it was not disturbed.
+    assert "resumed" not in RunDirectory(tmp_path / "run0").read_env()
+
+
+def test_without_ray_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LabError, match=r"pip install 'sgdph\[lab,cluster\]'"):
+        train_all(tmp_path, tiny_runs(1), Console(quiet=True), ray="local")

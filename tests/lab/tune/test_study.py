@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -159,7 +160,7 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
             assert said.count(f"{optimizer} trial-{number:03d}: validation accuracy") == 1
             run = RunDirectory(out / optimizer / f"trial-{number:03d}")
             assert "resumed" not in run.read_env()
-    logs = [(out / f"worker-{number}.log").read_text() for number in (1, 2)]
+    logs = [(out / "logs" / f"worker-{number}.log").read_text() for number in (1, 2)]
     assert sum(log.count("1 epochs of 4 steps") for log in logs) == 4
 
 
@@ -180,15 +181,24 @@ def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: 
     assert [trial[1] for trial in facts(tmp_path)["sgdm"]] == ["finished"] * 4
 
 
-def test_a_process_that_fails_is_named(
-    sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_trial_that_fails_is_named_and_no_more_are_taken(
+    sgdph: Command, tmp_path: Path, jobs: int
 ) -> None:
-    (tmp_path / "no_memory.py").write_text("raise SystemExit('no memory')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr("sgdph.lab.tune.workers.WORKER", "no_memory")
-    code, _, errors = sgdph(
-        "tune", *TINY, "--optimizers=sgdm", "--trials=1", "--jobs=2", f"--out={tmp_path}/a"
-    )
+    words = ["tune", *TINY, "--optimizers=sgdm", "--trials=4", f"--out={tmp_path}/a"]
+    assert sgdph(*words[:-2], "--trials=1", words[-1])[0] == 0
+    # Where the next trials are to lie there is another run.
+    trials = tmp_path / "a" / "sgdm"
+    for number in range(1, 4):
+        (trials / f"trial-{number:03d}").mkdir()
+        shutil.copy(trials / "trial-000" / "config.yaml", trials / f"trial-{number:03d}")
+    code, _, errors = sgdph(*words, f"--jobs={jobs}")
     assert code == 2
-    assert "process 1 of 2 ended with code 1" in errors
-    assert "no memory" in errors
+    assert "holds another run" in errors or "do not belong together" in errors
+    assert "sgdm-trial-001.error.txt" in errors
+    assert len(list((tmp_path / "a" / "logs").glob("*.error.txt"))) <= jobs
+    for number in range(1, 4):
+        shutil.rmtree(trials / f"trial-{number:03d}")
+    assert sgdph(*words)[0] == 0
+    assert searches(tmp_path / "a")["sgdm"].count("finished") == 4
+    assert not list((tmp_path / "a" / "logs").glob("*.error.txt"))

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from sgdph.lab.config.option import DATA, MACHINE, OPTIMIZER, OUTPUT, TRAINING, Option, options_of
+from sgdph.lab.config.option import (
+    DATA,
+    MACHINE,
+    MEASUREMENT,
+    OPTIMIZER,
+    OUTPUT,
+    TRAINING,
+    Option,
+    options_of,
+)
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
@@ -99,6 +108,10 @@ class SeveralOptions(CommonOptions):
     optimizer's name, for all that have it."""
     jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
     """How many runs are trained at the same time."""
+    ray: Annotated[str | None, Option(MACHINE, "this machine", metavar="local|auto|HOST:PORT")] = (
+        None
+    )
+    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +128,8 @@ class CompareOptions(SeveralOptions):
     """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
     seeds: Annotated[str | None, Option(TRAINING, "0-2", metavar="SEEDS")] = None
     """Seeds: a range like 0-2, a list like 0,3,7, or both."""
+    dry_run: Annotated[bool, Option(MEASUREMENT)] = False
+    """Say what would be run and how long it would take here, and leave no file behind."""
 
 
 def parse_optimizers(text: str) -> tuple[str, ...]:

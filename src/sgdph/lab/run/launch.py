@@ -14,7 +14,7 @@ from sgdph.lab.run.directory import ENDED, RunDirectory
 # A failure's cause stands in its last lines.
 TAIL = 3000
 # How long torchrun may take to end, in seconds, before it is told so again, and then until it is
-# killed: both together less than a worker itself has (crew.GRACE).
+# killed: both together less than a worker itself has (pool.GRACE).
 PATIENCE = 20.0
 
 

@@ -286,6 +286,8 @@ def describe_outcome(summary: dict[str, Any]) -> str:
     """Say in a line how a run ended."""
     if summary["status"] == "diverged":
         return f"diverged after {summary['epochs']} epochs: {summary['reason']}"
+    if summary["status"] == "pruned":
+        return f"pruned, {summary['reason']}"
     split = summary.get("evaluated", "test")
     return (
         f"{split} accuracy {summary[f'final_{split}_accuracy']:.2%} at the end, "

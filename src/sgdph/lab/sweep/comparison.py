@@ -1,13 +1,11 @@
-"""A comparison: every optimizer with every seed, in one directory.
+"""A comparison: a sweep of one axis, the optimizers, whose plan is made of options.
 
-At the top of the directory ``comparison.yaml`` keeps what was asked for, so that ``--resume`` needs
-no other option; each run lies in ``<optimizer>-seed<k>``. ``comparison.lock`` is held while a
-process writes the directory's own files; it means nothing otherwise.
+Where a sweep has ``sweep.yaml``, its directory has ``comparison.yaml``: what was asked for, so that
+``--resume`` needs no other option and can add to it. Each run lies in ``<optimizer>-seed<k>``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,15 +14,15 @@ import yaml
 
 from sgdph.lab.config.yaml import with_lists, with_tuples
 from sgdph.lab.files import write_text
-from sgdph.lab.optimizers.registry import BASELINES, flag
+from sgdph.lab.optimizers.registry import flag
 from sgdph.lab.options.resolution import parse_per_optimizer, resolve_many
+from sgdph.lab.reports.layout import Layout
 from sgdph.lab.reports.report import REPORT_FILES
-from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
-from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.plan import Plan
+from sgdph.lab.sweep.sweep_directory import SweepDirectory
 
 FORMAT = "sgdph-comparison-1"
 COMPARISON = "comparison.yaml"
-COMPARISON_FILES = (*REPORT_FILES, COMPARISON)
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,11 @@ class Comparison:
     given: Mapping[str, Any]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def runs(self) -> list[PlannedRun]:
-        """Resolve the runs, all optimizers of a seed in a row."""
-        configs = resolve_many(self.given, self.optimizers, self.seeds, self.settings)
-        return [PlannedRun(f"{each.optimizer}-seed{each.seed}", each) for each in configs]
+    def plan(self) -> Plan:
+        """Resolve the plan: a cell for each optimizer."""
+        configs = resolve_many(self.given, self.optimizers, self.seeds[:1], self.settings)
+        cells = {str(config.optimizer): config for config in configs}
+        return Plan("compare", "", self.given, Layout(), cells, self.seeds)
 
     def extended(self, other: Comparison) -> Comparison:
         """Add another's optimizers and seeds to these, and let its options go before these.
@@ -80,33 +79,21 @@ def _per_optimizer(values: Mapping[str, float]) -> str:
     return ",".join(f"{optimizer}={value!r}" for optimizer, value in values.items())
 
 
-class ComparisonDirectory(DirectoryOfRuns):
+class ComparisonDirectory(SweepDirectory):
     """The directory of a comparison.
 
     Args:
         path: The directory; it need not exist yet.
     """
 
-    what, files = "comparison", COMPARISON_FILES
+    what, files = "comparison", (*REPORT_FILES, COMPARISON)
 
-    @property
-    def content(self) -> str:
-        """What :meth:`exists` looks for."""
-        return "a comparison or its runs"
+    def read(self) -> Plan:
+        """Read what its runs are; raise LabError as :meth:`read_comparison` does."""
+        return self.read_comparison().plan()
 
-    def recognise(self) -> None:
-        """Raise LabError if what is there is not a comparison."""
-        self.read()
-
-    def inner_runs(self) -> list[RunDirectory]:
-        """List the run directories that are there, by their names."""
-        pattern = rf"({'|'.join(BASELINES)})-seed\d+"
-        found = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        runs = [RunDirectory(path) for path in found if re.fullmatch(pattern, path.name)]
-        return [run for run in runs if run.exists()]
-
-    def read(self) -> Comparison:
-        """Read what the comparison is.
+    def read_comparison(self) -> Comparison:
+        """Read what was asked for.
 
         Raises:
             LabError: If there is none, or the file is not one of ours.
@@ -119,9 +106,8 @@ class ComparisonDirectory(DirectoryOfRuns):
             values.get("settings", {}),
         )
 
-    def write(self, comparison: Comparison) -> None:
-        """Make the directory and record what the comparison is."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def write_comparison(self, comparison: Comparison) -> None:
+        """Record what was asked for."""
         content: dict[str, Any] = {
             "format": FORMAT,
             "optimizers": list(comparison.optimizers),
@@ -130,4 +116,5 @@ class ComparisonDirectory(DirectoryOfRuns):
         }
         if comparison.settings:
             content["settings"] = {name: dict(own) for name, own in comparison.settings.items()}
-        write_text(self.path / COMPARISON, yaml.safe_dump(content, sort_keys=False))
+        with self.alone():
+            write_text(self.path / COMPARISON, yaml.safe_dump(content, sort_keys=False))

@@ -12,22 +12,16 @@ the run's configuration: the last bits of a result depend on them.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 import torch
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.cost.flops import FlopCounter
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.models import build_model
-from sgdph.lab.networks.registry import reads_text
-from sgdph.lab.sweep import crew
-from sgdph.lab.sweep.estimate import Shape, shape_of
 from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.shapes import Shape, image_flops, shape_of
 
 FLOPS_PER_THREAD = 2e9
 # What is left must take this long on one core, or no processes are started for it: each takes
@@ -37,6 +31,24 @@ SECONDS_WORTH_PROCESSES = 15.0
 FLOPS_PER_SECOND, SECONDS_PER_STEP = 3e10, 0.01
 # The one set of text has 26 kB for each evaluation, in windows of 64 characters.
 TEXT_WINDOWS, TEXT_CHARACTERS = 1_000, 96
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_each(count: int) -> int:
+    """Return how many CPU threads each of so many processes gets."""
+    return max(1, available_cores() // count)
+
+
+def check_jobs(count: int | None, flag: str) -> None:
+    """Raise LabError unless a number of processes, where one was asked for with a flag, is one."""
+    if count is not None and count < 1:
+        raise LabError(f"{flag} must be at least 1; got {count}")
 
 
 def computes_on_cpu(config: RunConfig) -> bool:
@@ -67,7 +79,7 @@ def with_default_threads(config: RunConfig) -> RunConfig:
     """Fill in the threads of a run that is trained alone, where it does not say them."""
     if config.threads is not None:
         return config
-    return replace(config, threads=default_threads(config, crew.available_cores()))
+    return replace(config, threads=default_threads(config, available_cores()))
 
 
 def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
@@ -88,7 +100,7 @@ def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
     if sum(run_seconds(planned.config) for planned in left) < SECONDS_WORTH_PROCESSES:
         return 1
     most = max(each for each in threads if each is not None)
-    return min(len(left), max(1, crew.available_cores() // most))
+    return min(len(left), max(1, available_cores() // most))
 
 
 def run_seconds(config: RunConfig) -> float:
@@ -105,31 +117,3 @@ def _shape(config: RunConfig) -> Shape:
         return shape_of(config)
     except LabError:
         return Shape(TEXT_CHARACTERS, 64, TEXT_CHARACTERS, TEXT_WINDOWS, TEXT_WINDOWS)
-
-
-def image_flops(model: str, shape: Shape) -> float:
-    """Count the FLOPs of a network's forward on one image, without computing it.
-
-    Returns:
-        The FLOPs; infinity where they cannot be counted.
-    """
-    return _image_flops(model, shape.channels, shape.size, shape.classes)
-
-
-@cache
-def _image_flops(model: str, channels: int, size: int, classes: int) -> float:
-    counter = FlopCounter()
-    # Nothing here may move the generator that a run's weights come from.
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("meta"):
-        try:
-            network = build_model(model, in_channels=channels, classes=classes).eval()
-            if reads_text(model):
-                batch = torch.zeros(1, size, dtype=torch.int64)
-            else:
-                batch = torch.zeros(1, channels, size, size)
-            with counter:
-                network(batch)
-        except Exception:
-            # Some networks cannot be built like this; what is wrong with others, preparing tells.
-            return math.inf
-    return float(counter.total)

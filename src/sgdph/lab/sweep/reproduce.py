@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from sgdph.lab.config.run_config import PLACE_FIELDS
 from sgdph.lab.cost.command import cost
@@ -20,17 +19,15 @@ from sgdph.lab.options.options import parse_seeds
 from sgdph.lab.options.settings import read_settings
 from sgdph.lab.output import shell_command
 from sgdph.lab.progress import say
-from sgdph.lab.reports.command import say_report
 from sgdph.lab.run.out import check_contradiction
-from sgdph.lab.run.start import load_data
-from sgdph.lab.sweep.crew import check_workers
-from sgdph.lab.sweep.estimate import Key, Timing, measure_all, seconds_of, shape_of, timing_key
+from sgdph.lab.sweep.cores import check_jobs
+from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.plan import Plan, PlannedRun, make_plan
 from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
 from sgdph.lab.sweep.reproduce_options import ReproduceOptions
-from sgdph.lab.sweep.sweep import check_agreement, check_runs, progress_of
+from sgdph.lab.sweep.state import report_failures, state_of
+from sgdph.lab.sweep.sweep import train_and_report
 from sgdph.lab.sweep.sweep_directory import SweepDirectory
-from sgdph.lab.sweep.workers import report_failures, train_all
 
 
 def reproduce(options: ReproduceOptions, console: Console) -> int:
@@ -49,7 +46,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.name is None:
         raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list tells of each")
     check_contradiction(options)
-    check_workers(options.jobs, "--jobs")
+    check_jobs(options.jobs, "--jobs")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
@@ -63,12 +60,15 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     directory = SweepDirectory(out)
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)
-        dry_run(recipe, scale, plan, chosen(plan, options.only), out, console, options.jobs or 1)
+        say(console, plan.layout.title or recipe.title)
+        say(console, f"{scale.description}\nStated time: {scale.time}")
+        dry_run(plan, chosen(plan, options.only), out, options.jobs, console)
+        say_settings(scale, plan, console)
         return OK
-    return train_and_report(directory, plan, place, options, console)
+    return train_plan(directory, plan, place, options, console)
 
 
-def train_and_report(
+def train_plan(
     directory: SweepDirectory,
     plan: Plan,
     place: Mapping[str, Any],
@@ -80,27 +80,17 @@ def train_and_report(
         if options.overwrite:
             directory.check_clearable()
         plan = plan if options.overwrite else directory.agreed(plan, place)
+        record = partial(directory.join, plan, place)
         runs = chosen(plan, options.only)
-        check_agreement(directory.path, [] if options.overwrite else runs)
-        left = progress_of(directory.path, runs)
-        unended = [each for each in runs if options.overwrite or each.name not in left.ended]
-        check_runs(unended, partial(load_data, download=options.download))
-        if options.overwrite:
-            directory.clear()
-        directory.join(plan, place)
-        say(console, f"{plan.layout.title}: {len(runs)} runs, {len(unended)} of them left to train")
-        progress = train_all(directory.path, runs, load_data, console, workers=options.jobs)
+        state = train_and_report(directory, plan, runs, record, options, console)
     except KeyboardInterrupt:
         say(console, f"Interrupted. What was finished lies in {directory.path.resolve()}; carry")
         say(console, f"on with the same command:\n  {same_command()}")
         return INTERRUPTED
-    if any(run.exists() for run in directory.inner_runs()):
-        with directory.alone():
-            say_report(directory.path, console)
-    rest = len(plan.runs()) - len(progress_of(directory.path, plan.runs()).ended)
+    rest = len(plan.runs()) - len(state_of(directory.path, plan.runs()).ended)
     if rest and options.only is not None:
         say(console, f"{rest} of the sweep's {len(plan.runs())} runs are not at their end yet")
-    return report_failures(console, directory.path, progress)
+    return report_failures(console, directory.path, state)
 
 
 def runs_name(recipe: Recipe, asked: str) -> str:
@@ -143,74 +133,6 @@ def list_recipes(console: Console) -> None:
         say(console, f"{name}: {recipe.title}")
         for key, scale in recipe.scales.items():
             say(console, f"  --scale {key:<9}{scale.time}")
-
-
-def dry_run(
-    recipe: Recipe,
-    scale: Scale,
-    plan: Plan,
-    runs: Sequence[PlannedRun],
-    out: Path,
-    console: Console,
-    workers: int,
-) -> None:
-    """Say what would be run and how long it would take here, and leave no file behind."""
-    say(console, plan.layout.title or recipe.title)
-    say(console, scale.description)
-    say(console, f"Stated time: {scale.time}")
-    ended = set(progress_of(out, runs).ended)
-    left = [planned for planned in runs if planned.name not in ended]
-    timings = measure_all(left, partial(say, console))
-    console.print(estimate_table(plan, runs, ended, timings))
-    for line in estimate_notes(left, timings, workers):
-        say(console, line)
-    say_settings(scale, plan, console)
-    state = "not there yet" if not out.exists() else f"{len(ended)} of {len(runs)} runs ended"
-    say(console, f"The runs lie, or would lie, in {out.resolve()} ({state}).")
-
-
-def estimate_table(
-    plan: Plan, runs: Sequence[PlannedRun], ended: set[str], timings: Mapping[Key, Timing]
-) -> Table:
-    """Lay out cells, their runs, what is done, and the hours left."""
-    table = Table()
-    for title in ("cell", "runs", "done", "epochs", "images", "s/step", "min/run", "hours left"):
-        table.add_column(title, justify="left" if title == "cell" else "right")
-    for name, config in plan.cells.items():
-        own = [planned for planned in runs if planned.name.rpartition("-seed")[0] == name]
-        if not own:
-            continue
-        done = sum(planned.name in ended for planned in own)
-        step, minutes, hours = "", "", "0"
-        if done < len(own):
-            timing = timings[timing_key(config)]
-            seconds = seconds_of(config, timing)
-            step = f"{'~' if timing.scaled else ''}{timing.step:.3g}"
-            minutes, hours = f"{seconds / 60:.3g}", f"{seconds * (len(own) - done) / 3600:.3g}"
-        images = f"{shape_of(config).train:,}"
-        table.add_row(
-            name, str(len(own)), str(done), str(config.epochs), images, step, minutes, hours
-        )
-    return table
-
-
-def estimate_notes(
-    left: Sequence[PlannedRun], timings: Mapping[Key, Timing], workers: int
-) -> list[str]:
-    """Say the total, and how far it is to be believed."""
-    total = sum(seconds_of(run.config, timings[timing_key(run.config)]) for run in left)
-    lines = [
-        f"Estimated: {total / 3600:.3g} hours for the {len(left)} runs left, one after another on "
-        "this machine, from a few steps on noise; reading image files is not in it."
-    ]
-    if any(timing.scaled for timing in timings.values()):
-        lines.append("~: timed on 8 images and scaled up to the batch.")
-    if workers > 1:
-        lines.append(
-            f"--jobs {workers} divides that by at most {workers}, where each has a GPU of its "
-            "own. On the same cores it hardly divides at all."
-        )
-    return lines
 
 
 def say_settings(scale: Scale, plan: Plan, console: Console) -> None:

@@ -39,6 +39,10 @@ class ReproduceOptions(RunOptions):
     """Let torchvision download CIFAR or Fashion-MNIST into --data-dir if missing."""
     jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
     """How many runs are trained at the same time; each has cores of its own, or a GPU in turn."""
+    ray: Annotated[str | None, Option(MACHINE, "this machine", metavar="local|auto|HOST:PORT")] = (
+        None
+    )
+    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
     out: Annotated[Path | None, Option(OUTPUT, "runs/RECIPE-SCALE", metavar="DIR")] = None
     """Directory of the runs and the report."""
     resume: Annotated[bool, Option(OUTPUT)] = False

@@ -1,208 +1,266 @@
-"""Many runs in one directory: who trains which, skipping what is finished, never a run twice.
-
-Every run lies in a directory of its own and is claimed by the process that trains it, so any number
-of processes, on one machine or on several that share the directory, work through the same list.
-"""
+"""The runs of a plan, trained to their ends: each a task of the engine."""
 
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
-from sgdph.lab.config.run_config import RunConfig, differences
+from rich.console import Console
+
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset
-from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_text
-from sgdph.lab.progress import Reporter
+from sgdph.lab.progress import Reporter, say
+from sgdph.lab.reports.command import say_report
 from sgdph.lab.run.claims import Claimed
 from sgdph.lab.run.directory import ENDED, LOGS, RunDirectory
 from sgdph.lab.run.launch import train_in_processes
-from sgdph.lab.run.start import prepare
+from sgdph.lab.run.start import load_data, prepare
 from sgdph.lab.run.training import describe_outcome, train_run
-from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.checks import check_agreement, check_runs
+from sgdph.lab.sweep.cores import default_jobs, default_threads, threads_each
+from sgdph.lab.sweep.engine import Expected, Place, compute
+from sgdph.lab.sweep.plan import Plan, PlannedRun
+from sgdph.lab.sweep.state import (
+    SweepState,
+    failure_file,
+    forget_failures,
+    state_of,
+)
+from sgdph.lab.sweep.sweep_directory import SweepDirectory
+from sgdph.lab.sweep.worker import Task, Worker
 
-Load: TypeAlias = Callable[[RunConfig], Dataset]
-"""Loads the data set of a run."""
-
-# How often a process that finds every run claimed by others looks again, in seconds.
+# How long a process that finds a run claimed by another waits before it goes on, in seconds.
 PATIENCE = 1.0
 
 
-def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
-    """Raise LabError where runs that were begun differ from what is asked for now."""
-    problems = []
-    for planned in runs:
-        run = RunDirectory(directory / planned.name)
-        if run.exists():
-            saved = run.read_config()
-            found = differences(vars(planned.config), saved)
-            # These are asked about only where they are given; here all that is asked for is.
-            asked = dict(planned.config.optimizer_args or ())
-            found += [
-                f"{name}: the run has {value!r}, now nothing is given"
-                for name, value in saved.optimizer_args or ()
-                if name not in asked
-            ]
-            problems += [f"{planned.name}: {line}" for line in found]
-    if problems:
-        raise LabError(
-            f"the options disagree with runs that lie in {directory}:\n  "
-            + "\n  ".join(problems)
-            + "\nleave these options out to carry on, or name another --out"
-        )
+class Asked(Protocol):
+    """What a person asks of the training, in every command that trains many runs."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Delete what lies there first."""
+
+    @property
+    def download(self) -> bool:
+        """Download data sets."""
+
+    @property
+    def jobs(self) -> int | None:
+        """How many runs are trained at once; ``None`` for as many as there is room for."""
+
+    @property
+    def ray(self) -> str | None:
+        """Ray's address; ``None`` trains on this machine."""
 
 
-def check_runs(runs: Sequence[PlannedRun], load: Load) -> None:
-    """Raise LabError now, not after an hour, where data are missing or settings are refused.
+def train_and_report(
+    directory: SweepDirectory,
+    plan: Plan,
+    runs: Sequence[PlannedRun],
+    record: Callable[[], None],
+    asked: Asked,
+    console: Console,
+) -> SweepState:
+    """Train what is left of a plan's runs, and write the report of the directory.
 
-    Loads each data set once, and prepares one run of each optimizer.
+    Args:
+        directory: Where it lies, or will.
+        plan: The plan.
+        runs: Those of its runs that are asked for.
+        record: Writes down in the directory what is asked for.
+        asked: How.
+        console: Where to tell of it.
+
+    Returns:
+        How far the runs are now.
+
+    Raises:
+        LabError: If it cannot be done, before anything is trained.
+        KeyboardInterrupt: When interrupted.
     """
-    data = {task_data(run.config): run.config for run in runs}
-    loaded = {key: load(config) for key, config in data.items()}
-    for config in {run.config.optimizer: run.config for run in reversed(runs)}.values():
-        prepare(config, loaded[task_data(config)])
+    ended = () if asked.overwrite else state_of(directory.path, runs).ended
+    check_agreement(directory.path, [] if asked.overwrite else runs)
+    unended = [planned for planned in runs if planned.name not in ended]
+    check_runs(unended, partial(load_data, download=asked.download))
+    if asked.overwrite:
+        directory.clear()
+    record()
+    title = f"{plan.layout.title}: " if plan.layout.title else ""
+    say(console, f"{title}{len(runs)} runs, {len(unended)} of them left to train")
+    state = train_all(directory.path, runs, console, jobs=asked.jobs, ray=asked.ray)
+    if any(run.exists() for run in directory.inner_runs()):
+        with directory.alone():
+            say_report(directory.path, console)
+    return state
 
 
-def task_data(config: RunConfig) -> tuple[object, ...]:
-    """Return all that a run's data set depends on."""
-    return (
-        config.dataset,
-        config.data_dir,
-        config.train_size,
-        config.validation_size,
-        config.image_size,
+def train_all(
+    directory: Path,
+    runs: Sequence[PlannedRun],
+    console: Console,
+    *,
+    jobs: int | None = 1,
+    ray: str | None = None,
+    load: Callable[[RunConfig], Dataset] = load_data,
+) -> SweepState:
+    """Train runs to their ends, in this process, in several, or on Ray.
+
+    A run that does not say its threads gets them here (:mod:`sgdph.lab.sweep.cores`).
+
+    Args:
+        directory: Where the runs lie, each under its name.
+        runs: The runs.
+        console: Where to tell of the progress.
+        jobs: How many are trained at once; ``None`` for as many as there is room for.
+        ray: Ray's address; ``None`` trains on this machine.
+        load: Loads a run's data set, where this process trains.
+
+    Returns:
+        How far the runs are now.
+
+    Raises:
+        LabError: If Ray cannot be had.
+        KeyboardInterrupt: When interrupted; nothing is training any more then.
+    """
+    # Other processes, or machines, may not be where this one is.
+    directory = directory.resolve()
+    forget_failures(directory, [planned.name for planned in runs])
+    runs, jobs = arranged(directory, runs, jobs, on_ray=ray is not None)
+    left = state_of(directory, runs).left
+    if jobs is not None:
+        jobs = max(1, min(jobs, len(left)))
+    expected = Expected(
+        lambda: {
+            planned.name: (RunDirectory(directory / planned.name), planned.config.epochs)
+            for planned in runs
+        },
+        len(runs),
+        sum(planned.config.epochs for planned in runs),
+    )
+    place = Place(jobs, ray, fit_one_gpu(runs), load)
+    compute(directory, map(partial(task_of, directory), runs), expected, place, console)
+    return state_of(directory, runs)
+
+
+def task_of(directory: Path, planned: PlannedRun) -> Task:
+    """Make a task of a run."""
+    config = planned.config
+    return Task(
+        planned.name,
+        partial(train_planned, directory, planned),
+        cores=(config.threads or 1) * config.processes,
+        gpus=0 if config.device == "cpu" else config.processes,
     )
 
 
-@dataclass
-class Work:
-    """One process's way through a list of runs.
+def fit_one_gpu(runs: Sequence[PlannedRun]) -> bool:
+    """Whether each run may see one of the GPUs alone: it needs no more, and names none."""
+    configs = [planned.config for planned in runs]
+    return all(config.processes == 1 and ":" not in config.device for config in configs)
 
-    Attributes:
-        directory: Where they lie, each under its name.
-        runs: The runs, in the order in which they are taken up.
-        load: Loads a run's data set; the last one is kept.
-        reporter: What is told of the progress.
+
+def arranged(
+    directory: Path, runs: Sequence[PlannedRun], jobs: int | None, *, on_ray: bool = False
+) -> tuple[list[PlannedRun], int | None]:
+    """Decide how many threads each run takes, where it does not say, and how many train at once.
+
+    Args:
+        directory: Where the runs lie.
+        runs: The runs.
+        jobs: How many were asked for; ``None`` for as many as the cores have room for.
+        on_ray: Whether Ray decides, where none were asked for.
+
+    Returns:
+        The runs with their threads, and how many train at once; ``None`` leaves that to Ray.
     """
+    cores = threads_each(jobs or 1)
+    arranged = []
+    for planned in as_begun(directory, runs):
+        # One that was begun with torch's choice of threads goes on with it.
+        if not RunDirectory(directory / planned.name).exists() and planned.config.threads is None:
+            planned = with_threads(planned, default_threads(planned.config, cores))
+        arranged.append(planned)
+    if jobs is None and not on_ray:
+        left = state_of(directory, runs).left
+        jobs = default_jobs(arranged, [each for each in arranged if each.name in left])
+    if jobs is not None and jobs > 1:
+        # With fewer runs left it is no fewer, so that a sweep that is carried on trains as the one
+        # that never stopped.
+        arranged = [with_threads(planned, threads_each(jobs)) for planned in arranged]
+    return arranged, jobs
 
-    directory: Path
-    runs: Sequence[PlannedRun]
-    load: Load
-    reporter: Reporter
-    _data: tuple[object, Dataset] | None = field(default=None, init=False)
 
-    def do(self) -> None:
-        """Train every run that is not at its end, each from its checkpoint where it has one.
+def as_begun(directory: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Let runs that lie there go on with the threads that they began with, if none are asked for.
 
-        A run that fails leaves its traceback in ``logs`` and the next one is taken up. Runs that
-        other processes are training are waited for, and taken over where their process dies.
-        """
-        left = list(self.runs)
-        while left:
-            busy = [planned for planned in left if not self._settle(planned)]
-            if busy and len(busy) == len(left):
-                time.sleep(PATIENCE)
-            left = busy
+    With another number sums are added in another order, and another run would come of it.
+    """
+    return [
+        with_threads(planned, RunDirectory(directory / planned.name).read_config().threads)
+        if RunDirectory(directory / planned.name).exists()
+        else planned
+        for planned in runs
+    ]
 
-    def _settle(self, planned: PlannedRun) -> bool:
-        """Bring a run to its end; False where another process is at it."""
-        run = RunDirectory(self.directory / planned.name)
-        if run.status() in ENDED:
-            outcome = describe_outcome(run.read_summary())
-            self.reporter.run_finished(planned.name, f"kept; {outcome}")
-        elif not failure_file(self.directory, planned.name).exists():
-            try:
-                self._attempt(planned, run)
-            except Claimed:
-                return False
-        return True
 
-    def _attempt(self, planned: PlannedRun, run: RunDirectory) -> None:
-        """Train a run; where that fails, leave the traceback."""
+def with_threads(planned: PlannedRun, threads: int | None) -> PlannedRun:
+    """Fill in the threads where a run does not say them."""
+    if planned.config.threads is not None:
+        return planned
+    return replace(planned, config=replace(planned.config, threads=threads))
+
+
+def train_planned(directory: Path, planned: PlannedRun, worker: Worker) -> bool:
+    """Bring a run to its end, unless it is there or has failed.
+
+    A run that fails leaves its traceback in ``logs``.
+
+    Args:
+        directory: Where the runs lie, each under its name.
+        planned: The run.
+        worker: This process.
+
+    Returns:
+        False where another process is at it.
+    """
+    run = RunDirectory(directory / planned.name)
+    if run.status() in ENDED:
+        outcome = describe_outcome(run.read_summary())
+        worker.reporter.run_finished(planned.name, f"kept; {outcome}")
+    elif not failure_file(directory, planned.name).exists():
         try:
-            if planned.config.processes == 1:
-                self._train(planned, run)
-            else:
-                self._train_in_processes(planned, run)
+            with worker.noting_failure(directory, planned.name):
+                if planned.config.processes == 1:
+                    _train_here(planned, run, worker)
+                else:
+                    _train_in_processes(directory, planned, run, worker.reporter)
         except Claimed:
-            raise
-        except Exception as error:
-            text = "".join(traceback.format_exception(error))
-            note_failure(self.directory, planned.name, text)
-            self.reporter.run_finished(planned.name, f"failed: {type(error).__name__}: {error}")
+            time.sleep(PATIENCE)
+            return False
+    return True
 
-    def _train(self, planned: PlannedRun, run: RunDirectory) -> None:
-        with run.claim():
-            # Another process may have ended it between the look and the claim.
-            if run.status() not in ENDED:
-                prepared = prepare(planned.config, self._dataset(planned.config))
-                if not run.exists():
-                    run.create(planned.config)
-                train_run(prepared, run, self.reporter)
 
-    def _train_in_processes(self, planned: PlannedRun, run: RunDirectory) -> None:
-        with run.claim():
-            if run.status() in ENDED:
-                return
+def _train_here(planned: PlannedRun, run: RunDirectory, worker: Worker) -> None:
+    with run.claim():
+        # Another process may have ended it between the look and the claim.
+        if run.status() not in ENDED:
+            prepared = prepare(planned.config, worker.dataset(planned.config))
             if not run.exists():
                 run.create(planned.config)
-        train_in_processes(planned.config, run, self.directory / LOGS / f"{planned.name}.log")
-        self.reporter.run_finished(planned.name, describe_outcome(run.read_summary()))
-
-    def _dataset(self, config: RunConfig) -> Dataset:
-        key = task_data(config)
-        if self._data is None or self._data[0] != key:
-            # Let go of the old one first: both may not fit.
-            self._data = None
-            self._data = (key, self.load(config))
-        return self._data[1]
+            train_run(prepared, run, worker.reporter)
 
 
-def failure_file(directory: Path, name: str) -> Path:
-    """Name the file that holds a failed run's traceback."""
-    return directory / LOGS / f"{name}.error.txt"
-
-
-def note_failure(directory: Path, name: str, text: str) -> None:
-    """Record that a run failed, for other processes and for who looks for the cause."""
-    (directory / LOGS).mkdir(parents=True, exist_ok=True)
-    write_text(failure_file(directory, name), text)
-
-
-def forget_failures(directory: Path, runs: Sequence[PlannedRun]) -> None:
-    """Give failed runs another chance."""
-    for planned in runs:
-        failure_file(directory, planned.name).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a list of runs is.
-
-    Attributes:
-        ended: Runs that are finished or diverged.
-        failed: Runs whose last attempt failed, with the last line of the traceback.
-        left: All the others.
-    """
-
-    ended: tuple[str, ...]
-    failed: dict[str, str]
-    left: tuple[str, ...]
-
-
-def progress_of(directory: Path, runs: Sequence[PlannedRun]) -> Progress:
-    """Look how far the runs are."""
-    ended, failed, left = [], {}, []
-    for planned in runs:
-        failure = failure_file(directory, planned.name)
-        if RunDirectory(directory / planned.name).status() in ENDED:
-            ended.append(planned.name)
-        elif failure.exists():
-            failed[planned.name] = failure.read_text(encoding="utf-8").strip().splitlines()[-1]
-        else:
-            left.append(planned.name)
-    return Progress(tuple(ended), failed, tuple(left))
+def _train_in_processes(
+    directory: Path, planned: PlannedRun, run: RunDirectory, reporter: Reporter
+) -> None:
+    with run.claim():
+        if run.status() in ENDED:
+            return
+        if not run.exists():
+            run.create(planned.config)
+    train_in_processes(planned.config, run, directory / LOGS / f"{planned.name}.log")
+    reporter.run_finished(planned.name, describe_outcome(run.read_summary()))

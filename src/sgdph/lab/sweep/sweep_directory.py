@@ -43,7 +43,7 @@ class SweepDirectory(DirectoryOfRuns):
 
     def inner_runs(self) -> list[RunDirectory]:
         """List the directories of the runs; they need not exist."""
-        if not (self.path / SWEEP).is_file():
+        if not (self.path / self.files[-1]).is_file():
             return []
         return [RunDirectory(self.path / planned.name) for planned in self.read().runs()]
 

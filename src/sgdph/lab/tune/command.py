@@ -18,8 +18,7 @@ from sgdph.lab.progress import say, say_files
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.out import check_contradiction, default_out
 from sgdph.lab.run.start import load_data, pick_device, prepare
-from sgdph.lab.sweep.cores import default_threads
-from sgdph.lab.sweep.crew import check_workers, threads_each
+from sgdph.lab.sweep.cores import check_jobs, default_threads, threads_each
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
 from sgdph.lab.tune.page import best_table, warnings, write_outcome
@@ -37,8 +36,7 @@ from sgdph.lab.tune.record import (
 )
 from sgdph.lab.tune.space import Range, complete, parse_space
 from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
-from sgdph.lab.tune.worker import data_of, work
-from sgdph.lab.tune.workers import run_workers
+from sgdph.lab.tune.trials import train_trials
 
 # Of the training images, the part that is held out where no number was given.
 HELD_OUT = 5
@@ -66,14 +64,17 @@ def tune(options: TuneOptions, console: Console) -> int:
         threads = first.threads or default_threads(first, threads_each(jobs))
         if threads is not None or jobs > 1:
             place["threads"] = threads or threads_each(jobs)
-        data = data_of(tuning, place, download=options.download)
+        data = load_data(tuning.config(first.optimizer, place=place), download=options.download)
         for optimizer in tuning.optimizers:
             prepare(tuning.config(optimizer, place=place), data)
         tuning = begin(directory, options, given, tuning)
-        if jobs > 1:
-            run_workers(directory, tuning, jobs, place, console)
-        else:
-            work(directory, place, data, console)
+        train_trials(
+            directory,
+            place,
+            None if options.ray and not options.jobs else jobs,
+            options.ray,
+            console,
+        )
     except KeyboardInterrupt:
         return report_interruption(directory, console)
     device = pick_device(tuning.config(tuning.optimizers[0], place=place).device)
@@ -86,7 +87,7 @@ def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
     """Raise LabError for options that cannot be followed, whatever lies in the directory."""
     check_contradiction(options)
     if options.jobs is not None:
-        check_workers(options.jobs, "--jobs")
+        check_jobs(options.jobs, "--jobs")
     storage = options.storage or SQLITE
     if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")

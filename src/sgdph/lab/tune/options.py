@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from sgdph.lab.config.option import MEASUREMENT, OUTPUT, Option
+from sgdph.lab.config.option import MACHINE, MEASUREMENT, OUTPUT, Option
 from sgdph.lab.options.options import ALL, SeveralOptions
 
 SamplerName = Literal["tpe", "random", "grid"]
@@ -33,6 +33,9 @@ class TuneOptions(SeveralOptions):
     """Stop trials that lie below the median of the finished ones, after a third of the epochs."""
     storage: Annotated[str | None, Option(OUTPUT, "sqlite", metavar="sqlite|journal|URL")] = None
     """Where the study is kept: a file in --out, or a database. On a network folder: journal."""
+
+    jobs: Annotated[int | None, Option(MACHINE, "1")] = None
+    """Processes that work at once on this machine; each takes its share of the CPU cores."""
 
     def search(self) -> dict[str, Any]:
         """Return what was asked of the search itself, by name, only what was set."""

@@ -89,6 +89,11 @@ class Tuning:
         """The seed of all trials."""
         return int(self.given["seed"])
 
+    @property
+    def budget(self) -> int:
+        """How many trials there are of all optimizers."""
+        return self.trials * len(self.spaces)
+
     def config(
         self,
         optimizer: str,

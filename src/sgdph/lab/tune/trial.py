@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sgdph.lab.config.run_config import RunConfig, differences
@@ -11,8 +12,34 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.progress import Reporter
 from sgdph.lab.run.directory import OVER
 from sgdph.lab.run.start import prepare
-from sgdph.lab.run.training import describe_outcome, train_run
-from sgdph.lab.tune.study import TrialInHand
+from sgdph.lab.run.training import train_run
+from sgdph.lab.sweep.state import failures
+from sgdph.lab.sweep.worker import Worker
+from sgdph.lab.tune.record import TuneDirectory
+from sgdph.lab.tune.study import Studies, TrialInHand
+
+
+def train_next_trial(path: Path, place: Mapping[str, Any], worker: Worker) -> bool:
+    """Take a trial of a tuning, if there is one to take, and train it.
+
+    Where a trial has failed, no more are taken: what is wrong may be wrong for all of them.
+
+    Args:
+        path: The tuning's directory.
+        place: Fields of the runs' configuration that hold on this machine.
+        worker: This process.
+
+    Returns:
+        True: who trains what is settled where it is taken.
+    """
+    directory = TuneDirectory(path)
+    if not failures(path):
+        with Studies(directory).take() as hand:
+            if hand is not None:
+                config = directory.read().config(hand.optimizer, hand.settings, place)
+                with worker.noting_failure(path, f"{hand.optimizer}/{hand.run.path.name}"):
+                    run_trial(hand, config, worker.dataset(config), worker.reporter)
+    return True
 
 
 class Pruned(Exception):  # noqa: N818 - an outcome that is recorded, not an error
@@ -133,10 +160,3 @@ def catch_up(hand: TrialInHand, epochs: int, watch: Watch) -> None:
         watch.tell(line)
     if lines:
         watch.judge(lines[-1], epochs)
-
-
-def ending(summary: Mapping[str, Any]) -> str:
-    """Say in a line how a trial ended."""
-    if summary["status"] == "pruned":
-        return f"pruned, {summary['reason']}"
-    return describe_outcome(dict(summary))

@@ -1,0 +1,49 @@
+"""What is asked before anything is trained: data, settings, and runs that lie there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sgdph.lab.config.run_config import RunConfig, differences
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.errors import LabError
+from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.start import prepare
+from sgdph.lab.sweep.plan import PlannedRun
+from sgdph.lab.sweep.worker import data_key
+
+
+def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
+    """Raise LabError where runs that were begun differ from what is asked for now."""
+    problems = []
+    for planned in runs:
+        run = RunDirectory(directory / planned.name)
+        if run.exists():
+            saved = run.read_config()
+            found = differences(vars(planned.config), saved)
+            # These are asked about only where they are given; here all that is asked for is.
+            asked = dict(planned.config.optimizer_args or ())
+            found += [
+                f"{name}: the run has {value!r}, now nothing is given"
+                for name, value in saved.optimizer_args or ()
+                if name not in asked
+            ]
+            problems += [f"{planned.name}: {line}" for line in found]
+    if problems:
+        raise LabError(
+            f"the options disagree with runs that lie in {directory}:\n  "
+            + "\n  ".join(problems)
+            + "\nleave these options out to carry on, or name another --out"
+        )
+
+
+def check_runs(runs: Sequence[PlannedRun], load: Callable[[RunConfig], Dataset]) -> None:
+    """Raise LabError now, not after an hour, where data are missing or settings are refused.
+
+    Loads each data set once, and prepares one run of each optimizer.
+    """
+    data = {data_key(run.config): run.config for run in runs}
+    loaded = {key: load(config) for key, config in data.items()}
+    for config in {run.config.optimizer: run.config for run in reversed(runs)}.values():
+        prepare(config, loaded[data_key(config)])

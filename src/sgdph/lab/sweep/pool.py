@@ -1,0 +1,148 @@
+"""Worker processes on this machine.
+
+Each worker is a ``ProcessPoolExecutor`` of one process: one that dies breaks its own executor and
+no other, so the others train on, and it is known which task it died with. The parent holds the only
+writing end of a pipe. Workers that find it closed stop like at Ctrl-C: so none outlives its parent,
+however that ended.
+"""
+
+from __future__ import annotations
+
+import _thread
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from sgdph.lab.errors import INTERRUPTED, OK
+from sgdph.lab.sweep.worker import Task, Train, process_worker
+
+# How long a worker that was told to stop may take, in seconds.
+GRACE = 60.0
+
+_training = threading.Event()
+
+
+class Pool:
+    """An executor of several processes; a context manager, which stops them at its end.
+
+    Args:
+        slots: How many.
+        logs: The folder of their logs; earlier ones are carried on.
+        split_gpus: Whether each sees one of the GPUs, in turn; if not, all of them see all.
+    """
+
+    def __init__(self, slots: int, logs: Path, *, split_gpus: bool) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self.slots = slots
+        self.logs = logs
+        self.split_gpus = split_gpus
+        self._context = multiprocessing.get_context("spawn")
+        self._reader, self._writer = self._context.Pipe(duplex=False)
+        self._executors = [self._start(index) for index in range(slots)]
+        self._last: list[Future[bool] | None] = [None] * slots
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Have every worker stop after the step it is at, and wait until it has."""
+        self._writer.close()
+        for executor in self._executors:
+            executor.shutdown(cancel_futures=True)
+        self._reader.close()
+
+    def submit(self, task: Task) -> Future[bool]:
+        """Give a task to a free worker, in place of a dead one where there is none."""
+        index = next(k for k, last in enumerate(self._last) if last is None or last.done())
+        try:
+            future = self._executors[index].submit(_train, task.train)
+        except BrokenExecutor:
+            self._executors[index] = self._start(index)
+            future = self._executors[index].submit(_train, task.train)
+        self._last[index] = future
+        return future
+
+    def _start(self, index: int) -> ProcessPoolExecutor:
+        environment = visible_device(index) if self.split_gpus else {}
+        log = self.logs / f"worker-{index + 1}.log"
+        return ProcessPoolExecutor(
+            1, self._context, initializer=_begin, initargs=(log, environment, self._reader)
+        )
+
+
+def visible_device(index: int) -> dict[str, str]:
+    """Return the environment that gives the worker of this index, from 0, one of the GPUs."""
+    if not torch.cuda.is_available():
+        return {}
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = named.split(",") if named else [str(k) for k in range(torch.cuda.device_count())]
+    return {"CUDA_VISIBLE_DEVICES": devices[index % len(devices)].strip()}
+
+
+def _begin(log: Path, environment: dict[str, str], parent: Connection) -> None:
+    """Make this process a worker: its output goes to a log, and it ends with its parent."""
+    os.environ.update(environment)
+    if hasattr(os, "setsid"):
+        # Ctrl-C goes to the parent alone, which then stops each once.
+        os.setsid()
+    # A program started in the background of a script ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stream = log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(stream.fileno(), descriptor)
+    sys.stdout = sys.stderr = stream
+    end_with(parent)
+
+
+def _train(train: Train) -> bool:
+    _training.set()
+    try:
+        return train(process_worker())
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        # The parent that would be told may be gone.
+        os._exit(INTERRUPTED)
+    finally:
+        _training.clear()
+
+
+def end_with(parent: Connection) -> None:
+    """Interrupt this process when the other end of a pipe is closed, by the system at the latest.
+
+    A process that has nothing to do ends at once, one that does not stop after a while.
+    """
+
+    def watch() -> None:
+        with suppress(EOFError, OSError):
+            parent.recv_bytes()
+        if not _training.is_set():
+            os._exit(OK)
+        interrupt()
+        time.sleep(GRACE)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def interrupt() -> None:
+    """Do to this process what Ctrl-C in a terminal does: what it started is interrupted as well."""
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        # A signal, unlike interrupt_main, ends a wait for another process too.
+        os.killpg(0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

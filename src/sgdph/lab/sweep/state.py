@@ -1,0 +1,80 @@
+"""How far the runs of a directory are, and the traces that failed ones leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from sgdph.lab.errors import FAILED, OK
+from sgdph.lab.files import write_text
+from sgdph.lab.progress import say
+from sgdph.lab.run.directory import ENDED, LOGS, RunDirectory
+from sgdph.lab.sweep.plan import PlannedRun
+
+_FAILURE = ".error.txt"
+
+
+def failure_file(directory: Path, name: str) -> Path:
+    """Name the file that holds a failed run's traceback."""
+    return directory / LOGS / (name.replace("/", "-") + _FAILURE)
+
+
+def note_failure(directory: Path, name: str, text: str) -> None:
+    """Record that a run failed, for other processes and for who looks for the cause."""
+    (directory / LOGS).mkdir(parents=True, exist_ok=True)
+    write_text(failure_file(directory, name), text)
+
+
+def failures(directory: Path) -> dict[str, str]:
+    """Return the failed runs' names, each with the last line of its traceback."""
+    files = sorted((directory / LOGS).glob(f"*{_FAILURE}"))
+    return {file.name.removesuffix(_FAILURE): _last_line(file) for file in files}
+
+
+def forget_failures(directory: Path, names: Iterable[str]) -> None:
+    """Give failed runs another chance."""
+    for name in names:
+        failure_file(directory, name).unlink(missing_ok=True)
+
+
+def _last_line(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip().splitlines()[-1]
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """How far a list of runs is.
+
+    Attributes:
+        ended: Runs that are finished or diverged.
+        failed: Runs whose last attempt failed, with the last line of the traceback.
+        left: All the others.
+    """
+
+    ended: tuple[str, ...]
+    failed: dict[str, str]
+    left: tuple[str, ...]
+
+
+def state_of(directory: Path, runs: Sequence[PlannedRun]) -> SweepState:
+    """Look how far the runs are."""
+    failed, names = failures(directory), [planned.name for planned in runs]
+    ended = [name for name in names if RunDirectory(directory / name).status() in ENDED]
+    open_names = [name for name in names if name not in ended]
+    return SweepState(
+        tuple(ended),
+        {name: failed[name] for name in open_names if name in failed},
+        tuple(name for name in open_names if name not in failed),
+    )
+
+
+def report_failures(console: Console, directory: Path, state: SweepState) -> int:
+    """Say which runs are not at their end, and return the exit code."""
+    for name, reason in state.failed.items():
+        say(console, f"failed: {name}: {reason} (see {failure_file(directory, name)})")
+    if state.left:
+        say(console, f"not at their end: {', '.join(state.left)}")
+    return FAILED if state.failed or state.left else OK

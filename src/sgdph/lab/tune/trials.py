@@ -1,0 +1,95 @@
+"""The trials of a tuning, as tasks of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from sgdph.lab.errors import LabError
+from sgdph.lab.progress import say
+from sgdph.lab.run.directory import OVER, RunDirectory
+from sgdph.lab.sweep.engine import Expected, Place, compute
+from sgdph.lab.sweep.state import failure_file, failures, forget_failures
+from sgdph.lab.sweep.worker import Task
+from sgdph.lab.tune.record import TuneDirectory
+from sgdph.lab.tune.study import Studies
+from sgdph.lab.tune.trial import train_next_trial
+
+
+def train_trials(
+    directory: TuneDirectory,
+    place: Mapping[str, Any],
+    jobs: int | None,
+    ray: str | None,
+    console: Console,
+) -> None:
+    """Have trials taken and trained until there is none to take.
+
+    Args:
+        directory: The tuning's directory, which holds what it is.
+        place: Fields of the runs' configuration that hold on this machine.
+        jobs: How many at once; with Ray ``None`` for as many as it has room for.
+        ray: Ray's address; ``None`` trains on this machine.
+        console: Where to tell of the progress.
+
+    Raises:
+        LabError: If a trial failed, or Ray cannot be had.
+        KeyboardInterrupt: When interrupted.
+    """
+    # Other processes, or machines, may not be where this one is.
+    path = directory.path.resolve()
+    forget_failures(path, failures(path))
+    tuning, over = directory.read(), {run.path for run in directory.inner_runs() if is_over(run)}
+    epochs = tuning.config(tuning.optimizers[0]).epochs
+    left = tuning.budget - len(over)
+    named = ":" in str(place.get("device", ""))
+    if jobs is not None:
+        jobs = max(1, min(jobs, left))
+
+    def find() -> dict[str, tuple[RunDirectory, int]]:
+        runs = [run for run in directory.inner_runs() if run.path not in over]
+        return {f"{run.path.parent.name}/{run.path.name}": (run, epochs) for run in runs}
+
+    compute(
+        path,
+        tasks(directory, place, len(over)),
+        Expected(find, left, left * epochs),
+        Place(jobs, ray, split_gpus=not named),
+        console,
+    )
+    for name, reason in failures(path).items():
+        raise LabError(
+            f"{name} failed: {reason} (see {failure_file(path, name)}); what was finished is kept, "
+            "and the same command carries on"
+        )
+    running = Studies(directory).running()
+    if running:
+        say(console, f"{running} trials are in the hands of other processes, which go on.")
+
+
+def is_over(run: RunDirectory) -> bool:
+    """Whether nothing is left to do for a trial's run."""
+    return run.status() in OVER
+
+
+def tasks(directory: TuneDirectory, place: Mapping[str, Any], over: int) -> Iterator[Task]:
+    """Yield a task for each trial that may be left, until one fails.
+
+    Args:
+        directory: The tuning's directory.
+        place: Fields of the runs' configuration that hold on this machine.
+        over: How many trials were over at the beginning.
+    """
+    begun = 0
+    # Read again each time: the budget may have been raised meanwhile.
+    while begun < directory.read().budget - over and not failures(directory.path):
+        begun += 1
+        yield Task(
+            f"task-{begun}",
+            partial(train_next_trial, directory.path.resolve(), place),
+            cores=place.get("threads") or 1,
+            gpus=0 if place.get("device") == "cpu" else 1,
+        )

@@ -1,0 +1,72 @@
+"""Many runs on a Ray of this machine, one of whose workers is killed in the middle of a run."""
+
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.conftest import TINY, Command, checkpoint_of, same_bits, start, without_seconds
+from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.run.claims import LOCK
+from sgdph.lab.run.directory import METRICS, RunDirectory
+
+WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+NAMES = ["sgdm-seed0", "sgdph-seed0", "sgdm-seed1", "sgdph-seed1"]
+
+
+@pytest.fixture
+def _ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Gives Ray a short folder: the names of its sockets may have 107 bytes."""
+    pytest.importorskip("ray")
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
+def kill_in_the_second_epoch(directory: RunDirectory, stop: threading.Event) -> None:
+    """Kill whoever trains a run, once it has finished an epoch."""
+    while not stop.wait(0.01):
+        if (directory.path / METRICS).is_file() and directory.read_metrics():
+            os.kill(json.loads((directory.path / LOCK).read_text())["pid"], signal.SIGKILL)
+            return
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals are POSIX's")
+@pytest.mark.usefixtures("_ray_folder", "without_pictures")
+def test_a_worker_of_ray_that_is_killed_costs_nothing(
+    sgdph: Command, tmp_path: Path, digits: Dataset
+) -> None:
+    victim, stop = RunDirectory(tmp_path / "out" / NAMES[1]), threading.Event()
+    killer = threading.Thread(target=kill_in_the_second_epoch, args=(victim, stop))
+    killer.start()
+    try:
+        code, said, errors = sgdph(
+            *("compare", *WORDS, "--seeds=0-1", "--ray=local", "--jobs=2"),
+            *("--out", tmp_path / "out"),
+        )
+    finally:
+        stop.set()
+        killer.join()
+    assert code == 0, said + errors
+    # The killed one was resumed, the others were not, and no epoch was trained twice.
+    resumed = {name for name in NAMES if "resumed" in read(tmp_path, name).read_env()}
+    assert resumed == {victim.path.name}
+    for name in NAMES:
+        run = read(tmp_path, name)
+        start(run.read_config(), tmp_path / "alone" / name, digits)
+        alone = RunDirectory(tmp_path / "alone" / name)
+        assert same_bits(checkpoint_of(run.path), checkpoint_of(alone.path))
+        assert without_seconds(run.read_metrics()) == without_seconds(alone.read_metrics())
+        assert len(re.findall(rf"^{name}: epoch [123]/3 ", said, re.MULTILINE)) == 3
+        assert f"{name}: test accuracy" in said
+
+
+def read(tmp_path: Path, name: str) -> RunDirectory:
+    return RunDirectory(tmp_path / "out" / name)
