@@ -123,7 +123,7 @@ def test_only_a_measurement_is_cleared_and_nothing_beside_it(tmp_path: Path) -> 
     with pytest.raises(LabError, match=r"not recognised as a measurement.*cost\.md"):
         directory.clear()
     (tmp_path / "cost.json").write_text("{}")
-    with pytest.raises(LabError, match="expected the format"):
+    with pytest.raises(LabError, match="expected 'format: sgdph-cost-1'"):
         directory.clear()
     directory.write(SETTINGS, [])
     with pytest.raises(LabError, match="already holds a measurement"):
