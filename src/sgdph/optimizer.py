@@ -34,9 +34,6 @@ from sgdph.validation import (
     warn_of_joint_noise,
 )
 
-# What the first-order and the Newton step have in common.
-_OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
-
 
 class SGDPH(SecondOrderOptimizer):
     """SGD with Partial Hessian (Sun, Yong & Zhang, 2024, arXiv:2403.02681).
@@ -137,6 +134,7 @@ class SGDPH(SecondOrderOptimizer):
         check_group({**defaults, "params": []})
         # Where in its model a parameter stands, if param_groups made its group.
         self._positions: list[tuple[Tensor, int]] = []
+        self.__dict__.pop("_curvature", None)
         super().__init__(params, defaults)
         refuse_zero(self.param_groups)
         Cycle.start(self.param_groups)

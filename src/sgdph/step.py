@@ -1,4 +1,4 @@
-"""What SGDPH and PartialHessian share: when curvature is due, taking it, averaging it, the step."""
+"""What an optimizer with Newton parameters does: take curvature where due, average it, step."""
 
 from __future__ import annotations
 
@@ -182,10 +182,10 @@ class SecondOrderOptimizer(Optimizer):
         """
         check_call(loss_scale)
         loss = evaluate(closure)
-        if closure is None and self._is_rehearsal():
+        self._curvature.guards.check_step(self.param_groups, self.state)
+        if closure is None and self._is_rehearsed():
             return None
         due = self.hessian_due
-        self._curvature.guards.check_step(self.param_groups, self.state)
         if self._has_gradients() or not self._curvature.is_alone():
             collected = self._curvature.collect(self.param_groups, loss_scale) if due else []
             with torch.no_grad():
@@ -287,7 +287,7 @@ class SecondOrderOptimizer(Optimizer):
     def _has_gradients(self) -> bool:
         return any(p.grad is not None for group in self.param_groups for p in group["params"])
 
-    def _is_rehearsal(self) -> bool:
+    def _is_rehearsed(self) -> bool:
         newton, pending = self._curvature.cycle.newton, self._curvature.pending
         return rehearsed(self.param_groups, self.state, newton, pending.has_come)
 

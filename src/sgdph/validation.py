@@ -85,7 +85,8 @@ def check_groups_agree(groups: Sequence[dict[str, Any]]) -> None:
         ValueError: ``estimator``, ``refresh``, ``hessian_interval`` or ``seed`` differ.
     """
     for name in ONE_FOR_ALL_GROUPS:
-        values = [group[name] for group in groups]
+        # A group that was added by hand may lack it.
+        values = [group.get(name) for group in groups]
         if any(value != values[0] for value in values):
             raise ValueError(
                 f"{name} is one for all groups, because one cycle runs over all of them; "
@@ -182,7 +183,7 @@ def refuse_graph_capture() -> None:
     """
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         raise RuntimeError(
-            "SGDPH cannot be captured in a CUDA graph: each step refreshes another parameter. "
+            "SGDPH cannot be captured in a CUDA graph: what is refreshed changes with the step. "
             "Capture forward and backward only, and call update_hessian and step outside"
         )
 
@@ -209,5 +210,5 @@ def warn_of_unrefreshed(names: Sequence[str], sweeps: int) -> None:
         "Its multiplier stays as it is. If it is out of use, freeze it, or give its group "
         "channelwise=False",
         UserWarning,
-        stacklevel=5,
+        stacklevel=7,
     )

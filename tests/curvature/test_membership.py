@@ -50,6 +50,29 @@ def test_a_step_at_which_nothing_is_due_notices_as_well() -> None:
         train(model, optimizer, range(1, 2))
 
 
+def test_a_step_that_only_makes_the_state_notices_as_well() -> None:
+    # torch.distributed.checkpoint's: gradients of zero, no learning rate.
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
+    exchange_scale(model, optimizer)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    with pytest.raises(RuntimeError, match=r"0\.2.*is in none of them"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def test_a_group_added_by_hand_is_noticed() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters())
+    optimizer.param_groups.append({"params": [nn.Parameter(torch.ones(4))], "lr": 0.1})
+    with pytest.raises(ValueError, match="estimator is one for all groups"):
+        optimizer.backward(loss_of(model))
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match="changed by hand"):
+        optimizer.step()
+
+
 def test_multipliers_say_so_too() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())

@@ -96,12 +96,25 @@ def alone_in_its_group(rank: int) -> Found:
     return {"hessian": optimizer.state[model[0].bias]["hessian"]}
 
 
+def hutchinson_of(rank: int, process_group: dist.ProcessGroup | None = None) -> Found:
+    model = network()
+    optimizer = sgdph.SGDPH(model.parameters(), estimator="hutchinson", process_group=process_group)
+    optimizer.backward(loss_on(model, rank, 0))
+    optimizer.step()
+    return {"hessian": optimizer.state[model[0].bias]["hessian"]}
+
+
+def outside_its_group(rank: int) -> Found:
+    return hutchinson_of(rank, dist.new_group([1 - rank], use_local_synchronization=True))
+
+
 JOBS: dict[str, Job] = {
     **{name: functools.partial(by_hand, settings=settings) for name, settings in SETTINGS.items()},
     **{way: functools.partial(under_ddp, way=way) for way in ("update_hessian", "backward")},
     "one has nothing": one_rank_has_nothing,
     "none has anything": no_rank_has_anything,
     "alone": alone_in_its_group,
+    "outside": outside_its_group,
 }
 
 
@@ -152,3 +165,9 @@ def test_no_rank_has_anything(ranks: Results) -> None:
 def test_process_group_of_ones_own(ranks: Results) -> None:
     first, second = (found["alone"]["hessian"] for found in ranks)
     assert not torch.equal(first, second)
+
+
+def test_a_rank_outside_its_process_group_is_alone(ranks: Results) -> None:
+    # torch counts such a group as -1 ranks. Signed, which a row sum would hide.
+    for rank, found in enumerate(ranks):
+        assert_same_bits(found["outside"], hutchinson_of(rank))

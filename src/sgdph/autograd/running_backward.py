@@ -1,4 +1,4 @@
-"""The same checks for ``loss.backward(create_graph=True)``, which does not come through us."""
+"""The checks of :mod:`~sgdph.autograd.graph_checks` for ``loss.backward(create_graph=True)``."""
 
 from __future__ import annotations
 

@@ -248,6 +248,8 @@ class Curvature:
 
     def average(self, collected: Sequence[Collected], groups: Groups, state: State) -> None:
         """Let what came enter the averages (Eq. 4, 5)."""
+        if not collected:
+            return
         # Noise has mean zero only while it is signed.
         signed = is_stochastic(groups[0]["estimator"])
         beta2 = {id(p): group["hessian_momentum"] for group in groups for p in group["params"]}
@@ -264,7 +266,7 @@ class Curvature:
 
     def is_alone(self) -> bool:
         """Tell whether there is no other rank to average with."""
-        return self.ranks.count() == 1
+        return self.ranks.count() <= 1
 
     def finish_step(self, groups: Groups) -> None:
         """Forget what was pending, and every graph a ``backward(create_graph=True)`` left behind.

@@ -1,4 +1,4 @@
-"""Whether a step may go ahead: parameters that were replaced, exchanged or sharded."""
+"""Whether a step may go ahead: parameters that were replaced, exchanged, sharded or converted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def none_came() -> RuntimeError:
 
 
 class Guards:
-    """Tells whether a step, or what is taken for it, may go ahead. Everything here only protects.
+    """Tells whether a step, or what is taken for it, may go ahead. It changes nothing.
 
     Args:
         cycle: The Newton parameters.
@@ -161,7 +161,7 @@ class _ReplacedParameters:
         if not missed:
             if first and lookalikes:
                 # First-order parameters have no turn at which they would be missed.
-                warnings.warn(_described(lookalikes) + _REMEDY, UserWarning, stacklevel=7)
+                warnings.warn(_described(lookalikes) + _REMEDY, UserWarning, stacklevel=8)
             return
         if len(absent) == len(own):
             raise RuntimeError(

@@ -170,9 +170,7 @@ class PendingCurvature:
             RuntimeError: A gradient was put together by hand from several backwards, so that its
                 curvature is unknown; or it cannot be told whether a loss was scaled.
         """
-        for p in params:
-            if not (alone and self._is_of_several(p, name)):
-                continue
+        for p in [p for p in params if alone and self._is_of_several(p, name)]:
             entry = self._entry(p)
             entry.settled, entry.gradient_with_graph = [], None
             entry.missed_at = self._accumulations
@@ -214,7 +212,7 @@ class PendingCurvature:
             "an earlier backward was cleared. The curvature that belongs to it is unknown, and is "
             "left out at this step. If .grad is a sum of several backwards, let them add up in it",
             UserWarning,
-            stacklevel=5,
+            stacklevel=8,
         )
         return True
 

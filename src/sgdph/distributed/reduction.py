@@ -46,7 +46,7 @@ class Ranks:
         self._join_is_new = False
 
     def count(self) -> int:
-        """Return their number: 1 where ``torch.distributed`` is not running."""
+        """Return how many: 1 where ``torch.distributed`` is not running, -1 outside the group."""
         if not (dist.is_available() and dist.is_initialized()):
             return 1
         return dist.get_world_size(self.process_group)
