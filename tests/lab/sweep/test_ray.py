@@ -18,7 +18,7 @@ from sgdph.lab.run.claims import LOCK
 from sgdph.lab.run.directory import METRICS, RunDirectory
 
 WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-NAMES = ["sgdm-seed0", "sgdph-seed0", "sgdm-seed1", "sgdph-seed1"]
+NAMES = ["sgdm-seed0", "sgdph-seed0"]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_worker_of_ray_that_is_killed_costs_nothing(
     killer.start()
     try:
         code, said, errors = sgdph(
-            *("compare", *WORDS, "--seeds=0-1", "--ray=local", "--jobs=2"),
+            *("compare", *WORDS, "--seeds=0", "--ray=local", "--jobs=2"),
             *("--out", tmp_path / "out"),
         )
     finally:

@@ -30,7 +30,7 @@ from sgdph.lab.sweep.shapes import image_flops, shape_of
 
 # A step is timed on as many images as take about so long, by their FLOPs, and steps until then.
 SECONDS_PER_TIMING = 0.15
-MOST_STEPS = 7
+MOST_STEPS = 5
 # Optimizers are compared on images of at most so many pixels.
 SMALL_IMAGE = 64
 # How much sooner a run of n threads ends than one of a single thread, as powers of n.
