@@ -106,7 +106,7 @@ class LineReporter(Lines):
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
         """Say which run begins."""
         where = f", carrying on after epoch {done}" if done else ""
-        self._say(f"{name}: {epochs} epochs of {batches} steps{where}")
+        self._say(f"{name}: {epochs} epoch{'s' * (epochs != 1)} of {batches} steps{where}")
 
     def batch_finished(self) -> None:
         """Say nothing."""

@@ -125,6 +125,9 @@ def test_a_wrong_name_is_met_with_the_one_that_may_be_meant(
         (["--epochs"], "--epochs: expected one argument"),
         (["--epochs", "1", "2"], "unexpected word '2'"),
         (["--channels-last=no"], "--channels-last"),
+        (["--out="], "--out is empty"),
+        (["--lr", "-1e-3"], "--lr must be at least 0"),
+        (["--data-workers", "-1"], "--data-workers must be at least 0"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_option(words: list[str], message: str) -> None:
@@ -144,3 +147,8 @@ def test_what_was_given_is_a_value_of_the_field_and_nothing_else_is_there() -> N
         "lr": "sgdm=1",
         "momentum": 0.5,
     }
+
+
+def test_options_may_stand_between_directories() -> None:
+    given = parse("report", ["a", "--rows", "lr", "b"])
+    assert [str(each) for each in given.runs] == ["a", "b"]

@@ -81,7 +81,7 @@ def test_one_place_takes_its_report_itself_again_and_again(tmp_path: Path) -> No
     ("options", "message"),
     [
         ([], "holds no run"),
-        (["--rows", "mood"], "rows and columns must be of"),
+        (["--rows", "mood"], "unknown field of --rows or --columns 'mood'; did you mean model?"),
         (["--rows", "model"], "cannot make both rows and columns"),
         (["--target", "90"], "at most at 1"),
         (["absent"], "is not a directory"),

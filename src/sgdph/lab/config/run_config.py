@@ -111,7 +111,9 @@ class RunConfig:
         Count | None, Option(MACHINE, "one for every 2 GFLOP of a batch's forward")
     ] = None
     """CPU threads of a run; the last bits of a result depend on it."""
-    data_workers: Annotated[int | None, Option(MACHINE, "one per CPU core, at most 8")] = None
+    data_workers: Annotated[
+        Annotated[int, Ge(0)] | None, Option(MACHINE, "one per CPU core, at most 8")
+    ] = None
     """Processes that read image files (mini-imagenet, imagenet)."""
     track: Annotated[TrackerName | None, Option(OUTPUT, "none")] = None
     """Send the metrics to a tracker as well."""

@@ -40,11 +40,6 @@ def build_torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
     Raises:
         LabError: If torchvision has no such network, or it cannot be had in that form.
     """
-    if in_channels != 3:
-        raise LabError(
-            f"torchvision's networks take images of 3 channels; {TORCHVISION}{name} cannot take "
-            f"{in_channels}; {TIMM}NAME can"
-        )
     from torchvision import models
 
     base = name.removesuffix(PLAIN).removesuffix(WEIGHT_NORMED)
@@ -53,6 +48,11 @@ def build_torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
         raise LabError(
             f"torchvision has no classification network {base!r}{_similar(base, known)}; "
             "torchvision.models.list_models(module=torchvision.models) lists what it has"
+        )
+    if in_channels != 3:
+        raise LabError(
+            f"torchvision's networks take images of 3 channels; {TORCHVISION}{name} cannot take "
+            f"{in_channels}; {TIMM}NAME can"
         )
     if base != name:
         return _without_norms(base, classes, weight_norm=name.endswith(WEIGHT_NORMED))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -27,6 +28,11 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 class Parser(argparse.ArgumentParser):
     """Raises a :class:`LabError` where the words are wrong."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # -1e-3 is a number too, and no option.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
+
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print and exit with."""
         raise LabError(f"{message.removeprefix('argument ')}; `{self.prog} --help` tells more")
@@ -37,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             LabError: A word is not an option's, or an option lacks its value.
         """
-        found, rest = self.parse_known_args(words)
+        found, rest = self.parse_known_intermixed_args(words)
         for word in rest:
             if word.startswith("-"):
                 flags = [*self._option_string_actions]
@@ -130,6 +136,8 @@ class Argument:
         """
         if isinstance(given, bool):
             return given
+        if given == "":
+            raise LabError(f"{self.flag} is empty; leave it out for its default ({self.default})")
         if self.of_run and self.name in READ:
             return READ[self.name](given)
         return parse_value(self.hint, given, self.flag)

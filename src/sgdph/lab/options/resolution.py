@@ -46,7 +46,7 @@ def check_settings(given: Iterable[str], optimizers: Iterable[str]) -> None:
         if name in SETTINGS and not set(owners(name)) & set(optimizers):
             raise LabError(
                 f"none of {', '.join(optimizers)} has the setting {flag(name)}; "
-                f"{', '.join(owners(name))} has it"
+                f"it is one of {', '.join(owners(name))}"
             )
 
 
@@ -129,7 +129,7 @@ def resolve_settings(
         if name not in known:
             raise LabError(
                 f"{optimizer} has no setting {flag(name)} (got {given[name]!r}); "
-                f"{', '.join(owners(name)) or 'no optimizer'} has it, and {optimizer} has "
+                f"it is one of {', '.join(owners(name)) or 'no optimizer'}, and {optimizer} has "
                 f"{', '.join(flag(own) for own in known)}"
             )
     further = dict(given_arguments or {})

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.errors import LabError
+from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.run.archive import RUNS, read_layout
 
 # A run's label, or where it has none, its optimizer.
@@ -42,8 +42,12 @@ class Layout:
         for name in self.rows + self.columns:
             if name not in known:
                 raise LabError(
-                    f"a table's rows and columns must be of {', '.join(sorted(known))}; got "
-                    f"{name!r}"
+                    unknown_name(
+                        "field of --rows or --columns",
+                        name,
+                        sorted(known),
+                        "docs/reports.md tells what they take",
+                    )
                 )
         twice = set(self.rows) & set(self.columns)
         if twice:

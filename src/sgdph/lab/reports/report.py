@@ -232,7 +232,9 @@ def check_out(out: Path) -> None:
     Inspections and cost studies have tables and pages of the same names.
     """
     if out.exists() and not out.is_dir():
-        raise LabError(f"{out} is a file; --out must name a directory")
+        raise LabError(
+            f"{out} is a file; a report is made of directories, and written into one (--out DIR)"
+        )
     there = [name for name in REPORT_FILES if (out / name).exists()]
     if there and not any(_begins(out / name, mark) for name, mark in _OURS.items()):
         raise LabError(

@@ -8,6 +8,7 @@ is gone, however it went.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from concurrent.futures import Future
 from types import TracebackType
@@ -21,6 +22,8 @@ LOCAL = "local"
 ALL = 100_000
 # How long interrupted tasks may take to stop, in seconds.
 GRACE = 20.0
+# How long an address may take to answer, in seconds.
+REACH = 10.0
 
 
 class Cluster:
@@ -45,6 +48,7 @@ class Cluster:
         if address == LOCAL:
             options |= {"num_cpus": cores, "include_dashboard": False}
         else:
+            _check_reachable(address)
             options |= {"address": address}
         try:
             ray.init(**options)
@@ -95,6 +99,20 @@ class Cluster:
         self._references.append(reference)
         future: Future[bool] = reference.future()
         return future
+
+
+def _check_reachable(address: str) -> None:
+    """Raise LabError where nobody listens at an address: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except OSError as error:
+        raise LabError(
+            f"--ray {address}: nobody answers there ({error}); start a Ray with ray start --head, "
+            "or take --ray local"
+        ) from error
 
 
 def _import_ray() -> Any:

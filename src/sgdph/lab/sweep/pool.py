@@ -15,8 +15,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -69,11 +70,12 @@ class Pool:
     def submit(self, task: Task) -> Future[bool]:
         """Give a task to a free worker, in place of a dead one where there is none."""
         index = next(k for k, last in enumerate(self._last) if last is None or last.done())
-        try:
-            future = self._executors[index].submit(_train, task.train)
-        except BrokenExecutor:
-            self._executors[index] = self._start(index)
-            future = self._executors[index].submit(_train, task.train)
+        with ignored_interrupts():
+            try:
+                future = self._executors[index].submit(_train, task.train)
+            except BrokenExecutor:
+                self._executors[index] = self._start(index)
+                future = self._executors[index].submit(_train, task.train)
         self._last[index] = future
         return future
 
@@ -83,6 +85,22 @@ class Pool:
         return ProcessPoolExecutor(
             1, self._context, initializer=_begin, initargs=(log, environment, self._reader)
         )
+
+
+@contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C until they are workers.
+
+    One that is interrupted while it imports torch would print a traceback over the parent's words.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def visible_device(index: int) -> dict[str, str]:

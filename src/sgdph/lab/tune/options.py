@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from sgdph.lab.config.option import MACHINE, MEASUREMENT, OUTPUT, Option
+from sgdph.lab.config.option import DATA, MACHINE, MEASUREMENT, OUTPUT, Option
+from sgdph.lab.config.run_config import Count
 from sgdph.lab.options.options import ALL, SeveralOptions
 
 SamplerName = Literal["tpe", "random", "grid"]
@@ -20,6 +21,8 @@ class TuneOptions(SeveralOptions):
         "optimizer", "lr", "weight_decay", "keep_checkpoints"
     }  # fmt: skip
 
+    validation_size: Annotated[Count | None, Option(DATA, "a fifth of them")] = None
+    """Hold out so many training images, evaluate on them, and never touch the test images."""
     trials: Annotated[int | None, Option(MEASUREMENT, "20")] = None
     """Trials of each optimizer, pruned and diverged ones included. May be raised later."""
     space: Annotated[
