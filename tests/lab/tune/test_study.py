@@ -161,7 +161,7 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
             run = RunDirectory(out / optimizer / f"trial-{number:03d}")
             assert "resumed" not in run.read_env()
     logs = [(out / "logs" / f"worker-{number}.log").read_text() for number in (1, 2)]
-    assert sum(log.count("1 epochs of 4 steps") for log in logs) == 4
+    assert sum(log.count("1 epoch of 4 steps") for log in logs) == 4
 
 
 def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: Path) -> None:
