@@ -122,9 +122,9 @@ def explain_missing_derivatives() -> Iterator[None]:
         yield
     except RuntimeError as error:
         message = str(error)
-        for signs, way_out in _WAYS_OUT:
+        for signs, workaround in _WAYS_OUT:
             if "no partial Hessian" not in message and any(sign in message for sign in signs):
                 raise no_partial_hessian(
-                    f"{way_out}. (torch says: {message.strip().splitlines()[0]})"
+                    f"{workaround}. (torch says: {message.strip().splitlines()[0]})"
                 ) from error
         raise

@@ -1,4 +1,4 @@
-"""What ``sgdph train`` and ``sgdph compare`` do with their options, and what they say."""
+"""What ``sgdph train`` does with its options, and what it says."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from rich.console import Console
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.errors import DIVERGED, OK, LabError
-from sgdph.lab.options.options import (
-    TrainOptions,
-)
+from sgdph.lab.options.options import TrainOptions
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.run.directory import ENDED, RunDirectory
@@ -102,6 +100,6 @@ def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConf
             f"there are {processes}: each has its own batch statistics, so it would become another "
             f"run; carry it on with torchrun --nproc-per-node {saved.processes}"
         )
-    way_out = "leave these options out to carry it on, or name another --out for a new run"
+    workaround = "leave these options out to carry it on, or name another --out for a new run"
     what = f"the run that lies in {directory.path}"
-    return placed(saved, given, what, way_out)
+    return placed(saved, given, what, workaround)

@@ -58,12 +58,15 @@ def reached(run: RunDirectory, found: Sequence[int], asked: Sequence[int]) -> tu
         return present
     if found:
         has = f"it has those of epoch {', '.join(map(str, found))}"
-        way_out = f"inspect them with --run {run.path} and another --out, or"
+        workaround = f"inspect them with --run {run.path} and another --out, or"
     else:
-        has, way_out = "it has none", "inspect its start with --checkpoints 0 and --overwrite, or"
+        has, workaround = (
+            "it has none",
+            "inspect its start with --checkpoints 0 and --overwrite, or",
+        )
     raise LabError(
         f"the run in {run.path} diverged after epoch {len(run.read_metrics())}, before any "
-        f"checkpoint that was asked for ({', '.join(map(str, asked))}); {has}. {way_out} train "
+        f"checkpoint that was asked for ({', '.join(map(str, asked))}); {has}. {workaround} train "
         "with a smaller --lr and --overwrite"
     )
 

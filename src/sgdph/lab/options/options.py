@@ -94,7 +94,19 @@ class TrainOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeveralOptions(CommonOptions):
+class ManyRunsOptions(CommonOptions):
+    """The options of a command that trains many runs."""
+
+    jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
+    """How many runs are trained at the same time; each has cores of its own, or a GPU in turn."""
+    ray: Annotated[str | None, Option(MACHINE, "this machine", metavar="local|auto|HOST:PORT")] = (
+        None
+    )
+    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralOptions(ManyRunsOptions):
     """The options of a command that trains several optimizers."""
 
     optimizers: Annotated[
@@ -106,12 +118,6 @@ class SeveralOptions(CommonOptions):
     ] = None
     """Any other argument of an optimizer's constructor, like adahessian.update_each=2; without the
     optimizer's name, for all that have it."""
-    jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
-    """How many runs are trained at the same time."""
-    ray: Annotated[str | None, Option(MACHINE, "this machine", metavar="local|auto|HOST:PORT")] = (
-        None
-    )
-    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
 
 
 @dataclass(frozen=True, kw_only=True)

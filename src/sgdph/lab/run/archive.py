@@ -27,7 +27,6 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
 
 EPOCHS, RUNS = "runs.csv", "runs.jsonl"
-ARCHIVE_FILES = (EPOCHS, RUNS)
 FORMAT = "sgdph-runs-1"
 # For whoever reads runs.csv alone; the figures of the epoch follow.
 _IDENTITY = ("run", "system", "optimizer", "dataset", "model", "seed", "status")

@@ -54,16 +54,16 @@ def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
         directory.check_free()
 
 
-def placed(saved: RunConfig, given: Mapping[str, Any], what: str, way_out: str) -> RunConfig:
+def placed(saved: RunConfig, given: Mapping[str, Any], what: str, workaround: str) -> RunConfig:
     """Return a saved configuration at the place asked for now.
 
     Raises:
         LabError: If other options disagree with it; the message names ``what`` has it and ends
-            with the ``way_out``.
+            with the ``workaround``.
     """
     problems = differences(given, saved)
     if problems:
-        raise LabError(disagreement(what, problems, way_out))
+        raise LabError(disagreement(what, problems, workaround))
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
     return dataclasses.replace(saved, **place)
 
@@ -77,9 +77,11 @@ def setting_differences(given: Mapping[str, Any], saved: object) -> list[str]:
     ]
 
 
-def disagreement(what: str, problems: Sequence[str], way_out: str) -> str:
+def disagreement(what: str, problems: Sequence[str], workaround: str) -> str:
     """Say how the options disagree with what is there."""
-    return "\n".join([f"the options disagree with {what}:", *(f"  {p}" for p in problems), way_out])
+    return "\n".join(
+        [f"the options disagree with {what}:", *(f"  {p}" for p in problems), workaround]
+    )
 
 
 def report_interruption(

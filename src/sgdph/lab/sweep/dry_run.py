@@ -7,15 +7,20 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from sgdph.lab.progress import say
+from sgdph.lab.reports.table import Column, Table
 from sgdph.lab.sweep.estimate import Estimate
 from sgdph.lab.sweep.plan import Plan, PlannedRun
 from sgdph.lab.sweep.shapes import shape_of
 from sgdph.lab.sweep.state import state_of
 
-COLUMNS = ("cell", "runs", "done", "epochs", "images", "a step", "a run", "left")
+COLUMNS = (
+    Column("cell", "left"),
+    *map(Column, ("runs", "done", "epochs")),
+    Column("images", form=","),
+    *map(Column, ("a step", "a run", "left")),
+)
 
 
 def dry_run(
@@ -25,7 +30,7 @@ def dry_run(
     ended = set(state_of(out, runs).ended)
     left = [planned for planned in runs if planned.name not in ended]
     estimate = Estimate(left, partial(say, console))
-    console.print(estimate_table(plan, runs, ended, estimate))
+    console.print(estimate_table(plan, runs, ended, estimate).rich())
     total = estimate.total([planned.config for planned in left])
     say(
         console,
@@ -46,18 +51,15 @@ def estimate_table(
     plan: Plan, runs: Sequence[PlannedRun], ended: set[str], estimate: Estimate
 ) -> Table:
     """Lay out cells, their runs, what is done, and the time that is left."""
-    table = Table()
-    for title in COLUMNS:
-        table.add_column(title, justify="left" if title == "cell" else "right")
+    rows = []
     for name, config in plan.cells.items():
         own = [planned for planned in runs if planned.name.rpartition("-seed")[0] == name]
         if not own:
             continue
         done = sum(planned.name in ended for planned in own)
-        counts = (str(len(own)), str(done), str(config.epochs), f"{shape_of(config).train:,}")
-        times = ("", "", "")
+        times: tuple[object, ...] = ("", "", "")
         if done < len(own):
             run = estimate.run(config)
-            times = (str(estimate.step(config)), str(run), str(run * (len(own) - done)))
-        table.add_row(name, *counts, *times)
-    return table
+            times = (estimate.step(config), run, run * (len(own) - done))
+        rows.append((name, len(own), done, config.epochs, shape_of(config).train, *times))
+    return Table(COLUMNS, tuple(rows))

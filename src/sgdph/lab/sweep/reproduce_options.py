@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from sgdph.lab.config.option import DATA, MACHINE, MEASUREMENT, OPTIMIZER, OUTPUT, TRAINING, Option
-from sgdph.lab.options.options import RunOptions
+from sgdph.lab.config.option import MEASUREMENT, OPTIMIZER, OUTPUT, TRAINING, Option
+from sgdph.lab.options.options import ManyRunsOptions
 from sgdph.lab.sweep.recipe import ScaleName
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceOptions(RunOptions):
+class ReproduceOptions(ManyRunsOptions):
     """The options of ``sgdph reproduce``."""
 
     TAKES: ClassVar[frozenset[str]] = frozenset(
@@ -35,17 +35,7 @@ class ReproduceOptions(RunOptions):
     """Settings of each optimizer, as sgdph tune writes them, in place of the recipe's."""
     seeds: Annotated[str | None, Option(TRAINING, "the recipe's", metavar="SEEDS")] = None
     """Seeds, like 0-3 or 0,2."""
-    download: Annotated[bool, Option(DATA)] = False
-    """Let torchvision download CIFAR or Fashion-MNIST into --data-dir if missing."""
-    jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
-    """How many runs are trained at the same time; each has cores of its own, or a GPU in turn."""
-    ray: Annotated[str | None, Option(MACHINE, "this machine", metavar="local|auto|HOST:PORT")] = (
-        None
-    )
-    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
     out: Annotated[Path | None, Option(OUTPUT, "runs/RECIPE-SCALE", metavar="DIR")] = None
     """Directory of the runs and the report."""
     resume: Annotated[bool, Option(OUTPUT)] = False
     """Nothing: a sweep that lies in --out is always carried on."""
-    overwrite: Annotated[bool, Option(OUTPUT)] = False
-    """Delete the sweep that lies in --out, and nothing else, and start anew."""
