@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.options.resolution import resolve
-from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.claims import LOCK
+from sgdph.lab.run.directory import CHECKPOINT, RunDirectory
 from sgdph.lab.run.start import prepare
 from sgdph.lab.run.training import train_run
 
@@ -106,6 +110,27 @@ def start(
     if not directory.exists():
         directory.create(config)
     return train_run(prepared, directory, reporter or Silent())
+
+
+def kill_in_the_middle(run: RunDirectory) -> int | None:
+    """Kill whoever trains a run, if it has finished an epoch and not yet the last one.
+
+    Returns:
+        The process that was killed, or ``None`` if it was too early or too late.
+    """
+    try:
+        pid = int(json.loads((run.path / LOCK).read_text())["pid"])
+        # Held first, so that it dies with what is read here.
+        os.kill(pid, signal.SIGSTOP)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        # Not begun, not signed yet, or its process has ended.
+        return None
+    epochs = len(run.read_metrics()) if (run.path / CHECKPOINT).is_file() else 0
+    if 0 < epochs < run.read_config().epochs:
+        os.kill(pid, signal.SIGKILL)
+        return pid
+    os.kill(pid, signal.SIGCONT)
+    return None
 
 
 def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,9 +1,6 @@
 """Many runs on a Ray of this machine, one of whose workers is killed in the middle of a run."""
 
-import json
-import os
 import re
-import signal
 import sys
 import tempfile
 import threading
@@ -12,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from lab.conftest import TINY, Command, checkpoint_of, same_bits, start, without_seconds
+from lab.conftest import (
+    TINY,
+    Command,
+    checkpoint_of,
+    kill_in_the_middle,
+    same_bits,
+    start,
+    without_seconds,
+)
 from sgdph.lab.data.dataset import Dataset
-from sgdph.lab.run.claims import LOCK
-from sgdph.lab.run.directory import METRICS, RunDirectory
+from sgdph.lab.run.directory import RunDirectory
 
 WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 NAMES = ["sgdm-seed0", "sgdph-seed0"]
@@ -30,11 +34,10 @@ def _ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def kill_in_the_second_epoch(directory: RunDirectory, stop: threading.Event) -> None:
-    """Kill whoever trains a run, once it has finished an epoch."""
+def kill_once_begun(directory: RunDirectory, stop: threading.Event) -> None:
+    """Kill whoever trains a run, in the middle of it."""
     while not stop.wait(0.01):
-        if (directory.path / METRICS).is_file() and directory.read_metrics():
-            os.kill(json.loads((directory.path / LOCK).read_text())["pid"], signal.SIGKILL)
+        if kill_in_the_middle(directory):
             return
 
 
@@ -44,7 +47,7 @@ def test_a_worker_of_ray_that_is_killed_costs_nothing(
     sgdph: Command, tmp_path: Path, digits: Dataset
 ) -> None:
     victim, stop = RunDirectory(tmp_path / "out" / NAMES[1]), threading.Event()
-    killer = threading.Thread(target=kill_in_the_second_epoch, args=(victim, stop))
+    killer = threading.Thread(target=kill_once_begun, args=(victim, stop))
     killer.start()
     try:
         code, said, errors = sgdph(

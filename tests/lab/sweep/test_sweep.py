@@ -1,8 +1,6 @@
 """Many runs in one directory, and several processes at them."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +13,19 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from lab.conftest import Silent, checkpoint_of, same_bits, start, tiny_config
+from lab.conftest import (
+    Silent,
+    checkpoint_of,
+    kill_in_the_middle,
+    same_bits,
+    start,
+    tiny_config,
+)
 from sgdph.lab import cli
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
-from sgdph.lab.run.claims import LOCK, Claimed
+from sgdph.lab.run.claims import LOCK
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.sweep import cores, pool, sweep
 from sgdph.lab.sweep.checks import check_agreement, check_runs
@@ -235,23 +240,12 @@ def next_end(process: subprocess.Popen[str]) -> str:
     raise AssertionError("the sweep ended before")
 
 
-def held_by(directory: Path) -> dict[str, int]:
-    """Which runs are being trained, and by which process."""
-    locks = {
-        name: (directory / name / LOCK).read_text()
-        for name in NAMES
-        if (directory / name).is_dir() and is_claimed(RunDirectory(directory / name))
-    }
-    # One that was taken just now is not signed yet.
-    return {name: int(json.loads(text)["pid"]) for name, text in locks.items() if text}
-
-
-def is_claimed(run: RunDirectory) -> bool:
-    try:
-        with run.claim():
-            return False
-    except Claimed:
-        return True
+def kill_a_worker(directory: Path) -> int:
+    """Kill a worker in the middle of a run; return its process."""
+    while True:
+        for name in NAMES:
+            if killed := kill_in_the_middle(RunDirectory(directory / name)):
+                return killed
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
@@ -262,10 +256,7 @@ def test_killed_workers_and_a_killed_parent_cost_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = next_end(parent)
-    pids = set(held_by(tmp_path).values())
-    assert pids
-    assert parent.pid not in pids
-    os.kill(min(pids), signal.SIGKILL)
+    assert kill_a_worker(tmp_path) != parent.pid
     # The other worker goes on, and takes the killed one's run over when it comes to it.
     second = next_end(parent)
     parent.kill()
