@@ -170,13 +170,20 @@ def test_sgd_state_without_momentum_loads() -> None:
     train(model, optimizer, range(3))
 
 
-def test_nesterov_of_an_sgd_state_is_ignored_aloud() -> None:
+@pytest.mark.parametrize("setting", [{"nesterov": True}, {"dampening": 0.3}])
+def test_an_sgd_state_brings_nesterov_and_dampening_along(setting: dict[str, Any]) -> None:
     model = bn_net()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-    optimizer = sgdph.SGDPH(model.parameters())
-    with pytest.warns(UserWarning, match="nesterov"):
-        optimizer.load_state_dict(sgd.state_dict())
-    assert "nesterov" not in optimizer.param_groups[0]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, **setting)
+    loss_of(model).backward()
+    sgd.step()
+    twin = copy.deepcopy(model)
+    optimizer = sgdph.SGDPH([{"params": twin.parameters(), "channelwise": False}])
+    optimizer.load_state_dict(sgd.state_dict())
+    for each, its_optimizer in ((model, sgd), (twin, optimizer)):
+        its_optimizer.zero_grad()
+        loss_of(each).backward()
+        its_optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
 def test_bad_state_leaves_the_optimizer_as_it_was() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sgdph.diagnostics.diagnostics import diagonality
     from sgdph.diagnostics.figures import Diagonality, EstimateError
     from sgdph.optimizer import SGDPH
+    from sgdph.partial_hessian import PartialHessian
     from sgdph.roles import param_groups
     from sgdph.weight_norm.weight_norm import apply_weight_norm, fold_weight_norm
 
@@ -26,6 +27,7 @@ __all__ = [
     "Diagonality",
     "EstimateError",
     "MultiplierStatistics",
+    "PartialHessian",
     "apply_weight_norm",
     "check_curvature",
     "diagonality",
@@ -39,6 +41,7 @@ _MODULES = {
     "Diagonality": "diagnostics.figures",
     "EstimateError": "diagnostics.figures",
     "MultiplierStatistics": "algorithm",
+    "PartialHessian": "partial_hessian",
     "apply_weight_norm": "weight_norm.weight_norm",
     "check_curvature": "diagnostics.curvature_check",
     "diagonality": "diagnostics.diagnostics",

@@ -12,9 +12,49 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.optim.optimizer import Optimizer
 
 from sgdph.curvature.curvature import Curvature
+from sgdph.roles import Groups
+
+
+class JoinableOptimizer(Optimizer):
+    """An optimizer with curvature that can be a member of ``Join([model, optimizer])``."""
+
+    _curvature: Curvature
+
+    @property
+    def _groups(self) -> Groups:
+        """The parameter groups."""
+        return Groups(self.param_groups, self.param_groups)
+
+    def join_hook(self, **settings: Any) -> CurvatureJoinHook:
+        """For ``Join([model, optimizer])`` (``torch.distributed.algorithms.join``): uneven inputs.
+
+        Each forward of the model must then have its ``step``: no accumulation, no skipped steps.
+        """
+        return CurvatureJoinHook(self, self._curvature, settings)
+
+    @property
+    def join_device(self) -> torch.device:
+        """The device of a join context's collectives."""
+        params = (p for group in self.param_groups for p in group["params"])
+        device: torch.device = next(params).device
+        return device
+
+    @property
+    def join_process_group(self) -> ProcessGroup | None:
+        """The ranks of a join context."""
+        return self._curvature.ranks.process_group or torch.distributed.group.WORLD
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # How a join context says what it is, before it begins.
+        if name == "_join_config":
+            refuse_to_lead(value)
+            if value.enable:
+                self._curvature.ranks.join_begins()
+        super().__setattr__(name, value)
 
 
 class CurvatureJoinHook:
@@ -27,7 +67,7 @@ class CurvatureJoinHook:
     """
 
     def __init__(
-        self, optimizer: Optimizer, curvature: Curvature, settings: Mapping[str, Any]
+        self, optimizer: JoinableOptimizer, curvature: Curvature, settings: Mapping[str, Any]
     ) -> None:
         self._optimizer = optimizer
         self._curvature = curvature
@@ -35,7 +75,7 @@ class CurvatureJoinHook:
 
     def main_hook(self) -> None:
         """Shadow one step of the others: this rank's curvature counts as zero, as its gradient."""
-        groups = self._optimizer.param_groups
+        groups = self._optimizer._groups
         due = self._curvature.is_due(groups)
         collected = self._curvature.collect(groups, None, active=False) if due else []
         self._curvature.advance(groups, collected, due=due)
@@ -50,7 +90,7 @@ class CurvatureJoinHook:
         self._curvature.ranks.accept_join(self._curvature.cycle.newton)
         optimizer, group = self._optimizer, self._curvature.ranks.process_group
         rank = dist.get_rank(group)
-        device = optimizer.param_groups[0]["params"][0].device
+        device = optimizer.join_device
         candidate = torch.tensor([rank if is_last_joiner else -1], device=device)
         dist.all_reduce(candidate, op=dist.ReduceOp.MAX, group=group)
         last = int(candidate.item())
@@ -62,7 +102,8 @@ class CurvatureJoinHook:
             mine = optimizer.state_dict()
             mine["state"] = sent["state"]
             for ours, theirs in zip(mine["param_groups"], sent["param_groups"], strict=True):
-                ours.update(self._curvature.cycle.place(theirs))
+                if "cursor" in theirs:
+                    ours.update(self._curvature.cycle.place(theirs))
             optimizer.load_state_dict(mine)
 
 

@@ -13,7 +13,6 @@ from torch.optim.sgd import sgd
 from sgdph.curvature.curvature import Curvature
 from sgdph.curvature.cycle import TURN, Cycle, starting_group
 from sgdph.distributed.sharding import refuse_sharded, refuse_zero
-from sgdph.join import refuse_to_lead
 from sgdph.names import Estimator, Refresh
 from sgdph.roles import (
     is_newton,
@@ -65,6 +64,8 @@ class SGDPH(SecondOrderOptimizer):
         params: Tensors, ``(name, tensor)`` pairs, or group dicts.
         lr: Learning rate.
         momentum: β₁, of the gradient.
+        dampening: Of first-order parameters, as in ``torch.optim.SGD``; Newton steps have none.
+        nesterov: As ``dampening``.
         weight_decay: λ. Inside the gradient for first-order parameters, as in ``torch.optim.SGD``;
             outside the curvature for Newton parameters. ``param_groups`` can switch it off there.
         second_order_lr: τ. A Newton parameter's step is SGD's times at most τ/ε.
@@ -105,6 +106,8 @@ class SGDPH(SecondOrderOptimizer):
         *,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
         second_order_lr: float = 1e-3,
         hessian_momentum: float = 0.9,
         eps: float = 1e-4,
@@ -120,6 +123,8 @@ class SGDPH(SecondOrderOptimizer):
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
+            "dampening": dampening,
+            "nesterov": nesterov,
             "second_order_lr": second_order_lr,
             "hessian_momentum": hessian_momentum,
             "eps": eps,
@@ -183,11 +188,6 @@ class SGDPH(SecondOrderOptimizer):
                 self._curvature.append(p)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # How a join context says what it is, before it begins.
-        if name == "_join_config":
-            refuse_to_lead(value)
-            if value.enable:
-                self._curvature.ranks.join_begins()
         before = self.__dict__.get("param_groups")
         super().__setattr__(name, value)
         if name == "param_groups" and before and "_curvature" in self.__dict__:
@@ -310,8 +310,6 @@ class SGDPH(SecondOrderOptimizer):
                 [p.grad for p in params],
                 buffers,
                 has_sparse_grad=any(p.grad.is_sparse for p in params),
-                dampening=0.0,
-                nesterov=False,
-                **{name: group[name] for name in OF_BOTH_STEPS},
+                **{name: group[name] for name in (*OF_BOTH_STEPS, "dampening", "nesterov")},
             )
             self._keep_momentum(params, buffers)

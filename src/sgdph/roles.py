@@ -7,7 +7,7 @@ a bias, the length of a weight-normalised weight. Those get a Newton step; all o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +16,19 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from sgdph.validation import ONE_FOR_ALL_GROUPS
+
+
+class Groups(NamedTuple):
+    """An optimizer's parameter groups.
+
+    Attributes:
+        newton: Those with the settings of Newton steps, and the place in the cycle.
+        every: Those and all others: the groups that the parameters are named by.
+    """
+
+    newton: Sequence[dict[str, Any]]
+    every: Sequence[dict[str, Any]]
+
 
 _NORM_LAYERS: tuple[type[nn.Module], ...] = (
     _BatchNorm,

@@ -11,7 +11,6 @@ rehearsal, and so no curvature.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from itertools import chain
 from numbers import Integral, Real
@@ -33,7 +32,7 @@ State = MutableMapping[Tensor, dict[str, Any]]
 _AVERAGE = ("hessian", "refreshes")
 EXACT_KEYS = (*_AVERAGE, TURN)
 
-_SGD_ONLY = ("dampening", "nesterov", "differentiable", "fused", "positions")
+_SGD_ONLY = ("differentiable", "fused", "positions")
 
 _WHOLE_NUMBERS = ("step", "cursor", "refreshes")
 
@@ -179,13 +178,6 @@ def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:
 
     So an older state, or one of ``torch.optim.SGD``, keeps the settings it does not know.
     """
-    ignored = [name for name in ("dampening", "nesterov") if saved.get(name)]
-    if ignored:
-        warnings.warn(
-            f"the loaded state was trained with {' and '.join(ignored)}, which SGD-PH does not "
-            "have; its momentum is kept, the setting is ignored",
-            stacklevel=4,
-        )
     for name in _SGD_ONLY:
         saved.pop(name, None)
     for name, value in current.items():
@@ -225,7 +217,7 @@ def restore_exactly(
 
 def is_without_learning_rate(groups: Groups) -> bool:
     """Tell whether a step would move nothing: a rehearsal, or a warm-up that begins at 0."""
-    return all(bool(group["lr"] == 0) for group in groups)
+    return all(bool(group.get("lr") == 0) for group in groups)
 
 
 def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
@@ -244,35 +236,25 @@ def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
     return not any(g.is_sparse or bool(g.any()) for g in gradients)
 
 
-def rehearsed(
-    groups: Groups,
-    state: State,
-    newton: Sequence[Tensor],
-    has_come: Callable[[Sequence[Tensor]], bool],
+def is_rehearsal(
+    groups: Groups, newton: Sequence[Tensor], has_come: Callable[[Sequence[Tensor]], bool]
 ) -> bool:
-    """Make the state and nothing else where a step is taken for that alone: a rehearsal.
+    """Tell whether a step without a state is taken to have one made, and for nothing else.
 
-    Such a step comes before all others, without a learning rate, without curvature and with
-    gradients of zero. A warm-up that begins at a learning rate of 0 has curvature, even where
-    a head of zeros hides its gradients. The device is asked last: of a step of training only
-    if it has no learning rate, no curvature and no state.
+    Such a rehearsal has no learning rate, no curvature, and gradients of zero. A warm-up that
+    begins at a learning rate of 0 has curvature, even where a head of zeros hides its gradients.
+    The device is asked last: of a step of training only if it has no learning rate, no curvature
+    and no state.
 
     Args:
         groups: The parameter groups.
-        state: The optimizer's state.
-        newton: The Newton parameters.
+        newton: The Newton parameters. Without any, no step is one: an ordinary one then makes all
+            the state.
         has_come: Tells whether curvature was taken for any of some parameters.
-
-    Returns:
-        Whether the step was one, and is done. Never without Newton parameters: all the state is
-        then made by an ordinary step, which is ``torch.optim.SGD``'s.
     """
-    if state or not newton or not is_without_learning_rate(groups):
+    if not newton or not is_without_learning_rate(groups) or has_come(newton):
         return False
-    if has_come(newton) or not is_without_backward(groups, newton):
-        return False
-    rehearse(groups, state, newton)
-    return True
+    return is_without_backward(groups, newton)
 
 
 def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:

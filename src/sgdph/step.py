@@ -8,28 +8,27 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.distributed import ProcessGroup
-from torch.optim.optimizer import Optimizer
 
 from sgdph.algorithm import MultiplierStatistics, newton_step
-from sgdph.curvature.curvature import Curvature
 from sgdph.curvature.guards import check_call
-from sgdph.join import CurvatureJoinHook
+from sgdph.join import JoinableOptimizer
 from sgdph.roles import parameter_names
-from sgdph.state_dict import rehearsed
+from sgdph.state_dict import State, is_rehearsal, rehearse
 from sgdph.validation import check_groups_agree
 
 # What a first-order and a Newton step have in common.
 OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
 
 
-class SecondOrderOptimizer(Optimizer):
+class SecondOrderOptimizer(JoinableOptimizer):
     """Steps Newton parameters by Algorithm 1; how the others are stepped, a subclass says.
 
     It sets ``_curvature`` once its groups are there.
     """
 
-    _curvature: Curvature
+    @property
+    def _newton_state(self) -> State:
+        return self.state
 
     @property
     def newton_parameters(self) -> Sequence[Tensor]:
@@ -43,8 +42,8 @@ class SecondOrderOptimizer(Optimizer):
         Raises:
             ValueError: Groups disagree about the cycle.
         """
-        check_groups_agree(self.param_groups)
-        return self._curvature.is_due(self.param_groups)
+        check_groups_agree(self._groups.newton)
+        return self._curvature.is_due(self._groups)
 
     # Under torch.compile these run as they are, like torch's own methods: a trace would be made
     # anew at each step. Not by torch.compiler.disable, which would import the compiler.
@@ -95,10 +94,11 @@ class SecondOrderOptimizer(Optimizer):
             )
         if not self.hessian_due:
             return
+        self._check_ready()
         if loss is not None:
-            self._curvature.take(loss, loss_scale, self.param_groups)
+            self._curvature.take(loss, loss_scale, self._groups)
         elif closure is not None:
-            self._curvature.take_differences(closure, loss_scale, self.param_groups)
+            self._curvature.take_differences(closure, loss_scale, self._groups)
 
     @_disable_dynamo
     def backward(
@@ -123,8 +123,9 @@ class SecondOrderOptimizer(Optimizer):
         """
         finish_backward = None
         if self.hessian_due:
+            self._check_ready()
             finish_backward = self._curvature.take(
-                loss, loss_scale, self.param_groups, share=not low_memory
+                loss, loss_scale, self._groups, share=not low_memory
             )
         try:
             if finish_backward is None:
@@ -181,18 +182,20 @@ class SecondOrderOptimizer(Optimizer):
                 is not above 0 and finite.
         """
         check_call(loss_scale)
+        self._check_ready()
         loss = evaluate(closure)
-        self._curvature.guards.check_step(self.param_groups, self.state)
+        groups = self._groups
+        self._curvature.guards.check_step(groups, self._newton_state)
         if closure is None and self._is_rehearsed():
             return None
         due = self.hessian_due
         if self._has_gradients() or not self._curvature.is_alone():
-            collected = self._curvature.collect(self.param_groups, loss_scale) if due else []
+            collected = self._curvature.collect(groups, loss_scale) if due else []
             with torch.no_grad():
-                self._curvature.average(collected, self.param_groups, self.state)
+                self._curvature.average(collected, groups, self._newton_state)
                 self._step_parameters()
-            self._curvature.advance(self.param_groups, collected, due=due)
-        self._curvature.finish_step(self.param_groups)
+            self._curvature.advance(groups, collected, due=due)
+        self._curvature.finish_step(groups)
         return loss
 
     def multipliers(self) -> dict[str, Tensor]:
@@ -205,8 +208,8 @@ class SecondOrderOptimizer(Optimizer):
         Raises:
             RuntimeError, ValueError: Newton parameters were exchanged inside ``param_groups``.
         """
-        self._curvature.guards.check_groups(self.param_groups)
-        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        self._curvature.guards.check_groups(self._groups)
+        groups = {id(p): group for group in self._groups.newton for p in group["params"]}
         names = parameter_names(self.param_groups)
         return {
             names[id(p)]: self.newton_multiplier(p, groups[id(p)]).clone()
@@ -226,7 +229,7 @@ class SecondOrderOptimizer(Optimizer):
         Returns:
             A tensor shaped like ``p``. It is kept from step to step: do not write into it.
         """
-        return self._curvature.multiplier(p, self.state, group)
+        return self._curvature.multiplier(p, self._newton_state, group)
 
     def multiplier_statistics(self) -> dict[str, MultiplierStatistics]:
         """Summarise :meth:`multipliers` for a logger. Waits for the device.
@@ -234,29 +237,14 @@ class SecondOrderOptimizer(Optimizer):
         Raises:
             RuntimeError, ValueError: As :meth:`multipliers`.
         """
-        counts = [self.state.get(p, {}).get("refreshes") for p in self.newton_parameters]
+        counts = [self._newton_state.get(p, {}).get("refreshes") for p in self.newton_parameters]
         return {
             name: MultiplierStatistics.of(multiplier, count)
             for (name, multiplier), count in zip(self.multipliers().items(), counts, strict=True)
         }
 
-    def join_hook(self, **settings: Any) -> CurvatureJoinHook:
-        """For ``Join([model, optimizer])`` (``torch.distributed.algorithms.join``): uneven inputs.
-
-        Each forward of the model must then have its ``step``: no accumulation, no skipped steps.
-        """
-        return CurvatureJoinHook(self, self._curvature, settings)
-
-    @property
-    def join_device(self) -> torch.device:
-        """The device of a join context's collectives."""
-        device: torch.device = self.param_groups[0]["params"][0].device
-        return device
-
-    @property
-    def join_process_group(self) -> ProcessGroup | None:
-        """The ranks of a join context."""
-        return self._curvature.ranks.process_group or torch.distributed.group.WORLD
+    def _check_ready(self) -> None:
+        """Raise where the model is not ready to be trained."""
 
     def _first_order_step(self) -> None:
         """Step the parameters that are not Newton parameters and have a gradient."""
@@ -264,7 +252,7 @@ class SecondOrderOptimizer(Optimizer):
 
     def _step_parameters(self) -> None:
         self._first_order_step()
-        for group in self.param_groups:
+        for group in self._groups.newton:
             self._newton_step(group)
 
     def _newton_step(self, group: dict[str, Any]) -> None:
@@ -277,19 +265,26 @@ class SecondOrderOptimizer(Optimizer):
         self._keep_momentum(newton, buffers)
 
     def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor | None]:
-        return [self.state.get(p, {}).get("momentum_buffer") for p in params]
+        return [self._newton_state.get(p, {}).get("momentum_buffer") for p in params]
 
     def _keep_momentum(self, params: list[Tensor], buffers: list[Tensor | None]) -> None:
         for p, buffer in zip(params, buffers, strict=True):
             if buffer is not None:
-                self.state[p]["momentum_buffer"] = buffer
+                self._newton_state[p]["momentum_buffer"] = buffer
 
     def _has_gradients(self) -> bool:
         return any(p.grad is not None for group in self.param_groups for p in group["params"])
 
     def _is_rehearsed(self) -> bool:
+        """Make the state and nothing else, where a step is taken for that alone."""
         newton, pending = self._curvature.cycle.newton, self._curvature.pending
-        return rehearsed(self.param_groups, self.state, newton, pending.has_come)
+        is_one = not self.state and is_rehearsal(self.param_groups, newton, pending.has_come)
+        if is_one:
+            self._rehearse()
+        return is_one
+
+    def _rehearse(self) -> None:
+        rehearse(self._groups.newton, self._newton_state, self._curvature.cycle.newton)
 
 
 def evaluate(closure: Callable[[], float] | None) -> float | None:

@@ -63,6 +63,14 @@ def check_group(group: dict[str, Any]) -> None:
             f"eps must be above 0 and finite, got {group['eps']}: it caps the Newton multiplier "
             "at second_order_lr / eps"
         )
+    if not -math.inf < _number("dampening", group["dampening"]) < math.inf:
+        raise ValueError(f"dampening must be finite, got {group['dampening']}")
+    _check_switch("nesterov", group["nesterov"])
+    if group["nesterov"] and not (group["momentum"] > 0 and group["dampening"] == 0):
+        raise ValueError(
+            "nesterov takes a momentum above 0 and no dampening, as in torch.optim.SGD; got "
+            f"momentum={group['momentum']} and dampening={group['dampening']}"
+        )
     if group["estimator"] not in ESTIMATORS:
         raise unknown_estimator(group["estimator"])
     _check_choice("refresh", group["refresh"], REFRESHES)

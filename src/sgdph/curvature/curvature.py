@@ -27,14 +27,14 @@ from sgdph.curvature.targets import Targets
 from sgdph.distributed.ddp import static_graph_unnoticed
 from sgdph.distributed.reduction import Collected, Ranks
 from sgdph.names import Estimator
-from sgdph.roles import parameter_name
+from sgdph.roles import Groups, parameter_name
 from sgdph.validation import (
     is_stochastic,
     refuse_sparse_gradients,
     warn_of_unrefreshed,
 )
 
-Groups = Sequence[dict[str, Any]]
+NewtonGroups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
 
 
@@ -51,7 +51,7 @@ class Curvature:
     """
 
     def __init__(
-        self, newton: Sequence[Tensor], process_group: ProcessGroup | None, groups: Groups
+        self, newton: Sequence[Tensor], process_group: ProcessGroup | None, groups: NewtonGroups
     ) -> None:
         self.cycle = Cycle(newton)
         self.guards = Guards(self.cycle, groups)
@@ -68,7 +68,7 @@ class Curvature:
 
     def is_due(self, groups: Groups) -> bool:
         """Tell whether the coming step wants a partial Hessian."""
-        return self.cycle.is_due(groups, alone=self.is_alone())
+        return self.cycle.is_due(groups.newton, alone=self.is_alone())
 
     def take(
         self,
@@ -91,13 +91,13 @@ class Curvature:
         check_loss(loss)
         self.guards.check_take(loss_scale, groups)
         graph = Graph(loss)
-        targets = self._targets.choose(groups, graph.reaches, alone=self.is_alone())
-        if not self.cycle.is_regular(groups):
+        targets = self._targets.choose(groups.newton, graph.reaches, alone=self.is_alone())
+        if not self.cycle.is_regular(groups.newton):
             targets = [p for p in targets if graph.reaches(p)]
             if not targets:
                 # One that is sought, and is not here either.
                 return None
-        estimator: Estimator = groups[0]["estimator"]
+        estimator: Estimator = groups.newton[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
         self.pending.watch(trainable)
         region = Region(graph, trainable)
@@ -108,8 +108,8 @@ class Curvature:
             gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
             if shared is not None and not shared.is_complete:
                 shared = None
-            refuse_sparse_gradients(trainable, gradients, partial(parameter_name, groups))
-            probes = self.cycle.probes(groups, trainable)
+            refuse_sparse_gradients(trainable, gradients, partial(parameter_name, groups.every))
+            probes = self.cycle.probes(groups.newton, trainable)
             curvatures = curvature_of_gradients(
                 gradients, trainable, estimator, probes, release=None if shared is None else loss
             )
@@ -139,15 +139,15 @@ class Curvature:
             return loss
 
         alone = self.is_alone()
-        is_free = self._targets.are_free(groups, alone=alone)
+        is_free = self._targets.are_free(groups.newton, alone=alone)
         # What a loss reaches shows only when there is one.
-        targets = self._targets.choose(groups, lambda p: True, alone=alone)
+        targets = self._targets.choose(groups.newton, lambda p: True, alone=alone)
         taken, loss = self._differences(watched, targets, groups)
         if is_free and loss is not None and all(h is None for h in taken.values()):
             self._targets.clear()
             reaches = Graph(loss).reaches
-            targets = [p for p in self._targets.choose(groups, reaches, alone=alone) if reaches(p)]
-            if targets:
+            targets = self._targets.choose(groups.newton, reaches, alone=alone)
+            if targets := list(filter(reaches, targets)):
                 taken, loss = self._differences(watched, targets, groups)
         if loss is None:
             self.pending.add_missed(targets)
@@ -161,10 +161,10 @@ class Curvature:
         if not trainable:
             return {}, None
         self.pending.watch(trainable)
-        probes = self.cycle.probes(groups, trainable)
-        refuse_sparse = partial(refuse_sparse_gradients, name=partial(parameter_name, groups))
+        probes = self.cycle.probes(groups.newton, trainable)
+        refuse_sparse = partial(refuse_sparse_gradients, name=partial(parameter_name, groups.every))
         curvatures, loss = curvature_of_differences(
-            closure, trainable, groups[0]["estimator"], probes, check=refuse_sparse
+            closure, trainable, groups.newton[0]["estimator"], probes, check=refuse_sparse
         )
         return dict(zip(trainable, curvatures, strict=True)), loss
 
@@ -179,7 +179,7 @@ class Curvature:
     ) -> None:
         """Keep what was taken until the step, divided by the loss's scale where that is known."""
         missed = [*self._targets.passed_over, *(p for p, h in taken.items() if h is None)]
-        self.guards.check_reached([loss], missed, groups)
+        self.guards.check_reached([loss], missed, groups.every)
         for p in self._targets.params:
             h = taken.get(p)
             if h is not None:
@@ -204,7 +204,7 @@ class Curvature:
         self.pending.drop_cleared_graphs(self.cycle.newton)
         alone = self.is_alone()
         if not self._targets.are_chosen:
-            self._targets.choose(groups, self.pending.reaches(), alone=alone)
+            self._targets.choose(groups.newton, self.pending.reaches(), alone=alone)
         targets = self._targets.params
         # What a rank without batches has in .grad is left over from its last one.
         own = targets if active else []
@@ -212,10 +212,10 @@ class Curvature:
         live = [p for p in own if p.grad is not None]
         curvatures = self.pending.collect(
             live,
-            groups[0]["estimator"],
-            lambda: self.cycle.probes(groups, live),
+            groups.newton[0]["estimator"],
+            lambda: self.cycle.probes(groups.newton, live),
             loss_scale,
-            partial(parameter_name, groups),
+            partial(parameter_name, groups.every),
             alone=alone,
         )
         found = {
@@ -226,7 +226,7 @@ class Curvature:
         if not alone:
             self.ranks.check_join(self.cycle.newton)
             collected = self.ranks.mean(collected, active=active)
-        none = self.cycle.is_regular(groups) and self._has_none(found.values())
+        none = self.cycle.is_regular(groups.newton) and self._has_none(found.values())
         # Only a rank that has nothing waits for its device, to learn whether others have.
         if none and (alone or not any(bool(c.valid) for c in collected)):
             raise none_came()
@@ -241,9 +241,9 @@ class Curvature:
     def advance(self, groups: Groups, collected: Sequence[Collected], *, due: bool) -> None:
         """Complete a step: the next parameters are due."""
         refreshed = [c.p for c in collected if c.h is not None]
-        unrefreshed = self.cycle.advance(groups, refreshed, due=due, alone=self.is_alone())
-        if unrefreshed:
-            names = [parameter_name(groups, p) for p in unrefreshed]
+        alone = self.is_alone()
+        if unrefreshed := self.cycle.advance(groups.newton, refreshed, due=due, alone=alone):
+            names = [parameter_name(groups.every, p) for p in unrefreshed]
             warn_of_unrefreshed(names, MOST_SWEEPS)
 
     def average(self, collected: Sequence[Collected], groups: Groups, state: State) -> None:
@@ -251,12 +251,12 @@ class Curvature:
         if not collected:
             return
         # Noise has mean zero only while it is signed.
-        signed = is_stochastic(groups[0]["estimator"])
-        beta2 = {id(p): group["hessian_momentum"] for group in groups for p in group["params"]}
+        signed = is_stochastic(groups.newton[0]["estimator"])
+        beta2 = {p: group["hessian_momentum"] for group in groups.newton for p in group["params"]}
         for p, h, valid in collected:
             if h is not None:
                 rectified = h if signed else h.abs()
-                self._averages.add(p, state[p], rectified, valid, beta2[id(p)])
+                self._averages.add(p, state[p], rectified, valid, beta2[p])
 
     def multiplier(
         self, p: Tensor, state: Mapping[Tensor, dict[str, Any]], group: Mapping[str, Any]
@@ -277,12 +277,12 @@ class Curvature:
         self._targets.clear()
         # One that was unfrozen meanwhile too.
         self.pending.watch(self.cycle.newton)
-        for group in groups:
+        for group in groups.every:
             for p in group["params"]:
                 if p.grad is not None and p.grad.grad_fn is not None:
                     p.grad = p.grad.detach()
 
-    def load(self, groups: Groups, turns: Sequence[Tensor | None]) -> None:
+    def load(self, groups: NewtonGroups, turns: Sequence[Tensor | None]) -> None:
         """Take over a place in the cycle; drop the curvature that was pending at another."""
         self.pending.clear()
         self._targets.clear()
@@ -290,9 +290,9 @@ class Curvature:
 
     def _notice_missed_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
         """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""
-        gradients = [p.grad for group in groups for p in group["params"]]
+        gradients = [p.grad for group in groups.every for p in group["params"]]
         roots = [g for g in gradients if g is not None and g.grad_fn is not None]
         if roots:
             missed = [p for p in targets if p.requires_grad and self.pending.was_passed_over(p)]
-            self.guards.check_reached(roots, missed, groups)
+            self.guards.check_reached(roots, missed, groups.every)
             self.pending.add_missed(missed)

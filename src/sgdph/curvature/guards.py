@@ -14,7 +14,7 @@ from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.curvature.cycle import Cycle
 from sgdph.distributed.sharding import refuse_sharded
-from sgdph.roles import is_newton, parameter_name, parameter_names
+from sgdph.roles import Groups, is_newton, parameter_name, parameter_names
 from sgdph.validation import check_loss_scale, refuse_graph_capture, refuse_sparse_gradients
 
 
@@ -53,7 +53,7 @@ class Guards:
         self._membership = _Membership(cycle, groups)
         self._replaced = _ReplacedParameters()
 
-    def check_groups(self, groups: Sequence[dict[str, Any]]) -> None:
+    def check_groups(self, groups: Groups) -> None:
         """Check that the groups still hold the parameters that take Newton steps.
 
         Raises:
@@ -62,9 +62,7 @@ class Guards:
         """
         self._membership.check(groups)
 
-    def check_take(
-        self, loss_scale: float | Tensor | None, groups: Sequence[dict[str, Any]]
-    ) -> None:
+    def check_take(self, loss_scale: float | Tensor | None, groups: Groups) -> None:
         """Check whether curvature may be taken.
 
         Raises:
@@ -73,9 +71,7 @@ class Guards:
         check_call(loss_scale)
         self.check_groups(groups)
 
-    def check_step(
-        self, groups: Sequence[dict[str, Any]], state: Mapping[Tensor, Mapping[str, Any]]
-    ) -> None:
+    def check_step(self, groups: Groups, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Check whether a step may be made with the gradients that are there.
 
         Raises:
@@ -84,8 +80,8 @@ class Guards:
             ValueError: As :meth:`check_groups`.
         """
         self.check_groups(groups)
-        name = partial(parameter_name, groups)
-        for group in groups:
+        name = partial(parameter_name, groups.every)
+        for group in groups.newton:
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -212,7 +208,7 @@ class _Membership:
         # Now, because one that has left the groups has no name any more.
         self._names = parameter_names(groups)
 
-    def check(self, groups: Sequence[dict[str, Any]]) -> None:
+    def check(self, groups: Groups) -> None:
         """Compare the groups with the cycle, where they have changed since the last look.
 
         Raises:
@@ -220,15 +216,15 @@ class _Membership:
                 steps came into a group unnoticed.
             ValueError: It is sharded besides.
         """
-        present = [id(p) for group in groups for p in group["params"]]
+        present = [id(p) for group in groups.newton for p in group["params"]]
         if present == self._checked:
             return
-        for group in groups:
+        for group in groups.newton:
             refuse_sharded(group)
         here = set(present)
         gone = [p for p in self._cycle.newton if id(p) not in here]
         excepted = {id(p) for p in self._excepted}
-        unknown = [p for p in self._without_turn(groups) if id(p) not in excepted]
+        unknown = [p for p in self._without_turn(groups.newton) if id(p) not in excepted]
         if gone or unknown:
             raise RuntimeError(
                 f"param_groups were changed by hand: {self._findings(gone, unknown)}. Build the "
@@ -236,7 +232,7 @@ class _Membership:
                 "pass new parameters to add_param_group"
             )
         self._checked = present
-        self._names = parameter_names(groups)
+        self._names = parameter_names(groups.every)
 
     def _without_turn(self, groups: Sequence[dict[str, Any]]) -> list[Tensor]:
         return [

@@ -16,8 +16,8 @@ from sgdph.curvature.finite_difference import Closure, GradientDifferences, refu
 from sgdph.curvature.side_effects import buffers_kept, random_numbers_kept
 from sgdph.diagnostics.kinks import PresentPieces
 from sgdph.distributed.ddp import forwards_unnoticed, static_graph_unnoticed
-from sgdph.optimizer import SGDPH
 from sgdph.roles import parameter_name
+from sgdph.step import SecondOrderOptimizer
 from sgdph.validation import refuse_sparse_gradients
 
 _RTOL = {torch.float64: 1e-4, torch.float32: 3e-2}
@@ -35,7 +35,7 @@ _SEED = 0
 
 def check_curvature(
     closure: Callable[[], Tensor],
-    optimizer: SGDPH,
+    optimizer: SecondOrderOptimizer,
     *,
     rtol: float | None = None,
     raise_exception: bool = True,
@@ -70,7 +70,8 @@ def check_curvature(
             reaches none of them, or the closure is not a function of the weights.
         ValueError: Something is computed in less than float32; there are no trainable Newton
             parameters; ``rtol`` is not above 0.
-        TypeError: ``closure`` cannot be called or returns no tensor; ``optimizer`` is no ``SGDPH``.
+        TypeError: ``closure`` cannot be called or returns no tensor; ``optimizer`` takes no
+            partial Hessian.
 
     Example:
         >>> check_curvature(lambda: loss_fn(model(x), y), optimizer)
@@ -78,7 +79,7 @@ def check_curvature(
     """
     params = _checked_parameters(closure, optimizer, rtol)
     name = partial(parameter_name, optimizer.param_groups)
-    together = optimizer.param_groups[0]["refresh"] == "all"
+    together = optimizer._groups.newton[0]["refresh"] == "all"
     with (
         forwards_unnoticed(),
         # Once more around all: a checkpoint computes its part again in a product.
@@ -125,18 +126,22 @@ def check_curvature(
     return errors
 
 
-def _checked_parameters(closure: Closure, optimizer: SGDPH, rtol: float | None) -> Sequence[Tensor]:
+def _checked_parameters(
+    closure: Closure, optimizer: SecondOrderOptimizer, rtol: float | None
+) -> Sequence[Tensor]:
     if not callable(closure):
         raise TypeError(
             f"closure must be a function that computes the loss, got {type(closure).__name__}"
         )
-    if not isinstance(optimizer, SGDPH):
-        raise TypeError(f"optimizer must be an SGDPH, got {type(optimizer).__name__}")
+    if not isinstance(optimizer, SecondOrderOptimizer):
+        raise TypeError(
+            f"optimizer must be an SGDPH or a PartialHessian, got {type(optimizer).__name__}"
+        )
     if rtol is not None and (isinstance(rtol, bool) or not isinstance(rtol, (int, float))):
         raise TypeError(f"rtol must be a number or None, got {type(rtol).__name__}")
     if rtol is not None and not 0 < rtol < math.inf:
         raise ValueError(f"rtol must be above 0 and finite, got {rtol}")
-    optimizer._curvature.guards.check_groups(optimizer.param_groups)
+    optimizer._curvature.guards.check_groups(optimizer._groups)
     params = [p for p in optimizer.newton_parameters if p.requires_grad and p.numel()]
     if not params:
         raise ValueError("the optimizer has no trainable Newton parameters to check")

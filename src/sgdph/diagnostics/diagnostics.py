@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sgdph.algorithm import corrected_average
 from sgdph.diagnostics.block import block_of, check_params, listed
 from sgdph.diagnostics.figures import Diagonality, Subject, check_probes, judge, rademacher_draws
-from sgdph.optimizer import SGDPH
 from sgdph.roles import param_groups, parameter_name
+from sgdph.step import SecondOrderOptimizer
 
 JOINT = "joint"
 """The name of the block of all parameters together."""
@@ -24,7 +24,7 @@ def diagonality(
     *,
     probes: int = 16,
     seed: int = 0,
-    optimizer: SGDPH | None = None,
+    optimizer: SecondOrderOptimizer | None = None,
     joint: bool = False,
     chunk_size: int | None = None,
 ) -> list[Diagonality]:
@@ -92,7 +92,7 @@ def _together(subjects: Sequence[Subject]) -> Subject:
 
 def _named(
     params: nn.Module | Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
-    optimizer: SGDPH | None,
+    optimizer: SecondOrderOptimizer | None,
 ) -> list[tuple[str, Tensor]]:
     if isinstance(params, nn.Module):
         return _channelwise_of(params)
@@ -126,20 +126,20 @@ def _channelwise_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     return named
 
 
-def _name(p: Tensor, place: int, optimizer: SGDPH | None) -> str:
+def _name(p: Tensor, place: int, optimizer: SecondOrderOptimizer | None) -> str:
     if optimizer is not None and _group_of(p, optimizer) is not None:
         return parameter_name(optimizer.param_groups, p)
     return str(place)
 
 
-def _group_of(p: Tensor, optimizer: SGDPH) -> dict[str, Any] | None:
+def _group_of(p: Tensor, optimizer: SecondOrderOptimizer) -> dict[str, Any] | None:
     for group in optimizer.param_groups:
         if any(p is other for other in group["params"]):
             return group
     return None
 
 
-def _running_average(p: Tensor, optimizer: SGDPH | None) -> Tensor | None:
+def _running_average(p: Tensor, optimizer: SecondOrderOptimizer | None) -> Tensor | None:
     """Read ``D̂`` of ``p``, where the optimizer has refreshed it."""
     group = None if optimizer is None else _group_of(p, optimizer)
     if optimizer is None or group is None:

@@ -1,0 +1,243 @@
+"""Several optimizers as one ``torch.optim.Optimizer``: groups, state, saving and loading."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from sgdph.compound.first_order import by_role, identity_of, tensors_of
+from sgdph.compound.state import JoinedState
+from sgdph.compound.state_dict import bare_states, joined, taken_apart, without_taken
+from sgdph.optimizer import SGDPH
+from sgdph.roles import Groups
+from sgdph.step import SecondOrderOptimizer
+
+
+class CompoundOptimizer(SecondOrderOptimizer):
+    """First-order optimizers, and an SGDPH that keeps what belongs to the Newton parameters.
+
+    That one is never stepped itself: it knows their roles and groups, and saves and loads them.
+
+    Args:
+        first_order: The first-order optimizers, which have given the Newton parameters up.
+        newton: The Newton half, without first-order parameters.
+        before: The groups of each first-order optimizer before that (:func:`identity_of`).
+    """
+
+    first_order: tuple[Optimizer, ...]
+
+    def __init__(
+        self,
+        first_order: Sequence[Optimizer],
+        newton: SGDPH,
+        before: Sequence[list[dict[str, Any]]],
+    ) -> None:
+        owners = (*first_order, newton)
+        self._adopt(owners)
+        super().__init__([g for owner in owners for g in owner.param_groups], newton.defaults)
+        self._before = before
+        # For each group the optimizer that it is of.
+        self._layout = [k for k, owner in enumerate(owners) for _ in owner.param_groups]
+
+    def _adopt(self, owners: Sequence[Optimizer]) -> None:
+        """Take over the owners of the groups: the first-order optimizers, and the Newton half."""
+        newton = owners[-1]
+        assert isinstance(newton, SGDPH)
+        self.first_order, self._newton = tuple(owners[:-1]), newton
+        self._curvature = newton._curvature
+
+    @property
+    def _owners(self) -> tuple[Optimizer, ...]:
+        return (*self.first_order, self._newton)
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [type(optimizer).__name__ for optimizer in self.first_order]
+
+    @property
+    def _groups(self) -> Groups:
+        if any(a is not b for a, b in zip(self.param_groups, self._linked(), strict=False)) or len(
+            self.param_groups
+        ) != sum(len(owner.param_groups) for owner in self._owners):
+            raise RuntimeError(
+                "the parameter groups of a first-order optimizer were replaced: its own "
+                "add_param_group or load_state_dict was called. Call those of PartialHessian"
+            )
+        return Groups(self._newton.param_groups, self.param_groups)
+
+    def _linked(self) -> list[dict[str, Any]]:
+        """List the owners' groups in the order of the whole."""
+        groups_of = [iter(owner.param_groups) for owner in self._owners]
+        found = (next(groups_of[k], None) for k in self._layout)
+        return [group for group in found if group is not None]
+
+    @property
+    def _newton_state(self) -> MutableMapping[Tensor, dict[str, Any]]:
+        return self._newton.state
+
+    @property  # type: ignore[override]
+    def state(self) -> JoinedState:
+        """The state of every parameter, in the optimizer that owns it."""
+        return JoinedState(self._owners)
+
+    @state.setter
+    def state(self, state: Mapping[Any, Any]) -> None:
+        # Torch's constructor sets an empty one, before there is anything to set it in.
+        if "_layout" not in self.__dict__:
+            return
+        home = self.state._home
+        stores: dict[int, defaultdict[Any, Any]] = {
+            id(owner.state): defaultdict(dict) for owner in self._owners
+        }
+        for key, kept in state.items():
+            stores[id(home(key))][key] = kept
+        for owner in self._owners:
+            owner.state = stores[id(owner.state)]
+
+    def _first_order_step(self) -> None:
+        for optimizer in self.first_order:
+            optimizer.step()
+
+    def _rehearse(self) -> None:
+        super()._rehearse()
+        self._first_order_step()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, whose Newton parameters take Newton steps; it goes last.
+
+        First-order parameters in it go to the first-order optimizer, where there is only one. Each
+        half gets the settings that it knows.
+
+        Raises:
+            TypeError, ValueError: As :meth:`sgdph.SGDPH.add_param_group`; or there are several
+                first-order optimizers and a first-order parameter. The optimizer is then as it was.
+        """
+        if "_layout" not in self.__dict__:
+            # Torch's constructor hands on the groups of optimizers that have checked them.
+            self.param_groups.append(param_group)
+            return
+        first, newton = by_role(param_group)
+        if first["params"] and len(self.first_order) > 1:
+            raise ValueError(
+                f"the group has {len(first['params'])} first-order parameters, and there are "
+                f"{len(self.first_order)} first-order optimizers ({', '.join(self._kinds)}). Build "
+                "PartialHessian anew with the parameters in one of them, or flag the group "
+                "channelwise=True"
+            )
+        known = {id(p) for group in self.param_groups for p in group["params"]}
+        if any(id(p) in known for part in (first, newton) for p in tensors_of(part)):
+            raise ValueError("some parameters appear in more than one parameter group")
+        before = [list(owner.param_groups) for owner in self._owners]
+        try:
+            for k, part in ((0, first), (len(self.first_order), newton)):
+                if part["params"]:
+                    self._add_to(k, part)
+        except Exception:
+            for owner, groups in zip(self._owners, before, strict=True):
+                owner.param_groups[:] = groups
+            del self._layout[len(self.param_groups) :]
+            raise
+        self.param_groups[:] = self._linked()
+        for k, owner in enumerate(self.first_order):
+            self._before[k] += map(identity_of, owner.param_groups[len(before[k]) :])
+
+    def _add_to(self, k: int, part: dict[str, Any]) -> None:
+        owner, others = self._owners[k], [o for i, o in enumerate(self._owners) if i != k]
+        foreign = {name for other in others for name in other.defaults} - owner.defaults.keys()
+        if owner is not self._newton:
+            foreign |= {"channelwise", "positions"}
+        part = {name: value for name, value in part.items() if name not in foreign}
+        if owner.param_groups and "param_names" not in owner.param_groups[0]:
+            part = {**part, "params": tensors_of(part)}
+            part.pop("param_names", None)
+        owner.add_param_group(part)
+        self._layout.append(k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "param_groups" or "_layout" not in self.__dict__:
+            super().__setattr__(name, value)
+            return
+        # Lightning's finetuning callbacks assign the groups of the run that they resume.
+        last = len(self.first_order)
+        later = [last if "second_order_lr" in group else 0 for group in value[len(self._layout) :]]
+        layout = [*self._layout[: len(value)], *later]
+        for k, owner in enumerate(self._owners):
+            owner.param_groups = [g for g, home in zip(value, layout, strict=True) if home == k]
+        self._layout = layout
+        super().__setattr__(name, self._linked())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resume to the bit needs: one state dict, as of one optimizer."""
+        # Before the user's own hooks see it.
+        handle = self.register_state_dict_post_hook(
+            lambda *_: joined([o.state_dict() for o in self._owners], self._layout, self._kinds),
+            prepend=True,
+        )
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Load a state; pending curvature is dropped.
+
+        Each part goes through the ``load_state_dict`` of the optimizer that it is of. The states of
+        the first-order optimizers alone are loaded as well, as they were saved before their Newton
+        parameters were taken over, or after: one state dict where there is one optimizer, a list
+        of them where there are several. The Newton half then stays as it is.
+
+        Raises:
+            TypeError: It is neither a state dict nor a sequence of some.
+            ValueError: Groups, first-order optimizers or roles do not match; or as
+                :meth:`sgdph.SGDPH.load_state_dict`. The optimizer is then as it was.
+        """
+        bare = bare_states(state_dict, self.first_order)
+        if bare is not None:
+            positions = {id(p): i for p, i in self._newton._positions}
+            parts = [
+                without_taken(saved, optimizer, before, positions)
+                for saved, optimizer, before in zip(
+                    bare, self.first_order, self._before, strict=True
+                )
+            ]
+            whole = [*parts, self._newton.state_dict()]
+            state_dict = joined(whole, self._layout, self._kinds)
+        before = [(owner, owner.param_groups, owner.state) for owner in self._owners]
+        # Registered last, so it sees what the user's own hooks have made of the state.
+        handle = self.register_load_state_dict_pre_hook(self._load_parts)
+        try:
+            super().load_state_dict(state_dict)
+        except Exception:
+            for owner, groups, state in before:
+                owner.param_groups, owner.state = groups, state
+            raise
+        finally:
+            handle.remove()
+
+    def _load_parts(self, _: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        """Let each owner load its part; return what is left for torch to load: nothing."""
+        parts = taken_apart(saved, self._layout, self._kinds)
+        for owner, part in zip(self._owners, parts, strict=True):
+            for group, current in zip(part["param_groups"], owner.param_groups, strict=True):
+                # torch.distributed.checkpoint keeps nothing of a group without parameters.
+                for name in current.keys() - group.keys() - {"params"}:
+                    group[name] = current[name]
+            owner.load_state_dict(part)
+        self.param_groups[:] = self._linked()
+        return {**saved, "state": {}}
+
+    def __getstate__(self) -> dict[str, Any]:
+        ours = {"owners": self._owners, "_layout": self._layout, "_before": self._before}
+        return {"defaults": self.defaults, **ours}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "owners" not in state:
+            # The end of torch's load_state_dict: the owners have loaded their parts.
+            return
+        self._adopt(state.pop("owners"))
+        super().__setstate__(state)
+        self.__dict__["param_groups"] = self._linked()

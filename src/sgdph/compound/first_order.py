@@ -1,0 +1,211 @@
+"""The first-order half of a compound: optimizers that hand their Newton parameters over to it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from sgdph.roles import is_newton, listed, parameter_names
+
+# What wrappers call the optimizer inside them.
+_INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim")
+
+# What is listed once per parameter of a group.
+_PER_PARAMETER = ("params", "param_names", "positions")
+
+# In a group, but no setting of a step.
+_NO_SETTING = (*_PER_PARAMETER, "channelwise", "first_order")
+
+
+def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
+    """Check that optimizers can take the first-order steps.
+
+    Args:
+        first_order: One or several.
+
+    Returns:
+        All of them.
+
+    Raises:
+        TypeError: One is no optimizer.
+        ValueError: There is none, or one twice; a parameter is in two of them; or one needs a
+            closure or a graph of its own, wraps another one, or takes Newton steps itself.
+    """
+    optimizers = (first_order,) if isinstance(first_order, Optimizer) else tuple(first_order)
+    if not optimizers:
+        raise ValueError("first_order must be one optimizer or several, got none")
+    owners: dict[int, int] = {}
+    for i, optimizer in enumerate(optimizers):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "first_order must be a torch.optim.Optimizer, or several, got "
+                f"{type(optimizer).__name__}"
+            )
+        if reason := _unsuitable(optimizer):
+            raise ValueError(f"{type(optimizer).__name__} cannot take first-order steps: {reason}")
+        if optimizer in optimizers[:i]:
+            raise ValueError(f"the same {type(optimizer).__name__} is twice in first_order")
+        for p in parameters_of(optimizer):
+            if owners.setdefault(id(p), i) != i:
+                raise ValueError(
+                    f"parameter {parameter_names(optimizer.param_groups)[id(p)]} of "
+                    f"{type(optimizer).__name__} is also in another first-order optimizer, and "
+                    "would be stepped twice: give each parameter to one of them"
+                )
+    return optimizers
+
+
+def _unsuitable(optimizer: Optimizer) -> str | None:
+    """Say why an optimizer cannot serve, if it cannot."""
+    settings = inspect.signature(optimizer.step).parameters
+    closure = settings.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        return "its step needs a closure, which would compute the loss again in the middle of one"
+    if hasattr(optimizer, "update_hessian"):
+        return "it takes curvature itself. Use it alone, or a first-order optimizer in its place"
+    if "hessian" in settings or getattr(optimizer, "is_second_order", False):
+        return (
+            "it needs backward(create_graph=True) for curvature of its own. Use it alone, or a "
+            "first-order optimizer in its place"
+        )
+    if any(isinstance(getattr(optimizer, name, None), Optimizer) for name in _INSIDE):
+        return (
+            "it wraps another optimizer. Give PartialHessian the optimizer inside, and wrap the "
+            "PartialHessian"
+        )
+    return None
+
+
+def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
+    """List what gives the Newton parameters, with groups that nobody else holds.
+
+    Raises:
+        ValueError: A group is a first-order optimizer's, with that one's settings in it.
+    """
+    theirs = {id(group) for optimizer in optimizers for group in optimizer.param_groups}
+    entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
+    if any(id(entry) in theirs for entry in entries):
+        raise ValueError(
+            "the groups are those of the first-order optimizer, which has put its own lr and "
+            "weight decay into them: call sgdph.param_groups(model) once for each of the two"
+        )
+    return [_copied(entry) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _copied(group: dict[str, Any]) -> dict[str, Any]:
+    lists: dict[str, Any] = {
+        name: list(group[name]) for name in ("param_names", "positions") if name in group
+    }
+    return {**group, **lists}
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Yield an optimizer's parameters, in the order of its groups."""
+    return chain.from_iterable(group["params"] for group in optimizer.param_groups)
+
+
+def check_held(
+    params: Collection[Tensor], optimizers: Sequence[Optimizer], names: Mapping[int, str]
+) -> None:
+    """Check that somebody steps each trainable first-order parameter.
+
+    Args:
+        params: The first-order parameters.
+        optimizers: The first-order optimizers.
+        names: The parameters' names, by ``id``.
+
+    Raises:
+        ValueError: Nobody holds one that is trainable.
+    """
+    held = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
+    missing = [names[id(p)] for p in params if p.requires_grad and id(p) not in held]
+    if missing:
+        raise ValueError(
+            f"no first-order optimizer holds parameter {listed(missing)}, so nothing would train "
+            f"it: give it to {' or '.join(type(o).__name__ for o in optimizers)}, or freeze it"
+        )
+
+
+def contradictions(
+    group: Mapping[str, Any], given: Collection[str], optimizers: Sequence[Optimizer]
+) -> list[str]:
+    """Describe settings given for first-order parameters that their optimizers have otherwise.
+
+    Args:
+        group: A group with first-order parameters.
+        given: The names of the settings that the user gave it.
+        optimizers: The first-order optimizers.
+    """
+    owned = {id(p): g for o in optimizers for g in o.param_groups for p in g["params"]}
+    own = [owned[id(p)] for p in group["params"] if id(p) in owned]
+    return sorted(
+        {
+            f"{name}={group[name]} (there {held[name]})"
+            for held in own
+            for name in given
+            if name not in _NO_SETTING and name in held and bool(held[name] != group[name])
+        }
+    )
+
+
+def keep_only(group: dict[str, Any], keep: Sequence[bool]) -> None:
+    """Take parameters out of a group, in place, with what is listed beside them.
+
+    Args:
+        group: A parameter group.
+        keep: For each of its parameters whether it stays.
+    """
+    for name in _PER_PARAMETER:
+        if name in group and len(group[name]) == len(keep):
+            # In place: schedulers and others hold these lists.
+            group[name][:] = [each for each, stays in zip(group[name], keep, strict=True) if stays]
+
+
+def take_over(params: Collection[Tensor], optimizers: Sequence[Optimizer]) -> None:
+    """Take parameters out of optimizers, and their state with them. Emptied groups stay."""
+    taken = {id(p) for p in params}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            keep_only(group, [id(p) not in taken for p in group["params"]])
+        for p in params:
+            optimizer.state.pop(p, None)
+
+
+def identity_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which parameters a group has."""
+    return {name: list(group[name]) for name in ("params", "param_names") if name in group}
+
+
+def tensors_of(group: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors of a group, which may be pairs with names."""
+    return [each[1] if isinstance(each, tuple) else each for each in group["params"]]
+
+
+def by_role(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a group that a user gives into its first-order and its Newton parameters.
+
+    Raises:
+        TypeError: It is no dict, or its parameters are a set.
+    """
+    if not isinstance(group, dict):
+        raise TypeError(f"param_group must be a dict, but got {type(group)}")
+    params = group["params"]
+    if isinstance(params, set):
+        raise TypeError("the parameters of a group must be in an order, got a set: give a list")
+    members = [params] if isinstance(params, Tensor) else list(params)
+    roles = [is_newton(p, group) for p in tensors_of({"params": members})]
+    parts = []
+    for role in (False, True):
+        part = {**group, "params": list(members)}
+        for name in ("param_names", "positions"):
+            if name in part:
+                part[name] = list(part[name])
+        keep_only(part, [r is role for r in roles])
+        parts.append(part)
+    parts[1]["channelwise"] = True
+    return parts[0], parts[1]

@@ -1,0 +1,56 @@
+"""The state of several optimizers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from itertools import chain
+from typing import Any
+
+from torch.optim.optimizer import Optimizer
+
+from sgdph.compound.first_order import parameters_of
+
+
+class JoinedState(MutableMapping[Any, Any]):
+    """The states of several optimizers as one, as ``Optimizer.state`` is: what is missing is made.
+
+    Args:
+        owners: The optimizers. What none of them holds goes to the last.
+    """
+
+    def __init__(self, owners: Sequence[Optimizer]) -> None:
+        self._owners = owners
+
+    def _home(self, key: Any) -> MutableMapping[Any, Any]:
+        for owner in self._owners:
+            if key in owner.state:
+                return owner.state
+        for owner in self._owners:
+            if any(p is key for p in parameters_of(owner)):
+                return owner.state
+        return self._owners[-1].state
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._home(key)[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._home(key)[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._home(key)[key]
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in owner.state for owner in self._owners)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return what there is, without making it."""
+        return self._home(key).get(key, default)
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(owner.state for owner in self._owners)
+
+    def __len__(self) -> int:
+        return sum(len(owner.state) for owner in self._owners)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))

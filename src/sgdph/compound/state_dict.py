@@ -1,0 +1,193 @@
+"""One state dict of several optimizers: joined, taken apart, and completed from bare states."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from torch.optim.optimizer import Optimizer
+
+from sgdph.state_matching import match_groups
+
+StateDict = dict[str, Any]
+
+# In the saved Newton groups: the classes of the first-order optimizers. Elsewhere it would be one
+# more key in groups that are not ours.
+FIRST_ORDER = "first_order"
+
+
+def joined(
+    parts: Sequence[Mapping[str, Any]], layout: Sequence[int], kinds: list[str]
+) -> StateDict:
+    """Join the state dicts of several optimizers into one, numbered as torch would.
+
+    Args:
+        parts: The state dicts; the last is that of the Newton parameters.
+        layout: For each group of the whole the part that it is of.
+        kinds: The classes of the first-order optimizers.
+    """
+    groups_of = [iter(part["param_groups"]) for part in parts]
+    numbers: list[dict[Any, int]] = [{} for _ in parts]
+    number, groups = count(), []
+    for k in layout:
+        group = dict(next(groups_of[k]))
+        numbers[k].update((i, next(number)) for i in group["params"])
+        group["params"] = [numbers[k][i] for i in group["params"]]
+        if k == len(parts) - 1:
+            group[FIRST_ORDER] = list(kinds)
+        groups.append(group)
+    state = {
+        numbers[k].get(i, i): kept
+        for k, part in enumerate(parts)
+        for i, kept in part["state"].items()
+    }
+    return {"state": state, "param_groups": groups}
+
+
+def taken_apart(
+    saved: Mapping[str, Any], layout: Sequence[int], kinds: list[str]
+) -> list[StateDict]:
+    """Split what :func:`joined` made.
+
+    Args:
+        saved: The state dict of the whole. It is not changed.
+        layout: The layout of the optimizer that is to load it.
+        kinds: The classes of its first-order optimizers.
+
+    Returns:
+        One state dict for each part, which shares nothing with ``saved``.
+
+    Raises:
+        ValueError: It is no such state, or one of other first-order optimizers or other groups.
+    """
+    groups = _groups_of(saved)
+    last = len(kinds)
+    was_newton = [FIRST_ORDER in group for group in groups]
+    kinds_then = next((list(group[FIRST_ORDER]) for group in groups if FIRST_ORDER in group), None)
+    if kinds_then is None:
+        raise ValueError(
+            "the loaded state is no PartialHessian's (a state of SGDPH has its first-order half in "
+            "the same groups). Load what state_dict() of a PartialHessian returned, or the states "
+            f"of {', '.join(kinds)}, {'alone' if last == 1 else 'as a list'}"
+        )
+    if kinds_then != kinds:
+        raise ValueError(
+            f"the loaded state has {', '.join(kinds_then)} for its first-order half, this optimizer"
+            f" {', '.join(kinds)}: build it with the same optimizers, in the same order"
+        )
+    if was_newton != [k == last for k in layout]:
+        raise ValueError(
+            f"the loaded state belongs to other groups: it has {len(groups)}, of which "
+            f"{sum(was_newton)} take Newton steps, this optimizer {len(layout)}, of which "
+            f"{sum(k == last for k in layout)} do. Build the optimizer from the groups that the "
+            "saved one was built from, and add later ones by add_param_group"
+        )
+    parts: list[StateDict] = [{"state": {}, "param_groups": []} for _ in range(last + 1)]
+    home: dict[Any, int] = {}
+    for group, k in zip(groups, layout, strict=True):
+        parts[k]["param_groups"].append({n: v for n, v in group.items() if n != FIRST_ORDER})
+        home.update((i, k) for i in group["params"])
+    for i, kept in saved["state"].items():
+        # Copied, because torch's optimizers go on to write into what they load.
+        parts[home.get(i, last)]["state"][i] = copy.deepcopy(kept)
+    return parts
+
+
+def bare_states(saved: Any, optimizers: Sequence[Optimizer]) -> list[Mapping[str, Any]] | None:
+    """Return the states of bare first-order optimizers, where it is those that are loaded.
+
+    Args:
+        saved: What was given to ``load_state_dict``.
+        optimizers: The first-order optimizers.
+
+    Raises:
+        TypeError: It is neither a state dict nor a sequence of some.
+        ValueError: There are not as many states as optimizers.
+    """
+    if isinstance(saved, Mapping):
+        if any("second_order_lr" in group for group in _groups_of(saved)):
+            return None
+        states: list[Mapping[str, Any]] = [saved]
+    elif isinstance(saved, Sequence) and all(isinstance(each, Mapping) for each in saved):
+        states = list(saved)
+    else:
+        raise TypeError(
+            "load_state_dict takes what state_dict() returned, or the states of the first-order "
+            f"optimizers, got {type(saved).__name__}"
+        )
+    if len(states) != len(optimizers):
+        raise ValueError(
+            f"got {len(states)} state{'s' if len(states) > 1 else ''} for {len(optimizers)} "
+            f"first-order optimizers: load [{', '.join(_kinds(optimizers))}]'s, one each"
+        )
+    return states
+
+
+def without_taken(
+    saved: Mapping[str, Any],
+    optimizer: Optimizer,
+    before: Sequence[dict[str, Any]],
+    positions: Mapping[int, int],
+) -> StateDict:
+    """Fit the state of a bare optimizer to the one that has given parameters up.
+
+    Args:
+        saved: The state dict.
+        optimizer: The optimizer that is to load it.
+        before: Its groups as they were: each with ``params``, and ``param_names`` where it has any.
+        positions: The place in its model of each parameter that has one, by ``id``.
+
+    Returns:
+        A state dict for the parameters that it has now.
+
+    Raises:
+        ValueError: The state fits neither.
+    """
+    groups, now = _groups_of(saved), optimizer.param_groups
+    whole: Sequence[dict[str, Any]] = now
+    try:
+        fitted = match_groups(groups, now, positions)
+    except ValueError:
+        whole = before
+        try:
+            fitted = match_groups(groups, before, positions)
+        except ValueError as error:
+            raise ValueError(
+                f"the loaded state has groups of {_sizes(groups)} parameters, and "
+                f"{type(optimizer).__name__} has {_sizes(now)}; before its Newton parameters were "
+                f"taken over it had {_sizes(before)}. A state loads that was saved over the same "
+                "parameters, in the same order or under the same names"
+            ) from error
+    own = {id(p) for group in now for p in group["params"]}
+    ids = set()
+    for group, old in zip(fitted, whole, strict=True):
+        pairs = zip(group["params"], old["params"], strict=True)
+        group["params"] = [i for i, p in pairs if id(p) in own]
+        group.pop("param_names", None)
+        ids |= set(group["params"])
+    state = {i: kept for i, kept in saved["state"].items() if i in ids}
+    return {"state": state, "param_groups": fitted}
+
+
+def _groups_of(saved: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    missing = [key for key in ("state", "param_groups") if key not in saved]
+    if missing:
+        raise ValueError(
+            f"the loaded state lacks {' and '.join(map(repr, missing))}; load what state_dict() of "
+            "an optimizer returned"
+        )
+    groups: Sequence[Mapping[str, Any]] = saved["param_groups"]
+    for i, group in enumerate(groups):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise ValueError(f"group {i} of the loaded state has no list of parameters, 'params'")
+    return groups
+
+
+def _kinds(optimizers: Sequence[Optimizer]) -> Iterator[str]:
+    return (type(optimizer).__name__ for optimizer in optimizers)
+
+
+def _sizes(groups: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(str(len(group["params"])) for group in groups)
