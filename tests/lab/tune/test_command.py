@@ -7,17 +7,20 @@ from typing import Any
 
 import optuna
 import pytest
-import sklearn.datasets
 import torch
 import yaml
 
 from lab.conftest import Command
-from sgdph.lab.data.splits import stratified
+from sgdph.lab.data import embedded
+from sgdph.lab.data.source import TensorSplits
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.options.settings import read_settings
 from sgdph.lab.run.directory import RunDirectory
 
 from .conftest import TINY, facts, searches
+
+# What is made once for the module is made by one worker alone.
+pytestmark = pytest.mark.xdist_group("tuned")
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:
@@ -99,16 +102,13 @@ def test_page_and_pictures(tuned: Path) -> None:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Makes all test images brighter than any image is, and keeps the brightest that is seen."""
-    load = sklearn.datasets.load_digits
+    read = embedded.read_digits
 
-    def poisoned(**options: Any) -> Any:
-        pixels, labels = load(**options)
-        test = torch.ones(len(labels), dtype=torch.bool)
-        test[stratified(torch.from_numpy(labels), 1297)] = False
-        pixels[test.numpy()] = 255
-        return pixels, labels
+    def poisoned() -> TensorSplits:
+        images, labels, test_images, test_labels = read()
+        return images, labels, torch.full_like(test_images, 255), test_labels
 
-    monkeypatch.setattr(sklearn.datasets, "load_digits", poisoned)
+    monkeypatch.setattr(embedded, "read_digits", poisoned)
     brightest: list[float] = []
 
     def look(module: torch.nn.Module, inputs: Any) -> None:
