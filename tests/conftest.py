@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Importing takes longer than what most processes of tests do. Those of the start method
+# "forkserver" are forks of one that has imported these, and has done nothing else.
+multiprocessing.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.nn.parallel",
+        "sgdph",
+        # The laboratory's; what is not installed is left out.
+        "sgdph.lab.data.embedded",
+        "sgdph.lab.sweep.pool",
+        "sgdph.lab.tune.trials",
+    ]
+)
 
 
 @pytest.fixture(autouse=True, scope="session")

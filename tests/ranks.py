@@ -99,7 +99,9 @@ def on_ranks(jobs: Mapping[Any, Job], ranks: int, folder: Path) -> Results:
 
     One start for all of them: starting processes costs more than what they do.
     """
-    mp.spawn(_worker, (jobs, ranks, str(folder)), nprocs=ranks)  # type: ignore[no-untyped-call]
+    mp.start_processes(  # type: ignore[no-untyped-call]
+        _worker, (jobs, ranks, str(folder)), nprocs=ranks, start_method="forkserver"
+    )
     return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
 

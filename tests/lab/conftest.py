@@ -160,6 +160,12 @@ def checkpoint_of(path: Path, name: str = "last.pt") -> dict[str, Any]:
 
 
 @pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pools have workers with nothing left to import, which takes most of a new one's time."""
+    monkeypatch.setattr("sgdph.lab.sweep.pool.START_METHOD", "forkserver")
+
+
+@pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave a report's pictures out: they take most of its time."""
     monkeypatch.setattr("sgdph.lab.reports.report.draw_pictures", lambda *_: [])

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import sgdph
+from sgdph import __version__
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.run.directory import RunDirectory
 
-from .conftest import TINY, checkpoint_of, same_bits, start, tiny_config, without_seconds
+from .apart import started_apart
+from .conftest import TINY, Command, checkpoint_of, same_bits, start, tiny_config, without_seconds
 
 COMMAND = [sys.executable, "-m", "sgdph.lab.cli"]
 SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
@@ -36,7 +37,7 @@ def test_version() -> None:
         timeout=PATIENCE,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, f"sgdph {sgdph.__version__}\n")
+    assert (done.returncode, done.stdout) == (0, f"sgdph {__version__}\n")
 
 
 HELP = """
@@ -91,27 +92,24 @@ def test_compare_on_digits(tmp_path: Path) -> None:
     assert summary["status"] == "finished"
 
 
-def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[int, str]:
+def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[int | None, str]:
     """Start the command, signal it when it has told of its first epoch, and wait for its end."""
-    words = [*COMMAND, *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
+    with started_apart(*arguments) as command:
         said = ""
-        for line in process.stdout:
+        for line in command.output:
             said += line
             if line.startswith("epoch"):
-                process.send_signal(how)
+                command.signal(how)
                 break
-        rest, _ = process.communicate(timeout=PATIENCE)
-    return process.returncode, said + rest
+        said += command.output.read()
+        command.process.join(PATIENCE)
+    return command.process.exitcode, said
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.usefixtures("children_hear_ctrl_c")
 def test_a_stopped_run_resumes_to_the_same_bits(
-    tmp_path: Path, digits: Dataset, how: signal.Signals
+    sgdph: Command, tmp_path: Path, digits: Dataset, how: signal.Signals
 ) -> None:
     # Long enough that the signal always comes before the end.
     options = ["train", *SMALL, "--epochs", "12", "--seed", "1"]
@@ -124,9 +122,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     else:
         assert code == -signal.SIGKILL
         assert broken.status() == "running"
-    resumed = call("train", "--out", broken.path, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "carrying on after epoch" in resumed.stdout
+    code, said, errors = sgdph("train", "--out", broken.path, "--resume")
+    assert code == 0, errors
+    assert "carrying on after epoch" in said
     start(tiny_config(epochs=12, seed=1), tmp_path / "whole", digits)
     assert same_bits(checkpoint_of(broken.path), checkpoint_of(tmp_path / "whole"))
     expected = RunDirectory(tmp_path / "whole").read_metrics()

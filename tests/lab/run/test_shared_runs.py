@@ -1,6 +1,7 @@
-"""One run in several processes, started by torchrun."""
+"""One run in several processes, as torchrun starts them."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from lab.conftest import checkpoint_of, same_bits, start, tiny_config, without_seconds
 from sgdph.lab import cli
@@ -39,11 +41,11 @@ def torchrun(processes: int, *program: str, folder: Path) -> "subprocess.Complet
     )
 
 
-def program(folder: Path, doomed: str = "none") -> list[str]:
+def program(folder: Path) -> list[str]:
     # Beside the tests it would take our folder ``inspect`` for Python's module.
     copy = folder / "shared_run.py"
     copy.write_text(Path(shared_run.__file__).read_text())
-    return [str(copy), str(folder / "runs"), doomed]
+    return [str(copy), str(folder / "runs"), "none"]
 
 
 def ends(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
@@ -122,18 +124,36 @@ def test_two_processes_make_the_run_that_one_makes(
     assert same_bits(checkpoint_of(run.path), before)
 
 
-@pytest.mark.xdist_group("torchrun")
+def _as_rank(rank: int, processes: int, port: int, folder: Path, doomed: str) -> None:
+    """Do what one process of torchrun does."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    shared_run.main(folder / "runs", doomed)
+    leave(0)
+
+
+def on_ranks(processes: int, folder: Path, doomed: str = "none") -> None:
+    """Train the runs of a folder; where one process dies, the others are ended."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mp.start_processes(  # type: ignore[no-untyped-call]
+        _as_rank,
+        (processes, port, folder, doomed),
+        nprocs=processes,
+        start_method="forkserver",
+    )
+
+
 def test_three_processes_of_which_one_was_killed_come_out_to_the_same_bits(tmp_path: Path) -> None:
     config = tiny_config(**{**OPTIONS, "batch_size": 51, "model": "resnet8"}, processes=3)
     whole, killed = (RunDirectory(tmp_path / "runs" / name) for name in ("1-whole", "2-killed"))
     for run in (whole, killed):
         run.create(config)
-    done = torchrun(3, *program(tmp_path, "2-killed"), folder=tmp_path)
-    assert done.returncode != 0
+    with pytest.raises(mp.ProcessExitedException, match="signal SIGKILL"):
+        on_ranks(3, tmp_path, "2-killed")
     assert (whole.status(), killed.read_summary()["epochs"]) == ("finished", 1)
     assert killed.status() in ("running", "interrupted")
-    done = torchrun(3, *program(tmp_path), folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    on_ranks(3, tmp_path)
     found, expected = checkpoint_of(killed.path), checkpoint_of(whole.path)
     assert same_bits(found, expected)
     # Batch norm's running statistics are the first process's, in all.

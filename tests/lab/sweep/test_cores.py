@@ -138,7 +138,7 @@ def test_processes_are_started_where_they_are_worth_it(monkeypatch: pytest.Monke
     assert default_jobs(on_gpu, on_gpu) == 1
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("without_pictures", "forked_workers")
 def test_runs_side_by_side_come_out_as_one_after_another(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

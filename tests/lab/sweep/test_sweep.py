@@ -284,6 +284,7 @@ def test_killed_workers_and_a_killed_parent_cost_nothing(
         RunDirectory(tmp_path / "alone").clear()
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_train_what_one_process_trains(tmp_path: Path, digits: Dataset) -> None:
     runs = tiny_runs(3, epochs=2)
     progress = train_all(tmp_path / "many", runs, Console(quiet=True), jobs=2)
@@ -302,6 +303,7 @@ def kill_worker(file: Path, worker: Worker) -> bool:
     os._exit(9)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_run_whose_worker_keeps_dying_is_reported_and_the_others_are_trained(
     tmp_path: Path,
 ) -> None:

@@ -1,17 +1,14 @@
 """Trials are taken by one process at a time, never more than the budget, and never lost."""
 
 import math
-import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from lab.apart import started_apart
 from lab.conftest import Command
 from sgdph.lab.run.claims import LOCK
 from sgdph.lab.run.directory import RunDirectory
@@ -127,14 +124,11 @@ def test_a_journal_with_a_torn_line_is_read_on(tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path) -> None:
     words = ["tune", *TINY[:-1], "--epochs=2", "--optimizers=sgdm", "--trials=3"]
-    command = [sys.executable, "-m", "sgdph.lab", *words, f"--out={tmp_path}/killed"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with started_apart(*words, f"--out={tmp_path}/killed") as command:
+        for line in command.output:
             if line.startswith("sgdm trial-001"):
                 break
-        assert process.stdout.readline().startswith("epoch 1/2")
-        process.send_signal(signal.SIGKILL)
+        assert command.output.readline().startswith("epoch 1/2")
     killed = RunDirectory(tmp_path / "killed" / "sgdm" / "trial-001")
     assert killed.status() == "running"
     assert sgdph(*words, f"--out={tmp_path}/killed")[0] == 0
@@ -146,6 +140,7 @@ def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path)
     assert len(killed.read_env()["resumed"]) == 1
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) -> None:
     out = tmp_path / "a"
     code, said, _ = sgdph(
@@ -164,13 +159,11 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
     assert sum(log.count("1 epoch of 4 steps") for log in logs) == 4
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: Path) -> None:
     words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--jobs=2"]
-    command = [sys.executable, "-m", "sgdph.lab", *words, f"--out={tmp_path}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
-        assert process.stdout is not None
-        assert any(line.startswith("sgdm trial-") for line in process.stdout)
-        process.kill()
+    with started_apart(*words, f"--out={tmp_path}") as command:
+        assert any(line.startswith("sgdm trial-") for line in command.output)
     trials = [RunDirectory(path.parent) for path in tmp_path.glob("sgdm/*/config.yaml")]
     for trial in trials:
         # Whoever lost its parent stops, and so lets go of its trial.
@@ -181,6 +174,7 @@ def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: 
     assert [trial[1] for trial in facts(tmp_path)["sgdm"]] == ["finished"] * 4
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_trial_that_fails_is_named_and_no_more_are_taken(
     sgdph: Command, tmp_path: Path, jobs: int

@@ -30,6 +30,9 @@ from sgdph.lab.sweep.worker import Task, Train, process_worker
 # How long a worker that was told to stop may take, in seconds.
 GRACE = 60.0
 
+# How multiprocessing starts a worker: anew, for torch's threads do not survive a fork.
+START_METHOD = "spawn"
+
 _training = threading.Event()
 
 
@@ -47,7 +50,7 @@ class Pool:
         self.slots = slots
         self.logs = logs
         self.split_gpus = split_gpus
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context(START_METHOD)
         self._reader, self._writer = self._context.Pipe(duplex=False)
         self._executors = [self._start(index) for index in range(slots)]
         self._last: list[Future[bool] | None] = [None] * slots
