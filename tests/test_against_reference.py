@@ -1,4 +1,7 @@
-"""SGDPH beside the slow reference for 100 steps: no parameter may be off by more than 1e-10."""
+"""SGDPH beside the slow reference: no parameter may be off by more than 1e-10.
+
+Each net with each estimator and each refresh is held for 100 steps, all else for fewer.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairwise
 from reference.algorithm1 import ReferenceSGDPH
 from reference.drive import WAYS, package_probe, state_of
 from reference.nets import Batch, batches, build, flat, loss_of
@@ -17,6 +21,8 @@ from torch import Tensor, nn
 import sgdph
 
 STEPS = 100
+# Of a side matter: two cycles over the eight Newton parameters of the largest net, and one more.
+REFRESHED = 17
 BOUND = 1e-10
 
 NETS = ["bn_resnet", "conv_bias", "layer_norm_mlp", "group_norm", "instance_norm"]
@@ -62,12 +68,12 @@ def objective(case: Case, model: nn.Module, batch: Batch) -> Tensor:
 
 
 @functools.cache
-def reference_path(case: Case) -> Tensor:
-    """All parameters after each of the reference's steps, of shape ``(STEPS, parameters)``."""
+def reference_path(case: Case, steps: int) -> Tensor:
+    """All parameters after each of the reference's steps, of shape ``(steps, parameters)``."""
     model = build(case.net)
     reference = ReferenceSGDPH(model.parameters(), probe=package_probe(), **case.settings)
     path = []
-    for step in range(STEPS):
+    for step in range(steps):
         reference.step(
             [functools.partial(objective, case, model, b) for b in case.micro_batches(step)]
         )
@@ -75,12 +81,12 @@ def reference_path(case: Case) -> Tensor:
     return torch.stack(path)
 
 
-def walk(case: Case, way: str = "update_hessian", **extra: Any) -> Tensor:
+def walk(case: Case, way: str = "update_hessian", *, steps: int = STEPS, **extra: Any) -> Tensor:
     """The same path, walked by SGDPH."""
     model = build(case.net)
     optimizer = sgdph.SGDPH(model.parameters(), **case.settings, **extra)
     path = []
-    for step in range(STEPS):
+    for step in range(steps):
         optimizer.zero_grad()
         assert optimizer.hessian_due == (step % case.hessian_interval == 0)
         for batch in case.micro_batches(step):
@@ -91,8 +97,11 @@ def walk(case: Case, way: str = "update_hessian", **extra: Any) -> Tensor:
     return torch.stack(path)
 
 
-def assert_follows(case: Case, way: str = "update_hessian", **extra: Any) -> None:
-    gap = (walk(case, way, **extra) - reference_path(case)).abs().amax(dim=1)
+def assert_follows(
+    case: Case, way: str = "update_hessian", *, steps: int | None = None, **extra: Any
+) -> None:
+    steps = steps or REFRESHED * case.hessian_interval
+    gap = (walk(case, way, steps=steps, **extra) - reference_path(case, steps)).abs().amax(dim=1)
     late = (gap > BOUND).nonzero()
     assert not len(late), f"{case}, {way}: off by {gap.max():.1e}, first at step {int(late[0])}"
 
@@ -101,15 +110,10 @@ def assert_follows(case: Case, way: str = "update_hessian", **extra: Any) -> Non
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("net", NETS)
 def test_every_net_estimator_and_refresh(net: str, estimator: str, refresh: str) -> None:
-    assert_follows(Case(net, estimator, refresh))
+    assert_follows(Case(net, estimator, refresh), steps=STEPS)
 
 
-@pytest.mark.parametrize("way", ["backward", "create_graph"])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(
-    ("net", "refresh"),
-    [*((net, "cyclic") for net in NETS), ("bn_resnet", "all"), ("layer_norm_mlp", "all")],
-)
+@pairwise(net=NETS, estimator=ESTIMATORS, refresh=REFRESHES, way=["backward", "create_graph"])
 def test_the_other_ways(net: str, refresh: str, estimator: str, way: str) -> None:
     assert_follows(Case(net, estimator, refresh), way)
 
@@ -117,19 +121,15 @@ def test_the_other_ways(net: str, refresh: str, estimator: str, way: str) -> Non
 @pytest.mark.parametrize("net", [*NETS, "weight_norm", "rms_norm"])
 def test_the_papers_hyperparameters(net: str) -> None:
     # The cap of 10 makes this path rough; the loop is the same.
-    assert_follows(Case(net, lr=2e-3, second_order_lr=1e-3, eps=1e-4))
+    assert_follows(Case(net, lr=2e-3, second_order_lr=1e-3, eps=1e-4), steps=STEPS)
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("refresh", REFRESHES)
+@pairwise(refresh=REFRESHES, estimator=ESTIMATORS, foreach=[True, False])
 def test_foreach_and_single_tensor(refresh: str, estimator: str, foreach: bool) -> None:
     assert_follows(Case("bn_resnet", estimator, refresh), foreach=foreach)
 
 
-@pytest.mark.parametrize("refresh", REFRESHES)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("net", NETS)
+@pairwise(net=NETS, estimator=ESTIMATORS, refresh=REFRESHES)
 def test_interval(net: str, estimator: str, refresh: str) -> None:
     assert_follows(Case(net, estimator, refresh, hessian_interval=3))
 
@@ -179,7 +179,8 @@ def test_hyperparameters(change: dict[str, Any], foreach: bool) -> None:
 @pytest.mark.parametrize("refresh", REFRESHES)
 def test_another_seed_gives_other_probes(refresh: str) -> None:
     case = Case("layer_norm_mlp", "hutchinson", refresh)
-    assert not torch.allclose(walk(case, seed=1), reference_path(case), rtol=0, atol=1e-6)
+    other = walk(case, seed=1, steps=REFRESHED)
+    assert not torch.allclose(other, reference_path(case, REFRESHED), rtol=0, atol=1e-6)
 
 
 def run_pair(
@@ -190,7 +191,7 @@ def run_pair(
     net: str,
     *,
     way: str = "update_hessian",
-    steps: int = STEPS,
+    steps: int = REFRESHED,
     start: int = 0,
     before_step: Any = None,
 ) -> None:
@@ -238,12 +239,13 @@ def test_state_and_every_parameter_reached(interval: int, estimator: str) -> Non
     model, twin = build(case.net), build(case.net)
     optimizer = sgdph.SGDPH(model.parameters(), **case.settings)
     reference = ReferenceSGDPH(twin.parameters(), probe=package_probe(), **case.settings)
-    run_pair(model, optimizer, twin, reference, case.net)
+    steps = 2 * 6 * interval + interval
+    run_pair(model, optimizer, twin, reference, case.net, steps=steps)
     assert_same_state(model, optimizer, twin, reference)
 
     newton = [w.newton for w in reference.weights]
     reached = [float(state_of(optimizer, p).get("refreshes", 0)) for p in model.parameters()]
-    due = -(-STEPS // interval)
+    due = 13
     assert sum(newton) == 6
     assert sum(reached) == due
     for is_newton, visits in zip(newton, reached, strict=True):
@@ -283,13 +285,10 @@ def test_maximize_in_one_group_only(way: str) -> None:
     run_pair(model, optimizer, twin, reference, case.net, way=way)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("refresh", REFRESHES)
-@pytest.mark.parametrize(
-    "flags",
-    [(None, False), (False, None), (None, True), (True, None), (True, True), (False, True)],
-    ids=str,
-)
+FLAGS = [(None, False), (False, None), (None, True), (True, None), (True, True), (False, True)]
+
+
+@pairwise(flags=FLAGS, refresh=REFRESHES, estimator=ESTIMATORS)
 def test_groups_may_decide(flags: tuple[bool | None, ...], refresh: str, estimator: str) -> None:
     def groups(model: nn.Module) -> list[dict[str, Any]]:
         # Channel-wise shapes apart from the others: a flag counts for the whole group. The head's
@@ -311,9 +310,7 @@ def test_groups_may_decide(flags: tuple[bool | None, ...], refresh: str, estimat
     assert_same_state(model, optimizer, twin, reference)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("refresh", REFRESHES)
-@pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
+@pairwise(estimator=["row_sum", "hutchinson"], refresh=REFRESHES, way=WAYS)
 def test_group_added_later(estimator: str, refresh: str, way: str) -> None:
     # The two last tensors come late, the head's bias among them: no last-one rule for it then.
     # The rule has been spent on the last channel-wise one of those that were there.
@@ -326,14 +323,12 @@ def test_group_added_later(estimator: str, refresh: str, way: str) -> None:
     run_pair(model, optimizer, twin, reference, case.net, way=way, steps=13)
     optimizer.add_param_group({"params": late, "lr": 1e-3})
     reference.add_group({"params": twin_late, "lr": 1e-3})
-    run_pair(model, optimizer, twin, reference, case.net, way=way, steps=47, start=13)
+    run_pair(model, optimizer, twin, reference, case.net, way=way, steps=20, start=13)
     assert_same_state(model, optimizer, twin, reference)
     assert [w.newton for w in reference.weights[-4:]] == [True, False, False, True]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("refresh", REFRESHES)
-@pytest.mark.parametrize("frozen", [(0, 1), (2,), (9,), (0, 5, 9)], ids=str)
+@pairwise(frozen=[(0, 1), (2,), (9,), (0, 5, 9)], refresh=REFRESHES, way=WAYS)
 def test_frozen_parameters(frozen: tuple[int, ...], refresh: str, way: str) -> None:
     # 1, 2 and 5 are Newton; 9 is the head's bias, and the last-one rule goes by what trains.
     # Hutchinson's probes also tell who has which place in the cycle.
@@ -344,35 +339,33 @@ def test_frozen_parameters(frozen: tuple[int, ...], refresh: str, way: str) -> N
             list(m.parameters())[i].requires_grad_(False)
     optimizer = sgdph.SGDPH(model.parameters(), **case.settings)
     reference = ReferenceSGDPH(twin.parameters(), probe=package_probe(), **case.settings)
-    run_pair(model, optimizer, twin, reference, case.net, way=way, steps=40)
+    run_pair(model, optimizer, twin, reference, case.net, way=way)
     assert_same_state(model, optimizer, twin, reference)
     for i in frozen:
         assert torch.equal(list(model.parameters())[i], list(build(case.net).parameters())[i])
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("refresh", REFRESHES)
-@pytest.mark.parametrize(
-    ("estimator", "interval"),
-    [("row_sum", 1), ("exact", 1), ("hutchinson", 1), ("hutchinson", 3)],
+@pairwise(
+    kind=[("row_sum", 1), ("exact", 1), ("hutchinson", 1), ("hutchinson", 3)],
+    refresh=REFRESHES,
+    way=WAYS,
 )
-def test_parameters_unused_in_some_steps(
-    estimator: str, interval: int, refresh: str, way: str
-) -> None:
+def test_parameters_unused_in_some_steps(kind: tuple[str, int], refresh: str, way: str) -> None:
+    estimator, interval = kind
+
     def gate(model: nn.Module, step: int) -> None:
         model.open = step % 5 not in (0, 3)  # the first step among the closed ones
 
     case = Case("gated", estimator, refresh, hessian_interval=interval)
+    steps = 45 if interval > 1 else 25
     model, twin = build(case.net), build(case.net)
     optimizer = sgdph.SGDPH(model.parameters(), **case.settings)
     reference = ReferenceSGDPH(twin.parameters(), probe=package_probe(), **case.settings)
-    run_pair(model, optimizer, twin, reference, case.net, way=way, steps=45, before_step=gate)
+    run_pair(model, optimizer, twin, reference, case.net, way=way, steps=steps, before_step=gate)
     assert_same_state(model, optimizer, twin, reference)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
-@pytest.mark.parametrize("refresh", REFRESHES)
+@pairwise(refresh=REFRESHES, estimator=["row_sum", "hutchinson"], way=WAYS)
 def test_parameter_used_in_one_micro_batch_only(refresh: str, estimator: str, way: str) -> None:
     case = Case("gated", estimator, refresh)
     model, twin = build(case.net), build(case.net)
@@ -447,10 +440,7 @@ def test_loss_linear_in_the_parameter_has_no_curvature(estimator: str, way: str)
     assert float(optimizer.state[real[0]]["refreshes"]) == 10
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("refresh", REFRESHES)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pairwise(estimator=ESTIMATORS, refresh=REFRESHES, way=WAYS, foreach=[True, False])
 def test_non_finite_curvature_is_left_out(
     estimator: str, refresh: str, way: str, foreach: bool
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairwise
 from reference.algorithm1 import ReferenceSGDPH
 from reference.drive import WAYS, package_probe, state_of
 from reference.nets import batches, build, flat, loss_of
@@ -30,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "eps": 5e-3,
 }
 ESTIMATORS = ["row_sum", "exact", "hutchinson"]
+REFRESHES = ["cyclic", "all"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:estimator=.hutchinson. with refresh=.all.")
 
@@ -85,9 +87,7 @@ def one_cycle(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSc
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=40)
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("schedule", [step_lr, one_cycle])
+@pairwise(schedule=[step_lr, one_cycle], way=WAYS, foreach=[True, False])
 def test_schedulers(schedule: Any, way: str, foreach: bool) -> None:
     pair = Pair()
     pair.optimizer = sgdph.SGDPH(pair.model.parameters(), foreach=foreach, **SETTINGS)
@@ -117,12 +117,11 @@ def test_schedulers(schedule: Any, way: str, foreach: bool) -> None:
 # ---- clipping ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("refresh", "micro"), [("cyclic", 1), ("cyclic", 2), ("all", 1)])
+@pairwise(refreshed=[("cyclic", 1), ("cyclic", 2), ("all", 1)], estimator=ESTIMATORS, way=WAYS)
 def test_clipping_changes_gradients_and_leaves_curvature(
-    refresh: str, micro: int, estimator: str, way: str
+    refreshed: tuple[str, int], estimator: str, way: str
 ) -> None:
+    refresh, micro = refreshed
     max_norm, clipped = 0.2, 0
 
     def clip(gradients: list[Tensor]) -> None:
@@ -187,17 +186,14 @@ def test_gradients_touched_between_micro_batches(estimator: str, way: str) -> No
 # ---- GradScaler ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unscale", [True, False], ids=["unscale_", "step unscales"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("refresh", ["cyclic", "all"])
+@pairwise(refresh=REFRESHES, estimator=ESTIMATORS, way=WAYS, unscale=[True, False])
 def test_scaled_run_equals_the_unscaled(
     refresh: str, estimator: str, way: str, unscale: bool
 ) -> None:
     pair = Pair(estimator=estimator, refresh=refresh)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=5)
     scales = set()
-    for step in range(24):
+    for step in range(17):
         scales.add(scaler.get_scale())
         pair.optimizer.zero_grad()
         WAYS[way](pair.optimizer, scaler.scale(pair.loss(step)), scaler.get_scale())
@@ -234,10 +230,7 @@ def test_scaled_accumulated_and_clipped(way: str) -> None:
     pair.check_state()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("refresh", ["cyclic", "all"])
-@pytest.mark.parametrize("interval", [1, 3])
+@pairwise(interval=[1, 3], refresh=REFRESHES, estimator=ESTIMATORS, way=WAYS)
 def test_skipped_steps_leave_nothing_behind(
     interval: int, refresh: str, estimator: str, way: str
 ) -> None:
@@ -318,10 +311,7 @@ def test_ema_of_the_weights(way: str) -> None:
 # ---- closures ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("zero", ["first", "after_loss"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("interval", [1, 2])
+@pairwise(interval=[1, 2], estimator=ESTIMATORS, way=WAYS, zero=["first", "after_loss"])
 def test_closures(interval: int, estimator: str, way: str, zero: str) -> None:
     pair = Pair(estimator=estimator, hessian_interval=interval)
     for step in range(20):
@@ -354,9 +344,7 @@ def test_step_without_a_closure_returns_nothing(way: str) -> None:
     assert pair.optimizer.step() is None
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("refresh", ["cyclic", "all"])
+@pairwise(refresh=REFRESHES, estimator=ESTIMATORS, way=WAYS)
 def test_step_consumes_the_curvature(refresh: str, estimator: str, way: str) -> None:
     # Nobody clears the gradients, so they add up over the steps. The curvature must not.
     earlier: list[Tensor] = []
@@ -378,6 +366,7 @@ def test_step_consumes_the_curvature(refresh: str, estimator: str, way: str) -> 
 # ---- the orders of zero_grad, loss and backward --------------------------------------------------
 
 POSITIONS = ["first", "after_loss", "after_curvature", "last"]
+OWNERS = ["optimizer", "model"]
 SKIPS = [(), (0,), (4,), (4, 5)]
 
 
@@ -434,46 +423,49 @@ def walk_in_order(
     pair.check_state()
 
 
-def orders() -> list[Any]:
-    return [
-        pytest.param(way, position, owner, none, id=f"{way}-{position}-{owner}-{none}")
-        for way in WAYS
-        for position in POSITIONS
-        if way == "update_hessian" or position != "after_curvature"
-        for owner in ("optimizer", "model")
-        for none in (True, False)
-    ]
+# What is called, and where zero_grad stands: only the first way has a place between the two calls.
+PLACES = [
+    (way, position)
+    for way in WAYS
+    for position in POSITIONS
+    if way == "update_hessian" or position != "after_curvature"
+]
 
 
 def zero_of(pair: Pair, owner: str, none: bool) -> Callable[[], None]:
     return functools.partial(getattr(pair, owner).zero_grad, set_to_none=none)
 
 
-@pytest.mark.parametrize(("way", "position", "owner", "none"), orders())
-def test_every_order(way: str, position: str, owner: str, none: bool) -> None:
+@pytest.mark.parametrize("none", [True, False])
+@pytest.mark.parametrize("owner", OWNERS)
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_every_order(place: tuple[str, str], owner: str, none: bool) -> None:
+    way, position = place
     pair = Pair()
     walk_in_order(pair, way, position, zero_of(pair, owner, none))
 
 
-@pytest.mark.parametrize("skips", SKIPS, ids=str)
-@pytest.mark.parametrize(("way", "position", "owner", "none"), orders())
+@pairwise(place=PLACES, skips=SKIPS, owner=OWNERS, none=[True, False])
 def test_every_order_with_skipped_steps(
-    way: str, position: str, owner: str, none: bool, skips: tuple[int, ...]
+    place: tuple[str, str], owner: str, none: bool, skips: tuple[int, ...]
 ) -> None:
+    way, position = place
     pair = Pair()
     walk_in_order(pair, way, position, zero_of(pair, owner, none), skips=skips)
 
 
-@pytest.mark.parametrize(("way", "position", "owner", "none"), orders())
+@pairwise(place=PLACES, owner=OWNERS, none=[True, False])
 def test_every_order_with_skips_accumulation_and_clipping(
-    way: str, position: str, owner: str, none: bool
+    place: tuple[str, str], owner: str, none: bool
 ) -> None:
+    way, position = place
     pair = Pair(estimator="hutchinson", hessian_interval=2)
     zero = zero_of(pair, owner, none)
     walk_in_order(pair, way, position, zero, skips=(0, 4, 5), micro=2, clip=True)
 
 
-@pytest.mark.parametrize(("way", "position", "owner", "none"), orders())
-def test_every_order_with_joint_draws(way: str, position: str, owner: str, none: bool) -> None:
+@pairwise(place=PLACES, owner=OWNERS, none=[True, False])
+def test_every_order_with_joint_draws(place: tuple[str, str], owner: str, none: bool) -> None:
+    way, position = place
     pair = Pair(estimator="hutchinson", refresh="all")
     walk_in_order(pair, way, position, zero_of(pair, owner, none), skips=(0, 4, 5))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairwise
 from reference.drive import WAYS
 from torch import Tensor, nn
 from torch.nn import functional
@@ -105,18 +106,14 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("foreach", FOREACH)
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pairwise(settings=SETTINGS, foreach=FOREACH, dtype=DTYPES)
 def test_no_channelwise_parameter(
     settings: dict[str, Any], foreach: bool | None, dtype: torch.dtype
 ) -> None:
     compare(no_channelwise, dtype, settings, foreach=foreach)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("foreach", FOREACH)
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pairwise(settings=SETTINGS, foreach=FOREACH, dtype=DTYPES)
 def test_groups_flagged_first_order(
     settings: dict[str, Any], foreach: bool | None, dtype: torch.dtype
 ) -> None:
@@ -145,9 +142,7 @@ def test_no_curvature_is_wanted_nor_needed(foreach: bool | None) -> None:
         assert_equal(model, twin, step)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("foreach", FOREACH)
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pairwise(settings=SETTINGS, foreach=FOREACH, dtype=DTYPES)
 def test_first_order_parameters_of_a_mixed_model(
     settings: dict[str, Any], foreach: bool | None, dtype: torch.dtype
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairwise
 from reference.algorithm1 import ReferenceSGDPH
 from reference.drive import WAYS, package_probe
 from torch import Tensor, nn
@@ -52,14 +53,13 @@ def schedule(kind: str, step: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore:no partial Hessian has reached")
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["alternating", "one unused", "micro-batches", "random"])
-@pytest.mark.parametrize(
-    ("settings", "interval"),
-    [("row_sum cyclic", 4), ("hutchinson cyclic", 1), ("hutchinson all", 4)],
+@pairwise(
+    kind=["alternating", "one unused", "micro-batches", "random"],
+    settings=[("row_sum", "cyclic", 4), ("hutchinson", "cyclic", 1), ("hutchinson", "all", 4)],
+    way=WAYS,
 )
-def test_turns_follow_the_reference(way: str, kind: str, settings: str, interval: int) -> None:
-    estimator, refresh = settings.split()
+def test_turns_follow_the_reference(way: str, kind: str, settings: tuple[str, str, int]) -> None:
+    estimator, refresh, interval = settings
     options = {"estimator": estimator, "refresh": refresh, "hessian_interval": interval}
     values = {"lr": 0.05, "weight_decay": 0.01, "hessian_momentum": 0.99}
     ours, theirs = network(), network()

@@ -1,0 +1,33 @@
+"""Parameters of which each value meets each value of every other one, in few cases."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+Pair = tuple[tuple[int, int], tuple[int, int]]
+
+
+def pairs_of(places: tuple[int, ...]) -> set[Pair]:
+    """Every two parameters of a case, each with the place of its value."""
+    return set(itertools.combinations(enumerate(places), 2))
+
+
+def pairwise(**values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Mark a test with as few cases as a greedy choice finds, always the same ones."""
+    listed = [list(each) for each in values.values()]
+    product = list(itertools.product(*(range(len(each)) for each in listed)))
+    missing = set().union(*map(pairs_of, product))
+    cases = []
+    while missing:
+        places = max(product, key=lambda each: len(pairs_of(each) & missing))
+        missing -= pairs_of(places)
+        cases.append([each[place] for each, place in zip(listed, places, strict=True)])
+    return pytest.mark.parametrize(list(values), cases, ids=_named)
+
+
+def _named(value: Any) -> str:
+    return getattr(value, "__name__", None) or str(value)
