@@ -8,21 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from preloaded import PRELOADED
 
-# Importing takes longer than what most processes of tests do. Those of the start method
-# "forkserver" are forks of one that has imported these, and has done nothing else.
-multiprocessing.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "torch.distributed.fsdp",
-        "torch.nn.parallel",
-        "sgdph",
-        # The laboratory's; what is not installed is left out.
-        "sgdph.lab.data.embedded",
-        "sgdph.lab.sweep.pool",
-        "sgdph.lab.tune.trials",
-    ]
-)
+multiprocessing.set_forkserver_preload(PRELOADED)
 
 
 @pytest.fixture(autouse=True, scope="session")

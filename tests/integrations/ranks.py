@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from preloaded import PRELOADED
 
 RANKS = 2
 FRAMEWORKS = ["lightning.pytorch", "accelerate", "transformers.trainer"]
@@ -17,7 +18,7 @@ FRAMEWORKS = ["lightning.pytorch", "accelerate", "transformers.trainer"]
 def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
     """Call ``function(rank, *arguments)`` in two processes; raise what one of them raises."""
     # The frameworks take seconds to import: once, in the server, and not in each process.
-    mp.get_context("forkserver").set_forkserver_preload(FRAMEWORKS)
+    mp.get_context("forkserver").set_forkserver_preload([*PRELOADED, *FRAMEWORKS])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
