@@ -1,7 +1,4 @@
-"""A program that trains a run until the kernel kills it, once per moment, under its argument.
-
-Everything is imported once, and each run is a fork of that.
-"""
+"""Trains a run until the kernel kills it, once per moment, each in a fork of this process."""
 
 from __future__ import annotations
 
@@ -29,6 +26,8 @@ OPERATIONS = {
 }
 MOMENTS = ("at a step", "within the checkpoint", *OPERATIONS)
 STEP = 3
+# Where it is written what killed each of them, in that order.
+SIGNALS = "signals"
 CONFIG: Mapping[str, Any] = {
     "dataset": "digits",
     "train_size": 100,
@@ -84,8 +83,5 @@ def main(folder: Path) -> None:
             train_run(prepare(config, data), run, Killer(moment))
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        print(signal.Signals(os.WTERMSIG(status)).name, flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+        with (folder / SIGNALS).open("a") as file:
+            file.write(f"{signal.Signals(os.WTERMSIG(status)).name}\n")

@@ -1,10 +1,9 @@
 """Runs that the kernel killed, at every kind of moment, and full disks."""
 
 import errno
+import multiprocessing
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +25,14 @@ from . import killed_run
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of killed runs by moment, and one under ``whole`` that came to its end."""
     folder = tmp_path_factory.mktemp("killed")
-    # As text: run as a file, it would take our folder ``inspect`` for Python's module.
-    command = [sys.executable, "-c", Path(killed_run.__file__).read_text(), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    signals = dict(zip(killed_run.MOMENTS, done.stdout.split(), strict=True))
+    # Forks need a process that has done nothing yet, and has imported all.
+    process = multiprocessing.get_context("forkserver").Process(
+        target=killed_run.main, args=(folder,)
+    )
+    process.start()
+    process.join()
+    found = (folder / killed_run.SIGNALS).read_text().split()
+    signals = dict(zip(killed_run.MOMENTS, found, strict=True))
     assert signals.pop("within the checkpoint") == "SIGXFSZ"
     assert set(signals.values()) == {"SIGKILL"}
     return folder
