@@ -198,6 +198,7 @@ def test_compare_writes_runs_report_table_and_plot(sgdph: Command, tmp_path: Pat
         assert str((out / name).resolve()) in said
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_compared_run_is_the_same_as_one_trained_alone(sgdph: Command, tmp_path: Path) -> None:
     sgdph(*COMPARE, "--out", tmp_path / "all")
     alone = [*SMALL, "--epochs", "2", "--seed", "1", "--out", tmp_path / "alone"]
@@ -206,6 +207,7 @@ def test_a_compared_run_is_the_same_as_one_trained_alone(sgdph: Command, tmp_pat
     assert same_bits(checkpoint_of(together), checkpoint_of(tmp_path / "alone"))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_interrupt_and_resume_of_a_comparison(
     sgdph: Command, tmp_path: Path, interrupt: Callable[[int], None]
 ) -> None:
@@ -230,6 +232,7 @@ def test_interrupt_and_resume_of_a_comparison(
         assert lines[0] == lines[1]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_finished_comparison_is_extended_by_seeds_and_optimizers(
     sgdph: Command, tmp_path: Path
 ) -> None:
@@ -244,6 +247,7 @@ def test_a_finished_comparison_is_extended_by_seeds_and_optimizers(
     assert RunDirectory(tmp_path / "adamw-seed2").read_config().epochs == 1
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_extended_comparison_keeps_what_was_said_of_single_optimizers(
     sgdph: Command, tmp_path: Path
 ) -> None:
@@ -268,6 +272,7 @@ def test_a_run_whose_arguments_are_not_asked_for_any_more_is_refused(tmp_path: P
     check_agreement(tmp_path, [PlannedRun("run", with_argument)])
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_two_processes_do_not_write_one_comparisons_report_at_a_time(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +286,7 @@ def test_two_processes_do_not_write_one_comparisons_report_at_a_time(
     assert sgdph("compare", "--out", tmp_path, "--resume")[0] == 0
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_comparison_is_not_resumed_with_other_settings(sgdph: Command, tmp_path: Path) -> None:
     sgdph(*COMPARE, "--epochs", "1", "--optimizers", "sgdm", "--out", tmp_path)
     before = snapshot(tmp_path)
@@ -290,6 +296,7 @@ def test_a_comparison_is_not_resumed_with_other_settings(sgdph: Command, tmp_pat
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_existing_comparison_is_clobbered_only_on_demand(sgdph: Command, tmp_path: Path) -> None:
     one = [*COMPARE, "--epochs", "1", "--optimizers", "sgdm", "--out", tmp_path]
     sgdph(*one)
@@ -310,6 +317,7 @@ def test_an_existing_comparison_is_clobbered_only_on_demand(sgdph: Command, tmp_
     assert (tmp_path / "sgdm-seed5" / "last.pt").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_diverging_run_does_not_stop_a_comparison(sgdph: Command, tmp_path: Path) -> None:
     rates = ["--lr", "sgdm=1e30,sgdph=0.01", "--epochs", "1"]
     code, said, _ = sgdph(*COMPARE, *rates, "--out", tmp_path)

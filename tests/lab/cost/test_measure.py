@@ -15,6 +15,9 @@ from sgdph.lab.errors import LabError
 
 CPU = torch.device("cpu")
 
+# What is made once for the module is made by one worker alone.
+pytestmark = pytest.mark.xdist_group("cost")
+
 
 class Counted:
     """A reporter that counts."""

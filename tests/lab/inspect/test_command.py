@@ -16,7 +16,7 @@ import pytest
 from lab.conftest import snapshot
 from sgdph.lab.cli import main
 from sgdph.lab.errors import LabError
-from sgdph.lab.inspect import command
+from sgdph.lab.inspect import command, report
 from sgdph.lab.inspect.figures import ERRORS
 from sgdph.lab.inspect.options import quarters
 from sgdph.lab.run.directory import RunDirectory
@@ -27,6 +27,9 @@ SMALL = (
 )
 TINY = ("--batches", "2", "--probes", "2", "--layers", "bn.weight,blocks.2.bn2.bias")
 PNGS = ("shares.png", "errors.png", "multipliers.png", "blocks.png")
+
+# What is made once for the module is made by one worker alone.
+pytestmark = pytest.mark.xdist_group("inspect")
 
 
 def inspect(*words: object) -> int:
@@ -39,6 +42,13 @@ def read(path: Path) -> dict[str, Any]:
 
 def without_seconds(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k != "seconds"} for r in content["records"]]
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the pictures blank: they take most of a report's time."""
+    blank = dict.fromkeys(PNGS, lambda inspection, path: path.write_bytes(b""))
+    monkeypatch.setattr(report, "DRAW", blank)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +109,7 @@ def test_from_options_to_files(whole: tuple[Path, str]) -> None:
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_is_there_is_clobbered_only_on_demand_and_the_start_alone_needs_no_training(
     tmp_path: Path, whole: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +136,7 @@ def test_the_run_that_is_to_be_inspected_is_not_overwritten(
     assert snapshot(out) == before
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_inspection_is_carried_on_to_the_same_figures(
     tmp_path: Path,
     whole: tuple[Path, str],
@@ -224,6 +236,7 @@ def test_the_checkpoints_of_a_run_trained_here() -> None:
     assert quarters(1) == (0, 1)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_that_was_overwritten_meanwhile_is_not_mixed_in(
     tmp_path: Path, sgdm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def test_what_is_being_trained_is_not_overwritten(
     assert "is being trained by another process" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_comparison_is_not_cleared_while_one_of_its_runs_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,8 +18,8 @@ ONE = [*SMALLEST, "--train-size=60", "--seeds=0"]
 
 
 @pytest.fixture
-def reproduce(sgdph: Command) -> Command:
-    """Calls ``sgdph reproduce``; returns exit code, output and errors."""
+def reproduce(sgdph: Command, without_pictures: None) -> Command:
+    """Calls ``sgdph reproduce``, without pictures; returns exit code, output and errors."""
     return partial(sgdph, "reproduce")
 
 
@@ -45,9 +45,9 @@ def runs_under(path: Path) -> list[str]:
     ],
 )
 def test_the_smallest_form(
-    reproduce: Command, tmp_path: Path, name: str, options: list[str], count: int
+    sgdph: Command, tmp_path: Path, name: str, options: list[str], count: int
 ) -> None:
-    code, said, errors = reproduce(name, *ONE, *options, "--out", tmp_path / "out")
+    code, said, errors = sgdph("reproduce", name, *ONE, *options, "--out", tmp_path / "out")
     assert code == 0, said + errors
     runs = runs_under(tmp_path / "out")
     assert len(runs) == count
