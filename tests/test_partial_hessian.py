@@ -242,6 +242,19 @@ def test_a_group_that_comes_later_goes_last_each_half_to_its_owner() -> None:
     assert_same_bits(whole, twin)
 
 
+@pytest.mark.parametrize("names", ["nowhere", "in the optimizer", "in the group", "everywhere"])
+def test_a_later_group_has_names_where_its_neighbours_have(names: str) -> None:
+    model, extra = bn_net(), nn.Linear(3, 3)
+    named = names in ("in the optimizer", "everywhere")
+    adamw = torch.optim.AdamW(model.named_parameters() if named else model.parameters())
+    optimizer = sgdph.PartialHessian(adamw, sgdph.param_groups(model))
+    later = sgdph.param_groups(extra)[0] if names in ("in the group", "everywhere") else None
+    optimizer.add_param_group(later or {"params": list(extra.parameters())})
+    assert all("param_names" in group for group in adamw.param_groups) is named
+    assert all("param_names" in group for group in optimizer.param_groups[1::2])
+    train(model, optimizer, range(2))
+
+
 def test_a_group_that_is_refused_leaves_no_half_behind() -> None:
     model, extra = bn_net(), nn.Linear(3, 3)
     optimizer = over_adamw(model)
@@ -285,8 +298,14 @@ def test_what_cannot_be_built_is_refused_and_nothing_taken() -> None:
     for first_order, params, words in cases:
         with pytest.raises(ValueError, match=words):
             sgdph.PartialHessian(first_order, params)
-    with pytest.raises(TypeError, match="got Sequential"):
-        sgdph.PartialHessian([model], groups)
+    wrong: list[tuple[Any, str]] = [
+        ([model], "Sequential"),
+        (torch.optim.SGD, "type"),
+        (groups, "dict"),
+    ]
+    for first_order, found in wrong:
+        with pytest.raises(TypeError, match=f"got {found}"):
+            sgdph.PartialHessian(first_order, groups)
     assert len(adamw.param_groups[0]["params"]) == 6
 
 
