@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from pairwise import pairwise
 from small import WAYS, assert_same_bits, bn_net, loss_of
 from torch import Tensor, nn
 from torch.nn import functional
@@ -167,24 +168,22 @@ def first_layers_alone(model: nn.Module, backend: str) -> Tensor:
 LOSSES = [whole, cross_entropy_alone, squared_error_alone, first_layers_alone]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("loss_of", LOSSES, ids=lambda loss_of: loss_of.__name__)
+@pairwise(loss_of=LOSSES, way=WAYS, name=["0.bias", "1.weight", "1.bias"])
 def test_compiled_code_between_loss_and_parameter_is_always_refused(
-    loss_of: Callable[[nn.Module, str], Tensor], way: str
+    loss_of: Callable[[nn.Module, str], Tensor], way: str, name: str
 ) -> None:
     model = norm_net()
-    for name in ("0.bias", "1.weight", "1.bias"):
-        p = model.get_parameter(name)
-        optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
+    p = model.get_parameter(name)
+    optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
 
-        def step(optimizer: sgdph.SGDPH = optimizer) -> None:
-            WAYS[way](optimizer, loss_of(model, BACKEND))
-            optimizer.step()
+    def step() -> None:
+        WAYS[way](optimizer, loss_of(model, BACKEND))
+        optimizer.step()
 
-        for _ in range(2):
-            model.zero_grad()
-            with pytest.raises(RuntimeError, match=r"compiled model.*closure=\.\.\."):
-                step()
+    for _ in range(2):
+        model.zero_grad()
+        with pytest.raises(RuntimeError, match=r"compiled model.*closure=\.\.\."):
+            step()
 
 
 @pytest.mark.parametrize("look", [sgdph.hessian_block, sgdph.diagonality])
