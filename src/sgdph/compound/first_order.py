@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -14,6 +14,9 @@ from sgdph.roles import is_newton, listed, parameter_names
 
 # What wrappers call the optimizer inside them.
 _INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim")
+
+# Their step needs a closure, though its signature does not say so: of pytorch_optimizer.
+_NEED_CLOSURE = ("AliG", "BSAM")
 
 # What is listed once per parameter of a group.
 _PER_PARAMETER = ("params", "param_names", "positions")
@@ -34,9 +37,12 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
     Raises:
         TypeError: One is no optimizer.
         ValueError: There is none, or one twice; a parameter is in two of them; or one needs a
-            closure or a graph of its own, wraps another one, or takes Newton steps itself.
+            closure or a graph of its own, steps in the backward, wraps another one, or takes Newton
+            steps itself.
     """
-    optimizers = (first_order,) if isinstance(first_order, Optimizer) else tuple(first_order)
+    # A class, say, or a wrapper that is no optimizer, is no sequence: it is refused below.
+    several = isinstance(first_order, Iterable) and not isinstance(first_order, Optimizer)
+    optimizers = tuple(cast(Iterable[Optimizer], first_order if several else (first_order,)))
     if not optimizers:
         raise ValueError("first_order must be one optimizer or several, got none")
     owners: dict[int, int] = {}
@@ -44,7 +50,7 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 "first_order must be a torch.optim.Optimizer, or several, got "
-                f"{type(optimizer).__name__}"
+                f"{_described(optimizer)}"
             )
         if reason := _unsuitable(optimizer):
             raise ValueError(f"{type(optimizer).__name__} cannot take first-order steps: {reason}")
@@ -60,11 +66,16 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
     return optimizers
 
 
+def _described(found: object) -> str:
+    return f"the class {found.__name__}" if isinstance(found, type) else type(found).__name__
+
+
 def _unsuitable(optimizer: Optimizer) -> str | None:
     """Say why an optimizer cannot serve, if it cannot."""
     settings = inspect.signature(optimizer.step).parameters
     closure = settings.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+    if needs_closure or type(optimizer).__name__ in _NEED_CLOSURE:
         return "its step needs a closure, which would compute the loss again in the middle of one"
     if hasattr(optimizer, "update_hessian"):
         return "it takes curvature itself. Use it alone, or a first-order optimizer in its place"
@@ -72,6 +83,13 @@ def _unsuitable(optimizer: Optimizer) -> str | None:
         return (
             "it needs backward(create_graph=True) for curvature of its own. Use it alone, or a "
             "first-order optimizer in its place"
+        )
+    if hasattr(optimizer, "fused_backward"):
+        return "it steps in the middle of the backward, and all parameters of the model"
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        return (
+            "it gives every rank other parameters, and broadcasts what it has stepped. Give "
+            "PartialHessian the optimizer that it was to build, over all parameters"
         )
     if any(isinstance(getattr(optimizer, name, None), Optimizer) for name in _INSIDE):
         return (
