@@ -40,11 +40,15 @@ ROOMS: dict[str, set[str]] = {
     },
     "compound": {"roles", "state_matching", "step", "optimizer"},
     "partial_hessian": {"names", "roles", "optimizer", "compound"},
+    "with_muon": {"roles", "partial_hessian"},
     "diagnostics": {
         "validation", "roles", "algorithm", "autograd", "distributed", "curvature", "step",
     },
     "weight_norm": set(),
-    "sgdph": {"roles", "algorithm", "optimizer", "partial_hessian", "diagnostics", "weight_norm"},
+    "sgdph": {
+        "roles", "algorithm", "optimizer", "partial_hessian", "with_muon", "diagnostics",
+        "weight_norm",
+    },
     "integrations": {"roles", "autograd", "optimizer"},
     "lab.errors": set(),
     "lab.output": {"lab.errors"},
