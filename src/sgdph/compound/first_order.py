@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -40,9 +40,9 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
             closure or a graph of its own, steps in the backward, wraps another one, or takes Newton
             steps itself.
     """
-    # A class, say, or a wrapper that is no optimizer, is no sequence: it is refused below.
-    several = isinstance(first_order, Iterable) and not isinstance(first_order, Optimizer)
-    optimizers = tuple(cast(Iterable[Optimizer], first_order if several else (first_order,)))
+    given: Any = first_order
+    one = isinstance(given, Optimizer) or not isinstance(given, Iterable)
+    optimizers = (given,) if one else tuple(given)
     if not optimizers:
         raise ValueError("first_order must be one optimizer or several, got none")
     owners: dict[int, int] = {}
