@@ -22,7 +22,7 @@ def muon(
     lr: float = 0.02,
     *,
     adamw_lr: float = 3e-4,
-    newton_lr: float = 1e-2,
+    newton_lr: float = 0.05,
     weight_decay: float = 0.0,
     channelwise_weight_decay: float | None = None,
     **newton: Any,
