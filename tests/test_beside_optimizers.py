@@ -94,6 +94,13 @@ def muon_of_kernels(case: Beside, groups: list[Named]) -> list[Optimizer]:
     return [case.constructor(parts, **case.settings)]
 
 
+def one_of_each_shape(case: Beside, groups: list[Named]) -> list[Optimizer]:
+    """One optimizer for kernels and matrices, and one for the others."""
+    named = [each for group in groups for each in group]
+    parts = [[p for _, p in named if (p.ndim > 1) is matrices] for matrices in (True, False)]
+    return [case.constructor([{"params": part}], **case.settings) for part in parts]
+
+
 LIBRARY = "pytorch_optimizer"
 OPTIMIZERS = {
     "sgd": Beside("torch.optim.SGD", {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01}),
@@ -109,6 +116,12 @@ OPTIMIZERS = {
     "adabelief": Beside(f"{LIBRARY}.AdaBelief", {"lr": 3e-3}),
     "adamw-schedulefree": Beside("schedulefree.AdamWScheduleFree", {"lr": 5e-3}),
     "sgd-schedulefree": Beside("schedulefree.SGDScheduleFree", {"lr": 0.1, "warmup_steps": 5}),
+}
+# They keep more than groups and a state for each parameter.
+MORE_STATE = {
+    "madgrad": Beside(f"{LIBRARY}.MADGRAD", {"lr": 3e-3}),
+    "two-madgrads": Beside(f"{LIBRARY}.MADGRAD", {"lr": 3e-3}, build=one_of_each_shape),
+    "ranger21": Beside(f"{LIBRARY}.Ranger21", {"lr": 3e-3, "num_iterations": 100}),
 }
 SCHEDULE_FREE = [name for name in OPTIMIZERS if name.endswith("schedulefree")]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -222,9 +235,9 @@ def test_the_bare_optimizer_s_steps_and_the_reference_s(name: str, settings: str
     assert ((flat(model) - start).abs() > 1e-6).all()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *MORE_STATE])
 def test_a_saved_run_goes_on_to_the_same_bits(name: str) -> None:
-    case = OPTIMIZERS[name]
+    case = (OPTIMIZERS | MORE_STATE)[name]
     # In float64 torch's NAdam does not: loading converts its product of momenta, a float32.
     model = build(case, torch.float32)
     optimizer = compound(case, model, **SETTINGS["hutchinson"])
@@ -243,9 +256,9 @@ def test_a_saved_run_goes_on_to_the_same_bits(name: str) -> None:
     assert torch.equal(flat(other), flat(model))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *MORE_STATE])
 def test_a_bare_run_is_gone_on_with(name: str) -> None:
-    case, together = OPTIMIZERS[name], name not in ("adam", "soap", "library-muon")
+    case, together = (OPTIMIZERS | MORE_STATE)[name], name not in ("adam", "soap", "library-muon")
     twin = build(case)
     bare = in_training(case.over(groups_of(twin, together=together)))
     for (loss,) in losses(range(7), twin):

@@ -22,7 +22,7 @@ def muon(
     lr: float = 0.02,
     *,
     adamw_lr: float = 3e-4,
-    newton_lr: float = 0.05,
+    newton_lr: float = 1e-2,
     weight_decay: float = 0.0,
     channelwise_weight_decay: float | None = None,
     **newton: Any,
@@ -48,7 +48,7 @@ def muon(
         model: The network. Its parameters are not touched.
         lr: Learning rate of Muon.
         adamw_lr: Learning rate of AdamW.
-        newton_lr: Learning rate of the Newton steps.
+        newton_lr: Learning rate of the Newton steps: the default of :class:`sgdph.PartialHessian`.
         weight_decay: λ of every parameter. Muon and AdamW decay by ``lr · λ``, each with its own.
         channelwise_weight_decay: λ of the channel-wise parameters and of the output layer's bias,
             where it is to differ; ``0.0`` switches weight decay off for them.
