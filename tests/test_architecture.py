@@ -51,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "lab.progress": {"lab.output"},
     "lab.files": {"lab.errors", "lab.output"},
     "lab.networks": {"sgdph", "lab.errors"},
-    "lab.optimizers": {"sgdph", "lab.errors"},
+    "lab.optimizers": {"sgdph", "step", "lab.errors"},
     "lab.data": {"lab.errors", "lab.networks"},
     "lab.config": {
         "names", "lab.errors", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
