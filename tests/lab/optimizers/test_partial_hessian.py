@@ -193,12 +193,24 @@ def test_a_tuning_searches_newton_lr_and_writes_it(
     for name in ("draw_sensitivity", "draw_budget"):
         monkeypatch.setattr(f"sgdph.lab.tune.page.{name}", lambda *_: None)
     words = ["--optimizers=adamw-ph-fixed1", "--trials=1", "--epochs=1", "--jobs=1"]
-    assert sgdph("tune", *SMALL, *words, "--space=newton_lr=0.5:0.6", "--out", tmp_path)[0] == 0
+    space = "--space=newton_lr=0.5:0.6,newton_weight_decay=0.03:0.04"
+    fixed = ["--optimizer-args", "newton_momentum=0.8"]
+    assert sgdph("tune", *SMALL, *words, space, *fixed, "--out", tmp_path)[0] == 0
     best = read_settings(tmp_path / "best.yaml")["adamw-ph-fixed1"]
-    assert {"lr", "weight_decay", "newton_lr"} <= best.keys()
+    assert best.keys() == {"lr", "weight_decay", "newton_lr", "optimizer_args"}
     (config,) = resolve_many({}, ("adamw-ph-fixed1",), (0,), {"adamw-ph-fixed1": best})
-    assert config.newton_lr == best["newton_lr"]
+    trial = RunDirectory(tmp_path / "adamw-ph-fixed1" / "trial-000").read_config()
+    assert (config.lr, config.newton_lr) == (trial.lr, trial.newton_lr)
+    assert config.optimizer_args == trial.optimizer_args
+    assert config.newton_lr is not None
     assert 0.5 <= config.newton_lr <= 0.6
+    assert 0.03 <= config.setting("newton_weight_decay") <= 0.04
+    assert config.setting("newton_momentum") == 0.8
+    code, _, error = sgdph(
+        "tune", *SMALL, *words, space, "--optimizer-args", "newton_weight_decay=0", "--out", "x"
+    )
+    assert code == 2
+    assert "--optimizer-args newton_weight_decay fixes what --space searches" in error
 
 
 @pytest.mark.parametrize(

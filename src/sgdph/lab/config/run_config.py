@@ -144,6 +144,10 @@ class RunConfig:
         """Which images the run is evaluated on."""
         return "test" if self.validation_size is None else "validation"
 
+    def setting(self, name: str) -> Any:
+        """Return an optimizer's setting or argument; ``None`` where it was not set."""
+        return dict(self.optimizer_args or ()).get(name, getattr(self, name, None))
+
 
 # Where a run is computed, not what it computes: these may change when a run is resumed.
 PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "track"})
@@ -173,9 +177,8 @@ def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
     }
     lines = [_difference(name, getattr(saved, name), value) for name, value in named.items()]
     # Only those that were given are asked about, and one may have a field of its own.
-    own = dict(saved.optimizer_args or ())
     lines += [
-        _difference(name, own.get(name, getattr(saved, name, None)), value)
+        _difference(name, saved.setting(name), value)
         for name, value in given.get("optimizer_args") or ()
     ]
     return [line for line in lines if line]

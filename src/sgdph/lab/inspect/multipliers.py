@@ -50,8 +50,7 @@ def hyperparameter(config: RunConfig, name: str) -> float:
     optimizer = BASELINES[config.optimizer]
     value = None
     if optimizer.multiplier is not None:
-        own = {**vars(config), **dict(config.optimizer_args or ())}
-        value = own.get(name if optimizer.first_order is None else newton_name(name))
+        value = config.setting(name if optimizer.first_order is None else newton_name(name))
     return float(SETTINGS[name] if value is None else value)
 
 
