@@ -130,10 +130,11 @@ def test_one_is_sgd_with_decay_outside() -> None:
 def test_beside_sgd_each_is_the_one_of_sgdph_to_the_bit(
     alone: type[SGDPH], beside: type[PartialHessian]
 ) -> None:
-    expected, optimizer = walk(alone)
+    expected, optimizer = walk(alone, second_order_lr=3e-4)
     model = net()
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-    other = beside(sgd, param_groups(model, weight_decay=0.01), lr=0.05)
+    groups = param_groups(model, weight_decay=0.01)
+    other = beside(sgd, groups, lr=0.05, second_order_lr=3e-4)
     train(model, other, 6)
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(p, q)

@@ -77,8 +77,7 @@ def with_newton_steps(
         settings: Of the Newton steps.
         seed: The run's, for the probes.
     """
-    newton = [group for group in param_groups(model) if group["channelwise"]]
-    return make(first_order, newton, seed=seed, **settings)
+    return make(first_order, param_groups(model), seed=seed, **settings)
 
 
 def adahessian(
