@@ -116,7 +116,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
             TypeError, ValueError: As :meth:`sgdph.SGDPH.add_param_group`; or there are several
                 first-order optimizers and a first-order parameter. The optimizer is then as it was.
         """
-        if "_layout" not in self.__dict__:
+        # Asked so, because Lightning's wrapper is an instance of this class without its attributes.
+        if not hasattr(self, "_layout"):
             # Torch's constructor hands on the groups of optimizers that have checked them.
             self.param_groups.append(param_group)
             return
