@@ -54,9 +54,9 @@ def by_closure(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
 WAYS = {"update_hessian": by_update, "backward": by_backward, "closure": by_closure}
 
 
-def everything(model: nn.Module, optimizer: sgdph.SGDPH) -> Found:
+def everything(model: nn.Module, optimizer: sgdph.SGDPH | sgdph.PartialHessian) -> Found:
     """The weights, the optimizer's tensors, and the place in the cycle."""
-    group = optimizer.param_groups[0]
+    group = optimizer.param_groups[-1]
     place = {name: torch.tensor(group[name]) for name in ("step", "cursor", "refreshes")}
     found = {f"weight {name}": p.detach().clone() for name, p in model.named_parameters()}
     for i, p in enumerate(model.parameters()):

@@ -183,7 +183,9 @@ def test_an_sgd_state_brings_nesterov_and_dampening_along(setting: dict[str, Any
         its_optimizer.zero_grad()
         loss_of(each).backward()
         its_optimizer.step()
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_bad_state_leaves_the_optimizer_as_it_was() -> None:

@@ -264,12 +264,13 @@ def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> 
     """
     if not isinstance(group, dict):
         return group
-    return _named({**{name: groups[0][name] for name in ONE_FOR_ALL_GROUPS}, **group}, groups)
+    return named_like({**{name: groups[0][name] for name in ONE_FOR_ALL_GROUPS}, **group}, groups)
 
 
-def _named(group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def named_like(group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give a group's parameters names where those of the other groups have some."""
     params = group.get("params")
-    if "param_names" in group or "param_names" not in groups[0]:
+    if "param_names" in group or not groups or "param_names" not in groups[0]:
         return group
     if params is None or isinstance(params, set):
         return group

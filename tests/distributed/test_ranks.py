@@ -46,18 +46,25 @@ WRAPPERS: dict[str, dict[str, Any]] = {
 ALL_AT_ONCE = {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99}
 
 
-def built(**settings: Any) -> tuple[nn.Module, sgdph.SGDPH]:
+Either = sgdph.SGDPH | sgdph.PartialHessian
+
+
+def built(*, beside_adamw: bool = False, **settings: Any) -> tuple[nn.Module, Either]:
     model = network()
-    return model, sgdph.SGDPH(sgdph.param_groups(model, weight_decay=1e-2), lr=0.05, **settings)
+    groups = sgdph.param_groups(model, weight_decay=1e-2)
+    if beside_adamw:
+        adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+        return model, sgdph.PartialHessian(adamw, groups, lr=0.05, **settings)
+    return model, sgdph.SGDPH(groups, lr=0.05, **settings)
 
 
-def wrapped(**settings: Any) -> tuple[nn.Module, DistributedDataParallel, sgdph.SGDPH]:
+def wrapped(**settings: Any) -> tuple[nn.Module, DistributedDataParallel, Either]:
     model, optimizer = built()
     return model, DistributedDataParallel(model, **settings), optimizer
 
 
 def one_step(
-    replica: nn.Module, optimizer: sgdph.SGDPH, rank: int, step: int, way: str = "backward"
+    replica: nn.Module, optimizer: Either, rank: int, step: int, way: str = "backward"
 ) -> None:
     optimizer.zero_grad()
     WAYS[way](optimizer, lambda: loss_on(replica, rank, step))
@@ -102,8 +109,9 @@ def test_differences_of_gradients_equal_one_process(wrapper: str, ranks: Results
 UNEVEN = (5, 2)
 
 
-def uneven_last_batch(rank: int, *, way: str) -> Found:
-    model, replica, optimizer = wrapped()
+def uneven_last_batch(rank: int, *, way: str, beside_adamw: bool = False) -> Found:
+    model, optimizer = built(beside_adamw=beside_adamw)
+    replica = DistributedDataParallel(model)
     for step in range(STEPS):
         optimizer.zero_grad()
         size = UNEVEN[rank] if step == STEPS - 1 else 5
@@ -112,14 +120,17 @@ def uneven_last_batch(rank: int, *, way: str) -> Found:
     return everything(model, optimizer)
 
 
+@pytest.mark.parametrize("beside_adamw", [False, True])
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
-def test_an_uneven_last_batch_counts_by_rank_as_in_the_gradients(way: str, ranks: Results) -> None:
+def test_an_uneven_last_batch_counts_by_rank_as_in_the_gradients(
+    way: str, beside_adamw: bool, ranks: Results
+) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
         return mean_of_losses(model, step, UNEVEN if step == STEPS - 1 else (5, 5))
 
-    first, second = of(ranks, f"uneven {way}")
+    first, second = of(ranks, f"uneven {way} {beside_adamw}")
     assert_same_bits(first, second)
-    assert_near(first, in_one_process(loss, STEPS))
+    assert_near(first, in_one_process(loss, STEPS, beside_adamw=beside_adamw))
 
 
 BATCHES = (2, 5)
@@ -129,8 +140,14 @@ JOINS: dict[str, dict[str, Any]] = {
 }
 
 
-def joined(rank: int, *, join: str, interval: int, closure: bool) -> list[Found]:
-    model, optimizer = built(hessian_interval=interval)
+# By differences or not, and beside AdamW or not.
+JOINED_BY = [(False, False), (True, False), (False, True)]
+
+
+def joined(
+    rank: int, *, join: str, interval: int, closure: bool, beside_adamw: bool = False
+) -> list[Found]:
+    model, optimizer = built(hessian_interval=interval, beside_adamw=beside_adamw)
     replica = DistributedDataParallel(model)
     found = []
     # Ranks go on together afterwards, at the same place and with the same momenta.
@@ -145,11 +162,11 @@ def joined(rank: int, *, join: str, interval: int, closure: bool) -> list[Found]
     return found
 
 
-@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize(("closure", "beside_adamw"), JOINED_BY)
 @pytest.mark.parametrize("interval", [1, 2])
 @pytest.mark.parametrize("join", JOINS)
 def test_a_rank_that_has_joined_counts_as_zero(
-    join: str, interval: int, closure: bool, ranks: Results
+    join: str, interval: int, closure: bool, beside_adamw: bool, ranks: Results
 ) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
         if BATCHES[0] <= step < BATCHES[1]:
@@ -157,11 +174,12 @@ def test_a_rank_that_has_joined_counts_as_zero(
             return alone if join == "over active" else alone / RANKS
         return mean_of_losses(model, step)
 
-    results = of(ranks, f"joined {join} {interval} {closure}")
+    results = of(ranks, f"joined {join} {interval} {closure} {beside_adamw}")
     way, tolerance = ("closure", 1e-7) if closure else ("backward", 1e-10)
     for i, steps in enumerate((max(BATCHES), max(BATCHES) + 3)):
         assert_same_bits(results[0][i], results[1][i])
-        expected = in_one_process(loss, steps, way, hessian_interval=interval)
+        settings = {"hessian_interval": interval, "beside_adamw": beside_adamw}
+        expected = in_one_process(loss, steps, way, **settings)
         assert_near(results[0][i], expected, tolerance)
 
 
@@ -382,16 +400,22 @@ def test_autocast_ranks_stay_bit_identical_and_learn(ranks: Results) -> None:
 # ---- stop and resume -----------------------------------------------------------------------------
 
 
-def resumed(rank: int) -> list[Found]:
+def wrapped_beside_adamw() -> tuple[nn.Module, DistributedDataParallel, Either]:
+    model, optimizer = built(beside_adamw=True)
+    return model, DistributedDataParallel(model), optimizer
+
+
+def resumed(rank: int, *, beside_adamw: bool = False) -> list[Found]:
     found = []
+    build = wrapped_beside_adamw if beside_adamw else wrapped
     for stop in (None, 5):
-        model, replica, optimizer = wrapped()
+        model, replica, optimizer = build()
         for step in range(9):
             if step == stop:
                 # What rank 0 saved, as checkpoints are.
                 saved = [{"model": model.state_dict(), "optimizer": optimizer.state_dict()}]
                 dist.broadcast_object_list(saved, 0)
-                model, replica, optimizer = wrapped()
+                model, replica, optimizer = build()
                 model.load_state_dict(saved[0]["model"])
                 optimizer.load_state_dict(saved[0]["optimizer"])
             one_step(replica, optimizer, rank, step)
@@ -399,10 +423,11 @@ def resumed(rank: int) -> list[Found]:
     return found
 
 
-def test_every_rank_resumes_to_the_bit_from_what_one_saved(ranks: Results) -> None:
-    for whole, again in of(ranks, "resumed"):
+@pytest.mark.parametrize("job", ["resumed", "resumed beside AdamW"])
+def test_every_rank_resumes_to_the_bit_from_what_one_saved(job: str, ranks: Results) -> None:
+    for whole, again in of(ranks, job):
         assert_same_bits(whole, again)
-    assert_same_bits(*[results[0] for results in of(ranks, "resumed")])
+    assert_same_bits(*[results[0] for results in of(ranks, job)])
 
 
 # ---- all of it, in one start of the processes ----------------------------------------------------
@@ -410,14 +435,17 @@ def test_every_rank_resumes_to_the_bit_from_what_one_saved(ranks: Results) -> No
 JOBS: dict[str, Job] = {
     **{f"differences {w}": functools.partial(by_differences, wrapper=w) for w in WRAPPERS},
     **{
-        f"uneven {w}": functools.partial(uneven_last_batch, way=w)
+        f"uneven {w} {b}": functools.partial(uneven_last_batch, way=w, beside_adamw=b)
         for w in ("update_hessian", "backward")
+        for b in (False, True)
     },
     **{
-        f"joined {j} {i} {c}": functools.partial(joined, join=j, interval=i, closure=c)
+        f"joined {j} {i} {c} {b}": functools.partial(
+            joined, join=j, interval=i, closure=c, beside_adamw=b
+        )
         for j in JOINS
         for i in (1, 2)
-        for c in (False, True)
+        for c, b in JOINED_BY
     },
     "join refusals": join_refusals,
     "join that throws": join_that_throws,
@@ -430,6 +458,7 @@ JOBS: dict[str, Job] = {
     "scaled and accumulated": scaled_and_accumulated,
     "autocast": autocast,
     "resumed": resumed,
+    "resumed beside AdamW": functools.partial(resumed, beside_adamw=True),
 }
 
 

@@ -13,7 +13,7 @@ from sgdph.compound.first_order import by_role, identity_of, tensors_of
 from sgdph.compound.state import JoinedState
 from sgdph.compound.state_dict import bare_states, joined, taken_apart, without_taken
 from sgdph.optimizer import SGDPH
-from sgdph.roles import Groups
+from sgdph.roles import Groups, named_like
 from sgdph.step import SecondOrderOptimizer
 
 
@@ -60,9 +60,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
 
     @property
     def _groups(self) -> Groups:
-        if any(a is not b for a, b in zip(self.param_groups, self._linked(), strict=False)) or len(
-            self.param_groups
-        ) != sum(len(owner.param_groups) for owner in self._owners):
+        theirs = [id(group) for owner in self._owners for group in owner.param_groups]
+        if sorted(map(id, self.param_groups)) != sorted(theirs):
             raise RuntimeError(
                 "the parameter groups of a first-order optimizer were replaced: its own "
                 "add_param_group or load_state_dict was called. Call those of PartialHessian"
@@ -155,7 +154,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
         if owner.param_groups and "param_names" not in owner.param_groups[0]:
             part = {**part, "params": tensors_of(part)}
             part.pop("param_names", None)
-        owner.add_param_group(part)
+        owner.add_param_group(named_like(part, owner.param_groups))
         self._layout.append(k)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -163,8 +162,13 @@ class CompoundOptimizer(SecondOrderOptimizer):
             super().__setattr__(name, value)
             return
         # Lightning's finetuning callbacks assign the groups of the run that they resume.
-        last = len(self.first_order)
-        later = [last if "second_order_lr" in group else 0 for group in value[len(self._layout) :]]
+        last, added = len(self.first_order), value[len(self._layout) :]
+        later = [last if "second_order_lr" in group else 0 for group in added]
+        if last > 1 and 0 in later:
+            raise ValueError(
+                f"a group was assigned that is new, and there are {last} first-order optimizers "
+                f"({', '.join(self._kinds)}): build PartialHessian anew"
+            )
         layout = [*self._layout[: len(value)], *later]
         for k, owner in enumerate(self._owners):
             owner.param_groups = [g for g, home in zip(value, layout, strict=True) if home == k]
@@ -215,6 +219,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
         except Exception:
             for owner, groups, state in before:
                 owner.param_groups, owner.state = groups, state
+            self.param_groups[:] = self._linked()
             raise
         finally:
             handle.remove()

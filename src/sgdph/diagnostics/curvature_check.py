@@ -134,9 +134,8 @@ def _checked_parameters(
             f"closure must be a function that computes the loss, got {type(closure).__name__}"
         )
     if not isinstance(optimizer, SecondOrderOptimizer):
-        raise TypeError(
-            f"optimizer must be an SGDPH or a PartialHessian, got {type(optimizer).__name__}"
-        )
+        kind = type(optimizer).__name__
+        raise TypeError(f"optimizer must be an SGDPH or a PartialHessian, got {kind}")
     if rtol is not None and (isinstance(rtol, bool) or not isinstance(rtol, (int, float))):
         raise TypeError(f"rtol must be a number or None, got {type(rtol).__name__}")
     if rtol is not None and not 0 < rtol < math.inf:
