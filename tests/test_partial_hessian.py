@@ -298,8 +298,14 @@ def test_what_cannot_be_built_is_refused_and_nothing_taken() -> None:
     for first_order, params, words in cases:
         with pytest.raises(ValueError, match=words):
             sgdph.PartialHessian(first_order, params)
-    with pytest.raises(TypeError, match="got Sequential"):
-        sgdph.PartialHessian([model], groups)
+    wrong: list[tuple[Any, str]] = [
+        ([model], "Sequential"),
+        (torch.optim.SGD, "type"),
+        (groups, "dict"),
+    ]
+    for first_order, found in wrong:
+        with pytest.raises(TypeError, match=f"got {found}"):
+            sgdph.PartialHessian(first_order, groups)
     assert len(adamw.param_groups[0]["params"]) == 6
 
 

@@ -32,13 +32,13 @@ class PartialHessian(CompoundOptimizer):
     Hessian, ``step``, accumulation and all else that is said there. With ``torch.optim.SGD`` as the
     first-order half it takes the same steps, to the bit.
 
-    The Newton parameters are taken over from the first-order optimizers that hold them, with an end
-    to what those know of them (moments, step counts). From then on only this optimizer is stepped,
-    saved and scheduled. Its ``param_groups`` are the first-order optimizers' own, as they are
-    there, and then those of the Newton parameters.
+    The first-order optimizers give up the Newton parameters that they hold; the moments of these
+    are dropped. From then on only this optimizer is stepped, saved and scheduled. Its
+    ``param_groups`` are the groups of the first-order optimizers (the same dicts), then those of
+    the Newton parameters.
 
-    Optimizers that are schedule-free want ``optimizer.train()`` and ``optimizer.eval()``, which are
-    passed on to them. Their averages are of the first-order parameters only.
+    ``train()`` and ``eval()`` are passed on to schedule-free optimizers, which need them. Their
+    averages cover the first-order parameters only.
 
     Args:
         first_order: One ``torch.optim.Optimizer`` or several, built over the parameters of the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -36,7 +36,9 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
         ValueError: There is none, or one twice; a parameter is in two of them; or one needs a
             closure or a graph of its own, wraps another one, or takes Newton steps itself.
     """
-    optimizers = (first_order,) if isinstance(first_order, Optimizer) else tuple(first_order)
+    given: Any = first_order
+    one = isinstance(given, Optimizer) or not isinstance(given, Iterable)
+    optimizers = (given,) if one else tuple(given)
     if not optimizers:
         raise ValueError("first_order must be one optimizer or several, got none")
     owners: dict[int, int] = {}

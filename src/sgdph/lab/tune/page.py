@@ -10,7 +10,7 @@ from typing import Any
 
 from sgdph.lab.files import write_json, write_text
 from sgdph.lab.options.settings import write_settings
-from sgdph.lab.reports.numbers import percent
+from sgdph.lab.reports.numbers import counted, percent
 from sgdph.lab.reports.page import Block, Bullets, Picture, Section, to_markdown
 from sgdph.lab.reports.table import Cell, Column, Table
 from sgdph.lab.tune.outcome import Search, TrialRecord, read_searches, show_settings, to_json
@@ -107,7 +107,7 @@ def describe_task(tuning: Tuning, searches: Sequence[Search]) -> str:
     if len(sizes) == 1:
         train, validation = sizes.pop()
         parts.append(f"{train:,} training and {validation:,} validation images")
-    return ", ".join([*parts, config.model, f"{config.epochs} epochs"])
+    return ", ".join([*parts, config.model, counted(config.epochs, "epoch")])
 
 
 def best_table(searches: Sequence[Search]) -> Table:
