@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
-from small import assert_same_bits, batch, bn_net, by_update, loss_of
+from small import assert_same_bits, batch, bn_net, by_update, loss_of, train
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -135,6 +135,20 @@ def test_assigned_groups_that_cannot_be_are_not() -> None:
     optimizer.param_groups = [*groups, {"params": [extra.bias], "lr": 0.5}]
     assert optimizer.param_groups[1]["hessian_interval"] == 1
     assert len(optimizer.multipliers()) == 6 + 1
+
+
+def test_groups_assigned_to_partial_hessian_that_cannot_be_are_not() -> None:
+    model, extra = Module(beside=torch.optim.AdamW), nn.Linear(2, 3)
+    optimizer: Any = model.configure_optimizers()
+    groups = [*optimizer.param_groups]
+    later = [{**groups[0], "params": [extra.weight]}, {**groups[1], "params": [extra.bias]}]
+    with pytest.raises(ValueError, match="lr must be a number"):
+        optimizer.param_groups = [*groups, later[0], {**later[1], "lr": "high"}]
+    assert optimizer.param_groups == groups
+    assert len(optimizer.multipliers()) == 6
+    optimizer.param_groups = [*groups, *later]
+    assert len(optimizer.multipliers()) == 6 + 1
+    assert optimizer.first_order[0].param_groups == [groups[0], later[0]]
 
 
 @pytest.mark.parametrize("package", [lightning, pytorch_lightning])
@@ -275,10 +289,7 @@ def test_schedule_free_optimizers_train_and_are_evaluated_as_in_the_plain_loop(
     losses = [0.0]  # Lightning's sanity check
     for epoch in range(3):
         optimizer.train()
-        for step in range(4):
-            by_update(optimizer, loss_of(model, step))
-            optimizer.step()
-            optimizer.zero_grad()
+        train(model, optimizer, range(4))
         optimizer.eval()
         model.eval()
         losses.append(float(loss_of(model).detach()))
@@ -296,6 +307,17 @@ def test_schedule_free_optimizers_train_and_are_evaluated_as_in_the_plain_loop(
     other = schedule_free_trainer(tmp_path / "resumed", 3)
     other.fit(resumed, loader(4), loader(1), ckpt_path=path, weights_only=False)
     assert_same_bits(resumed.net, model)
+
+
+def test_a_schedule_free_run_without_validation_ends_with_the_averages(tmp_path: Path) -> None:
+    module, model = ScheduleFree(), bn_net()
+    optimizer: Any = optimizer_of(model, "schedule-free")
+    for _ in range(2):
+        optimizer.train()
+        train(model, optimizer, range(4))
+        optimizer.eval()
+    schedule_free_trainer(tmp_path, 2).fit(module, loader(4))
+    assert_same_bits(module.net, model)
 
 
 def test_the_learning_rate_finder_with_a_schedule_free_optimizer(tmp_path: Path) -> None:
