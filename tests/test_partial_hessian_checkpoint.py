@@ -37,6 +37,12 @@ def over_an_emptied_group(model: nn.Module) -> sgdph.PartialHessian:
     return sgdph.PartialHessian(torch.optim.AdamW(groups, lr=3e-3), model.parameters(), **NEWTON)
 
 
+def over_first_order_groups(model: nn.Module) -> sgdph.PartialHessian:
+    """AdamW was never given the Newton parameters, and no group of its is emptied."""
+    groups = [group for group in sgdph.param_groups(model) if not group["channelwise"]]
+    return sgdph.PartialHessian(torch.optim.AdamW(groups), sgdph.param_groups(model), **NEWTON)
+
+
 def over_two(model: nn.Module) -> sgdph.PartialHessian:
     body, head = torch.optim.AdamW([model[0].weight]), torch.optim.RMSprop(model[4].parameters())
     return sgdph.PartialHessian([body, head], sgdph.param_groups(model), **NEWTON)
@@ -45,9 +51,11 @@ def over_two(model: nn.Module) -> sgdph.PartialHessian:
 WHOLE = StateDictOptions()
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-# Torch cannot load a flattened state into groups without parameters.
+# Torch cannot load a flattened state where a group has no parameters.
 CASES = [(WHOLE, over_an_emptied_group)] + [
-    (options, build) for options in (WHOLE, FLAT, FULL) for build in (over_adamw, over_two)
+    (options, build)
+    for options in (WHOLE, FLAT, FULL)
+    for build in (over_adamw, over_first_order_groups, over_two)
 ]
 
 

@@ -118,8 +118,9 @@ def test_who_calls_its_own_backward_is_told() -> None:
         run.optimizer.step()
 
 
-def test_what_cannot_work_is_refused() -> None:
-    run = Run(1)
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_what_cannot_work_is_refused(kind: str) -> None:
+    run = Run(1, settings={"kind": kind})
     loss = functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
     adam = run.accelerator.prepare(torch.optim.Adam(run.bare.parameters()))
     with pytest.raises(TypeError, match="AcceleratedOptimizer around Adam"):

@@ -111,6 +111,11 @@ def test_a_resumed_finetuning_is_the_uninterrupted_one(
     for a, b in zip(optimizer.multipliers().values(), other.multipliers().values(), strict=True):
         assert torch.equal(a, b)
     assert all(s.refreshes > 0 for s in other.multiplier_statistics().values())
+    if beside:
+        # The backbone's first-order parameters, and its Newton ones, whose rate alone is raised.
+        backbone, newton = other.param_groups[-2:]
+        assert (len(backbone["params"]), len(newton["params"])) == (1, 3)
+        assert backbone["lr"] == 1e-4 < newton["lr"]
 
 
 def test_lightnings_own_finetuning_resumes(tmp_path: Path) -> None:
