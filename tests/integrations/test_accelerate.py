@@ -109,6 +109,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> No
     assert_same_run(resumed.bare, resumed.optimizer, plain_loop(5, epochs=2, **settings))
 
 
+def test_the_wrapper_passes_train_and_eval_on() -> None:
+    run = Run(1, settings={"kind": "schedule-free"})
+    for tell, mode in ((run.optimizer.train, True), (run.optimizer.eval, False)):
+        tell()
+        assert run.optimizer.param_groups[0]["train_mode"] is mode
+
+
 def test_who_calls_its_own_backward_is_told() -> None:
     run = Run(1)
     run.accelerator.backward(

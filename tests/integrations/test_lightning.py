@@ -223,17 +223,18 @@ def test_a_skipped_batch_is_no_step() -> None:
     assert_same_run(module.net, optimizer, plain_loop(6))
 
 
-def test_stochastic_weight_averaging() -> None:
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_stochastic_weight_averaging(kind: str) -> None:
     # With batch norm it adds a pass for the statistics, which ends in a step without a backward.
     averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)
-    module = Module()
+    module = Module(kind=kind)
     this = trainer(callbacks=[PartialHessianCallback(), averaging], max_epochs=4)
     this.fit(module, loader(4))
     assert this.optimizers[0].param_groups[0]["lr"] == 0.01
     average = averaging._average_model.net
     for p, q in zip(module.net.parameters(), average.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert gap(module.net, plain_loop(4, epochs=4)[0]) > 1e-4
+    assert gap(module.net, plain_loop(4, epochs=4, kind=kind)[0]) > 1e-4
 
 
 def test_early_stopping() -> None:
@@ -288,6 +289,14 @@ def test_a_group_that_is_added_through_the_wrapper(framework: str, kind: str) ->
         assert len(optimizer.multipliers()) == 3 + 4
     assert_same_bits(*models)
     assert not torch.equal(models[0][1][1].weight, torch.ones(4))
+
+
+def test_fabric_s_wrapper_passes_train_and_eval_on() -> None:
+    optimizer: Any = optimizer_of(bn_net(), "schedule-free")
+    wrapper: Any = lightning.Fabric(accelerator="cpu", devices=1).setup_optimizers(optimizer)
+    for tell, mode in ((wrapper.train, True), (wrapper.eval, False)):
+        tell()
+        assert optimizer.first_order[0].param_groups[0]["train_mode"] is mode
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -165,7 +165,8 @@ def test_the_learning_rate_finder_trains_as_the_plain_loop(
     if package is pytorch_lightning:
         members = {k: vars(Module)[k] for k in ("loss", "training_step", "configure_optimizers")}
         same = type("Same", (pytorch_lightning.LightningModule,), members)()
-        same.backbone, same.head, same.lr, same.by_role = module.backbone, module.head, 0.01, False
+        for name in ("backbone", "head", "lr", "by_role", "beside"):
+            setattr(same, name, getattr(module, name))
         module = same
     plain = Module()
     start = copy.deepcopy(plain)
