@@ -238,6 +238,9 @@ def test_layer_decay_beside_timms_adamw() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Both halves were given the same settings.
         optimizer = sgdph.PartialHessian(adamw, by_role(model, groups[1]), lr=0.02)
+    with pytest.raises(ValueError, match="once for each of the two"):
+        # AdamW has written its lr, and its eps of 1e-8, into the first ones.
+        sgdph.PartialHessian(adamw, by_role(model, groups[0]), lr=0.02)
     scheduler = CosineLRScheduler(optimizer, t_initial=4, lr_min=0.0)
     before = copy.deepcopy(model)
     script_epoch(model, optimizer, PartialHessianScaler("cpu"))
