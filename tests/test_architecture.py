@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "weight_norm": set(),
     "sgdph": {"roles", "algorithm", "optimizer", "partial_hessian", "diagnostics", "weight_norm"},
-    "integrations": {"roles", "autograd", "optimizer"},
+    "integrations": {"roles", "autograd", "step", "optimizer", "partial_hessian"},
     "lab.errors": set(),
     "lab.output": {"lab.errors"},
     "lab.progress": {"lab.output"},
