@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from sgdph.optimizer import SGDPH
 from sgdph.roles import is_newton, listed, parameter_names
 
 # What wrappers call the optimizer inside them.
@@ -20,6 +21,9 @@ _NEED_CLOSURE = ("AliG", "BSAM")
 
 # What is listed once per parameter of a group.
 _PER_PARAMETER = ("params", "param_names", "positions")
+
+# The settings that a group of the Newton half may have.
+_OF_NEWTON_STEPS = inspect.signature(SGDPH).parameters.keys()
 
 # In a group, but no setting of a step.
 _NO_SETTING = (*_PER_PARAMETER, "channelwise", "first_order")
@@ -103,16 +107,28 @@ def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
     """List what gives the Newton parameters, with groups that nobody else holds.
 
     Raises:
-        ValueError: A group is a first-order optimizer's, with that one's settings in it.
+        ValueError: A group is a first-order optimizer's, or a copy of one, with that one's settings
+            in it.
     """
     theirs = {id(group) for optimizer in optimizers for group in optimizer.param_groups}
     entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
-    if any(id(entry) in theirs for entry in entries):
-        raise ValueError(
-            "the groups are those of the first-order optimizer, which has put its own lr and "
-            "weight decay into them: call sgdph.param_groups(model) once for each of the two"
-        )
+    for entry in entries:
+        if id(entry) in theirs or any(_has_settings_of(o, entry) for o in optimizers):
+            raise ValueError(
+                "the groups are those of the first-order optimizer, which has put its own lr and "
+                "weight decay into them: call sgdph.param_groups(model), or what else makes the "
+                "groups, once for each of the two"
+            )
     return [_copied(entry) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _has_settings_of(optimizer: Optimizer, entry: object) -> bool:
+    """Tell whether an optimizer has completed a group: some settings are none of the Newton half's.
+
+    Nobody writes all of them by hand.
+    """
+    names = optimizer.defaults.keys()
+    return isinstance(entry, dict) and names <= entry.keys() and not names <= _OF_NEWTON_STEPS
 
 
 def _copied(group: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from sgdph.state_matching import match_groups
 
 StateDict = dict[str, Any]
 
+# A setting that only Newton groups have.
+NEWTON = "second_order_lr"
+
 # In the saved Newton groups: the classes of the first-order optimizers. Elsewhere it would be one
 # more key in groups that are not ours. In the whole: what they save beside groups and state.
 FIRST_ORDER = "first_order"
@@ -69,9 +72,10 @@ def taken_apart(
     """
     groups = _groups_of(saved)
     last = len(kinds)
-    was_newton = [FIRST_ORDER in group for group in groups]
-    kinds_then = next((list(group[FIRST_ORDER]) for group in groups if FIRST_ORDER in group), None)
-    if kinds_then is None:
+    was_newton = [NEWTON in group for group in groups]
+    # Where torch.distributed.checkpoint flattens states, it keeps only what is in live groups too.
+    kinds_then = next((list(group[FIRST_ORDER]) for group in groups if FIRST_ORDER in group), kinds)
+    if all(was_newton):
         raise ValueError(
             "the loaded state is no PartialHessian's (a state of SGDPH has its first-order half in "
             "the same groups). Load what state_dict() of a PartialHessian returned, or the states "
@@ -128,7 +132,7 @@ def bare_states(saved: Any, optimizers: Sequence[Optimizer]) -> list[Mapping[str
         ValueError: There are not as many states as optimizers.
     """
     if isinstance(saved, Mapping):
-        if any("second_order_lr" in group for group in _groups_of(saved)):
+        if any(NEWTON in group for group in _groups_of(saved)):
             return None
         states: list[Mapping[str, Any]] = [saved]
     elif isinstance(saved, Sequence) and all(isinstance(each, Mapping) for each in saved):
