@@ -1,8 +1,4 @@
-"""PartialHessian beside many optimizers.
-
-The oracle is the bare one over the first-order parameters and the slow reference over the Newton
-ones, in one loop.
-"""
+"""The oracle: the bare optimizer over first-order parameters, the slow reference over the others."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from reference.algorithm1 import ReferenceSGDPH
 from reference.drive import package_probe
 from reference.nets import CLASSES, batches, flat, loss_of
@@ -45,14 +40,7 @@ def of_matrices() -> nn.Module:
 
 @dataclass(frozen=True)
 class Beside:
-    """A first-order half: its class, and over which net.
-
-    Attributes:
-        path: The class.
-        settings: What it is told.
-        net: Makes the network.
-        build: Makes it out of groups of named parameters; ``None``: one optimizer over all.
-    """
+    """A first-order half: its class, its settings, over which net, and how if not one over all."""
 
     path: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -308,60 +296,3 @@ def test_evaluation_mode_is_passed_on_and_left_by_train(name: str) -> None:
     torch.testing.assert_close(flat(model), trained, rtol=0, atol=1e-15)
     in_training(oracle.bare)
     assert_follows(model, optimizer, oracle, range(8, 16))
-
-
-UNSUITABLE: dict[str, tuple[str, Callable[[Any, nn.Module], object], str]] = {
-    "lbfgs": ("torch.optim.LBFGS", lambda cls, m: cls(m.parameters()), "needs a closure"),
-    "alig": (f"{LIBRARY}.AliG", lambda cls, m: cls(m.parameters()), "needs a closure"),
-    "adahessian": (f"{LIBRARY}.AdaHessian", lambda cls, m: cls(m.parameters()), "create_graph"),
-    "sophia": (f"{LIBRARY}.SophiaH", lambda cls, m: cls(m.parameters()), "create_graph"),
-    "timm-adahessian": ("timm.optim.Adahessian", lambda cls, m: cls(m.parameters()), "create_gr"),
-    "lomo": (f"{LIBRARY}.LOMO", lambda cls, m: cls(m), "in the middle of the backward"),
-    "sam": (
-        f"{LIBRARY}.SAM",
-        lambda cls, m: cls(m.parameters(), torch.optim.SGD),
-        "wraps another optimizer.*wrap the PartialHessian",
-    ),
-    "lookahead": (
-        f"{LIBRARY}.Lookahead",
-        lambda cls, m: cls(torch.optim.SGD(m.parameters())),
-        "wraps another optimizer",
-    ),
-    "timm-lookahead": (
-        "timm.optim.Lookahead",
-        lambda cls, m: cls(torch.optim.SGD(m.parameters())),
-        "wraps another optimizer",
-    ),
-    "sgdph": ("sgdph.SGDPH", lambda cls, m: cls(m.parameters()), "takes curvature itself"),
-    "schedule-free wrapper": (
-        "schedulefree.ScheduleFreeWrapper",
-        lambda cls, m: cls(torch.optim.SGD(m.parameters())),
-        "must be a torch.optim.Optimizer, or several, got ScheduleFreeWrapper",
-    ),
-    "class": ("torch.optim.AdamW", lambda cls, m: cls, "or several, got the class AdamW"),
-}
-
-
-@pytest.mark.parametrize("name", UNSUITABLE)
-def test_what_cannot_serve_is_refused(name: str) -> None:
-    path, make, reason = UNSUITABLE[name]
-    model = build(Beside(path))
-    unsuitable: Any = make(Beside(path).constructor, model)
-    held = [len(group["params"]) for group in getattr(unsuitable, "param_groups", ())]
-    with pytest.raises((ValueError, TypeError), match=reason):
-        sgdph.PartialHessian(unsuitable, sgdph.param_groups(model))
-    # Nothing was taken over.
-    assert held == [len(group["params"]) for group in getattr(unsuitable, "param_groups", ())]
-
-
-def test_zero_redundancy_is_refused() -> None:
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    model = build(Beside(""))
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        zero = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW)
-        with pytest.raises(ValueError, match="gives every rank other parameters"):
-            sgdph.PartialHessian(zero, sgdph.param_groups(model))
-    finally:
-        dist.destroy_process_group()
