@@ -1,4 +1,4 @@
-"""The oracle: the bare optimizer over first-order parameters, the slow reference over the others."""
+"""The oracle: the bare optimizer over first-order parameters, the reference over the others."""
 
 from __future__ import annotations
 
