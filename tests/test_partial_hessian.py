@@ -300,7 +300,7 @@ def test_what_cannot_be_built_is_refused_and_nothing_taken() -> None:
             sgdph.PartialHessian(first_order, params)
     wrong: list[tuple[Any, str]] = [
         ([model], "Sequential"),
-        (torch.optim.SGD, "type"),
+        (torch.optim.SGD, "the class SGD"),
         (groups, "dict"),
     ]
     for first_order, found in wrong:

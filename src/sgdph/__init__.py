@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sgdph.partial_hessian import PartialHessian
     from sgdph.roles import param_groups
     from sgdph.weight_norm.weight_norm import apply_weight_norm, fold_weight_norm
+    from sgdph.with_muon import muon
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "diagonality",
     "fold_weight_norm",
     "hessian_block",
+    "muon",
     "param_groups",
 ]
 
@@ -47,6 +49,7 @@ _MODULES = {
     "diagonality": "diagnostics.diagnostics",
     "fold_weight_norm": "weight_norm.weight_norm",
     "hessian_block": "diagnostics.block",
+    "muon": "with_muon",
     "param_groups": "roles",
 }
 

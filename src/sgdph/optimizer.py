@@ -159,8 +159,9 @@ class SGDPH(SecondOrderOptimizer):
                 optimizer is then as it was.
             ValueError: As the constructor; the optimizer is then as it was.
         """
-        # Torch's constructor adds the first groups: their roles depend on one another.
-        is_later = "_curvature" in self.__dict__
+        # Torch's constructor adds the first groups: their roles depend on one another. Asked so,
+        # because Lightning's wrapper is an instance of this class without its attributes.
+        is_later = hasattr(self, "_curvature")
         if is_later:
             param_group = like_the_others(self.param_groups, param_group)
         super().add_param_group(param_group)

@@ -157,7 +157,8 @@ def _keep_newton_parameters(
     ignored: list[str] = []
     # Where bare tensors were given they made one group, and no settings.
     for group, settings in zip(groups, given, strict=False):
-        ignored += contradictions(group, settings, optimizers)
+        theirs = {**group, "params": [p for p in group["params"] if id(p) not in in_newton]}
+        ignored += contradictions(theirs, settings, optimizers)
     for group in groups:
         keep_only(group, [id(p) in in_newton for p in group["params"]])
         group["channelwise"] = True

@@ -124,8 +124,8 @@ def param_groups(
     newton: list[tuple[str, Tensor]] = []
     output_bias: list[tuple[str, Tensor]] = []
     weights: list[tuple[str, Tensor]] = []
-    output = _output_layer(model)
-    for name, p, owner, role in _parameters_with_roles(model):
+    output = output_layer(model)
+    for name, p, owner, role in parameters_with_roles(model):
         if not role:
             weights.append((name, p))
         elif owner is output and _is_bias_name(name.rpartition(".")[2]):
@@ -162,7 +162,7 @@ def _group(
     return group
 
 
-def _parameters_with_roles(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, bool]]:
+def parameters_with_roles(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module, bool]]:
     """Yield every parameter once: full name, tensor, owning module, whether it is channel-wise."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
@@ -179,7 +179,7 @@ def _parameters_with_roles(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.M
             yield (f"{prefix}.{local}" if prefix else local), p, module, role
 
 
-def _output_layer(model: nn.Module) -> nn.Module | None:
+def output_layer(model: nn.Module) -> nn.Module | None:
     """Find the last module, in registration order, that owns parameters itself.
 
     The originals of a parametrised layer, and what its parametrisations own, live in children of

@@ -182,8 +182,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
                 is not above 0 and finite.
         """
         check_call(loss_scale)
-        self._check_ready()
         loss = evaluate(closure)
+        self._check_ready()
         groups = self._groups
         self._curvature.guards.check_step(groups, self._newton_state)
         if closure is None and self._is_rehearsed():

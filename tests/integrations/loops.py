@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from small import batch, bn_net
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import sgdph
+from sgdph.step import SecondOrderOptimizer
 
 SETTINGS: dict[str, Any] = {
     "lr": 0.02,
@@ -22,8 +24,34 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def optimizer_of(model: nn.Module, **settings: Any) -> sgdph.SGDPH:
-    return sgdph.SGDPH(model.named_parameters(), **SETTINGS | settings)
+# SGDPH; PartialHessian over one optimizer, and over two of different classes.
+KINDS = ["sgdph", "adamw", "adamw and rmsprop"]
+
+
+def optimizer_of(model: nn.Module, kind: str = "sgdph", **settings: Any) -> SecondOrderOptimizer:
+    settings = SETTINGS | settings
+    params = [*model.named_parameters()]
+    if kind == "sgdph":
+        return sgdph.SGDPH(params, **settings)
+    if kind == "adamw":
+        return sgdph.PartialHessian(first_order_of(params), params, **settings)
+    if kind == "schedule-free":
+        free = pytest.importorskip("schedulefree").AdamWScheduleFree(params, lr=3e-3)
+        return sgdph.PartialHessian(free, params, **settings)
+    assert kind == "adamw and rmsprop"
+    head = torch.optim.RMSprop(params[-2:], lr=1e-3, momentum=0.5)
+    return sgdph.PartialHessian([first_order_of(params[:-2]), head], params, **settings)
+
+
+def first_order_of(params: list[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+    """AdamW as is the custom: no decay for vectors, whose group may be empty once they are taken.
+
+    Its learning rate is not the Newton half's, and schedulers have to keep the two apart.
+    """
+    matrices = [(name, p) for name, p in params if p.ndim > 1]
+    vectors = [(name, p) for name, p in params if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=3e-3)
 
 
 def loader(count: int) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -40,11 +68,12 @@ def plain_loop(
     scaler: torch.amp.GradScaler | None = None,
     schedule: Callable[[Any], Any] | None = None,
     epochs: int = 1,
+    build: Callable[..., SecondOrderOptimizer] = optimizer_of,
     **settings: Any,
-) -> tuple[nn.Module, sgdph.SGDPH]:
+) -> tuple[nn.Module, SecondOrderOptimizer]:
     """Train ``bn_net`` as the frameworks promise to, in torch's words alone."""
     model = bn_net()
-    optimizer = optimizer_of(model, **settings)
+    optimizer = build(model, **settings)
     scheduler = None if schedule is None else schedule(optimizer)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     cast = contextlib.nullcontext if autocast is None else lambda: torch.autocast("cpu", autocast)
@@ -58,7 +87,9 @@ def plain_loop(
         if (step + 1) % accumulate == 0:
             scaler.unscale_(optimizer)
             if clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                # In the order of the groups, by which the last bit of the norm goes.
+                groups = optimizer.param_groups
+                nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], clip)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -68,7 +99,10 @@ def plain_loop(
 
 
 def assert_same_run(
-    model: nn.Module, optimizer: Any, expected: tuple[nn.Module, sgdph.SGDPH], bound: float = 0.0
+    model: nn.Module,
+    optimizer: Any,
+    expected: tuple[nn.Module, SecondOrderOptimizer],
+    bound: float = 0.0,
 ) -> None:
     """Weights, buffers, momenta, averages, counts: all as in the plain loop."""
     for (name, p), q in zip(
@@ -103,10 +137,10 @@ def pieces(count: int) -> list[tuple[Tensor, Tensor]]:
     return [*zip(x, y, strict=True)]
 
 
-def joined_loop(count: int, size: int) -> nn.Module:
+def joined_loop(count: int, size: int, kind: str = "sgdph") -> nn.Module:
     """One process on the joined batches."""
     model = two_by_two()
-    optimizer = optimizer_of(model)
+    optimizer = optimizer_of(model, kind)
     for x, y in DataLoader(pieces(count), batch_size=size):
         optimizer.zero_grad()
         optimizer.backward(functional.cross_entropy(model(x), y))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import sgdph
 from integrations.loops import (
+    KINDS,
     assert_same_run,
     gap,
     joined_loop,
@@ -64,13 +65,15 @@ class Run:
                 self.optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_trains_as_the_plain_loop(accumulate: int, interval: int) -> None:
+def test_trains_as_the_plain_loop(accumulate: int, interval: int, kind: str) -> None:
     # The curvature of the undivided loss would be too large as many times as it accumulates.
-    run = Run(24, accumulate, settings={"hessian_interval": interval})
+    settings = {"hessian_interval": interval, "kind": kind}
+    run = Run(24, accumulate, settings=settings)
     run.epoch(clip=0.1)
-    expected = plain_loop(24, accumulate=accumulate, clip=0.1, hessian_interval=interval)
+    expected = plain_loop(24, accumulate=accumulate, clip=0.1, **settings)
     assert_same_run(run.bare, run.optimizer, expected, bound=1e-6)
 
 
@@ -80,21 +83,23 @@ def test_bf16() -> None:
     assert_same_run(run.bare, run.optimizer, plain_loop(12, autocast=torch.bfloat16))
 
 
-def test_a_scaler_its_skipped_steps_and_accumulation() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scaler_its_skipped_steps_and_accumulation(kind: str) -> None:
     def scaler() -> torch.amp.GradScaler:
         return torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
 
-    run = Run(24, 2, scaler=scaler())
+    run = Run(24, 2, scaler=scaler(), settings={"kind": kind})
     run.epoch(autocast=torch.float16)
     theirs = scaler()
-    expected = plain_loop(24, accumulate=2, autocast=torch.float16, scaler=theirs)
+    expected = plain_loop(24, accumulate=2, autocast=torch.float16, scaler=theirs, kind=kind)
     assert run.skipped > 0
     assert run.accelerator.scaler.get_scale() == theirs.get_scale()
     assert_same_run(run.bare, run.optimizer, expected, bound=1e-6)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    settings = {"estimator": "hutchinson"}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+    settings = {"estimator": "hutchinson", "kind": kind}
     run = Run(5, settings=settings)
     run.epoch()
     run.accelerator.save_state(str(tmp_path))
@@ -102,6 +107,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     resumed.accelerator.load_state(str(tmp_path))
     resumed.epoch()
     assert_same_run(resumed.bare, resumed.optimizer, plain_loop(5, epochs=2, **settings))
+
+
+def test_the_wrapper_passes_train_and_eval_on() -> None:
+    run = Run(1, settings={"kind": "schedule-free"})
+    for tell, mode in ((run.optimizer.train, True), (run.optimizer.eval, False)):
+        tell()
+        assert run.optimizer.param_groups[0]["train_mode"] is mode
 
 
 def test_who_calls_its_own_backward_is_told() -> None:
@@ -113,8 +125,9 @@ def test_who_calls_its_own_backward_is_told() -> None:
         run.optimizer.step()
 
 
-def test_what_cannot_work_is_refused() -> None:
-    run = Run(1)
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_what_cannot_work_is_refused(kind: str) -> None:
+    run = Run(1, settings={"kind": kind})
     loss = functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
     adam = run.accelerator.prepare(torch.optim.Adam(run.bare.parameters()))
     with pytest.raises(TypeError, match="AcceleratedOptimizer around Adam"):
@@ -145,22 +158,24 @@ def test_fsdp_is_refused_no_first_order_training() -> None:
 def train_on_rank(rank: int, path: Path) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     assert accelerator.num_processes == RANKS
-    bare = two_by_two()
-    data = DataLoader(pieces(48)[rank::RANKS], batch_size=2)
-    model, optimizer = accelerator.prepare(bare, optimizer_of(bare))
-    assert isinstance(model, nn.parallel.DistributedDataParallel)
-    for x, y in data:
-        with accelerator.accumulate(model):
-            backward(accelerator, optimizer, functional.cross_entropy(model(x), y))
-            optimizer.step()
-            optimizer.zero_grad()
-    torch.save(bare, path / f"{rank}.pt")
+    for kind in KINDS[:2]:
+        bare = two_by_two()
+        data = DataLoader(pieces(48)[rank::RANKS], batch_size=2)
+        model, optimizer = accelerator.prepare(bare, optimizer_of(bare, kind))
+        assert isinstance(model, nn.parallel.DistributedDataParallel)
+        for x, y in data:
+            with accelerator.accumulate(model):
+                backward(accelerator, optimizer, functional.cross_entropy(model(x), y))
+                optimizer.step()
+                optimizer.zero_grad()
+        torch.save(bare, path / f"{kind}-{rank}.pt")
 
 
 def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
     on_two_ranks(train_on_rank, tmp_path)
-    first, second = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(RANKS)
-    )
-    assert_same_bits(first, second)
-    assert gap(first, joined_loop(48, size=8)) < 1e-10
+    for kind in KINDS[:2]:
+        first, second = (
+            torch.load(tmp_path / f"{kind}-{rank}.pt", weights_only=False) for rank in range(RANKS)
+        )
+        assert_same_bits(first, second)
+        assert gap(first, joined_loop(48, size=8, kind=kind)) < 1e-10

@@ -11,13 +11,15 @@ import pytorch_lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins import MixedPrecision
-from small import assert_same_bits, bn_net
+from small import assert_same_bits, bn_net, loss_of
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from integrations.loops import (
+    KINDS,
     assert_same_run,
     gap,
     joined_loop,
@@ -82,19 +84,23 @@ def one_cycle(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
 @pytest.mark.parametrize("interval", [1, 3])
-def test_an_unchanged_module_trains_as_the_plain_loop(interval: int, estimator: str) -> None:
-    settings = {"hessian_interval": interval, "estimator": estimator}
+def test_an_unchanged_module_trains_as_the_plain_loop(
+    interval: int, estimator: str, kind: str
+) -> None:
+    settings = {"hessian_interval": interval, "estimator": estimator, "kind": kind}
     module = Module(**settings)
     assert_same_run(module.net, fit(module), plain_loop(12, **settings))
 
 
-def test_accumulation_clipping_and_a_schedule() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_clipping_and_a_schedule(kind: str) -> None:
     # Divided once: Lightning does it before the hook.
-    module = Module(schedule=one_cycle)
+    module = Module(schedule=one_cycle, kind=kind)
     optimizer = fit(module, 24, accumulate_grad_batches=2, gradient_clip_val=0.1)
-    expected = plain_loop(24, accumulate=2, clip=0.1, schedule=one_cycle)
+    expected = plain_loop(24, accumulate=2, clip=0.1, schedule=one_cycle, kind=kind)
     assert_same_run(module.net, optimizer, expected)
 
 
@@ -104,27 +110,30 @@ def test_bf16_mixed() -> None:
     assert_same_run(module.net, optimizer, plain_loop(12, autocast=torch.bfloat16))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [2.0**10, 2.0**20], ids=["fits", "overflows at first"])
-def test_16_mixed(scale: float) -> None:
+def test_16_mixed(scale: float, kind: str) -> None:
     def scaler() -> torch.amp.GradScaler:
         return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
 
-    module = Module()
+    module = Module(kind=kind)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler())
     optimizer = fit(module, plugins=[plugin], accumulate_grad_batches=2)
     theirs = scaler()
-    expected = plain_loop(12, accumulate=2, autocast=torch.float16, scaler=theirs)
+    expected = plain_loop(12, accumulate=2, autocast=torch.float16, scaler=theirs, kind=kind)
     assert plugin.scaler.get_scale() == theirs.get_scale() != scale
     assert_same_run(module.net, optimizer, expected)
 
 
-def test_who_forgets_the_callback_is_told() -> None:
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_who_forgets_the_callback_is_told(kind: str) -> None:
     with pytest.raises(RuntimeError, match=r"wants a partial Hessian.*integrations"):
-        fit(Module(), callbacks=[])
+        fit(Module(kind=kind), callbacks=[])
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    settings = {"estimator": "hutchinson"}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+    settings = {"estimator": "hutchinson", "kind": kind}
     whole = Module(**settings)
     whole_optimizer = fit(whole, 5, max_epochs=2)
     half = Module(**settings)
@@ -141,15 +150,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 class Manual(Module):
     """Two optimizers of ours and one of torch's, each with its own loss."""
 
-    def __init__(self, toggle: bool) -> None:
+    def __init__(self, toggle: bool, kind: str) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.toggle = toggle
+        self.toggle, self.kind = toggle, kind
         self.second, self.third = bn_net(seed=1), nn.Linear(3, 3)
 
     def configure_optimizers(self) -> Any:
         third = torch.optim.SGD(self.third.parameters(), lr=0.1)
-        return [optimizer_of(self.net), optimizer_of(self.second), third]
+        return [optimizer_of(self.net, self.kind), optimizer_of(self.second), third]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
@@ -170,12 +179,13 @@ class Manual(Module):
                 self.untoggle_optimizer(optimizer)
 
 
+@pytest.mark.parametrize("kind", KINDS[:2])
 @pytest.mark.parametrize("toggle", [True, False])
-def test_manual_optimisation_with_several_optimizers(toggle: bool) -> None:
-    module = Manual(toggle)
+def test_manual_optimisation_with_several_optimizers(toggle: bool, kind: str) -> None:
+    module = Manual(toggle, kind)
     this = trainer()
     this.fit(module, loader(9))
-    model, optimizer = plain_loop(9)
+    model, optimizer = plain_loop(9, kind=kind)
     for p, q in zip(module.net.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
     for ours, theirs in zip(
@@ -213,17 +223,18 @@ def test_a_skipped_batch_is_no_step() -> None:
     assert_same_run(module.net, optimizer, plain_loop(6))
 
 
-def test_stochastic_weight_averaging() -> None:
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_stochastic_weight_averaging(kind: str) -> None:
     # With batch norm it adds a pass for the statistics, which ends in a step without a backward.
     averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2, annealing_epochs=1)
-    module = Module()
+    module = Module(kind=kind)
     this = trainer(callbacks=[PartialHessianCallback(), averaging], max_epochs=4)
     this.fit(module, loader(4))
     assert this.optimizers[0].param_groups[0]["lr"] == 0.01
     average = averaging._average_model.net
     for p, q in zip(module.net.parameters(), average.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert gap(module.net, plain_loop(4, epochs=4)[0]) > 1e-4
+    assert gap(module.net, plain_loop(4, epochs=4, kind=kind)[0]) > 1e-4
 
 
 def test_early_stopping() -> None:
@@ -258,11 +269,42 @@ def test_trainers_of_pytorch_lightning() -> None:
     assert_same_run(module.net, this.optimizers[0], plain_loop(12))
 
 
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("framework", ["Lightning", "Fabric"])
+def test_a_group_that_is_added_through_the_wrapper(framework: str, kind: str) -> None:
+    # The wrapper is an instance of the optimizer's class that has none of its attributes.
+    models = [nn.ModuleList([bn_net(), bn_net(seed=1)]) for _ in range(2)]
+    optimizers = [optimizer_of(model[0], kind) for model in models]
+    if framework == "Fabric":
+        wrapper = lightning.Fabric(accelerator="cpu", devices=1).setup_optimizers(optimizers[0])
+    else:
+        wrapper = LightningOptimizer(optimizers[0])
+    for add, model in zip((wrapper, optimizers[1]), models, strict=True):
+        add.add_param_group({"params": [*model[1].named_parameters("later")]})
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for step in range(9):
+            optimizer.zero_grad()
+            optimizer.backward(sum(loss_of(net, step) for net in model))
+            optimizer.step()
+        assert len(optimizer.multipliers()) == 3 + 4
+    assert_same_bits(*models)
+    assert not torch.equal(models[0][1][1].weight, torch.ones(4))
+
+
+def test_fabric_s_wrapper_passes_train_and_eval_on() -> None:
+    optimizer: Any = optimizer_of(bn_net(), "schedule-free")
+    wrapper: Any = lightning.Fabric(accelerator="cpu", devices=1).setup_optimizers(optimizer)
+    for tell, mode in ((wrapper.train, True), (wrapper.eval, False)):
+        tell()
+        assert optimizer.first_order[0].param_groups[0]["train_mode"] is mode
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_fabric(precision: Any) -> None:
+def test_fabric(precision: Any, kind: str) -> None:
     fabric = lightning.Fabric(accelerator="cpu", devices=1, precision=precision)
     model = bn_net()
-    net, optimizer = fabric.setup(model, optimizer_of(model))
+    net, optimizer = fabric.setup(model, optimizer_of(model, kind))
     for x, y in loader(12):
         loss = functional.cross_entropy(net(x), y)
         fabric_backward(fabric, optimizer, loss)
@@ -270,45 +312,48 @@ def test_fabric(precision: Any) -> None:
         optimizer.step()
         optimizer.zero_grad()
     autocast = torch.bfloat16 if precision == "bf16-mixed" else None
-    expected = plain_loop(12, autocast=autocast, clip=0.1)
+    expected = plain_loop(12, autocast=autocast, clip=0.1, kind=kind)
     assert_same_run(model, optimizer.optimizer, expected)
 
 
-def test_fabric_with_a_scaler() -> None:
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_fabric_with_a_scaler(kind: str) -> None:
     def scaler() -> torch.amp.GradScaler:
         return torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
 
     plugin = lightning.fabric.plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler())
     fabric = lightning.Fabric(accelerator="cpu", devices=1, plugins=[plugin])
     model = bn_net()
-    net, optimizer = fabric.setup(model, optimizer_of(model))
+    net, optimizer = fabric.setup(model, optimizer_of(model, kind))
     for x, y in loader(12):
         fabric_backward(fabric, optimizer, functional.cross_entropy(net(x), y))
         optimizer.step()
         optimizer.zero_grad()
-    expected = plain_loop(12, autocast=torch.float16, scaler=scaler())
+    expected = plain_loop(12, autocast=torch.float16, scaler=scaler(), kind=kind)
     assert_same_run(model, optimizer.optimizer, expected)
 
 
 def fit_on_rank(rank: int, path: Path) -> None:
-    module = Module(net=two_by_two())
-    this = trainer(
-        strategy="ddp", devices=RANKS, use_distributed_sampler=False, accumulate_grad_batches=2
-    )
-    data = pieces(48)[rank::RANKS]
-    this.fit(module, DataLoader(data, batch_size=2))
-    assert this.world_size == RANKS
-    torch.save(module.net, path / f"{rank}.pt")
+    for kind in KINDS[:2]:
+        module = Module(net=two_by_two(), kind=kind)
+        this = trainer(
+            strategy="ddp", devices=RANKS, use_distributed_sampler=False, accumulate_grad_batches=2
+        )
+        data = pieces(48)[rank::RANKS]
+        this.fit(module, DataLoader(data, batch_size=2))
+        assert this.world_size == RANKS
+        torch.save(module.net, path / f"{kind}-{rank}.pt")
 
 
 def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
     on_two_ranks(fit_on_rank, tmp_path)
-    first, second = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(RANKS)
-    )
-    assert_same_bits(first, second)
-    # Each rank has every other example: two micro-batches of two on each are eight in a row.
-    assert gap(first, joined_loop(48, size=8)) < 1e-10
+    for kind in KINDS[:2]:
+        first, second = (
+            torch.load(tmp_path / f"{kind}-{rank}.pt", weights_only=False) for rank in range(RANKS)
+        )
+        assert_same_bits(first, second)
+        # Each rank has every other example: two micro-batches of two on each are eight in a row.
+        assert gap(first, joined_loop(48, size=8, kind=kind)) < 1e-10
 
 
 @pytest.fixture(autouse=True)

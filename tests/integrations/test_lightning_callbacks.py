@@ -13,13 +13,14 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
-from small import assert_same_bits, batch, by_update
+from small import assert_same_bits, batch, bn_net, by_update, loss_of, train
 from torch import Tensor, nn
 from torch.nn import functional
 
-from integrations.loops import loader
-from sgdph import SGDPH, param_groups
+from integrations.loops import loader, optimizer_of
+from sgdph import SGDPH, PartialHessian, param_groups
 from sgdph.integrations.lightning import PartialHessianCallback
+from sgdph.step import SecondOrderOptimizer
 
 pytestmark = [
     pytest.mark.xdist_group("lightning"),
@@ -31,12 +32,12 @@ STEPS = 3
 class Module(lightning.LightningModule):
     """A backbone that is frozen at first, and a head."""
 
-    def __init__(self, seed: int = 0, by_role: bool = False) -> None:
+    def __init__(self, seed: int = 0, by_role: bool = False, beside: Any = None) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten())
         self.head = nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 3))
-        self.by_role, self.lr, self.batch_size = by_role, 0.01, 1
+        self.by_role, self.lr, self.batch_size, self.beside = by_role, 0.01, 1, beside
 
     def loss(self, data: tuple[Tensor, Tensor]) -> Tensor:
         return functional.cross_entropy(self.head(self.backbone(data[0])), data[1])
@@ -47,10 +48,13 @@ class Module(lightning.LightningModule):
     def train_dataloader(self) -> Any:
         return loader(STEPS)
 
-    def configure_optimizers(self) -> SGDPH:
+    def configure_optimizers(self) -> SecondOrderOptimizer:
         trainable = [p for p in self.parameters() if p.requires_grad]
         params: Any = param_groups(self.head) if self.by_role else trainable
-        return SGDPH(params, lr=self.lr, estimator="hutchinson", refresh="cyclic")
+        settings: Any = {"lr": self.lr, "estimator": "hutchinson", "refresh": "cyclic"}
+        if self.beside is None:
+            return SGDPH(params, **settings)
+        return PartialHessian(self.beside(trainable, lr=1e-3), params, **settings)
 
 
 def trainer(folder: Path, callbacks: list[Any], package: Any = lightning, **options: Any) -> Any:
@@ -79,21 +83,25 @@ class Unfreezing(BackboneFinetuning):
 
 def finetune(
     module: Module, finetuning: type[BackboneFinetuning], path: Path, **options: Any
-) -> SGDPH:
+) -> SecondOrderOptimizer:
     keep = ModelCheckpoint(path, filename="{epoch}", save_top_k=-1)
     this = trainer(path, [PartialHessianCallback(), finetuning(2), keep], max_epochs=6)
     this.fit(module, **options)
-    optimizer: SGDPH = this.optimizers[0]
+    optimizer: SecondOrderOptimizer = this.optimizers[0]
     return optimizer
 
 
-@pytest.mark.parametrize("by_role", [False, True])
+# The head's groups and the backbone's. Beside another optimizer each of the two has its own.
+FINETUNED = [(None, False, 1 + 1), (None, True, 2 + 1), (torch.optim.AdamW, False, 2 + 2)]
+
+
+@pytest.mark.parametrize(("beside", "by_role", "groups"), FINETUNED)
 @pytest.mark.parametrize("epoch", [0, 3], ids=["before unfreezing", "after"])
 def test_a_resumed_finetuning_is_the_uninterrupted_one(
-    epoch: int, by_role: bool, tmp_path: Path
+    epoch: int, beside: Any, by_role: bool, groups: int, tmp_path: Path
 ) -> None:
-    finetuning = type("Finetuning", (Unfreezing,), {"groups_at_the_end": 3 if by_role else 2})
-    whole, resumed = Module(by_role=by_role), Module(seed=1, by_role=by_role)
+    finetuning = type("Finetuning", (Unfreezing,), {"groups_at_the_end": groups})
+    whole, resumed = (Module(seed, by_role=by_role, beside=beside) for seed in (0, 1))
     optimizer = finetune(whole, finetuning, tmp_path / "whole")
     path = tmp_path / "whole" / f"{epoch=}.ckpt"
     other = finetune(resumed, finetuning, tmp_path / "resumed", ckpt_path=path, weights_only=False)
@@ -103,6 +111,11 @@ def test_a_resumed_finetuning_is_the_uninterrupted_one(
     for a, b in zip(optimizer.multipliers().values(), other.multipliers().values(), strict=True):
         assert torch.equal(a, b)
     assert all(s.refreshes > 0 for s in other.multiplier_statistics().values())
+    if beside:
+        # The backbone's first-order parameters, and its Newton ones, whose rate alone is raised.
+        backbone, newton = other.param_groups[-2:]
+        assert (len(backbone["params"]), len(newton["params"])) == (1, 3)
+        assert backbone["lr"] == 1e-4 < newton["lr"]
 
 
 def test_lightnings_own_finetuning_resumes(tmp_path: Path) -> None:
@@ -129,6 +142,20 @@ def test_assigned_groups_that_cannot_be_are_not() -> None:
     assert len(optimizer.multipliers()) == 6 + 1
 
 
+def test_groups_assigned_to_partial_hessian_that_cannot_be_are_not() -> None:
+    model, extra = Module(beside=torch.optim.AdamW), nn.Linear(2, 3)
+    optimizer: Any = model.configure_optimizers()
+    groups = [*optimizer.param_groups]
+    later = [{**groups[0], "params": [extra.weight]}, {**groups[1], "params": [extra.bias]}]
+    with pytest.raises(ValueError, match="lr must be a number"):
+        optimizer.param_groups = [*groups, later[0], {**later[1], "lr": "high"}]
+    assert optimizer.param_groups == groups
+    assert len(optimizer.multipliers()) == 6
+    optimizer.param_groups = [*groups, *later]
+    assert len(optimizer.multipliers()) == 6 + 1
+    assert optimizer.first_order[0].param_groups == [groups[0], later[0]]
+
+
 @pytest.mark.parametrize("package", [lightning, pytorch_lightning])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_learning_rate_finder_trains_as_the_plain_loop(
@@ -138,7 +165,8 @@ def test_the_learning_rate_finder_trains_as_the_plain_loop(
     if package is pytorch_lightning:
         members = {k: vars(Module)[k] for k in ("loss", "training_step", "configure_optimizers")}
         same = type("Same", (pytorch_lightning.LightningModule,), members)()
-        same.backbone, same.head, same.lr, same.by_role = module.backbone, module.head, 0.01, False
+        for name in ("backbone", "head", "lr", "by_role", "beside"):
+            setattr(same, name, getattr(module, name))
         module = same
     plain = Module()
     start = copy.deepcopy(plain)
@@ -234,3 +262,72 @@ def test_a_failed_fit_leaves_the_strategy_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="failed"):
         this.fit(Failing())
     assert "backward" not in vars(this.strategy)
+
+
+class ScheduleFree(lightning.LightningModule):
+    """Validates at the end of each epoch."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.net, self.losses = bn_net(seed=seed), list[float]()
+
+    def configure_optimizers(self) -> Any:
+        return optimizer_of(self.net, "schedule-free")
+
+    def training_step(self, data: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return functional.cross_entropy(self.net(data[0]), data[1])
+
+    def validation_step(self, data: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.losses.append(float(functional.cross_entropy(self.net(data[0]), data[1])))
+
+
+def schedule_free_trainer(path: Path, epochs: int, **options: Any) -> Any:
+    keep = ModelCheckpoint(path, filename="{epoch}", save_top_k=-1)
+    options = {"num_sanity_val_steps": 1, **options}
+    return trainer(path, [PartialHessianCallback(), keep], max_epochs=epochs, **options)
+
+
+def test_schedule_free_optimizers_train_and_are_evaluated_as_in_the_plain_loop(
+    tmp_path: Path,
+) -> None:
+    module, model = ScheduleFree(), bn_net()
+    optimizer: Any = optimizer_of(model, "schedule-free")
+    losses = [0.0]  # Lightning's sanity check
+    for epoch in range(3):
+        optimizer.train()
+        train(model, optimizer, range(4))
+        optimizer.eval()
+        model.eval()
+        losses.append(float(loss_of(model).detach()))
+        model.train()
+        if epoch == 1:
+            averages = copy.deepcopy(model)
+    schedule_free_trainer(tmp_path, 3).fit(module, loader(4), loader(1))
+    assert_same_bits(module.net, model)
+    assert module.losses[1:] == losses[1:]
+
+    # What is saved after validation are the averages; a run goes on from there as if not stopped.
+    path, resumed = tmp_path / "epoch=1.ckpt", ScheduleFree(seed=1)
+    resumed.load_state_dict(torch.load(path, weights_only=False)["state_dict"])
+    assert_same_bits(resumed.net, averages)
+    other = schedule_free_trainer(tmp_path / "resumed", 3)
+    other.fit(resumed, loader(4), loader(1), ckpt_path=path, weights_only=False)
+    assert_same_bits(resumed.net, model)
+
+
+def test_a_schedule_free_run_without_validation_ends_with_the_averages(tmp_path: Path) -> None:
+    module, model = ScheduleFree(), bn_net()
+    optimizer: Any = optimizer_of(model, "schedule-free")
+    for _ in range(2):
+        optimizer.train()
+        train(model, optimizer, range(4))
+        optimizer.eval()
+    schedule_free_trainer(tmp_path, 2).fit(module, loader(4))
+    assert_same_bits(module.net, model)
+
+
+def test_the_learning_rate_finder_with_a_schedule_free_optimizer(tmp_path: Path) -> None:
+    this = schedule_free_trainer(tmp_path, 1)
+    found = Tuner(this).lr_find(ScheduleFree(), loader(12), num_training=5, update_attr=False)
+    assert len(found.results["loss"]) == 5
+    assert vars(this.strategy).keys().isdisjoint({"backward", "training_step"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -97,6 +98,12 @@ def plain_epoch(
                 average.lerp_(p.detach(), 0.1)
 
 
+def beside_adamw(model: nn.Module, **settings: Any) -> sgdph.PartialHessian:
+    """As a user of timm writes it: timm's AdamW over timm's groups."""
+    adamw = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, **settings)
+    return sgdph.PartialHessian(adamw, sgdph.param_groups(model), **SETTINGS)
+
+
 def clip_norm(model: nn.Module) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), 0.5)
 
@@ -109,6 +116,20 @@ def test_the_script_trains_as_the_plain_loop() -> None:
     plain_epoch(twin, reference, accumulate=2, clip=clip_norm)
     assert gap(model, twin) < 1e-5
     assert {*optimizer.multipliers()} == {*reference.multipliers()}
+
+
+@pytest.mark.parametrize("scaler", [None, NativeScaler, PartialHessianScaler])
+def test_newton_steps_beside_timms_adamw(scaler: Any) -> None:
+    model, twin = network(), network()
+    optimizer = beside_adamw(model)
+    # Theirs is what timm's script asks for. PartialHessianScaler does not need it.
+    assert not hasattr(optimizer, "is_second_order")
+    if scaler is not PartialHessianScaler:
+        optimizer.is_second_order = True
+    script_epoch(model, optimizer, scaler and scaler("cpu"), clip_grad=0.5, accumulate=2)
+    plain_epoch(twin, beside_adamw(twin), accumulate=2, clip=clip_norm)
+    assert gap(model, twin) < 1e-5
+    assert all(s.refreshes for s in list(optimizer.multiplier_statistics().values())[:3])
 
 
 @pytest.mark.parametrize("scaler", [NativeScaler, PartialHessianScaler])
@@ -210,8 +231,29 @@ def test_layer_decay_under_timms_scheduler() -> None:
     assert gap(model, before) > 1e-4
 
 
+def test_layer_decay_beside_timms_adamw() -> None:
+    model = network()
+    groups = [param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5) for _ in range(2)]
+    adamw = create_optimizer_v2(groups[0], "adamw", lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Both halves were given the same settings.
+        optimizer = sgdph.PartialHessian(adamw, by_role(model, groups[1]), lr=0.02)
+    with pytest.raises(ValueError, match="once for each of the two"):
+        # AdamW has written its lr, and its eps of 1e-8, into the first ones.
+        sgdph.PartialHessian(adamw, by_role(model, groups[0]), lr=0.02)
+    scheduler = CosineLRScheduler(optimizer, t_initial=4, lr_min=0.0)
+    before = copy.deepcopy(model)
+    script_epoch(model, optimizer, PartialHessianScaler("cpu"))
+    scheduler.step(2)
+    newton = [g for g in optimizer.param_groups if "second_order_lr" in g]
+    for halved, theirs in ((0.01, newton), (0.0005, adamw.param_groups)):
+        assert [g["lr"] / g["lr_scale"] for g in theirs] == pytest.approx([halved] * len(theirs))
+    assert len({g["lr_scale"] for g in newton}) > 2
+    assert gap(model, before) > 1e-4
+
+
 def test_a_scaler_around_another_optimizer_is_refused() -> None:
     model = network()
     loss = functional.cross_entropy(model(BATCHES[0][0]), BATCHES[0][1])
-    with pytest.raises(TypeError, match="got SGD: only SGDPH"):
+    with pytest.raises(TypeError, match="got SGD: only these two"):
         PartialHessianScaler("cpu")(loss, torch.optim.SGD(model.parameters(), lr=0.1))

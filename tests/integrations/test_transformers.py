@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc_data.topics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import sgdph
 from integrations.loops import SETTINGS, assert_same_run, gap
 from integrations.ranks import RANKS, on_two_ranks
 from sgdph.integrations.transformers import PartialHessianMixin, PartialHessianTrainer
+from sgdph.step import SecondOrderOptimizer
 
 pytestmark = [
     pytest.mark.xdist_group("transformers"),
@@ -76,8 +78,14 @@ def bert() -> BertForSequenceClassification:
     return BertForSequenceClassification(config)
 
 
-def optimizer_of(model: nn.Module, **settings: Any) -> sgdph.SGDPH:
-    return sgdph.SGDPH(sgdph.param_groups(model), **SETTINGS | settings)
+KINDS: dict[str, Any] = {"sgdph": None, "adamw": torch.optim.AdamW}
+
+
+def optimizer_of(model: nn.Module, kind: Any = None, **settings: Any) -> SecondOrderOptimizer:
+    groups, settings = sgdph.param_groups(model), SETTINGS | settings
+    if kind is None:
+        return sgdph.SGDPH(groups, **settings)
+    return sgdph.PartialHessian(kind(model.parameters(), lr=1e-3), groups, **settings)
 
 
 def arguments(path: Path, **options: Any) -> TrainingArguments:
@@ -113,7 +121,7 @@ def plain_loop(
     clip: float = 1.0,
     autocast: torch.dtype | None = None,
     **settings: Any,
-) -> tuple[nn.Module, sgdph.SGDPH]:
+) -> tuple[nn.Module, SecondOrderOptimizer]:
     """The mean loss of ``size * accumulate`` rows of one length a step, clipped."""
     optimizer = optimizer_of(model, **settings)
     model.train()
@@ -128,11 +136,15 @@ def plain_loop(
     return model, optimizer
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("accumulate", "kind"), [(1, "sgdph"), (2, "sgdph"), (2, "adamw")], ids=str
+)
 @pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
-def test_gpt2_trains_as_the_plain_loop(tmp_path: Path, estimator: str, accumulate: int) -> None:
+def test_gpt2_trains_as_the_plain_loop(
+    tmp_path: Path, estimator: str, accumulate: int, kind: str
+) -> None:
     # GPT-2 normalises by num_items_in_batch: the loss comes divided, by other numbers than ours.
-    settings = {"estimator": estimator, "hessian_interval": 2}
+    settings = {"estimator": estimator, "hessian_interval": 2, "kind": KINDS[kind]}
     model = gpt2()
     optimizer = optimizer_of(model, **settings)
     trainer(tmp_path, model, optimizer, gradient_accumulation_steps=accumulate).train()
@@ -183,7 +195,8 @@ def test_gradient_checkpointing(tmp_path: Path) -> None:
     assert_same_run(model, optimizer, plain_loop(gpt2()), bound=1e-5)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
     options = {
         "lr_scheduler_type": "linear",
         "save_strategy": "steps",
@@ -191,9 +204,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
         "train_sampling_strategy": "random",
     }
     whole, resumed = gpt2(), gpt2(seed=1)
-    whole_optimizer = optimizer_of(whole, estimator="hutchinson")
+    whole_optimizer = optimizer_of(whole, KINDS[kind], estimator="hutchinson")
     trainer(tmp_path, whole, whole_optimizer, **options).train()
-    optimizer = optimizer_of(resumed, estimator="hutchinson")
+    optimizer = optimizer_of(resumed, KINDS[kind], estimator="hutchinson")
     run = trainer(tmp_path, resumed, optimizer, **options)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert run.state.global_step == 16
@@ -222,6 +235,55 @@ def test_an_optimizer_that_trainer_builds(tmp_path: Path) -> None:
     run.train()
     assert run.optimizer.optimizer.multipliers()
     assert all(not torch.equal(p, b) for p, b in zip(run.model.parameters(), before, strict=True))
+
+
+def test_the_optimizer_that_trainer_builds_gets_newton_steps_beside_it(tmp_path: Path) -> None:
+    class Mine(PartialHessianTrainer):
+        def create_optimizer(self, *arguments: Any) -> Any:
+            adamw = super().create_optimizer(*arguments)
+            self.optimizer = sgdph.PartialHessian(adamw, sgdph.param_groups(self.model), **SETTINGS)
+            return self.optimizer
+
+    args = arguments(tmp_path, optim="adamw_torch", learning_rate=1e-3, weight_decay=0.1)
+    run = Mine(gpt2(), args, train_dataset=ROWS)
+    run.train()
+    expected = plain_loop(gpt2(), kind=as_trainer_builds_it)
+    assert_same_run(run.model, run.optimizer.optimizer, expected, bound=1e-5)
+
+
+def as_trainer_builds_it(params: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:
+    matrices, vectors = [], []
+    for p in params:
+        (matrices if p.ndim > 1 else vectors).append(p)
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr)
+
+
+def test_trainer_tells_a_schedule_free_optimizer_when_it_evaluates(tmp_path: Path) -> None:
+    kind = pytest.importorskip("schedulefree").AdamWScheduleFree
+    model, other = gpt2(), gpt2()
+    optimizer = optimizer_of(model, kind)
+    args = arguments(tmp_path, eval_strategy="steps", eval_steps=8)
+    data: Any = {"train_dataset": ROWS, "eval_dataset": ROWS[:4]}
+    run = PartialHessianTrainer(model, args, optimizers=(optimizer, None), **data)
+    run.train()
+    twin: Any = optimizer_of(other, kind)
+    losses = []
+    for i, rows in enumerate(DataLoader(ROWS, batch_size=4)):
+        twin.train()
+        other.train()
+        twin.backward(other(**rows).loss)
+        nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+        twin.step()
+        twin.zero_grad()
+        if i % 8 == 7:
+            twin.eval()
+            other.eval()
+            losses.append(float(other(**torch.utils.data.default_collate(ROWS[:4])).loss))
+    assert [e["eval_loss"] for e in run.state.log_history if "eval_loss" in e] == pytest.approx(
+        losses, abs=1e-4
+    )
+    assert_same_run(model, optimizer, (other, twin), bound=1e-5)
 
 
 def test_the_accelerator_is_as_it_was(tmp_path: Path) -> None:

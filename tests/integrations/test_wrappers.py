@@ -1,4 +1,4 @@
-"""Optimizers around SGDPH: what they hand on, and how to reach what they do not."""
+"""Optimizers around ours: what they pass on, and how to reach what they do not."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pytorch_optimizer import Lookahead
 from small import assert_same_bits, bn_net, loss_of
 from torch import Tensor, nn
 
-from integrations.loops import optimizer_of
-from sgdph import SGDPH
+from integrations.loops import KINDS, optimizer_of
 from sgdph.integrations.accelerate import backward
 from sgdph.integrations.wrapped import wrapped_sgdph
+from sgdph.step import SecondOrderOptimizer
 
 pytestmark = [
     pytest.mark.xdist_group("accelerate"),
@@ -31,15 +31,15 @@ def accelerated(optimizer: Any) -> Any:
     return Accelerator(cpu=True).prepare(optimizer)
 
 
-def lookahead(optimizer: SGDPH) -> Any:
+def lookahead(optimizer: SecondOrderOptimizer) -> Any:
     return Lookahead(optimizer, k=K, alpha=ALPHA)
 
 
-def timms(optimizer: SGDPH) -> Any:
+def timms(optimizer: SecondOrderOptimizer) -> Any:
     return timm.optim.lookahead.Lookahead(optimizer, k=K, alpha=ALPHA)
 
 
-WRAPPERS: dict[str, Callable[[SGDPH], Any]] = {
+WRAPPERS: dict[str, Callable[[SecondOrderOptimizer], Any]] = {
     "accelerate": accelerated,
     "pytorch_optimizer": lookahead,
     "timm": timms,
@@ -78,10 +78,12 @@ def train(
         scaler.update()
 
 
-def expected_loop(count: int, name: str, feed: Any) -> tuple[nn.Module, SGDPH]:
-    """SGDPH alone, and Lookahead's few lines by hand."""
+def expected_loop(
+    count: int, name: str, feed: Any, kind: str
+) -> tuple[nn.Module, SecondOrderOptimizer]:
+    """The optimizer alone, and Lookahead's few lines by hand."""
     model = bn_net()
-    optimizer = optimizer_of(model)
+    optimizer = optimizer_of(model, kind)
     slow = [p.detach().clone() for p in model.parameters()]
     for step in range(count):
         train(model, optimizer, range(step, step + 1), feed)
@@ -97,14 +99,16 @@ def expected_loop(count: int, name: str, feed: Any) -> tuple[nn.Module, SGDPH]:
 
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.__name__)
-@pytest.mark.parametrize("scaled", [False, True])
-def test_a_wrapped_optimizer_takes_the_same_steps(name: str, feed: Any, scaled: bool) -> None:
+@pytest.mark.parametrize(("scaled", "kind"), [(False, "sgdph"), (True, "sgdph"), (True, "adamw")])
+def test_a_wrapped_optimizer_takes_the_same_steps(
+    name: str, feed: Any, scaled: bool, kind: str
+) -> None:
     model = bn_net()
-    wrapper = WRAPPERS[name](optimizer_of(model))
+    wrapper = WRAPPERS[name](optimizer_of(model, kind))
     # A power of two: scaled and divided again to the bit.
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
     train(model, wrapper, range(8), feed, scaler)
-    other, optimizer = expected_loop(8, name, feed)
+    other, optimizer = expected_loop(8, name, feed, kind)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     found, expected = wrapped_sgdph(wrapper).multipliers(), optimizer.multipliers()
@@ -115,17 +119,18 @@ def test_a_wrapped_optimizer_takes_the_same_steps(name: str, feed: Any, scaled: 
     assert counts == {k: s.refreshes for k, s in optimizer.multiplier_statistics().items()}
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_a_wrapped_optimizer_resumes_to_the_bit(name: str) -> None:
+def test_a_wrapped_optimizer_resumes_to_the_bit(name: str, kind: str) -> None:
     whole, resumed = bn_net(), bn_net(seed=1)
-    wrapper = WRAPPERS[name](optimizer_of(whole))
+    wrapper = WRAPPERS[name](optimizer_of(whole, kind))
     train(whole, wrapper, range(4))
     buffer = io.BytesIO()
     torch.save([whole.state_dict(), wrapper.state_dict()], buffer)
     buffer.seek(0)
     weights, state = torch.load(buffer, weights_only=name != "timm")
     resumed.load_state_dict(weights)
-    other = WRAPPERS[name](optimizer_of(resumed))
+    other = WRAPPERS[name](optimizer_of(resumed, kind))
     other.load_state_dict(state)
     train(whole, wrapper, range(4, 9))
     train(resumed, other, range(4, 9))

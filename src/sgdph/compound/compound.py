@@ -115,7 +115,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
             TypeError, ValueError: As :meth:`sgdph.SGDPH.add_param_group`; or there are several
                 first-order optimizers and a first-order parameter. The optimizer is then as it was.
         """
-        if "_layout" not in self.__dict__:
+        # Asked so, because Lightning's wrapper is an instance of this class without its attributes.
+        if not hasattr(self, "_layout"):
             # Torch's constructor hands on the groups of optimizers that have checked them.
             self.param_groups.append(param_group)
             return
@@ -157,22 +158,30 @@ class CompoundOptimizer(SecondOrderOptimizer):
         self._layout.append(k)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "param_groups" or "_layout" not in self.__dict__:
-            super().__setattr__(name, value)
-            return
-        # Lightning's finetuning callbacks assign the groups of the run that they resume.
-        last, added = len(self.first_order), value[len(self._layout) :]
-        later = [last if "second_order_lr" in group else 0 for group in added]
-        if last > 1 and 0 in later:
-            raise ValueError(
-                f"a group was assigned that is new, and there are {last} first-order optimizers "
-                f"({', '.join(self._kinds)}): build PartialHessian anew"
-            )
-        layout = [*self._layout[: len(value)], *later]
-        for k, owner in enumerate(self._owners):
-            owner.param_groups = [g for g, home in zip(value, layout, strict=True) if home == k]
+        if name == "param_groups" and "_layout" in self.__dict__:
+            self._give_to_owners(value)
+            value = self._linked()
+        super().__setattr__(name, value)
+
+    def _give_to_owners(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Let the owners have these groups; one that comes later is whose settings it has.
+
+        Lightning's finetuning callbacks assign the groups of the run that they resume.
+        """
+        last = len(self.first_order)
+        later = [last if "second_order_lr" in group else 0 for group in groups[len(self._layout) :]]
+        layout = [*self._layout[: len(groups)], *later]
+        before = [owner.param_groups for owner in self._owners]
+        try:
+            for k, owner in enumerate(self._owners):
+                owner.param_groups = [
+                    g for g, home in zip(groups, layout, strict=True) if home == k
+                ]
+        except Exception:
+            for owner, own in zip(self._owners, before, strict=True):
+                owner.param_groups = own
+            raise
         self._layout = layout
-        super().__setattr__(name, self._linked())
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume to the bit needs: one state dict, as of one optimizer."""

@@ -10,13 +10,20 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from sgdph.optimizer import SGDPH
 from sgdph.roles import is_newton, listed, parameter_names
 
 # What wrappers call the optimizer inside them.
 _INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim")
 
+# Their step needs a closure, though its signature does not say so: of pytorch_optimizer.
+_NEED_CLOSURE = ("AliG", "BSAM")
+
 # What is listed once per parameter of a group.
 _PER_PARAMETER = ("params", "param_names", "positions")
+
+# The settings that a group of the Newton half may have.
+_OF_NEWTON_STEPS = inspect.signature(SGDPH).parameters.keys()
 
 # In a group, but no setting of a step.
 _NO_SETTING = (*_PER_PARAMETER, "channelwise", "first_order")
@@ -34,7 +41,8 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
     Raises:
         TypeError: One is no optimizer.
         ValueError: There is none, or one twice; a parameter is in two of them; or one needs a
-            closure or a graph of its own, wraps another one, or takes Newton steps itself.
+            closure or a graph of its own, steps in the backward, wraps another one, or takes Newton
+            steps itself.
     """
     given: Any = first_order
     one = isinstance(given, Optimizer) or not isinstance(given, Iterable)
@@ -46,7 +54,7 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 "first_order must be a torch.optim.Optimizer, or several, got "
-                f"{type(optimizer).__name__}"
+                f"{_described(optimizer)}"
             )
         if reason := _unsuitable(optimizer):
             raise ValueError(f"{type(optimizer).__name__} cannot take first-order steps: {reason}")
@@ -62,11 +70,16 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
     return optimizers
 
 
+def _described(found: object) -> str:
+    return f"the class {found.__name__}" if isinstance(found, type) else type(found).__name__
+
+
 def _unsuitable(optimizer: Optimizer) -> str | None:
     """Say why an optimizer cannot serve, if it cannot."""
     settings = inspect.signature(optimizer.step).parameters
     closure = settings.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+    if needs_closure or type(optimizer).__name__ in _NEED_CLOSURE:
         return "its step needs a closure, which would compute the loss again in the middle of one"
     if hasattr(optimizer, "update_hessian"):
         return "it takes curvature itself. Use it alone, or a first-order optimizer in its place"
@@ -74,6 +87,13 @@ def _unsuitable(optimizer: Optimizer) -> str | None:
         return (
             "it needs backward(create_graph=True) for curvature of its own. Use it alone, or a "
             "first-order optimizer in its place"
+        )
+    if hasattr(optimizer, "fused_backward"):
+        return "it steps in the middle of the backward, and all parameters of the model"
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        return (
+            "it gives every rank other parameters, and broadcasts what it has stepped. Give "
+            "PartialHessian the optimizer that it was to build, over all parameters"
         )
     if any(isinstance(getattr(optimizer, name, None), Optimizer) for name in _INSIDE):
         return (
@@ -87,16 +107,28 @@ def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
     """List what gives the Newton parameters, with groups that nobody else holds.
 
     Raises:
-        ValueError: A group is a first-order optimizer's, with that one's settings in it.
+        ValueError: A group is a first-order optimizer's, or a copy of one, with that one's settings
+            in it.
     """
     theirs = {id(group) for optimizer in optimizers for group in optimizer.param_groups}
     entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
-    if any(id(entry) in theirs for entry in entries):
-        raise ValueError(
-            "the groups are those of the first-order optimizer, which has put its own lr and "
-            "weight decay into them: call sgdph.param_groups(model) once for each of the two"
-        )
+    for entry in entries:
+        if id(entry) in theirs or any(_has_settings_of(o, entry) for o in optimizers):
+            raise ValueError(
+                "the groups are those of the first-order optimizer, which has put its own lr and "
+                "weight decay into them: call sgdph.param_groups(model), or what else makes the "
+                "groups, once for each of the two"
+            )
     return [_copied(entry) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _has_settings_of(optimizer: Optimizer, entry: object) -> bool:
+    """Tell whether an optimizer has completed a group: some settings are none of the Newton half's.
+
+    Nobody writes all of them by hand.
+    """
+    names = optimizer.defaults.keys()
+    return isinstance(entry, dict) and names <= entry.keys() and not names <= _OF_NEWTON_STEPS
 
 
 def _copied(group: dict[str, Any]) -> dict[str, Any]:

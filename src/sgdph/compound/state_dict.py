@@ -13,9 +13,15 @@ from sgdph.state_matching import match_groups
 
 StateDict = dict[str, Any]
 
+# A setting that only Newton groups have.
+NEWTON = "second_order_lr"
+
 # In the saved Newton groups: the classes of the first-order optimizers. Elsewhere it would be one
-# more key in groups that are not ours.
+# more key in groups that are not ours. In the whole: what they save beside groups and state.
 FIRST_ORDER = "first_order"
+
+# Before the number of an optimizer and a key of its state that is no parameter.
+_OWN_KEY = f"{FIRST_ORDER}."
 
 
 def joined(
@@ -39,11 +45,13 @@ def joined(
             group[FIRST_ORDER] = list(kinds)
         groups.append(group)
     state = {
-        numbers[k].get(i, i): kept
+        numbers[k].get(i, f"{_OWN_KEY}{k}.{i}" if isinstance(i, str) else i): kept
         for k, part in enumerate(parts)
         for i, kept in part["state"].items()
     }
-    return {"state": state, "param_groups": groups}
+    whole = {"state": state, "param_groups": groups}
+    more = [_beside(part) for part in parts[:-1]]
+    return {**whole, FIRST_ORDER: more} if any(more) else whole
 
 
 def taken_apart(
@@ -64,9 +72,10 @@ def taken_apart(
     """
     groups = _groups_of(saved)
     last = len(kinds)
-    was_newton = [FIRST_ORDER in group for group in groups]
-    kinds_then = next((list(group[FIRST_ORDER]) for group in groups if FIRST_ORDER in group), None)
-    if kinds_then is None:
+    was_newton = [NEWTON in group for group in groups]
+    # Where torch.distributed.checkpoint flattens states, it keeps only what is in live groups too.
+    kinds_then = next((list(group[FIRST_ORDER]) for group in groups if FIRST_ORDER in group), kinds)
+    if all(was_newton):
         raise ValueError(
             "the loaded state is no PartialHessian's (a state of SGDPH has its first-order half in "
             "the same groups). Load what state_dict() of a PartialHessian returned, or the states "
@@ -90,9 +99,25 @@ def taken_apart(
         parts[k]["param_groups"].append({n: v for n, v in group.items() if n != FIRST_ORDER})
         home.update((i, k) for i in group["params"])
     for i, kept in saved["state"].items():
+        k, key = _owner_of(i) or (home.get(i, last), i)
         # Copied, because torch's optimizers go on to write into what they load.
-        parts[home.get(i, last)]["state"][i] = copy.deepcopy(kept)
+        parts[k]["state"][key] = copy.deepcopy(kept)
+    for part, more in zip(parts, saved.get(FIRST_ORDER, ()), strict=False):
+        part.update(copy.deepcopy(more))
     return parts
+
+
+def _owner_of(key: Any) -> tuple[int, str] | None:
+    """Return the optimizer that a key of the joined state is of, and the key there."""
+    if not isinstance(key, str) or not key.startswith(_OWN_KEY):
+        return None
+    number, _, own = key.removeprefix(_OWN_KEY).partition(".")
+    return int(number), own
+
+
+def _beside(part: Mapping[str, Any]) -> StateDict:
+    """Return what an optimizer of its own kind saves beside groups and state, such as a counter."""
+    return {name: kept for name, kept in part.items() if name not in ("state", "param_groups")}
 
 
 def bare_states(saved: Any, optimizers: Sequence[Optimizer]) -> list[Mapping[str, Any]] | None:
@@ -107,7 +132,7 @@ def bare_states(saved: Any, optimizers: Sequence[Optimizer]) -> list[Mapping[str
         ValueError: There are not as many states as optimizers.
     """
     if isinstance(saved, Mapping):
-        if any("second_order_lr" in group for group in _groups_of(saved)):
+        if any(NEWTON in group for group in _groups_of(saved)):
             return None
         states: list[Mapping[str, Any]] = [saved]
     elif isinstance(saved, Sequence) and all(isinstance(each, Mapping) for each in saved):
@@ -167,8 +192,8 @@ def without_taken(
         group["params"] = [i for i, p in pairs if id(p) in own]
         group.pop("param_names", None)
         ids |= set(group["params"])
-    state = {i: kept for i, kept in saved["state"].items() if i in ids}
-    return {"state": state, "param_groups": fitted}
+    state = {i: kept for i, kept in saved["state"].items() if i in ids or isinstance(i, str)}
+    return {**_beside(saved), "state": state, "param_groups": fitted}
 
 
 def _groups_of(saved: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -21,12 +21,13 @@ def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments
 
     Args:
         accelerator: The accelerator that prepared ``optimizer``.
-        optimizer: The prepared :class:`sgdph.SGDPH`, or the bare one.
+        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, as ``prepare``
+            returned it or bare.
         loss: The loss of one micro-batch, neither divided by the accumulation steps nor scaled.
         arguments: Handed on to ``accelerator.backward``.
 
     Raises:
-        TypeError: There is no SGDPH in ``optimizer``.
+        TypeError: There is neither in ``optimizer``.
         RuntimeError: DeepSpeed or Megatron owns the backward; FSDP shards the parameters, and a
             partial Hessian is due; or as :meth:`sgdph.SGDPH.update_hessian`.
 
@@ -51,18 +52,19 @@ def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> No
     Raises:
         TypeError, RuntimeError: See :func:`backward`.
     """
-    sgdph = wrapped_sgdph(optimizer)
+    inner = wrapped_sgdph(optimizer)
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise RuntimeError(
             f"no partial Hessian can be taken under {accelerator.distributed_type.value}: it owns "
             "the backward and the parameters. Use plain DDP (distributed_type MULTI_GPU or "
             "MULTI_CPU)"
         )
-    if accelerator.distributed_type == DistributedType.FSDP and sgdph.hessian_due:
+    if accelerator.distributed_type == DistributedType.FSDP and inner.hessian_due:
         raise RuntimeError(
             "no partial Hessian can be taken under FSDP: it frees and gathers the weights around a "
             "backward, which leaves no graph to differentiate a second time. Use plain DDP "
-            "(distributed_type MULTI_GPU or MULTI_CPU), or give all groups channelwise=False: they "
-            "then train as torch.optim.SGD does"
+            "(distributed_type MULTI_GPU or MULTI_CPU), or train without Newton parameters: SGDPH "
+            "with channelwise=False in all groups, or the first-order optimizer of PartialHessian "
+            "alone"
         )
-    take_scaled(sgdph, loss, accelerator.scaler, float(accelerator.gradient_accumulation_steps))
+    take_scaled(inner, loss, accelerator.scaler, float(accelerator.gradient_accumulation_steps))

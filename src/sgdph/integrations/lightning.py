@@ -14,7 +14,8 @@ from torch import Tensor
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.integrations.ahead import ahead_of
 from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
-from sgdph.optimizer import SGDPH
+from sgdph.partial_hessian import PartialHessian
+from sgdph.step import SecondOrderOptimizer
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -23,14 +24,19 @@ except ImportError:
 
 
 class PartialHessianCallback(Callback):
-    """Hands the loss to :class:`sgdph.SGDPH` before each backward; the module stays as it is.
+    """Takes the partial Hessian before each backward; the module stays as it is.
 
     For automatic and for manual optimisation (``self.manual_backward(loss)``). The hook sees the
     loss as the backward will: divided by ``accumulate_grad_batches``, and under ``16-mixed``
     multiplied by the gradient scaler, which is told to the optimizer.
 
-    With several optimizers each one takes the curvature of a loss that reaches its parameters;
-    optimizers of other classes are passed over.
+    It serves :class:`sgdph.SGDPH` and :class:`sgdph.PartialHessian`. With several optimizers each
+    one takes the curvature of a loss that reaches its parameters; optimizers of other classes are
+    passed over.
+
+    Schedule-free first-order optimizers of a ``PartialHessian`` are in training mode in each
+    training step. From validation, or the end of an epoch, to the next training step the model has
+    their averaged weights. So has a checkpoint that is saved there.
 
     ``Tuner.lr_find`` and ``Tuner.scale_batch_size`` take a trainer's callbacks away while they
     train; the curvature is then taken just before the strategy's backward.
@@ -54,8 +60,11 @@ class PartialHessianCallback(Callback):
                     scaler = getattr(trainer.precision_plugin, "scaler", None)
                     self._take(trainer, loss if scaler is None else scaler.scale(loss))
 
-            ahead = ahead_of(trainer.strategy, "backward", take_for_tuner)
-            self._while_fitting.enter_context(ahead)
+            def train(batch: object) -> None:
+                _tell(trainer, "train")
+
+            for method, action in (("training_step", train), ("backward", take_for_tuner)):
+                self._while_fitting.enter_context(ahead_of(trainer.strategy, method, action))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the strategy as it was; called by the trainer."""
@@ -65,6 +74,14 @@ class PartialHessianCallback(Callback):
         """Leave the strategy as it was; called by the trainer."""
         self._while_fitting.close()
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Let schedule-free optimizers put their averages into the model; called by the trainer."""
+        _tell(trainer, "eval")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """As before validation: checkpoints are saved after this; called by the trainer."""
+        _tell(trainer, "eval")
+
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Take what is due from ``loss``; called by the trainer."""
         self._take(trainer, loss)
@@ -73,7 +90,7 @@ class PartialHessianCallback(Callback):
     @staticmethod
     def _take(trainer: Any, loss: Tensor) -> None:
         """Take what is due from a loss that is scaled as the backward will see it."""
-        optimizers = [each for each in trainer.optimizers if isinstance(each, SGDPH)]
+        optimizers = [each for each in trainer.optimizers if isinstance(each, SecondOrderOptimizer)]
         due = [each for each in optimizers if each.hessian_due]
         if len(trainer.optimizers) > 1:
             # A generator's loss is no business of a discriminator whose parameters are switched
@@ -89,7 +106,7 @@ class PartialHessianCallback(Callback):
         on the gradients left over from training, for which there is no curvature.
         """
         if pl_module.automatic_optimization:
-            if isinstance(optimizer, SGDPH) and not self._backward_ran:
+            if isinstance(optimizer, SecondOrderOptimizer) and not self._backward_ran:
                 optimizer.zero_grad()
             self._backward_ran = False
 
@@ -102,18 +119,19 @@ def fabric_backward(fabric: Any, optimizer: Any, loss: Tensor, **arguments: Any)
 
     Args:
         fabric: The ``lightning.Fabric``.
-        optimizer: The :class:`sgdph.SGDPH`, as ``fabric.setup`` returned it or bare.
+        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, as ``fabric.setup``
+            returned it or bare.
         loss: The loss; divided where micro-batches accumulate.
         arguments: Handed on to ``fabric.backward``.
 
     Raises:
-        TypeError: There is no SGDPH in ``optimizer``.
+        TypeError: There is neither in ``optimizer``.
         RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
     """
-    sgdph, precision = wrapped_sgdph(optimizer), fabric.strategy.precision
+    inner, precision = wrapped_sgdph(optimizer), fabric.strategy.precision
 
     def take(loss: Tensor) -> None:
-        take_scaled(sgdph, loss, getattr(precision, "scaler", None))
+        take_scaled(inner, loss, getattr(precision, "scaler", None))
 
     with ahead_of(fabric.strategy, "backward", take):
         fabric.backward(loss, **arguments)
@@ -124,6 +142,12 @@ def _scale(precision: Any) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def _reaches(loss: Tensor, optimizer: SGDPH) -> bool:
+def _tell(trainer: Any, mode: str) -> None:
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, PartialHessian):
+            getattr(optimizer, mode)()
+
+
+def _reaches(loss: Tensor, optimizer: SecondOrderOptimizer) -> bool:
     leaves = {id(node.variable) for node in graph_nodes([loss]) if is_leaf(node)}
     return any(id(p) in leaves for group in optimizer.param_groups for p in group["params"])

@@ -24,7 +24,8 @@ class SecondOrderSGDPH(SGDPH):
     """:class:`sgdph.SGDPH` that asks timm's training script for ``create_graph=True``."""
 
     is_second_order = True
-    """timm's convention. Not on SGDPH itself: it needs no such graph, and DDP permits none."""
+    """timm's convention. Not on SGDPH and PartialHessian: they need no such graph, and DDP permits
+    none."""
 
 
 def register() -> None:
@@ -51,7 +52,8 @@ def register() -> None:
 def by_role(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Split groups so that each holds parameters of one role, as :func:`sgdph.param_groups` does.
 
-    timm's own groups (weight decay, layer decay) tell no roles, and SGDPH would go by shape.
+    timm's own groups (weight decay, layer decay) tell no roles, and SGDPH and PartialHessian would
+    go by shape.
 
     Args:
         model: The model whose parameters the groups hold.
@@ -101,7 +103,7 @@ class PartialHessianScaler(NativeScaler):
 
         Args:
             loss: The loss, not scaled; divided where micro-batches accumulate.
-            optimizer: The :class:`sgdph.SGDPH`.
+            optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`.
             clip_grad: See ``NativeScaler``.
             clip_mode: See ``NativeScaler``.
             parameters: See ``NativeScaler``.

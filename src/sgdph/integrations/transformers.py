@@ -37,7 +37,7 @@ class PartialHessianMixin:
 
 
 class PartialHessianTrainer(PartialHessianMixin, Trainer):
-    """A ``transformers.Trainer`` for :class:`sgdph.SGDPH`.
+    """A ``transformers.Trainer`` for :class:`sgdph.SGDPH` and :class:`sgdph.PartialHessian`.
 
     The model needs attention that can be differentiated twice:
     ``model.set_attn_implementation("eager")``, or ``attn_implementation="eager"`` where it is

@@ -6,20 +6,23 @@ from typing import Any
 
 from torch import Tensor
 
-from sgdph.optimizer import SGDPH
+from sgdph.step import SecondOrderOptimizer
 
 # Accelerate's, Lightning's and pytorch_optimizer's wrappers; timm's Lookahead.
 _INNER = ("optimizer", "_base_optimizer")
 
 
-def wrapped_sgdph(optimizer: object) -> SGDPH:
-    """Find the :class:`sgdph.SGDPH` in an optimizer or in wrappers around one.
+def wrapped_sgdph(optimizer: object) -> SecondOrderOptimizer:
+    """Find the :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` in wrappers around it.
 
-    Wrappers hand on ``step``, ``zero_grad`` and states, but not SGDPH's own methods.
+    Wrappers pass on ``step``, ``zero_grad`` and states, but not ``backward`` or ``multipliers``.
 
     Args:
         optimizer: An optimizer, or a wrapper around one, or around such a wrapper: Accelerate's,
             Lightning's, ``Lookahead`` of ``pytorch_optimizer`` and of timm.
+
+    Returns:
+        The optimizer inside, of either class.
 
     Raises:
         TypeError: There is none.
@@ -33,11 +36,12 @@ def wrapped_sgdph(optimizer: object) -> SGDPH:
     # Lightning's wrapper passes for an instance of what it wraps, so the innermost is taken.
     while (held := _held(inner)) is not None:
         inner = held
-    if not isinstance(inner, SGDPH):
+    if not isinstance(inner, SecondOrderOptimizer):
         raise TypeError(
-            f"expected an sgdph.SGDPH or a wrapper around one, got {type(optimizer).__name__}"
+            "expected an sgdph.SGDPH or an sgdph.PartialHessian, or a wrapper around one, got "
+            + type(optimizer).__name__
             + ("" if inner is optimizer else f" around {type(inner).__name__}")
-            + ": only SGDPH takes a partial Hessian"
+            + ": only these two take a partial Hessian"
         )
     return inner
 
@@ -47,14 +51,16 @@ def _held(optimizer: object) -> object | None:
     return next((each for each in held if each is not None), None)
 
 
-def take_scaled(sgdph: SGDPH, loss: Tensor, scaler: Any, times: float = 1.0) -> None:
+def take_scaled(
+    optimizer: SecondOrderOptimizer, loss: Tensor, scaler: Any, times: float = 1.0
+) -> None:
     """Take the partial Hessian where one is due, of a loss that a scaler is yet to scale.
 
     It is scaled as its gradient will be, because what underflows in half precision there does so
     here.
 
     Args:
-        sgdph: The optimizer.
+        optimizer: The optimizer, not wrapped.
         loss: The loss, not scaled.
         scaler: A ``torch.amp.GradScaler``; ``None`` where nothing scales.
         times: What the loss is too large by besides.
@@ -63,6 +69,6 @@ def take_scaled(sgdph: SGDPH, loss: Tensor, scaler: Any, times: float = 1.0) -> 
         RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
     """
     if scaler is None:
-        sgdph.update_hessian(loss, loss_scale=times)
-    elif sgdph.hessian_due:
-        sgdph.update_hessian(scaler.scale(loss), loss_scale=times * scaler.get_scale())
+        optimizer.update_hessian(loss, loss_scale=times)
+    elif optimizer.hessian_due:
+        optimizer.update_hessian(scaler.scale(loss), loss_scale=times * scaler.get_scale())

@@ -286,4 +286,4 @@ def test_batches_that_share_examples_are_warned_of_and_a_control_is_named(
     assert warning in said
     assert warning in (tmp_path / "report.html").read_text()
     assert {(m["source"], m["median"]) for m in content["multipliers"]} == {("control", 10)}
-    assert "sgdph-fixed10 is a control of SGD-PH" in said
+    assert "sgdph-fixed10 is a control: its multipliers are its own" in said

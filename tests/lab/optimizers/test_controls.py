@@ -4,13 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from sgdph import SGDPH, param_groups
+from sgdph import SGDPH, PartialHessian, param_groups
 from sgdph.lab.optimizers.build import make_optimizer
 from sgdph.lab.optimizers.controls import (
+    CapBeside,
     CapMultiplier,
+    FixedBeside,
     FixedMultiplier,
+    MeanBeside,
     MeanMultiplier,
+    ShuffledBeside,
     ShuffledMultiplier,
+    TenfoldBeside,
     TenfoldMultiplier,
 )
 from sgdph.lab.optimizers.registry import BASELINES
@@ -26,6 +31,11 @@ def net() -> nn.Module:
 def walk(kind: type[SGDPH], steps: int = 6, **settings: float) -> tuple[nn.Module, SGDPH]:
     model = net()
     optimizer = kind(param_groups(model, weight_decay=0.01), lr=0.05, **settings)
+    train(model, optimizer, steps)
+    return model, optimizer
+
+
+def train(model: nn.Module, optimizer: SGDPH | PartialHessian, steps: int) -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         x = torch.randn(8, 1, 6, 6, generator=generator, dtype=torch.float64)
@@ -33,7 +43,6 @@ def walk(kind: type[SGDPH], steps: int = 6, **settings: float) -> tuple[nn.Modul
         optimizer.zero_grad()
         optimizer.backward(nn.functional.cross_entropy(model(x), y))
         optimizer.step()
-    return model, optimizer
 
 
 def own_multipliers(optimizer: SGDPH) -> dict[str, torch.Tensor]:
@@ -106,6 +115,32 @@ def test_one_is_sgd_with_decay_outside() -> None:
     # With eps that large no curvature counts, and tau over eps is 1.
     for p, q in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("alone", "beside"),
+    [
+        (MeanMultiplier, MeanBeside),
+        (ShuffledMultiplier, ShuffledBeside),
+        (FixedMultiplier, FixedBeside),
+        (TenfoldMultiplier, TenfoldBeside),
+        (CapMultiplier, CapBeside),
+    ],
+)
+def test_beside_sgd_each_is_the_one_of_sgdph_to_the_bit(
+    alone: type[SGDPH], beside: type[PartialHessian]
+) -> None:
+    expected, optimizer = walk(alone, second_order_lr=3e-4)
+    model = net()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    groups = param_groups(model, weight_decay=0.01)
+    other = beside(sgd, groups, lr=0.05, second_order_lr=3e-4)
+    train(model, other, 6)
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert optimizer.multipliers().keys() == other.multipliers().keys()
+    for name, multiplier in optimizer.multipliers().items():
+        assert torch.equal(other.multipliers()[name], multiplier)
 
 
 def test_every_control_goes_by_name() -> None:

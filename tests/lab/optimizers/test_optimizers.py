@@ -35,13 +35,22 @@ LIBRARIES: Mapping[str, Mapping[str, Any]] = {
     "soap": {"lr": 0.01, "optimizer_args": {"precondition_frequency": 2}},
 }
 SECOND_ORDER = [name for name, baseline in BASELINES.items() if baseline.create_graph]
+# The cheap setting.
+JOINT = {
+    "estimator": "hutchinson",
+    "refresh": "all",
+    "hessian_interval": 3,
+    "hessian_momentum": 0.99,
+}
 # Every optimizer but those that tests/lab/run/test_training.py takes, and the controls.
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     **{
         name: (name, LIBRARIES.get(name, {}))
         for name, baseline in BASELINES.items()
-        if baseline.build != "sgdph" and name not in ("sgdm", "adamw")
+        if baseline.multiplier is None and name not in ("sgdm", "adamw")
     },
+    "muon-ph": ("muon-ph", {"newton_lr": 0.05, **JOINT}),
+    "soap-ph-shuffled": ("soap-ph-shuffled", {}),
     # The library's own defaults of these are what a run takes where a table says so.
     "adahessian, each third": ("adahessian", {"optimizer_args": {"update_each": 3}}),
     "sophiah, rademacher": ("sophiah", {"optimizer_args": {"hessian_distribution": "rademacher"}}),

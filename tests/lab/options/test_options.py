@@ -110,7 +110,11 @@ def test_a_setting_that_none_of_the_compared_has_is_refused() -> None:
         resolve_many({"eps": 1e-3}, ("sgdm", "muon"), (0,))
 
 
-@pytest.mark.parametrize("name", list(BASELINES))
+# What is beside Newton steps: tests/lab/optimizers/test_partial_hessian.py.
+ALONE = [name for name, baseline in BASELINES.items() if baseline.first_order is None]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_optimizer_takes_every_parameter_with_its_settings(name: str) -> None:
     model = build_model("resnet8", in_channels=1, classes=10)
     config = resolve({"optimizer": name, "lr": 0.25, "weight_decay": 0.125})

@@ -51,6 +51,7 @@ def test_the_optimizer_its_rate_and_its_decay_come_first(
 ) -> None:
     options = [*helped(sgdph, command, monkeypatch)]
     assert options[:3] == ["--optimizer", "--lr", "--weight-decay"]
+    assert options[3:5] == ["--partial-hessian", "--newton-lr"]
     headings = re.findall(r"^(.+):$", sgdph(command, "--help")[1], re.MULTILINE)
     assert [each for each in headings if each != "help"] == [
         each for each in HEADINGS if each in headings
@@ -74,10 +75,13 @@ def test_every_default_is_shown_as_a_value(sgdph: Command, monkeypatch: pytest.M
     for setting in SETTINGS:
         text = said["--" + setting.replace("_", "-")]
         for optimizer, baseline in BASELINES.items():
-            if setting in baseline.defaults and not optimizer.startswith("sgdph-"):
+            other = optimizer.startswith("sgdph-") or baseline.first_order is not None
+            if setting in baseline.defaults and not other:
                 value = baseline.defaults[setting]
                 words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 assert f"{optimizer} {words}" in text
+    assert "(default: 0.01 with --partial-hessian; on mnist5k 0.1 with" in said["--newton-lr"]
+    assert "(default: none; curvature without a word)" in said["--partial-hessian"]
     _, _, tuned = said["--lr"].partition("on mnist5k ")
     assert f"sgdph {TUNED['mnist5k']['sgdph']['lr']}" in tuned
 
@@ -101,6 +105,14 @@ def test_every_default_is_shown_as_a_value(sgdph: Command, monkeypatch: pytest.M
         (["reproduce", "tabel1"], "unknown recipe 'tabel1'; did you mean table1?"),
         (["cost", "--systems=sgphd"], "unknown system 'sgphd'; did you mean sgdph?"),
         (["train", "--schedule=cosin"], "unknown --schedule 'cosin'; did you mean cosine?"),
+        (
+            ["train", "--optimizer=adam", "--partial-hessian=shufled"],
+            "unknown --partial-hessian 'shufled'; did you mean shuffled?",
+        ),
+        (
+            ["compare", "--optimizers=adamw-phh"],
+            "unknown optimizer 'adamw-phh'; did you mean adamw-ph?",
+        ),
     ],
 )
 def test_a_wrong_name_is_met_with_the_one_that_may_be_meant(

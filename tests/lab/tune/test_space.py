@@ -13,7 +13,8 @@ from sgdph.lab.tune.space import Range, default_space, grid, parse_space
 def test_every_optimizer_is_searched_over_equally_many_decades(optimizer: str) -> None:
     defaults = BASELINES[optimizer].defaults
     space = default_space(optimizer)
-    assert list(space) == ["lr", "weight_decay"]
+    newton = ["newton_lr"] if BASELINES[optimizer].first_order else []
+    assert list(space) == ["lr", "weight_decay", *newton]
     for name, each in space.items():
         assert each.log
         assert math.log10(each.high / each.low) == pytest.approx(math.log10(900), abs=0.03)

@@ -32,7 +32,9 @@ class Option:
         default: Its value where it is not given, of a field that has to have one in a file.
         nargs: Number of words, as ``argparse`` has it; made of the type where it is ``None``.
         positional: Whether it is given without its name.
-        names: What it takes, where the type does not say so.
+        names: What it takes, where the type does not say so, or not shortly.
+        before: The field of a run that the help has it in front of.
+        alone: What it is where no word follows its name; nothing where one has to.
         help: What it is: the text below the field.
     """
 
@@ -43,6 +45,8 @@ class Option:
     nargs: int | str | None = None
     positional: bool = False
     names: tuple[str, ...] = ()
+    before: str = ""
+    alone: str = ""
     help: str = ""
 
 

@@ -14,9 +14,10 @@ from sgdph.lab.config.check import check_fields
 from sgdph.lab.config.option import DATA, MACHINE, OPTIMIZER, OUTPUT, TRAINING, Option
 from sgdph.lab.data.registry import DatasetName
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks.registry import PATTERNS, canonical, check_model
+from sgdph.lab.networks.registry import PATTERNS as NETWORK_PATTERNS
+from sgdph.lab.networks.registry import canonical, check_model
 from sgdph.lab.optimizers.baseline import Setting
-from sgdph.lab.optimizers.registry import OptimizerName
+from sgdph.lab.optimizers.registry import PATTERNS, OptimizerName
 from sgdph.names import Estimator, Refresh
 
 ScheduleName = Literal["cosine", "step", "constant"]
@@ -39,12 +40,14 @@ class RunConfig:
         LabError: A value is of a wrong type or out of its bounds.
     """
 
-    optimizer: Annotated[OptimizerName, Option(OPTIMIZER, default="sgdph")]
-    """Optimizer."""
+    optimizer: Annotated[OptimizerName, Option(OPTIMIZER, default="sgdph", names=PATTERNS)]
+    """Optimizer; adamw-ph is adamw with --partial-hessian."""
     lr: Annotated[Rate, Option(OPTIMIZER)]
     """Initial learning rate."""
     weight_decay: Annotated[Rate, Option(OPTIMIZER)]
     """Weight decay, in the optimizer's own sense."""
+    newton_lr: Annotated[Rate | None, Option(OPTIMIZER)] = None
+    """Initial learning rate of the Newton steps beside another optimizer (--partial-hessian)."""
     momentum: Annotated[float | None, Option(OPTIMIZER)] = None
     """Momentum."""
     second_order_lr: Annotated[float | None, Option(OPTIMIZER)] = None
@@ -85,7 +88,7 @@ class RunConfig:
             DATA,
             metavar="NAME",
             default="resnet8",
-            names=(*PATTERNS, "torchvision:NAME", "timm:NAME"),
+            names=(*NETWORK_PATTERNS, "torchvision:NAME", "timm:NAME"),
         ),
     ]
     """Network: one of ours, or any of torchvision or timm."""
@@ -141,6 +144,10 @@ class RunConfig:
         """Which images the run is evaluated on."""
         return "test" if self.validation_size is None else "validation"
 
+    def setting(self, name: str) -> Any:
+        """Return an optimizer's setting or argument; ``None`` where it was not set."""
+        return dict(self.optimizer_args or ()).get(name, getattr(self, name, None))
+
 
 # Where a run is computed, not what it computes: these may change when a run is resumed.
 PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "track"})
@@ -170,9 +177,8 @@ def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
     }
     lines = [_difference(name, getattr(saved, name), value) for name, value in named.items()]
     # Only those that were given are asked about, and one may have a field of its own.
-    own = dict(saved.optimizer_args or ())
     lines += [
-        _difference(name, own.get(name, getattr(saved, name, None)), value)
+        _difference(name, saved.setting(name), value)
         for name, value in given.get("optimizer_args") or ()
     ]
     return [line for line in lines if line]

@@ -17,10 +17,17 @@ from sgdph import SGDPH, param_groups
 from sgdph.lab.cost.authors import AuthorsSGDPH
 from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.optimizers.baseline import is_installed
+from sgdph.lab.optimizers.build import make_optimizer
+from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.run.step import backward_with_graph
 from sgdph.names import Estimator
 
 LR, WEIGHT_DECAY = 1e-4, 5e-4
+# The same for every part of an optimizer that has several.
+_RATES: Mapping[str, float] = {
+    **dict.fromkeys(("lr", "newton_lr", "adamw_lr"), LR),
+    **dict.fromkeys(("weight_decay", "newton_weight_decay", "adamw_wd"), WEIGHT_DECAY),
+}
 
 # A step that takes second derivatives, or one that takes none.
 Kind = Literal["refresh", "plain"]
@@ -64,9 +71,10 @@ class System:
         """Let the coming step be of a kind, and in a cycle, the turn of the ``cursor``-th.
 
         The optimizers that refresh in turn, or at every n-th step, keep their place in their
-        groups.
+        groups: those of the Newton steps, where others are beside them.
         """
-        for group in optimizer.param_groups:
+        newton = [group for group in optimizer.param_groups if "cursor" in group]
+        for group in newton or optimizer.param_groups:
             if self.refresh == "cyclic":
                 group["cursor"] = cursor
             if self.interval > 1:
@@ -108,6 +116,27 @@ def _sgdph(name: str, label: str, backward: Any = _shared, **settings: Any) -> S
     )
 
 
+def _of_comparison(optimizer: str, suffix: str = "", label: str = "", **settings: Any) -> System:
+    """Take an optimizer of the comparison as it is there, but for its rates."""
+    baseline = BASELINES[optimizer]
+    own = {**baseline.defaults, **baseline.arguments, **settings}
+    own |= {name: rate for name, rate in _RATES.items() if name in own}
+
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(optimizer, model, own, seed=0)
+
+    return System(
+        optimizer + suffix,
+        baseline.label + label,
+        build,
+        _ordinary if baseline.multiplier is None else _shared,
+        own.get("refresh", "none"),
+        own.get("hessian_interval", 1),
+        own.get("estimator"),
+        baseline.requires,
+    )
+
+
 def _from_package(package: str, path: str, **settings: Any) -> dict[str, Any]:
     """Say where an optional package's optimizer is, imported when it is built."""
 
@@ -135,12 +164,12 @@ _ALL = (
         ),
         _ordinary,
     ),
-    System(
-        "adamw",
-        "AdamW",
-        lambda model: torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY),
-        _ordinary,
-    ),
+    _of_comparison("adamw"),
+    _of_comparison("adamw-ph"),
+    _of_comparison("adamw-ph", "-interval10", ", interval 10", hessian_interval=10),
+    _of_comparison("muon"),
+    _of_comparison("muon-ph"),
+    _of_comparison("muon-ph", "-interval10", ", interval 10", hessian_interval=10),
     _sgdph("sgdph", ""),
     _sgdph("sgdph-plain", ", update_hessian + backward", _separate),
     _sgdph("sgdph-interval10", ", interval 10", hessian_interval=10),

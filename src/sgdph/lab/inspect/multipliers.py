@@ -13,6 +13,8 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.inspect.figures import MultiplierRecord
 from sgdph.lab.inspect.parameters import NewtonParameter
 from sgdph.lab.inspect.sketch import BlockSketch
+from sgdph.lab.optimizers.baseline import newton_name
+from sgdph.lab.optimizers.newton import CURVATURE, SETTINGS
 from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.run.start import PreparedRun
 
@@ -44,9 +46,12 @@ def held_averages(
 
 
 def hyperparameter(config: RunConfig, name: str) -> float:
-    """Return SGD-PH's setting of the run, or its default where the run has another optimizer."""
-    value = getattr(config, name)
-    return float(BASELINES["sgdph"].defaults[name] if value is None else value)
+    """Return a setting of the run's Newton steps, or SGD-PH's default where it takes none."""
+    optimizer = BASELINES[config.optimizer]
+    value = None
+    if optimizer.multiplier is not None:
+        value = config.setting(name if optimizer.first_order is None else newton_name(name))
+    return float(SETTINGS[name] if value is None else value)
 
 
 def multiplier_records(
@@ -57,9 +62,9 @@ def multiplier_records(
 ) -> list[MultiplierRecord]:
     """Summarise the Newton multipliers of every parameter that has them.
 
-    Of SGD-PH and its controls they are the optimizer's own; of SGD-PH 1 before a parameter's first
-    visit. Another optimizer has none: they are ``tau / (D + eps)`` of the row sums' average over B
-    visits, at SGD-PH's defaults.
+    Of Newton steps and their controls they are the optimizer's own; of Newton steps 1 before a
+    parameter's first visit. Another optimizer has none: they are ``tau / (D + eps)`` of the row
+    sums' average over B visits, at SGD-PH's defaults.
     """
     optimizer, config = run.state.optimizer, run.config
     own: Mapping[str, Tensor] | None = None
@@ -103,6 +108,6 @@ def source_of(config: RunConfig, refreshes: int | None) -> str:
     """
     if refreshes is None:
         return "row_sum_average"
-    if config.optimizer != "sgdph":
+    if BASELINES[config.optimizer].multiplier != CURVATURE:
         return "control"
     return "held" if refreshes else "unvisited"

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sgdph.lab.config.option import MEASUREMENT, OUTPUT, Option
-from sgdph.lab.options.options import ALL, CommonOptions, parse_epochs
+from sgdph.lab.options.options import ALL, OneRunOptions, parse_epochs
 
 if TYPE_CHECKING:
     pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(CommonOptions):
+class InspectOptions(OneRunOptions):
     """The options of ``sgdph inspect``."""
 
     TAKES: ClassVar[frozenset[str]] = ALL - {"keep_checkpoints"}

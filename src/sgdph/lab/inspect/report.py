@@ -176,9 +176,7 @@ def multiplier_notes(inspection: Inspection) -> list[str]:
             f"over {counted(b, 'visit', 'visits')} would give at SGD-PH's default τ and ε."
         )
     if "control" in sources:
-        lines.append(
-            f"{optimizer} is a control of SGD-PH: its multipliers are its own, not τ/(D̂+ε)."
-        )
+        lines.append(f"{optimizer} is a control: its multipliers are its own, not τ/(D̂+ε).")
     for each in inspection.checkpoints:
         unvisited = sum(m.source == "unvisited" for m in each.multipliers)
         if unvisited:

@@ -11,6 +11,7 @@ from torch import nn
 from sgdph import param_groups
 from sgdph.lab.errors import LabError
 from sgdph.lab.optimizers.muon import split_for_muon
+from sgdph.lab.optimizers.newton import divided
 from sgdph.lab.optimizers.registry import BASELINES, check_package
 
 Constructor: TypeAlias = Callable[..., torch.optim.Optimizer]
@@ -35,7 +36,11 @@ def make_optimizer(
     baseline = BASELINES[name]
     build = BUILDERS[baseline.build]
     try:
-        return build(baseline.load(), model, settings, seed)
+        if baseline.first_order is None:
+            return build(baseline.load(), model, settings, seed)
+        own, newton = divided(settings)
+        first_order = build(baseline.first_order.load(), model, own, seed)
+        return with_newton_steps(baseline.load(), first_order, model, newton, seed)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise LabError(f"{name} refuses its settings: {error}") from error
 
@@ -54,6 +59,25 @@ def sgdph(
     rest = {name: value for name, value in settings.items() if name != "weight_decay"}
     groups = param_groups(model, weight_decay=settings["weight_decay"])
     return make(groups, seed=seed, **rest)
+
+
+def with_newton_steps(
+    make: Constructor,
+    first_order: torch.optim.Optimizer,
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> torch.optim.Optimizer:
+    """Take the channel-wise parameters out of an optimizer, and give them Newton steps.
+
+    Args:
+        make: The class that stands for ``PartialHessian``.
+        first_order: The optimizer, over all parameters of the model.
+        model: The model.
+        settings: Of the Newton steps.
+        seed: The run's, for the probes.
+    """
+    return make(first_order, param_groups(model), seed=seed, **settings)
 
 
 def adahessian(

@@ -3,7 +3,9 @@
 Every optimizer is defined here and nowhere else. Its package is imported when it is built: torch is
 not imported, so that a command's help is quick.
 
-The ``sgdph-…`` are controls: SGD-PH with something else in place of its multipliers.
+The ``sgdph-…`` are controls: SGD-PH with something else in place of its multipliers. ``adamw-ph``
+is AdamW beside the partial Hessian, and ``adamw-ph-…`` its controls: each optimizer that can take
+the first-order steps has such (:mod:`sgdph.lab.optimizers.newton`).
 
 On ``mnist5k`` lr and weight decay of SGDM, SGD-PH, the controls and AdamW have other defaults,
 found on held-out training images (``results/tuning-mnist5k``; the controls take sgdph's);
@@ -14,33 +16,27 @@ has one for its hidden weights and one for the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from sgdph.lab.errors import LabError, unknown_name
-from sgdph.lab.optimizers.baseline import Baseline, is_installed
+from sgdph.lab.optimizers.baseline import Baseline, is_installed, newton_name
+from sgdph.lab.optimizers.newton import (
+    CONTROLS,
+    CURVATURE,
+    MULTIPLIERS,
+    NEWTON_LR,
+    MultiplierName,
+    beside,
+    named,
+    sgdph_with,
+)
+from sgdph.lab.optimizers.newton import SETTINGS as OF_NEWTON
 
-_OF_SGDPH: Mapping[str, Any] = {
-    # The paper's experiments on CIFAR.
-    "lr": 0.01,
-    "weight_decay": 5e-3,
-    # The paper; its algorithm is row_sum, cyclic, at every step.
-    "momentum": 0.9,
-    "second_order_lr": 1e-3,
-    "hessian_momentum": 0.9,
-    "eps": 1e-4,
-    "estimator": "row_sum",
-    "refresh": "cyclic",
-    "hessian_interval": 1,
-}
-_OF_FIXED = {name: _OF_SGDPH[name] for name in ("lr", "weight_decay", "momentum")}
-_OF_CAP = {**_OF_FIXED, "second_order_lr": 1e-3, "eps": 1e-4}
 # Kingma & Ba, ICLR 2015; torch's defaults.
 _ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 _LIBRARY = "pytorch_optimizer"
-_CONTROLS = "sgdph.lab.optimizers.controls"
 
-BASELINES: Mapping[str, Baseline] = {
-    "sgdph": Baseline(label="SGD-PH", constructor="sgdph.SGDPH", defaults=_OF_SGDPH, build="sgdph"),
+_OTHERS: Mapping[str, Baseline] = {
     "sgdm": Baseline(
         label="SGDM",
         constructor="torch.optim.SGD",
@@ -153,37 +149,30 @@ BASELINES: Mapping[str, Baseline] = {
         },
         requires=_LIBRARY,
     ),
-    "sgdph-mean": Baseline(
-        label="SGD-PH, mean multiplier",
-        constructor=f"{_CONTROLS}.MeanMultiplier",
-        defaults=_OF_SGDPH,
-        build="sgdph",
-    ),
-    "sgdph-shuffled": Baseline(
-        label="SGD-PH, shuffled multipliers",
-        constructor=f"{_CONTROLS}.ShuffledMultiplier",
-        defaults=_OF_SGDPH,
-        build="sgdph",
-    ),
-    "sgdph-fixed1": Baseline(
-        label="SGD-PH, multiplier 1",
-        constructor=f"{_CONTROLS}.FixedMultiplier",
-        defaults=_OF_FIXED,
-        build="sgdph",
-    ),
-    "sgdph-fixed10": Baseline(
-        label="SGD-PH, multiplier 10",
-        constructor=f"{_CONTROLS}.TenfoldMultiplier",
-        defaults=_OF_FIXED,
-        build="sgdph",
-    ),
-    "sgdph-fixed": Baseline(
-        label="SGD-PH, multiplier τ/ε",
-        constructor=f"{_CONTROLS}.CapMultiplier",
-        defaults=_OF_CAP,
-        build="sgdph",
-    ),
 }
+_SGDPH: Mapping[str, Baseline] = {named("sgdph", each): sgdph_with(each) for each in MULTIPLIERS}
+
+# Those that can take the first-order steps beside the partial Hessian.
+FIRST_ORDER = tuple(name for name, baseline in _OTHERS.items() if baseline.can_be_first_order)
+
+
+def _with_newton_steps(name: str) -> dict[str, Baseline]:
+    """Return an optimizer, and behind it those that it is the first-order half of."""
+    baseline = _OTHERS[name]
+    kinds = MULTIPLIERS if name in FIRST_ORDER else ()
+    return {name: baseline, **{named(f"{name}-ph", each): beside(baseline, each) for each in kinds}}
+
+
+BASELINES: Mapping[str, Baseline] = {
+    "sgdph": _SGDPH["sgdph"],
+    **{key: each for name in _OTHERS for key, each in _with_newton_steps(name).items()},
+    **_SGDPH,
+}
+# How the help shows them.
+PATTERNS = (
+    *(name for name, baseline in BASELINES.items() if baseline.first_order is None),
+    "{" + ",".join(FIRST_ORDER) + "}-ph[" + ",".join(f"-{each}" for each in CONTROLS) + "]",
+)
 
 # The names as a type: the registry's are what is checked when a program runs.
 if TYPE_CHECKING:
@@ -193,17 +182,27 @@ else:
 
 # The paper's learning rates are for 200 epochs of CIFAR; a few hundred steps are too few for them.
 # Found on held-out training images with equal budgets: results/tuning-mnist5k.
-TUNED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+_FOUND: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "mnist5k": {
         "adamw": {"lr": 0.01, "weight_decay": 0.05},
         "sgdm": {"lr": 0.1, "weight_decay": 5e-3},
-        # SGD-PH's controls take what was found for it.
-        **{
-            name: {"lr": 0.1, "weight_decay": 5e-3}
-            for name, baseline in BASELINES.items()
-            if baseline.build == "sgdph"
-        },
+        "sgdph": {"lr": 0.1, "weight_decay": 5e-3},
     }
+}
+
+
+def _shared(found: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """Let controls take what was found for SGD-PH, and Newton steps beside another its lr."""
+    tuned = {**found, **dict.fromkeys(_SGDPH, found["sgdph"])}
+    lr = {NEWTON_LR: found["sgdph"]["lr"]}
+    for name in FIRST_ORDER:
+        both = {**found.get(name, {}), **lr}
+        tuned |= {named(f"{name}-ph", each): both for each in MULTIPLIERS}
+    return tuned
+
+
+TUNED: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    dataset: _shared(found) for dataset, found in _FOUND.items()
 }
 
 SETTINGS: frozenset[str] = frozenset().union(*(b.defaults for b in BASELINES.values()))
@@ -212,6 +211,39 @@ SETTINGS: frozenset[str] = frozenset().union(*(b.defaults for b in BASELINES.val
 def owners(setting: str) -> list[str]:
     """Name the optimizers that have a setting."""
     return [name for name, baseline in BASELINES.items() if setting in baseline.defaults]
+
+
+def owners_in_words(setting: str) -> str:
+    """Name the optimizers that have a setting, in a message."""
+    first_orders = {name: BASELINES[name].first_order for name in owners(setting)}
+    named = [name for name, first_order in first_orders.items() if first_order is None]
+    if any(each is not None and setting not in each.defaults for each in first_orders.values()):
+        named.append("any with --partial-hessian")
+    return ", ".join(named) or "no optimizer"
+
+
+def with_partial_hessian(optimizer: str | None, multiplier: MultiplierName = CURVATURE) -> str:
+    """Name the optimizer that is another one beside the partial Hessian.
+
+    Args:
+        optimizer: What takes the first-order steps.
+        multiplier: What the Newton steps are multiplied by.
+
+    Raises:
+        LabError: It cannot take them, or was not given.
+    """
+    if optimizer in FIRST_ORDER:
+        return named(f"{optimizer}-ph", multiplier)
+    reason = "needs to know beside which optimizer"
+    if optimizer is not None:
+        check_name(optimizer)
+        own = BASELINES[optimizer].multiplier is not None
+        what = "Newton steps" if own else "curvature"
+        reason = f"cannot go with {optimizer}, which has {what} of its own"
+    raise LabError(
+        f"--partial-hessian {reason}; take --optimizer {', '.join(FIRST_ORDER[:-1])} or "
+        f"{FIRST_ORDER[-1]}"
+    )
 
 
 def check_name(optimizer: str) -> None:
@@ -243,5 +275,8 @@ def arguments(optimizer: str) -> tuple[str, ...]:
     """
     check_package(optimizer)
     baseline = BASELINES[optimizer]
-    others = (name for name in baseline.constructor_arguments() if name not in SETTINGS)
+    # A setting of Newton steps that a control has no use for.
+    idle = set(map(newton_name, OF_NEWTON)) - baseline.arguments.keys()
+    refused = SETTINGS | idle
+    others = (name for name in baseline.constructor_arguments() if name not in refused)
     return (*baseline.defaults, *others)

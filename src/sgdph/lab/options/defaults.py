@@ -50,12 +50,21 @@ def _per_optimizer(name: str) -> list[str]:
 
 
 def _joined(values: Mapping[str, Any]) -> str:
-    """Write a value of each optimizer; a control of SGD-PH is left out where it has SGD-PH's."""
-    return ", ".join(
+    """Write a value of each optimizer, but for those that have it from another one.
+
+    A control and whatever is beside Newton steps have SGD-PH's, and that of the first-order half.
+    """
+    own = {key: value for key, value in values.items() if BASELINES[key].first_order is None}
+    texts = [
         f"{key} {_text(value)}"
-        for key, value in values.items()
-        if not (key.startswith("sgdph-") and values.get("sgdph") == value)
-    )
+        for key, value in own.items()
+        if not (key.startswith("sgdph-") and own.get("sgdph") == value)
+    ]
+    if not own:
+        texts = [
+            f"{_text(value)} with --partial-hessian" for value in dict.fromkeys(values.values())
+        ]
+    return ", ".join(texts)
 
 
 def _text(value: Any) -> str:

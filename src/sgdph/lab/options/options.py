@@ -27,7 +27,8 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.registry import canonical
-from sgdph.lab.optimizers.registry import check_name
+from sgdph.lab.optimizers.newton import CURVATURE, MultiplierName
+from sgdph.lab.optimizers.registry import check_name, with_partial_hessian
 from sgdph.lab.options.optimizer_args import parse_arguments
 
 DEFAULT_OPTIMIZERS = ("sgdm", "sgdph")
@@ -87,7 +88,32 @@ class CommonOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(CommonOptions):
+class OneRunOptions(CommonOptions):
+    """The options of a command that trains one run."""
+
+    partial_hessian: Annotated[
+        MultiplierName | None,
+        Option(OPTIMIZER, "none; curvature without a word", before="newton_lr", alone=CURVATURE),
+    ] = None
+    """Leave the channel-wise parameters to Newton steps beside --optimizer, like
+    --optimizer adamw --partial-hessian. A word is what they are multiplied by: curvature, or a
+    control."""
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given of a run; an optimizer beside Newton steps by its one name.
+
+        Raises:
+            LabError: The optimizer cannot stand beside Newton steps.
+        """
+        given = super().given()
+        if self.partial_hessian is None:
+            return given
+        name = with_partial_hessian(given.get("optimizer"), self.partial_hessian)
+        return {**given, "optimizer": name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(OneRunOptions):
     """The options of ``sgdph train``."""
 
     TAKES: ClassVar[frozenset[str]] = ALL
@@ -112,7 +138,8 @@ class SeveralOptions(ManyRunsOptions):
     optimizers: Annotated[
         str | None, Option(OPTIMIZER, ",".join(DEFAULT_OPTIMIZERS), metavar="NAMES")
     ] = None
-    """Optimizers, separated by commas."""
+    """Optimizers, separated by commas; adamw-ph is adamw with --partial-hessian, adamw-ph-shuffled
+    one of its controls."""
     optimizer_args: Annotated[
         tuple[str, ...] | None, Option(OPTIMIZER, metavar="NAME=VALUE", nargs="+")
     ] = None

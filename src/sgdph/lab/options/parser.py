@@ -86,7 +86,9 @@ class Argument:
     @property
     def choices(self) -> tuple[str, ...]:
         """The names that it takes, where it takes no others."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else self.option.names
+        if self.option.names or get_origin(self.kind) is not Literal:
+            return self.option.names
+        return get_args(self.kind)
 
     def add_to(self, group: argparse._ActionsContainer) -> None:
         """Add it to a parser or to one of its groups."""
@@ -102,6 +104,8 @@ class Argument:
             settings["action"] = "store_true" if lone else argparse.BooleanOptionalAction
         else:
             settings.update(metavar=self.metavar, nargs=self.nargs)
+            if self.option.alone:
+                settings.update(nargs="?", const=self.option.alone)
         group.add_argument(self.flag, dest=self.name, **settings)
 
     @property
@@ -156,7 +160,8 @@ def bare(hint: Any) -> Any:
 def arguments_of(kind: type) -> list[Argument]:
     """List a command's options in the order of its help.
 
-    Under a heading stand the command's own first, then a run's in the order of its fields.
+    Under a heading stand the command's own first, then a run's in the order of its fields; but for
+    those that have their place before one of these.
     """
     of_run = options_of(RunConfig)
     own = options_of(kind)
@@ -170,13 +175,12 @@ def arguments_of(kind: type) -> list[Argument]:
         for name in taken
     ]
     order = [*of_run]
-    return sorted(
-        arguments,
-        key=lambda each: (
-            HEADINGS.index(each.option.heading),
-            order.index(each.name) if each.name in order else -1,
-        ),
-    )
+
+    def place(each: Argument) -> tuple[int, int]:
+        name = each.option.before or each.name
+        return HEADINGS.index(each.option.heading), order.index(name) if name in order else -1
+
+    return sorted(arguments, key=place)
 
 
 def _default_of(kind: type, name: str, option: Option) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs, revived
 from sgdph.lab.errors import LabError
-from sgdph.lab.optimizers.baseline import Setting
+from sgdph.lab.optimizers.baseline import Baseline, Setting, newton_name
 from sgdph.lab.optimizers.registry import (
     BASELINES,
     SETTINGS,
@@ -17,6 +17,7 @@ from sgdph.lab.optimizers.registry import (
     check_name,
     flag,
     owners,
+    owners_in_words,
 )
 from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.options.optimizer_args import share_arguments
@@ -46,7 +47,7 @@ def check_settings(given: Iterable[str], optimizers: Iterable[str]) -> None:
         if name in SETTINGS and not set(owners(name)) & set(optimizers):
             raise LabError(
                 f"none of {', '.join(optimizers)} has the setting {flag(name)}; "
-                f"it is one of {', '.join(owners(name))}"
+                f"it is one of {owners_in_words(name)}"
             )
 
 
@@ -129,8 +130,8 @@ def resolve_settings(
         if name not in known:
             raise LabError(
                 f"{optimizer} has no setting {flag(name)} (got {given[name]!r}); "
-                f"it is one of {', '.join(owners(name)) or 'no optimizer'}, and {optimizer} has "
-                f"{', '.join(flag(own) for own in known)}"
+                f"it is one of {owners_in_words(name)}, and {optimizer} has "
+                f"{', '.join(flag(own) for own in known)}{_of_newton_steps(baseline, name)}"
             )
     further = dict(given_arguments or {})
     if further:
@@ -145,6 +146,13 @@ def resolve_settings(
         **settings,
         "optimizer_args": as_pairs({**baseline.arguments, **others}) or None,
     }
+
+
+def _of_newton_steps(baseline: Baseline, name: str) -> str:
+    """Say how a setting is given that only the Newton steps beside an optimizer have."""
+    argument = newton_name(name)
+    taken = argument in baseline.arguments
+    return f"; --optimizer-args {argument}=… is its Newton steps'" if taken else ""
 
 
 def _check_arguments(

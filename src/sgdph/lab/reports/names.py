@@ -14,6 +14,7 @@ from sgdph.lab.reports.layout import SYSTEM, value_of
 FIELDS: Mapping[str, str] = {
     "dataset": "data set",
     "model": "network",
+    "newton_lr": "Newton lr",
     "second_order_lr": "second-order lr",
     "hessian_momentum": "Hessian momentum",
 }

@@ -16,7 +16,7 @@ from sgdph.lab.run.records import Group, differing_fields
 
 # A surface's two axes are the first two of these that vary: the first one lies flat.
 NUMERIC = (
-    *("lr", "weight_decay", "second_order_lr", "hessian_momentum", "eps", "momentum"),
+    *("lr", "weight_decay", "newton_lr", "second_order_lr", "hessian_momentum", "eps", "momentum"),
     *("hessian_interval", "batch_size"),
 )
 

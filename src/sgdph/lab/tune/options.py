@@ -27,7 +27,9 @@ class TuneOptions(SeveralOptions):
     """Trials of each optimizer, pruned and diverged ones included. May be raised later."""
     space: Annotated[
         str | None,
-        Option(MEASUREMENT, "lr and weight decay, from a 30th to 30 times their defaults"),
+        Option(
+            MEASUREMENT, "lr, weight decay and newton_lr, from a 30th to 30 times their defaults"
+        ),
     ] = None
     """Ranges to search, like sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3."""
     sampler: Annotated[SamplerName | None, Option(MEASUREMENT, "tpe")] = None

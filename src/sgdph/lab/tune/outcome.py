@@ -125,7 +125,7 @@ def read_searches(directory: TuneDirectory, tuning: Tuning) -> list[Search]:
 
 def _trial(record: RunRecord, space: Space) -> TrialRecord:
     number = int(record.path.name.removeprefix("trial-"))
-    return TrialRecord(number, record, {name: getattr(record.config, name) for name in space})
+    return TrialRecord(number, record, {name: record.config.setting(name) for name in space})
 
 
 def show_settings(settings: Mapping[str, float]) -> str:

@@ -23,6 +23,7 @@ from sgdph.lab.tune.record import (
     TRIALS,
     TuneDirectory,
     Tuning,
+    with_settings,
 )
 from sgdph.lab.tune.space import Range
 from sgdph.lab.tune.study import STARTUP
@@ -48,7 +49,7 @@ def write_outcome(
         searches = read_searches(directory, tuning)
         source = describe_source(tuning, searches, environment)
         found = {
-            search.optimizer: {**tuning.fixed(search.optimizer), **search.best.settings}
+            search.optimizer: with_settings(tuning.fixed(search.optimizer), search.best.settings)
             for search in searches
             if search.best is not None
         }

@@ -75,6 +75,13 @@ class Tuning:
                     f"{flag(name)} fixes what --space searches for {', '.join(searched)}; give "
                     "one of them"
                 )
+        for optimizer, space in self.spaces.items():
+            own = own_options(self.given, optimizer, self.optimizers)
+            for name in dict(own.get("optimizer_args", ())).keys() & space:
+                raise LabError(
+                    f"--optimizer-args {name} fixes what --space searches for {optimizer}; give "
+                    "one of them"
+                )
         if self.sampler == "grid":
             for space in self.spaces.values():
                 grid(space, self.trials)
@@ -110,7 +117,7 @@ class Tuning:
         space = self.spaces[optimizer]
         settings = settings or {name: each.rounded(each.at(0.5)) for name, each in space.items()}
         own = own_options({**self.given, **(place or {})}, optimizer, self.optimizers)
-        return resolve({**own, **settings, "optimizer": optimizer})
+        return resolve({**with_settings(own, settings), "optimizer": optimizer})
 
     def fixed(self, optimizer: str) -> dict[str, Any]:
         """Return the settings of an optimizer that were given, and not searched."""
@@ -175,6 +182,14 @@ class Tuning:
             trials=trials,
             given={**self.given, **kept},
         )
+
+
+def with_settings(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Add settings to a run's options: those that are no options of their own as arguments."""
+    fields = {name: value for name, value in settings.items() if name in SETTINGS}
+    further = {name: value for name, value in settings.items() if name not in SETTINGS}
+    arguments = {**dict(options.get("optimizer_args", ())), **further}
+    return {**options, **fields, **({"optimizer_args": arguments} if arguments else {})}
 
 
 def own_options(

@@ -9,8 +9,9 @@ data set here.
 |---|---|---|
 | lr | the default | of the paper, or of the optimizer's authors |
 | weight_decay | the default; 5e-4 where that is 0 | 0 has no logarithm; 5e-4 is common on CIFAR |
+| newton_lr | the default, beside the partial Hessian | of the paper |
 
-Other settings with a number for a value are searched where they are named.
+Other settings and arguments with a number for a value are searched where they are named.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from sgdph.lab.errors import LabError
+from sgdph.lab.optimizers.newton import NEWTON_LR
 from sgdph.lab.optimizers.registry import BASELINES
 
 WIDTH = 30.0
 USUAL_WEIGHT_DECAY = 5e-4
-# Settings that work by their order of magnitude.
-LOGARITHMIC = frozenset({"lr", "weight_decay", "second_order_lr", "eps"})
+# What the names of settings end with that work by their order of magnitude.
+LOGARITHMIC = ("lr", "weight_decay", "wd", "eps")
 SYNTAX = "sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3 (low:high, then log or linear)"
 # The part of a range, measured on its scale, that counts as its edge.
 EDGE = 0.05
@@ -91,12 +93,14 @@ Space: TypeAlias = Mapping[str, Range]
 
 
 def default_space(optimizer: str) -> dict[str, Range]:
-    """Return an optimizer's ranges of lr and weight decay."""
+    """Return an optimizer's ranges of lr, weight decay, and the lr of Newton steps beside it."""
     defaults = BASELINES[optimizer].defaults
     middles = {
         "lr": defaults["lr"],
         "weight_decay": defaults["weight_decay"] or USUAL_WEIGHT_DECAY,
     }
+    if NEWTON_LR in defaults:
+        middles[NEWTON_LR] = defaults[NEWTON_LR]
     return {name: _around(middle) for name, middle in middles.items()}
 
 
@@ -141,10 +145,10 @@ def parse_space(text: str, optimizers: Sequence[str]) -> dict[str, dict[str, Ran
 
 
 def tunable(optimizer: str) -> list[str]:
-    """Name an optimizer's settings that are numbers with a fraction."""
-    return [
-        name for name, value in BASELINES[optimizer].defaults.items() if isinstance(value, float)
-    ]
+    """Name an optimizer's settings and arguments that are numbers with a fraction."""
+    baseline = BASELINES[optimizer]
+    values = {**baseline.defaults, **baseline.arguments}
+    return [name for name, value in values.items() if isinstance(value, float)]
 
 
 def _no_setting(optimizer: str, setting: str, part: str) -> str:
@@ -158,7 +162,7 @@ def _parse_range(text: str, setting: str, part: str) -> Range:
     scales = {"log": True, "linear": False}
     try:
         low, high = (float(word) for word in words[:2])
-        log = scales[words[2]] if len(words) == 3 else setting in LOGARITHMIC
+        log = scales[words[2]] if len(words) == 3 else setting.endswith(LOGARITHMIC)
     except (ValueError, KeyError) as error:
         raise LabError(f"--space must be like {SYNTAX}; got {part!r}") from error
     if len(words) > 3:

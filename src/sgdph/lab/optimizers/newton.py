@@ -1,0 +1,130 @@
+"""Newton steps in the comparison: SGD-PH's, those beside another optimizer, the controls of both.
+
+A control puts something else in the place of the multipliers. Each is there once for SGD-PH, as
+``sgdph-mean``, and once beside every optimizer that can take first-order steps, as
+``adamw-ph-mean``. Torch is not imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from sgdph.lab.optimizers.baseline import Baseline, newton_name
+
+MultiplierName: TypeAlias = Literal["curvature", "mean", "shuffled", "fixed1", "fixed10", "fixed"]
+CURVATURE: MultiplierName = "curvature"
+NEWTON_LR = newton_name("lr")
+
+SETTINGS: Mapping[str, Any] = {
+    # The paper's experiments on CIFAR.
+    "lr": 0.01,
+    "weight_decay": 5e-3,
+    # The paper; its algorithm is row_sum, cyclic, at every step.
+    "momentum": 0.9,
+    "second_order_lr": 1e-3,
+    "hessian_momentum": 0.9,
+    "eps": 1e-4,
+    "estimator": "row_sum",
+    "refresh": "cyclic",
+    "hessian_interval": 1,
+}
+# Option or argument of the laboratory to the argument of ``PartialHessian`` that it is.
+_ARGUMENTS = {newton_name(name): name for name in (*SETTINGS, "maximize", "foreach")}
+_OF_FIXED = ("lr", "weight_decay", "momentum")
+_OF_CAP = (*_OF_FIXED, "second_order_lr", "eps")
+_CONTROLS = "sgdph.lab.optimizers.controls"
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """What Newton steps are multiplied by.
+
+    Attributes:
+        words: What an optimizer's label says of it.
+        alone: Dotted path of the class that stands for ``sgdph.SGDPH``.
+        beside: Dotted path of the class that stands for ``sgdph.PartialHessian``.
+        settings: Those of :data:`SETTINGS` that it has.
+    """
+
+    words: str
+    alone: str
+    beside: str
+    settings: tuple[str, ...] = tuple(SETTINGS)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Its settings' values."""
+        return {name: SETTINGS[name] for name in self.settings}
+
+
+def _control(words: str, name: str, settings: tuple[str, ...] = tuple(SETTINGS)) -> Multiplier:
+    return Multiplier(
+        f", {words}", f"{_CONTROLS}.{name}Multiplier", f"{_CONTROLS}.{name}Beside", settings
+    )
+
+
+MULTIPLIERS: Mapping[MultiplierName, Multiplier] = {
+    CURVATURE: Multiplier("", "sgdph.SGDPH", "sgdph.PartialHessian"),
+    "mean": _control("mean multiplier", "Mean"),
+    "shuffled": _control("shuffled multipliers", "Shuffled"),
+    "fixed1": _control("multiplier 1", "Fixed", _OF_FIXED),
+    "fixed10": _control("multiplier 10", "Tenfold", _OF_FIXED),
+    "fixed": _control("multiplier τ/ε", "Cap", _OF_CAP),
+}
+CONTROLS = tuple(name for name in MULTIPLIERS if name != CURVATURE)
+
+
+def named(name: str, multiplier: MultiplierName) -> str:
+    """Name an optimizer with Newton steps by what they are multiplied by."""
+    return name if multiplier == CURVATURE else f"{name}-{multiplier}"
+
+
+def sgdph_with(multiplier: MultiplierName) -> Baseline:
+    """Make SGD-PH with a multiplier."""
+    chosen = MULTIPLIERS[multiplier]
+    return Baseline(
+        label=f"SGD-PH{chosen.words}",
+        constructor=chosen.alone,
+        defaults=chosen.defaults,
+        build="sgdph",
+        multiplier=multiplier,
+    )
+
+
+def divided(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide the settings of an optimizer beside Newton steps.
+
+    Returns:
+        Those of the first-order steps, and those of the Newton steps by the names of
+        ``PartialHessian``'s arguments.
+    """
+    first_order = {name: value for name, value in settings.items() if name not in _ARGUMENTS}
+    newton = {argument: settings[name] for name, argument in _ARGUMENTS.items() if name in settings}
+    return first_order, newton
+
+
+def beside(first_order: Baseline, multiplier: MultiplierName) -> Baseline:
+    """Make an optimizer that leaves the channel-wise parameters to Newton steps.
+
+    Those have SGD-PH's settings: what is beside them changes nothing about them. ``newton_lr`` and
+    what first-order optimizers do not have are settings, the others arguments.
+    """
+    chosen = MULTIPLIERS[multiplier]
+    newton = {newton_name(name): value for name, value in chosen.defaults.items()}
+    arguments = {
+        name: newton.pop(name)
+        for name in [*newton]
+        if name.startswith("newton_") and name != NEWTON_LR
+    }
+    return dataclasses.replace(
+        first_order,
+        label=f"{first_order.label} + partial Hessian{chosen.words}",
+        constructor=chosen.beside,
+        defaults={**first_order.defaults, **newton},
+        arguments={**first_order.arguments, **arguments},
+        multiplier=multiplier,
+        first_order=first_order,
+    )
