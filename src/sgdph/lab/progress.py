@@ -81,12 +81,13 @@ def evaluated(metrics: Mapping[str, Any]) -> str:
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     """Put an epoch's metrics into one line."""
     split = evaluated(metrics)
+    newton = f", Newton {metrics['newton_lr']:.2g}" if "newton_lr" in metrics else ""
     return (
         f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  "
         f"train loss {metrics['train_loss']:.4f}  accuracy {metrics['train_accuracy']:6.2%}  |  "
         f"{split} loss {metrics[f'{split}_loss']:.4f}  "
         f"accuracy {metrics[f'{split}_accuracy']:6.2%}  |  "
-        f"lr {metrics['lr']:.2g}  {metrics['seconds']:.1f} s"
+        f"lr {metrics['lr']:.2g}{newton}  {metrics['seconds']:.1f} s"
     )
 
 

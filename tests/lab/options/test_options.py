@@ -81,11 +81,15 @@ def test_wrong_optimizers(text: str) -> None:
 
 def test_one_number_for_all_or_one_each() -> None:
     both = ("sgdm", "sgdph")
-    assert parse_per_optimizer("0.5", "--lr", both) == {"sgdm": 0.5, "sgdph": 0.5}
-    assert parse_per_optimizer("sgdph=1e-3", "--lr", both) == {"sgdph": 1e-3}
+    assert parse_per_optimizer("0.5", "lr", both) == {"sgdm": 0.5, "sgdph": 0.5}
+    assert parse_per_optimizer("sgdph=1e-3", "lr", both) == {"sgdph": 1e-3}
     for text in ("x", "sgdm=x", "sgdm=0.1,0.2", "sgdm=0.1=0.2", "adamw=0.1"):
         with pytest.raises(LabError, match="--lr"):
-            parse_per_optimizer(text, "--lr", both)
+            parse_per_optimizer(text, "lr", both)
+    beside = ("adamw", "adamw-ph", "muon-ph")
+    assert parse_per_optimizer("0.5", "newton_lr", beside) == dict.fromkeys(beside[1:], 0.5)
+    with pytest.raises(LabError, match=r"--newton-lr .* like adamw-ph=0.1,muon-ph=0.1; got 'x'"):
+        parse_per_optimizer("x", "newton_lr", beside)
 
 
 def test_a_comparison_gives_each_setting_to_those_that_have_it() -> None:

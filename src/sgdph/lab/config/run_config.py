@@ -55,7 +55,8 @@ class RunConfig:
     hessian_momentum: Annotated[float | None, Option(OPTIMIZER)] = None
     """Momentum of the Hessian average, the paper's beta_2."""
     eps: Annotated[float | None, Option(OPTIMIZER)] = None
-    """Damping: added to the Hessian average (sgdph), or to the denominator (the others)."""
+    """Damping: of sgdph added to the Hessian average, of any other to its denominator, also with
+    --partial-hessian, where --optimizer-args newton_eps sets that of the Newton steps."""
     estimator: Annotated[Estimator | None, Option(OPTIMIZER)] = None
     """What is taken of each Hessian block."""
     refresh: Annotated[Refresh | None, Option(OPTIMIZER)] = None

@@ -82,6 +82,12 @@ def named(name: str, multiplier: MultiplierName) -> str:
     return name if multiplier == CURVATURE else f"{name}-{multiplier}"
 
 
+def without_curvature(multiplier: str | None) -> frozenset[str]:
+    """Name the settings of Newton steps that a multiplier has no use for, because it is fixed."""
+    own = (each.settings for name, each in MULTIPLIERS.items() if name == multiplier)
+    return frozenset(SETTINGS) - frozenset(next(own, SETTINGS))
+
+
 def sgdph_with(multiplier: MultiplierName) -> Baseline:
     """Make SGD-PH with a multiplier."""
     chosen = MULTIPLIERS[multiplier]

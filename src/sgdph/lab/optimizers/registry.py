@@ -29,6 +29,7 @@ from sgdph.lab.optimizers.newton import (
     beside,
     named,
     sgdph_with,
+    without_curvature,
 )
 from sgdph.lab.optimizers.newton import SETTINGS as OF_NEWTON
 
@@ -218,7 +219,9 @@ def owners_in_words(setting: str) -> str:
     first_orders = {name: BASELINES[name].first_order for name in owners(setting)}
     named = [name for name, first_order in first_orders.items() if first_order is None]
     if any(each is not None and setting not in each.defaults for each in first_orders.values()):
-        named.append("any with --partial-hessian")
+        fixed = [each for each in CONTROLS if setting in without_curvature(each)]
+        but = f" but its controls {', '.join(fixed)}" if fixed else ""
+        named.append(f"any with --partial-hessian{but}")
     return ", ".join(named) or "no optimizer"
 
 

@@ -53,11 +53,13 @@ class RunOptions:
     Attributes:
         TAKES: The fields that it takes.
         SHOWN: What the help calls their defaults, where those are not a run's.
+        INSTEAD: Flag of another command to what to write for it here.
         run_fields: Those that were given, by name.
     """
 
     TAKES: ClassVar[frozenset[str]] = frozenset()
     SHOWN: ClassVar[str] = ""
+    INSTEAD: ClassVar[Mapping[str, str]] = {}
 
     run_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -135,6 +137,11 @@ class ManyRunsOptions(CommonOptions):
 class SeveralOptions(ManyRunsOptions):
     """The options of a command that trains several optimizers."""
 
+    INSTEAD: ClassVar[Mapping[str, str]] = {
+        "--optimizer": "it is --optimizers here",
+        "--partial-hessian": "write adamw-ph in --optimizers for adamw beside the partial Hessian",
+    }
+
     optimizers: Annotated[
         str | None, Option(OPTIMIZER, ",".join(DEFAULT_OPTIMIZERS), metavar="NAMES")
     ] = None
@@ -152,11 +159,18 @@ class CompareOptions(SeveralOptions):
     """The options of ``sgdph compare``."""
 
     TAKES: ClassVar[frozenset[str]] = ALL - {"optimizer", "seed", "keep_checkpoints"}
+    INSTEAD: ClassVar[Mapping[str, str]] = {
+        **SeveralOptions.INSTEAD,
+        "--seed": "it is --seeds here",
+    }
 
     lr: Annotated[str | None, Option(OPTIMIZER, metavar="X")] = None
     """Initial learning rate: one for all, or one each like sgdm=0.1,sgdph=0.01."""
     weight_decay: Annotated[str | None, Option(OPTIMIZER, metavar="X")] = None
     """Weight decay: one for all, or one each like sgdm=5e-4,sgdph=5e-3."""
+    newton_lr: Annotated[str | None, Option(OPTIMIZER, metavar="X")] = None
+    """Initial learning rate of the Newton steps beside another optimizer: one for all, or one each
+    like adamw-ph=0.05,muon-ph=0.01."""
     settings: Annotated[Path | None, Option(OPTIMIZER, "none", metavar="FILE")] = None
     """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
     seeds: Annotated[str | None, Option(TRAINING, "0-2", metavar="SEEDS")] = None

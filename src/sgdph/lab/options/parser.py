@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from sgdph.lab.config.check import parse_value
@@ -19,7 +19,7 @@ from sgdph.lab.config.option import HEADINGS, Option, options_of
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
 from sgdph.lab.errors import FEW, LabError, unknown_name
 from sgdph.lab.options.defaults import default_text
-from sgdph.lab.options.options import READ, RunOptions
+from sgdph.lab.options.options import READ, RunOptions, TrainOptions
 
 T = TypeVar("T")
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -37,8 +37,12 @@ class Parser(argparse.ArgumentParser):
         """Raise what argparse would print and exit with."""
         raise LabError(f"{message.removeprefix('argument ')}; `{self.prog} --help` tells more")
 
-    def parse(self, words: Sequence[str]) -> dict[str, Any]:
+    def parse(self, words: Sequence[str], elsewhere: Mapping[str, str]) -> dict[str, Any]:
         """Return the options that were given, by name.
+
+        Args:
+            words: The words.
+            elsewhere: Flag that this command lacks and others have, to what to write here.
 
         Raises:
             LabError: A word is not an option's, or an option lacks its value.
@@ -48,9 +52,10 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("-"):
                 flags = [*self._option_string_actions]
                 name = word.partition("=")[0]
-                raise LabError(
-                    unknown_name("option", name, flags, f"`{self.prog} --help` lists them")
-                )
+                listed = f"`{self.prog} --help` lists them"
+                if name in elsewhere:
+                    raise LabError(f"unknown option {name!r}; {elsewhere[name]}; {listed}")
+                raise LabError(unknown_name("option", name, flags, listed))
             raise LabError(f"unexpected word {word!r}; `{self.prog} --help` tells more")
         return vars(found)
 
@@ -214,6 +219,14 @@ def build_parser(arguments: Iterable[Argument], prog: str, description: str) -> 
     return parser
 
 
+def _elsewhere(kind: type) -> dict[str, str]:
+    """Say what to write for the options that a command has not, and ``sgdph train`` has."""
+    if not issubclass(kind, RunOptions):
+        return {}
+    flags = {argument.flag for argument in arguments_of(TrainOptions)}
+    return {**dict.fromkeys(flags, "it is an option of sgdph train"), **kind.INSTEAD}
+
+
 def parse_options(kind: type[T], words: Sequence[str], prog: str, description: str) -> T | None:
     """Read a command's options.
 
@@ -234,7 +247,8 @@ def parse_options(kind: type[T], words: Sequence[str], prog: str, description: s
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
-    given = {name: arguments[name].value(each) for name, each in parser.parse(words).items()}
+    found = parser.parse(words, _elsewhere(kind))
+    given = {name: arguments[name].value(each) for name, each in found.items()}
     own = {name: value for name, value in given.items() if not arguments[name].of_run}
     of_run = {name: value for name, value in given.items() if arguments[name].of_run}
     return kind(**own, run_fields=of_run) if issubclass(kind, RunOptions) else kind(**own)

@@ -9,6 +9,7 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import as_pairs, revived
 from sgdph.lab.errors import LabError
 from sgdph.lab.optimizers.baseline import Baseline, Setting, newton_name
+from sgdph.lab.optimizers.newton import without_curvature
 from sgdph.lab.optimizers.registry import (
     BASELINES,
     SETTINGS,
@@ -21,6 +22,9 @@ from sgdph.lab.optimizers.registry import (
 )
 from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.options.optimizer_args import share_arguments
+
+# Settings of which a comparison takes one each.
+PER_OPTIMIZER = ("lr", "weight_decay", "newton_lr")
 
 
 def resolve(given: Mapping[str, Any]) -> RunConfig:
@@ -60,7 +64,7 @@ def resolve_many(
     """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
 
     Args:
-        given: Option to value; ``lr`` and ``weight_decay`` as :func:`parse_per_optimizer` takes
+        given: Option to value; those of :data:`PER_OPTIMIZER` as :func:`parse_per_optimizer` takes
             them, ``optimizer_args`` as
             :func:`sgdph.lab.options.optimizer_args.share_arguments` does. A setting goes to those
             of the optimizers that have it.
@@ -76,8 +80,8 @@ def resolve_many(
         check_name(name)
     check_settings(given, optimizers)
     per_optimizer = {
-        name: parse_per_optimizer(str(given[name]), flag(name), optimizers)
-        for name in ("lr", "weight_decay")
+        name: parse_per_optimizer(str(given[name]), name, optimizers)
+        for name in PER_OPTIMIZER
         if name in given
     }
     further = share_arguments(given.get("optimizer_args") or (), optimizers)
@@ -128,6 +132,12 @@ def resolve_settings(
     baseline, known = BASELINES[optimizer], BASELINES[optimizer].defaults
     for name in given:
         if name not in known:
+            if name in without_curvature(baseline.multiplier):
+                raise LabError(
+                    f"{optimizer} has no setting {flag(name)} (got {given[name]!r}): its "
+                    "multiplier is a fixed number, and takes no curvature. Leave it out; it has "
+                    f"{', '.join(flag(own) for own in known)}"
+                )
             raise LabError(
                 f"{optimizer} has no setting {flag(name)} (got {given[name]!r}); "
                 f"it is one of {owners_in_words(name)}, and {optimizer} has "
@@ -173,12 +183,12 @@ def _check_arguments(
             )
 
 
-def parse_per_optimizer(text: str, name: str, optimizers: tuple[str, ...]) -> dict[str, float]:
+def parse_per_optimizer(text: str, setting: str, optimizers: tuple[str, ...]) -> dict[str, float]:
     """Read ``"0.1"``, a value for all, or ``"sgdm=0.1,sgdph=0.01"``, one each.
 
     Args:
         text: What was given.
-        name: The flag, for error messages.
+        setting: Which setting it is. A value for all is for those that have it.
         optimizers: The optimizers that are compared.
 
     Returns:
@@ -187,14 +197,16 @@ def parse_per_optimizer(text: str, name: str, optimizers: tuple[str, ...]) -> di
     Raises:
         LabError: If the text is something else, or names an optimizer that is not compared.
     """
+    name, having = flag(setting), [each for each in optimizers if each in owners(setting)]
     try:
         if "=" not in text:
-            return dict.fromkeys(optimizers, float(text))
+            return dict.fromkeys(having, float(text))
         pairs = [part.split("=") for part in text.split(",")]
         values = {key.strip(): float(value) for key, value in pairs}
     except ValueError as error:
         raise LabError(
-            f"{name} must be a number or like sgdm=0.1,sgdph=0.01; got {text!r}"
+            f"{name} must be a number or like {','.join(f'{each}=0.1' for each in having[:2])}; "
+            f"got {text!r}"
         ) from error
     strangers = [key for key in values if key not in optimizers]
     if strangers:

@@ -28,6 +28,7 @@ from sgdph.lab.run.directory import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.evaluation import evaluate
+from sgdph.lab.run.newton_steps import learning_rates, multiplier_summary
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import PreparedRun
 from sgdph.lab.run.step import optimization_step
@@ -39,27 +40,6 @@ CHECK_INTERVAL = 20
 
 class Diverged(Exception):  # noqa: N818 - an outcome that is recorded, not an error
     """The loss is no longer finite."""
-
-
-def multiplier_summary(optimizer: torch.optim.Optimizer) -> dict[str, float | int] | None:
-    """Summarise SGD-PH's Newton multipliers, tau / (D + eps), over the refreshed parameters.
-
-    Returns:
-        Smallest, middle and largest of the parameters' medians, and how many parameters were
-        refreshed at least once; ``None`` for other optimizers.
-    """
-    statistics = getattr(optimizer, "multiplier_statistics", None)
-    if statistics is None:
-        return None
-    medians = sorted(each.median for each in statistics().values() if each.refreshes > 0)
-    if not medians:
-        return {"refreshed": 0}
-    return {
-        "min": medians[0],
-        "median": medians[len(medians) // 2],
-        "max": medians[-1],
-        "refreshed": len(medians),
-    }
 
 
 @dataclass
@@ -110,7 +90,7 @@ class Trainer:
     def _epoch(self) -> None:
         """Train and evaluate one epoch, record it, and take the checkpoint."""
         state, started = self.state, time.perf_counter()
-        rate = float(state.optimizer.param_groups[0]["lr"])
+        rates = learning_rates(state.optimizer)
         train_loss, train_accuracy, steps = self._pass()
         seconds = time.perf_counter() - started
         self.team.share_buffers(state.model)
@@ -125,7 +105,7 @@ class Trainer:
             "train_accuracy": train_accuracy,
             f"{split}_loss": loss,
             f"{split}_accuracy": accuracy,
-            "lr": rate,
+            **rates,
             "seconds": seconds,
             "elapsed_seconds": state.elapsed + time.perf_counter() - started,
         }

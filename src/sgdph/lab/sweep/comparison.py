@@ -14,8 +14,7 @@ import yaml
 
 from sgdph.lab.config.yaml import with_lists, with_tuples
 from sgdph.lab.files import write_text
-from sgdph.lab.optimizers.registry import flag
-from sgdph.lab.options.resolution import parse_per_optimizer, resolve_many
+from sgdph.lab.options.resolution import PER_OPTIMIZER, parse_per_optimizer, resolve_many
 from sgdph.lab.reports.layout import Layout
 from sgdph.lab.reports.report import REPORT_FILES
 from sgdph.lab.sweep.plan import Plan
@@ -54,14 +53,14 @@ class Comparison:
         An option that says something of single optimizers replaces what it names, and no more.
 
         Raises:
-            LabError: If lr or weight decay of one of them cannot be read.
+            LabError: If a learning rate or weight decay of one of them cannot be read.
         """
         optimizers = tuple(dict.fromkeys(self.optimizers + other.optimizers))
         given = {**self.given, **other.given}
         for name in set(self.given) & set(other.given):
-            if name in ("lr", "weight_decay"):
+            if name in PER_OPTIMIZER:
                 texts = (str(each.given[name]) for each in (self, other))
-                both = [parse_per_optimizer(text, flag(name), optimizers) for text in texts]
+                both = [parse_per_optimizer(text, name, optimizers) for text in texts]
                 given[name] = _per_optimizer({**both[0], **both[1]})
             elif name == "optimizer_args":
                 words = (*self.given[name], *other.given[name])

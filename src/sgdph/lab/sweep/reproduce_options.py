@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -20,6 +21,9 @@ class ReproduceOptions(ManyRunsOptions):
         | {"processes", "precision", "device", "threads", "data_workers"}
     )
     SHOWN: ClassVar[str] = "the recipe's"
+    INSTEAD: ClassVar[Mapping[str, str]] = {
+        "--partial-hessian": "write optimizer: adamw-ph in a recipe file of your own"
+    }
 
     name: Annotated[str | None, Option(MEASUREMENT, metavar="RECIPE", positional=True)] = None
     """The recipe, or a recipe file of your own: table1...8, figure3...5, cost, or FILE.yaml."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,6 +21,10 @@ class TuneOptions(SeveralOptions):
     TAKES: ClassVar[frozenset[str]] = ALL - {
         "optimizer", "lr", "weight_decay", "keep_checkpoints"
     }  # fmt: skip
+    INSTEAD: ClassVar[Mapping[str, str]] = {
+        **SeveralOptions.INSTEAD,
+        **dict.fromkeys(("--lr", "--weight-decay"), "it is searched; --space sets its range"),
+    }
 
     validation_size: Annotated[Count | None, Option(DATA, "a fifth of them")] = None
     """Hold out so many training images, evaluate on them, and never touch the test images."""
