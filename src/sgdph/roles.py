@@ -94,8 +94,10 @@ def param_groups(
     first-order: behind a softmax its row sum is zero, and its Newton step would sit at the cap.
 
     Every group carries ``channelwise=True`` or ``False``, so shapes decide nothing any more. A
-    tied parameter appears once, in the role of its first owner. Frozen parameters are kept: they
-    train as soon as they are unfrozen.
+    tied parameter appears once, in the role of its first owner. Frozen parameters are kept:
+    :class:`sgdph.SGDPH` trains them as soon as they are unfrozen. So does
+    :class:`sgdph.PartialHessian`, but of the first-order ones only those that its first-order
+    optimizer holds.
 
     Args:
         model: The network. Its parameters are not touched.

@@ -24,7 +24,7 @@ def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments
         optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, as ``prepare``
             returned it or bare.
         loss: The loss of one micro-batch, neither divided by the accumulation steps nor scaled.
-        arguments: Handed on to ``accelerator.backward``.
+        arguments: Passed on to ``accelerator.backward``.
 
     Raises:
         TypeError: There is neither in ``optimizer``.

@@ -122,7 +122,7 @@ def fabric_backward(fabric: Any, optimizer: Any, loss: Tensor, **arguments: Any)
         optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, as ``fabric.setup``
             returned it or bare.
         loss: The loss; divided where micro-batches accumulate.
-        arguments: Handed on to ``fabric.backward``.
+        arguments: Passed on to ``fabric.backward``.
 
     Raises:
         TypeError: There is neither in ``optimizer``.

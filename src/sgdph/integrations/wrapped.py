@@ -1,4 +1,4 @@
-"""The optimizer inside a framework's wrapper, and the loss as its scaler hands it on."""
+"""The optimizer inside a framework's wrapper, and the loss as its scaler passes it on."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ from sgdph.lab.run.archive import read_archive
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import build_optimizer, prepare
 from sgdph.lab.run.step import optimization_step
+from sgdph.lab.sweep.comparison import Comparison
 
 SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 NAMES = [name for name, baseline in BASELINES.items() if baseline.first_order]
@@ -256,7 +257,7 @@ def test_inspect_shows_the_multipliers_that_it_holds(
         ("--optimizer=adamw-ph --partial-hessian=mean", "cannot go with adamw-ph, which has New"),
         ("--optimizer=adahessian --partial-hessian", "cannot go with adahessian, which has curv"),
         ("--optimizer=lbfgs --partial-hessian", "unknown --optimizer 'lbfgs'"),
-        ("--optimizer=adamw --estimator=exact", "adamw has no setting --estimator .* any with --p"),
+        ("--optimizer=adamw --estimator=exact", "adamw has no setting --estimator .* but its controls fixed1"),
         ("--optimizer=adamw --newton-lr=1", "adamw has no setting --newton-lr"),
         ("--optimizer=sgdph --newton-lr=1", "sgdph has no setting --newton-lr"),
         (
@@ -285,3 +286,10 @@ def test_what_does_not_apply_is_refused(
 def test_a_comparison_refuses_newton_settings_that_nobody_has() -> None:
     with pytest.raises(LabError, match="none of the optimizers has an argument 'newton_eps'"):
         share_arguments(("newton_eps=1e-3",), ("adamw", "adamw-ph-fixed1"))
+
+
+def test_an_extended_comparison_joins_newton_rates() -> None:
+    first = Comparison(("adamw", "adamw-ph"), (0,), {"newton_lr": 0.05})
+    both = first.extended(Comparison(("muon-ph",), (0,), {"newton_lr": "muon-ph=0.01"}))
+    rates = {name: config.newton_lr for name, config in both.plan().cells.items()}
+    assert rates == {"adamw": None, "adamw-ph": 0.05, "muon-ph": 0.01}

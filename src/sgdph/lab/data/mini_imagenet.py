@@ -88,7 +88,7 @@ def read_mini_imagenet(data_dir: Path | None) -> FolderSplits:
     if data_dir is None:
         raise LabError(
             f"{NAME} needs --data-dir DIR, a directory that holds {expected}; it is made of "
-            f"ImageNet, whose terms do not let it be handed on ({PAGE} has the lists' source)"
+            f"ImageNet, whose terms do not let it be passed on ({PAGE} has the lists' source)"
         )
     root, layout = set_root(NAME, data_dir), find_layout(data_dir)
     if layout is None:

@@ -84,7 +84,7 @@ DATASETS: Mapping[str, Entry] = {
         contents="50,000 + 10,000 images, resized to 224",
         classes=100,
         origin="https://openreview.net/forum?id=rJY0-Kcll",
-        terms="ImageNet's terms: research, not to be handed on",
+        terms="ImageNet's terms: research, not to be passed on",
         source="sgdph.lab.data.mini_imagenet.MINI_IMAGENET",
         **_FILES,
     ),
