@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "optimizer": {
         "names", "validation", "roles", "distributed", "curvature", "state_dict", "step",
     },
-    "compound": {"roles", "state_matching", "step", "optimizer"},
+    "compound": {"roles", "state_matching", "state_dict", "step", "optimizer"},
     "partial_hessian": {"names", "roles", "optimizer", "compound"},
     "with_muon": {"roles", "partial_hessian"},
     "diagnostics": {

@@ -18,6 +18,12 @@ from torch.optim.optimizer import Optimizer
 from sgdph.curvature.curvature import Curvature
 from sgdph.roles import Groups
 
+# In a group, and each rank's own: a scheduler's, or which parameters they are.
+_OF_THE_RANK = {
+    *("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "momentum"),
+    *("base_momentum", "max_momentum", "betas", "weight_decay"),
+}
+
 
 class JoinableOptimizer(Optimizer):
     """An optimizer with curvature that can be a member of ``Join([model, optimizer])``."""
@@ -102,8 +108,8 @@ class CurvatureJoinHook:
             mine = optimizer.state_dict()
             mine["state"] = sent["state"]
             for ours, theirs in zip(mine["param_groups"], sent["param_groups"], strict=True):
-                if "cursor" in theirs:
-                    ours.update(self._curvature.cycle.place(theirs))
+                # What an optimizer counts in its groups; the cycle's place is among it.
+                ours.update((key, theirs[key]) for key in theirs.keys() - _OF_THE_RANK)
             optimizer.load_state_dict(mine)
 
 

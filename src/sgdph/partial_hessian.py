@@ -13,7 +13,7 @@ from sgdph.compound.compound import CompoundOptimizer
 from sgdph.compound.first_order import (
     check_held,
     contradictions,
-    identity_of,
+    copied,
     keep_only,
     own_entries,
     parameters_of,
@@ -67,8 +67,9 @@ class PartialHessian(CompoundOptimizer):
     Raises:
         TypeError: ``first_order`` holds something else than optimizers.
         ValueError: As :class:`sgdph.SGDPH`; a trainable first-order parameter of ``params`` is in
-            none of ``first_order``, or a parameter is in two of them; or one of them cannot serve,
-            because it needs a closure, a graph of its own, or wraps another one.
+            none of ``first_order``, or a parameter is in two of them; one half maximises and the
+            other does not; or one of ``first_order`` cannot serve, because it needs a closure or a
+            graph of its own, wraps another one, or belongs to another PartialHessian.
 
     Example:
         >>> adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
@@ -118,10 +119,11 @@ class PartialHessian(CompoundOptimizer):
             seed=seed,
             process_group=process_group,
         )
-        _keep_newton_parameters(newton, optimizers, given)
-        before = [[identity_of(group) for group in o.param_groups] for o in optimizers]
+        unheld = _keep_newton_parameters(newton, optimizers, given)
+        _check_directions(newton, optimizers)
+        before = [[copied(group) for group in o.param_groups] for o in optimizers]
         take_over(newton.newton_parameters, optimizers)
-        super().__init__(optimizers, newton, before)
+        super().__init__(optimizers, newton, before, unheld)
 
     def train(self) -> None:
         """Tell schedule-free first-order optimizers that training goes on."""
@@ -148,12 +150,16 @@ class PartialHessian(CompoundOptimizer):
 
 def _keep_newton_parameters(
     newton: SGDPH, optimizers: Sequence[Optimizer], given: Sequence[set[str]]
-) -> None:
-    """Leave the first-order parameters of the Newton half's groups to those who hold them."""
+) -> dict[str, Tensor]:
+    """Leave the first-order parameters of the Newton half's groups to those who hold them.
+
+    Returns:
+        The frozen ones that nobody holds, by name.
+    """
     groups = newton.param_groups
     in_newton = {id(p) for p in newton.newton_parameters}
     first = [p for p in parameters_of(newton) if id(p) not in in_newton]
-    check_held(first, optimizers, parameter_names(groups))
+    unheld = check_held(first, optimizers, parameter_names(groups))
     ignored: list[str] = []
     # Where bare tensors were given they made one group, and no settings.
     for group, settings in zip(groups, given, strict=False):
@@ -163,9 +169,31 @@ def _keep_newton_parameters(
         keep_only(group, [id(p) in in_newton for p in group["params"]])
         group["channelwise"] = True
     groups[:] = [group for group in groups if group["params"]] or groups[:1]
+    if not in_newton:
+        warnings.warn(
+            "PartialHessian was given no Newton parameter, so all train as without it. A bare "
+            "tensor is one by its shape, but for the last; groups with channelwise=True decide",
+            stacklevel=4,
+        )
     if ignored:
         warnings.warn(
             "first-order parameters keep the settings of their own optimizer; not used of the "
             f"groups that PartialHessian was given: {', '.join(sorted(set(ignored)))}",
             stacklevel=4,
+        )
+    return unheld
+
+
+def _check_directions(newton: SGDPH, optimizers: Sequence[Optimizer]) -> None:
+    """Check that both halves go uphill, or both downhill.
+
+    Raises:
+        ValueError: One does and the other does not.
+    """
+    uphill = {bool(group["maximize"]) for group in newton.param_groups}
+    theirs = {bool(g.get("maximize", False)) for o in optimizers for g in o.param_groups}
+    if len(uphill) == len(theirs) == 1 and uphill != theirs:
+        raise ValueError(
+            f"maximize is {uphill.pop()} for the Newton steps and {theirs.pop()} for the "
+            "first-order optimizer, so they would work against each other: give it to both"
         )

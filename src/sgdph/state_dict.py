@@ -266,6 +266,16 @@ def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:
     complete_averages(state, (p for p in newton if p.grad is not None))
 
 
+def complete_state(groups: Groups, state: State) -> None:
+    """Make the state that Newton parameters have in training, where there is none yet."""
+    for group in groups:
+        trainable = [p for p in group["params"] if p.requires_grad]
+        complete_averages(state, trainable)
+        if group["momentum"] != 0:
+            for p in trainable:
+                state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+
+
 def complete_averages(state: State, newton: Iterable[Tensor]) -> None:
     """Make the averages of those Newton parameters that no partial Hessian has reached yet."""
     with torch.no_grad():

@@ -47,7 +47,7 @@ def match_groups(
         ValueError: It is not known which parameter is which.
     """
     params = [p for group in groups for p in group["params"]]
-    names, own_names = _names(saved), _names(groups)
+    names, own_names = names_of(saved), names_of(groups)
     same_names = names is not None and own_names is not None and set(names) == set(own_names)
     in_order = not same_names or names == own_names
     same_sizes = [len(g["params"]) for g in saved] == [len(g["params"]) for g in groups]
@@ -65,19 +65,26 @@ def match_groups(
         count = sum(len(group["params"]) for group in saved)
         if len(saved) != 1 or sorted(order) != list(range(count)):
             raise ValueError(_unknown(saved, groups))
-    return _rearranged(saved, groups, order)
+    return rearranged(saved, groups, order)
 
 
-def _names(groups: SavedGroups) -> list[str] | None:
+def names_of(groups: SavedGroups) -> list[str] | None:
     """List the names of all parameters; ``None`` unless each has one of its own."""
     names = [str(name) for group in groups for name in group.get("param_names") or []]
     count = sum(len(group["params"]) for group in groups)
     return names if len(names) == count == len(set(names)) else None
 
 
-def _rearranged(
+def rearranged(
     saved: SavedGroups, groups: SavedGroups, order: Sequence[int]
 ) -> list[dict[str, Any]]:
+    """Arrange the groups of a saved state as others are.
+
+    Args:
+        saved: The groups of the state.
+        groups: The others.
+        order: For each of their parameters its place in the state.
+    """
     entries = [(i, group) for group in saved for i in group["params"]]
     places = iter(order)
     arranged: list[dict[str, Any]] = []
@@ -101,7 +108,7 @@ def _common_settings(sources: SavedGroups) -> dict[str, Any]:
 def _warn_of_equalised(arranged: SavedGroups, groups: SavedGroups) -> None:
     """Warn where settings in which the groups differ are replaced by one of the state's."""
     for key in ("lr", "momentum", "weight_decay"):
-        now, then = [g[key] for g in groups], [g.get(key) for g in arranged]
+        now, then = [g.get(key) for g in groups], [g.get(key) for g in arranged]
         if _all_same(then) and then[0] is not None and not _all_same(now):
             warnings.warn(
                 f"the loaded state has one {key} for all parameters, {then[0]}, which replaces "

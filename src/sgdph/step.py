@@ -192,8 +192,11 @@ class SecondOrderOptimizer(JoinableOptimizer):
         if self._has_gradients() or not self._curvature.is_alone():
             collected = self._curvature.collect(groups, loss_scale) if due else []
             with torch.no_grad():
+                # First what others have written, and what may raise there.
+                self._first_order_step()
                 self._curvature.average(collected, groups, self._newton_state)
-                self._step_parameters()
+                for group in groups.newton:
+                    self._newton_step(group)
             self._curvature.advance(groups, collected, due=due)
         self._curvature.finish_step(groups)
         return loss
@@ -249,11 +252,6 @@ class SecondOrderOptimizer(JoinableOptimizer):
     def _first_order_step(self) -> None:
         """Step the parameters that are not Newton parameters and have a gradient."""
         raise NotImplementedError
-
-    def _step_parameters(self) -> None:
-        self._first_order_step()
-        for group in self._groups.newton:
-            self._newton_step(group)
 
     def _newton_step(self, group: dict[str, Any]) -> None:
         """Step a group's Newton parameters that have a gradient."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from sgdph.compound.first_order import by_role, identity_of, tensors_of
+from sgdph.compound import ownership
+from sgdph.compound.first_order import by_role, copied, parameters_of, tensors_of
 from sgdph.compound.state import JoinedState
-from sgdph.compound.state_dict import bare_states, joined, taken_apart, without_taken
+from sgdph.compound.state_dict import NEWTON, bare_states, joined, taken_apart, without_taken
 from sgdph.optimizer import SGDPH
-from sgdph.roles import Groups, named_like
+from sgdph.roles import Groups, listed, named_like
+from sgdph.state_dict import complete_state
 from sgdph.step import SecondOrderOptimizer
+
+# Settings of one name in both halves and of two meanings.
+_UNCLEAR = ("eps", "momentum")
 
 
 class CompoundOptimizer(SecondOrderOptimizer):
@@ -25,7 +30,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
     Args:
         first_order: The first-order optimizers, which have given the Newton parameters up.
         newton: The Newton half, without first-order parameters.
-        before: The groups of each first-order optimizer before that (:func:`identity_of`).
+        before: Copies of the groups of each first-order optimizer before that.
+        unheld: Frozen first-order parameters that none of them holds, by name.
     """
 
     first_order: tuple[Optimizer, ...]
@@ -35,11 +41,12 @@ class CompoundOptimizer(SecondOrderOptimizer):
         first_order: Sequence[Optimizer],
         newton: SGDPH,
         before: Sequence[list[dict[str, Any]]],
+        unheld: Mapping[str, Tensor],
     ) -> None:
         owners = (*first_order, newton)
         self._adopt(owners)
         super().__init__([g for owner in owners for g in owner.param_groups], newton.defaults)
-        self._before = before
+        self._before, self._unheld = before, dict(unheld)
         # For each group the optimizer that it is of.
         self._layout = [k for k, owner in enumerate(owners) for _ in owner.param_groups]
 
@@ -49,6 +56,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
         assert isinstance(newton, SGDPH)
         self.first_order, self._newton = tuple(owners[:-1]), newton
         self._curvature = newton._curvature
+        for optimizer in self.first_order:
+            ownership.own(optimizer)
 
     @property
     def _owners(self) -> tuple[Optimizer, ...]:
@@ -63,8 +72,9 @@ class CompoundOptimizer(SecondOrderOptimizer):
         theirs = [id(group) for owner in self._owners for group in owner.param_groups]
         if sorted(map(id, self.param_groups)) != sorted(theirs):
             raise RuntimeError(
-                "the parameter groups of a first-order optimizer were replaced: its own "
-                "add_param_group or load_state_dict was called. Call those of PartialHessian"
+                "param_groups are no longer the groups of the optimizers that are stepped: they "
+                "were changed by hand, or by the add_param_group or load_state_dict of a "
+                "first-order optimizer. Call those of PartialHessian"
             )
         return Groups(self._newton.param_groups, self.param_groups)
 
@@ -86,20 +96,25 @@ class CompoundOptimizer(SecondOrderOptimizer):
     @state.setter
     def state(self, state: Mapping[Any, Any]) -> None:
         # Torch's constructor sets an empty one, before there is anything to set it in.
-        if "_layout" not in self.__dict__:
-            return
-        home = self.state._home
-        stores: dict[int, defaultdict[Any, Any]] = {
-            id(owner.state): defaultdict(dict) for owner in self._owners
-        }
-        for key, kept in state.items():
-            stores[id(home(key))][key] = kept
-        for owner in self._owners:
-            owner.state = stores[id(owner.state)]
+        if "_layout" in self.__dict__:
+            self.state.replace(state)
 
     def _first_order_step(self) -> None:
+        if any(p.grad is not None for p in self._unheld.values()):
+            self._warn_of_unheld()
         for optimizer in self.first_order:
-            optimizer.step()
+            ownership.step(optimizer)
+
+    def _warn_of_unheld(self) -> None:
+        held = {id(p) for optimizer in self.first_order for p in parameters_of(optimizer)}
+        names = [n for n, p in self._unheld.items() if p.grad is not None and id(p) not in held]
+        self._unheld = {}
+        if names:
+            warnings.warn(
+                f"parameter {listed(names)}, frozen when PartialHessian was built, has a gradient, "
+                "and no first-order optimizer trains it: pass it to add_param_group, or freeze it",
+                stacklevel=6,
+            )
 
     def _rehearse(self) -> None:
         super()._rehearse()
@@ -109,15 +124,16 @@ class CompoundOptimizer(SecondOrderOptimizer):
         """Add a group, whose Newton parameters take Newton steps; it goes last.
 
         First-order parameters in it go to the first-order optimizer, where there is only one. Each
-        half gets the settings that it knows.
+        half gets the settings that it knows: both the group's ``lr`` and ``weight_decay``.
 
         Raises:
             TypeError, ValueError: As :meth:`sgdph.SGDPH.add_param_group`; or there are several
-                first-order optimizers and a first-order parameter. The optimizer is then as it was.
+                first-order optimizers and a first-order parameter; or a group for both halves has
+                a setting that means something else in each. The optimizer is then as it was.
         """
         # Asked so, because Lightning's wrapper is an instance of this class without its attributes.
         if not hasattr(self, "_layout"):
-            # Torch's constructor hands on the groups of optimizers that have checked them.
+            # From torch's constructor, and checked by the optimizers that they are of.
             self.param_groups.append(param_group)
             return
         first, newton = by_role(param_group)
@@ -128,14 +144,21 @@ class CompoundOptimizer(SecondOrderOptimizer):
                 "PartialHessian anew with the parameters in one of them, or flag the group "
                 "channelwise=True"
             )
+        unclear = [n for n in _UNCLEAR if n in param_group and n in self.first_order[0].defaults]
+        if first["params"] and newton["params"] and unclear:
+            raise ValueError(
+                f"{' and '.join(unclear)} of the group would hold for {self._kinds[0]} and for the "
+                "Newton steps, where it means something else: add one group for each"
+            )
         known = {id(p) for group in self.param_groups for p in group["params"]}
         if any(id(p) in known for part in (first, newton) for p in tensors_of(part)):
             raise ValueError("some parameters appear in more than one parameter group")
         before = [list(owner.param_groups) for owner in self._owners]
         try:
-            for k, part in ((0, first), (len(self.first_order), newton)):
-                if part["params"]:
-                    self._add_to(k, part)
+            if first["params"]:
+                self._add_to(0, first)
+            if newton["params"] or not first["params"]:
+                self._add_to(len(self.first_order), newton)
         except Exception:
             for owner, groups in zip(self._owners, before, strict=True):
                 owner.param_groups[:] = groups
@@ -143,7 +166,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
             raise
         self.param_groups[:] = self._linked()
         for k, owner in enumerate(self.first_order):
-            self._before[k] += map(identity_of, owner.param_groups[len(before[k]) :])
+            self._before[k] += map(copied, owner.param_groups[len(before[k]) :])
 
     def _add_to(self, k: int, part: dict[str, Any]) -> None:
         owner, others = self._owners[k], [o for i, o in enumerate(self._owners) if i != k]
@@ -164,13 +187,18 @@ class CompoundOptimizer(SecondOrderOptimizer):
         super().__setattr__(name, value)
 
     def _give_to_owners(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Let the owners have these groups; one that comes later is whose settings it has.
+        """Let the owners have these groups: each its own, and of new ones those of its kind.
 
         Lightning's finetuning callbacks assign the groups of the run that they resume.
         """
         last = len(self.first_order)
-        later = [last if "second_order_lr" in group else 0 for group in groups[len(self._layout) :]]
-        layout = [*self._layout[: len(groups)], *later]
+        homes = {id(g): k for k, owner in enumerate(self._owners) for g in owner.param_groups}
+        layout = [
+            homes.get(id(group), last if NEWTON in group else self._first_order_home(i))
+            for i, group in enumerate(groups)
+        ]
+        if last not in layout:
+            raise ValueError("none of the groups assigned to param_groups is one of Newton steps")
         before = [owner.param_groups for owner in self._owners]
         try:
             for k, owner in enumerate(self._owners):
@@ -183,8 +211,23 @@ class CompoundOptimizer(SecondOrderOptimizer):
             raise
         self._layout = layout
 
+    def _first_order_home(self, i: int) -> int:
+        """Tell whose a group is that was assigned in the i-th place, and that nobody knows."""
+        home = self._layout[i] if i < len(self._layout) else 0
+        known = i < len(self._layout) and home < len(self.first_order)
+        if not known and len(self.first_order) > 1:
+            raise ValueError(
+                f"group {i} assigned to param_groups is new, and there are several first-order "
+                f"optimizers ({', '.join(self._kinds)}): build PartialHessian anew"
+            )
+        return home if known else 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume to the bit needs: one state dict, as of one optimizer."""
+        newton = self._groups.newton
+        if self.state and not self._newton.state:
+            # Loaded from bare first-order optimizers: keys do not depend on when it is saved.
+            complete_state(newton, self._newton.state)
         # Before the user's own hooks see it.
         handle = self.register_state_dict_post_hook(
             lambda *_: joined([o.state_dict() for o in self._owners], self._layout, self._kinds),
@@ -245,8 +288,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
         return {**saved, "state": {}}
 
     def __getstate__(self) -> dict[str, Any]:
-        ours = {"owners": self._owners, "_layout": self._layout, "_before": self._before}
-        return {"defaults": self.defaults, **ours}
+        names = ("defaults", "_layout", "_before", "_unheld")
+        return {"owners": self._owners, **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "owners" not in state:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from sgdph.compound.ownership import is_owned
 from sgdph.optimizer import SGDPH
 from sgdph.roles import is_newton, listed, parameter_names
 
@@ -81,6 +82,8 @@ def _unsuitable(optimizer: Optimizer) -> str | None:
     needs_closure = closure is not None and closure.default is inspect.Parameter.empty
     if needs_closure or type(optimizer).__name__ in _NEED_CLOSURE:
         return "its step needs a closure, which would compute the loss again in the middle of one"
+    if is_owned(optimizer):
+        return "it belongs to another PartialHessian already. Build it anew, over all parameters"
     if hasattr(optimizer, "update_hessian"):
         return "it takes curvature itself. Use it alone, or a first-order optimizer in its place"
     if "hessian" in settings or getattr(optimizer, "is_second_order", False):
@@ -119,7 +122,7 @@ def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
                 "weight decay into them: call sgdph.param_groups(model), or what else makes the "
                 "groups, once for each of the two"
             )
-    return [_copied(entry) if isinstance(entry, dict) else entry for entry in entries]
+    return [copied(entry) if isinstance(entry, dict) else entry for entry in entries]
 
 
 def _has_settings_of(optimizer: Optimizer, entry: object) -> bool:
@@ -131,13 +134,6 @@ def _has_settings_of(optimizer: Optimizer, entry: object) -> bool:
     return isinstance(entry, dict) and names <= entry.keys() and not names <= _OF_NEWTON_STEPS
 
 
-def _copied(group: dict[str, Any]) -> dict[str, Any]:
-    lists: dict[str, Any] = {
-        name: list(group[name]) for name in ("param_names", "positions") if name in group
-    }
-    return {**group, **lists}
-
-
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
     """Yield an optimizer's parameters, in the order of its groups."""
     return chain.from_iterable(group["params"] for group in optimizer.param_groups)
@@ -145,7 +141,7 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
 
 def check_held(
     params: Collection[Tensor], optimizers: Sequence[Optimizer], names: Mapping[int, str]
-) -> None:
+) -> dict[str, Tensor]:
     """Check that somebody steps each trainable first-order parameter.
 
     Args:
@@ -153,16 +149,20 @@ def check_held(
         optimizers: The first-order optimizers.
         names: The parameters' names, by ``id``.
 
+    Returns:
+        Those that nobody holds and that are frozen, by name.
+
     Raises:
         ValueError: Nobody holds one that is trainable.
     """
     held = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
-    missing = [names[id(p)] for p in params if p.requires_grad and id(p) not in held]
-    if missing:
+    unheld = {names[id(p)]: p for p in params if id(p) not in held}
+    if missing := [name for name, p in unheld.items() if p.requires_grad]:
         raise ValueError(
             f"no first-order optimizer holds parameter {listed(missing)}, so nothing would train "
             f"it: give it to {' or '.join(type(o).__name__ for o in optimizers)}, or freeze it"
         )
+    return unheld
 
 
 def contradictions(
@@ -210,9 +210,10 @@ def take_over(params: Collection[Tensor], optimizers: Sequence[Optimizer]) -> No
             optimizer.state.pop(p, None)
 
 
-def identity_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which parameters a group has."""
-    return {name: list(group[name]) for name in ("params", "param_names") if name in group}
+def copied(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a group, and what is listed beside its parameters."""
+    lists = {n: list(group[n]) for n in _PER_PARAMETER if isinstance(group.get(n), list)}
+    return {**group, **lists}
 
 
 def tensors_of(group: Mapping[str, Any]) -> list[Tensor]:
@@ -224,7 +225,7 @@ def by_role(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split a group that a user gives into its first-order and its Newton parameters.
 
     Raises:
-        TypeError: It is no dict, or its parameters are a set.
+        TypeError: It is no dict, or its parameters are a set or no tensors.
     """
     if not isinstance(group, dict):
         raise TypeError(f"param_group must be a dict, but got {type(group)}")
@@ -232,13 +233,13 @@ def by_role(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(params, set):
         raise TypeError("the parameters of a group must be in an order, got a set: give a list")
     members = [params] if isinstance(params, Tensor) else list(params)
+    for p in tensors_of({"params": members}):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"a group holds tensors, or pairs of a name and one, got {p!r}")
     roles = [is_newton(p, group) for p in tensors_of({"params": members})]
     parts = []
     for role in (False, True):
-        part = {**group, "params": list(members)}
-        for name in ("param_names", "positions"):
-            if name in part:
-                part[name] = list(part[name])
+        part = copied({**group, "params": members})
         keep_only(part, [r is role for r in roles])
         parts.append(part)
     parts[1]["channelwise"] = True

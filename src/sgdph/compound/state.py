@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -30,6 +31,16 @@ class JoinedState(MutableMapping[Any, Any]):
                 return owner.state
         return self._owners[-1].state
 
+    def replace(self, state: Mapping[Any, Any]) -> None:
+        """Put another state in the place of this one, each part with its owner."""
+        stores: dict[int, defaultdict[Any, Any]] = {
+            id(owner.state): defaultdict(dict) for owner in self._owners
+        }
+        for key, kept in state.items():
+            stores[id(self._home(key))][key] = kept
+        for owner in self._owners:
+            owner.state = stores[id(owner.state)]
+
     def __getitem__(self, key: Any) -> Any:
         return self._home(key)[key]
 
@@ -45,6 +56,16 @@ class JoinedState(MutableMapping[Any, Any]):
     def get(self, key: Any, default: Any = None) -> Any:
         """Return what there is, without making it."""
         return self._home(key).get(key, default)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Return what there is, or put ``default`` there."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        """Take out what there is, without making it."""
+        return self._home(key).pop(key, *default)
 
     def __iter__(self) -> Iterator[Any]:
         return chain.from_iterable(owner.state for owner in self._owners)

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
-from sgdph.state_matching import match_groups
+from sgdph.state_matching import match_groups, names_of, rearranged
 
 StateDict = dict[str, Any]
 
-# A setting that only Newton groups have.
-NEWTON = "second_order_lr"
+_OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+
+# What only Newton groups have: the place in the cycle.
+NEWTON = "cursor"
 
 # In the saved Newton groups: the classes of the first-order optimizers. Elsewhere it would be one
 # more key in groups that are not ours. In the whole: what they save beside groups and state.
@@ -161,7 +163,7 @@ def without_taken(
     Args:
         saved: The state dict.
         optimizer: The optimizer that is to load it.
-        before: Its groups as they were: each with ``params``, and ``param_names`` where it has any.
+        before: Its groups as they were.
         positions: The place in its model of each parameter that has one, by ``id``.
 
     Returns:
@@ -171,14 +173,17 @@ def without_taken(
         ValueError: The state fits neither.
     """
     groups, now = _groups_of(saved), optimizer.param_groups
+    _check_kind(groups, optimizer)
     whole: Sequence[dict[str, Any]] = now
     try:
         fitted = match_groups(groups, now, positions)
-    except ValueError:
-        whole = before
-        try:
-            fitted = match_groups(groups, before, positions)
-        except ValueError as error:
+    except ValueError as error:
+        order = _order(groups, now, positions)
+        if order is not None:
+            fitted = rearranged(groups, now, order)
+        elif [*map(_size, groups)] == [*map(_size, before)]:
+            whole, fitted = before, match_groups(groups, before, positions)
+        else:
             raise ValueError(
                 f"the loaded state has groups of {_sizes(groups)} parameters, and "
                 f"{type(optimizer).__name__} has {_sizes(now)}; before its Newton parameters were "
@@ -194,6 +199,37 @@ def without_taken(
         ids |= set(group["params"])
     state = {i: kept for i, kept in saved["state"].items() if i in ids or isinstance(i, str)}
     return {**_beside(saved), "state": state, "param_groups": fitted}
+
+
+def _order(
+    saved: Sequence[Mapping[str, Any]],
+    groups: Sequence[dict[str, Any]],
+    positions: Mapping[int, int],
+) -> list[int] | None:
+    """Find the place in a state of each parameter, by name or by the model's order; or ``None``."""
+    names, own_names = names_of(saved), names_of(groups)
+    if names is not None and own_names is not None and set(own_names) <= set(names):
+        return [names.index(name) for name in own_names]
+    order = [positions.get(id(p), -1) for group in groups for p in group["params"]]
+    is_of_model = len(saved) == 1 and _size(saved[0]) == len(positions) and -1 not in order
+    return order if is_of_model else None
+
+
+def _check_kind(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> None:
+    """Check that a bare state is one of such an optimizer.
+
+    Raises:
+        ValueError: Its groups have other settings.
+    """
+    known = {*optimizer.defaults, *_OF_SCHEDULERS, "params", "param_names", "positions"}
+    for group in groups:
+        missing, foreign = optimizer.defaults.keys() - group.keys(), group.keys() - known
+        # A state of an older version lacks some and has no others.
+        if missing and foreign - {"channelwise"}:
+            raise ValueError(
+                f"the loaded state is of another kind than {type(optimizer).__name__}: its groups "
+                f"have {', '.join(sorted(foreign))}, and lack {', '.join(sorted(missing))}"
+            )
 
 
 def _groups_of(saved: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -214,5 +250,9 @@ def _kinds(optimizers: Sequence[Optimizer]) -> Iterator[str]:
     return (type(optimizer).__name__ for optimizer in optimizers)
 
 
+def _size(group: Mapping[str, Any]) -> int:
+    return len(group["params"])
+
+
 def _sizes(groups: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(str(len(group["params"])) for group in groups)
+    return ", ".join(map(str, map(_size, groups)))

@@ -185,7 +185,7 @@ class Curvature:
             if h is not None:
                 h = h.to(curvature_dtype(p))
                 h = h if loss_scale is None else h / loss_scale
-            self.pending.add(p, h, factors, owner)
+            self.pending.add(p, h, factors, owner, loss.grad_fn if owner is not None else None)
 
     def collect(
         self, groups: Groups, loss_scale: float | None, *, active: bool = True

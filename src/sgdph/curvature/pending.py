@@ -56,6 +56,7 @@ class PendingCurvature:
         curvature: Tensor | None,
         factors: LossFactors = LossFactors(),  # noqa: B008
         owner: Node | None = None,
+        end: Node | None = None,
     ) -> None:
         """Add what was taken from one loss.
 
@@ -65,12 +66,15 @@ class PendingCurvature:
             factors: What the loss was multiplied by, where ``curvature`` is still to be divided.
             owner: A node of the graph that the curvature was taken from, near the parameter;
                 ``None`` for curvature from differences.
+            end: The loss's own node; what was taken of the same loss is replaced.
         """
         entry = self._present_entry(p)
         if curvature is None:
             entry.missed_at = self._accumulations
         else:
-            entry.fresh.append(Taken(curvature, factors, Owner(owner)))
+            latest = Owner(owner, end)
+            others = [taken for taken in entry.fresh if not taken.owner.is_of_loss(latest)]
+            entry.fresh = [*others, Taken(curvature, factors, latest)]
 
     def add_missed(self, params: Iterable[Tensor]) -> None:
         """Note that a loss does not depend on ``params``."""

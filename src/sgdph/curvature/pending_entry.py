@@ -26,16 +26,25 @@ class Owner:
     Args:
         node: A node of it: the one nearest to a parameter, which the graphs of losses share that
             are computed from the same output; ``None`` for curvature without a graph.
+        end: The node that the loss came from.
     """
 
-    def __init__(self, node: Node | None) -> None:
-        self._reference: weakref.ref[_Owner] | None = None
-        if node is not None:
-            self._reference = weakref.ref(node.metadata.setdefault(_OWNER, _Owner()))
+    def __init__(self, node: Node | None, end: Node | None = None) -> None:
+        self._reference = _reference_to(node)
+        self._end = _reference_to(end)
 
     def is_gone(self) -> bool:
         """Tell whether no backward can come from that graph any more."""
         return self._reference is None or self._reference() is None
+
+    def is_of_loss(self, other: Owner) -> bool:
+        """Tell whether both are of one and the same loss."""
+        end = None if self._end is None else self._end()
+        return end is not None and other._end is not None and other._end() is end
+
+
+def _reference_to(node: Node | None) -> weakref.ref[_Owner] | None:
+    return None if node is None else weakref.ref(node.metadata.setdefault(_OWNER, _Owner()))
 
 
 class Taken(NamedTuple):
