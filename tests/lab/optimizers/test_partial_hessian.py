@@ -257,7 +257,10 @@ def test_inspect_shows_the_multipliers_that_it_holds(
         ("--optimizer=adamw-ph --partial-hessian=mean", "cannot go with adamw-ph, which has New"),
         ("--optimizer=adahessian --partial-hessian", "cannot go with adahessian, which has curv"),
         ("--optimizer=lbfgs --partial-hessian", "unknown --optimizer 'lbfgs'"),
-        ("--optimizer=adamw --estimator=exact", "adamw has no setting --estimator .* but its controls fixed1"),
+        (
+            "--optimizer=adamw --estimator=exact",
+            "--estimator .* any with --partial-hessian but its controls",
+        ),
         ("--optimizer=adamw --newton-lr=1", "adamw has no setting --newton-lr"),
         ("--optimizer=sgdph --newton-lr=1", "sgdph has no setting --newton-lr"),
         (
