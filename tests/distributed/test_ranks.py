@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -49,12 +50,26 @@ ALL_AT_ONCE = {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 
 Either = sgdph.SGDPH | sgdph.PartialHessian
 
 
-def built(*, beside_adamw: bool = False, **settings: Any) -> tuple[nn.Module, Either]:
+def adabelief(params: Any, **settings: Any) -> torch.optim.Optimizer:
+    """It counts its steps in its groups, and AdamW in the state of each parameter."""
+    from pytorch_optimizer import AdaBelief
+
+    made: torch.optim.Optimizer = AdaBelief(params, **settings)
+    return made
+
+
+FIRST_ORDER: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adabelief": adabelief,
+}
+
+
+def built(*, beside: str | None = None, **settings: Any) -> tuple[nn.Module, Either]:
     model = network()
     groups = sgdph.param_groups(model, weight_decay=1e-2)
-    if beside_adamw:
-        adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
-        return model, sgdph.PartialHessian(adamw, groups, lr=0.05, **settings)
+    if beside is not None:
+        first_order = FIRST_ORDER[beside](model.parameters(), lr=1e-3, weight_decay=1e-2)
+        return model, sgdph.PartialHessian(first_order, groups, lr=0.05, **settings)
     return model, sgdph.SGDPH(groups, lr=0.05, **settings)
 
 
@@ -109,8 +124,8 @@ def test_differences_of_gradients_equal_one_process(wrapper: str, ranks: Results
 UNEVEN = (5, 2)
 
 
-def uneven_last_batch(rank: int, *, way: str, beside_adamw: bool = False) -> Found:
-    model, optimizer = built(beside_adamw=beside_adamw)
+def uneven_last_batch(rank: int, *, way: str, beside: str | None = None) -> Found:
+    model, optimizer = built(beside=beside)
     replica = DistributedDataParallel(model)
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -120,17 +135,17 @@ def uneven_last_batch(rank: int, *, way: str, beside_adamw: bool = False) -> Fou
     return everything(model, optimizer)
 
 
-@pytest.mark.parametrize("beside_adamw", [False, True])
+@pytest.mark.parametrize("beside", [None, "adamw"])
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
 def test_an_uneven_last_batch_counts_by_rank_as_in_the_gradients(
-    way: str, beside_adamw: bool, ranks: Results
+    way: str, beside: str | None, ranks: Results
 ) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
         return mean_of_losses(model, step, UNEVEN if step == STEPS - 1 else (5, 5))
 
-    first, second = of(ranks, f"uneven {way} {beside_adamw}")
+    first, second = of(ranks, f"uneven {way} {beside}")
     assert_same_bits(first, second)
-    assert_near(first, in_one_process(loss, STEPS, beside_adamw=beside_adamw))
+    assert_near(first, in_one_process(loss, STEPS, beside=beside))
 
 
 BATCHES = (2, 5)
@@ -140,14 +155,16 @@ JOINS: dict[str, dict[str, Any]] = {
 }
 
 
-# By differences or not, and beside AdamW or not.
-JOINED_BY = [(False, False), (True, False), (False, True)]
+# By differences or not, and beside which first-order optimizer.
+JOINED_BY: list[tuple[bool, str | None]] = [(False, None), (True, None), (False, "adamw")]
+if find_spec("pytorch_optimizer"):
+    JOINED_BY += [(False, "adabelief")]
 
 
 def joined(
-    rank: int, *, join: str, interval: int, closure: bool, beside_adamw: bool = False
+    rank: int, *, join: str, interval: int, closure: bool, beside: str | None = None
 ) -> list[Found]:
-    model, optimizer = built(hessian_interval=interval, beside_adamw=beside_adamw)
+    model, optimizer = built(hessian_interval=interval, beside=beside)
     replica = DistributedDataParallel(model)
     found = []
     # Ranks go on together afterwards, at the same place and with the same momenta.
@@ -162,11 +179,11 @@ def joined(
     return found
 
 
-@pytest.mark.parametrize(("closure", "beside_adamw"), JOINED_BY)
+@pytest.mark.parametrize(("closure", "beside"), JOINED_BY)
 @pytest.mark.parametrize("interval", [1, 2])
 @pytest.mark.parametrize("join", JOINS)
 def test_a_rank_that_has_joined_counts_as_zero(
-    join: str, interval: int, closure: bool, beside_adamw: bool, ranks: Results
+    join: str, interval: int, closure: bool, beside: str | None, ranks: Results
 ) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
         if BATCHES[0] <= step < BATCHES[1]:
@@ -174,11 +191,11 @@ def test_a_rank_that_has_joined_counts_as_zero(
             return alone if join == "over active" else alone / RANKS
         return mean_of_losses(model, step)
 
-    results = of(ranks, f"joined {join} {interval} {closure} {beside_adamw}")
+    results = of(ranks, f"joined {join} {interval} {closure} {beside}")
     way, tolerance = ("closure", 1e-7) if closure else ("backward", 1e-10)
     for i, steps in enumerate((max(BATCHES), max(BATCHES) + 3)):
         assert_same_bits(results[0][i], results[1][i])
-        settings = {"hessian_interval": interval, "beside_adamw": beside_adamw}
+        settings = {"hessian_interval": interval, "beside": beside}
         expected = in_one_process(loss, steps, way, **settings)
         assert_near(results[0][i], expected, tolerance)
 
@@ -400,14 +417,14 @@ def test_autocast_ranks_stay_bit_identical_and_learn(ranks: Results) -> None:
 # ---- stop and resume -----------------------------------------------------------------------------
 
 
-def wrapped_beside_adamw() -> tuple[nn.Module, DistributedDataParallel, Either]:
-    model, optimizer = built(beside_adamw=True)
+def wrapped_beside() -> tuple[nn.Module, DistributedDataParallel, Either]:
+    model, optimizer = built(beside="adamw")
     return model, DistributedDataParallel(model), optimizer
 
 
-def resumed(rank: int, *, beside_adamw: bool = False) -> list[Found]:
+def resumed(rank: int, *, beside: str | None = None) -> list[Found]:
     found = []
-    build = wrapped_beside_adamw if beside_adamw else wrapped
+    build = wrapped_beside if beside else wrapped
     for stop in (None, 5):
         model, replica, optimizer = build()
         for step in range(9):
@@ -435,13 +452,13 @@ def test_every_rank_resumes_to_the_bit_from_what_one_saved(job: str, ranks: Resu
 JOBS: dict[str, Job] = {
     **{f"differences {w}": functools.partial(by_differences, wrapper=w) for w in WRAPPERS},
     **{
-        f"uneven {w} {b}": functools.partial(uneven_last_batch, way=w, beside_adamw=b)
+        f"uneven {w} {b}": functools.partial(uneven_last_batch, way=w, beside=b)
         for w in ("update_hessian", "backward")
-        for b in (False, True)
+        for b in (None, "adamw")
     },
     **{
         f"joined {j} {i} {c} {b}": functools.partial(
-            joined, join=j, interval=i, closure=c, beside_adamw=b
+            joined, join=j, interval=i, closure=c, beside=b
         )
         for j in JOINS
         for i in (1, 2)
@@ -458,7 +475,7 @@ JOBS: dict[str, Job] = {
     "scaled and accumulated": scaled_and_accumulated,
     "autocast": autocast,
     "resumed": resumed,
-    "resumed beside AdamW": functools.partial(resumed, beside_adamw=True),
+    "resumed beside AdamW": functools.partial(resumed, beside="adamw"),
 }
 
 
