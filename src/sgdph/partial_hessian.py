@@ -30,10 +30,10 @@ class PartialHessian(CompoundOptimizer):
 
     The Newton half is that of :class:`sgdph.SGDPH`, and so are the three ways to take a partial
     Hessian, ``step``, accumulation and all else that is said there. With ``torch.optim.SGD`` as the
-    first-order half it takes the same steps, to the bit.
+    first-order half it takes the same steps, to the bit, from its start.
 
     The first-order optimizers give up the Newton parameters that they hold; the moments of these
-    are dropped. From then on only this optimizer is stepped, saved and scheduled. Its
+    are dropped. From then on this optimizer is stepped, cleared and saved, and no other. Its
     ``param_groups`` are the groups of the first-order optimizers (the same dicts), then those of
     the Newton parameters.
 
