@@ -235,12 +235,12 @@ def test_layer_decay_beside_timms_adamw() -> None:
     model = network()
     groups = [param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5) for _ in range(2)]
     adamw = create_optimizer_v2(groups[0], "adamw", lr=1e-3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Both halves were given the same settings.
-        optimizer = sgdph.PartialHessian(adamw, by_role(model, groups[1]), lr=0.02)
     with pytest.raises(ValueError, match="once for each of the two"):
         # AdamW has written its lr, and its eps of 1e-8, into the first ones.
         sgdph.PartialHessian(adamw, by_role(model, groups[0]), lr=0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Both halves were given the same settings.
+        optimizer = sgdph.PartialHessian(adamw, by_role(model, groups[1]), lr=0.02)
     scheduler = CosineLRScheduler(optimizer, t_initial=4, lr_min=0.0)
     before = copy.deepcopy(model)
     script_epoch(model, optimizer, PartialHessianScaler("cpu"))
