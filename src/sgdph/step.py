@@ -124,6 +124,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
         finish_backward = None
         if self.hessian_due:
             self._check_ready()
+            # Of update_hessian, called for the same loss just before.
+            self._curvature.pending.drop_loss(getattr(loss, "grad_fn", None))
             finish_backward = self._curvature.take(
                 loss, loss_scale, self._groups, share=not low_memory
             )

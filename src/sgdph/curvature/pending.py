@@ -66,15 +66,13 @@ class PendingCurvature:
             factors: What the loss was multiplied by, where ``curvature`` is still to be divided.
             owner: A node of the graph that the curvature was taken from, near the parameter;
                 ``None`` for curvature from differences.
-            end: The loss's own node; what was taken of the same loss is replaced.
+            end: The loss's own node.
         """
         entry = self._present_entry(p)
         if curvature is None:
             entry.missed_at = self._accumulations
         else:
-            latest = Owner(owner, end)
-            others = [taken for taken in entry.fresh if not taken.owner.is_of_loss(latest)]
-            entry.fresh = [*others, Taken(curvature, factors, latest)]
+            entry.fresh.append(Taken(curvature, factors, Owner(owner, end)))
 
     def add_missed(self, params: Iterable[Tensor]) -> None:
         """Note that a loss does not depend on ``params``."""
@@ -128,6 +126,11 @@ class PendingCurvature:
             entry.stamp = GradientStamp.of(p.grad)
             if entry.dropped or entry.kept is not None:
                 entry.latest = p.grad.detach().clone()
+
+    def drop_loss(self, end: Node | None) -> None:
+        """Drop what was taken of a loss whose backward is still to come."""
+        for entry in self._pending.values():
+            entry.fresh = [taken for taken in entry.fresh if not taken.owner.is_of_loss(end)]
 
     def drop_fresh(self) -> None:
         """Drop all whose gradients are not there yet, because they never will."""
@@ -221,11 +224,7 @@ class PendingCurvature:
         return True
 
     def validity(self, p: Tensor) -> Tensor | None:
-        """Tell whether anything is left of what was taken for ``p``.
-
-        Returns:
-            A boolean of shape ``()`` on the device; ``None`` is true.
-        """
+        """Tell, on the device, if anything is left of what was taken for ``p``; ``None`` is yes."""
         return self._entry(p).validity()
 
     def _gradient_with_graph(self, p: Tensor) -> Tensor | None:

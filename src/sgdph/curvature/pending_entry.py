@@ -37,10 +37,10 @@ class Owner:
         """Tell whether no backward can come from that graph any more."""
         return self._reference is None or self._reference() is None
 
-    def is_of_loss(self, other: Owner) -> bool:
-        """Tell whether both are of one and the same loss."""
-        end = None if self._end is None else self._end()
-        return end is not None and other._end is not None and other._end() is end
+    def is_of_loss(self, end: Node | None) -> bool:
+        """Tell whether it is of the loss that came from this node."""
+        own = None if self._end is None else self._end()
+        return own is not None and end is not None and end.metadata.get(_OWNER) is own
 
 
 def _reference_to(node: Node | None) -> weakref.ref[_Owner] | None:
