@@ -159,8 +159,8 @@ class SGDPH(SecondOrderOptimizer):
                 optimizer is then as it was.
             ValueError: As the constructor; the optimizer is then as it was.
         """
-        # Torch's constructor adds the first groups: their roles depend on one another. Asked so,
-        # because Lightning's wrapper is an instance of this class without its attributes.
+        # Torch's constructor adds the first groups: their roles depend on one another. By
+        # hasattr, because Lightning's wrapper is an instance of this class without its attributes.
         is_later = hasattr(self, "_curvature")
         if is_later:
             param_group = like_the_others(self.param_groups, param_group)

@@ -258,22 +258,12 @@ def is_rehearsal(
 
 
 def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:
-    """Make the state that training would have, before any of it."""
+    """Make the state that trainable parameters have in training, where there is none yet."""
     for group in groups:
         for p in group["params"]:
-            if group["momentum"] != 0 and p.grad is not None:
-                state[p]["momentum_buffer"] = torch.zeros_like(p)
-    complete_averages(state, (p for p in newton if p.grad is not None))
-
-
-def complete_state(groups: Groups, state: State) -> None:
-    """Make the state that Newton parameters have in training, where there is none yet."""
-    for group in groups:
-        trainable = [p for p in group["params"] if p.requires_grad]
-        complete_averages(state, trainable)
-        if group["momentum"] != 0:
-            for p in trainable:
+            if group["momentum"] != 0 and p.requires_grad:
                 state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+    complete_averages(state, (p for p in newton if p.requires_grad))
 
 
 def complete_averages(state: State, newton: Iterable[Tensor]) -> None:

@@ -42,8 +42,9 @@ class SecondOrderOptimizer(JoinableOptimizer):
         Raises:
             ValueError: Groups disagree about the cycle.
         """
-        check_groups_agree(self._groups.newton)
-        return self._curvature.is_due(self._groups)
+        groups = self._groups
+        check_groups_agree(groups.newton)
+        return self._curvature.is_due(groups)
 
     # Under torch.compile these run as they are, like torch's own methods: a trace would be made
     # anew at each step. Not by torch.compiler.disable, which would import the compiler.

@@ -15,7 +15,7 @@ from sgdph.compound.state import JoinedState
 from sgdph.compound.state_dict import NEWTON, bare_states, joined, taken_apart, without_taken
 from sgdph.optimizer import SGDPH
 from sgdph.roles import Groups, listed, named_like
-from sgdph.state_dict import complete_state
+from sgdph.state_dict import rehearse
 from sgdph.step import SecondOrderOptimizer
 
 # Settings of one name in both halves and of two meanings.
@@ -131,9 +131,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
                 first-order optimizers and a first-order parameter; or a group for both halves has
                 a setting that means something else in each. The optimizer is then as it was.
         """
-        # Asked so, because Lightning's wrapper is an instance of this class without its attributes.
+        # In torch's constructor. By hasattr: Lightning's wrapper is of this class, without __dict__.
         if not hasattr(self, "_layout"):
-            # From torch's constructor, and checked by the optimizers that they are of.
             self.param_groups.append(param_group)
             return
         first, newton = by_role(param_group)
@@ -213,21 +212,22 @@ class CompoundOptimizer(SecondOrderOptimizer):
 
     def _first_order_home(self, i: int) -> int:
         """Tell whose a group is that was assigned in the i-th place, and that nobody knows."""
-        home = self._layout[i] if i < len(self._layout) else 0
-        known = i < len(self._layout) and home < len(self.first_order)
-        if not known and len(self.first_order) > 1:
+        last = len(self.first_order)
+        if i < len(self._layout) and self._layout[i] < last:
+            return self._layout[i]
+        if last > 1:
             raise ValueError(
                 f"group {i} assigned to param_groups is new, and there are several first-order "
                 f"optimizers ({', '.join(self._kinds)}): build PartialHessian anew"
             )
-        return home if known else 0
+        return 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume to the bit needs: one state dict, as of one optimizer."""
-        newton = self._groups.newton
+        groups = self._groups.newton
         if self.state and not self._newton.state:
-            # Loaded from bare first-order optimizers: keys do not depend on when it is saved.
-            complete_state(newton, self._newton.state)
+            # After a warm start: the keys do not depend on when it is saved.
+            rehearse(groups, self._newton.state, self.newton_parameters)
         # Before the user's own hooks see it.
         handle = self.register_state_dict_post_hook(
             lambda *_: joined([o.state_dict() for o in self._owners], self._layout, self._kinds),
