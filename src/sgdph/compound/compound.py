@@ -131,7 +131,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
                 first-order optimizers and a first-order parameter; or a group for both halves has
                 a setting that means something else in each. The optimizer is then as it was.
         """
-        # In torch's constructor. By hasattr: Lightning's wrapper is of this class, without __dict__.
+        # Torch's constructor is calling. By hasattr: Lightning's wrapper has the class alone.
         if not hasattr(self, "_layout"):
             self.param_groups.append(param_group)
             return
