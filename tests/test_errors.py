@@ -359,22 +359,6 @@ def test_once_differentiable_function_in_the_network(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_fused_attention(way: str) -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
-    optimizer = sgdph.SGDPH(sgdph.param_groups(layer))
-
-    def step() -> None:
-        WAYS[way](optimizer, layer(torch.randn(2, 5, 8)).square().mean())
-        optimizer.step()
-
-    with pytest.raises(RuntimeError, match=r"SDPBackend\.MATH"):
-        step()
-    optimizer.zero_grad()
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        step()
-
-
-@pytest.mark.parametrize("way", WAYS)
 def test_reentrant_checkpoint(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())

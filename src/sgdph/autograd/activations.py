@@ -1,8 +1,10 @@
-"""Activations: a leaner second derivative of ReLU, and those that torch has none of."""
+"""Activations: leaner second derivatives than torch's, and those that torch has none of."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +51,138 @@ class _ReluGradient(Function):
     def backward(ctx: Any, v: Tensor) -> Gradients:
         (result,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(v, result, 0), None, None
+
+
+def elementwise_hook(node: Node, region: Region, once: bool) -> Hook | None:
+    """Make the hook that gives an activation's gradient a lean derivative.
+
+    It is kept where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
+
+    Args:
+        node: One of ``ELEMENTWISE``.
+        region: What lies behind the parameters of a product.
+        once: Whether there will be a single product; what was kept for it goes as it passes by.
+    """
+    if is_packed(node, "self"):
+        return None
+    activation = ELEMENTWISE[type(node).__name__](node)
+
+    def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
+        grad_output, gradient = grad_outputs[0], grad_inputs[0]
+        if grad_output is None or gradient is None:
+            return None
+        try:
+            x = node._saved_self
+        except RuntimeError:
+            return None
+        return (_ElementwiseGradient.apply(grad_output, x, [gradient.detach()], activation, once),)
+
+    return hook
+
+
+class _Activation(NamedTuple):
+    """The derivatives of a function of one number.
+
+    Attributes:
+        gradient: Of the gradient of its output and its input, the gradient of its input.
+        bend: The second derivative at the input.
+    """
+
+    gradient: Callable[[Tensor, Tensor], Tensor]
+    bend: Callable[[Tensor], Tensor]
+
+
+class _ElementwiseGradient(Function):
+    r"""The gradient :math:`g f'(x)` of an activation's input.
+
+    The derivative of :math:`\langle v, g f'(x) \rangle` is :math:`v f'(x)` by :math:`g`, and
+    :math:`v g f''(x)` by :math:`x`. Half precision is computed in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: Tensor,
+        x: Tensor,
+        gradients: list[Tensor],
+        activation: _Activation,
+        once: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        # Not saved as the others are: those are kept wherever the loss's own graph is.
+        ctx.grad_output = grad_output.detach()
+        ctx.activation = activation
+        ctx.once = once
+        return gradients[0]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Gradients:
+        (x,) = ctx.saved_tensors
+        g = ctx.grad_output
+        if ctx.once:
+            ctx.grad_output = None
+        to_g = ctx.activation.gradient(v, x) if ctx.needs_input_grad[0] else None
+        bend = ctx.activation.bend(x if x.dtype.itemsize >= 4 else x.float())
+        return to_g, bend.mul_(g).mul_(v).to(x.dtype), None, None, None
+
+
+def _gelu(node: Node) -> _Activation:
+    """Make GELU's (Hendrycks & Gimpel, 2016, "Gaussian Error Linear Units"), in either form."""
+    approximate = node._saved_approximate
+    return _Activation(
+        lambda v, x: torch.ops.aten.gelu_backward(v, x, approximate=approximate),
+        _bend_of_gelu_tanh if approximate == "tanh" else _bend_of_gelu,
+    )
+
+
+def _bend_of_gelu(x: Tensor) -> Tensor:
+    r"""Return :math:`\varphi(x) (2 - x^2)`, with the standard normal density :math:`\varphi`."""
+    factor = torch.addcmul(x.new_tensor(2.0), x, x, value=-1)
+    # exp(-x^2 / 2) = exp((2 - x^2) / 2) / e
+    return (factor / 2).exp_().mul_(factor).mul_(1 / (math.e * math.sqrt(2 * math.pi)))
+
+
+def _bend_of_gelu_tanh(x: Tensor) -> Tensor:
+    r"""Return :math:`(1 - t^2) (u' + x u'' / 2 - x t u'^2)`.
+
+    Here :math:`t = \tanh u` and :math:`u = \sqrt{2 / \pi} (x + 0.044715 x^3)`.
+    """
+    root, cubic = math.sqrt(2 / math.pi), 0.044715
+    square = x * x
+    slope = (square * (3 * root * cubic)).add_(root)
+    t = (square * (root * cubic)).add_(root).mul_(x).tanh_()
+    bend = square.mul_(3 * root * cubic).add_(slope)
+    bend.addcmul_(slope.square_().mul_(x), t, value=-1)
+    return bend.mul_(t.square_().neg_().add_(1))
+
+
+def _silu(node: Node) -> _Activation:
+    """Make SiLU's (Elfwing et al., 2018, "Sigmoid-weighted linear units")."""
+    return _Activation(torch.ops.aten.silu_backward, _bend_of_silu)
+
+
+def _bend_of_silu(x: Tensor) -> Tensor:
+    r"""Return :math:`\sigma (1 - \sigma) (2 + x (1 - 2 \sigma))`, with the logistic function."""
+    sigmoid = x.sigmoid()
+    bend = (sigmoid * -2).add_(1).mul_(x).add_(2)
+    return bend.mul_(sigmoid).mul_(sigmoid.neg_().add_(1))
+
+
+def _hardswish(node: Node) -> _Activation:
+    """Make hardswish's (Howard et al., 2019, "Searching for MobileNetV3")."""
+    return _Activation(torch.ops.aten.hardswish_backward, _bend_of_hardswish)
+
+
+def _bend_of_hardswish(x: Tensor) -> Tensor:
+    r"""Return :math:`1 / 3` inside :math:`(-3, 3)`, and 0 outside."""
+    return (x.abs() < 3).to(x.dtype).mul_(1 / 3)
+
+
+ELEMENTWISE: dict[str, Callable[[Node], _Activation]] = {
+    "GeluBackward0": _gelu,
+    "SiluBackward0": _silu,
+    "HardswishBackward0": _hardswish,
+}
 
 
 def _hardsigmoid(saved: Saved) -> Formula:

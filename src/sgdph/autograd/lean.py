@@ -6,7 +6,14 @@ torch computed them, to the bit, and get the one derivative that is needed:
 
 * a convolution's is one convolution instead of two (:mod:`sgdph.autograd.convolution`);
 * batch norm's is one expression instead of some twenty (:mod:`sgdph.autograd.batch_norm`);
-* a ReLU's leaves out a tensor of zeros (:mod:`sgdph.autograd.activations`).
+* layer norm's, RMS norm's and group norm's are one expression (:mod:`sgdph.autograd.row_norm`);
+* a matrix product's keeps nothing but its weight (:mod:`sgdph.autograd.matmul`);
+* those of activations are their formulas (:mod:`sgdph.autograd.activations`), and a ReLU's leaves
+  out a tensor of zeros;
+* softmax's, its logarithm's and the loss's behind it keep what they need
+  (:mod:`sgdph.autograd.softmax`).
+
+Fused attention's is registered with torch (:mod:`sgdph.autograd.attention`).
 
 Some operations have no second derivative in torch. Theirs is that of a formula for the first
 (:mod:`sgdph.autograd.recomputed`): hardsigmoid (:mod:`sgdph.autograd.activations`), the multi-class
@@ -14,9 +21,8 @@ margin losses (:mod:`sgdph.autograd.margin_losses`) and CTC (:mod:`sgdph.autogra
 of a weight-normalised weight's direction, which torch gets wrong
 (:mod:`sgdph.autograd.weight_norm_gradients`).
 
-All else is left to torch, and so is a convolution whose weight itself depends on the parameter
-(weight normalisation), batch norm in evaluation, a layer whose node has a hook of the user's, and
-what a checkpoint will compute anew.
+All else is left to torch, and so is a layer whose node has a hook of the user's, and what a
+checkpoint will compute anew.
 """
 
 from __future__ import annotations
@@ -25,13 +31,18 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from sgdph.autograd.activations import ACTIVATIONS, RELU, relu_hook
+from sgdph.autograd.activations import ACTIVATIONS, ELEMENTWISE, RELU, elementwise_hook, relu_hook
 from sgdph.autograd.batch_norm import BATCH_NORMS, batch_norm_hook
 from sgdph.autograd.convolution import CONVOLUTION, convolution_hook
 from sgdph.autograd.ctc import CTC, CTC_WITHOUT_INPUTS, refuse_ctc_without_inputs
 from sgdph.autograd.graph import Hook, Node, Region, has_hooks
+from sgdph.autograd.group_norm import GROUP_NORM, group_norm_hook
+from sgdph.autograd.layer_norm import LAYER_NORM, RMS_NORM, layer_norm_hook
 from sgdph.autograd.margin_losses import MARGIN_LOSSES
+from sgdph.autograd.matmul import MATRIX_PRODUCTS, matrix_product_hook
 from sgdph.autograd.recomputed import Operation, PackedArguments, recomputed_hook
+from sgdph.autograd.released import ReleasedInputs
+from sgdph.autograd.softmax import LOG_SOFTMAX, NLL_LOSSES, SOFTMAX, nll_loss_hook, softmax_hook
 from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM, weight_norm_hook
 
 HookFactory: TypeAlias = Callable[[Node, Region, bool], Hook | None]
@@ -42,6 +53,11 @@ LEAN: dict[str, HookFactory] = {
     CONVOLUTION: convolution_hook,
     **dict.fromkeys(BATCH_NORMS, batch_norm_hook),
     RELU: relu_hook,
+    **dict.fromkeys(ELEMENTWISE, elementwise_hook),
+    **dict.fromkeys((LAYER_NORM, RMS_NORM), layer_norm_hook),
+    GROUP_NORM: group_norm_hook,
+    **dict.fromkeys((SOFTMAX, LOG_SOFTMAX), softmax_hook),
+    **dict.fromkeys(NLL_LOSSES, nll_loss_hook),
 }
 # ... those whose derivative in torch is wrong ...
 CORRECTED: dict[str, HookFactory] = {
@@ -53,13 +69,16 @@ RECOMPUTED: dict[str, Operation] = {**ACTIVATIONS, **MARGIN_LOSSES, **CTC}
 
 
 @contextlib.contextmanager
-def lean_second_derivatives(region: Region, once: bool, *, lean: bool = True) -> Iterator[None]:
+def lean_second_derivatives(
+    region: Region, once: bool, *, lean: bool = True, released: ReleasedInputs | None = None
+) -> Iterator[None]:
     """Give the gradients taken meanwhile, with ``create_graph=True``, lean derivatives.
 
     Args:
         region: What lies behind the parameters that the gradients are taken of.
         once: Whether there will be a single product.
         lean: Whether to replace torch's derivatives too, and not only to bring those it lacks.
+        released: Where to let go of layers' inputs, where nobody else will need them.
 
     Raises:
         RuntimeError: The region holds an operation whose second derivative cannot be had.
@@ -72,6 +91,8 @@ def lean_second_derivatives(region: Region, once: bool, *, lean: bool = True) ->
             hooks.append((node, CORRECTED[name](node, region, once)))
         elif name in RECOMPUTED:
             recomputed.append((node, RECOMPUTED[name]))
+        elif lean and name in MATRIX_PRODUCTS and not has_hooks(node):
+            hooks.append((node, matrix_product_hook(node, region, released)))
         elif lean and name in LEAN and not has_hooks(node):
             hooks.append((node, LEAN[name](node, region, once)))
     packed = PackedArguments.of(recomputed) if recomputed else None

@@ -34,6 +34,7 @@ from sgdph.autograd.graph import (
     is_leaf,
     is_packed,
 )
+from sgdph.autograd.released import ReleasedInputs
 
 
 class SharedBackward:
@@ -58,6 +59,7 @@ class SharedBackward:
     Attributes:
         asked: The edges to ask for in the first pass.
         asked_leaves: The leaves that some of them lead to.
+        released: What its first pass lets go of.
         is_complete: Whether all was found. If not, what was saved for the ordinary backward may not
             be read once more (:func:`is_packed`), and that backward has to do it all.
     """
@@ -67,6 +69,7 @@ class SharedBackward:
         self._region = region
         self._asked_at: dict[Node, list[int]] = {}
         self._rerun_at: dict[Node, list[int]] = {}
+        self.released = ReleasedInputs(kept=self._rerun_at)
         self._late_at: set[Node] = set()
         self._pass: int | None = None
         self._found: list[_Found] = []

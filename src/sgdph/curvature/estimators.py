@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from sgdph.autograd.attention import make_attention_twice_differentiable
 from sgdph.autograd.differentiability import explain_missing_derivatives
 from sgdph.autograd.graph import Region
 from sgdph.autograd.graph_checks import check_gradients, check_region, refuse_graphless_gradients
@@ -61,6 +62,7 @@ def gradients_with_graph(
     """
     if not params:
         return []
+    make_attention_twice_differentiable()
     custom = check_region(region)
     # So that every gradient in the region depends on something, and a custom function that ends
     # the loss must show whether it makes a graph.
@@ -72,12 +74,13 @@ def gradients_with_graph(
     asked = [] if shared is None else shared.asked
     leaves = [] if shared is None else shared.asked_leaves
     recording = contextlib.nullcontext() if shared is None else shared.recording()
+    released = None if shared is None else shared.released
     with (
         silenced_hooks([*params, *leaves]),
         torch.enable_grad(),
         explain_missing_derivatives(),
         refuse_graphless_gradients(custom, region),
-        lean_second_derivatives(region, once, lean=lean),
+        lean_second_derivatives(region, once, lean=lean, released=released),
         recording,
     ):
         inputs = [*map(get_gradient_edge, params), *asked]

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
+from sgdph.autograd.attention import make_attention_twice_differentiable
+
 
 class Listener(Protocol):
     """Who is told."""
@@ -30,6 +32,8 @@ class GradientHooks:
     """
 
     def __init__(self, listener: Listener) -> None:
+        # A backward(create_graph=True) asks nobody before it begins.
+        make_attention_twice_differentiable()
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._listener = weakref.ref(listener)
         weakref.finalize(listener, _remove, self._handles).atexit = False

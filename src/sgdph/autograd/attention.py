@@ -1,0 +1,120 @@
+r"""Fused attention's second derivative, which torch lacks.
+
+Torch's fused kernels (flash attention on the CPU; flash, memory-efficient and cuDNN attention on
+CUDA; Dao et al., 2022, "FlashAttention") compute attention and its first derivative without holding
+the T x T matrix of scores. The kernels of the first derivative have none of their own. Here they
+get one, registered by :func:`make_attention_twice_differentiable` as their autograd kernel: the
+gradients stay torch's, to the bit, and their derivative computes the scores anew, a few heads or
+rows at a time. So every way of differentiating twice has it, ``loss.backward(create_graph=True)``
+and ``torch.autograd.grad`` included.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.function import _SingleLevelFunction
+
+from sgdph.autograd.attention_derivative import AttentionDerivative, AttentionSettings
+from sgdph.autograd.graph import Gradients
+
+# The kernels of the first derivative, and the devices that have them.
+_KERNELS = {
+    "_scaled_dot_product_flash_attention_for_cpu_backward": "AutogradCPU",
+    "_scaled_dot_product_flash_attention_backward": "AutogradCUDA",
+    "_scaled_dot_product_efficient_attention_backward": "AutogradCUDA",
+    "_scaled_dot_product_cudnn_attention_backward": "AutogradCUDA",
+}
+
+DROPOUT_IN_FUSED_ATTENTION = (
+    "no partial Hessian can be taken from this loss: a fused attention kernel draws its dropout "
+    "itself, and nobody can draw the same again. Run the forward under "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), set the attention's "
+    "dropout to 0, or take it from differences of gradients, update_hessian(closure=...)"
+)
+
+THIRD_DERIVATIVE_OF_FUSED_ATTENTION = (
+    "fused attention can be differentiated twice, and no third time, as a loss that contains a "
+    "gradient needs it: run the forward under "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
+)
+
+
+@functools.cache
+def make_attention_twice_differentiable() -> torch.library.Library:
+    """Register the second derivative of torch's fused attention, once for this process.
+
+    Ordinary backwards compute what they did before.
+
+    Returns:
+        What holds the registration. It lasts as long as this does.
+    """
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    for name, device in _KERNELS.items():
+        if hasattr(torch.ops.aten, name):
+            kernel = _autograd_kernel(getattr(torch.ops.aten, name).default)
+            library.impl(name, kernel, device)  # type: ignore[no-untyped-call]
+    return library
+
+
+def _autograd_kernel(kernel: Any) -> Callable[..., Gradients]:
+    """Wrap a kernel of attention's first derivative so that its gradients have a derivative."""
+    names = [argument.name.rstrip("_") for argument in kernel._schema.arguments]
+
+    def gradients_of(*arguments: Any, **named: Any) -> Gradients:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients: Gradients = kernel(*arguments, **named)
+        if not torch.is_grad_enabled():
+            return gradients
+        known = {**dict(zip(names, arguments, strict=False)), **named}
+        inputs = [known[name] for name in ("grad_out", "query", "key", "value")]
+        bias = known.get("attn_mask", known.get("attn_bias"))
+        if not any(t.requires_grad for t in (*inputs, bias) if t is not None):
+            return gradients
+        wants_bias = len(gradients) > 3 and known["grad_input_mask"][3]
+        settings = AttentionSettings(
+            known.get("is_causal", False), known.get("scale"), known["dropout_p"]
+        )
+        # A transform of torch.func has entered its level already, and would do so once more.
+        with enable_single_level_autograd_function():
+            return _AttentionGradients.apply(  # type: ignore[attr-defined,no-any-return]
+                *inputs,
+                bias if wants_bias or bias is None else bias.detach(),
+                known["out"],
+                settings,
+                # Not as arguments of their own: these would be returned as views of themselves.
+                list(gradients),
+            )
+
+    return gradients_of
+
+
+class _AttentionGradients(_SingleLevelFunction):
+    """The gradients of an attention's inputs, as functions of all that they depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Gradients:
+        *tensors, ctx.settings, gradients = arguments
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Gradients:
+        if torch.is_grad_enabled():
+            raise RuntimeError(THIRD_DERIVATIVE_OF_FUSED_ATTENTION)
+        if ctx.settings.dropout:
+            raise RuntimeError(DROPOUT_IN_FUSED_ATTENTION)
+        *inputs, bias, output = ctx.saved_tensors
+        found: list[Tensor | None] = [None] * 8
+        if any(t is not None for t in cotangents):
+            with torch.autocast(output.device.type, enabled=False):
+                found[:5] = AttentionDerivative(
+                    inputs, bias, output, ctx.settings, cotangents, ctx.needs_input_grad
+                ).compute()
+        return tuple(found)

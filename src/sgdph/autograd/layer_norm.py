@@ -1,0 +1,33 @@
+"""Layer norm and RMS norm: what their nodes remember."""
+
+from __future__ import annotations
+
+import math
+
+from sgdph.autograd.graph import Hook, Node, Region
+from sgdph.autograd.row_norm import RowNorm, row_norm_hook
+
+LAYER_NORM = "NativeLayerNormBackward0"
+RMS_NORM = "FusedRmsNormBackward0"
+
+
+def layer_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
+    """Make the hook that gives the gradients of a layer norm or RMS norm a lean derivative.
+
+    RMS norm (Zhang & Sennrich, 2019, "Root Mean Square Layer Normalization") takes off no mean.
+    """
+    return row_norm_hook(node, region, once, _saved)
+
+
+def _saved(node: Node) -> RowNorm:
+    is_centred = type(node).__name__ == LAYER_NORM
+    x, normalised = node._saved_input, tuple(node._saved_normalized_shape)
+    return RowNorm(
+        x,
+        node._saved_weight,
+        mean=node._saved_result1.detach() if is_centred else None,
+        inverse_std=(node._saved_result2 if is_centred else node._saved_result1).detach(),
+        width=math.prod(normalised),
+        shape=tuple(x.shape),
+        scale_shape=normalised,
+    )

@@ -1,0 +1,78 @@
+"""Lets go of linear layers' inputs where nobody will read them any more.
+
+In a backward that begins with the pass that a product needs
+(:mod:`sgdph.autograd.shared_backward`), the gradient of a linear layer's weight is taken on the
+way. The layer's input is not read after that, but its graph node would hold it until the product
+has come by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sgdph.autograd.graph import TELLS_PACKED, Node
+
+_MESSAGE = (
+    "the graph of this loss was used up by optimizer.backward(loss), which takes the place of "
+    "loss.backward(): compute the loss anew"
+)
+
+
+class ReleasedInputs:
+    """What is let go of for the sake of one product.
+
+    The product's own pass comes by the layers once more. Their nodes unpack their inputs whether
+    they need them or not: that pass finds zeros there, which take no memory. All others get an
+    error.
+
+    Args:
+        kept: Nodes that will be run again, and keep their inputs.
+    """
+
+    def __init__(self, kept: Container[Node]) -> None:
+        self._kept = kept
+        self._reader: int | None = None
+
+    def release(self, node: Node, name: str) -> None:
+        """Let go of a tensor that a node saved, by the name under which it did.
+
+        Nothing happens where this torch does not tell which tensors went through hooks of others.
+        """
+        raw = getattr(node, f"_raw_saved_{name}", None)
+        if raw is None or node in self._kept or not TELLS_PACKED or raw.unpack_hook is not None:
+            return
+        saved: Tensor | None = getattr(node, f"_saved_{name}")
+        if saved is None or saved.is_leaf:
+            return
+        zeros = saved.new_zeros(()).expand(saved.shape)
+
+        def unpack(_: None) -> Tensor:
+            if self._reader is None or self._reader != torch._C._current_graph_task_id():
+                raise RuntimeError(_MESSAGE)
+            return zeros
+
+        raw.register_hooks(_forget, unpack)
+
+    @contextmanager
+    def reading(self, roots: Iterable[Tensor | None]) -> Iterator[None]:
+        """Let the pass read that is made meanwhile, and that begins at some of these tensors."""
+
+        def begin(_: object) -> None:
+            self._reader = torch._C._current_graph_task_id()
+
+        nodes = {t.grad_fn for t in roots if t is not None and t.grad_fn is not None}
+        handles = [node.register_prehook(begin) for node in nodes]
+        try:
+            yield
+        finally:
+            self._reader = None
+            for handle in handles:
+                handle.remove()
+
+
+def _forget(_: Tensor) -> None:
+    return None

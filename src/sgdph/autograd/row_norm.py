@@ -1,0 +1,232 @@
+"""The second derivative, in one expression, of norms that take their statistics from rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_packed
+
+
+class RowNorm(NamedTuple):
+    """What a norm's node remembers of its forward.
+
+    Attributes:
+        x: The input, in memory as rows of ``width``.
+        weight: The scale, or ``None``.
+        mean: Of each row, or ``None`` where none is taken off.
+        inverse_std: Of each row.
+        width: How many numbers are normalised together.
+        shape: The input's shape, as the scale is broadcast to it.
+        scale_shape: The scale's shape for that.
+    """
+
+    x: Tensor
+    weight: Tensor | None
+    mean: Tensor | None
+    inverse_std: Tensor
+    width: int
+    shape: tuple[int, ...]
+    scale_shape: tuple[int, ...]
+
+
+def row_norm_hook(
+    node: Node, region: Region, once: bool, saved: Callable[[Node], RowNorm]
+) -> Hook | None:
+    """Make the hook that gives a norm's gradients a lean derivative.
+
+    They keep torch's where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
+
+    Args:
+        node: The norm's.
+        region: What lies behind the parameters of a product.
+        once: Whether there will be a single product; what was kept for it goes as it passes by.
+        saved: Reads what the node saved.
+    """
+    if is_packed(node, "input"):
+        return None
+    leads_on = [region.leads_on(node, place) for place in range(3)]
+
+    def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
+        grad_output, *others = grad_outputs
+        # A loss that contains a gradient passes through the statistics too.
+        if grad_output is None or any(other is not None for other in others):
+            return None
+        try:
+            norm = saved(node)
+        except RuntimeError:
+            return None
+        plain = list(map(detached, grad_inputs))
+        lean = _RowNormGradients.apply(
+            grad_output,
+            norm.x if leads_on[0] else norm.x.detach(),
+            norm.weight if leads_on[1] else detached(norm.weight),
+            norm,
+            plain,
+            once,
+        )
+        pairs = zip(leads_on, lean, plain, strict=False)
+        return tuple(new if on else old for on, new, old in pairs)
+
+    return hook
+
+
+class _RowNormGradients(Function):
+    r"""A norm's gradients as functions of its output's gradient, its input and its scale.
+
+    Per row of :math:`D` numbers that are normalised together, with mean :math:`\mu`,
+    :math:`s = 1 / \sqrt{\sigma^2 + \epsilon}`, bars for means over the row,
+    :math:`\hat x = s (x - \mu)`, and
+
+    .. math:: L(u) = s (u - \bar u - \overline{u \hat x} \hat x),
+
+    the gradients are :math:`g_x = L(\gamma g)`, and the sums over rows
+    :math:`g_\gamma = \sum g \hat x`, :math:`g_\beta = \sum g` (Ba et al., 2016, "Layer
+    Normalization"; Wu & He, 2018, "Group Normalization"). For
+    :math:`\varphi = \langle v, g_x \rangle + \langle v_\gamma, g_\gamma \rangle + \langle v_\beta,
+    g_\beta \rangle`,
+    with :math:`u = \gamma g`, :math:`a = \overline{v \hat x}`, :math:`b = \overline{u \hat x}` and
+    :math:`c = \overline{v u} - \bar v \bar u - 3 a b`:
+
+    .. math::
+        \partial\varphi/\partial g &= \gamma L(v) + v_\gamma \hat x + v_\beta, \\
+        \partial\varphi/\partial \gamma &= \sum g L(v), \\
+        \partial\varphi/\partial x
+        &= -s^2 (b (v - \bar v) + a (u - \bar u) + c \hat x) + L(v_\gamma g).
+
+    RMS norm (Zhang & Sennrich, 2019) is the same without means: :math:`\mu = \bar u = \bar v = 0`,
+    and no shift. Half precision is computed in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        norm: RowNorm,
+        gradients: list[Tensor | None],
+        once: bool,
+    ) -> Gradients:
+        ctx.save_for_backward(x, weight)
+        # Not saved as the others are: those are kept wherever the loss's own graph is.
+        ctx.grad_output = grad_output.detach()
+        # Without the tensors that are saved: these are freed with the graph.
+        ctx.norm = norm._replace(x=norm.x.new_empty(0), weight=None)
+        ctx.once = once
+        ctx.set_materialize_grads(False)
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *vectors: Tensor | None) -> Gradients:
+        x, weight = ctx.saved_tensors
+        g = ctx.grad_output
+        if ctx.once:
+            ctx.grad_output = None
+        found = _Rows(ctx.norm._replace(x=x, weight=weight)).derivatives(
+            g, (*vectors, None)[:3], ctx.needs_input_grad
+        )
+        return *found, None, None, None
+
+
+class _Rows:
+    """A norm's input as a matrix ``(rows, D)``, with the figures of each row."""
+
+    def __init__(self, norm: RowNorm) -> None:
+        self._norm = norm
+        self._dtype = norm.x.dtype if norm.x.dtype.itemsize >= 4 else torch.float32
+        self._x = self._matrix(norm.x)
+        self._mean = None if norm.mean is None else norm.mean.reshape(-1, 1).to(self._dtype)
+        self._s = norm.inverse_std.reshape(-1, 1).to(self._dtype)
+
+    def derivatives(
+        self, grad_output: Tensor, vectors: Gradients, needs: tuple[bool, ...]
+    ) -> Gradients:
+        """Return the derivatives by the output's gradient, the input and the scale, if wanted."""
+        needs_g, needs_x, needs_weight = needs[:3]
+        g = self._matrix(grad_output)
+        v = None if vectors[0] is None else self._matrix(vectors[0])
+        _, v_weight, v_bias = vectors
+        s = self._s
+        to_g = to_x = to_weight = None
+        if v is not None:
+            v_mean = self._row_mean(v)
+            a = self._dot_normalised(v, v_mean)
+            to_g = self._combine([(s, v)], -s * a, -s * v_mean)
+            if needs_weight:
+                to_weight = self._sum_over_rows(g * to_g)
+        if needs_g:
+            to_g = self._scaled(to_g, self._norm.weight)
+            if v_weight is not None:
+                x_hat = self._combine([], torch.ones_like(s), torch.zeros_like(s))
+                to_g = _sum(to_g, self._scaled(x_hat, v_weight))
+            if v_bias is not None:
+                to_g = _sum(to_g, self._scaled(torch.ones_like(g), v_bias))
+        if needs_x:
+            terms: list[tuple[Tensor, Tensor]] = []
+            of_x_hat = constant = torch.zeros_like(s)
+            if v is not None:
+                u = self._scaled(g, self._norm.weight, in_place=False)
+                u_mean = self._row_mean(u)
+                b = self._dot_normalised(u, u_mean)
+                c = self._dot(v, u) - v_mean * u_mean - 3 * a * b
+                square = s.square()
+                terms = [(-square * b, v), (-square * a, u)]
+                of_x_hat = -square * c
+                constant = square * (b * v_mean + a * u_mean)
+            if v_weight is not None:
+                t = self._scaled(g, v_weight, in_place=False)
+                t_mean = self._row_mean(t)
+                terms.append((s, t))
+                of_x_hat = of_x_hat - s * self._dot_normalised(t, t_mean)
+                constant = constant - s * t_mean
+            to_x = self._combine(terms, of_x_hat, constant) if terms else None
+        likes = grad_output, self._norm.x, self._norm.weight
+        return tuple(
+            None if t is None or like is None else t.to(like.dtype).reshape(like.shape)
+            for t, like in zip((to_g, to_x, to_weight), likes, strict=True)
+        )
+
+    def _matrix(self, t: Tensor) -> Tensor:
+        return t.reshape(-1, self._norm.width).to(self._dtype)
+
+    def _scaled(self, matrix: Any, scale: Tensor | None, *, in_place: bool = True) -> Any:
+        """Multiply a matrix by the scale, or by what is shaped like it."""
+        if matrix is None or scale is None:
+            return matrix
+        factor = scale.reshape(self._norm.scale_shape).to(self._dtype)
+        full = matrix.view(self._norm.shape)
+        return (full.mul_(factor) if in_place else full * factor).view(matrix.shape)
+
+    def _sum_over_rows(self, matrix: Tensor) -> Tensor:
+        return matrix.view(self._norm.shape).sum_to_size(self._norm.scale_shape)
+
+    def _row_mean(self, u: Tensor) -> Tensor | float:
+        return 0.0 if self._mean is None else u.mean(1, keepdim=True)
+
+    def _dot(self, u: Tensor, v: Tensor) -> Tensor:
+        dots: Tensor = torch.linalg.vecdot(u, v)
+        return dots.unsqueeze(1) / self._norm.width
+
+    def _dot_normalised(self, u: Tensor, u_mean: Tensor | float) -> Tensor:
+        """Return the means of ``u`` times the normalised input."""
+        dot = self._dot(u, self._x)
+        return (dot if self._mean is None else dot - self._mean * u_mean) * self._s
+
+    def _combine(
+        self, terms: list[tuple[Tensor, Tensor]], of_x_hat: Tensor, constant: Tensor
+    ) -> Tensor:
+        """Add up matrices, the normalised input and 1, each times a factor per row."""
+        of_x = of_x_hat * self._s
+        total = self._x * of_x
+        for factor, matrix in terms:
+            total.addcmul_(matrix, factor)
+        return total if self._mean is None else total.add_(constant - of_x * self._mean)
+
+
+def _sum(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total.add_(term)
