@@ -14,6 +14,7 @@ from property_surroundings import Checkpointed
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class _Hardsigmoid(torch.autograd.Function):
@@ -38,6 +39,14 @@ def plain_hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
 def plain_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     others = [d for d in range(v.dim()) if d != dim % v.dim()]
     return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
+
+
+def plain_attention(*arguments: Any, **named: Any) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return fused_attention(*arguments, **named)
+
+
+fused_attention = functional.scaled_dot_product_attention
 
 
 def plain_hardswish(x: Tensor, inplace: bool = False) -> Tensor:
@@ -124,6 +133,7 @@ def plain_kernels() -> Iterator[None]:
         "multi_margin_loss": plain_multi_margin_loss,
         "multilabel_margin_loss": plain_multilabel_margin_loss,
         "ctc_loss": plain_ctc_loss,
+        "scaled_dot_product_attention": plain_attention,
     }
     module = sys.modules["torch.nn.utils.weight_norm"]
     with (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import property_random  # noqa: F401  joins the table
+import property_transformers  # noqa: F401  joins the table
 import torch
 from property_kernels import plain_kernels
 from property_nets import Case, build

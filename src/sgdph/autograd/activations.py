@@ -9,23 +9,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional
 
 from sgdph.autograd.graph import Gradients, Hook, Node, Region, is_packed
 from sgdph.autograd.recomputed import Formula, Operation, Saved
+from sgdph.autograd.released import ReleasedInputs
 
 RELU = "ReluBackward0"
 
+# Numbers whose second derivative is computed at a time. Temporary tensors of this size are memory
+# that has just been used; larger ones would be new pages each time.
+PIECE = 2**16
 
-def relu_hook(node: Node, region: Region, once: bool) -> Hook | None:
+
+def relu_hook(node: Node, released: ReleasedInputs | None) -> Hook | None:
     """Make the hook that gives a ReLU's gradient a derivative without a tensor of zeros.
 
     Torch's would be held until the product comes by again. It is kept where the result was packed
     (:func:`~sgdph.autograd.graph.is_packed`).
+
+    Args:
+        node: One of type ``RELU``.
+        released: Where to let go of what nobody will read any more; or none.
     """
-    return None if is_packed(node, "result") else _relu_hook(node)
+    if is_packed(node, "result"):
+        return None
 
-
-def _relu_hook(node: Node) -> Hook:
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
         grad_output, gradient = grad_outputs[0], grad_inputs[0]
         if grad_output is None or gradient is None or not grad_output.requires_grad:
@@ -34,6 +43,9 @@ def _relu_hook(node: Node) -> Hook:
             result = node._saved_result.detach()
         except RuntimeError:
             return None
+        if released is not None:
+            positive = released.release_all_but_signs(node, "result")
+            result = result if positive is None else positive
         return (_ReluGradient.apply(grad_output, result, [gradient.detach()]),)
 
     return hook
@@ -50,7 +62,7 @@ class _ReluGradient(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Gradients:
         (result,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(v, result, 0), None, None
+        return torch.ops.aten.threshold_backward(v, result.to(v.dtype), 0), None, None
 
 
 def elementwise_hook(node: Node, region: Region, once: bool) -> Hook | None:
@@ -75,7 +87,11 @@ def elementwise_hook(node: Node, region: Region, once: bool) -> Hook | None:
             x = node._saved_self
         except RuntimeError:
             return None
-        return (_ElementwiseGradient.apply(grad_output, x, [gradient.detach()], activation, once),)
+        gradient = gradient.detach()
+        if activation.is_composite:
+            with torch.no_grad():
+                gradient = activation.gradient(grad_output, x)
+        return (_ElementwiseGradient.apply(grad_output, x, [gradient], activation, once),)
 
     return hook
 
@@ -86,10 +102,13 @@ class _Activation(NamedTuple):
     Attributes:
         gradient: Of the gradient of its output and its input, the gradient of its input.
         bend: The second derivative at the input.
+        is_composite: Whether torch takes another formula for the gradient where that will be
+            differentiated, which rounds otherwise.
     """
 
     gradient: Callable[[Tensor, Tensor], Tensor]
     bend: Callable[[Tensor], Tensor]
+    is_composite: bool = False
 
 
 class _ElementwiseGradient(Function):
@@ -122,8 +141,19 @@ class _ElementwiseGradient(Function):
         if ctx.once:
             ctx.grad_output = None
         to_g = ctx.activation.gradient(v, x) if ctx.needs_input_grad[0] else None
-        bend = ctx.activation.bend(x if x.dtype.itemsize >= 4 else x.float())
-        return to_g, bend.mul_(g).mul_(v).to(x.dtype), None, None, None
+        return to_g, _to_input(ctx.activation, x, g, v), None, None, None
+
+
+def _to_input(activation: _Activation, x: Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """Return ``v g f''(x)``, a piece at a time where that is possible."""
+    exact = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+    if not (x.is_contiguous() and g.is_contiguous() and v.is_contiguous()):
+        return activation.bend(x.to(exact)).mul_(g).mul_(v).to(x.dtype)
+    total = torch.empty_like(x)
+    flat = (torch.split(t.view(-1), PIECE) for t in (x, g, v, total))
+    for x_part, g_part, v_part, part in zip(*flat, strict=True):
+        torch.mul(activation.bend(x_part.to(exact)).mul_(g_part), v_part, out=part)
+    return total
 
 
 def _gelu(node: Node) -> _Activation:
@@ -137,9 +167,8 @@ def _gelu(node: Node) -> _Activation:
 
 def _bend_of_gelu(x: Tensor) -> Tensor:
     r"""Return :math:`\varphi(x) (2 - x^2)`, with the standard normal density :math:`\varphi`."""
-    factor = torch.addcmul(x.new_tensor(2.0), x, x, value=-1)
-    # exp(-x^2 / 2) = exp((2 - x^2) / 2) / e
-    return (factor / 2).exp_().mul_(factor).mul_(1 / (math.e * math.sqrt(2 * math.pi)))
+    density = torch.addcmul(x.new_tensor(-0.5 * math.log(2 * math.pi)), x, x, value=-0.5).exp_()
+    return torch.addcmul(x.new_tensor(2.0), x, x, value=-1).mul_(density)
 
 
 def _bend_of_gelu_tanh(x: Tensor) -> Tensor:
@@ -158,7 +187,7 @@ def _bend_of_gelu_tanh(x: Tensor) -> Tensor:
 
 def _silu(node: Node) -> _Activation:
     """Make SiLU's (Elfwing et al., 2018, "Sigmoid-weighted linear units")."""
-    return _Activation(torch.ops.aten.silu_backward, _bend_of_silu)
+    return _Activation(torch.ops.aten.silu_backward, _bend_of_silu, is_composite=True)
 
 
 def _bend_of_silu(x: Tensor) -> Tensor:
@@ -166,6 +195,22 @@ def _bend_of_silu(x: Tensor) -> Tensor:
     sigmoid = x.sigmoid()
     bend = (sigmoid * -2).add_(1).mul_(x).add_(2)
     return bend.mul_(sigmoid).mul_(sigmoid.neg_().add_(1))
+
+
+def _mish(node: Node) -> _Activation:
+    """Make Mish's (Misra, 2019, "Mish: A Self Regularized Non-Monotonic Activation Function")."""
+    return _Activation(torch.ops.aten.mish_backward, _bend_of_mish, is_composite=True)
+
+
+def _bend_of_mish(x: Tensor) -> Tensor:
+    r"""Return :math:`t' (2 + x (1 - \sigma - 2 t \sigma))`.
+
+    Here :math:`t = \tanh(\ln(1 + e^x))`, with the slope :math:`t' = (1 - t^2) \sigma`.
+    """
+    sigmoid = x.sigmoid()
+    t = functional.softplus(x).tanh_()
+    bend = torch.addcmul(1 - sigmoid, t, sigmoid, value=-2).mul_(x).add_(2)
+    return bend.mul_(sigmoid).mul_(t.square_().neg_().add_(1))
 
 
 def _hardswish(node: Node) -> _Activation:
@@ -181,6 +226,7 @@ def _bend_of_hardswish(x: Tensor) -> Tensor:
 ELEMENTWISE: dict[str, Callable[[Node], _Activation]] = {
     "GeluBackward0": _gelu,
     "SiluBackward0": _silu,
+    "MishBackward0": _mish,
     "HardswishBackward0": _hardswish,
 }
 

@@ -90,7 +90,8 @@ class AttentionDerivative:
         self._causal = settings.is_causal
         self._scale = width**-0.5 if settings.scale is None else settings.scale
         self._dtype = query.dtype if query.dtype.itemsize >= 4 else torch.float32
-        self._g, self._query, self._output = map(self._grouped, (g, query, output))
+        self._g, self._query = self._grouped(g), self._grouped(query)
+        self._dots = self._grouped((g * output).sum(3, keepdim=True, dtype=self._dtype))
         self._a = None if a is None else self._grouped(a)
         self._vectors = _Vectors(key, value, b, c)
         scores = (self._batch, query.shape[1], self._places, self._keys)
@@ -98,9 +99,14 @@ class AttentionDerivative:
         self._bias, self._e = (
             None if t is None else self._grouped(t.expand(scores)) for t in (bias, e)
         )
-        self._to_g, self._to_query, self._to_key, self._to_value = (
+        self._to_g, self._to_query = (
             torch.empty_like(t) if needed else None
-            for t, needed in zip(inputs, needs[:4], strict=True)
+            for t, needed in zip((g, query), needs, strict=False)
+        )
+        # Added to block by block, so in the precision of the blocks.
+        self._to_key, self._to_value = (
+            t.new_zeros(t.shape, dtype=self._dtype) if needed else None
+            for t, needed in zip((key, value), needs[2:], strict=False)
         )
         self._to_bias = query.new_zeros(scores) if bias is not None and needs[4] else None
 
@@ -111,7 +117,10 @@ class AttentionDerivative:
         to_bias = self._to_bias
         if to_bias is not None and self._bias_shape is not None:
             to_bias = to_bias.sum_to_size(self._bias_shape)
-        return [self._to_g, self._to_query, self._to_key, self._to_value, to_bias]
+        key, value, *_ = self._vectors
+        to_key = None if self._to_key is None else self._to_key.to(key.dtype)
+        to_value = None if self._to_value is None else self._to_value.to(value.dtype)
+        return [self._to_g, self._to_query, to_key, to_value, to_bias]
 
     def _grouped(self, t: Tensor) -> Tensor:
         """Split the heads of the queries by the keys that they share."""
@@ -129,8 +138,9 @@ class AttentionDerivative:
         key, value, b, c = (None if t is None else self._by_key(t[heads]) for t in self._vectors)
         assert key is not None
         assert value is not None
-        to_key = None if self._to_key is None else torch.zeros_like(key)
-        to_value = None if self._to_value is None else torch.zeros_like(value)
+        # Of all heads, or of one sample: these are views.
+        to_key = None if self._to_key is None else self._to_key[heads].flatten(0, 1)
+        to_value = None if self._to_value is None else self._to_value[heads].flatten(0, 1)
         step = max(SCORES // (self._group * self._keys), 1)
         for start in range(0, self._places, step):
             # No query of the block sees a later key.
@@ -144,9 +154,6 @@ class AttentionDerivative:
                 to_key_seen,
                 to_value_seen,
             )
-        for whole, block in ((self._to_key, to_key), (self._to_value, to_value)):
-            if whole is not None and block is not None:
-                whole[heads] = block.view_as(whole[heads])
 
     def _compute_block(
         self,
@@ -159,14 +166,14 @@ class AttentionDerivative:
         """Compute what the queries of some places contribute."""
         key, value, b, c = vectors
         g, query = self._by_query(self._g[where]), self._by_query(self._query[where])
-        output = self._by_query(self._output[where])
+        dots = self._by_query(self._dots[where])
         a = None if self._a is None else self._by_query(self._a[where])
         bias, e = (
             None if t is None else self._by_query(t[where][..., seen])
             for t in (self._bias, self._e)
         )
         p = self._probabilities(query, key, bias, where[3].start)
-        r = torch.baddbmm(-torch.linalg.vecdot(g, output).unsqueeze(2), g, value.mT)
+        r = torch.baddbmm(dots, g, value.mT, beta=-1)
         p_dot = _sum_of_products([(a, key.mT), (query, _transposed(b))], self._scale)
         if e is not None:
             p_dot = e.clone() if p_dot is None else p_dot.add_(e)
@@ -197,16 +204,17 @@ class AttentionDerivative:
         return t.flatten(0, 1).flatten(1, 2).to(self._dtype)
 
     def _probabilities(self, query: Tensor, key: Tensor, bias: Tensor | None, start: int) -> Tensor:
-        scores = torch.bmm(query * self._scale, key.mT)
-        if bias is not None:
-            scores += bias
         if self._causal:
-            places = torch.arange(scores.shape[1] // self._group, device=scores.device) + start
-            keys = torch.arange(scores.shape[2], device=scores.device)
-            hidden = (keys > places.unsqueeze(1)).repeat(self._group, 1)
-            scores.masked_fill_(hidden, -torch.inf)
+            places, keys = query.shape[1] // self._group, key.shape[1]
+            hidden = query.new_full((places, keys), -torch.inf).triu_(start + 1)
+            hidden = hidden.repeat(self._group, 1)
+            bias = hidden if bias is None else bias + hidden
+        scores = query.new_empty(()) if bias is None else bias
+        scores = torch.baddbmm(
+            scores, query, key.mT, beta=0 if bias is None else 1, alpha=self._scale
+        )
         # Where a mask hides every key from a query, torch gives it nothing.
-        return scores.softmax(2) if bias is None else torch._safe_softmax(scores, 2)
+        return scores.softmax(2) if self._bias is None else torch._safe_softmax(scores, 2)
 
     def _store(self, whole: Tensor | None, where: tuple[slice, ...], block: Tensor | None) -> None:
         if whole is not None:

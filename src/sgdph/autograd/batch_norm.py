@@ -1,4 +1,4 @@
-"""Batch norm's second derivative in one expression."""
+"""Batch norm's second derivative in one expression, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 
 
 def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives batch norm's gradients a lean derivative, in training.
+    """Make the hook that gives batch norm's gradients a lean derivative.
 
-    They keep torch's in half precision, where the expression would round between its parts, and
-    where the input was packed (:func:`is_packed`).
+    They keep torch's where the input was packed (:func:`is_packed`).
 
     Args:
         node: One of ``BATCH_NORMS``.
         region: What lies behind the parameters of a product.
         once: Whether there will be a single product; what was kept for it goes as it passes by.
     """
-    if not getattr(node, "_saved_training", False) or is_packed(node, "input"):
+    if is_packed(node, "input"):
         return None
+    training = getattr(node, "_saved_training", False)
     leads_on = [region.leads_on(node, place) for place in range(3)]
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
@@ -34,13 +34,16 @@ def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
             return None
         try:
             x, weight = node._saved_input, node._saved_weight
-            mean, inverse_std = node._saved_result1, node._saved_result2
+            if training:
+                mean, inverse_std = node._saved_result1, node._saved_result2
+            else:
+                mean = node._saved_running_mean.clone()
+                inverse_std = (node._saved_running_var + node._saved_eps).rsqrt()
         except (AttributeError, RuntimeError):
             return None
-        if not (x.dtype == mean.dtype == grad_output.dtype and x.dtype.itemsize >= 4):
-            return None
         plain = list(map(detached, grad_inputs))
-        lean = _BatchNormGradients.apply(
+        function = _BatchNormGradients if training else _EvaluationGradients
+        lean = function.apply(
             grad_output,
             x if leads_on[0] else x.detach(),
             weight if leads_on[1] else detached(weight),
@@ -77,6 +80,8 @@ class _BatchNormGradients(Function):
         \partial\varphi/\partial x
         &= -\gamma s^2 \left( b (v - \bar v) + a (g - \bar g) + (c - 2 a b) \hat x \right)
         + v_\gamma s (g - \bar g - b \hat x).
+
+    Half precision is computed in float32.
     """
 
     @staticmethod
@@ -102,10 +107,13 @@ class _BatchNormGradients(Function):
     def backward(
         ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
     ) -> Gradients:
-        x, weight, mean, s, sum_gx, sum_g = ctx.saved_tensors
         g = ctx.grad_output
         if ctx.once:
             ctx.grad_output = None
+        saved = ctx.saved_tensors
+        likes = g, saved[0], saved[1]
+        exact = _exact(*saved, g, v, v_weight, v_bias)
+        x, weight, mean, s, sum_gx, sum_g, g, v, v_weight, v_bias = exact
         count = x.numel() // x.shape[1]
         needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
         absent = torch.zeros_like(s)
@@ -138,7 +146,80 @@ class _BatchNormGradients(Function):
                 of_x_hat = -scale * s * (c - 2 * a * b) - v_weight * s * b
                 constant = -of_v * v_mean - of_g * g_mean
                 to_x = _combine([(of_v, v), (of_g, g)], of_x_hat, x, mean, s, constant)
-        return to_g, to_x, to_weight, None, None, None, None
+        return *_like((to_g, to_x, to_weight), likes), None, None, None, None
+
+
+class _EvaluationGradients(Function):
+    r"""The same in evaluation, where :math:`\mu` and :math:`s` are constants.
+
+    The gradients are :math:`g_x = \gamma s g`, :math:`g_\gamma = \sum g \hat x` and
+    :math:`g_\beta = \sum g`, and
+
+    .. math::
+        \partial\varphi/\partial g &= \gamma s v + v_\gamma \hat x + v_\beta, \\
+        \partial\varphi/\partial \gamma &= s \sum v g, \\
+        \partial\varphi/\partial x &= v_\gamma s g.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_output: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        inverse_std: Tensor,
+        gradients: list[Tensor | None],
+        once: bool,
+    ) -> Gradients:
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        # Read for a derivative by the input or the weight alone.
+        is_read = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.grad_output = grad_output.detach() if is_read else None
+        ctx.once = once
+        ctx.set_materialize_grads(False)
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(
+        ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
+    ) -> Gradients:
+        g = ctx.grad_output
+        if ctx.once:
+            ctx.grad_output = None
+        saved = ctx.saved_tensors
+        likes = saved[0], saved[0], saved[1]
+        x, weight, mean, s, g, v, v_weight, v_bias = _exact(*saved, g, v, v_weight, v_bias)
+        needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
+        to_g = to_x = to_weight = None
+        if needs_g:
+            scale = s if weight is None else weight * s
+            of_x_hat = torch.zeros_like(s) if v_weight is None else v_weight
+            constant = torch.zeros_like(s) if v_bias is None else v_bias
+            if v_weight is not None:
+                to_g = _combine([(scale, v)], of_x_hat, x, mean, s, constant)
+            elif v is not None:
+                to_g = (v * per_channel(scale, x.dim())).add_(per_channel(constant, x.dim()))
+            else:
+                to_g = per_channel(constant, x.dim()).expand(x.shape)
+        if needs_weight and v is not None:
+            others = [d for d in range(x.dim()) if d != 1]
+            to_weight = s * (v * g).sum(others)
+        if needs_x and v_weight is not None:
+            to_x = g * per_channel(v_weight * s, x.dim())
+        return *_like((to_g, to_x, to_weight), likes), None, None, None, None
+
+
+def _exact(*tensors: Any) -> Any:
+    """Convert half precision to float32."""
+    half = {torch.float16, torch.bfloat16}
+    return tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
+
+
+def _like(tensors: Gradients, likes: Gradients) -> Gradients:
+    """Convert derivatives to the types of what they belong to."""
+    pairs = zip(tensors, likes, strict=True)
+    return tuple(t if t is None or like is None else t.to(like.dtype) for t, like in pairs)
 
 
 def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

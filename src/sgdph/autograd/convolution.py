@@ -4,6 +4,12 @@ The convolution :math:`y = A x` of any kind has the input gradient :math:`A^\top
 :math:`g`, so that the derivative of :math:`\langle v, A^\top g\rangle` is :math:`A v`: the forward
 convolution, without its bias. Torch's own formula computes the weight's second gradient besides, as
 much work again, also where nobody asks for it.
+
+A weight that itself depends on the parameter (weight normalisation) has the gradient
+:math:`B(x, g)`, linear in both, with :math:`\langle w, B(x, g) \rangle = \langle g, A_w x \rangle`.
+So the derivative of :math:`\langle w, B(x, g) \rangle` is :math:`A_w x` by :math:`g` and
+:math:`A_w^\top g` by :math:`x`, and that of :math:`\langle v, A^\top g \rangle` by the weight is
+:math:`B(v, g)`.
 """
 
 from __future__ import annotations
@@ -23,28 +29,41 @@ CONVOLUTION = "ConvolutionBackward0"
 def convolution_hook(node: Node, region: Region, once: bool) -> Hook | None:
     """Make the hook that gives a convolution's gradients a lean derivative.
 
-    They keep torch's where the product passes through the weight too, and where the weight was
-    packed (:func:`is_packed`).
+    They keep torch's where what is needed was packed (:func:`is_packed`).
+
+    Args:
+        node: One of type ``CONVOLUTION``.
+        region: What lies behind the parameters of a product.
+        once: Whether there will be a single product; what was kept for it goes as it passes by.
     """
-    if not region.leads_on(node, 0) or region.leads_on(node, 1) or is_packed(node, "weight"):
+    by_input, by_weight = region.leads_on(node, 0), region.leads_on(node, 1)
+    if is_packed(node, "weight") or (by_weight and is_packed(node, "input")):
+        return None
+    if not by_input and not by_weight:
         return None
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
         grad_output = grad_outputs[0]
-        if grad_output is None or not grad_output.requires_grad:
+        if grad_output is None or not (by_weight or grad_output.requires_grad):
             return None
         try:
-            weight = node._saved_weight.detach()
+            weight = node._saved_weight
+            x = node._saved_input if by_weight else None
         except RuntimeError:
             return None
-        input_gradient, weight_gradient, bias_gradient = map(detached, grad_inputs)
-        input_gradient, bias_gradient = _ConvolutionGradients.apply(
+        plain = list(map(detached, grad_inputs))
+        lean = _ConvolutionGradients.apply(
             grad_output,
-            weight,
-            [input_gradient, bias_gradient],
+            x if by_input else detached(x),
+            weight if by_weight else weight.detach(),
+            plain,
             Convolution(node).arguments,
+            once,
         )
-        return input_gradient, weight_gradient, bias_gradient
+        return tuple(
+            new if on else old
+            for on, new, old in zip((by_input, by_weight, True), lean, plain, strict=True)
+        )
 
     return hook
 
@@ -113,29 +132,50 @@ def _convolution_gradients(
 
 
 class _ConvolutionGradients(Function):
-    """The gradients of a convolution's input and bias, as functions of its output's gradient."""
+    """A convolution's gradients as functions of its output's gradient, its input and its weight."""
 
     @staticmethod
     def forward(
         ctx: Any,
         grad_output: Tensor,
+        x: Tensor | None,
         weight: Tensor,
         gradients: list[Tensor | None],
         arguments: tuple[Any, ...],
+        once: bool,
     ) -> Gradients:
-        ctx.save_for_backward(weight)
-        ctx.arguments = arguments
+        ctx.save_for_backward(x, weight)
+        # Only a derivative by the weight or the input reads it. Not saved as the others are: those
+        # are kept wherever the loss's own graph is.
+        ctx.grad_output = None if x is None else grad_output.detach()
         ctx.shape = grad_output.shape
+        ctx.arguments = arguments
+        ctx.once = once
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor | None, v_bias: Tensor | None) -> Gradients:
-        (weight,) = ctx.saved_tensors
-        gradient = None
-        if v is not None:
-            gradient = torch.ops.aten.convolution(v, weight, None, *ctx.arguments)
-        if v_bias is not None:
-            broadcast = per_channel(v_bias, len(ctx.shape))
-            gradient = broadcast.expand(ctx.shape) if gradient is None else gradient.add_(broadcast)
-        return gradient, None, None, None
+    def backward(
+        ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
+    ) -> Gradients:
+        x, weight = ctx.saved_tensors
+        g = ctx.grad_output
+        if ctx.once:
+            ctx.grad_output = None
+        needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
+        to_g = to_x = to_weight = None
+        if needs_g:
+            for of_input, of_weight in ((v, weight), (x, v_weight)):
+                if of_input is not None and of_weight is not None:
+                    part = torch.ops.aten.convolution(of_input, of_weight, None, *ctx.arguments)
+                    to_g = part if to_g is None else to_g.add_(part)
+            if v_bias is not None:
+                broadcast = per_channel(v_bias, len(ctx.shape)).expand(ctx.shape)
+                to_g = broadcast if to_g is None else to_g.add_(broadcast)
+        if needs_x and v_weight is not None:
+            wanted = [True, False, False]
+            to_x = _convolution_gradients(g, x, v_weight, None, ctx.arguments, wanted)[0]
+        if needs_weight and v is not None:
+            wanted = [False, True, False]
+            to_weight = _convolution_gradients(g, v, weight, None, ctx.arguments, wanted)[1]
+        return to_g, to_x, to_weight, None, None, None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sgdph.autograd.graph import Hook, Node, Region
+import torch
+from torch import Tensor
+
+from sgdph.autograd.graph import Gradients, Hook, Node, Region
 from sgdph.autograd.row_norm import RowNorm, row_norm_hook
 
 GROUP_NORM = "NativeGroupNormBackward0"
@@ -15,12 +18,23 @@ def group_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
 
 def _saved(node: Node) -> RowNorm:
     samples, channels, places = node._saved_N, node._saved_C, node._saved_HxW
+    x, weight, groups = node._saved_input, node._saved_weight, node._saved_group
+    mean, inverse_std = node._saved_result1.detach(), node._saved_result2.detach()
+
+    def gradients(g: Tensor, wanted: list[bool]) -> Gradients:
+        found: Gradients = torch.ops.aten.native_group_norm_backward(
+            g.contiguous(), x.contiguous(), mean, inverse_std, weight, *sizes, groups, wanted
+        )
+        return found
+
+    sizes = samples, channels, places
     return RowNorm(
-        node._saved_input,
-        node._saved_weight,
-        mean=node._saved_result1.detach(),
-        inverse_std=node._saved_result2.detach(),
-        width=channels // node._saved_group * places,
-        shape=(samples, channels, places),
+        x,
+        weight,
+        mean,
+        inverse_std,
+        width=channels // groups * places,
+        shape=sizes,
         scale_shape=(channels, 1),
+        gradients=gradients,
     )

@@ -13,7 +13,8 @@ torch computed them, to the bit, and get the one derivative that is needed:
 * softmax's, its logarithm's and the loss's behind it keep what they need
   (:mod:`sgdph.autograd.softmax`).
 
-Fused attention's is registered with torch (:mod:`sgdph.autograd.attention`).
+Those of fused attention and of RoI align are registered with torch
+(:mod:`sgdph.autograd.attention`, :mod:`sgdph.autograd.roi_align`).
 
 Some operations have no second derivative in torch. Theirs is that of a formula for the first
 (:mod:`sgdph.autograd.recomputed`): hardsigmoid (:mod:`sgdph.autograd.activations`), the multi-class
@@ -32,6 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from sgdph.autograd.activations import ACTIVATIONS, ELEMENTWISE, RELU, elementwise_hook, relu_hook
+from sgdph.autograd.attention import make_attention_twice_differentiable
 from sgdph.autograd.batch_norm import BATCH_NORMS, batch_norm_hook
 from sgdph.autograd.convolution import CONVOLUTION, convolution_hook
 from sgdph.autograd.ctc import CTC, CTC_WITHOUT_INPUTS, refuse_ctc_without_inputs
@@ -42,6 +44,7 @@ from sgdph.autograd.margin_losses import MARGIN_LOSSES
 from sgdph.autograd.matmul import MATRIX_PRODUCTS, matrix_product_hook
 from sgdph.autograd.recomputed import Operation, PackedArguments, recomputed_hook
 from sgdph.autograd.released import ReleasedInputs
+from sgdph.autograd.roi_align import make_roi_align_twice_differentiable
 from sgdph.autograd.softmax import LOG_SOFTMAX, NLL_LOSSES, SOFTMAX, nll_loss_hook, softmax_hook
 from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM, weight_norm_hook
 
@@ -52,7 +55,6 @@ HookFactory: TypeAlias = Callable[[Node, Region, bool], Hook | None]
 LEAN: dict[str, HookFactory] = {
     CONVOLUTION: convolution_hook,
     **dict.fromkeys(BATCH_NORMS, batch_norm_hook),
-    RELU: relu_hook,
     **dict.fromkeys(ELEMENTWISE, elementwise_hook),
     **dict.fromkeys((LAYER_NORM, RMS_NORM), layer_norm_hook),
     GROUP_NORM: group_norm_hook,
@@ -66,6 +68,12 @@ CORRECTED: dict[str, HookFactory] = {
 }
 # ... and those that have none in torch.
 RECOMPUTED: dict[str, Operation] = {**ACTIVATIONS, **MARGIN_LOSSES, **CTC}
+
+
+def register_second_derivatives() -> None:
+    """Register with torch, once, the second derivatives of kernels that it has none of."""
+    make_attention_twice_differentiable()
+    make_roi_align_twice_differentiable()
 
 
 @contextlib.contextmanager
@@ -93,6 +101,8 @@ def lean_second_derivatives(
             recomputed.append((node, RECOMPUTED[name]))
         elif lean and name in MATRIX_PRODUCTS and not has_hooks(node):
             hooks.append((node, matrix_product_hook(node, region, released)))
+        elif lean and name == RELU and not has_hooks(node):
+            hooks.append((node, relu_hook(node, released)))
         elif lean and name in LEAN and not has_hooks(node):
             hooks.append((node, LEAN[name](node, region, once)))
     packed = PackedArguments.of(recomputed) if recomputed else None

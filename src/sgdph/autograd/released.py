@@ -8,7 +8,7 @@ has come by.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -35,6 +35,7 @@ class ReleasedInputs:
 
     def __init__(self, kept: Container[Node]) -> None:
         self._kept = kept
+        self._memory: set[int] = set()
         self._reader: int | None = None
 
     def release(self, node: Node, name: str) -> None:
@@ -42,20 +43,43 @@ class ReleasedInputs:
 
         Nothing happens where this torch does not tell which tensors went through hooks of others.
         """
+        saved = self._own(node, name)
+        if saved is not None:
+            self._memory.add(saved.untyped_storage().data_ptr())
+            zeros = saved.new_zeros(()).expand(saved.shape)
+            self._replace(node, name, lambda: zeros)
+
+    def release_all_but_signs(self, node: Node, name: str) -> Tensor | None:
+        """Keep of a tensor that a node saved only where it is positive.
+
+        A ReLU's node needs no more. As a rule the memory is that of the input of a layer, so this
+        is done where that was released.
+
+        Returns:
+            Where it is positive; ``None`` where nothing was released.
+        """
+        saved = self._own(node, name)
+        if saved is None or saved.untyped_storage().data_ptr() not in self._memory:
+            return None
+        # Not a number counts as positive, as in ReLU's own kernel.
+        positive, dtype = (saved <= 0).logical_not_(), saved.dtype
+        self._replace(node, name, lambda: positive.to(dtype))
+        return positive
+
+    def _own(self, node: Node, name: str) -> Tensor | None:
         raw = getattr(node, f"_raw_saved_{name}", None)
         if raw is None or node in self._kept or not TELLS_PACKED or raw.unpack_hook is not None:
-            return
+            return None
         saved: Tensor | None = getattr(node, f"_saved_{name}")
-        if saved is None or saved.is_leaf:
-            return
-        zeros = saved.new_zeros(()).expand(saved.shape)
+        return None if saved is None or saved.is_leaf else saved.detach()
 
+    def _replace(self, node: Node, name: str, read: Callable[[], Tensor]) -> None:
         def unpack(_: None) -> Tensor:
             if self._reader is None or self._reader != torch._C._current_graph_task_id():
                 raise RuntimeError(_MESSAGE)
-            return zeros
+            return read()
 
-        raw.register_hooks(_forget, unpack)
+        getattr(node, f"_raw_saved_{name}").register_hooks(_forget, unpack)
 
     @contextmanager
     def reading(self, roots: Iterable[Tensor | None]) -> Iterator[None]:

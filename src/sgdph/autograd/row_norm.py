@@ -23,6 +23,9 @@ class RowNorm(NamedTuple):
         width: How many numbers are normalised together.
         shape: The input's shape, as the scale is broadcast to it.
         scale_shape: The scale's shape for that.
+        gradients: Computes the first gradients, where torch takes another formula for them if they
+            will be differentiated, which rounds otherwise. Given the output's gradient, and which
+            of the three are wanted.
     """
 
     x: Tensor
@@ -32,6 +35,7 @@ class RowNorm(NamedTuple):
     width: int
     shape: tuple[int, ...]
     scale_shape: tuple[int, ...]
+    gradients: Callable[[Tensor, list[bool]], Gradients] | None = None
 
 
 def row_norm_hook(
@@ -61,6 +65,9 @@ def row_norm_hook(
         except RuntimeError:
             return None
         plain = list(map(detached, grad_inputs))
+        if norm.gradients is not None:
+            with torch.no_grad():
+                plain = list(norm.gradients(grad_output, [g is not None for g in plain]))
         lean = _RowNormGradients.apply(
             grad_output,
             norm.x if leads_on[0] else norm.x.detach(),
@@ -116,7 +123,7 @@ class _RowNormGradients(Function):
         # Not saved as the others are: those are kept wherever the loss's own graph is.
         ctx.grad_output = grad_output.detach()
         # Without the tensors that are saved: these are freed with the graph.
-        ctx.norm = norm._replace(x=norm.x.new_empty(0), weight=None)
+        ctx.norm = norm._replace(x=norm.x.new_empty(0), weight=None, gradients=None)
         ctx.once = once
         ctx.set_materialize_grads(False)
         return tuple(gradients)

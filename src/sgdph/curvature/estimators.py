@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from sgdph.autograd.attention import make_attention_twice_differentiable
 from sgdph.autograd.differentiability import explain_missing_derivatives
 from sgdph.autograd.graph import Region
 from sgdph.autograd.graph_checks import check_gradients, check_region, refuse_graphless_gradients
-from sgdph.autograd.lean import lean_second_derivatives
+from sgdph.autograd.lean import lean_second_derivatives, register_second_derivatives
 from sgdph.autograd.shared_backward import SharedBackward
 from sgdph.names import Estimator
 from sgdph.validation import is_stochastic, unknown_estimator
@@ -62,7 +61,7 @@ def gradients_with_graph(
     """
     if not params:
         return []
-    make_attention_twice_differentiable()
+    register_second_derivatives()
     custom = check_region(region)
     # So that every gradient in the region depends on something, and a custom function that ends
     # the loss must show whether it makes a graph.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
-from sgdph.autograd.attention import make_attention_twice_differentiable
+from sgdph.autograd.lean import register_second_derivatives
 
 
 class Listener(Protocol):
@@ -33,7 +33,7 @@ class GradientHooks:
 
     def __init__(self, listener: Listener) -> None:
         # A backward(create_graph=True) asks nobody before it begins.
-        make_attention_twice_differentiable()
+        register_second_derivatives()
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._listener = weakref.ref(listener)
         weakref.finalize(listener, _remove, self._handles).atexit = False
