@@ -22,7 +22,7 @@ class CostOptions:
     sgdph-row-sum-all, which take many products a step."""
     model: Annotated[str | None, Option(DATA, "resnet18", metavar="NAMES")] = None
     """Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among them, and
-    encoder12."""
+    encoder12, gpt6 and gpt2-2."""
     batch_size: Annotated[str | None, Option(DATA, "16", metavar="N,...")] = None
     """Batch sizes, separated by commas; each pair of network and size is measured."""
     precision: Annotated[Literal["float32", "bfloat16"] | None, Option(MEASUREMENT, "float32")] = (
