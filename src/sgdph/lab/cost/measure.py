@@ -15,7 +15,7 @@ import torch
 
 from sgdph.lab.cost.authors import newton_names
 from sgdph.lab.cost.figures import CellFigures, CostSettings, KindFigures, SystemFigures
-from sgdph.lab.cost.flops import FlopCounter, GradientFlops
+from sgdph.lab.cost.flops import FlopCounter, ProductFlops
 from sgdph.lab.cost.memory import Peak, watch_memory
 from sgdph.lab.cost.step import Contestant, Workload, build_network, build_workload, explained
 from sgdph.lab.cost.systems import Kind, System, choose_systems
@@ -66,7 +66,7 @@ def measure_cell(
             watched.append(figures)
         timed = [time_round(contestants, places, device, reporter) for _ in range(settings.rounds)]
         parameters = dict(workload.model.named_parameters())
-        gradient = GradientFlops.of(
+        product = ProductFlops.of(
             workload.loss(workload.model),
             [parameters[newton[place]] for place in places],
             [parameters[name] for name in newton],
@@ -83,7 +83,7 @@ def measure_cell(
                 system.name,
                 label(system, settings),
                 system.interval,
-                gradient.floor(system, sgdm),
+                product.floor(system, sgdm),
                 {kind: _with_times(figures[kind], timed, (i, kind), device) for kind in figures},
             )
             for i, (system, figures) in enumerate(zip(systems, watched, strict=True))

@@ -155,8 +155,8 @@ def notes(settings: CostSettings, cells: Sequence[CellFigures]) -> list[str]:
         "Memory is the peak of live tensor bytes allocated during the step, on top of parameters, "
         "buffers, optimizer state and batch.",
         "FLOPs are torch's count of products; elementwise work counts as nothing. The floor is "
-        "what a step with a partial Hessian cannot do without: SGDM's step, and two products per "
-        "layer behind the parameter.",
+        "what a step with a partial Hessian cannot do without: SGDM's step, and behind the "
+        "parameter two products per layer and seventeen per fused attention.",
     ]
     if any(len(system.kinds) > 1 for cell in cells for system in cell.systems):
         lines.append(
