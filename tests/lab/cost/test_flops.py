@@ -43,6 +43,18 @@ def test_a_training_step_is_three_products_per_layer() -> None:
     assert counter.total == SGDM
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_grouped_convolution_is_three_products_too(
+    layer: Callable[..., nn.Module], groups: int
+) -> None:
+    net = layer(4, 8, 3, padding=1, groups=groups, bias=False)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with FlopCounter() as counter:
+        net(x).sum().backward()
+    assert counter.total == 3 * (2 * 2 * 64 * 9 * 4 * 8) // groups
+
+
 def test_torchs_own_counter_counts_the_same_twice_differentiated() -> None:
     def program(net: nn.Module) -> None:
         p = net[1].weight  # type: ignore[index]

@@ -49,7 +49,8 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts FLOPs by torch's own formulas, of ``torch.utils.flop_counter``.
 
     ``FlopCounterMode`` hangs hooks on every activation to tell modules apart, and a step may go
-    another way where there are hooks. It also leaves out operations in place.
+    another way where there are hooks. It also leaves out operations in place, and counts the weight
+    gradient of a grouped convolution once for each group too often.
 
     Attributes:
         total: FLOPs so far; a multiplication and an addition are two.
@@ -79,10 +80,21 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _formula_of(func: Any) -> Callable[..., int] | None:
     """Look up the formula of an operation, or of that which it does in place."""
     packet = func._overloadpacket
+    if packet is _ATEN.convolution_backward:
+        return _convolution_backward
     if func.namespace == "aten" and packet not in flop_registry:
         packet = getattr(_ATEN, packet.__name__.removesuffix("_"), packet)
     found: Callable[..., int] | None = flop_registry.get(packet)
     return found or flop_registry.get(_SAME_FORMULA.get(packet))
+
+
+def _convolution_backward(*args: Any, out_val: Any, **kwargs: Any) -> int:
+    """Count by torch's formula, in which a weight gradient has the products of one group's."""
+    *others, groups, (by_input, by_weight, _) = args
+    formula = flop_registry[_ATEN.convolution_backward]
+    of_input = formula(*others, groups, (by_input, False, False), out_val=out_val)
+    of_weight = formula(*others, groups, (False, by_weight, False), out_val=out_val)
+    return int(of_input) + int(of_weight) // int(groups)
 
 
 @dataclass(frozen=True)
