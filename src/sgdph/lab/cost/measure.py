@@ -81,7 +81,7 @@ def measure_cell(
         systems=[
             SystemFigures(
                 system.name,
-                label(system, settings),
+                label(system, settings, product.fused_attention),
                 system.interval,
                 product.floor(system, sgdm),
                 {kind: _with_times(figures[kind], timed, (i, kind), device) for kind in figures},
@@ -117,11 +117,21 @@ def metered(system: System, places: Sequence[int]) -> list[tuple[int, Kind]]:
     ]
 
 
-def label(system: System, settings: CostSettings) -> str:
-    """Name a system in tables; with a compiled model, say which of its steps are not compiled."""
-    if not settings.compile or system.refresh == "none":
-        return system.label
-    return f"{system.label} [{'eager' if system.interval == 1 else 'eager where it refreshes'}]"
+def label(system: System, settings: CostSettings, fused_attention: bool) -> str:
+    """Name a system in tables, and say where its steps run otherwise than the model's own.
+
+    Args:
+        system: The system.
+        settings: Whether the model is compiled.
+        fused_attention: Whether the model has any.
+    """
+    marks = []
+    if settings.compile and not all(map(system.compiles, system.weights)):
+        marks.append("eager")
+    if fused_attention and system.math_attention == "refresh":
+        marks.append("math attention")
+    where = " where it refreshes" if system.interval > 1 else ""
+    return f"{system.label} [{', '.join(marks)}{where}]" if marks else system.label
 
 
 def _watch(

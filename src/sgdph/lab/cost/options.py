@@ -18,8 +18,8 @@ class CostOptions:
     """The options of ``sgdph cost``."""
 
     systems: Annotated[str | None, Option(OPTIMIZER, "all", metavar="NAMES")] = None
-    """Optimizers, separated by commas. SGDM is always there; all is every one but sgdph-exact and
-    sgdph-row-sum-all, which take many products a step."""
+    """Optimizers, separated by commas. SGDM is always there; all is every one but sgdm-math, SGDM
+    with math attention, and sgdph-exact and sgdph-row-sum-all, which take many products a step."""
     model: Annotated[str | None, Option(DATA, "resnet18", metavar="NAMES")] = None
     """Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among them, and
     encoder12, gpt6 and gpt2-2."""

@@ -143,8 +143,8 @@ class Contestant:
     Args:
         system: The system.
         workload: What it is trained on.
-        compiled: Whether its model is compiled. A step that takes second derivatives runs
-            uncompiled even then, because compiled models have none.
+        compiled: Whether its model is compiled. A step that takes second derivatives, or whose
+            attention is not torch's default, runs uncompiled even then.
     """
 
     def __init__(self, system: System, workload: Workload, compiled: bool) -> None:
@@ -173,7 +173,8 @@ class Contestant:
             eager: Leave the model uncompiled, whatever the kind.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        with self._stance(eager or kind == "refresh"):
+        eager = eager or not self.system.compiles(kind)
+        with self._stance(eager), self.system.attention(kind):
             loss = self._workload.loss(self._model)
             self.system.backward(self.optimizer, loss, kind)
         self.optimizer.step()
