@@ -9,9 +9,10 @@ from torch import Tensor
 from sgdph.lab.cost import step as step_module
 from sgdph.lab.cost.authors import newton_names
 from sgdph.lab.cost.figures import CostSettings
-from sgdph.lab.cost.flops import FlopCounter
+from sgdph.lab.cost.flops import FlopCounter, ProductFlops
 from sgdph.lab.cost.measure import label, measure_cell
 from sgdph.lab.cost.step import TEXT_NETWORKS, Contestant, Workload, build_workload
+from sgdph.lab.cost.summary import summarise
 from sgdph.lab.cost.systems import SYSTEMS, Kind
 from sgdph.lab.networks.gpt import GPT
 
@@ -48,6 +49,17 @@ def test_sgdm_takes_fused_attention_and_sgdm_math_does_not(tiny: str) -> None:
     assert fused.total == 3 * linear + 7 * ATTENTION
     assert math.attention_backward == 0
     assert math.total == 3 * linear + 6 * ATTENTION
+
+
+@pytest.mark.parametrize("name", ["sgdph", "sgdph-interval10", "sgdph-hutchinson-all"])
+def test_a_step_takes_the_floors_flops_and_no_more(tiny: str, name: str) -> None:
+    figures = measure_cell(tiny, BATCH, settings(name, visits=None), CPU, Counted())
+    assert len(figures.visited) == figures.newton == 8 * LAYERS + 2
+    sgdm, system = summarise(figures)
+    assert sgdm.flops == 1
+    assert system.floor is not None
+    assert system.floor > 1.01
+    assert system.flops == pytest.approx(system.floor, rel=1e-12)
 
 
 BY_TORCH_ALONE = ("authors", "adahessian-timm", "adahessian", "sophiah")
@@ -137,5 +149,8 @@ def test_the_loss_is_the_mean_over_all_positions(tiny: str) -> None:
 def test_networks_of_elsewhere_take_a_step(name: str, newton: int) -> None:
     workload = build_workload(name, 2, settings(), CPU)
     assert len(newton_names(workload.model)) == newton
-    step = flops_of_step("sgdph", workload, "refresh")
-    assert step.total > flops_of_step("sgdm", workload, "plain").total
+    parameters = dict(workload.model.named_parameters())
+    first = [parameters[newton_names(workload.model)[0]]]
+    product = ProductFlops.of(workload.loss(workload.model), first, first)
+    sgdm = flops_of_step("sgdm", workload, "plain").total
+    assert flops_of_step("sgdph", workload, "refresh").total == sgdm + product.joint
