@@ -15,6 +15,8 @@ and the way back through it five once more: seven more than twice its backward. 
 with :math:`F_1(p)` the FLOPs of ``autograd.grad(loss, p)`` alone, and :math:`A_1(p)` those of them
 that are the backward of fused attention. It is a bound for layers that are linear in their input;
 in attention by plain products, whose products are of two activations, the truth lies above it.
+Torch counts causal attention in full, and so does the floor: over long texts, a step whose second
+derivative leaves out what no query sees can lie below it.
 Elementwise work (batch norm, activations, the optimizer's own step) counts as nothing, as in torch.
 """
 

@@ -166,7 +166,7 @@ def notes(settings: CostSettings, cells: Sequence[CellFigures]) -> list[str]:
         "buffers, optimizer state and batch.",
         "FLOPs are torch's count of products; elementwise work counts as nothing. The floor is "
         "what a step with a partial Hessian cannot do without: SGDM's step, and behind the "
-        "parameter two products per layer and seventeen per fused attention.",
+        "parameter two products per layer and seventeen per fused attention, causal or not.",
     ]
     if any(len(system.kinds) > 1 for cell in cells for system in cell.systems):
         lines.append(
