@@ -8,18 +8,20 @@ from matplotlib.figure import Figure
 
 from sgdph.lab.cost.directory import COST_FILES, CostDirectory
 from sgdph.lab.cost.figures import (
+    CellFigures,
     CostSettings,
+    SystemFigures,
     cell_from_plain,
     settings_from_plain,
     to_plain,
 )
 from sgdph.lab.cost.pictures import FLOOR, draw_cell
-from sgdph.lab.cost.report import cost_table, figures_table, notes, write_report
+from sgdph.lab.cost.report import cost_table, cost_tables, figures_table, notes, write_report
 from sgdph.lab.cost.summary import summarise
 from sgdph.lab.errors import LabError
 from sgdph.lab.reports.statistics import Range
 
-from .figures import cell
+from .figures import cell, kind
 
 SETTINGS = CostSettings(systems=("sgdph-interval10",))
 
@@ -42,11 +44,48 @@ def test_ratios_are_taken_within_a_round_and_weighted_one_to_nine() -> None:
     assert (sgdm.floor, sgdph.floor) == (None, 1.25)
 
 
+def cell_with_math() -> CellFigures:
+    plain = {"plain": kind(1, [2.0, 3.0, 5.0], [160], 20)}
+    math = SystemFigures("sgdm-math", "SGDM, math attention", 1, None, plain)
+    return dataclasses.replace(cell(), systems=[*cell().systems, math])
+
+
+def test_ratios_to_sgdm_with_math_attention_are_taken_in_the_same_way() -> None:
+    sgdm, sgdph, math = summarise(cell_with_math(), "sgdm-math")
+    assert sgdm.time == Range.of_ratios([1.0, 2.0, 4.0], [2.0, 3.0, 5.0])
+    # Rounds of 2 / 2, 3 / 3 and 9.2 / 5; by the wall of 3 / 3, 4 / 4 and 10.2 / 6.
+    assert dataclasses.astuple(sgdph.time) == pytest.approx((1.0, 1.0, 1.84))
+    assert dataclasses.astuple(sgdph.wall) == pytest.approx((1.0, 1.0, 1.7))
+    assert sgdph.refresh == pytest.approx(4.0)  # Of 5.5, 4 and 4.
+    assert sgdph.mean_peak == pytest.approx(120 / 160)
+    assert sgdph.worst_peak == pytest.approx(400 / 160)
+    assert sgdph.flops == pytest.approx(36 / 20)
+    assert sgdph.floor == pytest.approx(1.25 * 30 / 20)
+    assert (math.time, math.flops, math.floor) == (Range(1.0, 1.0, 1.0), 1.0, None)
+
+
+def test_they_are_a_table_of_their_own_where_it_was_measured(tmp_path: Path) -> None:
+    headings = [table.columns[0].title for table in cost_tables(cell_with_math())]
+    assert headings == ["SGDM = 1.00", "SGDM, math attention = 1.00"]
+    (only,) = cost_tables(cell())
+    assert only == cost_table(cell())
+    directory = CostDirectory(tmp_path / "a")
+    directory.write(SETTINGS, [cell_with_math()])
+    write_report(directory)
+    page = (directory.path / "cost.md").read_text()
+    for table in cost_tables(cell_with_math()):
+        assert table.markdown() in page
+    last = cost_tables(cell_with_math())[1].markdown().splitlines()[-2]
+    assert (
+        last == "| SGD-PH, interval 10 | 1.00 | 1.00 to 1.84 | 4.00 | 0.75 | 2.50 | 1.80 | 1.88 |"
+    )
+
+
 def without_clock_and_memory() -> dict[str, object]:
     plain = to_plain(cell())
     for system in plain["systems"]:
-        for kind in system["kinds"].values():
-            kind |= {"process_seconds": None, "peak_bytes": None, "total_peak_bytes": None}
+        for each in system["kinds"].values():
+            each |= {"process_seconds": None, "peak_bytes": None, "total_peak_bytes": None}
     return plain
 
 

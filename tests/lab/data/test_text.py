@@ -95,6 +95,15 @@ def test_it_trains_and_resumes_to_the_bit(tmp_path: Path, text: TextDataset) -> 
     assert same_bits(checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "cut"))
 
 
+@pytest.mark.parametrize("optimizer", ["adahessian", "sophiah"])
+def test_optimizers_that_differentiate_the_gradients_train_it(
+    optimizer: str, tmp_path: Path, text: TextDataset
+) -> None:
+    options = {"dataset": "pydoc", "train_size": 100, "epochs": 1, "batch_size": 25}
+    config = resolve({**options, "optimizer": optimizer, "threads": 1, "device": "cpu"})
+    assert start(config, tmp_path, text)["status"] == "finished"
+
+
 def test_a_batch_is_characters_and_their_followers(text: TextDataset) -> None:
     plan = plan_epoch(text, torch.Generator().manual_seed(0))
     x, y = training_batch(text, plan, torch.arange(7))

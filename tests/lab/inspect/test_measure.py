@@ -10,13 +10,16 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
+from sgdph import hessian_block
 from sgdph.lab.cli import main
 from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.inspect.choice import estimate_costs, make_plan
 from sgdph.lab.inspect.figures import InspectSettings
 from sgdph.lab.inspect.measure import (
     at_checkpoint,
     draw_batches,
+    loss_on,
     measure_checkpoint,
     training_mode,
 )
@@ -83,6 +86,26 @@ def test_a_block_is_the_hessian_of_the_training_loss(tmp_path: Path, digits: Dat
     assert len(found.multipliers) == len(plan.candidates)
     (again,) = inspect_checkpoints(config, digits, [path], settings)
     assert again.errors == record.errors
+
+
+def test_a_transformers_block_is_that_of_its_loss_with_any_attention() -> None:
+    words = {"dataset": "pydoc", "train_size": 100, "device": "cpu", "threads": 1}
+    run = at_checkpoint(resolve(words), load_dataset("pydoc", train_size=100), None, True)
+    (batch,) = draw_batches(run, 1)
+    batch = (batch[0][:2, :8], batch[1][:2, :8])
+    model, name = run.state.model.train(), "layers.1.norm1.weight"
+    weight = dict(model.named_parameters())[name]
+    block = hessian_block(loss_on(run, batch, 0, True), weight)
+
+    def gradient(w: torch.Tensor) -> torch.Tensor:
+        w = w.detach().requires_grad_()
+        loss = F.cross_entropy(functional_call(model, {name: w}, (batch[0],)), batch[1])
+        return torch.autograd.grad(loss, w)[0]
+
+    # Differences of the gradients that torch's default attention has.
+    steps = 1e-5 * torch.eye(32, dtype=torch.float64)
+    rows = [(gradient(weight + step) - gradient(weight - step)) / 2e-5 for step in steps]
+    torch.testing.assert_close(block, torch.stack(rows), rtol=1e-6, atol=1e-9)
 
 
 def test_batches_are_augmented_training_batches_and_the_same_at_every_call(digits: Dataset) -> None:

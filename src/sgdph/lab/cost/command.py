@@ -12,7 +12,7 @@ from sgdph.lab.cost.directory import BARS, FIGURES, PAGE, SWEEP, TABLE, CostDire
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.measure import check_cells, measure_cell
 from sgdph.lab.cost.options import CostOptions, default_cost_out, resolve_cost
-from sgdph.lab.cost.report import cost_table, describe, describe_cell, notes, write_report
+from sgdph.lab.cost.report import cost_tables, describe, describe_cell, notes, write_report
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import StepReporter, say, say_files, step_reporter_for
 from sgdph.lab.run.out import (
@@ -95,7 +95,8 @@ def show(
 ) -> None:
     """Print the tables, how to read them, and where everything lies."""
     for cell in cells:
-        console.print(cost_table(cell).rich())
+        for table in cost_tables(cell):
+            console.print(table.rich())
     say(console, f"{describe(settings, cells)}.")
     for line in notes(settings, cells):
         say(console, line)

@@ -10,6 +10,8 @@ from typing import Any
 from sgdph.lab.errors import LabError
 
 PRECISIONS = ("float32", "bfloat16")
+# The systems whose step is 1.00: always, and where it was measured.
+BASE, MATH_BASE = "sgdm", "sgdm-math"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,19 +3,27 @@ r"""FLOPs of a step, and the floor under a partial Hessian's.
 A step of SGD with momentum is three products per layer: forward, input gradient, weight gradient.
 Where the gradient's own pass is shared, the partial Hessian of a parameter ``p`` needs two more
 products for each layer behind ``p``: the forward pass of the derivative along the vector, and its
-way back; one input-gradient pass from the loss to ``p`` is one such product each. So
+way back; one input-gradient pass from the loss to ``p`` is one such product each.
 
-.. math:: \text{floor}(p) = \frac{F_\text{sgdm} + 2\,F_1(p)}{F_\text{sgdm}}
+A fused attention takes two products forward and five backward. Its second derivative takes twelve,
+and the way back through it five once more: seven more than twice its backward. So
 
-with :math:`F_1(p)` the FLOPs of ``autograd.grad(loss, p)`` alone. It is a bound for layers that are
-linear in their input; in attention, whose products are of two activations, the truth lies above it.
+.. math::
+
+    \text{floor}(p) = \frac{F_\text{sgdm} + 2\,F_1(p) + \tfrac{7}{5} A_1(p)}{F_\text{sgdm}}
+
+with :math:`F_1(p)` the FLOPs of ``autograd.grad(loss, p)`` alone, and :math:`A_1(p)` those of them
+that are the backward of fused attention. It is a bound for layers that are linear in their input;
+in attention by plain products, whose products are of two activations, the truth lies above it.
+Torch counts causal attention in full, and so does the floor: over long texts, a step whose second
+derivative leaves out what no query sees can lie below it.
 Elementwise work (batch norm, activations, the optimizer's own step) counts as nothing, as in torch.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +36,32 @@ from sgdph.curvature.estimators import products_per_block
 from sgdph.lab.cost.systems import System
 from sgdph.validation import is_stochastic
 
+_ATEN = torch.ops.aten
+# What torch counts under another name, or in a later version.
+_SAME_FORMULA: Mapping[Any, Any] = {
+    _ATEN.addbmm: _ATEN.baddbmm,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: (
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ),
+}
+
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts FLOPs by torch's own formulas, of ``torch.utils.flop_counter``.
 
-    ``FlopCounterMode`` counts the same, but hangs hooks on every activation to tell modules apart,
-    and a step may go another way where there are hooks.
+    ``FlopCounterMode`` hangs hooks on every activation to tell modules apart, and a step may go
+    another way where there are hooks. It also leaves out operations in place, and counts the weight
+    gradient of a grouped convolution once for each group too often.
 
     Attributes:
         total: FLOPs so far; a multiplication and an addition are two.
+        attention_backward: Those of fused attention's backward.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.total = self.attention_backward = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -49,36 +69,65 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and count it."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = _formula_of(func)
         if formula is not None:
-            self.total += int(formula(*args, **kwargs, out_val=out))
+            flops = int(formula(*args, **kwargs, out_val=out))
+            self.total += flops
+            name = func._overloadpacket.__name__
+            if "attention" in name and name.endswith("backward"):
+                self.attention_backward += flops
         return out
 
 
+def _formula_of(func: Any) -> Callable[..., int] | None:
+    """Look up the formula of an operation, or of that which it does in place."""
+    packet = func._overloadpacket
+    if packet is _ATEN.convolution_backward:
+        return _convolution_backward
+    if func.namespace == "aten" and packet not in flop_registry:
+        packet = getattr(_ATEN, packet.__name__.removesuffix("_"), packet)
+    found: Callable[..., int] | None = flop_registry.get(packet)
+    return found or flop_registry.get(_SAME_FORMULA.get(packet))
+
+
+def _convolution_backward(*args: Any, out_val: Any, **kwargs: Any) -> int:
+    """Count by torch's formula, in which a weight gradient has the products of one group's."""
+    *others, groups, (by_input, by_weight, _) = args
+    formula = flop_registry[_ATEN.convolution_backward]
+    of_input = formula(*others, groups, (by_input, False, False), out_val=out_val)
+    of_weight = formula(*others, groups, (False, by_weight, False), out_val=out_val)
+    return int(of_input) + int(of_weight) // int(groups)
+
+
 @dataclass(frozen=True)
-class GradientFlops:
-    """FLOPs of restricted gradients of one loss: input gradients down to the parameter.
+class ProductFlops:
+    """The least FLOPs of one Hessian product, where the gradient's own pass is shared.
 
     Attributes:
-        each: Of each visited parameter's gradient alone.
+        each: For each visited parameter alone.
         sizes: The visited parameters' numbers of elements.
-        joint: Of all the Newton parameters' gradients in one pass.
+        joint: For all the Newton parameters in one product.
         count: How many Newton parameters there are.
+        fused_attention: Whether there is any behind a Newton parameter.
     """
 
     each: tuple[int, ...]
     sizes: tuple[int, ...]
     joint: int
     count: int
+    fused_attention: bool = False
 
     @classmethod
-    def of(cls, loss: Tensor, visited: Sequence[Tensor], newton: Sequence[Tensor]) -> GradientFlops:
+    def of(cls, loss: Tensor, visited: Sequence[Tensor], newton: Sequence[Tensor]) -> ProductFlops:
         """Count them from a loss's graph, which stays alive."""
+        each = [_count_gradient(loss, [p]) for p in visited]
+        joint = _count_gradient(loss, newton)
         return cls(
-            tuple(_flops_of_gradient(loss, [p]) for p in visited),
+            tuple(map(_product, each)),
             tuple(p.numel() for p in visited),
-            _flops_of_gradient(loss, newton),
+            _product(joint),
             len(newton),
+            joint.attention_backward > 0,
         )
 
     def of_refresh(self, system: System) -> float | None:
@@ -89,9 +138,9 @@ class GradientFlops:
         if system.estimator is None:
             return None
         if system.refresh == "all" and is_stochastic(system.estimator):
-            return 2 * self.joint
+            return self.joint
         pairs = zip(self.each, self.sizes, strict=True)
-        products = [2 * f * products_per_block(system.estimator, n) for f, n in pairs]
+        products = [f * products_per_block(system.estimator, n) for f, n in pairs]
         return statistics.fmean(products) * (self.count if system.refresh == "all" else 1)
 
     def floor(self, system: System, sgdm: float) -> float | None:
@@ -100,8 +149,12 @@ class GradientFlops:
         return None if extra is None else 1 + extra / sgdm / system.interval
 
 
-def _flops_of_gradient(loss: Tensor, params: Sequence[Tensor]) -> int:
+def _count_gradient(loss: Tensor, params: Sequence[Tensor]) -> FlopCounter:
     counter = FlopCounter()
     with counter:
         torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
-    return counter.total
+    return counter
+
+
+def _product(gradient: FlopCounter) -> int:
+    return 2 * gradient.total + 7 * gradient.attention_backward // 5

@@ -15,7 +15,7 @@ import torch
 
 from sgdph.lab.cost.authors import newton_names
 from sgdph.lab.cost.figures import CellFigures, CostSettings, KindFigures, SystemFigures
-from sgdph.lab.cost.flops import FlopCounter, GradientFlops
+from sgdph.lab.cost.flops import FlopCounter, ProductFlops
 from sgdph.lab.cost.memory import Peak, watch_memory
 from sgdph.lab.cost.step import Contestant, Workload, build_network, build_workload, explained
 from sgdph.lab.cost.systems import Kind, System, choose_systems
@@ -66,7 +66,7 @@ def measure_cell(
             watched.append(figures)
         timed = [time_round(contestants, places, device, reporter) for _ in range(settings.rounds)]
         parameters = dict(workload.model.named_parameters())
-        gradient = GradientFlops.of(
+        product = ProductFlops.of(
             workload.loss(workload.model),
             [parameters[newton[place]] for place in places],
             [parameters[name] for name in newton],
@@ -81,9 +81,9 @@ def measure_cell(
         systems=[
             SystemFigures(
                 system.name,
-                label(system, settings),
+                label(system, settings, product.fused_attention),
                 system.interval,
-                gradient.floor(system, sgdm),
+                product.floor(system, sgdm),
                 {kind: _with_times(figures[kind], timed, (i, kind), device) for kind in figures},
             )
             for i, (system, figures) in enumerate(zip(systems, watched, strict=True))
@@ -117,11 +117,21 @@ def metered(system: System, places: Sequence[int]) -> list[tuple[int, Kind]]:
     ]
 
 
-def label(system: System, settings: CostSettings) -> str:
-    """Name a system in tables; with a compiled model, say which of its steps are not compiled."""
-    if not settings.compile or system.refresh == "none":
-        return system.label
-    return f"{system.label} [{'eager' if system.interval == 1 else 'eager where it refreshes'}]"
+def label(system: System, settings: CostSettings, fused_attention: bool) -> str:
+    """Name a system in tables, and say where its steps run otherwise than the model's own.
+
+    Args:
+        system: The system.
+        settings: Whether the model is compiled.
+        fused_attention: Whether the model has any.
+    """
+    marks = []
+    if settings.compile and not all(map(system.compiles, system.weights)):
+        marks.append("eager")
+    if fused_attention and system.math_attention == "refresh":
+        marks.append("math attention")
+    where = " where it refreshes" if system.interval > 1 else ""
+    return f"{system.label} [{', '.join(marks)}{where}]" if marks else system.label
 
 
 def _watch(

@@ -18,11 +18,11 @@ class CostOptions:
     """The options of ``sgdph cost``."""
 
     systems: Annotated[str | None, Option(OPTIMIZER, "all", metavar="NAMES")] = None
-    """Optimizers, separated by commas. SGDM is always there; all is every one but sgdph-exact and
-    sgdph-row-sum-all, which take many products a step."""
+    """Optimizers, separated by commas. SGDM is always there; all is every one but sgdm-math, SGDM
+    with math attention, and sgdph-exact and sgdph-row-sum-all, which take many products a step."""
     model: Annotated[str | None, Option(DATA, "resnet18", metavar="NAMES")] = None
     """Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among them, and
-    encoder12."""
+    encoder12, gpt6 and gpt2-2."""
     batch_size: Annotated[str | None, Option(DATA, "16", metavar="N,...")] = None
     """Batch sizes, separated by commas; each pair of network and size is measured."""
     precision: Annotated[Literal["float32", "bfloat16"] | None, Option(MEASUREMENT, "float32")] = (

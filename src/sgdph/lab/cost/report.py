@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sgdph.lab.cost.directory import BARS, PAGE, SWEEP, TABLE, CostDirectory
-from sgdph.lab.cost.figures import CellFigures, CostSettings
+from sgdph.lab.cost.figures import BASE, MATH_BASE, CellFigures, CostSettings
 from sgdph.lab.cost.pictures import draw_bars, draw_sweep
 from sgdph.lab.cost.summary import summarise
 from sgdph.lab.files import write_text
@@ -23,7 +23,6 @@ from sgdph.lab.reports.statistics import Range
 from sgdph.lab.reports.table import Column, Table
 
 COLUMNS = (
-    Column("SGDM = 1.00", "left"),
     Column("time", form=".2f"),
     Column("lowest to highest"),
     Column("time of a refresh", form=".2f"),
@@ -64,8 +63,18 @@ def write_report(directory: CostDirectory) -> list[CellFigures]:
     return cells
 
 
-def cost_table(cell: CellFigures) -> Table:
-    """Make a cell's table of ratios to SGDM's step, a row per system."""
+def cost_tables(cell: CellFigures) -> list[Table]:
+    """Make a cell's tables of ratios: to SGDM's step, and to its step with math attention.
+
+    The second is there only where that was measured.
+    """
+    measured = {system.name for system in cell.systems}
+    return [cost_table(cell, base) for base in (BASE, MATH_BASE) if base in measured]
+
+
+def cost_table(cell: CellFigures, base: str = BASE) -> Table:
+    """Make a cell's table of ratios to a base's step, a row per system."""
+    (label,) = (system.label for system in cell.systems if system.name == base)
     rows = tuple(
         (
             row.label,
@@ -77,9 +86,9 @@ def cost_table(cell: CellFigures) -> Table:
             row.flops,
             row.floor,
         )
-        for row in summarise(cell)
+        for row in summarise(cell, base)
     )
-    return Table(COLUMNS, rows, cell.name)
+    return Table((Column(f"{label} = 1.00", "left"), *COLUMNS), rows, cell.name)
 
 
 def figures_table(cells: Sequence[CellFigures]) -> Table:
@@ -119,7 +128,8 @@ def _section(cell: CellFigures) -> Section:
     count = f"{len(cell.visited)} of {cell.newton}"
     listed = ", ".join(f"`{name}`" for name in cell.visited)
     visited = f"{cell.parameters:,} parameters; visited {count} Newton parameters: {listed}."
-    return Section(cell.name, [replace(cost_table(cell), caption=""), visited])
+    tables = [replace(table, caption="") for table in cost_tables(cell)]
+    return Section(cell.name, [*tables, visited])
 
 
 def describe(settings: CostSettings, cells: Sequence[CellFigures]) -> str:
@@ -155,8 +165,8 @@ def notes(settings: CostSettings, cells: Sequence[CellFigures]) -> list[str]:
         "Memory is the peak of live tensor bytes allocated during the step, on top of parameters, "
         "buffers, optimizer state and batch.",
         "FLOPs are torch's count of products; elementwise work counts as nothing. The floor is "
-        "what a step with a partial Hessian cannot do without: SGDM's step, and two products per "
-        "layer behind the parameter.",
+        "what a step with a partial Hessian cannot do without: SGDM's step, and behind the "
+        "parameter two products per layer and seventeen per fused attention, causal or not.",
     ]
     if any(len(system.kinds) > 1 for cell in cells for system in cell.systems):
         lines.append(

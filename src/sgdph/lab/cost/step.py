@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -18,10 +18,43 @@ from sgdph.lab.cost.systems import Kind, System
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks import encoder
 from sgdph.lab.networks.external import is_external
+from sgdph.lab.networks.gpt import GPT
 from sgdph.lab.networks.models import build_model
 
-ENCODER = "encoder12"
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224
+CIFAR_CLASSES, IMAGENET_CLASSES = 10, 1000
+
+
+@dataclass(frozen=True)
+class TextNetwork:
+    """A network over token ids, which is measured here and not trained elsewhere.
+
+    Attributes:
+        build: Makes it.
+        vocabulary: Number of tokens.
+        length: Tokens in a text.
+        classes: Of a text; ``None`` for a language model, whose classes are each next token's.
+    """
+
+    build: Callable[[], nn.Module]
+    vocabulary: int
+    length: int
+    classes: int | None = None
+
+
+def _gpt(vocabulary: int, length: int, width: int, heads: int, layers: int) -> TextNetwork:
+    return TextNetwork(lambda: GPT(vocabulary, length, width, heads, layers), vocabulary, length)
+
+
+TEXT_NETWORKS: Mapping[str, TextNetwork] = {
+    "encoder12": TextNetwork(
+        lambda: encoder.Encoder(CIFAR_CLASSES), encoder.VOCABULARY, encoder.LENGTH, CIFAR_CLASSES
+    ),
+    "gpt6": _gpt(vocabulary=1000, length=64, width=256, heads=4, layers=6),
+    # Of GPT-2's twelve layers a sixth, and of its 50,257 tokens too: then the output layer has the
+    # share of a step that it has there.
+    "gpt2-2": _gpt(vocabulary=50_257 // 6, length=512, width=768, heads=12, layers=2),
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +63,8 @@ class Workload:
 
     Attributes:
         model: The network; each system trains a copy.
-        inputs: Images ``(N, 3, H, W)``, or token ids ``(N, 64)``.
-        targets: Classes ``(N,)``.
+        inputs: Images ``(N, 3, H, W)``, or token ids ``(N, T)``.
+        targets: Classes ``(N,)``, or for a language model the next tokens ``(N, T)``.
         autocast: Whether the forward runs in bfloat16 under autocast.
     """
 
@@ -41,28 +74,26 @@ class Workload:
     autocast: bool
 
     def loss(self, model: Callable[[Tensor], Tensor]) -> Tensor:
-        """Compute the mean cross-entropy of the batch."""
+        """Compute the mean cross-entropy of the batch, over all positions of a language model."""
         device = self.inputs.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast):
-            return F.cross_entropy(model(self.inputs), self.targets)
+            return F.cross_entropy(model(self.inputs).flatten(0, -2), self.targets.flatten())
 
 
 def build_network(model: str) -> nn.Module:
-    """Build a network of :func:`sgdph.lab.networks.models.build_model`, or ``"encoder12"``.
+    """Build a network of :func:`sgdph.lab.networks.models.build_model`, or of ``TEXT_NETWORKS``.
 
     Raises:
         LabError: The name is unknown.
     """
-    if model == ENCODER:
-        return encoder.Encoder(_classes(model))
+    if model in TEXT_NETWORKS:
+        return TEXT_NETWORKS[model].build()
+    classes = IMAGENET_CLASSES if is_external(model) else CIFAR_CLASSES
     try:
-        return build_model(model, in_channels=3, classes=_classes(model))
+        return build_model(model, in_channels=3, classes=classes)
     except LabError as error:
-        raise LabError(f"--model: {error} (and {ENCODER}, for cost alone)") from error
-
-
-def _classes(model: str) -> int:
-    return 1000 if is_external(model) else 10
+        alone = ", ".join(TEXT_NETWORKS)
+        raise LabError(f"--model: {error} (and {alone}, for cost alone)") from error
 
 
 def build_workload(
@@ -81,12 +112,7 @@ def build_workload(
     """
     torch.manual_seed(settings.seed)
     network = build_network(model).to(device)
-    if model == ENCODER:
-        inputs = torch.randint(encoder.VOCABULARY, (batch_size, encoder.LENGTH))
-    else:
-        size = IMAGENET_SIZE if is_external(model) else CIFAR_SIZE
-        inputs = torch.randn(batch_size, 3, size, size)
-    targets = torch.randint(_classes(model), (batch_size,))
+    inputs, targets = _batch(model, batch_size)
     inputs = inputs.to(device)
     if settings.channels_last and inputs.ndim == 4:
         network = network.to(memory_format=torch.channels_last)
@@ -95,14 +121,30 @@ def build_workload(
     return Workload(network, inputs, targets.to(device), autocast)
 
 
+def _batch(model: str, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Draw inputs and targets."""
+    if model in TEXT_NETWORKS:
+        text = TEXT_NETWORKS[model]
+        shape = (batch_size, text.length)
+        ids = torch.randint(text.vocabulary, shape)
+        if text.classes is None:
+            return ids, torch.randint(text.vocabulary, shape)
+        return ids, torch.randint(text.classes, (batch_size,))
+    if is_external(model):
+        images = torch.randn(batch_size, 3, IMAGENET_SIZE, IMAGENET_SIZE)
+        return images, torch.randint(IMAGENET_CLASSES, (batch_size,))
+    images = torch.randn(batch_size, 3, CIFAR_SIZE, CIFAR_SIZE)
+    return images, torch.randint(CIFAR_CLASSES, (batch_size,))
+
+
 class Contestant:
     """A system in training: its own copy of the network, and its optimizer.
 
     Args:
         system: The system.
         workload: What it is trained on.
-        compiled: Whether its model is compiled. A step that takes second derivatives runs
-            uncompiled even then, because compiled models have none.
+        compiled: Whether its model is compiled. A step that takes second derivatives, or whose
+            attention is not torch's default, runs uncompiled even then.
     """
 
     def __init__(self, system: System, workload: Workload, compiled: bool) -> None:
@@ -131,7 +173,8 @@ class Contestant:
             eager: Leave the model uncompiled, whatever the kind.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        with self._stance(eager or kind == "refresh"):
+        eager = eager or not self.system.compiles(kind)
+        with self._stance(eager), self.system.attention(kind):
             loss = self._workload.loss(self._model)
             self.system.backward(self.optimizer, loss, kind)
         self.optimizer.step()

@@ -1,17 +1,17 @@
-"""Ratios to SGDM's step, out of a cell's figures."""
+"""Ratios to a base's step, SGDM's as a rule, out of a cell's figures."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
 
-from sgdph.lab.cost.figures import CellFigures, SystemFigures
+from sgdph.lab.cost.figures import BASE, CellFigures, SystemFigures
 from sgdph.lab.reports.statistics import Range
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a step of one system costs; ratios to SGDM's, but for the first two.
+    """What a step of one system costs; ratios to the base's, but for the first two.
 
     A system that refreshes at every n-th step only is charged with one such step and n - 1 others.
 
@@ -48,30 +48,35 @@ class Row:
         return self.process or self.wall
 
 
-def summarise(cell: CellFigures) -> list[Row]:
-    """Make a row per system, SGDM's first."""
-    return [_row(system, cell.systems[0]) for system in cell.systems]
+def summarise(cell: CellFigures, base: str = BASE) -> list[Row]:
+    """Make a row per system, SGDM's first; the base is a system that takes no second derivatives.
+
+    Raises:
+        KeyError: The base was not measured.
+    """
+    systems = {system.name: system for system in cell.systems}
+    return [_row(system, systems[base], systems[BASE]) for system in cell.systems]
 
 
-def _row(system: SystemFigures, base: SystemFigures) -> Row:
+def _row(system: SystemFigures, base: SystemFigures, sgdm: SystemFigures) -> Row:
     timed_on_cpu = base.kinds["plain"].process_seconds is not None
     clock = "process_seconds" if timed_on_cpu else "wall_seconds"
     refresh = system.kinds.get("refresh")
-    wall, of_sgdm = _rounds(system, "wall_seconds"), _rounds(base, clock)
+    wall, of_base = _rounds(system, "wall_seconds"), _rounds(base, clock)
     mean_peak, worst_peak = _peaks(system, base, "peak_bytes")
     mean_total_peak, worst_total_peak = _peaks(system, base, "total_peak_bytes")
     return Row(
         label=system.label,
         seconds=statistics.median(wall),
         wall=Range.of_ratios(wall, _rounds(base, "wall_seconds")),
-        process=Range.of_ratios(_rounds(system, clock), of_sgdm) if timed_on_cpu else None,
-        refresh=Range.of_ratios(getattr(refresh, clock), of_sgdm).median if refresh else None,
+        process=Range.of_ratios(_rounds(system, clock), of_base) if timed_on_cpu else None,
+        refresh=Range.of_ratios(getattr(refresh, clock), of_base).median if refresh else None,
         mean_peak=mean_peak,
         worst_peak=worst_peak,
         mean_total_peak=mean_total_peak,
         worst_total_peak=worst_total_peak,
         flops=_mean(system, "flops") / _mean(base, "flops"),
-        floor=system.floor,
+        floor=system.floor and system.floor * _mean(sgdm, "flops") / _mean(base, "flops"),
     )
 
 
@@ -90,7 +95,7 @@ def _mean(system: SystemFigures, figure: str) -> float:
 def _peaks(
     system: SystemFigures, base: SystemFigures, figure: str
 ) -> tuple[float | None, float | None]:
-    """Return the mean and the largest peak, both divided by SGDM's mean one, if they were seen."""
+    """Return the mean and the largest peak, both divided by the base's mean, if they were seen."""
     found = [getattr(kind, figure) for kind in (*system.kinds.values(), *base.kinds.values())]
     if None in found:
         return None, None

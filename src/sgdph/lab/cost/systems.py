@@ -5,16 +5,20 @@ All take a learning rate so small that the weights hardly move: every step then 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgdph import SGDPH, param_groups
 from sgdph.lab.cost.authors import AuthorsSGDPH
+from sgdph.lab.cost.figures import BASE, MATH_BASE
 from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.optimizers.baseline import is_installed
 from sgdph.lab.optimizers.build import make_optimizer
@@ -47,6 +51,7 @@ class System:
         interval: They are taken at every n-th step.
         estimator: Of SGD-PH; ``None`` for other optimizers.
         requires: The package that it comes from, where that is an optional one.
+        math_attention: The kind of step whose attention is in plain products, not torch's default.
     """
 
     name: str
@@ -57,6 +62,7 @@ class System:
     interval: int = 1
     estimator: Estimator | None = None
     requires: str | None = None
+    math_attention: Kind | None = None
 
     @property
     def weights(self) -> Mapping[Kind, float]:
@@ -66,6 +72,20 @@ class System:
         if self.interval == 1:
             return {"refresh": 1.0}
         return {"refresh": 1 / self.interval, "plain": 1 - 1 / self.interval}
+
+    def compiles(self, kind: Kind) -> bool:
+        """Whether a compiled model takes a step of a kind compiled.
+
+        It has no second derivatives, and its attention is chosen when it is compiled.
+        """
+        return kind == "plain" and kind != self.math_attention
+
+    def attention(self, kind: Kind) -> AbstractContextManager[object]:
+        """Return the context of a step, which decides how attention is computed."""
+        if kind != self.math_attention:
+            return contextlib.nullcontext()
+        context: AbstractContextManager[object] = sdpa_kernel(SDPBackend.MATH)
+        return context
 
     def go_to(self, optimizer: torch.optim.Optimizer, cursor: int, kind: Kind) -> None:
         """Let the coming step be of a kind, and in a cycle, the turn of the ``cursor``-th.
@@ -137,6 +157,10 @@ def _of_comparison(optimizer: str, suffix: str = "", label: str = "", **settings
     )
 
 
+# Torch has no second derivative of fused attention.
+_BY_TORCH_ALONE: Mapping[str, Any] = {"math_attention": "refresh"}
+
+
 def _from_package(package: str, path: str, **settings: Any) -> dict[str, Any]:
     """Say where an optional package's optimizer is, imported when it is built."""
 
@@ -146,7 +170,13 @@ def _from_package(package: str, path: str, **settings: Any) -> dict[str, Any]:
         )
         return optimizer
 
-    return {"build": build, "backward": _create_graph, "refresh": "all", "requires": package}
+    return {
+        "build": build,
+        "backward": _create_graph,
+        "refresh": "all",
+        "requires": package,
+        **_BY_TORCH_ALONE,
+    }
 
 
 _JOINT: Mapping[str, Any] = {
@@ -155,15 +185,14 @@ _JOINT: Mapping[str, Any] = {
     "hessian_momentum": 0.99,
 }
 
+
+def _sgdm(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=WEIGHT_DECAY)
+
+
 _ALL = (
-    System(
-        "sgdm",
-        "SGDM",
-        lambda model: torch.optim.SGD(
-            model.parameters(), lr=LR, momentum=0.9, weight_decay=WEIGHT_DECAY
-        ),
-        _ordinary,
-    ),
+    System(BASE, "SGDM", _sgdm, _ordinary),
+    System(MATH_BASE, "SGDM, math attention", _sgdm, _ordinary, math_attention="plain"),
     _of_comparison("adamw"),
     _of_comparison("adamw-ph"),
     _of_comparison("adamw-ph", "-interval10", ", interval 10", hessian_interval=10),
@@ -197,6 +226,7 @@ _ALL = (
         _create_graph,
         refresh="cyclic",
         estimator="row_sum",
+        **_BY_TORCH_ALONE,
     ),
     System(
         "adahessian-timm",
@@ -217,10 +247,10 @@ _ALL = (
 )
 SYSTEMS: Mapping[str, System] = {system.name: system for system in _ALL}
 
-# One product per parameter, or per channel, at each step: measured only where named.
-MANY_PRODUCTS = frozenset({"sgdph-row-sum-all", "sgdph-exact"})
-BASE = "sgdm"
-USUAL = tuple(name for name in SYSTEMS if name not in MANY_PRODUCTS)
+# Measured only where named: another base of the ratios, and what takes one product per parameter,
+# or per channel, at each step.
+ONLY_NAMED = frozenset({MATH_BASE, "sgdph-row-sum-all", "sgdph-exact"})
+USUAL = tuple(name for name in SYSTEMS if name not in ONLY_NAMED)
 
 
 def choose_systems(names: Sequence[str]) -> list[System]:

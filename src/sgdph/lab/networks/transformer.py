@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # As many positions as the text's windows have characters.
 LENGTH, WIDTH, HEADS, FEED_FORWARD, LAYERS = 64, 32, 2, 64, 2
@@ -14,8 +13,6 @@ LENGTH, WIDTH, HEADS, FEED_FORWARD, LAYERS = 64, 32, 2, 64, 2
 
 class Transformer(nn.Module):
     """Two pre-norm layers of width 32 (2 heads, feed-forward 64) and one linear layer.
-
-    Attention is computed in plain products, because the fused kernels have no second derivative.
 
     Args:
         vocabulary: Number of characters, which is also the number of classes.
@@ -49,9 +46,8 @@ class Transformer(nn.Module):
         length = characters.shape[1]
         x = self.characters(characters) + self.positions[:length]
         mask = self.mask[:length, :length].to(x.dtype)
-        with sdpa_kernel(SDPBackend.MATH):
-            for layer in self.layers:
-                x = layer(x, src_mask=mask, is_causal=True)
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, is_causal=True)
         return cast(Tensor, self.fc(self.norm(x)).transpose(1, 2))
 
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def attention_for(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
+    """Return the context of the forward: plain attention where the gradients are differentiated.
+
+    Torch has no second derivative of fused attention. SGD-PH needs no such context.
+    """
+    if not getattr(optimizer, "create_graph_due", False):
+        return contextlib.nullcontext()
+    context: AbstractContextManager[object] = sdpa_kernel(SDPBackend.MATH)
+    return context
 
 
 def optimization_step(

@@ -31,7 +31,7 @@ from sgdph.lab.run.evaluation import evaluate
 from sgdph.lab.run.newton_steps import learning_rates, multiplier_summary
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import PreparedRun
-from sgdph.lab.run.step import optimization_step
+from sgdph.lab.run.step import attention_for, optimization_step
 from sgdph.lab.run.tracking import TrackedRun, tracked
 
 # How often the running loss is looked at; on a GPU every look waits for the device.
@@ -156,7 +156,8 @@ class Trainer:
             if labels.numel() == 0:
                 # Fewer were left for the last batch than there are processes.
                 break
-            logits = arithmetic.logits(network, images)
+            with attention_for(state.optimizer):
+                logits = arithmetic.logits(network, images)
             loss = F.cross_entropy(logits, labels)
             loss_sum += loss.detach() * labels.numel()
             correct += (logits.detach().argmax(1) == labels).sum()
