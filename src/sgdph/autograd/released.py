@@ -8,7 +8,7 @@ has come by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,12 +29,10 @@ class ReleasedInputs:
     they need them or not: that pass finds zeros there, which take no memory. All others get an
     error.
 
-    Args:
-        kept: Nodes that will be run again, and keep their inputs.
+    No node is held here: what is held here lives as long as the graph, which would hold itself.
     """
 
-    def __init__(self, kept: Container[Node]) -> None:
-        self._kept = kept
+    def __init__(self) -> None:
         self._memory: set[int] = set()
         self._reader: int | None = None
 
@@ -68,7 +66,7 @@ class ReleasedInputs:
 
     def _own(self, node: Node, name: str) -> Tensor | None:
         raw = getattr(node, f"_raw_saved_{name}", None)
-        if raw is None or node in self._kept or not TELLS_PACKED or raw.unpack_hook is not None:
+        if raw is None or not TELLS_PACKED or raw.unpack_hook is not None:
             return None
         saved: Tensor | None = getattr(node, f"_saved_{name}")
         return None if saved is None or saved.is_leaf else saved.detach()

@@ -69,7 +69,7 @@ class SharedBackward:
         self._region = region
         self._asked_at: dict[Node, list[int]] = {}
         self._rerun_at: dict[Node, list[int]] = {}
-        self.released = ReleasedInputs(kept=self._rerun_at)
+        self.released = ReleasedInputs()
         self._late_at: set[Node] = set()
         self._pass: int | None = None
         self._found: list[_Found] = []
@@ -122,6 +122,10 @@ class SharedBackward:
             and not is_packed(node, "input")
             and not has_hooks(node)
         )
+
+    def released_at(self, node: Node) -> ReleasedInputs | None:
+        """Return where the node may let go of its input; none if it will be run again."""
+        return None if node in self._rerun_at else self.released
 
     @contextmanager
     def recording(self) -> Iterator[None]:
