@@ -69,7 +69,7 @@ class _ReluGradient(Function):
 def elementwise_hook(node: Node, region: Region, once: bool) -> Hook | None:
     """Make the hook that gives an activation's gradient a lean derivative.
 
-    It is kept where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
+    It keeps torch's where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
         node: One of ``ELEMENTWISE``.

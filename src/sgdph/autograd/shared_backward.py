@@ -176,7 +176,7 @@ class SharedBackward:
         try:
             self._late.append((weight.variable, Convolution(node).weight_gradient(grad_output)))
         except RuntimeError:
-            self.is_complete = False
+            self._fail()
 
     def _run_again(self) -> None:
         while self._rerun:
@@ -187,10 +187,17 @@ class SharedBackward:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
-                self.is_complete = False
+                self._fail()
                 return
             for place, gradient in zip(places, gradients, strict=True):
                 self._find(node, place, gradient, grad_outputs)
+
+    def _fail(self) -> None:
+        """Leave it all to the ordinary backward; while handling the error that made it so."""
+        if not self.released.is_empty:
+            # That backward would not find what was let go of.
+            raise
+        self.is_complete = False
 
     def finish_backward(self) -> None:
         """Run the rest of the backward: as ``loss.backward()``, for all that is still to come."""
