@@ -58,7 +58,7 @@ def language_model() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": 256, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(**sizes, attn_implementation="eager"))
+    return GPT2LMHeadModel(GPT2Config(**sizes))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
