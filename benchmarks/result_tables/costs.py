@@ -117,10 +117,10 @@ def cost_transformers() -> str:
     names = {
         "transformers/gpt6": "GPT, 6 layers of width 256, 64 tokens, 8",
         "transformers/encoder12": "encoder, 12 layers of width 256, 64 tokens, 8",
-        "transformers-others/gpt2-2": "GPT-2's shape, 2 layers, 512 tokens, 1",
-        "transformers-others/timm/vit_tiny_patch16_224": "ViT-tiny, 4",
-        "transformers-others/timm/convnext_atto": "ConvNeXt-atto, 4",
-        "transformers-others/torchvision/mobilenet_v3_small": "MobileNetV3-small, 4",
+        "gpt2-2/gpt2-2": "GPT-2's shape, 2 layers, 512 tokens, 1",
+        "transformers-others/timm:vit_tiny_patch16_224": "ViT-tiny, 4",
+        "transformers-others/timm:convnext_atto": "ConvNeXt-atto, 4",
+        "transformers-others/torchvision:mobilenet_v3_small": "MobileNetV3-small, 4",
     }
     rows = []
     for study, name in names.items():
