@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from result_tables.markdown import RESULTS, markdown
+from sgdph.lab.cost.directory import CostDirectory
+from sgdph.lab.cost.figures import MATH_BASE
+from sgdph.lab.cost.summary import summarise
 
 
 def costs(study: str) -> dict[str, dict[str, str]]:
@@ -17,7 +21,7 @@ def costs(study: str) -> dict[str, dict[str, str]]:
     return {row["system"]: row for row in rows}
 
 
-def ratio(text: str) -> str:
+def ratio(text: Any) -> str:
     """Write a ratio with two digits, SGDM's 1.00 where it has no floor of its own."""
     return f"{float(text or 1.0):.2f}"
 
@@ -142,16 +146,17 @@ def cost_transformers() -> str:
 
 
 def cost_math() -> str:
-    """Transformers as ratios to SGDM with math attention."""
-    rows = []
-    for model, name in {"gpt6": "GPT", "encoder12": "encoder"}.items():
-        found = costs(f"transformers/{model}")
-        for system, label in {"sgdm": "SGDM", "sgdph": "SGD-PH, default"}.items():
-            figures = (
-                f"{float(found[system][key]) / float(found['sgdm-math'][key]):.2f}"
-                for key in ("seconds", "mean_peak", "worst_peak")
-            )
-            rows.append([f"{name}, {label}", *figures])
+    """Transformers as ratios to SGDM with math attention, within each round."""
+    names = {"gpt6": "GPT", "encoder12": "encoder"}
+    shown = {"SGDM": "SGDM", "SGD-PH": "SGD-PH, default"}
+    _, cells = CostDirectory(RESULTS / "cost" / "transformers").read()
+    rows = [
+        [f"{names[cell.model]}, {shown[row.label]}", *map(ratio, figures)]
+        for cell in cells
+        for row in summarise(cell, MATH_BASE)
+        if row.label in shown
+        for figures in [(row.time.median, row.mean_peak, row.worst_peak)]
+    ]
     return markdown(
         ["SGDM with math attention = 1.00", "time", "mean peak memory", "worst peak"], rows
     )

@@ -49,7 +49,7 @@ PART_OF_AN_ATTENTION = (
 
 THIRD_DERIVATIVE_OF_FUSED_ATTENTION = (
     "fused attention can be differentiated twice, and no third time, as a loss that contains a "
-    "gradient needs it: run the forward under "
+    "gradient needs it, and as torch.func prepares for at each derivative: run the forward under "
     "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
 )
 
