@@ -44,7 +44,7 @@ class Trial:
     def loss(self, model: nn.Module) -> Tensor:
         """Run a copy forward, with the same random numbers each time."""
         seed_everything()
-        with in_double() if self.dtype == torch.float64 else contextlib.nullcontext():
+        with same_each_time(self.dtype):
             return self._loss(model, self._inputs)
 
 
@@ -68,14 +68,26 @@ def seed_everything() -> None:
     random.seed(SEED)
 
 
-class _FloatIsDouble(TorchFunctionMode):
-    """Networks ask for float32 by name where half precision would not do: rounding must not."""
+class _SameEachTime(TorchFunctionMode):
+    """Lets a network compute the same under any attention kernel, and in double precision.
+
+    Dropout draws its mask in the order of memory, and that depends on the kernel of the attention
+    before it. What asks for float32 by name, where half precision would not do, gets float64.
+    """
+
+    def __init__(self, double: bool) -> None:
+        super().__init__()
+        self.double = double
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            func = Tensor.double
-        asked = {key: _doubled(value) for key, value in (kwargs or {}).items()}
-        return func(*map(_doubled, args), **asked)
+        given = kwargs or {}
+        if func is torch.dropout:
+            args = (args[0].contiguous(), *args[1:])
+        if self.double:
+            func = Tensor.double if func is Tensor.float else func
+            args = tuple(map(_doubled, args))
+            given = {name: _doubled(value) for name, value in given.items()}
+        return func(*args, **given)
 
 
 def _doubled(value: Any) -> Any:
@@ -83,12 +95,12 @@ def _doubled(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def in_double() -> Iterator[None]:
-    """Let what asks for float32, or for no dtype, have float64."""
+def same_each_time(dtype: torch.dtype) -> Iterator[None]:
+    """Let what asks for float32, or for no dtype, have this one; and dropout the same masks."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
-        with _FloatIsDouble():
+        with _SameEachTime(double=dtype == torch.float64):
             yield
     finally:
         torch.set_default_dtype(before)

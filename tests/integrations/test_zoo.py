@@ -76,7 +76,14 @@ def _deadly(x: Tensor) -> Tensor:
     os._exit(7)
 
 
+def _attention(x: Tensor) -> Tensor:
+    q = x.flatten(2).transpose(1, 2).unsqueeze(1)
+    attended = nn.functional.scaled_dot_product_attention(q, q, 2 * q)
+    return attended.squeeze(1).transpose(1, 2).view_as(x)
+
+
 FUNCTIONS = {
+    "attention": _attention,
     "tanh": torch.tanh,
     "gate": nn.functional.hardsigmoid,
     "once": _once,
@@ -145,6 +152,13 @@ def test_a_right_product_is_ok(comparison: Any) -> None:
         assert row.gradient_error < 1e-12, name
         assert row.newton == 4 + 8 + 8, name
         assert row.parameters == 3 * 4 * 9 + 4 + 8 + 4 * 4 * 9 + 8 + 64 * 5 + 5, name
+
+
+def test_dropout_after_attention_is_the_oracles(comparison: Any) -> None:
+    """The math kernel's output lies otherwise in memory than the fused one's."""
+    row = comparison.compare(network("attention"))
+    assert (row.result, row.fused_attentions) == ("ok", 1)
+    assert row.error < 1e-12
 
 
 def test_what_has_no_double_precision_is_compared_in_single(comparison: Any) -> None:
