@@ -12,6 +12,7 @@ from torch.nn import functional
 
 WIDTH = 8
 TOKENS = (2, 5, WIDTH)
+BEFORE = set(NETS)
 
 
 class Attention(nn.Module):
@@ -178,3 +179,5 @@ _images(
     lambda: nn.BatchNorm2d(4).eval(),
     every=True,
 )
+
+TRANSFORMERS = [name for name in NETS if name not in BEFORE]

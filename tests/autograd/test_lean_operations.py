@@ -1,0 +1,236 @@
+"""Lean second derivatives: first gradients to the bit, half precision, and what a step holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from property_nets import build
+from property_oracle import newton_count, optimizer_of
+from property_transformers import TRANSFORMERS
+from small import WAYS
+from torch import Tensor, nn
+from torch.nn import functional
+
+import sgdph
+from sgdph.autograd import lean
+from sgdph.autograd.graph import TELLS_PACKED, Graph
+from sgdph.autograd.layer_norm import layer_norm_hook
+from sgdph.lab.cost.memory import StorageTracker
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.BatchNorm2d(4),
+    "evaluated batch norm": lambda: nn.BatchNorm2d(4).eval(),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "layer norm": lambda: nn.LayerNorm((4, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_first_gradients_are_torch_s_to_the_bit(name: str) -> None:
+    plain = build(name, torch.float32)
+    plain.loss().backward()
+    for k in range(0, newton_count(name), 2):
+        case = build(name, torch.float32)
+        optimizer_of(case, "hutchinson", k).backward(case.loss())
+        for leaf, expected in plain.leaves().items():
+            assert expected.grad is None or torch.equal(case.leaves()[leaf].grad, expected.grad)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_every_operation_has_its_own_derivative(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the networks above falls back to torch's: with hooks that give zeros it shows."""
+    case = build(name)
+    kinds = {type(node).__name__ for node in Graph(case.loss()).following}
+    hooked = kinds & {*lean.LEAN, *lean.MATRIX_PRODUCTS}
+    assert hooked
+    reached: set[str] = set()
+    original = {key: lean.LEAN[key] for key in hooked & set(lean.LEAN)}
+    for key, make in original.items():
+
+        def noted(node: Any, *rest: Any, key: str = key, make: Any = make) -> Any:
+            hook = make(node, *rest)
+            if hook is None:
+                return None
+
+            def run(*gradients: Any) -> Any:
+                found = hook(*gradients)
+                if found is not None:
+                    reached.add(key)
+                return found
+
+            return run
+
+        monkeypatch.setitem(lean.LEAN, key, noted)
+    for k in range(newton_count(name)):
+        case = build(name)
+        optimizer_of(case, "row_sum", k).backward(case.loss())
+    assert reached == set(original)
+
+
+def curvature(model: nn.Module, x: Tensor, dtype: torch.dtype, setting: dict[str, Any]) -> Tensor:
+    model = copy.deepcopy(model).to(dtype)
+    norm = model[1]
+    optimizer = sgdph.SGDPH(
+        [{"params": [norm.weight, norm.bias], "channelwise": True}],
+        hessian_momentum=0.99,
+        **setting,
+    )
+    optimizer.backward(model(x.to(dtype)).double().pow(3).mean())
+    optimizer.step()
+    found = [state["hessian"].flatten() for state in optimizer.state.values() if "hessian" in state]
+    return torch.cat(found).double()
+
+
+@pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_in_half_precision(name: str, estimator: str) -> None:
+    torch.manual_seed(0)
+    convs = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
+    first, last = convs
+    model = nn.Sequential(first, NORMS[name](), nn.GELU(), last, NORMS[name](), nn.SiLU())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.add(0.2 * torch.randn_like(p)).bfloat16())
+    x = torch.randn(8, 4, 5, 5).bfloat16()
+    joint = {"estimator": estimator, "refresh": "all"}
+    exact, rounded = (curvature(model, x, d, joint) for d in (torch.float64, torch.bfloat16))
+    assert (exact - rounded).norm() <= 0.03 * exact.norm()
+
+
+class FusedRmsNormBackward0:
+    """What CUDA's node of a fused RMS norm remembers; on the CPU it is made of several."""
+
+    def __init__(self, x: Tensor, weight: Tensor) -> None:
+        self._saved_input, self._saved_weight = x, weight
+        self._saved_result1 = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        self._saved_normalized_shape = (x.shape[-1],)
+
+
+def test_rms_norm_s_node_on_cuda() -> None:
+    torch.manual_seed(0)
+    x, g = (torch.randn(3, 5, 8, dtype=torch.float64).requires_grad_() for _ in range(2))
+    weight = torch.randn(8, dtype=torch.float64).requires_grad_()
+    out = functional.rms_norm(x, (8,), weight, 1e-5)
+    plain = torch.autograd.grad(out, (x, weight), g, create_graph=True)
+    hook = row_norm_hook_of(FusedRmsNormBackward0(x, weight))
+    found = hook(plain, (g, None))
+    vectors = [torch.randn_like(t) for t in plain]
+    for one, other in zip(
+        torch.autograd.grad(found, (x, weight, g), vectors, retain_graph=True),
+        torch.autograd.grad(plain, (x, weight, g), vectors),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def row_norm_hook_of(node: Any) -> Any:
+    class Everything:
+        def leads_on(self, node: Any, place: int) -> bool:
+            return True
+
+    region: Any = Everything()
+    return layer_norm_hook(node, region, True)
+
+
+def perceptron(activation: nn.Module, depth: int = 6, width: int = 64) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [m for _ in range(depth) for m in (nn.Linear(width, width), activation)]
+    return nn.Sequential(nn.Linear(8, width), nn.LayerNorm(width), *layers, nn.Linear(width, 3))
+
+
+def peak(model: nn.Module, backward: Callable[[Tensor], None]) -> int:
+    """Bytes that one step adds at its highest, beyond the forward's first."""
+    for p in model.parameters():
+        p.grad = None
+    x = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
+    with StorageTracker() as memory:
+        memory.start()
+        backward(functional.cross_entropy(model(x), torch.arange(512) % 3))
+        return memory.peak().added
+
+
+@pytest.mark.skipif(not TELLS_PACKED, reason="this torch does not tell which tensors are packed")
+@pytest.mark.parametrize(
+    ("activation", "kept"), [(nn.ReLU(), 0), (nn.GELU(), 5)], ids=["relu", "gelu"]
+)
+def test_what_a_linear_layer_behind_holds(activation: nn.Module, kept: int) -> None:
+    """Its weight's gradient; not its input, nor its output's gradient. ReLU holds signs."""
+    model = perceptron(activation)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model))
+    for group in optimizer.param_groups:
+        group["cursor"] = 1  # layer norm's scale
+    base = peak(model, Tensor.backward)
+    step = peak(model, optimizer.backward)
+    one, weights = 512 * 64 * 4, 6 * 64 * 64 * 4
+    # GELU keeps its gradient, then its input's derivative, in place of its output.
+    assert step - base <= weights + kept * one
+
+
+@pytest.mark.skipif(not TELLS_PACKED, reason="this torch does not tell which tensors are packed")
+def test_an_input_that_was_let_go_of_raises_an_error() -> None:
+    """A hook on the layer's input comes when the layer's weight has got its gradient."""
+    model = perceptron(nn.GELU(), depth=2)
+    layer = model[4]
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model), estimator="hutchinson")
+    for group in optimizer.param_groups:
+        group["cursor"] = 1
+    errors: list[str] = []
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def other_pass(_: Tensor) -> None:
+            try:
+                torch.autograd.grad(output.sum(), layer.weight, retain_graph=True)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+        inputs[0].register_hook(other_pass)
+
+    handle = layer.register_forward_hook(watch)
+    x = torch.randn(16, 8)
+    loss = functional.cross_entropy(model(x), torch.arange(16) % 3)
+    optimizer.backward(loss)
+    assert errors
+    assert "used up by optimizer.backward" in errors[0], errors
+    handle.remove()
+    found = layer.weight.grad.clone()
+    model.zero_grad()
+    functional.cross_entropy(model(x), torch.arange(16) % 3).backward()
+    assert torch.equal(found, layer.weight.grad)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_roi_align_against_its_matrix(way: str) -> None:
+    """RoI align is linear in the features: the same loss by its matrix is plain torch."""
+    ops = pytest.importorskip("torchvision").ops
+    torch.manual_seed(0)
+    boxes = torch.tensor([[0.0, 1, 1, 6, 6], [1, 0, 2, 7, 5]], dtype=torch.float64)
+    shape = (2, 3, 8, 8)
+    size = 2 * 3 * 8 * 8
+    with torch.no_grad():
+        columns = torch.eye(size, dtype=torch.float64).view(size, *shape)
+        matrix = torch.stack(
+            [ops.roi_align(c, boxes, 2, sampling_ratio=2).flatten() for c in columns]
+        )
+    x = torch.randn(shape, dtype=torch.float64)
+    found = []
+    for pool in (
+        lambda h: ops.roi_align(h, boxes, 2, sampling_ratio=2).flatten(),
+        lambda h: h.flatten() @ matrix,
+    ):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1), nn.Tanh()).double()
+        optimizer = sgdph.SGDPH(
+            [{"params": list(model[0].parameters()), "channelwise": True}],
+            estimator="hutchinson",
+            refresh="all",
+            hessian_momentum=0.99,
+        )
+        WAYS[way](optimizer, pool(model(x)).pow(3).sum())
+        optimizer.step()
+        found.append([state["hessian"] for state in optimizer.state.values()])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
