@@ -81,7 +81,7 @@ class _SameEachTime(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        if func is torch.dropout:
+        if func in (torch.dropout, nn.functional.dropout):
             args = (args[0].contiguous(), *args[1:])
         if self.double:
             func = Tensor.double if func is Tensor.float else func
