@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="PATTERN", help="as timm/vision* or */mobilenet*")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "zoo")
     parser.add_argument("--again", action="store_true", help="compare also those that are there")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each network")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for each network")
     parser.add_argument("--memory", type=float, default=20.0, help="GiB of address space for each")
     given = parser.parse_args()
     path = given.out / "networks.csv"

@@ -77,6 +77,8 @@ def _deadly(x: Tensor) -> Tensor:
 
 
 def _attention(x: Tensor) -> Tensor:
+    # Heads behind tokens, as a linear layer leaves them.
+    x = x.transpose(1, 2).contiguous().transpose(1, 2)
     return nn.functional.scaled_dot_product_attention(x, x, 2 * x)
 
 
