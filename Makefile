@@ -34,7 +34,7 @@ test-torch:
 	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
 		'torch==$(TORCH)' numpy onnx onnxscript 'pytest>=8.0,<9.2' 'pytest-xdist>=3.6'
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
-		-k 'not frameworks.md' --ignore tests/lab --ignore tests/integrations --ignore tests/test_examples.py
+		-k 'not frameworks.md and not transformers.md' --ignore tests/lab --ignore tests/integrations --ignore tests/test_examples.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,16 +12,20 @@ import argparse
 import contextlib
 import statistics
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
 from rich.console import Console
 
-from sgdph.autograd.activations import RELU
+from sgdph.autograd.activations import ELEMENTWISE, RELU
 from sgdph.autograd.batch_norm import BATCH_NORMS
 from sgdph.autograd.convolution import CONVOLUTION
-from sgdph.autograd.lean import LEAN
+from sgdph.autograd.layer_norm import LAYER_NORM
+from sgdph.autograd.lean import LEAN, RELEASING
+from sgdph.autograd.matmul import MATRIX_PRODUCTS
 from sgdph.autograd.shared_backward import SharedBackward
+from sgdph.autograd.softmax import LOG_SOFTMAX, NLL_LOSSES, SOFTMAX
 from sgdph.lab.cost.authors import newton_names
 from sgdph.lab.cost.figures import CostSettings
 from sgdph.lab.cost.measure import spread, time_round
@@ -34,6 +38,11 @@ PARTS = {
     "convolution": lambda: without(CONVOLUTION),
     "batch norm": lambda: without(*BATCH_NORMS),
     "ReLU": lambda: without(RELU),
+    "matrix products": lambda: without(*MATRIX_PRODUCTS),
+    "layer norm": lambda: without(LAYER_NORM),
+    "activations": lambda: without(*ELEMENTWISE),
+    "softmax and loss": lambda: without(SOFTMAX, LOG_SOFTMAX, *NLL_LOSSES),
+    "inputs let go of": lambda: mock.patch.object(SharedBackward, "released_at", return_value=None),
     "late weight gradients": lambda: mock.patch.object(
         SharedBackward, "_is_better_late", return_value=False
     ),
@@ -48,10 +57,14 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def without(*operations: str) -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def without(*operations: str) -> Iterator[None]:
     """Leave some operations to torch."""
-    others = {name: hook for name, hook in LEAN.items() if name not in operations}
-    return mock.patch.dict(LEAN, others, clear=True)
+    with contextlib.ExitStack() as stack:
+        for table in (LEAN, RELEASING):
+            others: dict[str, Any] = {k: hook for k, hook in table.items() if k not in operations}
+            stack.enter_context(mock.patch.dict(table, others, clear=True))
+        yield
 
 
 class Variant(Contestant):

@@ -40,7 +40,6 @@ def main(steps: int = 200) -> float:
         n_head=4,
         bos_token_id=0,
         eos_token_id=0,
-        attn_implementation="eager",  # fused attention has no second derivative
     )
     model = GPT2LMHeadModel(config)
     # The row sum of a bias that layer norm follows is zero; Hutchinson's estimate is not.

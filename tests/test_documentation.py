@@ -31,7 +31,7 @@ BLOCKS = [
         # With its integration's tests, in the one worker that has imported the framework.
         marks=[
             pytest.mark.xdist_group(name)
-            for name in re.findall(r"sgdph\.integrations\.(\w+)", block)[:1]
+            for name in re.findall(r"(?:sgdph\.integrations\.|model: from )(\w+)", block)[:1]
         ],
     )
     for page in PAGES
@@ -58,7 +58,7 @@ def language_model() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": 256, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(**sizes, attn_implementation="eager"))
+    return GPT2LMHeadModel(GPT2Config(**sizes))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -67,15 +67,16 @@ def test_code_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     model = language_model() if "transformers" in block else bn_net()
     row = torch.arange(16)
+    rows = [{"input_ids": row, "labels": row}] * 8
     batches = [batch(step) for step in range(3)]
     names: dict[str, Any] = {
         "model": model,
-        "loader": DataLoader(batches, batch_size=None),
+        "loader": DataLoader(rows, 4) if "**batch" in block else DataLoader(batches, None),
         "micro_batches": batches,
         "loss_fn": nn.CrossEntropyLoss(),
         "optimizer": sgdph.SGDPH(sgdph.param_groups(model)),
         "loss": loss_of(model) if isinstance(model, nn.Sequential) else None,
-        "rows": [{"input_ids": row, "labels": row}] * 8,
+        "rows": rows,
         "x": batches[0][0],
         "y": batches[0][1],
         "device": "cpu",

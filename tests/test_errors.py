@@ -437,6 +437,20 @@ def test_another_optimizer_that_steps_first() -> None:
         ("torch.compile with aot_autograd does not currently support double backward", "stance"),
         ("This backward function was compiled with non-empty donated buffers", "stance"),
         ("derivative for aten::_cudnn_rnn_backward is not implemented", "cudnn.flags"),
+        (
+            "derivative for aten::_flash_attention_backward is not implemented",
+            "use torch.nn.functional.scaled_dot_product_attention",
+        ),
+        (
+            "derivative for aten::_scaled_dot_product_fused_attention_overrideable_backward is not "
+            "implemented",
+            "SDPBackend.MATH",
+        ),
+        (
+            "Trying to backward through flash_attn._flash_attn_backward.default but no autograd "
+            "formula was registered.",
+            "use torch.nn.functional.scaled_dot_product_attention",
+        ),
         ("derivative for aten::batch_norm_backward_reduce is not implemented", "GroupNorm"),
         ("batch_norm does not support 3rd+ order derivatives.", "channelwise=False"),
         ("batch_norm does not support 3rd+ order derivatives.", "third derivative"),

@@ -10,9 +10,11 @@ from result_tables.markdown import RESULTS, markdown
 
 
 def costs(study: str) -> dict[str, dict[str, str]]:
-    """Read a cost study's table by system."""
+    """Read a cost study's table by system; of several networks, ``STUDY/NETWORK`` names one."""
+    study, _, model = study.partition("/")
     with (RESULTS / "cost" / study / "cost.csv").open(encoding="utf-8", newline="") as file:
-        return {row["system"]: row for row in csv.DictReader(file)}
+        rows = [row for row in csv.DictReader(file) if model in ("", row["model"])]
+    return {row["system"]: row for row in rows}
 
 
 def ratio(text: str) -> str:
@@ -82,7 +84,8 @@ def cost_networks() -> str:
     names = {
         "vgg19-bn": "CIFAR VGG19 with batch norm, 16",
         "resnet20": "ResNet-20, 128",
-        "encoder12": ("transformer encoder, 12 layers of width 256, 64 tokens, math attention, 8"),
+        "transformers/encoder12": "transformer encoder, 12 layers of width 256, 64 tokens, 8",
+        "transformers/gpt6": "GPT, 6 layers of width 256, 64 tokens, 8",
     }
     systems = ("sgdph", "sgdph-plain", "sgdph-hutchinson-all")
 
@@ -109,6 +112,66 @@ def cost_networks() -> str:
     )
 
 
+def cost_transformers() -> str:
+    """Transformers, and networks with their operations: the default, and every tenth step."""
+    names = {
+        "transformers/gpt6": "GPT, 6 layers of width 256, 64 tokens, 8",
+        "transformers/encoder12": "encoder, 12 layers of width 256, 64 tokens, 8",
+        "transformers-others/gpt2-2": "GPT-2's shape, 2 layers, 512 tokens, 1",
+        "transformers-others/timm/vit_tiny_patch16_224": "ViT-tiny, 4",
+        "transformers-others/timm/convnext_atto": "ConvNeXt-atto, 4",
+        "transformers-others/torchvision/mobilenet_v3_small": "MobileNetV3-small, 4",
+    }
+    rows = []
+    for study, name in names.items():
+        found = costs(study)
+        default, tenth = found["sgdph"], found["sgdph-interval10"]
+        reach = f"{ratio(default['process_lowest'])} to {ratio(default['process_highest'])}"
+        figures = (ratio(default[key]) for key in ("floor", "mean_peak", "worst_peak"))
+        time = f"{ratio(default['process_median'])} ({reach})"
+        rows.append(
+            [name, time, *figures, ratio(tenth["process_median"]), ratio(tenth["mean_peak"])]
+        )
+    return markdown(
+        [
+            *("network, batch", "time", "floor", "mean peak memory", "worst peak"),
+            *("interval 10: time", "mean peak memory"),
+        ],
+        rows,
+    )
+
+
+def cost_math() -> str:
+    """Transformers as ratios to SGDM with math attention."""
+    rows = []
+    for model, name in {"gpt6": "GPT", "encoder12": "encoder"}.items():
+        found = costs(f"transformers/{model}")
+        for system, label in {"sgdm": "SGDM", "sgdph": "SGD-PH, default"}.items():
+            figures = (
+                f"{float(found[system][key]) / float(found['sgdm-math'][key]):.2f}"
+                for key in ("seconds", "mean_peak", "worst_peak")
+            )
+            rows.append([f"{name}, {label}", *figures])
+    return markdown(
+        ["SGDM with math attention = 1.00", "time", "mean peak memory", "worst peak"], rows
+    )
+
+
+def cost_parts_of_gpt() -> str:
+    """What each part of the step buys on a GPT."""
+    names = {
+        "all parts": "all parts",
+        "without: matrix products": "without the matrix products'",
+        "without: layer norm": "without layer norm's",
+        "without: activations": "without the activations'",
+        "without: softmax and loss": "without log-softmax's and the loss's",
+        "without: inputs let go of": "without letting go of layers' inputs",
+        "without: two phases": "without two phases",
+        "none: the plain way": "none of them, but fused attention's",
+    }
+    return _parts("parts-gpt6.txt", names)
+
+
 def cost_parts() -> str:
     """What each part of the step buys, out of what ``step_parts.py`` printed."""
     names = {
@@ -121,7 +184,11 @@ def cost_parts() -> str:
         "two phases alone": "two phases alone",
         "none: the plain way": "none of them: the plain way",
     }
-    text = (RESULTS / "cost" / "parts.txt").read_text(encoding="utf-8")
+    return _parts("parts.txt", names)
+
+
+def _parts(file: str, names: Mapping[str, str]) -> str:
+    text = (RESULTS / "cost" / file).read_text(encoding="utf-8")
     line = re.compile(r"^(\S.*?) {2,}(\S+ \(.*?\)) +(\S+) +(\S+)$", re.MULTILINE)
     found = {name: rest for name, *rest in line.findall(text)}
     rows = [[shown, *found[name]] for name, shown in names.items()]

@@ -63,8 +63,9 @@ class SecondOrderOptimizer(JoinableOptimizer):
 
         With ``closure`` in place of ``loss`` it is taken from central differences of the gradient,
         at two forward and backward passes more for each product, and needs no second derivative:
-        for fused attention, cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models. Its
-        error, and what it sees of ReLU's kinks, is in ``docs/second-derivatives.md``.
+        for cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models, attention kernels that
+        are not torch's. Its error, and what it sees of ReLU's kinks, is in
+        ``docs/second-derivatives.md``.
 
         Args:
             loss: A real scalar with a graph.

@@ -209,6 +209,14 @@ def fake_kernel(name: str, dropout: float = 0.0) -> Callable[..., Any]:
     return call
 
 
+class Whole(torch.autograd.Function):
+    """An attention as one node."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        return scores(q, k, bias, 0.6).softmax(-1) @ v
+
+
 def scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     plain = scale * q @ k.mT
     return plain if bias is None else plain + bias
@@ -224,12 +232,13 @@ def test_cuda_s_kernels_by_their_own_schemas(kind: str) -> None:
     bias = None if kind == "flash" else torch.randn(2, 3, 5, 5, dtype=F64).requires_grad_()
     wanted = [*inputs(2, 3, 3, 5, 5, 4), *([bias] if kind == "efficient" else [])]
     q, k, v = wanted[:3]
-    out = scores(q, k, bias, 0.6).softmax(-1) @ v
+    plain = scores(q, k, bias, 0.6).softmax(-1) @ v
+    out = Whole.apply(q, k, v, bias)
     g = torch.randn_like(out).requires_grad_()
     results = []
     for found in (
         call(g, q, k, v, out, bias),
-        torch.autograd.grad(out, wanted, g, create_graph=True),
+        torch.autograd.grad(plain, wanted, g, create_graph=True),
     ):
         assert len(found) == len(wanted)
         vectors = [torch.arange(t.numel(), dtype=F64).sin().view_as(t) for t in found]
@@ -242,7 +251,7 @@ def test_cuda_s_kernels_by_their_own_schemas(kind: str) -> None:
 def test_dropout_inside_a_kernel_is_refused() -> None:
     call = fake_kernel("_scaled_dot_product_flash_attention_backward", dropout=0.1)
     q, k, v = inputs(2, 3, 3, 5, 5, 4)
-    out = scores(q, k, None, 0.6).softmax(-1) @ v
+    out = Whole.apply(q, k, v, None)
     gradients = call(torch.ones_like(out), q, k, v, out, None)
     with pytest.raises(RuntimeError, match=r"dropout.*SDPBackend\.MATH"):
         torch.autograd.grad(gradients[0].sum(), q)
@@ -268,6 +277,39 @@ def test_a_third_derivative_is_refused(way: str) -> None:
     (first,) = torch.autograd.grad(out.pow(3).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match=r"no third.*SDPBackend\.MATH"):
         torch.autograd.grad(first.sum(), q, create_graph=True)
+
+
+def test_a_part_of_an_attention_is_refused() -> None:
+    """Blockwise attention gives the kernel some keys, and the result and normaliser of all."""
+    make_attention_twice_differentiable()
+    q, k, v = inputs(1, 2, 2, 6, 6, 4)
+    aten = torch.ops.aten
+    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    g = torch.ones_like(out)
+    parts = [
+        aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            g, q, k[:, :, half], v[:, :, half], out, lse, 0.0, False
+        )[0]
+        for half in (slice(3), slice(3, 6))
+    ]
+    whole = torch.autograd.grad(out, q, g, retain_graph=True)[0]
+    assert_near(parts[0] + parts[1], whole)
+    with pytest.raises(RuntimeError, match="blockwise"):
+        torch.autograd.grad(parts[0].sum(), q)
+
+
+def test_forward_mode_is_refused() -> None:
+    make_attention_twice_differentiable()
+    q, k, v = (t.detach() for t in inputs(1, 2, 2, 3, 3, 4))
+
+    def slope(c: Tensor) -> Tensor:
+        def loss(v: Tensor) -> Tensor:
+            return (c * functional.scaled_dot_product_attention(q, k, v)).sum()
+
+        return torch.func.grad(loss)(v)
+
+    with pytest.raises(NotImplementedError, match=r"forward-mode.*SDPBackend\.MATH"):
+        torch.func.jvp(slope, (torch.ones_like(q),), (torch.ones_like(q),))
 
 
 def test_transforms_of_torch_func_are_left_as_they_are() -> None:

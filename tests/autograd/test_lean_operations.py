@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +47,7 @@ def test_every_operation_has_its_own_derivative(name: str, monkeypatch: pytest.M
     """None of the networks above falls back to torch's: with hooks that give zeros it shows."""
     case = build(name)
     kinds = {type(node).__name__ for node in Graph(case.loss()).following}
-    hooked = kinds & {*lean.LEAN, *lean.MATRIX_PRODUCTS}
+    hooked = kinds & {*lean.LEAN, *lean.RELEASING}
     assert hooked
     reached: set[str] = set()
     original = {key: lean.LEAN[key] for key in hooked & set(lean.LEAN)}
@@ -200,6 +202,73 @@ def test_an_input_that_was_let_go_of_raises_an_error() -> None:
     model.zero_grad()
     functional.cross_entropy(model(x), torch.arange(16) % 3).backward()
     assert torch.equal(found, layer.weight.grad)
+
+
+def test_a_hook_s_own_passes_see_no_zeros() -> None:
+    """One begins at the loss in the product's pass, one makes a graph in the first pass."""
+    results: dict[str, list[float]] = {}
+    for kind in ("plain", "sgdph"):
+        model = perceptron(nn.GELU(), depth=2)
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), estimator="hutchinson")
+        for group in optimizer.param_groups:
+            group["cursor"] = 1
+        out = model(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)))
+        loss = out.sin().sum()
+        inside: list[bool] = []
+        seen = results.setdefault(kind, [])
+
+        def other_pass(
+            _: Tensor,
+            loss: Tensor = loss,
+            model: nn.Module = model,
+            inside: list[bool] = inside,
+            seen: list[float] = seen,
+        ) -> None:
+            if inside:
+                return
+            inside.append(True)
+            with torch.enable_grad():
+                (found,) = torch.autograd.grad(loss, model[4].weight, create_graph=True)
+            inside.clear()
+            seen.append(float(found.detach().norm()))
+
+        out.register_hook(other_pass)
+        try:
+            loss.backward(retain_graph=True) if kind == "plain" else optimizer.backward(loss)
+        except RuntimeError as error:
+            # What was let go of, or the product's pass has freed it.
+            assert "used up" in str(error) or "second time" in str(error)  # noqa: PT017
+    assert results["sgdph"]
+    for found in results["sgdph"]:
+        assert found == pytest.approx(results["plain"][0])
+
+
+def test_a_pass_that_fails_leaves_nothing_behind() -> None:
+    """What was let go of by then must not keep the graph alive."""
+    model = perceptron(nn.GELU(), depth=3)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model), estimator="hutchinson")
+    for group in optimizer.param_groups:
+        group["cursor"] = 1
+    seen: list[weakref.ref[Tensor]] = []
+
+    def fail(_: Tensor) -> None:
+        raise ValueError("a user's hook")
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(weakref.ref(output.untyped_storage()))
+        output.register_hook(fail)
+
+    handles = [model[5].register_forward_hook(watch)]
+    x = torch.randn(16, 8)
+    # A junction, so that a node is run again.
+    loss = functional.cross_entropy(model(x), torch.arange(16) % 3) + model[1].weight.sum()
+    with pytest.raises(ValueError, match="a user's hook"):
+        optimizer.backward(loss)
+    del loss
+    for handle in handles:
+        handle.remove()
+    gc.collect()
+    assert seen[0]() is None
 
 
 @pytest.mark.parametrize("way", WAYS)

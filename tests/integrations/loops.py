@@ -115,7 +115,11 @@ def assert_same_run(
     for index, state in theirs.items():
         for key, value in state.items():
             torch.testing.assert_close(
-                ours[index][key], value, rtol=bound, atol=bound, msg=f"{key} of {index} differs"
+                ours[index][key],
+                value,
+                rtol=bound,
+                atol=bound,
+                msg=lambda m, k=key, i=index: f"{k} of {i} differs: {m}",
             )
     for mine, other in zip(optimizer.param_groups, expected[1].param_groups, strict=True):
         for key in mine.keys() & other.keys() - {"params", "initial_lr", "max_lr", "min_lr"}:

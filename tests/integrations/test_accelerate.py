@@ -69,12 +69,13 @@ class Run:
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_trains_as_the_plain_loop(accumulate: int, interval: int, kind: str) -> None:
-    # The curvature of the undivided loss would be too large as many times as it accumulates.
+    # The curvature of the undivided loss would be too large as many times as it accumulates. The
+    # bound is float32's rounding.
     settings = {"hessian_interval": interval, "kind": kind}
     run = Run(24, accumulate, settings=settings)
     run.epoch(clip=0.1)
     expected = plain_loop(24, accumulate=accumulate, clip=0.1, **settings)
-    assert_same_run(run.bare, run.optimizer, expected, bound=1e-6)
+    assert_same_run(run.bare, run.optimizer, expected, bound=1e-5)
 
 
 def test_bf16() -> None:

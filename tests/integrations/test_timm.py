@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from small import assert_same_bits
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
@@ -22,6 +23,7 @@ from sgdph.integrations.timm import PartialHessianScaler, by_role, register
 
 pytestmark = [pytest.mark.xdist_group("timm"), pytest.mark.filterwarnings("ignore")]
 
+NETWORKS = ["test_resnet", "test_vit"]
 STEPS = 6
 BATCHES = [
     (torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 3]))
@@ -37,7 +39,8 @@ def _registered() -> None:
 
 def network(name: str = "test_resnet", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return timm.create_model(name, num_classes=4, pretrained=False)
+    size = {"img_size": 32} if name == "test_vit" else {}
+    return timm.create_model(name, num_classes=4, pretrained=False, **size)
 
 
 def script_epoch(
@@ -108,8 +111,9 @@ def clip_norm(model: nn.Module) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), 0.5)
 
 
-def test_the_script_trains_as_the_plain_loop() -> None:
-    model, twin = network(), network()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_script_trains_as_the_plain_loop(name: str) -> None:
+    model, twin = network(name), network(name)
     optimizer = create_optimizer_v2(model, "sgdph", param_group_fn=sgdph.param_groups, **SETTINGS)
     script_epoch(model, optimizer, clip_grad=0.5, accumulate=2)
     reference = sgdph.SGDPH(sgdph.param_groups(twin), **SETTINGS)
@@ -118,9 +122,10 @@ def test_the_script_trains_as_the_plain_loop() -> None:
     assert {*optimizer.multipliers()} == {*reference.multipliers()}
 
 
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("scaler", [None, NativeScaler, PartialHessianScaler])
-def test_newton_steps_beside_timms_adamw(scaler: Any) -> None:
-    model, twin = network(), network()
+def test_newton_steps_beside_timms_adamw(scaler: Any, name: str) -> None:
+    model, twin = network(name), network(name)
     optimizer = beside_adamw(model)
     # Theirs is what timm's script asks for. PartialHessianScaler does not need it.
     assert not hasattr(optimizer, "is_second_order")
@@ -130,6 +135,18 @@ def test_newton_steps_beside_timms_adamw(scaler: Any) -> None:
     plain_epoch(twin, beside_adamw(twin), accumulate=2, clip=clip_norm)
     assert gap(model, twin) < 1e-5
     assert all(s.refreshes for s in list(optimizer.multiplier_statistics().values())[:3])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_resumed_run_is_the_uninterrupted_one(name: str) -> None:
+    model, resumed = network(name), network(name, seed=1)
+    optimizers = beside_adamw(model), beside_adamw(resumed)
+    script_epoch(model, optimizers[0], PartialHessianScaler("cpu"))
+    resumed.load_state_dict(model.state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for each, optimizer in zip((model, resumed), optimizers, strict=True):
+        script_epoch(each, optimizer, PartialHessianScaler("cpu"))
+    assert_same_bits(model, resumed)
 
 
 @pytest.mark.parametrize("scaler", [NativeScaler, PartialHessianScaler])
@@ -188,7 +205,7 @@ def test_lookahead_trains() -> None:
     assert gap(model, twin) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_layer_decay_groups_by_role(name: str) -> None:
     model = network(name)
     groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)

@@ -1,4 +1,7 @@
-"""Hugging Face Trainer: tiny networks with random weights, on text that comes with Python."""
+"""Hugging Face Trainer: tiny networks with random weights and the attention that they have.
+
+The text comes with Python.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ ROWS = [
 ]
 
 
-def gpt2(seed: int = 0, attention: str = "eager") -> GPT2LMHeadModel:
+def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=256,
@@ -57,7 +60,6 @@ def gpt2(seed: int = 0, attention: str = "eager") -> GPT2LMHeadModel:
         resid_pdrop=0.0,
         bos_token_id=0,
         eos_token_id=0,
-        attn_implementation=attention,
     )
     return GPT2LMHeadModel(config)
 
@@ -73,7 +75,6 @@ def bert() -> BertForSequenceClassification:
         max_position_embeddings=LENGTH,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        attn_implementation="eager",
     )
     return BertForSequenceClassification(config)
 
@@ -293,12 +294,6 @@ def test_the_accelerator_is_as_it_was(tmp_path: Path) -> None:
     run.train()
     assert "backward" not in before
     assert "backward" not in vars(run.accelerator)
-
-
-def test_fused_attention_is_told_the_way_out(tmp_path: Path) -> None:
-    model = gpt2(attention="sdpa")
-    with pytest.raises(RuntimeError, match="fused attention"):
-        trainer(tmp_path, model, optimizer_of(model, refresh="all")).train()
 
 
 def test_another_optimizer_is_refused(tmp_path: Path) -> None:

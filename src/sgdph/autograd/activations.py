@@ -22,7 +22,7 @@ RELU = "ReluBackward0"
 PIECE = 2**16
 
 
-def relu_hook(node: Node, released: ReleasedInputs | None) -> Hook | None:
+def relu_hook(node: Node, region: Region, released: ReleasedInputs | None) -> Hook | None:
     """Make the hook that gives a ReLU's gradient a derivative without a tensor of zeros.
 
     Torch's would be held until the product comes by again. It is kept where the result was packed
@@ -30,6 +30,7 @@ def relu_hook(node: Node, released: ReleasedInputs | None) -> Hook | None:
 
     Args:
         node: One of type ``RELU``.
+        region: What lies behind the parameters of a product.
         released: Where to let go of what nobody will read any more; or none.
     """
     if is_packed(node, "result"):
@@ -68,7 +69,7 @@ class _ReluGradient(Function):
 def elementwise_hook(node: Node, region: Region, once: bool) -> Hook | None:
     """Make the hook that gives an activation's gradient a lean derivative.
 
-    It is kept where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
+    It keeps torch's where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
         node: One of ``ELEMENTWISE``.

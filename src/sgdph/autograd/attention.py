@@ -12,13 +12,15 @@ and ``torch.autograd.grad`` included.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.graph import get_gradient_edge
 
 from sgdph.autograd.attention_derivative import AttentionDerivative, AttentionSettings
 from sgdph.autograd.graph import Gradients
@@ -36,6 +38,13 @@ DROPOUT_IN_FUSED_ATTENTION = (
     "itself, and nobody can draw the same again. Run the forward under "
     "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), set the attention's "
     "dropout to 0, or take it from differences of gradients, update_hessian(closure=...)"
+)
+
+PART_OF_AN_ATTENTION = (
+    "no partial Hessian can be taken from this loss: a kernel of fused attention was given a part "
+    "of the keys and the result of all, as blockwise and ring attention do. The second derivative "
+    "would need all at once: use torch's scaled_dot_product_attention, or take it from differences "
+    "of gradients, update_hessian(closure=...)"
 )
 
 THIRD_DERIVATIVE_OF_FUSED_ATTENTION = (
@@ -67,6 +76,8 @@ def _autograd_kernel(kernel: Any) -> Callable[..., Gradients]:
     names = [argument.name.rstrip("_") for argument in kernel._schema.arguments]
 
     def gradients_of(*arguments: Any, **named: Any) -> Gradients:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents((*arguments, *named.values()))
         with torch._C._AutoDispatchBelowAutograd():
             gradients: Gradients = kernel(*arguments, **named)
         if not torch.is_grad_enabled():
@@ -80,13 +91,16 @@ def _autograd_kernel(kernel: Any) -> Callable[..., Gradients]:
         settings = AttentionSettings(
             known.get("is_causal", False), known.get("scale"), known["dropout_p"]
         )
+        is_whole = _is_whole(known["out"], inputs[1:])
         # A transform of torch.func has entered its level already, and would do so once more.
         with enable_single_level_autograd_function():
             return _AttentionGradients.apply(  # type: ignore[attr-defined,no-any-return]
                 *inputs,
                 bias if wants_bias or bias is None else bias.detach(),
-                known["out"],
+                # What it depends on is in the formulas.
+                known["out"].detach(),
                 settings,
+                is_whole,
                 # Not as arguments of their own: these would be returned as views of themselves.
                 list(gradients),
             )
@@ -94,12 +108,45 @@ def _autograd_kernel(kernel: Any) -> Callable[..., Gradients]:
     return gradients_of
 
 
+def _is_whole(out: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Tell whether an attention's result was computed from these queries, keys and values.
+
+    Who computes attention in parts, over blocks or ranks, calls the kernel with parts of the keys
+    and with the result of the whole.
+    """
+    if torch._C._are_functorch_transforms_active():
+        # A third derivative is refused anyway, and edges are those of another level.
+        return True
+    edges = () if out.grad_fn is None else out.grad_fn.next_functions
+    return len(edges) >= 3 and all(
+        get_gradient_edge(t)[:2] == edge
+        for t, edge in zip(inputs, edges, strict=False)
+        if t.requires_grad
+    )
+
+
+def _refuse_tangents(arguments: Iterable[Any]) -> None:
+    """Raise an error, as torch does, where forward-mode differentiation comes by.
+
+    Raises:
+        NotImplementedError: One of the tensors has a tangent.
+    """
+    for t in arguments:
+        if not isinstance(t, Tensor):
+            continue
+        if forward_ad.unpack_dual(t).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotImplementedError(
+                "fused attention's gradient has no forward-mode derivative: run the forward under "
+                "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
+            )
+
+
 class _AttentionGradients(_SingleLevelFunction):
     """The gradients of an attention's inputs, as functions of all that they depend on."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Gradients:
-        *tensors, ctx.settings, gradients = arguments
+        *tensors, ctx.settings, ctx.is_whole, gradients = arguments
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return tuple(gradients)
@@ -108,10 +155,12 @@ class _AttentionGradients(_SingleLevelFunction):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Gradients:
         if torch.is_grad_enabled():
             raise RuntimeError(THIRD_DERIVATIVE_OF_FUSED_ATTENTION)
+        if not ctx.is_whole:
+            raise RuntimeError(PART_OF_AN_ATTENTION)
         if ctx.settings.dropout:
             raise RuntimeError(DROPOUT_IN_FUSED_ATTENTION)
         *inputs, bias, output = ctx.saved_tensors
-        found: list[Tensor | None] = [None] * 8
+        found: list[Tensor | None] = [None] * 9
         if any(t is not None for t in cotangents):
             with torch.autocast(output.device.type, enabled=False):
                 found[:5] = AttentionDerivative(

@@ -37,8 +37,8 @@ def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
             if training:
                 mean, inverse_std = node._saved_result1, node._saved_result2
             else:
-                mean = node._saved_running_mean.clone()
-                inverse_std = (node._saved_running_var + node._saved_eps).rsqrt()
+                mean, variance = _exact(node._saved_running_mean, node._saved_running_var)
+                mean, inverse_std = mean.clone(), (variance + node._saved_eps).rsqrt()
         except (AttributeError, RuntimeError):
             return None
         plain = list(map(detached, grad_inputs))

@@ -52,9 +52,19 @@ COMPILED_WORKAROUND = (
 # What torch says where a second derivative is missing, and a workaround for each.
 _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (
-        ("scaled_dot_product", "flash_attention", "efficient_attention"),
-        "fused attention has no second derivative: run the forward under "
-        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), " + BY_DIFFERENCES,
+        # Torch's own on other devices than CPU and CUDA; then kernels beside it, and of packages.
+        (
+            "scaled_dot_product",
+            "flash_attention",
+            "efficient_attention",
+            "flex_attention",
+            "varlen_attn",
+            "flash_attn",
+        ),
+        "this attention kernel has no second derivative: use "
+        "torch.nn.functional.scaled_dot_product_attention, on other devices than CPU and CUDA "
+        "under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), "
+        + BY_DIFFERENCES,
     ),
     (
         ("cudnn_rnn", "CuDNN RNN"),

@@ -45,6 +45,7 @@ from sgdph.autograd.matmul import MATRIX_PRODUCTS, matrix_product_hook
 from sgdph.autograd.recomputed import Operation, PackedArguments, recomputed_hook
 from sgdph.autograd.released import ReleasedInputs
 from sgdph.autograd.roi_align import make_roi_align_twice_differentiable
+from sgdph.autograd.shared_backward import SharedBackward
 from sgdph.autograd.softmax import LOG_SOFTMAX, NLL_LOSSES, SOFTMAX, nll_loss_hook, softmax_hook
 from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM, weight_norm_hook
 
@@ -60,6 +61,11 @@ LEAN: dict[str, HookFactory] = {
     GROUP_NORM: group_norm_hook,
     **dict.fromkeys((SOFTMAX, LOG_SOFTMAX), softmax_hook),
     **dict.fromkeys(NLL_LOSSES, nll_loss_hook),
+}
+# ... those that may besides let go of what they saved ...
+RELEASING: dict[str, Callable[[Node, Region, ReleasedInputs | None], Hook | None]] = {
+    **dict.fromkeys(MATRIX_PRODUCTS, matrix_product_hook),
+    RELU: relu_hook,
 }
 # ... those whose derivative in torch is wrong ...
 CORRECTED: dict[str, HookFactory] = {
@@ -78,7 +84,7 @@ def register_second_derivatives() -> None:
 
 @contextlib.contextmanager
 def lean_second_derivatives(
-    region: Region, once: bool, *, lean: bool = True, released: ReleasedInputs | None = None
+    region: Region, once: bool, *, lean: bool = True, shared: SharedBackward | None = None
 ) -> Iterator[None]:
     """Give the gradients taken meanwhile, with ``create_graph=True``, lean derivatives.
 
@@ -86,7 +92,8 @@ def lean_second_derivatives(
         region: What lies behind the parameters that the gradients are taken of.
         once: Whether there will be a single product.
         lean: Whether to replace torch's derivatives too, and not only to bring those it lacks.
-        released: Where to let go of layers' inputs, where nobody else will need them.
+        shared: The backward that is to go on from here, where one is: layers' inputs that it will
+            not need are let go of.
 
     Raises:
         RuntimeError: The region holds an operation whose second derivative cannot be had.
@@ -99,10 +106,9 @@ def lean_second_derivatives(
             hooks.append((node, CORRECTED[name](node, region, once)))
         elif name in RECOMPUTED:
             recomputed.append((node, RECOMPUTED[name]))
-        elif lean and name in MATRIX_PRODUCTS and not has_hooks(node):
-            hooks.append((node, matrix_product_hook(node, region, released)))
-        elif lean and name == RELU and not has_hooks(node):
-            hooks.append((node, relu_hook(node, released)))
+        elif lean and name in RELEASING and not has_hooks(node):
+            released = None if shared is None else shared.released_at(node)
+            hooks.append((node, RELEASING[name](node, region, released)))
         elif lean and name in LEAN and not has_hooks(node):
             hooks.append((node, LEAN[name](node, region, once)))
     packed = PackedArguments.of(recomputed) if recomputed else None

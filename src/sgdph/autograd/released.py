@@ -8,7 +8,7 @@ has come by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,8 @@ from sgdph.autograd.graph import TELLS_PACKED, Node
 
 _MESSAGE = (
     "the graph of this loss was used up by optimizer.backward(loss), which takes the place of "
-    "loss.backward(): compute the loss anew"
+    "loss.backward(): compute the loss anew. A hook that runs a backward of its own through this "
+    "graph needs optimizer.backward(loss, low_memory=True)"
 )
 
 
@@ -26,16 +27,21 @@ class ReleasedInputs:
     """What is let go of for the sake of one product.
 
     The product's own pass comes by the layers once more. Their nodes unpack their inputs whether
-    they need them or not: that pass finds zeros there, which take no memory. All others get an
-    error.
+    they need them or not: that pass finds zeros there, which take no memory. So does a user's hook
+    that looks into a node meanwhile. Passes of others get an error.
 
-    Args:
-        kept: Nodes that will be run again, and keep their inputs.
+    No node is held here: what is held here lives as long as the graph, which would hold itself.
+
+    Attributes:
+        is_empty: Whether nothing was let go of so far.
     """
 
-    def __init__(self, kept: Container[Node]) -> None:
-        self._kept = kept
+    def __init__(self) -> None:
+        self.is_empty = True
+        # Where what was released lay.
         self._memory: set[int] = set()
+        # The first pass, which alone lets go of anything, and the product's, which alone reads.
+        self._writer: int | None = None
         self._reader: int | None = None
 
     def release(self, node: Node, name: str) -> None:
@@ -68,10 +74,17 @@ class ReleasedInputs:
 
     def _own(self, node: Node, name: str) -> Tensor | None:
         raw = getattr(node, f"_raw_saved_{name}", None)
-        if raw is None or node in self._kept or not TELLS_PACKED or raw.unpack_hook is not None:
+        if raw is None or not TELLS_PACKED or raw.unpack_hook is not None:
             return None
+        current = torch._C._current_graph_task_id()
+        if self._writer is None:
+            self._writer = current
         saved: Tensor | None = getattr(node, f"_saved_{name}")
-        return None if saved is None or saved.is_leaf else saved.detach()
+        # Not in a pass that a user's hook runs meanwhile; no subclass, which may have no memory.
+        if saved is None or saved.is_leaf or type(saved) is not Tensor or current != self._writer:
+            return None
+        self.is_empty = False
+        return saved.detach()
 
     def _replace(self, node: Node, name: str, read: Callable[[], Tensor]) -> None:
         def unpack(_: None) -> Tensor:
@@ -86,7 +99,9 @@ class ReleasedInputs:
         """Let the pass read that is made meanwhile, and that begins at some of these tensors."""
 
         def begin(_: object) -> None:
-            self._reader = torch._C._current_graph_task_id()
+            # A user's hook may begin passes of its own there later.
+            if self._reader is None:
+                self._reader = torch._C._current_graph_task_id()
 
         nodes = {t.grad_fn for t in roots if t is not None and t.grad_fn is not None}
         handles = [node.register_prehook(begin) for node in nodes]

@@ -64,6 +64,8 @@ def row_norm_hook(
             norm = saved(node)
         except RuntimeError:
             return None
+        if norm.x.numel() == 0:
+            return None
         plain = list(map(detached, grad_inputs))
         if norm.gradients is not None:
             with torch.no_grad():

@@ -69,7 +69,7 @@ class SharedBackward:
         self._region = region
         self._asked_at: dict[Node, list[int]] = {}
         self._rerun_at: dict[Node, list[int]] = {}
-        self.released = ReleasedInputs(kept=self._rerun_at)
+        self.released = ReleasedInputs()
         self._late_at: set[Node] = set()
         self._pass: int | None = None
         self._found: list[_Found] = []
@@ -123,6 +123,10 @@ class SharedBackward:
             and not has_hooks(node)
         )
 
+    def released_at(self, node: Node) -> ReleasedInputs | None:
+        """Return where the node may let go of its input; none if it will be run again."""
+        return None if node in self._rerun_at else self.released
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Write down what leaves the region in the pass that is made meanwhile."""
@@ -172,7 +176,7 @@ class SharedBackward:
         try:
             self._late.append((weight.variable, Convolution(node).weight_gradient(grad_output)))
         except RuntimeError:
-            self.is_complete = False
+            self._fail()
 
     def _run_again(self) -> None:
         while self._rerun:
@@ -183,10 +187,17 @@ class SharedBackward:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
-                self.is_complete = False
+                self._fail()
                 return
             for place, gradient in zip(places, gradients, strict=True):
                 self._find(node, place, gradient, grad_outputs)
+
+    def _fail(self) -> None:
+        """Leave it all to the ordinary backward; while handling the error that made it so."""
+        if not self.released.is_empty:
+            # That backward would not find what was let go of.
+            raise
+        self.is_complete = False
 
     def finish_backward(self) -> None:
         """Run the rest of the backward: as ``loss.backward()``, for all that is still to come."""

@@ -20,6 +20,11 @@ def nll_loss_hook(node: Node, region: Region, once: bool) -> Hook | None:
 
     It does not depend on the log-probabilities, only on the loss's own gradient. Torch hangs a
     tensor of zeros on it.
+
+    Args:
+        node: One of ``NLL_LOSSES``.
+        region: What lies behind the parameters of a product.
+        once: Whether there will be a single product.
     """
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
@@ -34,8 +39,8 @@ def nll_loss_hook(node: Node, region: Region, once: bool) -> Hook | None:
 def softmax_hook(node: Node, region: Region, once: bool) -> Hook | None:
     """Make the hook that gives the gradient of a softmax, or of its logarithm, a lean derivative.
 
-    It is kept where the result was packed (:func:`~sgdph.autograd.graph.is_packed`), and in half
-    precision.
+    It keeps torch's in half precision, and where the result was packed
+    (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
         node: One of type ``SOFTMAX`` or ``LOG_SOFTMAX``.

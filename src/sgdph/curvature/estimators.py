@@ -73,13 +73,12 @@ def gradients_with_graph(
     asked = [] if shared is None else shared.asked
     leaves = [] if shared is None else shared.asked_leaves
     recording = contextlib.nullcontext() if shared is None else shared.recording()
-    released = None if shared is None else shared.released
     with (
         silenced_hooks([*params, *leaves]),
         torch.enable_grad(),
         explain_missing_derivatives(),
         refuse_graphless_gradients(custom, region),
-        lean_second_derivatives(region, once, lean=lean, released=released),
+        lean_second_derivatives(region, once, lean=lean, shared=shared),
         recording,
     ):
         inputs = [*map(get_gradient_edge, params), *asked]

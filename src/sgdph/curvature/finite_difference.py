@@ -3,8 +3,8 @@ r"""Hessian-vector products from gradients alone, for losses that cannot be diff
 The central difference :math:`Hv \approx (g(w + \delta v) - g(w - \delta v)) / 2\delta` has an error
 of :math:`O(\delta^2)` from the third derivative and of :math:`O(u / \delta)` from gradients rounded
 to :math:`u` (Nocedal & Wright, "Numerical Optimization", 2006, section 8.1). Two passes more, and
-no graph of a gradient: fused attention, cuDNN's recurrent layers, ``SyncBatchNorm`` and compiled
-models all have what it takes.
+no graph of a gradient: cuDNN's recurrent layers, ``SyncBatchNorm`` and compiled models all have
+what it takes.
 
 Both passes must see the same function of the weights. Buffers and the global random generators are
 reset for each (:mod:`sgdph.curvature.side_effects`). What else a closure may draw from (a loader, a

@@ -39,9 +39,8 @@ class PartialHessianMixin:
 class PartialHessianTrainer(PartialHessianMixin, Trainer):
     """A ``transformers.Trainer`` for :class:`sgdph.SGDPH` and :class:`sgdph.PartialHessian`.
 
-    The model needs attention that can be differentiated twice:
-    ``model.set_attn_implementation("eager")``, or ``attn_implementation="eager"`` where it is
-    loaded.
+    The model keeps the attention that it has by default, ``"sdpa"``. Kernels of other packages, as
+    ``"flash_attention_2"`` is one, have no second derivative.
 
     Example:
         >>> groups = param_groups(model, weight_decay=0.01)

@@ -11,7 +11,6 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgdph import hessian_block
 from sgdph.lab.config.run_config import RunConfig
@@ -162,16 +161,13 @@ def draw_batches(run: PreparedRun, count: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def loss_on(run: PreparedRun, batch: tuple[Tensor, Tensor], index: int, float64: bool) -> Tensor:
-    """Compute the training loss (nats) on a batch; dropout masks are the index's own.
-
-    Attention is in plain products, which torch can differentiate as often as a block asks for.
-    """
+    """Compute the training loss (nats) on a batch; dropout masks are the index's own."""
     inputs, labels = batch
     if float64 and inputs.is_floating_point():
         inputs = inputs.double()
     device = inputs.device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+    with torch.random.fork_rng(devices):
         torch.manual_seed(derive_seed(run.config.seed, f"forward {index}"))
         return F.cross_entropy(run.state.model(inputs), labels)
 
