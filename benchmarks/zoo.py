@@ -1,6 +1,6 @@
 """A joint due step of the networks that people train, each beside double backward by plain torch.
 
-    python benchmarks/zoo.py                        # all: 40 minutes on one core
+    python benchmarks/zoo.py                        # all: 25 minutes on one core
     python benchmarks/zoo.py --only 'timm/*vit*'    # some of them
     python benchmarks/zoo.py --only 'timm/*vit*' --again
 
@@ -78,20 +78,16 @@ def row_of(network: Network, timeout: float, memory: int) -> Row:
 
 def versions(package: str) -> dict[str, str]:
     """Return what a row was made with."""
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-        "--abbrev=7",
-    ]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
     names = {"version": package, "torch": "torch"}
     told = {key: importlib.metadata.version(name) for key, name in names.items()}
-    return {**told, "commit": found.stdout.strip()}
+    changed = git("status", "--porcelain", "--", "src", "benchmarks")
+    return {**told, "commit": git("rev-parse", "--short=7", "HEAD") + "-dirty" * bool(changed)}
+
+
+def git(*arguments: str) -> str:
+    """Ask git about this repository; empty where there is none."""
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def read(path: Path) -> dict[str, Row]:

@@ -31,6 +31,7 @@ def summary() -> str:
         lines.append(
             [
                 f"{package} {', '.join(sorted({row.version for row in rows}))}",
+                ", ".join(sorted({row.commit for row in rows})),
                 f"{len(right)} of {len(rows)}",
                 f"{sum(row.fused_attentions > 0 for row in right)}",
                 f"{len(double)}",
@@ -51,6 +52,7 @@ def summary() -> str:
             *("first gradients torch's to the bit", "largest error of the others"),
         ],
         lines,
+        texts=2,
     )
 
 
@@ -64,7 +66,7 @@ def networks(package: str) -> str:
         [
             [
                 row.family,
-                f"`{row.name}`" if row.name else "",
+                f"`{row.name}`" if row.name != row.family else "",
                 f"{row.result}: {row.reason}" if row.reason else row.result,
                 row.dtype,
                 f"{row.parameters:,}",
