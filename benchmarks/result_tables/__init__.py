@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from evidence import TASKS
+from network_zoo.row import PACKAGES
 
-from result_tables import accuracies, costs, studies
+from result_tables import accuracies, costs, studies, zoo
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "demo": accuracies.demo,
@@ -37,5 +38,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "controls-pydoc": partial(studies.with_controls, "pydoc"),
     "differences": studies.differences,
     "data-loading": partial(studies.transcribed, "data-loading", 4),
+    "zoo": zoo.summary,
+    **{f"zoo-{package}": partial(zoo.networks, package) for package in PACKAGES},
     "tuning-example": partial(studies.transcribed, "tuning-example", 1),
 }

@@ -1,0 +1,1 @@
+"""What ``benchmarks/zoo.py`` runs: networks of other packages, and the comparison with torch."""
