@@ -44,6 +44,7 @@ def summary() -> str:
         [
             *(
                 "package",
+                "commit",
                 "right",
                 "of these with fused attention",
                 "in float64",
