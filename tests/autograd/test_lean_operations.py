@@ -42,6 +42,20 @@ def test_first_gradients_are_torch_s_to_the_bit(name: str) -> None:
             assert expected.grad is None or torch.equal(case.leaves()[leaf].grad, expected.grad)
 
 
+def test_first_gradients_of_group_norm_in_channels_last() -> None:
+    """Torch's kernel rounds otherwise in another layout."""
+    found = []
+    for backward in (Tensor.backward, None):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8)
+        model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), estimator="hutchinson")
+        x = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
+        (backward or optimizer.backward)(model(x).pow(3).mean())
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_every_operation_has_its_own_derivative(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of the networks above falls back to torch's: with hooks that give zeros it shows."""

@@ -22,8 +22,12 @@ def _saved(node: Node) -> RowNorm:
     mean, inverse_std = node._saved_result1.detach(), node._saved_result2.detach()
 
     def gradients(g: Tensor, wanted: list[bool]) -> Gradients:
+        # As torch calls its kernel, which rounds otherwise in another layout.
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        layout = torch.channels_last if last and not x.is_cuda else torch.contiguous_format
+        g, own = g.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
         found: Gradients = torch.ops.aten.native_group_norm_backward(
-            g.contiguous(), x.contiguous(), mean, inverse_std, weight, *sizes, groups, wanted
+            g, own, mean, inverse_std, weight, *sizes, groups, wanted
         )
         return found
 
