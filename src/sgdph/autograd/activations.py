@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from sgdph.autograd.graph import Gradients, Hook, Node, Region, is_packed
+from sgdph.autograd.graph import (
+    Gradients,
+    Hook,
+    Node,
+    Region,
+    exact_dtype,
+    is_packed,
+    keep_gradient,
+    kept_gradient,
+)
 from sgdph.autograd.recomputed import Formula, Operation, Saved
 from sgdph.autograd.released import ReleasedInputs
 
@@ -129,25 +138,21 @@ class _ElementwiseGradient(Function):
         once: bool,
     ) -> Tensor:
         ctx.save_for_backward(x)
-        # Not saved as the others are: those are kept wherever the loss's own graph is.
-        ctx.grad_output = grad_output.detach()
+        keep_gradient(ctx, grad_output, once)
         ctx.activation = activation
-        ctx.once = once
         return gradients[0]
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Gradients:
         (x,) = ctx.saved_tensors
-        g = ctx.grad_output
-        if ctx.once:
-            ctx.grad_output = None
+        g = kept_gradient(ctx)
         to_g = ctx.activation.gradient(v, x) if ctx.needs_input_grad[0] else None
         return to_g, _to_input(ctx.activation, x, g, v), None, None, None
 
 
 def _to_input(activation: _Activation, x: Tensor, g: Tensor, v: Tensor) -> Tensor:
     """Return ``v g f''(x)``, a piece at a time where that is possible."""
-    exact = x.dtype if x.dtype.itemsize >= 4 else torch.float32
+    exact = exact_dtype(x.dtype)
     if not (x.is_contiguous() and g.is_contiguous() and v.is_contiguous()):
         return activation.bend(x.to(exact)).mul_(g).mul_(v).to(x.dtype)
     total = torch.empty_like(x)

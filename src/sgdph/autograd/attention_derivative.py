@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgdph.autograd.graph import exact_dtype
+
 # Scores that are held at a time, some six times over. Fewer cost calls, more leave the cache.
 SCORES = 2**16
 
@@ -89,9 +91,10 @@ class AttentionDerivative:
         self._group, self._places = query.shape[1] // self._heads, query.shape[2]
         self._causal = settings.is_causal
         self._scale = width**-0.5 if settings.scale is None else settings.scale
-        self._dtype = query.dtype if query.dtype.itemsize >= 4 else torch.float32
+        self._dtype = exact_dtype(query.dtype)
         self._g, self._query = self._grouped(g), self._grouped(query)
-        self._dots = self._grouped((g * output).sum(3, keepdim=True, dtype=self._dtype))
+        dots = torch.linalg.vecdot(g.to(self._dtype), output.to(self._dtype))
+        self._dots = self._grouped(dots.unsqueeze(3))
         self._a = None if a is None else self._grouped(a)
         self._vectors = _Vectors(key, value, b, c)
         scores = (self._batch, query.shape[1], self._places, self._keys)
@@ -182,13 +185,17 @@ class AttentionDerivative:
             p_dot.addcmul_(p, p_dot.sum(2, keepdim=True), value=-1)
             if to_value is not None:
                 to_value.baddbmm_(p_dot.mT, g)
-        self._store(self._to_g, where, _sum_of_products([(p_dot, value), (p, c)]))
+        if self._to_g is not None:
+            self._store(self._to_g, where, _sum_of_products([(p_dot, value), (p, c)]))
+        if self._to_query is None and to_key is None and self._to_bias is None:
+            return
         w = torch.zeros_like(p) if p_dot is None else p_dot.mul_(r)
         if c is not None:
             w.addcmul_(p, torch.bmm(g, c.mT))
         w.addcmul_(p, w.sum(2, keepdim=True), value=-1)
         s = r.mul_(p)
-        self._store(self._to_query, where, _sum_of_products([(w, key), (s, b)], self._scale))
+        if self._to_query is not None:
+            self._store(self._to_query, where, _sum_of_products([(w, key), (s, b)], self._scale))
         if to_key is not None:
             to_key.baddbmm_(w.mT, query, alpha=self._scale)
             if a is not None:
@@ -216,10 +223,9 @@ class AttentionDerivative:
         # Where a mask hides every key from a query, torch gives it nothing.
         return scores.softmax(2) if self._bias is None else torch._safe_softmax(scores, 2)
 
-    def _store(self, whole: Tensor | None, where: tuple[slice, ...], block: Tensor | None) -> None:
-        if whole is not None:
-            part = self._grouped(whole)[where]
-            part.copy_(torch.zeros(()) if block is None else block.view_as(part))
+    def _store(self, whole: Tensor, where: tuple[slice, ...], block: Tensor | None) -> None:
+        part = self._grouped(whole)[where]
+        part.copy_(torch.zeros(()) if block is None else block.view_as(part))
 
 
 def _transposed(t: Tensor | None) -> Tensor | None:

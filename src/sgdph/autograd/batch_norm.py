@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_packed, per_channel
+from sgdph.autograd.graph import (
+    Gradients,
+    Hook,
+    Node,
+    Region,
+    detached,
+    exact_dtype,
+    is_packed,
+    keep_gradient,
+    kept_gradient,
+    per_channel,
+)
 
 BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 
@@ -97,9 +108,7 @@ class _BatchNormGradients(Function):
     ) -> Gradients:
         _, weight_gradient, bias_gradient = gradients
         ctx.save_for_backward(x, weight, mean, inverse_std, weight_gradient, bias_gradient)
-        # Not saved as the others are: those are kept wherever the loss's own graph is.
-        ctx.grad_output = grad_output.detach()
-        ctx.once = once
+        keep_gradient(ctx, grad_output, once)
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
@@ -107,9 +116,7 @@ class _BatchNormGradients(Function):
     def backward(
         ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
     ) -> Gradients:
-        g = ctx.grad_output
-        if ctx.once:
-            ctx.grad_output = None
+        g = kept_gradient(ctx)
         saved = ctx.saved_tensors
         likes = g, saved[0], saved[1]
         exact = _exact(*saved, g, v, v_weight, v_bias)
@@ -175,8 +182,7 @@ class _EvaluationGradients(Function):
         ctx.save_for_backward(x, weight, mean, inverse_std)
         # Read for a derivative by the input or the weight alone.
         is_read = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        ctx.grad_output = grad_output.detach() if is_read else None
-        ctx.once = once
+        keep_gradient(ctx, grad_output if is_read else None, once)
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
@@ -184,9 +190,7 @@ class _EvaluationGradients(Function):
     def backward(
         ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
     ) -> Gradients:
-        g = ctx.grad_output
-        if ctx.once:
-            ctx.grad_output = None
+        g = kept_gradient(ctx)
         saved = ctx.saved_tensors
         likes = saved[0], saved[0], saved[1]
         x, weight, mean, s, g, v, v_weight, v_bias = _exact(*saved, g, v, v_weight, v_bias)
@@ -212,8 +216,7 @@ class _EvaluationGradients(Function):
 
 def _exact(*tensors: Any) -> Any:
     """Convert half precision to float32."""
-    half = {torch.float16, torch.bfloat16}
-    return tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
+    return tuple(None if t is None else t.to(exact_dtype(t.dtype)) for t in tensors)
 
 
 def _like(tensors: Gradients, likes: Gradients) -> Gradients:

@@ -21,7 +21,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_packed, per_channel
+from sgdph.autograd.graph import (
+    Gradients,
+    Hook,
+    Node,
+    Region,
+    detached,
+    is_packed,
+    keep_gradient,
+    kept_gradient,
+    per_channel,
+)
 
 CONVOLUTION = "ConvolutionBackward0"
 
@@ -145,12 +155,10 @@ class _ConvolutionGradients(Function):
         once: bool,
     ) -> Gradients:
         ctx.save_for_backward(x, weight)
-        # Only a derivative by the weight or the input reads it. Not saved as the others are: those
-        # are kept wherever the loss's own graph is.
-        ctx.grad_output = None if x is None else grad_output.detach()
+        # Only a derivative by the weight or the input reads it.
+        keep_gradient(ctx, None if x is None else grad_output, once)
         ctx.shape = grad_output.shape
         ctx.arguments = arguments
-        ctx.once = once
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
@@ -159,9 +167,7 @@ class _ConvolutionGradients(Function):
         ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None
     ) -> Gradients:
         x, weight = ctx.saved_tensors
-        g = ctx.grad_output
-        if ctx.once:
-            ctx.grad_output = None
+        g = kept_gradient(ctx)
         needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
         to_g = to_x = to_weight = None
         if needs_g:

@@ -98,6 +98,34 @@ def detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
+def keep_gradient(ctx: Any, gradient: Tensor | None, once: bool) -> None:
+    """Keep an output's gradient for the backward of a function of gradients.
+
+    It is not saved as the function's other tensors are: those are held by the loss's own graph
+    anyway, and this one would be held as long.
+
+    Args:
+        ctx: The function's context.
+        gradient: What to keep; ``None`` where the backward will not read it.
+        once: Whether there will be a single product; it is let go of as that passes by.
+    """
+    ctx.grad_output = detached(gradient)
+    ctx.once = once
+
+
+def kept_gradient(ctx: Any) -> Any:
+    """Return what :func:`keep_gradient` kept, and let go of it where nobody will ask again."""
+    gradient = ctx.grad_output
+    if ctx.once:
+        ctx.grad_output = None
+    return gradient
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to compute in: float32 for half precision, else the type itself."""
+    return dtype if dtype.itemsize >= 4 else torch.float32
+
+
 def per_channel(values: Tensor, dimensions: int) -> Tensor:
     """View ``(C,)`` as ``(1, C, 1, ...)`` with so many dimensions."""
     return values.view(1, -1, *[1] * (dimensions - 2))

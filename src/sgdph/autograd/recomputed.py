@@ -16,7 +16,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sgdph.autograd.graph import TELLS_PACKED, Gradients, Hook, Node, detached, has_packed, is_leaf
+from sgdph.autograd.graph import (
+    TELLS_PACKED,
+    Gradients,
+    Hook,
+    Node,
+    detached,
+    has_packed,
+    is_leaf,
+    keep_gradient,
+    kept_gradient,
+)
 
 Saved: TypeAlias = Callable[[str], Any]
 """Gives what a node saved in its forward, by name."""
@@ -123,10 +133,8 @@ class _RecomputedGradients(Function):
         *inputs: Tensor,
     ) -> Gradients:
         ctx.save_for_backward(*inputs)
-        # Not saved as the others are: those are kept wherever the loss's own graph is.
-        ctx.grad_output = grad_output.detach()
+        keep_gradient(ctx, grad_output, once)
         ctx.formula = formula
-        ctx.once = once
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
@@ -135,10 +143,8 @@ class _RecomputedGradients(Function):
         needed = ctx.needs_input_grad[3:]
         variables = [
             tensor.detach().requires_grad_(needs)
-            for tensor, needs in zip((ctx.grad_output, *ctx.saved_tensors), needed, strict=True)
+            for tensor, needs in zip((kept_gradient(ctx), *ctx.saved_tensors), needed, strict=True)
         ]
-        if ctx.once:
-            ctx.grad_output = None
         with torch.enable_grad():
             gradients = ctx.formula(*variables)
         pairs = zip(gradients, vectors, strict=True)

@@ -34,14 +34,14 @@ class ReleasedInputs:
 
     Attributes:
         is_empty: Whether nothing was let go of so far.
+        writer: The pass that alone lets go of anything, the first, once that has begun.
     """
 
     def __init__(self) -> None:
         self.is_empty = True
         # Where what was released lay.
         self._memory: set[int] = set()
-        # The first pass, which alone lets go of anything, and the product's, which alone reads.
-        self._writer: int | None = None
+        self.writer: int | None = None
         self._reader: int | None = None
 
     def release(self, node: Node, name: str) -> None:
@@ -76,12 +76,12 @@ class ReleasedInputs:
         raw = getattr(node, f"_raw_saved_{name}", None)
         if raw is None or not TELLS_PACKED or raw.unpack_hook is not None:
             return None
-        current = torch._C._current_graph_task_id()
-        if self._writer is None:
-            self._writer = current
+        # Not in a pass that a user's hook runs meanwhile.
+        if self.writer is None or self.writer != torch._C._current_graph_task_id():
+            return None
         saved: Tensor | None = getattr(node, f"_saved_{name}")
-        # Not in a pass that a user's hook runs meanwhile; no subclass, which may have no memory.
-        if saved is None or saved.is_leaf or type(saved) is not Tensor or current != self._writer:
+        # No subclass, which may have no memory.
+        if saved is None or saved.is_leaf or type(saved) is not Tensor:
             return None
         self.is_empty = False
         return saved.detach()

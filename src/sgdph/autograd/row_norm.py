@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_packed
+from sgdph.autograd.graph import (
+    Gradients,
+    Hook,
+    Node,
+    Region,
+    detached,
+    exact_dtype,
+    is_packed,
+    keep_gradient,
+    kept_gradient,
+)
 
 
 class RowNorm(NamedTuple):
@@ -122,20 +132,16 @@ class _RowNormGradients(Function):
         once: bool,
     ) -> Gradients:
         ctx.save_for_backward(x, weight)
-        # Not saved as the others are: those are kept wherever the loss's own graph is.
-        ctx.grad_output = grad_output.detach()
+        keep_gradient(ctx, grad_output, once)
         # Without the tensors that are saved: these are freed with the graph.
         ctx.norm = norm._replace(x=norm.x.new_empty(0), weight=None, gradients=None)
-        ctx.once = once
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
     @staticmethod
     def backward(ctx: Any, *vectors: Tensor | None) -> Gradients:
         x, weight = ctx.saved_tensors
-        g = ctx.grad_output
-        if ctx.once:
-            ctx.grad_output = None
+        g = kept_gradient(ctx)
         found = _Rows(ctx.norm._replace(x=x, weight=weight)).derivatives(
             g, (*vectors, None)[:3], ctx.needs_input_grad
         )
@@ -147,7 +153,7 @@ class _Rows:
 
     def __init__(self, norm: RowNorm) -> None:
         self._norm = norm
-        self._dtype = norm.x.dtype if norm.x.dtype.itemsize >= 4 else torch.float32
+        self._dtype = exact_dtype(norm.x.dtype)
         self._x = self._matrix(norm.x)
         self._mean = None if norm.mean is None else norm.mean.reshape(-1, 1).to(self._dtype)
         self._s = norm.inverse_std.reshape(-1, 1).to(self._dtype)
@@ -169,17 +175,19 @@ class _Rows:
             if needs_weight:
                 to_weight = self._sum_over_rows(g * to_g)
         if needs_g:
-            to_g = self._scaled(to_g, self._norm.weight)
+            to_g = (torch.zeros_like(g) if to_g is None else to_g).view(self._norm.shape)
+            if self._norm.weight is not None:
+                to_g.mul_(self._factor(self._norm.weight))
             if v_weight is not None:
                 x_hat = self._combine([], torch.ones_like(s), torch.zeros_like(s))
-                to_g = _sum(to_g, self._scaled(x_hat, v_weight))
+                to_g.addcmul_(x_hat.view(self._norm.shape), self._factor(v_weight))
             if v_bias is not None:
-                to_g = _sum(to_g, self._scaled(torch.ones_like(g), v_bias))
+                to_g.add_(self._factor(v_bias))
         if needs_x:
             terms: list[tuple[Tensor, Tensor]] = []
             of_x_hat = constant = torch.zeros_like(s)
             if v is not None:
-                u = self._scaled(g, self._norm.weight, in_place=False)
+                u = self._scaled(g, self._norm.weight)
                 u_mean = self._row_mean(u)
                 b = self._dot_normalised(u, u_mean)
                 c = self._dot(v, u) - v_mean * u_mean - 3 * a * b
@@ -188,7 +196,7 @@ class _Rows:
                 of_x_hat = -square * c
                 constant = square * (b * v_mean + a * u_mean)
             if v_weight is not None:
-                t = self._scaled(g, v_weight, in_place=False)
+                t = self._scaled(g, v_weight)
                 t_mean = self._row_mean(t)
                 terms.append((s, t))
                 of_x_hat = of_x_hat - s * self._dot_normalised(t, t_mean)
@@ -203,13 +211,15 @@ class _Rows:
     def _matrix(self, t: Tensor) -> Tensor:
         return t.reshape(-1, self._norm.width).to(self._dtype)
 
-    def _scaled(self, matrix: Any, scale: Tensor | None, *, in_place: bool = True) -> Any:
-        """Multiply a matrix by the scale, or by what is shaped like it."""
-        if matrix is None or scale is None:
+    def _factor(self, scale: Tensor) -> Tensor:
+        """Shape the scale, or what is like it, to be broadcast to the input."""
+        return scale.reshape(self._norm.scale_shape).to(self._dtype)
+
+    def _scaled(self, matrix: Tensor, scale: Tensor | None) -> Tensor:
+        """Multiply a matrix by the scale, or by what is like it; where there is one."""
+        if scale is None:
             return matrix
-        factor = scale.reshape(self._norm.scale_shape).to(self._dtype)
-        full = matrix.view(self._norm.shape)
-        return (full.mul_(factor) if in_place else full * factor).view(matrix.shape)
+        return (matrix.view(self._norm.shape) * self._factor(scale)).view(matrix.shape)
 
     def _sum_over_rows(self, matrix: Tensor) -> Tensor:
         return matrix.view(self._norm.shape).sum_to_size(self._norm.scale_shape)
@@ -235,7 +245,3 @@ class _Rows:
         for factor, matrix in terms:
             total.addcmul_(matrix, factor)
         return total if self._mean is None else total.add_(constant - of_x * self._mean)
-
-
-def _sum(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total.add_(term)

@@ -71,7 +71,6 @@ class SharedBackward:
         self._rerun_at: dict[Node, list[int]] = {}
         self.released = ReleasedInputs()
         self._late_at: set[Node] = set()
-        self._pass: int | None = None
         self._found: list[_Found] = []
         self._late: list[tuple[Tensor, Callable[[], Tensor]]] = []
         self._rerun: list[tuple[Node, Gradients]] = []
@@ -144,9 +143,9 @@ class SharedBackward:
         def record(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
             # A user's hook may run passes of its own through the same nodes meanwhile.
             current = torch._C._current_graph_task_id()
-            if self._pass is None:
-                self._pass = current
-            if self._pass != current:
+            if self.released.writer is None:
+                self.released.writer = current
+            if self.released.writer != current:
                 return
             for place in self._asked_at.get(node, []):
                 self._find(node, place, grad_inputs[place], grad_outputs)

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sgdph.autograd.graph import Gradients, Hook, Node, Region, detached, is_packed
+from sgdph.autograd.graph import (
+    Gradients,
+    Hook,
+    Node,
+    Region,
+    detached,
+    is_packed,
+    keep_gradient,
+    kept_gradient,
+)
 
 SOFTMAX = "SoftmaxBackward0"
 LOG_SOFTMAX = "LogSoftmaxBackward0"
@@ -83,18 +92,14 @@ class _SoftmaxGradient(Function):
         ctx: Any, grad_output: Tensor, result: Tensor, gradients: list[Tensor], dim: int, once: bool
     ) -> Tensor:
         ctx.save_for_backward(result)
-        # Not saved as the result is: that is kept wherever the loss's own graph is.
-        ctx.grad_output = grad_output.detach()
+        keep_gradient(ctx, grad_output, once)
         ctx.dim = dim
-        ctx.once = once
         return gradients[0]
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Gradients:
         (y,) = ctx.saved_tensors
-        g = ctx.grad_output
-        if ctx.once:
-            ctx.grad_output = None
+        g = kept_gradient(ctx)
         to_g = None
         if ctx.needs_input_grad[0]:
             to_g = torch._softmax_backward_data(v, y, ctx.dim, y.dtype)

@@ -107,17 +107,18 @@ class Curvature:
         shared = SharedBackward.through(region) if share and once else None
         with static_graph_unnoticed(region):
             gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
-            release = None if shared is None or not shared.is_complete else loss
+            if shared is not None and not shared.is_complete:
+                shared = None
             refuse_sparse_gradients(trainable, gradients, partial(parameter_name, groups.every))
             probes = self.cycle.probes(groups.newton, trainable)
             with nullcontext() if shared is None else shared.released.reading([*gradients, loss]):
                 curvatures = curvature_of_gradients(
-                    gradients, trainable, estimator, probes, release=release
+                    gradients, trainable, estimator, probes, release=loss if shared else None
                 )
         taken = dict(zip(trainable, curvatures, strict=True))
         owner = region.nodes[0] if region.nodes else None
         self._keep(loss, taken, loss_scale, factors, owner, groups)
-        return None if shared is None or release is None else shared.finish_backward
+        return None if shared is None else shared.finish_backward
 
     def take_differences(
         self, closure: Closure, loss_scale: float | Tensor | None, groups: Groups
