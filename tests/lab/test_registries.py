@@ -20,7 +20,7 @@ from sgdph.curvature.finite_difference import curvature_of_differences
 from sgdph.lab.cli import main
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.loading import source_of
-from sgdph.lab.data.registry import DATASETS, FILE_SETS
+from sgdph.lab.data.registry import DATASETS, FILE_SETS, RESIZED_SETS
 from sgdph.lab.data.source import Source
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.networks.registry import FORMS, NETWORKS
@@ -105,8 +105,8 @@ def test_every_data_set_is_told_of_and_has_a_source(name: str) -> None:
     assert isinstance(source, Source)
     # What has neither a package nor files to look for is looked for in vain.
     assert source.missing(None) is None or DATASETS[name].origin.startswith("https://")
-    for flag in ("--image-size", "--data-workers"):
-        assert (name in option(flag)) == (name in FILE_SETS)
+    assert (name in option("--image-size")) == (name in RESIZED_SETS)
+    assert (name in option("--data-workers")) == (name in FILE_SETS)
     if DATASETS[name].can_download:
         assert type(source).download is not Source.download
     assert DATASETS[name].defaults.keys() <= {field.name for field in fields(RunConfig)}

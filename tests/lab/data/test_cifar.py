@@ -10,6 +10,8 @@ import torch
 
 from sgdph.lab.data import cifar
 from sgdph.lab.data.cifar import CIFARS, Cifar, read_cifar
+from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.errors import LabError
 
 FOLDER = "cifar-10-batches-bin"
@@ -56,6 +58,31 @@ def test_the_binary_version_comes_out_as_it_was_put_in(tiny10: Path) -> None:
     assert bytes(images[3].flatten().tolist()) == third[1:]
     assert test_images.shape == (20, 3, 32, 32)
     assert test_labels.tolist() == list(range(10)) * 2
+
+
+@pytest.mark.parametrize("size", [16, 8])
+def test_smaller_images_are_means_of_squares(tiny10: Path, size: int) -> None:
+    whole = load_dataset("cifar10", data_dir=tiny10)
+    data = load_dataset("cifar10", data_dir=tiny10, image_size=size)
+    assert isinstance(whole, TensorDataset)
+    assert isinstance(data, TensorDataset)
+    for images, small in (
+        (whole.train_images, data.train_images),
+        (whole.test_images, data.test_images),
+    ):
+        means = torch.nn.functional.avg_pool2d(images.double(), 32 // size)
+        assert small.dtype == torch.uint8
+        torch.testing.assert_close(small.double(), torch.floor(means + 0.5), rtol=0, atol=0)
+    # The crop moves an image by as large a part of it; the statistics are those of the small ones.
+    assert data.crop_padding == size // 8
+    torch.testing.assert_close(
+        data.std, data.train_images.float().std((0, 2, 3), correction=0)[:, None, None]
+    )
+
+
+def test_a_size_that_does_not_divide_is_refused(tiny10: Path) -> None:
+    with pytest.raises(LabError, match=r"cifar10 must divide its 32 pixels: 1, 2, 4.*got 20"):
+        load_dataset("cifar10", data_dir=tiny10, image_size=20)
 
 
 def test_one_changed_byte_is_noticed(tiny10: Path) -> None:

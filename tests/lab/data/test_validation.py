@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sgdph.lab.data.loading import load_dataset
+from sgdph.lab.data.registry import RESIZED_SETS
 from sgdph.lab.data.splits import SplitSizes
 from sgdph.lab.data.tensors import TensorDataset, channel_statistics
 from sgdph.lab.errors import LabError
@@ -64,6 +65,7 @@ def test_nothing_is_held_out_unless_asked() -> None:
     assert used.tolist() == [0, 1, 2]
 
 
-def test_an_image_size_is_for_image_files() -> None:
-    with pytest.raises(LabError, match=r"--image-size is for.*mini-imagenet.*digits.*leave it out"):
+def test_an_image_size_is_for_some_sets() -> None:
+    names = ", ".join(RESIZED_SETS)
+    with pytest.raises(LabError, match=rf"--image-size is for {names}; digits.*leave it out"):
         load_dataset("digits", image_size=32)

@@ -81,8 +81,8 @@ class RunConfig:
     """Train on a stratified subset of this many images."""
     validation_size: Annotated[Count | None, Option(DATA, "0")] = None
     """Hold out so many training images, evaluate on them, and never touch the test images."""
-    image_size: Annotated[Count | None, Option(DATA, "224")] = None
-    """Pixels to which image files are resized (mini-imagenet, imagenet)."""
+    image_size: Annotated[Count | None, Option(DATA, "224, of CIFAR 32")] = None
+    """Height and width of the images (mini-imagenet, imagenet; smaller, cifar10 and cifar100)."""
     model: Annotated[
         str,
         Option(

@@ -7,12 +7,10 @@ from pkgutil import resolve_name
 
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.data.image_reader import pick_workers
-from sgdph.lab.data.registry import DATASETS, FILE_SETS
+from sgdph.lab.data.registry import DATASETS, FILE_SETS, RESIZED_SETS
 from sgdph.lab.data.source import Request, Source
 from sgdph.lab.data.splits import SplitSizes
 from sgdph.lab.errors import LabError, unknown_name
-
-IMAGE_SIZE = 224
 
 
 def source_of(name: str) -> Source:
@@ -48,7 +46,8 @@ def load_dataset(
             is returned then has no test images. ``None`` evaluates on the test images.
         download: Let torchvision download CIFAR or Fashion-MNIST into ``data_dir`` where it is not
             there yet.
-        image_size: Height and width of the images, where they are files; 224 if ``None``.
+        image_size: Height and width of the images: of files, 224 if ``None``; of CIFAR, a divisor
+            of 32, which is what ``None`` takes.
         workers: Processes that read image files; ``None`` for one per CPU core, at most 8.
 
     Returns:
@@ -58,9 +57,9 @@ def load_dataset(
         LabError: If files are missing or damaged, or an option does not fit the set.
     """
     source, of_files = source_of(name), name in FILE_SETS
-    if image_size is not None and not of_files:
+    if image_size is not None and not DATASETS[name].can_resize:
         raise LabError(
-            f"--image-size is for sets of image files ({', '.join(FILE_SETS)}); {name} keeps the "
+            f"--image-size is for {', '.join(RESIZED_SETS)}; {name} keeps the "
             "size that it has: leave it out"
         )
     request = Request(
@@ -68,7 +67,7 @@ def load_dataset(
         data_dir=data_dir,
         sizes=SplitSizes(train_size, validation_size),
         download=download,
-        image_size=image_size or IMAGE_SIZE,
+        image_size=image_size,
         workers=pick_workers(workers) if of_files else 0,
     )
     return source.load(request)

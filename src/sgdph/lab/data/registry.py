@@ -22,7 +22,8 @@ class Entry:
         origin: Page or package that it comes from.
         terms: A word on its licence.
         source: Dotted path of its source.
-        of_files: Whether its images are files, which are resized as they are read.
+        of_files: Whether its images are files.
+        can_resize: Whether ``--image-size`` chooses the images' size.
         can_download: Whether torchvision can fetch it.
         defaults: Fields of a run's configuration whose defaults are others for this set.
     """
@@ -34,6 +35,7 @@ class Entry:
     terms: str
     source: str
     of_files: bool = False
+    can_resize: bool = False
     can_download: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -43,9 +45,11 @@ _CIFAR: Mapping[str, Any] = {
     "origin": "https://www.cs.toronto.edu/~kriz/cifar.html",
     "terms": "no licence is stated; cite Krizhevsky (2009)",
     "can_download": True,
+    "can_resize": True,
 }
 _FILES: Mapping[str, Any] = {
     "of_files": True,
+    "can_resize": True,
     "defaults": {"model": "torchvision:resnet18", "image_size": 224},
 }
 
@@ -108,6 +112,7 @@ DATASETS: Mapping[str, Entry] = {
     ),
 }
 FILE_SETS = tuple(name for name, entry in DATASETS.items() if entry.of_files)
+RESIZED_SETS = tuple(name for name, entry in DATASETS.items() if entry.can_resize)
 
 # The names as a type: the registry's are what is checked when a program runs.
 if TYPE_CHECKING:

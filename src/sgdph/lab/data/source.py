@@ -21,6 +21,8 @@ from sgdph.lab.data.splits import SplitSizes
 from sgdph.lab.data.tensors import TensorDataset, channel_statistics
 from sgdph.lab.errors import LabError
 
+IMAGE_SIZE = 224
+
 TensorSplits: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """Images and labels to train on, then those to test on."""
 Missing: TypeAlias = Callable[[Path | None], str | None]
@@ -36,7 +38,7 @@ class Request:
         data_dir: Where its files lie.
         sizes: How much of its training images is used, and for what.
         download: Whether it may be downloaded where it is missing.
-        image_size: Height and width of the images, where they are files.
+        image_size: Height and width of the images; ``None`` for 224 of files, else their own.
         workers: Processes that read image files.
     """
 
@@ -44,7 +46,7 @@ class Request:
     data_dir: Path | None
     sizes: SplitSizes
     download: bool
-    image_size: int
+    image_size: int | None
     workers: int
 
 
@@ -104,6 +106,11 @@ class TensorSource(Source):
     def load(self, request: Request) -> Dataset:
         """Load the set; see :meth:`Source.load`."""
         images, labels, test_images, test_labels = self.read(request.data_dir, request.download)
+        padding = self.crop_padding
+        if (size := request.image_size) is not None:
+            padding = padding * size // images.shape[-1]
+            images = shrink(request.name, images, size)
+            test_images = shrink(request.name, test_images, size)
         kept, held = request.sizes.split(request.name, labels)
         if held is not None:
             test_images, test_labels = images[held], labels[held]
@@ -112,7 +119,7 @@ class TensorSource(Source):
         return TensorDataset(
             name=request.name,
             classes=self.classes,
-            crop_padding=self.crop_padding,
+            crop_padding=padding,
             flip=self.crop_padding > 0,
             train_images=train_images,
             train_labels=labels[kept],
@@ -156,15 +163,15 @@ class FileSource(Source):
 
     def load(self, request: Request) -> Dataset:
         """Load the set; see :meth:`Source.load`."""
-        found = self.read(request.data_dir)
+        found, size = self.read(request.data_dir), request.image_size or IMAGE_SIZE
         kept, held = request.sizes.split(request.name, found.train.labels)
         return ImageFileDataset(
             name=request.name,
             classes=found.classes,
             train_files=found.train.subset(kept),
             test_files=found.test if held is None else found.train.subset(held),
-            train_transform=training_transform(request.image_size),
-            test_transform=self.evaluation_transform(request.image_size),
+            train_transform=training_transform(size),
+            test_transform=self.evaluation_transform(size),
             workers=request.workers,
             batch_device=torch.device("cpu"),
         )
@@ -177,6 +184,34 @@ class FileSource(Source):
         counts = f"{len(found.train):,} + {len(found.test):,} images, {found.classes} classes"
         less = self.shortfall(found)
         return counts if less is None else f"{counts}; not the whole: {less}"
+
+
+def shrink(name: str, images: Tensor, size: int) -> Tensor:
+    """Shrink images to ``size`` pixels, each the mean of a square of theirs, rounded.
+
+    Args:
+        name: The set's name.
+        images: Bytes ``(N, C, H, H)``.
+        size: A divisor of their height.
+
+    Returns:
+        Bytes ``(N, C, size, size)``.
+
+    Raises:
+        LabError: If the size does not divide theirs.
+    """
+    height = images.shape[-1]
+    side = height // size
+    if side * size != height:
+        sizes = ", ".join(str(s) for s in range(1, height + 1) if height % s == 0)
+        raise LabError(
+            f"--image-size for {name} must divide its {height} pixels: {sizes}; got {size}"
+        )
+    squares = images.view(*images.shape[:2], size, side, size, side)
+    # Whole numbers: the same on every machine. Halves are rounded up.
+    count = side * side
+    total: Tensor = squares.sum((3, 5)).add_(count // 2)
+    return total.floor_divide_(count).to(torch.uint8)
 
 
 def in_package(module: str) -> Missing:
