@@ -48,6 +48,7 @@ class Case:
     second_order_lr: float = 2e-2
     hessian_momentum: float = 0.9
     eps: float = 5e-3
+    eps_warmup: bool = False
     maximize: bool = False
 
     @property
@@ -122,6 +123,16 @@ def test_the_other_ways(net: str, refresh: str, estimator: str, way: str) -> Non
 def test_the_papers_hyperparameters(net: str) -> None:
     # The cap of 10 makes this path rough; the loop is the same.
     assert_follows(Case(net, lr=2e-3, second_order_lr=1e-3, eps=1e-4), steps=STEPS)
+
+
+@pairwise(
+    estimator=ESTIMATORS, refresh=REFRESHES, hessian_momentum=[0.9, 0.0], foreach=[True, False]
+)
+def test_the_warm_up_of_the_authors(
+    estimator: str, refresh: str, hessian_momentum: float, foreach: bool
+) -> None:
+    settings = {"hessian_momentum": hessian_momentum, "eps_warmup": True}
+    assert_follows(Case("bn_resnet", estimator, refresh, **settings), foreach=foreach)  # type: ignore[arg-type]
 
 
 @pairwise(refresh=REFRESHES, estimator=ESTIMATORS, foreach=[True, False])

@@ -47,6 +47,7 @@ import sgdph
         ({"hessian_interval": None}, "hessian_interval must be a whole number"),
         ({"maximize": "no"}, "maximize must be True or False, got 'no'"),
         ({"maximize": None}, "maximize must be True or False, got None"),
+        ({"eps_warmup": None}, "eps_warmup must be True or False, got None"),
         ({"foreach": "yes"}, r"foreach must be True, False, or None \(where it is faster\)"),
     ],
 )

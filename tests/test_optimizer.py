@@ -80,6 +80,7 @@ def test_everything_a_user_may_set_is_in_defaults_and_groups() -> None:
         "hessian_interval": 1,
         "maximize": False,
         "foreach": None,
+        "eps_warmup": False,
         "seed": 0,
     }
     for name, value in expected.items():
@@ -96,6 +97,19 @@ def test_named_parameters() -> None:
     train(model, optimizer, range(5))
     train(twin, other, range(5))
     assert_same_bits(model, twin)
+
+
+def test_the_warm_up_may_be_switched_in_mid_run() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.named_parameters(), hessian_momentum=0.8, eps=1e-2)
+    train(model, optimizer, range(5))
+    plain = optimizer.multipliers()["1.weight"]
+    optimizer.param_groups[0]["eps_warmup"] = True
+    average = optimizer.state[model[1].weight]["hessian"].abs()
+    correction = 1 - 0.8**2
+    torch.testing.assert_close(plain, 1e-3 / (average / correction + 1e-2))
+    warm = optimizer.multipliers()["1.weight"]
+    torch.testing.assert_close(warm, 1e-3 * correction / (average + 1e-2))
 
 
 def test_multipliers_and_their_statistics() -> None:

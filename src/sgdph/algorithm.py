@@ -55,16 +55,29 @@ def corrected_average(average: Tensor, refreshes: Tensor, beta2: float) -> Tenso
         refreshes: v, a float tensor of shape ``()``.
         beta2: β₂.
     """
-    v = refreshes.to(average.dtype)
-    # 1 - β₂ᵛ without the cancellation that β₂ near 1 brings in float32.
-    correction = -torch.expm1(v * (math.log(beta2) if beta2 > 0 else -math.inf))
-    return average.abs() / correction
+    return average.abs() / bias_correction(refreshes, average.dtype, beta2)
+
+
+def bias_correction(refreshes: Tensor, dtype: torch.dtype, beta2: float) -> Tensor:
+    """Return ``1 - β₂ᵛ``, without the cancellation that β₂ near 1 brings in float32."""
+    exponent = math.log(beta2) if beta2 > 0 else -math.inf
+    return -torch.expm1(refreshes.to(dtype) * exponent)
 
 
 def newton_multiplier(
-    average: Tensor, refreshes: Tensor, *, second_order_lr: float, eps: float, beta2: float
+    average: Tensor,
+    refreshes: Tensor,
+    *,
+    second_order_lr: float,
+    eps: float,
+    beta2: float,
+    eps_warmup: bool = False,
 ) -> Tensor:
     """Return ``τ / (D̂ + ε)`` with ``D̂ = |D| / (1 - β₂ᵛ)``, and 1 before the first refresh.
+
+    With ``eps_warmup`` it is ``τ (1 - β₂ᵛ) / (|D| + ε)``, as in the code that the authors of
+    SGD-PH (Sun, Yong & Zhang, 2024) released: ε is corrected as D is, so the cap starts at
+    ``(1 - β₂) τ/ε`` and grows to τ/ε.
 
     Args:
         average: D, of any shape.
@@ -72,8 +85,13 @@ def newton_multiplier(
         second_order_lr: τ.
         eps: ε.
         beta2: β₂.
+        eps_warmup: Whether ε is corrected too.
     """
-    multiplier = second_order_lr / (corrected_average(average, refreshes, beta2) + eps)
+    if eps_warmup:
+        correction = bias_correction(refreshes, average.dtype, beta2)
+        multiplier = second_order_lr * correction / (average.abs() + eps)
+    else:
+        multiplier = second_order_lr / (corrected_average(average, refreshes, beta2) + eps)
     return torch.where(refreshes > 0, multiplier, torch.ones_like(multiplier))
 
 
@@ -196,12 +214,13 @@ class CurvatureAverages:
     def multiplier(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         """Return ``τ / (D̂ + ε)``, shaped like ``p``, under its group's hyperparameters."""
         tau, eps, beta2 = group["second_order_lr"], group["eps"], group["hessian_momentum"]
+        warmup = bool(group["eps_warmup"])
         average = state.get("hessian")
         # None of it asks the device. A write moves the version, but not an exchange of the data.
         if average is None:
-            made_of = (tau, eps, beta2, p.get_device(), p.dtype)
+            made_of: tuple[object, ...] = (tau, eps, beta2, p.get_device(), p.dtype)
         else:
-            made_of = (tau, eps, beta2, average.get_device(), average._version)
+            made_of = (tau, eps, beta2, warmup, average.get_device(), average._version)
         known = self._multipliers.get(id(p))
         if known is not None and known.average is average and known.made_of == made_of:
             return known.multiplier
@@ -209,7 +228,12 @@ class CurvatureAverages:
             multiplier = torch.ones_like(p, dtype=curvature_dtype(p))
         else:
             multiplier = newton_multiplier(
-                average, state["refreshes"], second_order_lr=tau, eps=eps, beta2=beta2
+                average,
+                state["refreshes"],
+                second_order_lr=tau,
+                eps=eps,
+                beta2=beta2,
+                eps_warmup=warmup,
             )
         self._multipliers[id(p)] = _Remembered(average, made_of, multiplier)
         return multiplier

@@ -71,6 +71,8 @@ class SGDPH(SecondOrderOptimizer):
         second_order_lr: τ. A Newton parameter's step is SGD's times at most τ/ε.
         hessian_momentum: β₂, of the curvature.
         eps: ε, above zero.
+        eps_warmup: Let the cap grow to τ/ε with a parameter's refreshes v, as in the authors' code:
+            the multiplier is ``τ (1 - β₂ᵛ) / (|D| + ε)``.
         estimator: ``"row_sum"`` (the paper), ``"hutchinson"`` or ``"exact"``.
         refresh: ``"cyclic"``, one parameter per refresh (the paper), or ``"all"``: each parameter
             its own product, but for ``"hutchinson"`` one joint product, whose noise wants
@@ -111,6 +113,7 @@ class SGDPH(SecondOrderOptimizer):
         second_order_lr: float = 1e-3,
         hessian_momentum: float = 0.9,
         eps: float = 1e-4,
+        eps_warmup: bool = False,
         estimator: Estimator = "row_sum",
         refresh: Refresh = "cyclic",
         hessian_interval: int = 1,
@@ -128,6 +131,7 @@ class SGDPH(SecondOrderOptimizer):
             "second_order_lr": second_order_lr,
             "hessian_momentum": hessian_momentum,
             "eps": eps,
+            "eps_warmup": eps_warmup,
             "estimator": estimator,
             "refresh": refresh,
             "hessian_interval": hessian_interval,

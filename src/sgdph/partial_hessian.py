@@ -53,6 +53,7 @@ class PartialHessian(CompoundOptimizer):
         second_order_lr: τ; see :class:`sgdph.SGDPH`, as for all that follows.
         hessian_momentum: β₂, of the curvature.
         eps: ε, above zero.
+        eps_warmup: Let the cap τ/ε grow with a parameter's refreshes.
         estimator: ``"row_sum"``, ``"hutchinson"`` or ``"exact"``.
         refresh: ``"cyclic"`` or ``"all"``.
         hessian_interval: Refresh at every n-th step only.
@@ -92,6 +93,7 @@ class PartialHessian(CompoundOptimizer):
         second_order_lr: float = 1e-3,
         hessian_momentum: float = 0.9,
         eps: float = 1e-4,
+        eps_warmup: bool = False,
         estimator: Estimator = "row_sum",
         refresh: Refresh = "cyclic",
         hessian_interval: int = 1,
@@ -111,6 +113,7 @@ class PartialHessian(CompoundOptimizer):
             second_order_lr=second_order_lr,
             hessian_momentum=hessian_momentum,
             eps=eps,
+            eps_warmup=eps_warmup,
             estimator=estimator,
             refresh=refresh,
             hessian_interval=hessian_interval,

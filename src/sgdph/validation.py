@@ -82,6 +82,7 @@ def check_group(group: dict[str, Any]) -> None:
     _check_switch("channelwise", group["channelwise"], "shapes decide")
     _check_switch("foreach", group["foreach"], "where it is faster")
     _check_switch("maximize", group["maximize"])
+    _check_switch("eps_warmup", group["eps_warmup"])
     for p in group["params"]:
         _check_parameter(p, group["channelwise"])
 

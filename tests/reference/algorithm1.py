@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "second_order_lr": 1e-3,
     "hessian_momentum": 0.9,
     "eps": 1e-4,
+    "eps_warmup": False,
     "maximize": False,
     "channelwise": None,
 }
@@ -284,7 +285,11 @@ class ReferenceSGDPH:
         elif w.v == 0:
             d = m + decay
         else:
-            average = abs(w.D) / (1 - group["hessian_momentum"] ** w.v)
-            d = group["second_order_lr"] * m / (average + group["eps"]) + decay
+            correction = 1 - group["hessian_momentum"] ** w.v
+            tau, eps = group["second_order_lr"], group["eps"]
+            if group["eps_warmup"]:
+                d = tau * correction * m / (abs(w.D) + eps) + decay
+            else:
+                d = tau * m / (abs(w.D) / correction + eps) + decay
         with torch.no_grad():
             w.tensor.copy_(w.tensor - group["lr"] * d)
