@@ -112,19 +112,25 @@ def lay_down_pair(path: Path, gap: float) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_tie_is_called_a_tie(tmp_path: Path) -> None:
-    # t = 0.02 / sqrt(2 * 0.0001 / 3) = 2.449, 4 degrees of freedom: p = 0.0705.
+def test_what_is_not_significant_is_not_decided(tmp_path: Path) -> None:
+    # t = 0.02 / sqrt(2 * 0.0001 / 3) = 2.449, 4 degrees of freedom: p = 0.0705. The interval
+    # reaches 2.776 standard errors of 0.8165 points.
     lay_down_pair(tmp_path, 0.02)
     text = verdict(reported(tmp_path))
     assert text.startswith(
-        "A tie in final test accuracy: SGD-PH has the highest mean, but is not told from SGDM "
-        "(p = 0.07) (3 seeds each)."
+        "SGD-PH has the highest mean final test accuracy (3 seeds each). SGD-PH − SGDM: "
+        "+2.00 points, 95% interval −0.27 to +4.27, p = 0.07: not decided."
     )
+    assert " tie" not in text.splitlines()[0]
     page = (tmp_path / REPORT).read_text()
     assert "**" not in page
     assert "83.00 ± 1.00 †" in page
     assert "81.00 ± 1.00 †" in page
-    assert [row["p_against_best"][:6] for row in rows_of(tmp_path)] == ["0.0704", ""]
+    assert "| SGD-PH − SGDM | +2.00 | −0.27 to +4.27 | 3, 3 | 0.07 | not decided |" in page
+    sgdm, best = rows_of(tmp_path)
+    assert [row["p_against_best"][:6] for row in (sgdm, best)] == ["0.0704", ""]
+    assert float(sgdm["best_minus_this"]) == pytest.approx(0.02)
+    assert (sgdm["outcome"], best["outcome"], best["interval_low"]) == ("not decided", "", "")
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -132,7 +138,7 @@ def test_a_difference_beyond_the_spread_is_bold_and_said_with_its_limits(tmp_pat
     # t = 0.03 / sqrt(2 * 0.0001 / 3) = 3.674: p = 0.0213.
     lay_down_pair(tmp_path, 0.03)
     text = verdict(reported(tmp_path))
-    assert "SGD-PH lies above SGDM (p = 0.021)" in text
+    assert "SGD-PH − SGDM: +3.00 points, 95% interval +0.73 to +5.27, p = 0.021: differs." in text
     assert "Welch's t-test over seeds with Holm's correction" in text
     assert "these tasks and settings" in text
     page = (tmp_path / REPORT).read_text()

@@ -2,8 +2,9 @@ import math
 
 import pytest
 from scipy.stats import t as student
+from scipy.stats import ttest_ind
 
-from sgdph.lab.reports.statistics import Judgement, Spread, holm, judge, welch
+from sgdph.lab.reports.statistics import Judgement, Spread, difference, holm, judge, welch
 
 
 def test_mean_and_sample_deviation() -> None:
@@ -52,6 +53,35 @@ def test_what_no_test_can_tell(
     first: list[float], second: list[float], expected: float | None
 ) -> None:
     assert welch(Spread.of(first), Spread.of(second)) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([90.1, 91.4, 90.7, 92.0], [88.0, 90.5, 89.9]), ([1.0, 1.0], [1.0, 2.0, 3.0])],
+)
+def test_the_interval_is_scipy_s(first: list[float], second: list[float]) -> None:
+    found = difference(Spread.of(first), Spread.of(second))
+    assert found is not None
+    expected = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.n == (len(first), len(second))
+    assert difference(Spread.of([0.9]), Spread.of(second)) is None
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome"),
+    [
+        # By scipy.stats.ttest_ind: -0.20 to 0.40, -5.3 to 5.5, 4.7 to 5.3 points.
+        ([0.899, 0.9], "tie"),
+        ([0.895, 0.904], "not decided"),
+        ([0.85, 0.851], "differs"),
+    ],
+)
+def test_a_tie_needs_the_whole_interval_within_the_margin(
+    second: list[float], outcome: str
+) -> None:
+    found = judge({0: Spread.of([0.9, 0.901]), 1: Spread.of(second)}, "higher")
+    assert found.outcome(1) == outcome
 
 
 def test_holm_by_hand() -> None:

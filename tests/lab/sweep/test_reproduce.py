@@ -11,6 +11,7 @@ import yaml
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot
 from sgdph.lab.run import training
 from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.sweep.comparison import Comparison
 from sgdph.lab.sweep.estimate import Range
 
 SMALLEST = ["--scale=cpu", "--dataset=digits", "--epochs=1", "--threads=1", "--device=cpu"]
@@ -267,6 +268,45 @@ def test_a_comparison_has_a_dry_run(sgdph: Command, tmp_path: Path) -> None:
     assert code == 0
     assert re.search(r"Estimated: [\d.]+ to [\d.]+ s for the 6 runs left", said)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "told", "warned"),
+    [
+        ({}, "sgdm: lr 0.1 (the default), weight decay 0.0005 (the default)", "sgdm, adamw-ph"),
+        (
+            {"lr": "0.2", "weight_decay": "0.1"},
+            "sgdm: lr 0.2 (given), weight decay 0.1 (given)",
+            "adamw-ph",
+        ),
+        (
+            {"lr": "sgdm=0.2"},
+            "sgdm: lr 0.2 (given), weight decay 0.0005 (the default)",
+            "sgdm, adamw-ph",
+        ),
+        (
+            {"dataset": "mnist5k"},
+            "lr 0.01 (tuned on mnist5k), weight decay 0.05 (tuned on mnist5k), newton lr 0.1",
+            "",
+        ),
+        (
+            {"newton_lr": "0.3"},
+            "sgdm: lr 0.3 (from --settings), weight decay 0.01 (from",
+            "adamw-ph",
+        ),
+    ],
+    ids=str,
+)
+def test_a_comparison_says_where_its_settings_are_from(
+    given: dict[str, str], told: str, warned: str
+) -> None:
+    given = {"dataset": "digits", **given}
+    settings = {"sgdm": {"lr": 0.3, "weight_decay": 0.01}} if "from" in told else {}
+    comparison = Comparison(("sgdm", "adamw-ph"), (0,), given, settings)
+    said = comparison.describe_settings(comparison.plan())
+    assert told in " ".join(said[:2])
+    warning = f"Not tuned for {given['dataset']}: {warned}."
+    assert [line.startswith(warning) for line in said[2:]] == [True] * bool(warned)
 
 
 def test_a_dry_run_needs_no_data(reproduce: Command, tmp_path: Path) -> None:

@@ -43,6 +43,16 @@ def mean_and_std(mean: float | None, std: float | None, digits: int, scale: floa
     return f"{fixed(mean, digits, scale)} ± {fixed(std, digits, scale)}"
 
 
+def points(value: float) -> str:
+    """Write a difference of shares in points, with its sign."""
+    return f"{value * 100:+.2f}".replace("-", "−")
+
+
+def shown_interval(low: float, high: float) -> str:
+    """Write an interval of differences of shares in points."""
+    return f"{points(low)} to {points(high)}"
+
+
 def p_value(p: float, equals: str = "= ") -> str:
     """Write a p-value with its sign; ``equals`` stands before one that is not tiny."""
     return "< 0.001" if p < 0.001 else f"{equals}{p:.2g}"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from sgdph.lab.reports.numbers import mean_and_std
 
 ALPHA = 0.05
+# Half a point of accuracy, set before any run was compared by it.
+MARGIN = 0.005
+
+
+Outcome: TypeAlias = Literal["differs", "tie", "not decided"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,52 @@ def welch(first: Spread, second: Spread) -> float | None:
     return float(result.pvalue)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two means, with its 95% interval (Welch, 1947).
+
+    Attributes:
+        mean: The first mean minus the second.
+        low: Lower end of the interval.
+        high: Upper end.
+        n: How many figures each mean is of.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: tuple[int, int]
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the whole interval lies within the margin."""
+        return self.low >= -MARGIN and self.high <= MARGIN
+
+
+def difference(first: Spread, second: Spread) -> Difference | None:
+    """Compute the difference of two means and its interval, of this pair alone.
+
+    Returns:
+        The difference; ``None`` where :func:`welch` has no test.
+    """
+    from scipy.stats import t
+
+    if welch(first, second) is None:
+        return None
+    assert first.mean is not None
+    assert second.mean is not None
+    assert first.std is not None
+    assert second.std is not None
+    gap, n = first.mean - second.mean, (first.n, second.n)
+    # Squared standard errors.
+    errors = first.std**2 / first.n, second.std**2 / second.n
+    if sum(errors) == 0:
+        return Difference(gap, gap, gap, n)
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / (n[0] - 1) + errors[1] ** 2 / (n[1] - 1))
+    reach = float(t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(sum(errors))
+    return Difference(gap, gap - reach, gap + reach, n)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number (Holm, 1979): at most alpha, the hypothesis is rejected.
 
@@ -109,20 +161,28 @@ class Judgement:
         adjusted: Every other entry that could be tested, to the p-value of its difference from the
             best, adjusted by Holm's method over these comparisons.
         untested: Entries with a figure that no test compares with the best.
+        differences: How far the best is from each of the others that could be tested.
     """
 
     best: int | None
     adjusted: Mapping[int, float]
     untested: tuple[int, ...]
+    differences: Mapping[int, Difference] = field(default_factory=dict)
 
     @property
     def level(self) -> tuple[int, ...]:
-        """The entries that the test does not tell from the best."""
+        """The entries that do not differ significantly from the best."""
         return tuple(row for row, p in self.adjusted.items() if p >= ALPHA)
+
+    def outcome(self, row: int) -> Outcome:
+        """Say what the comparison of the best with another entry shows."""
+        if self.adjusted[row] < ALPHA:
+            return "differs"
+        return "tie" if self.differences[row].is_tie else "not decided"
 
     @property
     def clear(self) -> bool:
-        """Whether the best is told from every other entry."""
+        """Whether the best differs significantly from every other entry."""
         return bool(self.adjusted) and not self.level and not self.untested
 
 
@@ -141,4 +201,10 @@ def judge(spreads: Mapping[int, Spread], better: Literal["higher", "lower"]) -> 
     tests = {row: welch(spreads[best], spreads[row]) for row in means if row != best}
     tested = {row: p for row, p in tests.items() if p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return Judgement(best, adjusted, tuple(row for row in tests if row not in tested))
+    gaps = {row: difference(spreads[best], spreads[row]) for row in tested}
+    return Judgement(
+        best,
+        adjusted,
+        tuple(row for row in tests if row not in tested),
+        {row: gap for row, gap in gaps.items() if gap is not None},
+    )

@@ -17,7 +17,7 @@ from rich.table import Table as RichTable
 from sgdph.lab.reports.escapes import latex_text, markdown_text
 from sgdph.lab.reports.numbers import NOTHING, exact
 
-# Beside the best mean and those that a test does not tell from it.
+# Beside the best mean and those that do not differ significantly from it.
 LEVEL = "†"
 # From this number of columns a terminal's table has no lines between them, and cuts long names.
 WIDE = 10
@@ -38,8 +38,9 @@ class Cell:
 
     Attributes:
         text: What it says.
-        bold: Whether it is the best of its column, told from every other entry.
-        level: Whether it is the best or not told from the best, where there is more than one such.
+        bold: Whether it is the best of its column, and differs significantly from all others.
+        level: Whether it is the best or does not differ significantly from it, where there is more
+            than one such.
         note: What must be known of it, like how many of its runs diverged.
         link: Where it leads, as an address.
     """

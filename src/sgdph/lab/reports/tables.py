@@ -22,7 +22,7 @@ from sgdph.lab.reports.measures import (
     time_to,
     train_loss,
 )
-from sgdph.lab.reports.numbers import NOTHING
+from sgdph.lab.reports.numbers import NOTHING, p_value, points, shown_interval
 from sgdph.lab.reports.statistics import Judgement
 from sgdph.lab.reports.table import Cell, Column, Table
 from sgdph.lab.run.records import Group
@@ -38,10 +38,11 @@ def make_tables(grid: Grid, targets: Sequence[float]) -> list[Table]:
         targets: The accuracies whose times are told; none for one of each column's own.
     """
     if len(grid.columns) == 1:
-        return [summary(grid), course(grid, targets)]
+        return [summary(grid), *differences(grid), course(grid, targets)]
     split = grid.evaluated
     measures = (final(split), best(split), area(split), train_loss(), seconds_per_epoch())
-    tables = [measure_table(grid, measure) for measure in measures]
+    first, *others = (measure_table(grid, measure) for measure in measures)
+    tables = [first, *differences(grid), *others]
     for place, by_column in enumerate(column_targets(grid, targets)):
         tables += time_tables(grid, by_column, place)
     return tables
@@ -89,6 +90,32 @@ def measure_cell(group: Group, measure: Measure, judgement: Judgement | None, ro
         and bool(judgement.level)
         and row in (judgement.best, *judgement.level),
     )
+
+
+def differences(grid: Grid) -> list[Table]:
+    """Make the table of how far each entry is from its column's best, unless none was tested."""
+    split, rows = grid.evaluated, []
+    for j, heading in enumerate(grid.columns):
+        judgement = judge_column(grid, final(split), j)
+        if judgement is None or judgement.best is None:
+            continue
+        best = grid.rows[judgement.best].text
+        for i, found in judgement.differences.items():
+            where = (heading.text,) if len(grid.columns) > 1 else ()
+            rows.append(
+                (
+                    *(*where, f"{best} − {grid.rows[i].text}"),
+                    *(points(found.mean), shown_interval(found.low, found.high)),
+                    *(f"{found.n[0]}, {found.n[1]}", p_value(judgement.adjusted[i], "")),
+                    judgement.outcome(i),
+                )
+            )
+    where = ("column",) if len(grid.columns) > 1 else ()
+    names = [*where, "difference", "points", "95% interval", "n", "p", "outcome"]
+    words = {*where, "difference", "outcome"}
+    columns = tuple(Column(name, "left" if name in words else "right") for name in names)
+    caption = f"Final {split} accuracy: the best of each column less every other"
+    return [Table(columns, tuple(rows), caption, f"{split}-differences")] if rows else []
 
 
 def measure_table(grid: Grid, measure: Measure) -> Table:
@@ -212,7 +239,8 @@ def figures_table(grids: Sequence[Grid]) -> Table:
     """Make the table for programs: a row per entry, figures in full.
 
     The columns of a comparison come first. ``p_against_best`` is of the final accuracy, Welch's
-    test with Holm's correction within the entry's column of the table; the best has none.
+    test with Holm's correction within the entry's column of the table; the best has none. The
+    difference's 95% interval is that of the pair alone.
     """
     rows = []
     for grid in grids:
@@ -228,10 +256,22 @@ def figures_table(grids: Sequence[Grid]) -> Table:
                         "unfinished": group.unfinished,
                         **_figures(group, [area(grid.evaluated)]),
                         "p_against_best": judgement and judgement.adjusted.get(i),
+                        **_distance(judgement, i),
                         **_place(grid, i, j),
                     }
                 )
     return Table.of_records(rows)
+
+
+def _distance(judgement: Judgement | None, row: int) -> dict[str, Any]:
+    """Say how far the best of a column is from one of its entries, and what that shows."""
+    found = judgement.differences.get(row) if judgement else None
+    return {
+        "best_minus_this": found and found.mean,
+        "interval_low": found and found.low,
+        "interval_high": found and found.high,
+        "outcome": judgement.outcome(row) if judgement and found else None,
+    }
 
 
 def _figures(group: Group, measures: Sequence[Measure]) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,16 @@ from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.layout import SYSTEM
 from sgdph.lab.reports.measures import SHARE, final, judge_column
 from sgdph.lab.reports.names import shown_value
-from sgdph.lab.reports.numbers import counted, exact, from_to, listed, p_value
-from sgdph.lab.reports.statistics import ALPHA, Judgement
+from sgdph.lab.reports.numbers import (
+    counted,
+    exact,
+    from_to,
+    listed,
+    p_value,
+    points,
+    shown_interval,
+)
+from sgdph.lab.reports.statistics import ALPHA, MARGIN, Judgement
 from sgdph.lab.reports.table import LEVEL
 from sgdph.lab.run.records import Group, RunRecord, differing_fields
 
@@ -38,7 +47,11 @@ def verdicts(grid: Grid) -> list[str]:
         where = f"{heading.text}: " if len(grid.columns) > 1 else ""
         said.append(where + _verdict(grid, j, judgement))
         tested = tested or bool(judgement.adjusted)
-    closing = f"The test is {TEST}; what it shows holds for these tasks and settings."
+    closing = (
+        f"Differs: p < {ALPHA:g} by {TEST}. Tie: the whole 95% interval of the difference lies "
+        f"within ±{MARGIN * 100:g} points. Not decided: neither. All of it holds for these tasks "
+        "and settings."
+    )
     return [*said, closing] if tested else said
 
 
@@ -54,35 +67,27 @@ def _verdict(grid: Grid, j: int, judgement: Judgement) -> str:
             f"No comparison of the final {split} accuracies is drawn: a test needs two finished "
             f"seeds a side that are not all alike ({counts})."
         )
-    name, level = grid.rows[best].text, judgement.level
-    above = [i for i in judgement.adjusted if i not in level]
-    if level:
-        text = (
-            f"A tie in final {split} accuracy: {name} has the highest mean, but is not told from "
-            f"{_names(grid, judgement, level)}"
-        )
-        text += f", only from {_names(grid, judgement, above)}" if above else ""
-    else:
-        text = f"In final {split} accuracy {name} lies above {_names(grid, judgement, above)}"
+    sentences = [f"{grid.rows[best].text} has the highest mean final {split} accuracy ({counts})"]
+    sentences += _comparisons(grid, judgement, grid.rows[best].text)
     if judgement.untested:
         others = listed([grid.rows[i].text for i in judgement.untested])
-        text += f"; not tested against {others}, for want of seeds that differ"
-    return f"{text} ({counts})."
+        sentences.append(f"Not compared with {others}, for want of seeds that differ")
+    return ". ".join(sentences) + "."
 
 
-def _names(grid: Grid, judgement: Judgement, rows: Sequence[int]) -> str:
-    """Name rows with their p-values, or of many rows the number and the extreme p-value."""
-    p_values = [judgement.adjusted[i] for i in rows]
+def _comparisons(grid: Grid, judgement: Judgement, best: str) -> list[str]:
+    """Say how far the best is from each other row, or of many rows how many have which outcome."""
+    rows = judgement.adjusted
     if len(rows) <= FEW:
-        pairs = zip(rows, p_values, strict=True)
-        return listed([f"{grid.rows[i].text} (p {p_value(p)})" for i, p in pairs])
-    # What would make the sentence wrong is nearest to the threshold.
-    bound = (
-        f"p up to {p_value(max(p_values), '')}"
-        if max(p_values) < ALPHA
-        else f"p from {p_value(min(p_values), '')}"
-    )
-    return f"{len(rows)} others ({bound})"
+        return [
+            f"{best} − {grid.rows[i].text}: {points(found.mean)} points, 95% interval "
+            f"{shown_interval(found.low, found.high)}, p {p_value(p)}: {judgement.outcome(i)}"
+            for i, p in rows.items()
+            for found in [judgement.differences[i]]
+        ]
+    outcomes = Counter(judgement.outcome(i) for i in rows)
+    counts = listed([f"{each}: {number}" for each, number in outcomes.items()])
+    return [f"Beside the {len(rows)} others ({counts}), see the table of differences"]
 
 
 def _counts(groups: Iterable[Group]) -> str:
@@ -107,9 +112,9 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
         "The final accuracy, after the last epoch, is the one to quote. The best one was picked on "
         f"the {split} images, and so flatters.",
         f"Bold: the best of its column where {TEST} for its comparisons with all others "
-        f"gives each p < {ALPHA:g}. {LEVEL}: the best and those not told from it. Neither: too few "
-        "seeds, or not the best. The best epoch's accuracy and the seconds are not tested: the one "
-        "was picked, the others depend on what else the machine did.",
+        f"gives each p < {ALPHA:g}. {LEVEL}: the best and those that do not differ from it. "
+        "Neither: too few seeds, or not the best. The best epoch's accuracy and the seconds are "
+        "not tested: the one was picked, the others depend on what else the machine did.",
         "The training loss is the mean over the last epoch as it trained. Seconds are training "
         "alone, without evaluation.",
         _target_note(targets),

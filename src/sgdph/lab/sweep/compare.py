@@ -17,6 +17,7 @@ from sgdph.lab.options.options import (
     parse_seeds,
 )
 from sgdph.lab.options.settings import read_settings
+from sgdph.lab.progress import say
 from sgdph.lab.run.out import check_target, default_out, report_interruption
 from sgdph.lab.sweep.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.sweep.cores import check_jobs
@@ -43,6 +44,8 @@ def compare(options: CompareOptions, console: Console) -> int:
     if options.resume:
         comparison = directory.read_comparison().extended(comparison)
     plan = comparison.plan()
+    for line in comparison.describe_settings(plan):
+        say(console, line)
     if options.dry_run:
         dry_run(plan, plan.runs(), directory.path, options.jobs, console)
         return OK

@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import with_lists, with_tuples
 from sgdph.lab.files import write_text
+from sgdph.lab.optimizers.registry import TUNED
 from sgdph.lab.options.resolution import PER_OPTIMIZER, parse_per_optimizer, resolve_many
 from sgdph.lab.reports.layout import Layout
 from sgdph.lab.reports.report import REPORT_FILES
@@ -22,6 +24,9 @@ from sgdph.lab.sweep.sweep_directory import SweepDirectory
 
 FORMAT = "sgdph-comparison-1"
 COMPARISON = "comparison.yaml"
+# What decides most of a comparison, and has to be tuned for each optimizer and data set.
+COMPARED = ("lr", "weight_decay", "newton_lr")
+DEFAULT = "the default"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,45 @@ class Comparison:
         configs = resolve_many(self.given, self.optimizers, self.seeds[:1], self.settings)
         cells = {str(config.optimizer): config for config in configs}
         return Plan("compare", "", self.given, Layout(), cells, self.seeds)
+
+    def describe_settings(self, plan: Plan) -> list[str]:
+        """Say which lr and weight decay each optimizer gets, and where they come from.
+
+        A last line names the optimizers whose lr or weight decay was chosen for other data.
+        """
+        lines, untuned = [], []
+        for name, config in plan.cells.items():
+            values = {setting: getattr(config, setting) for setting in COMPARED}
+            sources = {
+                setting: self._source(name, setting, config)
+                for setting, value in values.items()
+                if value is not None
+            }
+            shown = [f"{k.replace('_', ' ')} {values[k]:g} ({v})" for k, v in sources.items()]
+            lines.append(f"{name}: {', '.join(shown)}")
+            untuned += [name] if DEFAULT in sources.values() else []
+        if untuned:
+            dataset = next(iter(plan.cells.values())).dataset
+            lines.append(
+                f"Not tuned for {dataset}: {', '.join(untuned)}. What they differ by may be their "
+                f"settings' doing; sgdph tune --dataset {dataset} finds better ones, and "
+                "--settings takes them"
+            )
+        return lines
+
+    def _source(self, optimizer: str, setting: str, config: RunConfig) -> str:
+        """Say where an optimizer has a setting from."""
+        given = self.given.get(setting)
+        if given is not None and (
+            setting not in PER_OPTIMIZER
+            or optimizer in parse_per_optimizer(str(given), setting, self.optimizers)
+        ):
+            return "given"
+        if setting in self.settings.get(optimizer, {}):
+            return "from --settings"
+        if setting in TUNED.get(config.dataset, {}).get(optimizer, {}):
+            return f"tuned on {config.dataset}"
+        return DEFAULT
 
     def extended(self, other: Comparison) -> Comparison:
         """Add another's optimizers and seeds to these, and let its options go before these.
