@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
+from sgdph.lab.reports.csv_tables import figures_table, targets_table
 from sgdph.lab.reports.grid import Grid, make_grids
 from sgdph.lab.reports.layout import Layout, saved_layout
 from sgdph.lab.reports.numbers import NOTHING, percent
@@ -24,7 +25,7 @@ from sgdph.lab.reports.page import (
 )
 from sgdph.lab.reports.pictures import EPOCHS, VALIDATION, draw_pictures, picture_names
 from sgdph.lab.reports.table import Cell, Column, Table, latex_file
-from sgdph.lab.reports.tables import figures_table, make_tables, targets_table
+from sgdph.lab.reports.tables import make_tables
 from sgdph.lab.reports.words import (
     default_title,
     describe_recipe,

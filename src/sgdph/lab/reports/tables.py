@@ -1,13 +1,11 @@
-"""The tables of a report: entries of a grid, for people and for programs."""
+"""The tables of a report for people: entries of a grid."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from sgdph.lab.reports.grid import Grid, describe_fields
-from sgdph.lab.reports.layout import SYSTEM, value_of
 from sgdph.lab.reports.measures import (
     Measure,
     area,
@@ -233,92 +231,3 @@ def time_tables(grid: Grid, targets: Sequence[float | None], place: int) -> list
         )
         for unit in units
     ]
-
-
-def figures_table(grids: Sequence[Grid]) -> Table:
-    """Make the table for programs: a row per entry, figures in full.
-
-    The columns of a comparison come first. ``p_against_best`` is of the final accuracy, Welch's
-    test with Holm's correction within the entry's column of the table; the best has none. The
-    difference's 95% interval is that of the pair alone.
-    """
-    rows = []
-    for grid in grids:
-        for j in range(len(grid.columns)):
-            judgement = judge_column(grid, final(grid.evaluated), j)
-            for i, group in grid.column(j).items():
-                rows.append(
-                    {
-                        "optimizer": _system(grid, i, j),
-                        "n": len(group.finished),
-                        **_figures(group, main_measures(grid.evaluated)),
-                        "diverged": group.count("diverged"),
-                        "unfinished": group.unfinished,
-                        **_figures(group, [area(grid.evaluated)]),
-                        "p_against_best": judgement and judgement.adjusted.get(i),
-                        **_distance(judgement, i),
-                        **_place(grid, i, j),
-                    }
-                )
-    return Table.of_records(rows)
-
-
-def _distance(judgement: Judgement | None, row: int) -> dict[str, Any]:
-    """Say how far the best of a column is from one of its entries, and what that shows."""
-    found = judgement.differences.get(row) if judgement else None
-    return {
-        "best_minus_this": found and found.mean,
-        "interval_low": found and found.low,
-        "interval_high": found and found.high,
-        "outcome": judgement.outcome(row) if judgement and found else None,
-    }
-
-
-def _figures(group: Group, measures: Sequence[Measure]) -> dict[str, float | None]:
-    spreads = {measure.key: spread(group, measure) for measure in measures}
-    return {
-        f"{key}_{part}": value
-        for key, found in spreads.items()
-        for part, value in (("mean", found.mean), ("std", found.std))
-    }
-
-
-def targets_table(grids: Sequence[Grid], targets: Sequence[float]) -> Table:
-    """Make the table for programs of how many runs reached a target, and in how long."""
-    rows = []
-    for grid in grids:
-        for by_column in column_targets(grid, targets):
-            for (i, j), group in sorted(grid.entries.items()):
-                target = by_column[j]
-                if target is None:
-                    continue
-                found = time_to(group, target)
-                rows.append(
-                    {
-                        "optimizer": _system(grid, i, j),
-                        "target": target,
-                        "runs": found.runs,
-                        "reached": found.reached,
-                        "epochs_mean": found.epochs.mean,
-                        "epochs_std": found.epochs.std,
-                        "seconds_mean": found.seconds.mean,
-                        "seconds_std": found.seconds.std,
-                        **_place(grid, i, j),
-                    }
-                )
-    return Table.of_records(rows)
-
-
-def _system(grid: Grid, i: int, j: int) -> str:
-    """Name an entry's system, with what else tells its row from others of that system."""
-    if SYSTEM in grid.layout.rows:
-        return grid.rows[i].plain
-    return str(value_of(grid.entries[i, j].config, SYSTEM))
-
-
-def _place(grid: Grid, i: int, j: int) -> dict[str, Any]:
-    """Name where an entry stands: what it was evaluated on, and the fields of row and column."""
-    config = grid.entries[i, j].config
-    names = (*grid.layout.columns, *grid.layout.rows, *grid.rows[i].details)
-    fields = {name: value_of(config, name) for name in names if name != SYSTEM}
-    return {"evaluated": grid.evaluated, **fields}
