@@ -7,8 +7,8 @@ import pytest
 from lab.conftest import tiny_config
 from lab.made_runs import write_run
 from sgdph.lab.errors import LabError
+from sgdph.lab.reports.csv_tables import targets_table
 from sgdph.lab.reports.measures import choose_target, parse_targets, shown_target, time_to
-from sgdph.lab.reports.tables import targets_table
 
 from .test_grid import grid_of
 
