@@ -27,6 +27,8 @@ Curve: TypeAlias = Callable[[RunRecord], Sequence[float]]
 Over: TypeAlias = Literal["epochs", "seconds"]
 # More lines than these cannot be told apart in one panel.
 MOST = 12
+# Method and baseline: the first row of each is drawn in any case.
+ALWAYS = ("sgdm", "sgdph")
 PER_ROW = 4
 
 
@@ -112,7 +114,10 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
 
 
 def chosen_rows(grid: Grid) -> list[int]:
-    """Choose the rows to draw: all, or of more than can be told apart those of best accuracy."""
+    """Choose the rows to draw: all, or of more than can be told apart those of best accuracy.
+
+    The first row of each of :data:`ALWAYS` is among them.
+    """
     if len(grid.rows) <= MOST:
         return list(range(len(grid.rows)))
     measure = final(grid.evaluated)
@@ -123,7 +128,12 @@ def chosen_rows(grid: Grid) -> list[int]:
         known = [mean for mean in means if mean is not None]
         return sum(known) / len(known) if known else -math.inf
 
-    return sorted(sorted(range(len(grid.rows)), key=height, reverse=True)[:MOST])
+    optimizers = {i: group.config.optimizer for (i, _), group in sorted(grid.entries.items())}
+    rows = range(len(grid.rows))
+    always = [next((i for i in rows if optimizers.get(i) == name), None) for name in ALWAYS]
+    kept = [i for i in always if i is not None]
+    others = sorted((i for i in rows if i not in kept), key=height, reverse=True)
+    return sorted([*kept, *others[: MOST - len(kept)]])
 
 
 def legend_names(grid: Grid, rows: Sequence[int]) -> dict[int, str]:

@@ -44,7 +44,10 @@ def draw_pictures(grid: Grid, out: Path, suffix: str, task: str) -> list[Picture
     split = grid.evaluated
     lines = "Line: mean over the finished seeds; band: from the lowest to the highest of them."
     if len(grid.rows) > MOST:
-        lines += f" Drawn are the {MOST} of {len(grid.rows)} rows with the highest final accuracy."
+        lines += (
+            f" Drawn are {MOST} of {len(grid.rows)} rows: SGDM, SGD-PH, and those with the highest "
+            "final accuracy."
+        )
     drawn = f"{task}; line: mean over seeds, band: lowest to highest"
     if any(group.finished and group.finished[0].metrics for group in grid.groups):
         path = out / named(EPOCHS, suffix)
