@@ -26,12 +26,21 @@ from sgdph.lab.run.records import Group, RunRecord, differing_fields
 
 # The optimizer's own settings, and what else of a run its reader asks for first.
 SETTINGS = (
-    *("lr", "weight_decay", "newton_lr", "momentum", "second_order_lr", "hessian_momentum", "eps"),
+    *(
+        "lr",
+        "weight_decay",
+        "channelwise_decay",
+        "newton_lr",
+        "momentum",
+        "second_order_lr",
+        "hessian_momentum",
+        "eps",
+    ),
     *("estimator", "refresh", "hessian_interval", "betas", "optimizer_args"),
 )
 RECIPE = (
     *("epochs", "batch_size", "schedule", "schedule_every", "train_size", "validation_size"),
-    *("image_size", "processes", "precision", "channels_last"),
+    *("image_size", "processes", "precision", "channels_last", "channelwise_decay"),
 )
 # Rows up to this number are named one by one.
 FEW = 4

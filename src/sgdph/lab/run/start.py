@@ -23,6 +23,7 @@ from sgdph.lab.networks.external import check_output, is_external
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.networks.registry import NETWORKS, reads_text
 from sgdph.lab.optimizers.build import make_optimizer
+from sgdph.lab.optimizers.channelwise_decay import set_channelwise_decay
 from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.run.checkpoint import TrainingState
 from sgdph.lab.run.distributed import ALONE, Team
@@ -145,7 +146,16 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     # What a run that was begun before the setting had a field does not hold is the library's.
     settings = {name: value for name, value in fields.items() if value is not None}
     arguments = {**settings, **dict(config.optimizer_args or ())}
-    return make_optimizer(config.optimizer, model, arguments, config.seed)
+    optimizer = make_optimizer(config.optimizer, model, arguments, config.seed)
+    if config.channelwise_decay != "same":
+        if BASELINES[config.optimizer].multiplier is not None:
+            raise LabError(
+                f"--channelwise-decay {config.channelwise_decay} is for optimizers without Newton "
+                f"steps, and {config.optimizer} takes them: their weight decay is outside the "
+                "curvature"
+            )
+        set_channelwise_decay(optimizer, model, config.channelwise_decay)
+    return optimizer
 
 
 def seed_generators(seed: int) -> None:
