@@ -59,9 +59,8 @@ def test_the_optimizer_s_own_kind_changes_nothing(name: str) -> None:
 
 
 # Muon's half for biases is Adam, whose coupled decay is among the cases.
-CASES = [
-    (n, d) for n in MAKES for d in ("none", "coupled", "decoupled") if (n, d) != ("muon", "coupled")
-]
+KINDS = ("none", "coupled", "decoupled")
+CASES = [(n, d) for n in MAKES for d in KINDS if (n, d) != ("muon", "coupled")]
 
 
 @pytest.mark.parametrize(("name", "decay"), CASES)
