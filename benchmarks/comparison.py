@@ -7,9 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.stats import ttest_ind
-
-from sgdph.lab.reports.statistics import Spread, holm, welch
+from sgdph.lab.reports.statistics import Difference, Spread, difference, holm, outcome, welch
 from sgdph.lab.run.records import RunRecord, read_runs
 
 BASELINE = "SGDM"
@@ -32,14 +30,14 @@ class Row:
     times: tuple[float, ...]
     p: float | None
 
-    def over(self, baseline: Row) -> float:
-        """Return the difference of the mean final accuracies, in points."""
-        return 100 * (statistics.mean(self.final) - statistics.mean(baseline.final))
+    def over(self, baseline: Row) -> Difference | None:
+        """Return the difference of the mean final accuracies; ``None`` where there is no test."""
+        return difference(Spread.of(self.final), Spread.of(baseline.final))
 
-    def interval(self, baseline: Row) -> tuple[float, float]:
-        """Return the 95% interval of that difference by Welch's method, of this pair alone."""
-        found = ttest_ind(self.final, baseline.final, equal_var=False).confidence_interval(0.95)
-        return 100 * float(found.low), 100 * float(found.high)
+    def outcome(self, baseline: Row) -> str:
+        """Say what the comparison with the baseline shows; nothing where there is none."""
+        found = self.over(baseline)
+        return "" if self.p is None or found is None else outcome(self.p, found)
 
 
 def by_system(folder: Path, labels: Sequence[str] = ()) -> dict[str, list[RunRecord]]:

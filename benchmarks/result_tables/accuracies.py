@@ -11,9 +11,11 @@ from comparison import BASELINE, Row, by_system, compare, percent
 from evidence import TASKS
 
 from result_tables.markdown import RESULTS, markdown
+from sgdph.lab.reports.numbers import points, shown_interval
 from sgdph.lab.reports.statistics import Spread
 from sgdph.lab.run.records import RunRecord, group_runs, read_runs
 
+AGAINST = "minus SGDM's (95% interval)"
 CHEAP = "SGD-PH, Hutchinson, interval 10"
 # What the pages call a system, where its label in the runs says less; the order is the pages'.
 NAMES = {
@@ -56,8 +58,16 @@ def p_value(row: Row) -> str:
 
 
 def over_baseline(rows: Mapping[str, Row], label: str) -> str:
-    """Write a difference to the baseline, nothing for the baseline itself."""
-    return "" if label == BASELINE else f"{rows[label].over(rows[BASELINE]):+.2f}"
+    """Write a difference to the baseline with its interval, nothing for the baseline itself."""
+    found = None if label == BASELINE else rows[label].over(rows[BASELINE])
+    if found is None:
+        return ""
+    return f"{points(found.mean)} ({shown_interval(found.low, found.high)})"
+
+
+def outcome_of(rows: Mapping[str, Row], label: str) -> str:
+    """Write what a comparison with the baseline shows, nothing for the baseline itself."""
+    return rows[label].outcome(rows[BASELINE])
 
 
 def all_systems(study: str) -> str:
@@ -65,13 +75,14 @@ def all_systems(study: str) -> str:
     rows = rows_of(study)
     return markdown(
         [
-            *("system", "n", "final test accuracy, %", "minus SGDM's", "p (Holm)"),
+            *("system", "n", "final test accuracy, %", AGAINST, "p (Holm)", "outcome"),
             *("mean over epochs, %", "time per epoch / SGDM's"),
         ],
         [
             [
                 *(label, str(len(row.final)), percent(row.final), over_baseline(rows, label)),
-                *(p_value(row), percent(row.area), Spread.of(row.times).show(1, 2)),
+                *(p_value(row), outcome_of(rows, label), percent(row.area)),
+                Spread.of(row.times).show(1, 2),
             ]
             for label, row in rows.items()
         ],
@@ -83,11 +94,14 @@ def claims(study: str, names: Mapping[str, str] = NAMES) -> str:
     rows = rows_of(study)
     order = sorted(rows, key=lambda label: list(names).index(label) if label in names else -1)
     return markdown(
-        ["system", "final test accuracy, %", "minus SGDM's", "p", "time per epoch / SGDM's"],
+        [
+            *("system", "final test accuracy, %", AGAINST, "p", "outcome"),
+            "time per epoch / SGDM's",
+        ],
         [
             [
                 *(names.get(label, label), percent(rows[label].final), over_baseline(rows, label)),
-                *(p_value(rows[label]), mean(rows[label].times)),
+                *(p_value(rows[label]), outcome_of(rows, label), mean(rows[label].times)),
             ]
             for label in order
         ],
@@ -115,19 +129,16 @@ def readme_accuracy() -> str:
             rows = rows_of(data + kind)
             line += [percent(rows[label].final), with_interval(rows, label)]
         lines.append(line)
-    against = "minus SGDM's (95% interval)"
     return markdown(
-        ["system", "MNIST-5k, 1,000 images", against, "CIFAR-10, 10,000 images", against], lines
+        ["system", "MNIST-5k, 1,000 images", AGAINST, "CIFAR-10, 10,000 images", AGAINST], lines
     )
 
 
 def with_interval(rows: Mapping[str, Row], label: str) -> str:
-    """Write a difference to the baseline with its interval and p-value."""
-    row, baseline = rows[label], rows[BASELINE]
+    """Write a difference to the baseline with its interval and what it shows."""
     if label == BASELINE:
         return ""
-    low, high = row.interval(baseline)
-    return f"{row.over(baseline):+.2f} ({low:+.2f} to {high:+.2f}), p = {p_value(row)}"
+    return f"{over_baseline(rows, label)}, {outcome_of(rows, label)}"
 
 
 def carried() -> str:

@@ -80,12 +80,15 @@ def test_a_comparison_tests_whom_it_can_and_corrects_for_no_others(
     # Five hundredths apart at a std of one each: t = 5 / sqrt(2 / 3) at 4 degrees of freedom.
     width = (2 / 3) ** 0.5
     assert systems["A"].p == pytest.approx(2 * float(student_t(4).sf(5 / width)))
-    low, high = systems["A"].interval(baseline)
-    assert (low, high) == pytest.approx(student_t(4, loc=5, scale=width).interval(0.95))
-    assert [(row.p, round(row.over(baseline), 9)) for row in (baseline, systems["B"])] == [
-        (None, 0.0),
-        (None, -11.0),
-    ]
+    found = systems["A"].over(baseline)
+    expected = student_t(4, loc=0.05, scale=width / 100).interval(0.95)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert systems["A"].outcome(baseline) == "differs"
+    assert (systems["B"].p, systems["B"].over(baseline), systems["B"].outcome(baseline)) == (
+        *(None, None),
+        "",
+    )
+    assert baseline.outcome(baseline) == ""
     assert not systems["A"].times
     # Seed by seed 1.5, 2 and 2.5 s an epoch.
     assert baseline.times == (0.75, 1.0, 1.25)

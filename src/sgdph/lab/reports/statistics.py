@@ -136,6 +136,18 @@ def difference(first: Spread, second: Spread) -> Difference | None:
     return Difference(gap, gap - reach, gap + reach, n)
 
 
+def outcome(p: float, found: Difference) -> Outcome:
+    """Say what a comparison shows.
+
+    Args:
+        p: Its p-value, corrected for the number of comparisons.
+        found: The difference.
+    """
+    if p < ALPHA:
+        return "differs"
+    return "tie" if found.is_tie else "not decided"
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number (Holm, 1979): at most alpha, the hypothesis is rejected.
 
@@ -176,9 +188,7 @@ class Judgement:
 
     def outcome(self, row: int) -> Outcome:
         """Say what the comparison of the best with another entry shows."""
-        if self.adjusted[row] < ALPHA:
-            return "differs"
-        return "tie" if self.differences[row].is_tie else "not decided"
+        return outcome(self.adjusted[row], self.differences[row])
 
     @property
     def clear(self) -> bool:
