@@ -35,6 +35,8 @@ ROOMS: dict[str, set[str]] = {
     "state_dict": {"roles", "algorithm", "distributed", "curvature", "state_matching"},
     "join": {"roles", "curvature"},
     "step": {"validation", "roles", "algorithm", "curvature", "state_dict", "join"},
+    "wrappers": {"step"},
+    "compilation": {"curvature", "step", "wrappers"},
     "optimizer": {
         "names", "validation", "roles", "distributed", "curvature", "state_dict", "step",
     },
@@ -46,10 +48,12 @@ ROOMS: dict[str, set[str]] = {
     },
     "weight_norm": set(),
     "sgdph": {
-        "roles", "algorithm", "optimizer", "partial_hessian", "with_muon", "diagnostics",
-        "weight_norm",
+        "roles", "algorithm", "compilation", "optimizer", "partial_hessian", "with_muon",
+        "diagnostics", "weight_norm",
     },
-    "integrations": {"roles", "autograd", "step", "optimizer", "partial_hessian"},
+    "integrations": {
+        "roles", "autograd", "step", "wrappers", "compilation", "optimizer", "partial_hessian",
+    },
     "lab.errors": set(),
     "lab.output": {"lab.errors"},
     "lab.progress": {"lab.output"},

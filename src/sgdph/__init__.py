@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgdph.algorithm import MultiplierStatistics
+    from sgdph.compilation import compiled
     from sgdph.diagnostics.block import hessian_block
     from sgdph.diagnostics.curvature_check import check_curvature
     from sgdph.diagnostics.diagnostics import diagonality
@@ -31,6 +32,7 @@ __all__ = [
     "PartialHessian",
     "apply_weight_norm",
     "check_curvature",
+    "compiled",
     "diagonality",
     "fold_weight_norm",
     "hessian_block",
@@ -46,6 +48,7 @@ _MODULES = {
     "PartialHessian": "partial_hessian",
     "apply_weight_norm": "weight_norm.weight_norm",
     "check_curvature": "diagnostics.curvature_check",
+    "compiled": "compilation",
     "diagonality": "diagnostics.diagnostics",
     "fold_weight_norm": "weight_norm.weight_norm",
     "hessian_block": "diagnostics.block",

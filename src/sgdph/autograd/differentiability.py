@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 
 def no_partial_hessian(reason: str) -> RuntimeError:
     """Make the error that a loss cannot be differentiated twice, for this reason."""
     return RuntimeError(f"no partial Hessian can be taken from this loss: {reason}")
+
+
+def refuse_compiled_autograd() -> None:
+    """Refuse to differentiate twice where torch compiles each backward.
+
+    Raises:
+        RuntimeError: It does.
+    """
+    module = sys.modules.get("torch._dynamo.compiled_autograd")
+    if getattr(module, "compiled_autograd_enabled", False):
+        raise no_partial_hessian(
+            "compiled autograd is on, and has no second derivative: leave its context on due steps "
+            '(optimizer.hessian_due), or enter torch.compiler.set_stance("force_eager") before it'
+        )
 
 
 REENTRANT_WORKAROUND = (
@@ -45,8 +60,10 @@ WEIGHT_NORM_WORKAROUND = (
 )
 
 COMPILED_WORKAROUND = (
-    "a compiled model has no second derivative: take the partial Hessian from the uncompiled "
-    'module, or run due steps under torch.compiler.set_stance("force_eager"), ' + BY_DIFFERENCES
+    "a compiled model has no second derivative: call model = sgdph.compiled(model, optimizer) in "
+    "place of torch.compile or once after it, and the same for a compiled loss, which runs due "
+    'steps uncompiled; or run them under torch.compiler.set_stance("force_eager"), '
+    + BY_DIFFERENCES
 )
 
 # What torch says where a second derivative is missing, and a workaround for each.

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
-from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
+from sgdph.autograd.differentiability import REENTRANT_WORKAROUND, refuse_compiled_autograd
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.curvature.cycle import Cycle
 from sgdph.distributed.sharding import refuse_sharded
@@ -66,9 +66,11 @@ class Guards:
         """Check whether curvature may be taken.
 
         Raises:
-            RuntimeError, TypeError, ValueError: As :func:`check_call` and :meth:`check_groups`.
+            RuntimeError, TypeError, ValueError: As :func:`check_call` and :meth:`check_groups`; or
+                compiled autograd is on.
         """
         check_call(loss_scale)
+        refuse_compiled_autograd()
         self.check_groups(groups)
 
     def check_step(self, groups: Groups, state: Mapping[Tensor, Mapping[str, Any]]) -> None:

@@ -61,7 +61,7 @@ def buffers_kept() -> Iterator[None]:
 
     handle = register_module_forward_pre_hook(replace)
     try:
-        with _uncompiled(), warnings.catch_warnings():
+        with uncompiled(), warnings.catch_warnings():
             # An OptimizedModule and the module inside it are both seen; the second changes nothing.
             warnings.filterwarnings("ignore", message=r".*when there are global hooks on modules")
             yield
@@ -71,8 +71,8 @@ def buffers_kept() -> Iterator[None]:
             buffers[name] = buffer
 
 
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Run compiled models as they were written: a compiled one traces hooks into what it runs."""
+def uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Run compiled code as it was written: it has no second derivative, and hooks traced in."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")

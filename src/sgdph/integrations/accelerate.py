@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
+from sgdph.integrations.wrapped import take_scaled
+from sgdph.wrappers import wrapped_sgdph
 
 
 def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments: Any) -> None:

@@ -6,16 +6,18 @@ callback serves trainers of both.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from torch import Tensor
 
 from sgdph.autograd.graph import graph_nodes, is_leaf
-from sgdph.integrations.ahead import ahead_of
-from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
+from sgdph.compilation import uncompiled_while_due
+from sgdph.integrations.ahead import ahead_of, around
+from sgdph.integrations.wrapped import take_scaled
 from sgdph.partial_hessian import PartialHessian
 from sgdph.step import SecondOrderOptimizer
+from sgdph.wrappers import wrapped_sgdph
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -38,6 +40,9 @@ class PartialHessianCallback(Callback):
     training step. From validation, or the end of an epoch, to the next training step the model has
     their averaged weights. So has a checkpoint that is saved there.
 
+    A compiled module, and compiled parts of one, run uncompiled in training steps that want a
+    partial Hessian, and compiled in all others.
+
     ``Tuner.lr_find`` and ``Tuner.scale_batch_size`` take a trainer's callbacks away while they
     train; the curvature is then taken just before the strategy's backward.
 
@@ -51,7 +56,7 @@ class PartialHessianCallback(Callback):
         self._while_fitting = ExitStack()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Prepare for a tuner, which calls no hook but this one; called by the trainer."""
+        """Prepare for compiled code, and for a tuner, which calls no hook but this one."""
         self._while_fitting.close()
         if stage == "fit":
 
@@ -60,11 +65,13 @@ class PartialHessianCallback(Callback):
                     scaler = getattr(trainer.precision_plugin, "scaler", None)
                     self._take(trainer, loss if scaler is None else scaler.scale(loss))
 
-            def train(batch: object) -> None:
+            def train(batch: object) -> AbstractContextManager[None]:
                 _tell(trainer, "train")
+                return uncompiled_while_due(_second_order(trainer))
 
-            for method, action in (("training_step", train), ("backward", take_for_tuner)):
-                self._while_fitting.enter_context(ahead_of(trainer.strategy, method, action))
+            enter = self._while_fitting.enter_context
+            enter(around(trainer.strategy, "training_step", train))
+            enter(ahead_of(trainer.strategy, "backward", take_for_tuner))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the strategy as it was; called by the trainer."""
@@ -90,8 +97,7 @@ class PartialHessianCallback(Callback):
     @staticmethod
     def _take(trainer: Any, loss: Tensor) -> None:
         """Take what is due from a loss that is scaled as the backward will see it."""
-        optimizers = [each for each in trainer.optimizers if isinstance(each, SecondOrderOptimizer)]
-        due = [each for each in optimizers if each.hessian_due]
+        due = [each for each in _second_order(trainer) if each.hessian_due]
         if len(trainer.optimizers) > 1:
             # A generator's loss is no business of a discriminator whose parameters are switched
             # off. Of an only optimizer it must be, and update_hessian says so where it is not.
@@ -140,6 +146,10 @@ def fabric_backward(fabric: Any, optimizer: Any, loss: Tensor, **arguments: Any)
 def _scale(precision: Any) -> float:
     scaler = getattr(precision, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _second_order(trainer: Any) -> list[SecondOrderOptimizer]:
+    return [each for each in trainer.optimizers if isinstance(each, SecondOrderOptimizer)]
 
 
 def _tell(trainer: Any, mode: str) -> None:

@@ -15,9 +15,10 @@ from timm.optim._optim_factory import default_registry
 from timm.utils import NativeScaler
 from torch import Tensor, nn
 
-from sgdph.integrations.wrapped import take_scaled, wrapped_sgdph
+from sgdph.integrations.wrapped import take_scaled
 from sgdph.optimizer import SGDPH
 from sgdph.roles import param_groups
+from sgdph.wrappers import wrapped_sgdph
 
 
 class SecondOrderSGDPH(SGDPH):

@@ -12,15 +12,18 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer
 
+from sgdph.compilation import uncompiled_while_due
 from sgdph.integrations.accelerate import update_hessian
 from sgdph.integrations.ahead import ahead_of
+from sgdph.wrappers import wrapped_sgdph
 
 
 class PartialHessianMixin:
     """Put before a ``Trainer`` class: ``class Mine(PartialHessianMixin, Seq2SeqTrainer)``.
 
     The partial Hessian is taken from the loss as the trainer hands it to its accelerator: divided
-    by the accumulation steps, or normalised by ``num_items_in_batch``.
+    by the accumulation steps, or normalised by ``num_items_in_batch``. A model compiled by
+    ``torch_compile=True`` runs uncompiled in the steps that want one, and compiled in all others.
     """
 
     accelerator: Any
@@ -30,7 +33,8 @@ class PartialHessianMixin:
         """Run the trainer's own training step; its backward takes the curvature first."""
         # Only there is the loss final: what happens to it before differs from model to model.
         take = partial(update_hessian, self.accelerator, self.optimizer)
-        with ahead_of(self.accelerator, "backward", take):
+        due = uncompiled_while_due([wrapped_sgdph(self.optimizer)])
+        with due, ahead_of(self.accelerator, "backward", take):
             step: Any = super()
             loss: Tensor = step.training_step(*arguments, **named)
             return loss

@@ -1,4 +1,4 @@
-"""The optimizer inside a framework's wrapper, and the loss as its scaler passes it on."""
+"""The loss as a framework's scaler passes it on to the optimizer in its wrapper."""
 
 from __future__ import annotations
 
@@ -7,48 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from sgdph.step import SecondOrderOptimizer
+from sgdph.wrappers import wrapped_sgdph
 
-# Accelerate's, Lightning's and pytorch_optimizer's wrappers; timm's Lookahead.
-_INNER = ("optimizer", "_base_optimizer")
-
-
-def wrapped_sgdph(optimizer: object) -> SecondOrderOptimizer:
-    """Find the :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` in wrappers around it.
-
-    Wrappers pass on ``step``, ``zero_grad`` and states, but not ``backward`` or ``multipliers``.
-
-    Args:
-        optimizer: An optimizer, or a wrapper around one, or around such a wrapper: Accelerate's,
-            Lightning's, ``Lookahead`` of ``pytorch_optimizer`` and of timm.
-
-    Returns:
-        The optimizer inside, of either class.
-
-    Raises:
-        TypeError: There is none.
-
-    Example:
-        >>> optimizer = Lookahead(SGDPH(param_groups(model)))
-        >>> wrapped_sgdph(optimizer).backward(loss)
-        >>> optimizer.step()
-    """
-    inner: object = optimizer
-    # Lightning's wrapper passes for an instance of what it wraps, so the innermost is taken.
-    while (held := _held(inner)) is not None:
-        inner = held
-    if not isinstance(inner, SecondOrderOptimizer):
-        raise TypeError(
-            "expected an sgdph.SGDPH or an sgdph.PartialHessian, or a wrapper around one, got "
-            + type(optimizer).__name__
-            + ("" if inner is optimizer else f" around {type(inner).__name__}")
-            + ": only these two take a partial Hessian"
-        )
-    return inner
-
-
-def _held(optimizer: object) -> object | None:
-    held = (getattr(optimizer, name, None) for name in _INNER)
-    return next((each for each in held if each is not None), None)
+__all__ = ["take_scaled", "wrapped_sgdph"]
 
 
 def take_scaled(

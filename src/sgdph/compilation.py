@@ -1,0 +1,212 @@
+"""Compiled models: uncompiled on steps that want a partial Hessian, compiled on all others.
+
+Compiled code has no second derivative. ``torch.compiler.set_stance`` runs it as it was written, and
+leaves what was compiled in its cache, so that changing to and fro compiles nothing anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch._compile import _disable_dynamo
+
+from sgdph.curvature.side_effects import uncompiled
+from sgdph.step import SecondOrderOptimizer
+from sgdph.wrappers import wrapped_sgdph
+
+ModelOrFunction = TypeVar("ModelOrFunction", bound=Callable[..., Any])
+
+
+def compiled(
+    model_or_loss_fn: ModelOrFunction, optimizer: object, **compile_options: Any
+) -> ModelOrFunction:
+    """Compile a model or a function, and run it uncompiled where a partial Hessian is due.
+
+    With gradients enabled, and while ``optimizer.hessian_due``, each call runs the code as it was
+    written: that has a second derivative. So do all micro-batches of such a step. All other calls
+    run compiled, those under ``no_grad`` always. The change compiles nothing anew.
+
+    A module is compiled in place, as by ``module.compile()``, and is itself what is returned: its
+    class, parameters, buffers and the keys of its ``state_dict()`` stay. A copy of it, by
+    ``copy.deepcopy`` or by pickling, is not compiled. A function stays as it is; what is returned
+    calls it.
+
+    What is compiled already is not compiled again, and is run uncompiled where due as well: what
+    ``torch.compile`` or a framework returned, ``module.compile()``, a model with some compiled
+    blocks.
+
+    Call it again where another optimizer takes over: the last call counts.
+
+    Args:
+        model_or_loss_fn: The model, also one inside ``DistributedDataParallel``; or a function that
+            takes part in the loss, or computes all of it.
+        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` that trains it, or a
+            framework's wrapper around one. Several, in a list, where losses of each pass through
+            the model.
+        compile_options: Those of ``torch.compile``: ``mode``, ``backend``, ``dynamic``,
+            ``fullgraph``, ``options``.
+
+    Returns:
+        The same module, or a function that takes and returns what ``model_or_loss_fn`` does.
+
+    Raises:
+        TypeError: It is neither a module nor a function, or a scripted module; or there is no
+            :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` in ``optimizer``.
+        ValueError: Options were given for what is compiled already.
+
+    Example:
+        >>> optimizer = SGDPH(param_groups(model), hessian_interval=10)
+        >>> model = compiled(model, optimizer)
+        >>> for x, y in loader:
+        ...     optimizer.backward(loss_fn(model(x), y))
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+    """
+    unfit = (type, torch.jit.ScriptModule, torch.jit.ScriptFunction)
+    if not callable(model_or_loss_fn) or isinstance(model_or_loss_fn, unfit):
+        raise TypeError(
+            "sgdph.compiled takes a model or a function, not scripted, and the optimizer that "
+            f"trains it, got {_described(model_or_loss_fn)}"
+        )
+    optimizers = _optimizers(optimizer)
+    _warn_if_always_due(optimizers)
+    is_module = isinstance(model_or_loss_fn, nn.Module)
+    compile_it = _compile_module if is_module else _compile_function
+    result: ModelOrFunction = compile_it(model_or_loss_fn, optimizers, compile_options)
+    return result
+
+
+@contextlib.contextmanager
+def uncompiled_while_due(optimizers: Iterable[SecondOrderOptimizer]) -> Iterator[None]:
+    """Run all compiled code uncompiled while a partial Hessian is due.
+
+    For what trains a step inside a framework's loop. A step of an optimizer inside ends it.
+
+    Args:
+        optimizers: Those whose losses the code computes.
+    """
+    optimizers = list(optimizers)
+    with contextlib.ExitStack() as inside, contextlib.ExitStack() as stance:
+
+        def follow(*_: object) -> None:
+            stance.close()
+            if any(each.hessian_due for each in optimizers):
+                stance.enter_context(uncompiled())
+
+        for each in optimizers:
+            inside.callback(each.register_step_post_hook(follow).remove)
+        follow()
+        yield
+
+
+class _Switch:
+    """Calls a function as it was written while a partial Hessian is due, and else compiled."""
+
+    def __init__(
+        self,
+        plain: Callable[..., Any],
+        fast: Callable[..., Any],
+        optimizers: Sequence[SecondOrderOptimizer],
+    ) -> None:
+        self.plain, self.fast, self.optimizers = plain, fast, optimizers
+
+    # Code that somebody else compiles would otherwise have the answer traced into it.
+    @_disable_dynamo
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled() and any(each.hessian_due for each in self.optimizers):
+            with torch.compiler.set_stance("force_eager"):
+                return self.plain(*arguments, **named)
+        return self.fast(*arguments, **named)
+
+
+def _compile_module(module: Any, optimizers: Sequence[SecondOrderOptimizer], options: Any) -> Any:
+    plain, fast = module._call_impl, module._compiled_call_impl
+    parts = [name for name, each in module.named_modules() if _is_compiled(each, module)]
+    if isinstance(fast, _Switch):
+        fast = None if options else fast.fast
+    if options and (fast is not None or parts):
+        which = f"part of the model ({parts[0]})" if parts and parts[0] else "the model"
+        raise ValueError(_compiled_already(which, options))
+    if fast is None:
+        fast = plain if parts else torch.compile(_traceable(plain, module.forward), **options)
+    module._compiled_call_impl = _Switch(plain, fast, optimizers)
+    return module
+
+
+def _traceable(call: Callable[..., Any], written: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what torch has to compile of a function.
+
+    Args:
+        call: What is called.
+        written: Where its code was written: of a module, ``forward``.
+    """
+
+    def inlined(*arguments: Any, **named: Any) -> Any:
+        return call(*arguments, **named)
+
+    # Torch's own code is compiled where other code calls it, but in older versions not by itself.
+    return inlined if (getattr(written, "__module__", None) or "").startswith("torch.") else call
+
+
+def _is_compiled(each: nn.Module, module: nn.Module) -> bool:
+    is_of_torch_compile = "_orig_mod" in each._modules
+    return is_of_torch_compile or (each is not module and each._compiled_call_impl is not None)
+
+
+def _compile_function(
+    function: Callable[..., Any], optimizers: Sequence[SecondOrderOptimizer], options: Any
+) -> Any:
+    plain, fast = function, None
+    while _is_of_torch_compile(plain):
+        plain, fast = plain._torchdynamo_orig_callable, function  # type: ignore[attr-defined]
+    if fast is None:
+        fast = torch.compile(_traceable(function, function), **options)
+    elif options:
+        raise ValueError(_compiled_already("the function", options))
+    switch = _Switch(plain, fast, optimizers)
+
+    @functools.wraps(plain)
+    def call(*arguments: Any, **named: Any) -> Any:
+        return switch(*arguments, **named)
+
+    return call
+
+
+def _is_of_torch_compile(function: Callable[..., Any]) -> bool:
+    # Its attributes are not proof: functools.wraps copies them.
+    return getattr(function, "__globals__", {}).get("__name__") == "torch._dynamo.eval_frame"
+
+
+def _compiled_already(what: str, options: Any) -> str:
+    return (
+        f"{what} is compiled already, and stays as it is: give {', '.join(options)} where that is "
+        "done, or leave compiling to sgdph.compiled"
+    )
+
+
+def _optimizers(optimizer: object) -> list[SecondOrderOptimizer]:
+    several = optimizer if isinstance(optimizer, (list, tuple)) and optimizer else [optimizer]
+    return [wrapped_sgdph(each) for each in several]
+
+
+def _warn_if_always_due(optimizers: Sequence[SecondOrderOptimizer]) -> None:
+    groups = [g for each in optimizers if each.newton_parameters for g in each.param_groups]
+    if any(group.get("hessian_interval") == 1 for group in groups):
+        warnings.warn(
+            "hessian_interval is 1: every training step wants a partial Hessian and runs "
+            "uncompiled. To train compiled, take a larger one, such as hessian_interval=10",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _described(given: object) -> str:
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    return f"an object of class {type(given).__name__}"
