@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from compilations import Compilations
 from preloaded import PRELOADED
 
 multiprocessing.set_forkserver_preload(PRELOADED)
@@ -25,6 +26,16 @@ def children_hear_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compilations]:
+    """Counts what the backend ``aot_eager`` compiles, and how often that then runs."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    yield Compilations(monkeypatch)
+    torch._dynamo.reset()
 
 
 def pytest_configure(config: pytest.Config) -> None:

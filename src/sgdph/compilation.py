@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch._compile import _disable_dynamo
+from torch.nn.parallel import DistributedDataParallel
 
 from sgdph.curvature.side_effects import uncompiled
 from sgdph.step import SecondOrderOptimizer
@@ -126,7 +127,12 @@ class _Switch:
 
 
 def _compile_module(module: Any, optimizers: Sequence[SecondOrderOptimizer], options: Any) -> Any:
-    plain, fast = module._call_impl, module._compiled_call_impl
+    # Not by getattr and setattr: Fabric's wrapper passes both on to the module inside.
+    plain, fast = module._call_impl, vars(module).get("_compiled_call_impl")
+    if fast is None and isinstance(module, DistributedDataParallel):
+        # What torch compiles of the wrapper is the module inside; but of torch's own classes none.
+        _compile_module(module.module, optimizers, options)
+        return module
     parts = [name for name, each in module.named_modules() if _is_compiled(each, module)]
     if isinstance(fast, _Switch):
         fast = None if options else fast.fast
@@ -135,7 +141,7 @@ def _compile_module(module: Any, optimizers: Sequence[SecondOrderOptimizer], opt
         raise ValueError(_compiled_already(which, options))
     if fast is None:
         fast = plain if parts else torch.compile(_traceable(plain, module.forward), **options)
-    module._compiled_call_impl = _Switch(plain, fast, optimizers)
+    object.__setattr__(module, "_compiled_call_impl", _Switch(plain, fast, optimizers))
     return module
 
 
@@ -155,8 +161,9 @@ def _traceable(call: Callable[..., Any], written: Callable[..., Any]) -> Callabl
 
 
 def _is_compiled(each: nn.Module, module: nn.Module) -> bool:
-    is_of_torch_compile = "_orig_mod" in each._modules
-    return is_of_torch_compile or (each is not module and each._compiled_call_impl is not None)
+    if "_orig_mod" in each._modules:
+        return True
+    return each is not module and vars(each).get("_compiled_call_impl") is not None
 
 
 def _compile_function(

@@ -447,6 +447,39 @@ def test_every_rank_resumes_to_the_bit_from_what_one_saved(job: str, ranks: Resu
     assert_same_bits(*[results[0] for results in of(ranks, job)])
 
 
+# ---- compiled models ------------------------------------------------------------------------------
+
+COMPILED_STEPS = 8
+
+
+def compiled(rank: int, *, place: str) -> tuple[Found, list[int]]:
+    from torch._dynamo.utils import counters
+
+    # Or the graphs of the job before would serve.
+    torch._dynamo.reset()
+    counters.clear()
+    model, optimizer = built(hessian_interval=2)
+    if place == "inside":
+        sgdph.compiled(model, optimizer, backend="aot_eager")
+    replica = DistributedDataParallel(model, static_graph=place == "static")
+    if place != "inside":
+        sgdph.compiled(replica, optimizer, backend="aot_eager")
+    graphs = []
+    for step in range(COMPILED_STEPS):
+        one_step(replica, optimizer, rank, step)
+        graphs.append(counters["stats"]["unique_graphs"])
+    return everything(model, optimizer), graphs
+
+
+@pytest.mark.parametrize("place", ["inside", "around", "static"])
+def test_compiled_models_equal_one_process(place: str, ranks: Results) -> None:
+    (first, graphs), (second, others) = of(ranks, f"compiled {place}")
+    assert_same_bits(first, second)
+    assert_near(first, in_one_process(mean_of_losses, COMPILED_STEPS, hessian_interval=2))
+    # Compiled at the second step, the first that is not due, and never again.
+    assert graphs == others == [0] + [1] * (COMPILED_STEPS - 1)
+
+
 # ---- all of it, in one start of the processes ----------------------------------------------------
 
 JOBS: dict[str, Job] = {
@@ -474,6 +507,10 @@ JOBS: dict[str, Job] = {
     "overflow of curvature": functools.partial(overflow_on_one_rank, of_what="curvature"),
     "scaled and accumulated": scaled_and_accumulated,
     "autocast": autocast,
+    **{
+        f"compiled {place}": functools.partial(compiled, place=place)
+        for place in ("inside", "around", "static")
+    },
     "resumed": resumed,
     "resumed beside AdamW": functools.partial(resumed, beside="adamw"),
 }

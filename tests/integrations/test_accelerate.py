@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from small import assert_same_bits, bn_net
+from accelerate.utils import DistributedType, TorchDynamoPlugin
+from compilations import Compilations
+from small import assert_same_bits, bn_net, loss_of
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -180,3 +181,40 @@ def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
         )
         assert_same_bits(first, second)
         assert gap(first, joined_loop(48, size=8, kind=kind)) < 1e-10
+
+
+@pytest.mark.parametrize("place", ["before", "after", "of dynamo_backend", "of its blocks"])
+def test_compiled(compilations: Compilations, place: str) -> None:
+    """One call of sgdph.compiled, before ``prepare`` or after it."""
+    plugin = TorchDynamoPlugin(backend="aot_eager", use_regional_compilation="blocks" in place)
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_steps=2,
+        dynamo_plugin=plugin if place.startswith("of") else None,
+    )
+    bare = bn_net()
+    optimizer: Any = optimizer_of(bare, hessian_interval=3)
+    model: Any = bare
+    options = {} if place.startswith("of") else {"backend": "aot_eager"}
+    if place == "before":
+        sgdph.compiled(model, optimizer, **options)
+    model, optimizer, batches = accelerator.prepare(model, optimizer, loader(24))
+    if place != "before":
+        model = sgdph.compiled(model, optimizer, **options)
+    for x, y in batches:
+        with accelerator.accumulate(model):
+            backward(accelerator, optimizer, functional.cross_entropy(model(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert gap(bare, plain_loop(24, accumulate=2, hessian_interval=3)[0]) < 1e-5
+    assert (compilations.graphs, compilations.runs) == (1, 16)
+    plain = accelerator.unwrap_model(model, keep_torch_compile=False)
+    assert plain.state_dict().keys() == bn_net().state_dict().keys()
+
+
+def test_a_model_that_accelerate_compiles_is_told_what_to_call() -> None:
+    accelerator = Accelerator(cpu=True, dynamo_backend="aot_eager")
+    bare = bn_net()
+    model, optimizer, _ = accelerator.prepare(bare, optimizer_of(bare), loader(1))
+    with pytest.raises(RuntimeError, match=r"model = sgdph.compiled\(model, optimizer\)"):
+        backward(accelerator, optimizer, loss_of(model))

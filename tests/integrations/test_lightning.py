@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import lightning
 import pytest
 import pytorch_lightning
 import torch
+from compilations import Compilations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -30,7 +32,7 @@ from integrations.loops import (
     two_by_two,
 )
 from integrations.ranks import RANKS, on_two_ranks
-from sgdph import SGDPH
+from sgdph import SGDPH, compiled
 from sgdph.integrations.lightning import PartialHessianCallback, fabric_backward
 
 pytestmark = [
@@ -359,3 +361,98 @@ def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _no_files_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def as_a_whole(module: Module) -> Any:
+    return torch.compile(module, backend="aot_eager")
+
+
+def its_network(module: Module) -> Any:
+    module.net = torch.compile(module.net, backend="aot_eager")  # type: ignore[assignment]
+    return module
+
+
+def in_place(module: Module) -> Any:
+    module.net.compile(backend="aot_eager")
+    return module
+
+
+def its_blocks(module: Module) -> Any:
+    for i in (0, 4):
+        module.net[i] = torch.compile(module.net[i], backend="aot_eager")  # type: ignore[operator]
+    return module
+
+
+def by_us(module: Module) -> Any:
+    plain = module.configure_optimizers
+
+    def configure_optimizers() -> Any:
+        optimizer = plain()
+        compiled(module.net, optimizer, backend="aot_eager")
+        return optimizer
+
+    module.configure_optimizers = configure_optimizers  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize("compile_it", [as_a_whole, its_network, in_place, its_blocks, by_us])
+def test_compiled_modules(compilations: Compilations, compile_it: Callable[[Module], Any]) -> None:
+    """Uncompiled in due steps, compiled in all others, by whatever of Lightning's ways."""
+    module = Module(hessian_interval=3)
+    bare = module.net
+    fit(compile_it(module), 24, accumulate_grad_batches=2)
+    assert gap(bare, plain_loop(24, accumulate=2, hessian_interval=3)[0]) < 1e-6
+    assert compilations.graphs <= 2
+    # Of the 12 steps 8 were not due, each of two micro-batches.
+    assert compilations.runs == 16 * compilations.graphs
+
+
+def test_compiled_in_manual_optimisation(compilations: Compilations) -> None:
+    """Two steps on each batch: which of them is due alternates."""
+
+    class Twice(Module):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            for _ in range(2):
+                optimizer.zero_grad()
+                self.manual_backward(functional.cross_entropy(self.net(batch[0]), batch[1]))
+                optimizer.step()
+
+    module = Twice(hessian_interval=3)
+    fit(in_place(module), 9)
+    model = bn_net()
+    optimizer = optimizer_of(model, hessian_interval=3)
+    for x, y in loader(9):
+        for _ in range(2):
+            optimizer.zero_grad()
+            optimizer.backward(functional.cross_entropy(model(x), y))
+            optimizer.step()
+    assert gap(module.net, model) < 1e-6
+    assert (compilations.graphs, compilations.runs) == (1, 12)
+
+
+@pytest.mark.parametrize("place", ["before", "after", "of torch.compile"])
+def test_compiled_in_fabric(compilations: Compilations, place: str) -> None:
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    model = bn_net()
+    optimizer = optimizer_of(model, hessian_interval=3)
+    net: Any = model
+    if place == "before":
+        net = compiled(net, optimizer, backend="aot_eager")
+    if place == "of torch.compile":
+        net = torch.compile(net, backend="aot_eager")
+    net, wrapper = fabric.setup(net, optimizer)
+    if place == "after":
+        net = compiled(net, wrapper, backend="aot_eager")
+    if place == "of torch.compile":
+        net = compiled(net, wrapper)
+    for x, y in loader(12):
+        fabric_backward(fabric, wrapper, functional.cross_entropy(net(x), y))
+        wrapper.step()
+        wrapper.zero_grad()
+    assert gap(model, plain_loop(12, hessian_interval=3)[0]) < 1e-6
+    assert (compilations.graphs, compilations.runs) == (1, 8)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from compilations import Compilations
 from small import assert_same_bits
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
@@ -274,3 +275,34 @@ def test_a_scaler_around_another_optimizer_is_refused() -> None:
     loss = functional.cross_entropy(model(BATCHES[0][0]), BATCHES[0][1])
     with pytest.raises(TypeError, match="got SGD: only these two"):
         PartialHessianScaler("cpu")(loss, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("scaler", "by"),
+    [
+        (None, "torch.compile"),
+        (NativeScaler, "sgdph.compiled"),
+        (PartialHessianScaler, "torch.compile"),
+        (PartialHessianScaler, "sgdph.compiled"),
+    ],
+)
+def test_compiled(compilations: Compilations, scaler: Any, by: str) -> None:
+    """As ``--torchcompile`` of timm's script, with one call changed or added."""
+    settings = SETTINGS | {"hessian_interval": 2}
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    # Its tests' networks take torch ten seconds.
+    model = nn.Sequential(*layers, nn.Linear(256, 4))
+    twin = copy.deepcopy(model)
+    optimizer = create_optimizer_v2(model, "sgdph", **settings)
+    if by == "torch.compile":
+        net = sgdph.compiled(torch.compile(model, backend="aot_eager"), optimizer)
+    else:
+        net = sgdph.compiled(model, optimizer, backend="aot_eager")
+    script_epoch(net, optimizer, scaler and scaler("cpu"), clip_grad=0.5)
+    plain_epoch(twin, create_optimizer_v2(twin, "sgdph", **settings), clip=clip_norm)
+    assert gap(model, twin) < 1e-5
+    # Evaluation.
+    with torch.no_grad():
+        net.eval()(BATCHES[0][0])
+    assert (compilations.graphs, compilations.runs) == (2, STEPS // 2 + 1)

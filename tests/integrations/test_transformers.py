@@ -6,14 +6,16 @@ The text comes with Python.
 from __future__ import annotations
 
 import pydoc_data.topics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from compilations import Compilations
 from small import assert_same_bits
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
@@ -316,3 +318,52 @@ def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
         model.load_state_dict(torch.load(tmp_path / f"{rank}.pt"))
     assert_same_bits(*models)
     assert gap(models[0], plain_loop(gpt2())[0]) < 1e-4
+
+
+class Tiny(nn.Module):
+    """What torch compiles in a second. ``Trainer`` asks for no more than a dict with a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.norm = nn.Embedding(256, 8), nn.LayerNorm(8)
+        self.head = nn.Linear(8, 256)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(self.norm(self.embedding(input_ids)))
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+@pytest.mark.parametrize(
+    ("by", "build", "kind"),
+    [
+        ("torch_compile=True", gpt2, "sgdph"),
+        ("torch_compile=True", Tiny, "adamw"),
+        ("sgdph.compiled", Tiny, "sgdph"),
+    ],
+)
+def test_compiled(
+    tmp_path: Path, compilations: Compilations, by: str, build: Callable[[], Any], kind: str
+) -> None:
+    """Uncompiled in due steps, compiled in all others."""
+    settings = {"kind": KINDS[kind], "hessian_interval": 3}
+    options: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    model = build()
+    optimizer = optimizer_of(model, **settings)
+    if by == "sgdph.compiled":
+        sgdph.compiled(model, optimizer, backend="aot_eager")
+        options = {}
+    this = trainer(tmp_path, model, optimizer, gradient_accumulation_steps=2, **options)
+    this.train()
+    expected = build()
+    theirs = optimizer_of(expected, **settings)
+    for i, rows in enumerate(DataLoader(ROWS, batch_size=4)):
+        theirs.backward(expected(**rows)["loss"] / 2)
+        if i % 2:
+            nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+            theirs.step()
+            theirs.zero_grad()
+    assert gap(model, expected) < 1e-5
+    # Of the 8 steps 5 were not due, each of two micro-batches.
+    assert compilations.graphs <= 2
+    assert compilations.runs == 10 * compilations.graphs
