@@ -447,7 +447,7 @@ def test_every_rank_resumes_to_the_bit_from_what_one_saved(job: str, ranks: Resu
     assert_same_bits(*[results[0] for results in of(ranks, job)])
 
 
-# ---- compiled models ------------------------------------------------------------------------------
+# ---- compiled models -----------------------------------------------------------------------------
 
 COMPILED_STEPS = 8
 
