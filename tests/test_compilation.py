@@ -226,7 +226,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(compilations: Compilations) -> N
     other_optimizer.load_state_dict(of_optimizer)
     train(other_loss, other, other_optimizer, range(4, 8))
     assert_same_bits(model, other)
-    assert compilations.graphs == 2
+    # To train and to evaluate; old versions of torch compile them for each model.
+    assert compilations.graphs in (2, 4)
 
 
 def test_a_module_stays_what_it_is(compilations: Compilations) -> None:
@@ -436,7 +437,7 @@ def test_options_for_what_is_compiled_already(what: Any) -> None:
 
 def test_a_compiled_function_takes_no_options() -> None:
     optimizer = sgdph_of(bn_net(), 2)
-    function = torch.compile(functional.relu, backend=BACKEND)
+    function = torch.compile(lambda x: x.relu(), backend=BACKEND)
     with pytest.raises(ValueError, match="the function is compiled already"):
         sgdph.compiled(function, optimizer, backend="eager")
 
