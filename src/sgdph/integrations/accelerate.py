@@ -20,6 +20,9 @@ from sgdph.wrappers import wrapped_sgdph
 def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments: Any) -> None:
     """Take the partial Hessian where one is due, then run ``accelerator.backward(loss)``.
 
+    A model that the accelerator compiles needs ``model = sgdph.compiled(model, optimizer)`` after
+    ``prepare``.
+
     Args:
         accelerator: The accelerator that prepared ``optimizer``.
         optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, as ``prepare``

@@ -87,7 +87,7 @@ class PartialHessianScaler(NativeScaler):
     """timm's ``NativeScaler`` that takes the partial Hessian first, from the scaled loss.
 
     A drop-in for loops that call ``loss_scaler(loss, optimizer, …)``; needs no ``create_graph``,
-    and so works under DDP.
+    and so works under DDP. A compiled model needs :func:`sgdph.compiled`.
     """
 
     def __call__(
