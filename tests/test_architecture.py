@@ -34,7 +34,9 @@ ROOMS: dict[str, set[str]] = {
     "state_matching": {"roles", "curvature"},
     "state_dict": {"roles", "algorithm", "distributed", "curvature", "state_matching"},
     "join": {"roles", "curvature"},
-    "step": {"validation", "roles", "algorithm", "curvature", "state_dict", "join"},
+    "step": {
+        "validation", "roles", "algorithm", "distributed", "curvature", "state_dict", "join",
+    },
     "wrappers": {"step"},
     "compilation": {"curvature", "step", "wrappers"},
     "optimizer": {
@@ -52,7 +54,8 @@ ROOMS: dict[str, set[str]] = {
         "diagnostics", "weight_norm",
     },
     "integrations": {
-        "roles", "autograd", "step", "wrappers", "compilation", "optimizer", "partial_hessian",
+        "roles", "autograd", "distributed", "step", "wrappers", "compilation", "optimizer",
+        "partial_hessian",
     },
     "lab.errors": set(),
     "lab.output": {"lab.errors"},

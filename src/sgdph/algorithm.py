@@ -188,8 +188,14 @@ class _Remembered(NamedTuple):
 def start_average(p: Tensor, state: dict[str, Any]) -> None:
     """Let a Newton parameter have an average, of nothing as yet, unless it has one."""
     if "hessian" not in state:
-        state["hessian"] = torch.zeros_like(p, dtype=curvature_dtype(p))
+        state["hessian"] = _zeros_like(p)
         state["refreshes"] = torch.zeros((), dtype=torch.float32, device=p.device)
+
+
+def _zeros_like(p: Tensor) -> Tensor:
+    """Make a plain tensor like ``p``, also where that is a ``DTensor``: averages are whole."""
+    layout = torch.empty_strided(p.shape, p.stride(), device="meta")
+    return torch.zeros_like(layout, dtype=curvature_dtype(p), device=p.device)
 
 
 class CurvatureAverages:
@@ -225,7 +231,7 @@ class CurvatureAverages:
         if known is not None and known.average is average and known.made_of == made_of:
             return known.multiplier
         if average is None:
-            multiplier = torch.ones_like(p, dtype=curvature_dtype(p))
+            multiplier = _zeros_like(p).fill_(1)
         else:
             multiplier = newton_multiplier(
                 average,

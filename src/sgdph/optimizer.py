@@ -12,6 +12,7 @@ from torch.optim.sgd import sgd
 
 from sgdph.curvature.curvature import Curvature
 from sgdph.curvature.cycle import TURN, Cycle, starting_group
+from sgdph.distributed.dtensor import is_dtensor
 from sgdph.distributed.sharding import refuse_sharded, refuse_zero
 from sgdph.names import Estimator, Refresh
 from sgdph.roles import (
@@ -89,8 +90,8 @@ class SGDPH(SecondOrderOptimizer):
     Raises:
         ValueError: A hyperparameter is out of its range; groups disagree about ``estimator``,
             ``refresh``, ``hessian_interval`` or ``seed``; a parameter is sparse, or complex and
-            flagged channel-wise, or channel-wise and sharded; ``ZeroRedundancyOptimizer`` is
-            building this.
+            flagged channel-wise, or channel-wise and sharded by something else than
+            ``fully_shard``; ``ZeroRedundancyOptimizer`` is building this.
 
     Example:
         >>> optimizer = SGDPH(param_groups(model, weight_decay=5e-3), lr=0.01)
@@ -307,14 +308,19 @@ class SGDPH(SecondOrderOptimizer):
     def _first_order_step(self) -> None:
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
-            params = [p for p in live if p not in self._curvature.cycle]
-            buffers = self._momentum_buffers(params)
-            # torch's own function, so that these steps are torch.optim.SGD's to the bit.
-            sgd(
-                params,
-                [p.grad for p in params],
-                buffers,
-                has_sparse_grad=any(p.grad.is_sparse for p in params),
-                **{name: group[name] for name in (*OF_BOTH_STEPS, "dampening", "nesterov")},
-            )
-            self._keep_momentum(params, buffers)
+            first = [p for p in live if p not in self._curvature.cycle]
+            # The multi-tensor path takes no plain tensors beside sharded ones.
+            for sharded in (False, True):
+                self._sgd_step([p for p in first if is_dtensor(p) == sharded], group)
+
+    def _sgd_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        buffers = self._momentum_buffers(params)
+        # torch's own function, so that these steps are torch.optim.SGD's to the bit.
+        sgd(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            buffers,
+            has_sparse_grad=any(p.grad.is_sparse for p in params if p.grad is not None),
+            **{name: group[name] for name in (*OF_BOTH_STEPS, "dampening", "nesterov")},
+        )
+        self._keep_momentum(params, buffers)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype, start_average
 from sgdph.curvature.cycle import TURN, Cycle
+from sgdph.distributed.dtensor import assembled, is_dtensor, is_zero, part_of_whole, whole
 from sgdph.distributed.sharding import is_sharded
 from sgdph.roles import parameter_names
 from sgdph.state_matching import check_roles, match_groups, save_roles
@@ -134,6 +135,11 @@ def _check_tensor(value: Any, key: str, p: Tensor, name: str) -> None:
             f"{key!r} in the loaded state of parameter {name} must be a tensor, got "
             f"{type(value).__name__}. {_USE_A_STATE_DICT}"
         )
+    if is_dtensor(value) and not is_dtensor(p):
+        raise ValueError(
+            f"{key!r} in the loaded state of parameter {name} is a part of a tensor, one rank's, "
+            "and the parameter is not sharded: load it by torch.distributed.checkpoint"
+        )
     # A shard's shape may be another's while it is loaded.
     if value.shape != p.shape and not is_sharded(p):
         raise ValueError(
@@ -210,7 +216,10 @@ def restore_exactly(
                 # A count stays what it is, whatever is counted.
                 dtype = curvature_dtype(p) if key == "hessian" else value.dtype
                 device = torch.device("cpu") if key == TURN else p.device
+                value = whole(value)
                 state[p][key] = value.to(device, dtype, copy=True)
+            elif is_dtensor(p) and key == "momentum_buffer" and not is_dtensor(value):
+                state[p][key] = assembled(part_of_whole(state[p][key], p), p)
             elif state[p][key] is value:
                 state[p][key] = value.clone()
 
@@ -223,7 +232,7 @@ def is_without_learning_rate(groups: Groups) -> bool:
 def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
     """Tell whether the gradients are a rehearsal's: there for all, and zero. Waits for the device.
 
-    Newton parameters stand for all, because theirs are never sharded, which would ask other ranks.
+    Newton parameters stand for all.
 
     Args:
         groups: The parameter groups.
@@ -233,7 +242,7 @@ def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
     if any(p.grad is None for p in trainable):
         return False
     gradients = [p.grad for p in newton if p.grad is not None]
-    return not any(g.is_sparse or bool(g.any()) for g in gradients)
+    return all(not g.is_sparse and is_zero(g) for g in gradients)
 
 
 def is_rehearsal(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from sgdph.algorithm import MultiplierStatistics, newton_step
+from sgdph.algorithm import MultiplierStatistics
 from sgdph.curvature.guards import check_call
+from sgdph.distributed.dtensor import step_newton_parameters
 from sgdph.join import JoinableOptimizer
 from sgdph.roles import parameter_names
 from sgdph.state_dict import State, is_rehearsal, rehearse
@@ -192,6 +193,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         self._curvature.guards.check_step(groups, self._newton_state)
         if closure is None and self._is_rehearsed():
             return None
+        self._curvature.check_step()
         due = self.hessian_due
         if self._has_gradients() or not self._curvature.is_alone():
             collected = self._curvature.collect(groups, loss_scale) if due else []
@@ -263,7 +265,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         buffers = self._momentum_buffers(newton)
         multipliers = [self.newton_multiplier(p, group) for p in newton]
         settings = {name: group[name] for name in OF_BOTH_STEPS}
-        newton_step(newton, [p.grad for p in newton], buffers, multipliers, **settings)
+        step_newton_parameters(newton, buffers, multipliers, **settings)
         self._keep_momentum(newton, buffers)
 
     def _momentum_buffers(self, params: list[Tensor]) -> list[Tensor | None]:

@@ -163,6 +163,7 @@ def sharded(kind: str) -> nn.Module:
 
 
 KINDS = ("fsdp2", "tensor parallel", "fsdp1 original", "fsdp1 flat")
+REFUSED = KINDS[1:]
 
 
 def sharding_refused(rank: int, *, kind: str) -> list[str]:
@@ -182,12 +183,55 @@ def sharding_refused(rank: int, *, kind: str) -> list[str]:
     return messages
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REFUSED)
 def test_sharded_parameters_get_no_newton_step(kind: str, ranks: Results) -> None:
+    """Those of FSDP2 do: test_fsdp.py."""
     for messages in of(ranks, f"refused {kind}"):
         for message in messages:
             assert "DistributedDataParallel" in message
             assert "channelwise=False" in message
+
+
+def norms_in_tensor_parallel(rank: int) -> Found:
+    """The norm of a tensor-parallel model is whole on every rank, and all ranks have one batch."""
+    model = sharded("tensor parallel")
+    norm = {"params": list(model[1].parameters()), "channelwise": True}
+    rest = [*model[0].parameters(), *model[3].parameters()]
+    optimizer = sgdph.SGDPH([norm, {"params": rest, "channelwise": False}], **SETTINGS)
+    train(lambda step: loss_on(model, 0, step), optimizer)
+    return {f"hessian {i}": optimizer.state[p]["hessian"] for i, p in enumerate(norm["params"])}
+
+
+def test_whole_norms_of_a_tensor_parallel_model_take_newton_steps(ranks: Results) -> None:
+    model = network()
+    norm = {"params": list(model[1].parameters()), "channelwise": True}
+    rest = [*model[0].parameters(), *model[3].parameters()]
+    optimizer = sgdph.SGDPH([norm, {"params": rest, "channelwise": False}], **SETTINGS)
+    train(lambda step: loss_on(model, 0, step), optimizer)
+    expected = {f"hessian {i}": optimizer.state[p]["hessian"] for i, p in enumerate(norm["params"])}
+    for found in of(ranks, "norms in tensor parallel"):
+        assert_near(found, expected)
+
+
+def norm_before_tensor_parallel(rank: int) -> str:
+    """Torch's collectives between the ranks have no second derivative."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 4, bias=False), nn.Tanh()).double()
+    plan = {"1": ColwiseParallel(output_layouts=Replicate())}
+    model = parallelize_module(model, init_device_mesh("cpu", (RANKS,)), plan)
+    groups = [
+        {"params": list(model[0].parameters()), "channelwise": True},
+        {"params": list(model[1].parameters()), "channelwise": False},
+    ]
+    optimizer = sgdph.SGDPH(groups, **SETTINGS)
+    with pytest.raises(RuntimeError, match="makes no graph of the gradient") as info:
+        optimizer.backward(loss_on(model, rank, 0))
+    return str(info.value)
+
+
+def test_a_norm_before_a_tensor_parallel_layer_is_refused(ranks: Results) -> None:
+    for message in of(ranks, "norm before tensor parallel"):
+        assert "update_hessian(closure=...)" in message
 
 
 def exchanged_for_shards(rank: int) -> list[str]:
@@ -204,7 +248,7 @@ def exchanged_for_shards(rank: int) -> list[str]:
         shards = dict(fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,))).named_parameters())
         for group in optimizer.param_groups:
             group["params"] = [shards[names[p]] for p in group["params"]]
-        with pytest.raises(ValueError, match="sharded") as info:
+        with pytest.raises(RuntimeError, match="changed by hand") as info:
             take(optimizer)
         messages.append(str(info.value))
     return messages
@@ -213,8 +257,7 @@ def exchanged_for_shards(rank: int) -> list[str]:
 def test_shards_put_into_the_groups_get_no_newton_step_either(ranks: Results) -> None:
     for messages in of(ranks, "exchanged for shards"):
         for message in messages:
-            assert "DistributedDataParallel" in message
-            assert "channelwise=False" in message
+            assert "Build the optimizer anew from the model as it is now" in message
 
 
 # torch 2.6's FSDP2 asks CPU streams for what only CUDA's have, at its first forward.
@@ -269,7 +312,9 @@ JOBS: dict[str, Job] = {
     "zero refused": zero_refused,
     "zero beside": zero_beside,
     "exchanged for shards": exchanged_for_shards,
-    **{f"refused {kind}": functools.partial(sharding_refused, kind=kind) for kind in KINDS},
+    **{f"refused {kind}": functools.partial(sharding_refused, kind=kind) for kind in REFUSED},
+    "norms in tensor parallel": norms_in_tensor_parallel,
+    "norm before tensor parallel": norm_before_tensor_parallel,
     **{
         f"first-order {kind}": functools.partial(sharded_first_order, kind=kind)
         for kind in FIRST_ORDER

@@ -22,18 +22,16 @@ from sgdph.curvature.estimators import (
 )
 from sgdph.curvature.finite_difference import Closure, curvature_of_differences
 from sgdph.curvature.grad_scaler import LossFactors, loss_factors
+from sgdph.curvature.gradient_hooks import detach_gradients
 from sgdph.curvature.guards import Guards, none_came
 from sgdph.curvature.pending import PendingCurvature
+from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.curvature.targets import Targets
 from sgdph.distributed.ddp import static_graph_unnoticed
 from sgdph.distributed.reduction import Collected, Ranks
 from sgdph.names import Estimator
 from sgdph.roles import Groups, parameter_name
-from sgdph.validation import (
-    is_stochastic,
-    refuse_sparse_gradients,
-    warn_of_unrefreshed,
-)
+from sgdph.validation import is_stochastic, refuse_sparse_gradients, warn_of_unrefreshed
 
 NewtonGroups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -55,9 +53,10 @@ class Curvature:
         self, newton: Sequence[Tensor], process_group: ProcessGroup | None, groups: NewtonGroups
     ) -> None:
         self.cycle = Cycle(newton)
-        self.guards = Guards(self.cycle, groups)
+        self.sharded = ShardedModel()
+        self.guards = Guards(self.cycle, groups, self.sharded)
         self.ranks = Ranks(process_group)
-        self.pending = PendingCurvature()
+        self.pending = PendingCurvature(self.sharded.leaf_of)
         self._targets = Targets(self.cycle, self.pending)
         self._averages = CurvatureAverages()
         self.pending.watch(newton)
@@ -92,28 +91,30 @@ class Curvature:
         check_loss(loss)
         self.guards.check_take(loss_scale, groups)
         graph = Graph(loss)
-        targets = self._targets.choose(groups.newton, graph.reaches, alone=self.is_alone())
+        reaches = self.sharded.reached_in(graph)
+        targets = self._targets.choose(groups.newton, reaches, alone=self.is_alone())
         if not self.cycle.is_regular(groups.newton):
-            targets = [p for p in targets if graph.reaches(p)]
+            targets = list(filter(reaches, targets))
             if not targets:
                 # One that is sought, and is not here either.
                 return None
         estimator: Estimator = groups.newton[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
         self.pending.watch(trainable)
-        region = Region(graph, trainable)
+        leaves = self.sharded.leaves_of(trainable)
+        region = Region(graph, leaves)
         factors = loss_factors(graph) if loss_scale is None else LossFactors()
         once = is_one_product(estimator, trainable)
         shared = SharedBackward.through(region) if share and once else None
         with static_graph_unnoticed(region):
-            gradients = gradients_with_graph(loss, trainable, region, once=once, shared=shared)
+            gradients = gradients_with_graph(loss, leaves, region, once=once, shared=shared)
             if shared is not None and not shared.is_complete:
                 shared = None
             refuse_sparse_gradients(trainable, gradients, partial(parameter_name, groups.every))
             probes = self.cycle.probes(groups.newton, trainable)
             with nullcontext() if shared is None else shared.released.reading([*gradients, loss]):
                 curvatures = curvature_of_gradients(
-                    gradients, trainable, estimator, probes, release=loss if shared else None
+                    gradients, leaves, estimator, probes, release=loss if shared else None
                 )
         taken = dict(zip(trainable, curvatures, strict=True))
         owner = region.nodes[0] if region.nodes else None
@@ -185,8 +186,7 @@ class Curvature:
         for p in self._targets.params:
             h = taken.get(p)
             if h is not None:
-                h = h.to(curvature_dtype(p))
-                h = h if loss_scale is None else h / loss_scale
+                h = h.to(curvature_dtype(p)) / (1 if loss_scale is None else loss_scale)
             self.pending.add(p, h, factors, owner, loss.grad_fn if owner is not None else None)
 
     def collect(
@@ -200,8 +200,7 @@ class Curvature:
             active: Whether this rank still has batches.
 
         Raises:
-            RuntimeError: Nothing came, though there are gradients; or the model is inside a join
-                context that does not know of the optimizer.
+            RuntimeError: Nothing came, though there are gradients; or as :meth:`Ranks.check_join`.
         """
         self.pending.drop_cleared_graphs(self.cycle.newton)
         alone = self.is_alone()
@@ -226,7 +225,8 @@ class Curvature:
         }
         collected = [found.get(p, Collected(p, None)) for p in targets]
         if not alone:
-            self.ranks.check_join(self.cycle.newton)
+            if not self.sharded.is_around(self.cycle.newton):
+                self.ranks.check_join(self.cycle.newton)
             collected = self.ranks.mean(collected, active=active)
         none = self.cycle.is_regular(groups.newton) and self._has_none(found.values())
         # Only a rank that has nothing waits for its device, to learn whether others have.
@@ -239,6 +239,10 @@ class Curvature:
         return any(c.p.requires_grad for c in found) and not any(
             c.h is not None or self.pending.was_missed(c.p) for c in found
         )
+
+    def check_step(self) -> None:
+        """Check the gradients of a step; see :meth:`ShardedModel.check_step`."""
+        self.sharded.check_step(self.cycle.newton, self.pending, alone=self.is_alone())
 
     def advance(self, groups: Groups, collected: Sequence[Collected], *, due: bool) -> None:
         """Complete a step: the next parameters are due."""
@@ -257,8 +261,7 @@ class Curvature:
         beta2 = {p: group["hessian_momentum"] for group in groups.newton for p in group["params"]}
         for p, h, valid in collected:
             if h is not None:
-                rectified = h if signed else h.abs()
-                self._averages.add(p, state[p], rectified, valid, beta2[p])
+                self._averages.add(p, state[p], h if signed else h.abs(), valid, beta2[p])
 
     def multiplier(
         self, p: Tensor, state: Mapping[Tensor, dict[str, Any]], group: Mapping[str, Any]
@@ -279,10 +282,7 @@ class Curvature:
         self._targets.clear()
         # One that was unfrozen meanwhile too.
         self.pending.watch(self.cycle.newton)
-        for group in groups.every:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.grad_fn is not None:
-                    p.grad = p.grad.detach()
+        detach_gradients(p for group in groups.every for p in group["params"])
 
     def load(self, groups: NewtonGroups, turns: Sequence[Tensor | None]) -> None:
         """Take over a place in the cycle; drop the curvature that was pending at another."""

@@ -189,7 +189,7 @@ def _hutchinson(
     )
     estimates: list[Tensor | None] = [None] * len(params)
     for i, product in zip(used, products, strict=True):
-        estimates[i] = probes[i] * product
+        estimates[i] = probes[i].to(product.device) * product
     return estimates
 
 
@@ -202,7 +202,7 @@ def _product(
     """Multiply the joint Hessian of ``params`` with ``vectors``: d(gᵀv)/dp."""
     curved = [i for i, g in enumerate(gradients) if g.requires_grad]
     outputs = [gradients[i] for i in curved]
-    cotangents = [vectors[i].to(gradients[i].dtype) for i in curved]
+    cotangents = [vectors[i].to(gradients[i]) for i in curved]
     if release is not None:
         # The product passes over what the gradients do not depend on, a linear end of the loss.
         # Zero times the loss goes there as well, and has it freed like the rest.

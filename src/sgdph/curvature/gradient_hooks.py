@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -29,13 +29,16 @@ class GradientHooks:
 
     Args:
         listener: Who is told. It is not kept alive.
+        leaf_of: Returns the tensor that gets a parameter's gradient: the parameter, unless it is
+            sharded; ``None`` where that is not known yet.
     """
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, leaf_of: Callable[[Tensor], Tensor | None]) -> None:
         # A backward(create_graph=True) asks nobody before it begins.
         register_second_derivatives()
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._listener = weakref.ref(listener)
+        self._leaf_of = leaf_of
         weakref.finalize(listener, _remove, self._handles).atexit = False
 
     def __contains__(self, p: Tensor) -> bool:
@@ -43,9 +46,10 @@ class GradientHooks:
         return id(p) in self._handles
 
     def watch(self, p: Tensor) -> None:
-        """Put hooks on ``p``, unless it has them."""
-        if id(p) not in self._handles:
-            self._handles[id(p)] = _watch_gradient(p, self._listener)
+        """Put hooks on ``p``, or on its leaf, unless it has them or that is not known yet."""
+        leaf = None if id(p) in self._handles else self._leaf_of(p)
+        if leaf is not None:
+            self._handles[id(p)] = _watch_gradient(p, leaf, self._listener)
 
 
 def _remove(handles: Mapping[int, Iterable[RemovableHandle]]) -> None:
@@ -54,7 +58,9 @@ def _remove(handles: Mapping[int, Iterable[RemovableHandle]]) -> None:
             handle.remove()
 
 
-def _watch_gradient(p: Tensor, reference: weakref.ref[Listener]) -> list[RemovableHandle]:
+def _watch_gradient(
+    p: Tensor, leaf: Tensor, reference: weakref.ref[Listener]
+) -> list[RemovableHandle]:
     # The hooks live as long as the parameter, or are removed; they must not keep the optimizer
     # alive.
     @unserializable_hook  # type: ignore[untyped-decorator]
@@ -64,14 +70,21 @@ def _watch_gradient(p: Tensor, reference: weakref.ref[Listener]) -> list[Removab
             listener.before_accumulation(p_reference(), gradient)
 
     @unserializable_hook  # type: ignore[untyped-decorator]
-    def after(p: Tensor) -> None:
+    def after(_: Tensor) -> None:
         listener = reference()
         if listener is not None:
-            listener.after_accumulation(p)
+            listener.after_accumulation(p_reference())
 
     p_reference: Any = weakref.ref(p)
     handles: list[RemovableHandle] = [
-        p.register_hook(before),  # type: ignore[no-untyped-call]
-        p.register_post_accumulate_grad_hook(after),  # type: ignore[no-untyped-call]
+        leaf.register_hook(before),  # type: ignore[no-untyped-call]
+        leaf.register_post_accumulate_grad_hook(after),  # type: ignore[no-untyped-call]
     ]
     return handles
+
+
+def detach_gradients(params: Iterable[Tensor]) -> None:
+    """Let go of the graphs that ``backward(create_graph=True)`` has left in ``.grad``."""
+    for p in params:
+        if p.grad is not None and p.grad.grad_fn is not None:
+            p.grad = p.grad.detach()

@@ -13,6 +13,7 @@ from sgdph.algorithm import curvature_dtype
 from sgdph.autograd.differentiability import REENTRANT_WORKAROUND, refuse_compiled_autograd
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.curvature.cycle import Cycle
+from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.distributed.sharding import refuse_sharded
 from sgdph.roles import Groups, is_newton, parameter_name, parameter_names
 from sgdph.validation import check_loss_scale, refuse_graph_capture, refuse_sparse_gradients
@@ -36,7 +37,8 @@ def none_came() -> RuntimeError:
         "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
         "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph inside "
         "a reentrant checkpoint (use_reentrant=False does). Where a framework runs the backward, "
-        "sgdph.integrations has what takes it there (docs/frameworks.md)"
+        "sgdph.integrations has what takes it there (docs/frameworks.md); for a model sharded by "
+        "fully_shard, sgdph.integrations.fsdp.backward(model, optimizer, loss)"
     )
 
 
@@ -46,10 +48,14 @@ class Guards:
     Args:
         cycle: The Newton parameters.
         groups: The parameter groups, as the roles were given.
+        sharded: The model around them, where ``fully_shard`` has sharded it.
     """
 
-    def __init__(self, cycle: Cycle, groups: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, cycle: Cycle, groups: Sequence[dict[str, Any]], sharded: ShardedModel
+    ) -> None:
         self._cycle = cycle
+        self._sharded = sharded
         self._membership = _Membership(cycle, groups)
         self._replaced = _ReplacedParameters()
 
@@ -66,12 +72,13 @@ class Guards:
         """Check whether curvature may be taken.
 
         Raises:
-            RuntimeError, TypeError, ValueError: As :func:`check_call` and :meth:`check_groups`; or
-                compiled autograd is on.
+            RuntimeError, TypeError, ValueError: As :func:`check_call`, :meth:`check_groups` and
+                :meth:`ShardedModel.check_take`; or compiled autograd is on.
         """
         check_call(loss_scale)
         refuse_compiled_autograd()
         self.check_groups(groups)
+        self._sharded.check_take(self._cycle.newton)
 
     def check_step(self, groups: Groups, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Check whether a step may be made with the gradients that are there.
@@ -104,7 +111,9 @@ class Guards:
         Raises:
             RuntimeError: See :meth:`_ReplacedParameters.check`.
         """
-        self._replaced.check(roots, missed, groups)
+        # The leaves of a sharded model are unknown to the optimizer.
+        if not self._sharded.is_gathered:
+            self._replaced.check(roots, missed, groups)
 
 
 class _ReplacedParameters:

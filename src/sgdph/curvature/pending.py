@@ -14,7 +14,6 @@ next takes its place.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -27,14 +26,15 @@ from sgdph.autograd.running_backward import RunningBackward
 from sgdph.curvature.estimators import curvature_of_gradients
 from sgdph.curvature.grad_scaler import LossFactors, calling_grad_scaler
 from sgdph.curvature.gradient_hooks import GradientHooks
-from sgdph.curvature.pending_entry import GradientStamp, Owner, PendingEntry, Taken
+from sgdph.curvature.pending_entry import GradientStamp, Owner, PendingEntry, Taken, is_of_several
+from sgdph.distributed.dtensor import is_dtensor
 from sgdph.names import Estimator
 
 
 class PendingCurvature:
     """Keeps the curvature of each Newton parameter until the step that uses it."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaf_of: Callable[[Tensor], Tensor | None] = lambda p: p) -> None:
         self._running_backward = RunningBackward()
         self._pending: dict[int, PendingEntry] = {}
         # Over all parameters: a miss settles with a backward that leaves its own one out.
@@ -42,7 +42,7 @@ class PendingCurvature:
         # The first backward(create_graph=True) since the last step, and what it reached.
         self._first_pass: int | None = None
         self._reached_first: set[int] = set()
-        self._hooks = GradientHooks(self)
+        self._hooks = GradientHooks(self, leaf_of)
 
     def watch(self, params: Iterable[Tensor]) -> None:
         """Follow the gradients of ``params``; those without ``requires_grad`` are passed over."""
@@ -121,11 +121,30 @@ class PendingCurvature:
             entry.objection = entry.objection or self._running_backward.objection(p)
         else:
             entry.forgotten = True
+        entry.is_averaged = False
         holds = entry.settled or entry.gradient_with_graph is not None
-        if holds and p.grad is not None:
+        # The gradient of a sharded parameter comes later, out of a collective.
+        if holds and p.grad is not None and not is_dtensor(p):
             entry.stamp = GradientStamp.of(p.grad)
             if entry.dropped or entry.kept is not None:
                 entry.latest = p.grad.detach().clone()
+
+    def has_graph(self, p: Tensor) -> bool:
+        """Tell whether a gradient of ``p`` has a graph, of ``backward(create_graph=True)``."""
+        return self._gradient_with_graph(p) is not None
+
+    def gradients_averaged(self, params: Iterable[Tensor]) -> None:
+        """Note that the gradients of ``params`` have just been averaged over ranks."""
+        for p in params:
+            self._entry(p).note_average(p)
+
+    def is_averaged(self, p: Tensor) -> bool:
+        """Tell whether no backward has added to ``p.grad`` since it was averaged over ranks."""
+        return p.grad is None or self._entry(p).is_averaged
+
+    def drop_settled(self, p: Tensor) -> None:
+        """Drop what belongs to a gradient of ``p`` that is gone."""
+        self._entry(p).drop_settled()
 
     def drop_loss(self, end: Node | None) -> None:
         """Drop what was taken of a loss whose backward is still to come."""
@@ -177,7 +196,7 @@ class PendingCurvature:
             RuntimeError: A gradient was put together by hand from several backwards, so that its
                 curvature is unknown; or it cannot be told whether a loss was scaled.
         """
-        for p in [p for p in params if alone and self._is_of_several(p, name)]:
+        for p in [p for p in params if alone and is_of_several(self._entry(p), p, name)]:
             entry = self._entry(p)
             entry.settled, entry.gradient_with_graph = [], None
             entry.missed_at = self._accumulations
@@ -201,27 +220,6 @@ class PendingCurvature:
                 h = h.to(curvature_dtype(p)) / loss_scale
                 sums[i] = h if taken is None else taken + h
         return sums
-
-    def _is_of_several(self, p: Tensor, name: Callable[[Tensor], str]) -> bool:
-        """Tell whether a gradient was put together by hand, after others had been cleared."""
-        assert p.grad is not None, "only live parameters are collected"
-        entry = self._entry(p)
-        if not entry.is_of_several(p.grad):
-            return False
-        if entry.stamp is None or entry.stamp.is_replaced(p.grad):
-            raise RuntimeError(
-                f"the .grad of parameter {name(p)} was put there by hand after several backwards, "
-                "so the curvature that belongs to it is unknown. Let the backwards add up in "
-                ".grad; or sum the losses and call optimizer.backward(loss) once"
-            )
-        warnings.warn(
-            f"the .grad of parameter {name(p)} was changed by hand after its backward, and that of "
-            "an earlier backward was cleared. The curvature that belongs to it is unknown, and is "
-            "left out at this step. If .grad is a sum of several backwards, let them add up in it",
-            UserWarning,
-            stacklevel=8,
-        )
-        return True
 
     def validity(self, p: Tensor) -> Tensor | None:
         """Tell, on the device, if anything is left of what was taken for ``p``; ``None`` is yes."""

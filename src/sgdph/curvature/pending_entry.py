@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from sgdph.algorithm import curvature_dtype
 from sgdph.autograd.graph import Node
 from sgdph.curvature.grad_scaler import LossFactors
+from sgdph.distributed.dtensor import is_dtensor
 
 _OWNER = "sgdph.owner"
 
@@ -105,6 +108,8 @@ class PendingEntry:
     """A gradient came for which nothing was taken, and without a graph to take it from."""
     dropped: bool = False
     """Some went with its gradient, since the last step."""
+    is_averaged: bool = False
+    """Nothing has been added to the gradient since it was averaged over ranks, outside of DDP."""
     stamp: GradientStamp | None = None
     kept: Tensor | None = None
     """Whether gradients that were changed in place between two backwards were not cleared so."""
@@ -117,6 +122,12 @@ class PendingEntry:
         self.settled = []
         self.gradient_with_graph = self.objection = self.stamp = None
         self.forgotten = False
+
+    def note_average(self, p: Tensor) -> None:
+        """Note that ``p.grad`` has been averaged over ranks in place."""
+        self.is_averaged = True
+        if self.stamp is not None and not self.stamp.is_replaced(p.grad) and p.grad is not None:
+            self.stamp = GradientStamp.of(p.grad)
 
     def drop_if_cleared(self, p: Tensor) -> None:
         """Drop what belongs to a gradient that has been cleared since."""
@@ -231,3 +242,29 @@ class PendingEntry:
             else:
                 self.settled.append(taken)
         self.fresh = []
+
+
+def is_of_several(entry: PendingEntry, p: Tensor, name: Callable[[Tensor], str]) -> bool:
+    """Tell whether a gradient was put together by hand, after others had been cleared.
+
+    Raises:
+        RuntimeError: It is another tensor than any backward has left, so that its curvature is
+            unknown.
+    """
+    assert p.grad is not None, "only live parameters are collected"
+    if is_dtensor(p) or not entry.is_of_several(p.grad):
+        return False
+    if entry.stamp is None or entry.stamp.is_replaced(p.grad):
+        raise RuntimeError(
+            f"the .grad of parameter {name(p)} was put there by hand after several backwards, "
+            "so the curvature that belongs to it is unknown. Let the backwards add up in "
+            ".grad; or sum the losses and call optimizer.backward(loss) once"
+        )
+    warnings.warn(
+        f"the .grad of parameter {name(p)} was changed by hand after its backward, and that of "
+        "an earlier backward was cleared. The curvature that belongs to it is unknown, and is "
+        "left out at this step. If .grad is a sum of several backwards, let them add up in it",
+        UserWarning,
+        stacklevel=8,
+    )
+    return True

@@ -20,6 +20,7 @@ from torch import Tensor
 from sgdph.autograd.differentiability import explain_missing_derivatives
 from sgdph.autograd.graph import Region, has_packed
 from sgdph.curvature.estimators import check_loss, gradients_with_graph, silenced_hooks
+from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.distributed.ddp import static_graph_unnoticed
 
 LARGEST_SIDE = 16_384
@@ -89,6 +90,7 @@ def block_of(
     check_loss(loss)
     check_params(named)
     params = [p for _, p in named]
+    ShardedModel().check_take(params)
     if dtype is None:
         dtype = _common_dtype(params)
     elif not dtype.is_floating_point:

@@ -140,7 +140,7 @@ def _checked_parameters(
         raise TypeError(f"rtol must be a number or None, got {type(rtol).__name__}")
     if rtol is not None and not 0 < rtol < math.inf:
         raise ValueError(f"rtol must be above 0 and finite, got {rtol}")
-    optimizer._curvature.guards.check_groups(optimizer._groups)
+    optimizer._curvature.guards.check_take(None, optimizer._groups)
     params = [p for p in optimizer.newton_parameters if p.requires_grad and p.numel()]
     if not params:
         raise ValueError("the optimizer has no trainable Newton parameters to check")

@@ -1,4 +1,4 @@
-"""Parameters of which a rank holds a part only, and what to use in their place."""
+"""Parameters of which a rank holds a part only: those that are refused, and what to use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sgdph.distributed.dtensor import is_dtensor
+from sgdph.distributed.fully_sharded import fully_sharded
 from sgdph.roles import is_newton
 
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
@@ -16,28 +18,30 @@ _DEEPEST = 8
 
 
 def is_sharded(p: Tensor) -> bool:
-    """Tell whether ``p`` is a ``DTensor`` (FSDP2, tensor parallel) or a shard of FSDP1's."""
-    module = sys.modules.get("torch.distributed.tensor")
-    is_dtensor = module is not None and isinstance(p, module.DTensor)
-    return is_dtensor or bool(getattr(p, "_fsdp_flattened", False))
+    """Tell whether ``p`` is a ``DTensor`` or a shard of FSDP1's."""
+    return is_dtensor(p) or bool(getattr(p, "_fsdp_flattened", False))
 
 
 def refuse_sharded(group: Mapping[str, Any]) -> None:
-    """Refuse a Newton step for sharded parameters.
+    """Refuse a Newton step for parameters that are sharded by anything but ``fully_shard``.
 
-    Sharding wrappers free and gather weights around a backward, which leaves no graph to
-    differentiate a second time; and a shard's shape says nothing about the parameter's role.
+    FSDP1 frees and gathers weights around a backward, and a shard's shape says nothing about the
+    parameter's role. Tensor parallelism leaves its parameters in the graph as ``DTensor``.
 
     Raises:
-        ValueError: A parameter is sharded, and channel-wise by its group's word or by its shape.
+        ValueError: A parameter is such one, and channel-wise by its group's word or by its shape.
     """
-    for p in group["params"]:
-        if is_sharded(p) and is_newton(p, group):
+    suspects = [p for p in group["params"] if is_sharded(p) and is_newton(p, group)]
+    held = fully_sharded() if suspects else set()
+    for p in suspects:
+        if id(p) not in held:
             raise ValueError(
                 f"a parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}; by "
-                "fully_shard, FullyShardedDataParallel or tensor parallelism), and no partial "
-                "Hessian can be taken of it. Use DistributedDataParallel, or give the groups of "
-                "sharded parameters channelwise=False: they then train as torch.optim.SGD does"
+                "FullyShardedDataParallel or tensor parallelism), and no partial Hessian can be "
+                "taken of it. Use fully_shard with sgdph.integrations.fsdp.backward, or "
+                "DistributedDataParallel; leave norms and biases out of the tensor-parallel plan; "
+                "or give the groups of sharded parameters channelwise=False: they then train as "
+                "torch.optim.SGD does"
             )
 
 

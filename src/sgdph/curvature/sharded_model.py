@@ -1,0 +1,281 @@
+"""The model around the Newton parameters, where ``fully_shard`` (FSDP2) has sharded it.
+
+It shards the Newton parameters too, or leaves them alone (``ignored_params``). Either way a product
+can be taken only while the weights stay gathered. The gradients of parameters that it leaves alone
+nobody averages over the ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sgdph.autograd.graph import Graph
+from sgdph.curvature.pending import PendingCurvature
+from sgdph.distributed.dtensor import is_dtensor
+from sgdph.distributed.fully_sharded import (
+    fsdp_modules,
+    mean_gradients,
+    same_on_all_ranks,
+    shards,
+    weights_gathered,
+)
+from sgdph.distributed.reduction import Ranks
+
+_USE_BACKWARD = (
+    "Call sgdph.integrations.fsdp.backward(model, optimizer, loss) in place of loss.backward(), at "
+    "every step"
+)
+
+
+class ShardedModel:
+    """What is known of ``fully_shard`` around an optimizer's parameters.
+
+    Attributes:
+        is_gathered: Whether a product can be taken now.
+    """
+
+    def __init__(self) -> None:
+        self.is_gathered = False
+        self._leaves: dict[int, Tensor] = {}
+        self._is_around: bool | None = None
+        # Of parameters that are not sharded: whether all ranks hold the same.
+        self._shared: dict[int, bool] = {}
+        self._stamps: dict[int, _Stamp] = {}
+
+    def leaf_of(self, p: Tensor) -> Tensor | None:
+        """Return the tensor that losses are computed from: ``p`` itself, unless it is sharded.
+
+        Returns:
+            ``None`` for a sharded one outside of :meth:`gathered`.
+        """
+        return self._leaves.get(id(p)) if is_dtensor(p) else p
+
+    def leaves_of(self, params: Iterable[Tensor]) -> list[Tensor]:
+        """Return the leaf of each parameter; of one that never had a leaf, itself."""
+        return [p if (leaf := self.leaf_of(p)) is None else leaf for p in params]
+
+    def reached_in(self, graph: Graph) -> Callable[[Tensor], bool]:
+        """Return what tells whether a loss depends on a parameter."""
+        return lambda p: graph.reaches(*self.leaves_of([p]))
+
+    @contextlib.contextmanager
+    def gathered(self, modules: Sequence[Any]) -> Iterator[None]:
+        """Let products be taken: the weights of these modules stay where they are gathered."""
+        self._leaves = {id(p): leaf for p, leaf in shards(modules) if leaf is not None}
+        self.is_gathered = True
+        try:
+            with weights_gathered(modules):
+                yield
+        finally:
+            self.is_gathered = False
+            self._leaves = {}
+
+    def is_around(self, newton: Sequence[Tensor]) -> bool:
+        """Tell whether ``fully_shard`` was called for a model that holds any of ``newton``."""
+        if any(map(is_dtensor, newton)):
+            return True
+        if self._is_around is None and dist.is_available() and dist.is_initialized():
+            ours = {id(p) for p in newton}
+            found = (p for module in fsdp_modules() for p in module.parameters())
+            self._is_around = any(id(p) in ours for p in found)
+        return bool(self._is_around)
+
+    def check_take(self, newton: Sequence[Tensor]) -> None:
+        """Check that a product finds the weights it needs.
+
+        Raises:
+            RuntimeError: ``fully_shard`` would have freed them in between.
+        """
+        if not self.is_gathered and self.is_around(newton):
+            raise RuntimeError(
+                "the model is sharded by fully_shard, which frees the weights that a second "
+                f"derivative needs. {_USE_BACKWARD}. optimizer.backward and update_hessian, with "
+                "closure= too, cannot be used; look at Hessian blocks, and call check_curvature, "
+                "in a model that is not sharded"
+            )
+
+    def check_step(
+        self, newton: Sequence[Tensor], pending: PendingCurvature, *, alone: bool
+    ) -> None:
+        """Check that the ranks have the same gradients, and no product is left to be taken.
+
+        Raises:
+            RuntimeError: They have not; or ``backward(create_graph=True)`` was called.
+        """
+        if not self.is_around(newton):
+            return
+        if any(pending.has_graph(p) for p in newton):
+            raise RuntimeError(
+                "loss.backward(create_graph=True) leaves a graph whose weights fully_shard has "
+                f"freed. {_USE_BACKWARD}"
+            )
+        apart = [p for p in newton if not (alone or is_dtensor(p) or pending.is_averaged(p))]
+        if apart:
+            raise RuntimeError(
+                f"the gradients of {len(apart)} channel-wise parameter(s) that fully_shard ignores "
+                "were not averaged over the ranks, which would drift apart. " + _USE_BACKWARD
+            )
+
+    def check_model(
+        self, model: nn.Module, newton: Iterable[Tensor], params: Mapping[str, Tensor], ranks: Ranks
+    ) -> list[Any]:
+        """Check that an optimizer is one of a sharded model.
+
+        Args:
+            model: What ``fully_shard`` was called for.
+            newton: The Newton parameters.
+            params: All parameters of the optimizer, by name.
+            ranks: The ranks to average over.
+
+        Returns:
+            The modules that ``fully_shard`` was called for.
+
+        Raises:
+            TypeError: ``model`` is no module.
+            ValueError: It is not sharded; parameters are not in it, or are gathered copies; or it
+                is sharded over other ranks.
+        """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected the sharded model, got {type(model).__name__}")
+        modules = fsdp_modules(model)
+        if not modules:
+            raise ValueError(
+                f"{type(model).__name__} has no module that fully_shard was called for: call "
+                "fully_shard(model) first, or optimizer.backward(loss)"
+            )
+        pairs = list(shards(modules))
+        copies = {id(leaf) for _, leaf in pairs}
+        if any(id(p) in copies for p in params.values()):
+            raise ValueError(
+                "the optimizer holds gathered copies of sharded parameters, and would train these. "
+                "Build it when the model is sharded: after fully_shard and before a forward, or "
+                "behind model.reshard()"
+            )
+        held = {id(p) for p, _ in pairs} | {id(p) for p in model.parameters()}
+        present = {name for name, _ in model.named_parameters()}
+        ours = {id(p) for p in newton}
+        for name, p in params.items():
+            # First-order ones may be another model's, unless they have a name of this one's.
+            if id(p) not in held and (id(p) in ours or name in present):
+                raise ValueError(
+                    f"parameter {name} of the optimizer is not in {type(model).__name__}: build "
+                    "the optimizer after fully_shard, from the parameters of the model that is "
+                    "passed here"
+                )
+        self._check_mesh([pair for pair in pairs if id(pair[0]) in ours] or pairs[:1], ranks)
+        return modules
+
+    @staticmethod
+    def _check_mesh(pairs: Sequence[tuple[Any, Tensor | None]], ranks: Ranks) -> None:
+        for p, leaf in pairs:
+            if is_dtensor(leaf):
+                raise ValueError(
+                    f"a channel-wise parameter of shape {tuple(p.shape)} is sharded by tensor "
+                    "parallelism besides fully_shard: leave it out of the plan, or give its group "
+                    "channelwise=False"
+                )
+            if p.device_mesh.size() != ranks.count():
+                raise ValueError(
+                    f"the model is sharded over {p.device_mesh.size()} ranks, and the curvature is "
+                    f"averaged over {ranks.count()}: give the optimizer process_group=, the group "
+                    "of the mesh"
+                )
+
+    def average(
+        self,
+        model: nn.Module,
+        newton: Iterable[Tensor],
+        params: Mapping[str, Tensor],
+        pending: PendingCurvature,
+        ranks: Ranks,
+    ) -> None:
+        """Average the gradients that ``fully_shard`` leaves alone, all in one collective.
+
+        Args:
+            model: See :meth:`check_model`.
+            newton: See :meth:`check_model`.
+            params: See :meth:`check_model`.
+            pending: Curvature that belongs to gradients.
+            ranks: See :meth:`check_model`.
+
+        Raises:
+            ValueError: The ranks hold different values of a Newton parameter.
+        """
+        here = {id(p) for p in model.parameters()}
+        plain = [p for p in params.values() if p.requires_grad and not is_dtensor(p)]
+        alone = [p for p in plain if id(p) in here]
+        if not alone or ranks.count() <= 1:
+            return
+        unknown = [p for p in alone if id(p) not in self._shared]
+        if unknown:
+            shared = same_on_all_ranks(unknown, ranks.process_group)
+            self._shared.update(zip(map(id, unknown), shared, strict=True))
+        apart = {id(p) for p in newton if not self._shared.get(id(p), True)}
+        for name, p in params.items():
+            if id(p) in apart:
+                raise ValueError(
+                    f"parameter {name}, which fully_shard ignores, differs between the ranks. "
+                    "Broadcast it from one rank before training, or give all ranks the same seed"
+                )
+        # Those that differ are each rank's own.
+        alone = [p for p in alone if self._shared[id(p)]]
+        if alone:
+            mean_gradients(alone, ranks.process_group, ranks.count())
+            pending.gradients_averaged(alone)
+
+    def drop_cleared(
+        self, newton: Iterable[Tensor], pending: PendingCurvature, ranks: Ranks
+    ) -> None:
+        """Drop curvature of sharded parameters whose gradients have been cleared since.
+
+        All ranks do so alike, though a rank's own part may be zero, or empty.
+        """
+        changed = []
+        for p in newton:
+            stamp = self._stamps.pop(id(p), None)
+            if stamp is None:
+                continue
+            if p.grad is not stamp.gradient:
+                pending.drop_settled(p)
+            elif _versions(p.grad) != stamp.versions:
+                changed.append((p, _part(p.grad).ne(0).any()))
+        if changed:
+            kept = torch.stack([any_left for _, any_left in changed]).float()
+            if ranks.count() > 1:
+                dist.all_reduce(kept, op=dist.ReduceOp.MAX, group=ranks.process_group)
+            for (p, _), is_kept in zip(changed, kept.tolist(), strict=True):
+                if not is_kept:
+                    pending.drop_settled(p)
+
+    def note_gradients(self, newton: Iterable[Tensor]) -> None:
+        """Note the gradients of sharded parameters as a backward has left them."""
+        for p in newton:
+            if p.grad is not None and is_dtensor(p):
+                self._stamps[id(p)] = _Stamp(p.grad, _versions(p.grad))
+
+
+class _Stamp(NamedTuple):
+    """The gradient of a sharded parameter, and how it was when last seen.
+
+    Not its storage as of a plain tensor: ranks with an empty part would not see it change.
+    """
+
+    gradient: Tensor
+    versions: tuple[int, int]
+
+
+def _versions(gradient: Tensor) -> tuple[int, int]:
+    # Operations on the whole do not count as writes to the part, nor the other way round.
+    return gradient._version, _part(gradient)._version
+
+
+@torch.no_grad()
+def _part(gradient: Any) -> Tensor:
+    part: Tensor = gradient.to_local()
+    return part

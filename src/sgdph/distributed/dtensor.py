@@ -1,0 +1,110 @@
+"""A rank's part of a ``DTensor``.
+
+The average of a sharded parameter's curvature is kept whole on every rank, as the curvature itself
+is. It is small; no rank has to ask others for its multipliers; any number of ranks can load it.
+Weights and momentum are split as the gradient is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sgdph.algorithm import newton_step
+
+# For each sharded parameter, which entries of the whole this rank holds.
+_places: Any = WeakTensorKeyDictionary()
+
+
+def is_dtensor(p: object) -> bool:
+    """Tell whether ``p`` is a ``DTensor``: of FSDP2 or of tensor parallelism."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(p, module.DTensor)
+
+
+def split_like(t: Any, p: Any) -> Any:
+    """Return a ``DTensor`` split as ``p`` is: itself, where it is."""
+    return t if t.placements == p.placements else t.redistribute(placements=p.placements)
+
+
+def whole(t: Any) -> Tensor:
+    """Return a ``DTensor`` put together, which asks the other ranks, or a plain tensor as it is."""
+    tensor: Tensor = t.full_tensor() if is_dtensor(t) else t
+    return tensor
+
+
+def is_zero(t: Any) -> bool:
+    """Tell whether there are only zeros in it, on any rank. Waits for the device."""
+    if not is_dtensor(t):
+        return not bool(t.any())
+    part = t.to_local()
+    found = part.ne(0).any().float()
+    for dim in range(t.device_mesh.ndim):
+        torch.distributed.all_reduce(found, group=t.device_mesh.get_group(dim))
+    return not bool(found)
+
+
+@torch.no_grad()
+def part_of_whole(values: Tensor, p: Any) -> Tensor:
+    """Return those entries of a plain tensor, shaped like ``p``, that this rank holds of ``p``."""
+    if p not in _places:
+        from torch.distributed.tensor import DTensor, Replicate
+
+        # DTensor's own way of splitting, uneven and empty parts included.
+        places = torch.arange(p.numel(), device=p.device).view(p.shape)
+        replicated = [Replicate()] * p.device_mesh.ndim
+        everywhere = DTensor.from_local(places, p.device_mesh, replicated, run_check=False)
+        _places[p] = everywhere.redistribute(placements=p.placements).to_local()
+    return values.reshape(-1)[_places[p]]
+
+
+@torch.no_grad()
+def assembled(part: Tensor, p: Any) -> Tensor:
+    """Return the ``DTensor`` whose part on this rank is ``part``, split as ``p`` is."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+    )
+
+
+@torch.no_grad()
+def step_newton_parameters(
+    params: Sequence[Any],
+    momentum_buffers: list[Any],
+    multipliers: Sequence[Tensor],
+    **settings: Any,
+) -> None:
+    """Make :func:`~sgdph.algorithm.newton_step`, of sharded parameters on this rank's parts.
+
+    Args:
+        params: Parameters with gradients.
+        momentum_buffers: Shaped and split like them; filled where they hold ``None``.
+        multipliers: Shaped like the parameters, whole.
+        settings: As :func:`~sgdph.algorithm.newton_step`.
+    """
+    if not any(map(is_dtensor, params)):
+        grads = [p.grad for p in params]
+        newton_step(list(params), grads, momentum_buffers, list(multipliers), **settings)
+        return
+    rows: list[tuple[Any, ...]] = []
+    for i, (p, multiplier) in enumerate(zip(params, multipliers, strict=True)):
+        if not is_dtensor(p):
+            rows.append((p, p.grad, momentum_buffers[i], multiplier))
+            continue
+        if momentum_buffers[i] is not None:
+            momentum_buffers[i] = split_like(momentum_buffers[i], p)
+        parts = (p, split_like(p.grad, p), momentum_buffers[i])
+        rows.append(
+            (*(t if t is None else t.to_local() for t in parts), part_of_whole(multiplier, p))
+        )
+    parts_of, grads, buffers, factors = map(list, zip(*rows, strict=True))
+    newton_step(parts_of, grads, buffers, factors, **settings)
+    for i, (p, buffer) in enumerate(zip(params, buffers, strict=True)):
+        if momentum_buffers[i] is None and buffer is not None:
+            momentum_buffers[i] = assembled(buffer, p) if is_dtensor(p) else buffer

@@ -1,0 +1,123 @@
+"""FSDP2 (``fully_shard``): ``backward`` in place of ``loss.backward()``, and clipping.
+
+``fully_shard`` frees the weights of a layer as soon as a backward has passed it, and with them what
+a second derivative needs. Here they stay for the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgdph.distributed.fully_sharded import fsdp_modules
+from sgdph.distributed.norm import clip_gradients, total_norm
+from sgdph.roles import parameter_names
+from sgdph.wrappers import wrapped_sgdph
+
+
+def backward(
+    model: nn.Module,
+    optimizer: Any,
+    loss: Tensor,
+    *,
+    loss_scale: float | Tensor | None = None,
+) -> None:
+    """Take the partial Hessian where one is due, run ``loss.backward()``, average what is left.
+
+    Call it at every step, and for every micro-batch, on every rank. On due steps the weights
+    between the loss and the parameter stay gathered until the backward has passed them. Gradients
+    of parameters that ``fully_shard`` ignores (``ignored_params``) are averaged over the ranks.
+
+    After an error inside the loss's own backward, FSDP2 wants ``model.reset_iter_state()``, where
+    torch has it, as it does without this function.
+
+    Args:
+        model: What ``fully_shard`` was called for: the outermost module.
+        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, or a wrapper around
+            one. It is built from the parameters of the sharded model.
+        loss: This rank's loss: the gradient is the mean of the ranks'.
+        loss_scale: See :meth:`sgdph.SGDPH.update_hessian`.
+
+    Raises:
+        TypeError: ``model`` is no module; or there is neither optimizer in ``optimizer``.
+        ValueError: ``model`` is not sharded, or not the model of the optimizer; it is sharded over
+            other ranks than the curvature is averaged over; or the ranks hold different values of
+            a channel-wise parameter that ``fully_shard`` ignores.
+        RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
+
+    Example:
+        >>> for block in model.blocks:
+        ...     fully_shard(block)
+        >>> fully_shard(model)
+        >>> optimizer = SGDPH(param_groups(model), lr=0.01)
+        >>> for x, y in loader:
+        ...     optimizer.zero_grad()
+        ...     backward(model, optimizer, loss_fn(model(x), y))
+        ...     clip_grad_norm_(model, 1.0)
+        ...     optimizer.step()
+    """
+    inner = wrapped_sgdph(optimizer)
+    curvature, newton = inner._curvature, inner.newton_parameters
+    sharded, pending, ranks = curvature.sharded, curvature.pending, curvature.ranks
+    names = parameter_names(inner.param_groups)
+    params = {names[id(p)]: p for group in inner.param_groups for p in group["params"]}
+    modules = sharded.check_model(model, newton, params, ranks)
+    sharded.drop_cleared(newton, pending, ranks)
+    if inner.hessian_due:
+        with sharded.gathered(modules):
+            inner.update_hessian(loss, loss_scale)
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except BaseException:
+        pending.drop_fresh()
+        raise
+    sharded.note_gradients(newton)
+    sharded.average(model, newton, params, pending, ranks)
+
+
+def clip_grad_norm_(
+    parameters: nn.Module | Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Clip the norm of all gradients together, sharded and plain ones: as one process would.
+
+    ``torch.nn.utils.clip_grad_norm_`` takes sharded parameters or plain ones, and raises for both
+    at once. Every rank must call this one, with the same parameters in the same order.
+
+    Args:
+        parameters: The sharded model, or some of its parameters.
+        max_norm: What the norm is to be at most.
+        norm_type: The p of the p-norm, above 0; ``"inf"`` or ``math.inf`` is the largest entry.
+        error_if_nonfinite: Whether to raise where the norm is not finite.
+        foreach: Use the multi-tensor functions. ``None`` leaves it to torch.
+
+    Returns:
+        The norm before, a plain tensor of shape ``()``, the same on every rank.
+
+    Raises:
+        RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
+
+    Example:
+        >>> norm = clip_grad_norm_(model, 1.0)
+    """
+    if isinstance(parameters, nn.Module):
+        for module in fsdp_modules(parameters):
+            # What a module shows of gathered weights has no gradient.
+            module.reshard()
+        parameters = parameters.parameters()
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    live = [p for p in params if p.grad is not None]
+    norm = total_norm(live, float(norm_type), foreach)
+    if error_if_nonfinite and not bool(norm.isfinite()):
+        raise RuntimeError(
+            f"the total norm of order {float(norm_type)} of the gradients is not finite, so they "
+            "cannot be clipped. Skip the step, or leave error_if_nonfinite unset"
+        )
+    clip_gradients(live, torch.clamp(max_norm / (norm + 1e-6), max=1.0), foreach)
+    return norm

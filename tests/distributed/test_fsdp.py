@@ -1,0 +1,740 @@
+"""FSDP2: Newton steps of sharded models equal those of one process on the joined batch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from ranks import Found, Job, Results, assert_same_bits, of, on_ranks
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import sgdph
+from sgdph.distributed import fully_sharded
+from sgdph.integrations import fsdp
+
+# torch 2.6's FSDP2 asks CPU streams for what only CUDA's have, at its first forward.
+pytestmark = [
+    pytest.mark.xdist_group("fsdp"),
+    pytest.mark.skipif(
+        not hasattr(torch.cpu.Stream, "record_event"), reason="this FSDP2 does not run on CPUs"
+    ),
+]
+
+Optimizer = sgdph.SGDPH | sgdph.PartialHessian
+# Rounding, of which a multiplier makes τ/ε = 10 times as much.
+TOLERANCE = 1e-12
+WIDTH = 6  # On four ranks: 2, 2, 2 and none.
+
+
+# ---- the models ----------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, checkpointed: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointed:
+            return checkpoint(self.compute, x, use_reentrant=False)
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            each.unflatten(-1, (2, -1)).transpose(1, 2)
+            for each in self.qkv(self.norm1(x)).chunk(3, -1)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, WIDTH)
+        self.blocks = nn.ModuleList(Block(checkpointed) for _ in range(2))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class ConvNet(nn.Module):
+    def __init__(self, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(5, WIDTH, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(WIDTH, WIDTH, 3, padding=1), nn.GroupNorm(2, WIDTH), nn.SiLU())
+            for _ in range(2)
+        )
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(-1))
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A run, which one process and any number of ranks can make."""
+
+    model: type[nn.Module] = Transformer
+    ignored: bool = False
+    by_block: bool = True
+    reshard_after_forward: bool | int = True
+    checkpointed: bool = False
+    micro_batches: int = 1
+    sync: str = "each"
+    max_norm: float | None = None
+    adamw: bool = False
+    steps: int = 5
+    dtype: torch.dtype = torch.float64
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        model = self.model(self.checkpointed).to(self.dtype)
+        for name, p in model.named_parameters():
+            if "norm" in name:
+                nn.init.normal_(p, 1.0, 0.3)
+        return model
+
+    def shard(self, model: nn.Module, **options: Any) -> nn.Module:
+        ignored = channelwise(model) if self.ignored else set()
+        options = {"ignored_params": ignored, **options}
+        reshard = self.reshard_after_forward
+        for block in model.blocks if self.by_block else ():
+            fully_shard(block, reshard_after_forward=reshard, **options)
+        return fully_shard(model, reshard_after_forward=reshard, **options)
+
+    def optimizer(self, model: nn.Module) -> Optimizer:
+        settings = {"lr": 0.02, "hessian_momentum": 0.8, **dict(self.settings)}
+        groups = sgdph.param_groups(model, weight_decay=1e-2)
+        if not self.adamw:
+            return sgdph.SGDPH(groups, **settings)
+        inner = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+        return sgdph.PartialHessian(inner, groups, **settings)
+
+
+def channelwise(model: nn.Module) -> set[Tensor]:
+    groups = sgdph.param_groups(model)
+    return {p for group in groups if group["channelwise"] for p in group["params"]}
+
+
+def batch(rank: int, step: int, micro: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(10_000 * rank + 100 * step + micro)
+    x = torch.randn(4, 5, 4, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, 3, (4,), generator=generator)
+
+
+def loss_on(model: nn.Module, rank: int, step: int, micro: int) -> Tensor:
+    x, y = batch(rank, step, micro)
+    out = model(x.to(next(model.parameters()).dtype))
+    return functional.cross_entropy(out if out.ndim == 2 else out.mean(1), y)
+
+
+def whole(value: Any) -> Any:
+    value = value.full_tensor() if isinstance(value, DTensor) else value
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def everything(model: nn.Module, optimizer: Optimizer, norms: list[Tensor]) -> Found:
+    found = {f"weight {name}": whole(p) for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        kept = optimizer.state.get(p, {})
+        found |= {f"{key} {name}": whole(value) for key, value in kept.items()}
+    found |= {f"multiplier {name}": m for name, m in optimizer.multipliers().items()}
+    for name, statistics in optimizer.multiplier_statistics().items():
+        found[f"statistics {name}"] = torch.tensor(dataclasses.astuple(statistics))
+    group = optimizer.param_groups[-1]
+    found |= {key: torch.tensor(group[key]) for key in ("step", "cursor", "refreshes")}
+    return found | {f"norm {i}": norm for i, norm in enumerate(norms)}
+
+
+def train_sharded(
+    case: Case, model: nn.Module, optimizer: Optimizer, ranks: int | range, steps: Iterable[int]
+) -> list[Tensor]:
+    """Train on the batches of one rank, or of several, where fewer ranks go on."""
+    norms = []
+    batches = range(ranks, ranks + 1) if isinstance(ranks, int) else ranks
+    for step in steps:
+        optimizer.zero_grad()
+        for micro in range(case.micro_batches):
+            if case.sync == "last":
+                model.set_requires_gradient_sync(micro == case.micro_batches - 1)
+            losses = [loss_on(model, rank, step, micro) for rank in batches]
+            fsdp.backward(model, optimizer, torch.stack(losses).mean() / case.micro_batches)
+        if case.max_norm is not None:
+            norms.append(fsdp.clip_grad_norm_(model, case.max_norm))
+        optimizer.step()
+    return norms
+
+
+def train_whole(
+    case: Case, model: nn.Module, optimizer: Optimizer, ranks: int, steps: Iterable[int]
+) -> list[Tensor]:
+    norms = []
+    for step in steps:
+        optimizer.zero_grad()
+        for micro in range(case.micro_batches):
+            losses = [loss_on(model, rank, step, micro) for rank in range(ranks)]
+            optimizer.backward(torch.stack(losses).mean() / case.micro_batches)
+        if case.max_norm is not None:
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), case.max_norm))
+        optimizer.step()
+    return norms
+
+
+def sharded_run(rank: int, case: Case) -> Found:
+    model = case.shard(case.build())
+    optimizer = case.optimizer(model)
+    norms = train_sharded(case, model, optimizer, rank, range(case.steps))
+    return everything(model, optimizer, norms)
+
+
+@functools.cache
+def whole_run(case: Case, ranks: int) -> Found:
+    model = case.build()
+    optimizer = case.optimizer(model)
+    norms = train_whole(case, model, optimizer, ranks, range(case.steps))
+    return everything(model, optimizer, norms)
+
+
+def worst(found: Found, expected: Found) -> float:
+    # One that was saved has averages also where no partial Hessian has come yet.
+    assert found.keys() >= expected.keys()
+    errors = {
+        name: ((found[name] - value).abs() / value.abs().clamp(min=1)).max().item()
+        for name, value in expected.items()
+    }
+    return max(errors.values())
+
+
+HUTCHINSON = (("estimator", "hutchinson"), ("seed", 3))
+ALL = (("refresh", "all"), ("foreach", True))
+
+ON_TWO = {
+    "sharded": Case(steps=20),
+    "ignored": Case(steps=20, ignored=True),
+    "root": Case(by_block=False, max_norm=0.1),
+    "root, ignored": Case(by_block=False, ignored=True, checkpointed=True),
+    "kept after forward": Case(reshard_after_forward=False, micro_batches=2),
+    "accumulated, ignored": Case(micro_batches=2, ignored=True, max_norm=0.1),
+    "synced last": Case(micro_batches=3, sync="last"),
+    "AdamW": Case(adamw=True, settings=HUTCHINSON),
+    "all": Case(settings=ALL),
+    "exact": Case(settings=(("estimator", "exact"), ("hessian_interval", 3))),
+    "convolutions, ignored": Case(model=ConvNet, ignored=True),
+}
+ON_FOUR = {
+    "sharded": Case(steps=20, max_norm=0.1),
+    "ignored": Case(ignored=True, max_norm=0.1, micro_batches=2, sync="last"),
+    "int": Case(reshard_after_forward=2),
+    "checkpointed": Case(checkpointed=True, micro_batches=2),
+    "convolutions": Case(model=ConvNet),
+    "AdamW, ignored": Case(adamw=True, ignored=True),
+    "all": Case(settings=(*HUTCHINSON, *ALL, ("hessian_momentum", 0.99))),
+}
+
+
+def assert_equal_to_one_process(results: Results, job: str, case: Case) -> None:
+    first, *others = of(results, job)
+    for other in others:
+        assert_same_bits(first, other)
+    expected = whole_run(case, len(results))
+    weights = {name: value for name, value in expected.items() if name.startswith("weight ")}
+    # docs/distributed.md has these.
+    print(f"{job}, {len(results)} ranks: {worst(first, weights):.1e} {worst(first, expected):.1e}")
+    assert worst(first, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ON_TWO)
+def test_two_ranks_equal_one_process(name: str, on_2: Results) -> None:
+    assert_equal_to_one_process(on_2, f"run {name}", ON_TWO[name])
+
+
+@pytest.mark.parametrize("name", ON_FOUR)
+def test_four_ranks_equal_one_process(name: str, on_4: Results) -> None:
+    assert_equal_to_one_process(on_4, f"run {name}", ON_FOUR[name])
+
+
+# ---- what is refused, and what an error leaves behind --------------------------------------------
+
+
+def sharded(case: Case = Case(), **options: Any) -> tuple[nn.Module, Optimizer]:
+    model = case.shard(case.build(), **options)
+    return model, case.optimizer(model)
+
+
+def message_of(kind: type[Exception], call: Callable[[], Any]) -> str:
+    with pytest.raises(kind) as info:
+        call()
+    return str(info.value)
+
+
+def create_graph(model: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    loss.backward(create_graph=True)
+    optimizer.step()
+
+
+def plain_backward(model: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    optimizer.step()
+
+
+WITHOUT: dict[str, Callable[[nn.Module, Optimizer, Tensor], Any]] = {
+    "optimizer.backward": lambda model, optimizer, loss: optimizer.backward(loss),
+    "update_hessian": lambda model, optimizer, loss: optimizer.update_hessian(loss),
+    "closure": lambda model, optimizer, loss: optimizer.update_hessian(closure=lambda: loss),
+    "check_curvature": lambda model, optimizer, loss: sgdph.check_curvature(
+        lambda: loss, optimizer
+    ),
+    "hessian_block": lambda model, optimizer, loss: sgdph.hessian_block(
+        loss, optimizer.newton_parameters[-1]
+    ),
+    "create_graph": create_graph,
+    "loss.backward": plain_backward,
+}
+
+
+def without_integration(rank: int, *, ignored: bool) -> dict[str, str]:
+    found = {}
+    for name, call in WITHOUT.items():
+        model, optimizer = sharded(Case(ignored=ignored))
+        loss = loss_on(model, rank, 0, 0)
+        found[name] = message_of(RuntimeError, lambda c=call: c(model, optimizer, loss))  # noqa: B023
+    return found
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_without_the_integration_an_error_names_it(name: str, ignored: bool, on_2: Results) -> None:
+    for found in of(on_2, f"without, ignored {ignored}"):
+        assert "sgdph.integrations.fsdp.backward(model, optimizer, loss)" in found[name]
+
+
+def plain_steps_between(rank: int) -> dict[str, Any]:
+    """On a step without a product ``loss.backward()`` is enough, unless gradients are ignored."""
+    found: dict[str, Any] = {}
+    for ignored in (False, True):
+        case = Case(ignored=ignored, settings=(("hessian_interval", 2),))
+        model, optimizer = sharded(case)
+        train_sharded(case, model, optimizer, rank, range(1))
+        optimizer.zero_grad()
+        loss_on(model, rank, 1, 0).backward()
+        if ignored:
+            found["message"] = message_of(RuntimeError, optimizer.step)
+        else:
+            optimizer.step()
+            found["run"] = everything(model, optimizer, [])
+    return found
+
+
+def test_plain_backwards_between_refreshes(on_2: Results) -> None:
+    case = Case(steps=2, settings=(("hessian_interval", 2),))
+    for found in of(on_2, "plain steps between"):
+        assert "not averaged over the ranks" in found["message"]
+        assert worst(found["run"], whole_run(case, 2)) < TOLERANCE
+
+
+def refused_models(rank: int) -> dict[str, str]:
+    case = Case()
+    model, optimizer = sharded(case)
+    loss = loss_on(model, rank, 0, 0)
+    plain = case.build()
+    found = {
+        "no module that fully_shard": message_of(
+            ValueError, lambda: fsdp.backward(plain, case.optimizer(plain), loss)
+        ),
+        "is not in FSDPTransformer": message_of(
+            ValueError, lambda: fsdp.backward(sharded(case)[0], optimizer, loss)
+        ),
+        "expected the sharded model": message_of(
+            TypeError, lambda: fsdp.backward(loss, optimizer, loss)
+        ),
+        "only these two take": message_of(
+            TypeError, lambda: fsdp.backward(model, torch.optim.SGD([loss.detach()]), loss)
+        ),
+    }
+    built_before = case.build()
+    early = case.optimizer(built_before)
+    case.shard(built_before)
+    found["build the optimizer after fully_shard"] = message_of(
+        ValueError, lambda: fsdp.backward(built_before, early, loss)
+    )
+    model.unshard()
+    copies = case.optimizer(model)
+    found["gathered copies"] = message_of(ValueError, lambda: fsdp.backward(model, copies, loss))
+    alone = [DeviceMesh("cpu", [each]) for each in range(2)][rank]
+    model, optimizer = sharded(case, mesh=alone)
+    loss = loss_on(model, rank, 0, 0)
+    found["process_group="] = message_of(ValueError, lambda: fsdp.backward(model, optimizer, loss))
+    model = case.build()
+    with torch.no_grad():
+        model.norm.bias += rank
+    model = Case(ignored=True).shard(model)
+    optimizer = case.optimizer(model)
+    loss = loss_on(model, rank, 0, 0)
+    found["parameter norm.bias, which fully_shard ignores, differs"] = message_of(
+        ValueError, lambda: fsdp.backward(model, optimizer, loss)
+    )
+    return found
+
+
+def test_models_that_do_not_fit_are_refused(on_2: Results) -> None:
+    for found in of(on_2, "refused models"):
+        for expected, message in found.items():
+            assert expected in message
+
+
+class Tripwire(torch.autograd.Function):
+    """The identity, until it is told to fail in a backward that makes a graph."""
+
+    is_armed = False
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if Tripwire.is_armed and torch.is_grad_enabled():
+            raise ZeroDivisionError
+        return gradient
+
+
+class Mined(Transformer):
+    def forward(self, x: Tensor) -> Tensor:
+        x = Tripwire.apply(self.embed(x))
+        for block in self.blocks:
+            x = Tripwire.apply(block(x))
+        return self.head(self.norm(x))
+
+
+MINED = Case(model=Mined)
+
+
+def after_an_error(rank: int, *, case: Case) -> dict[str, Any]:
+    model, optimizer = sharded(case)
+    train_sharded(case, model, optimizer, rank, range(2))
+    model.blocks[0].set_reshard_after_backward(False)
+    Tripwire.is_armed = True
+    optimizer.zero_grad()
+    loss = loss_on(model, rank, 2, 0)
+    with pytest.raises(ZeroDivisionError):
+        fsdp.backward(model, optimizer, loss)
+    Tripwire.is_armed = False
+    gathered = [n for n, p in model.named_parameters() if not isinstance(p, DTensor)]
+    model.blocks[0].set_reshard_after_backward(True)
+    train_sharded(case, model, optimizer, rank, range(2, case.steps))
+    return {"gathered": gathered, "run": everything(model, optimizer, [])}
+
+
+def test_an_error_in_the_product_leaves_nothing_behind(on_2: Results) -> None:
+    for found in of(on_2, "after an error"):
+        # Whose weights the user wanted to stay.
+        assert all(name.startswith("blocks.0") for name in found["gathered"])
+        assert worst(found["run"], whole_run(MINED, 2)) < TOLERANCE
+
+
+def settings_after(rank: int) -> list[list[bool]]:
+    """The user's own settings, before and after a due step."""
+    model, optimizer = sharded()
+    model.blocks[1].set_reshard_after_backward(False)
+    model.set_requires_gradient_sync(False)
+    model.blocks[0].set_requires_gradient_sync(True)
+    found = []
+    for _ in range(2):
+        groups = [g for m in fully_sharded.fsdp_modules(model) for g in fully_sharded._groups(m)]
+        found.append([flag for g in groups for flag in (g.reshard_after_backward, g.reduce_grads)])
+        fsdp.backward(model, optimizer, loss_on(model, rank, 0, 0))
+    return found
+
+
+def test_settings_are_as_they_were(on_2: Results) -> None:
+    for before, after in of(on_2, "settings after"):
+        assert before == after == [True, False, True, True, False, False]
+
+
+# ---- scaled losses, low precision, cleared gradients ---------------------------------------------
+
+
+def scaled(rank: int, *, way: str, ignored: bool) -> Found:
+    """The loss is scaled; by powers of two, so that nothing is rounded."""
+    case = Case(ignored=ignored)
+    model, optimizer = sharded(case)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    for step in range(case.steps):
+        optimizer.zero_grad()
+        loss = loss_on(model, rank, step, 0)
+        if way == "loss_scale":
+            fsdp.backward(model, optimizer, 4 * loss, loss_scale=4.0)
+            for p in model.parameters():
+                p.grad /= 4
+            optimizer.step()
+        else:
+            fsdp.backward(model, optimizer, scaler.scale(loss))
+            scaler.step(optimizer)
+            scaler.update()
+    return everything(model, optimizer, [])
+
+
+SCALED = [("loss_scale", False), ("loss_scale", True), ("scaler", False)]
+
+
+@pytest.mark.parametrize(("way", "ignored"), SCALED)
+def test_scaled_losses_equal_unscaled_ones(way: str, ignored: bool, on_2: Results) -> None:
+    for found in of(on_2, f"scaled {way}, ignored {ignored}"):
+        assert worst(found, whole_run(Case(), 2)) < TOLERANCE
+
+
+EXACT = (("estimator", "exact"), ("refresh", "all"))
+BFLOAT16 = Case(dtype=torch.float32, steps=1, settings=EXACT)
+
+
+def in_bfloat16(rank: int) -> Found:
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    model, optimizer = sharded(BFLOAT16, mp_policy=policy)
+    train_sharded(BFLOAT16, model, optimizer, rank, range(BFLOAT16.steps))
+    return everything(model, optimizer, [])
+
+
+def test_mixed_precision_is_near_float32(on_2: Results) -> None:
+    first, second = of(on_2, "bfloat16")
+    assert_same_bits(first, second)
+    expected = whole_run(BFLOAT16, 2)
+    for name, value in expected.items():
+        if name.startswith("hessian "):
+            assert first[name].dtype == torch.float32
+            assert (first[name] - value).norm() < 0.03 * value.norm(), name
+        if name.startswith("weight "):
+            torch.testing.assert_close(first[name], value, rtol=0, atol=5e-3)
+
+
+def skipped_batches(rank: int, *, ignored: bool, set_to_none: bool, micro_batches: int) -> Found:
+    """A batch is skipped after its backward, behind the optimizer's back."""
+    case = Case(ignored=ignored, steps=3)
+    model, optimizer = sharded(case)
+    for step in range(case.steps):
+        for micro in range(micro_batches):
+            fsdp.backward(model, optimizer, loss_on(model, rank, 50 + step, micro))
+        model.zero_grad(set_to_none)
+        fsdp.backward(model, optimizer, loss_on(model, rank, step, 0))
+        optimizer.step()
+        model.zero_grad(set_to_none)
+    return everything(model, optimizer, [])
+
+
+SKIPPED = [(False, False, 2), (False, True, 1), (True, False, 1)]
+
+
+@pytest.mark.parametrize(("ignored", "set_to_none", "micro_batches"), SKIPPED)
+def test_a_skipped_batch_leaves_no_curvature(
+    ignored: bool, set_to_none: bool, micro_batches: int, on_4: Results
+) -> None:
+    for found in of(on_4, f"skipped {ignored} {set_to_none} {micro_batches}"):
+        assert worst(found, whole_run(Case(steps=3), 4)) < TOLERANCE
+
+
+# ---- meshes and policies -------------------------------------------------------------------------
+
+
+def on_a_mesh_of_one(rank: int) -> Found:
+    """Each rank is a run of its own, on its own batches; the weights are freed all the same."""
+    mesh = [DeviceMesh("cpu", [each]) for each in range(2)][rank]
+    case = Case(max_norm=0.1, settings=(("process_group", mesh.get_group()),))
+    model, optimizer = sharded(case, mesh=mesh)
+    norms = train_sharded(case, model, optimizer, 0, range(case.steps))
+    return everything(model, optimizer, norms)
+
+
+def test_a_mesh_of_one_rank(on_2: Results) -> None:
+    for found in of(on_2, "mesh of one"):
+        assert worst(found, whole_run(Case(max_norm=0.1), 1)) < TOLERANCE
+
+
+POLICY = Case(max_norm=0.1, micro_batches=2, sync="last", steps=3)
+
+
+def with_options(rank: int, *, kind: str) -> Found:
+    options: dict[str, Any] = {"offload_policy": CPUOffloadPolicy(pin_memory=False)}
+    if kind == "hybrid":
+        names = ("replicate", "shard")
+        options = {"mesh": init_device_mesh("cpu", (2, 2), mesh_dim_names=names)}
+    model, optimizer = sharded(POLICY, **options)
+    norms = train_sharded(POLICY, model, optimizer, rank, range(POLICY.steps))
+    return everything(model, optimizer, norms)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "offloaded"])
+def test_hybrid_sharding_and_offloading(kind: str, on_4: Results) -> None:
+    assert_equal_to_one_process(on_4, kind, POLICY)
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+SAVED = {
+    "SGDPH": Case(),
+    "AdamW": Case(adamw=True, ignored=True, settings=(*HUTCHINSON, ("hessian_interval", 2))),
+}
+SAVED_AT = 3
+
+
+def resumable(model: nn.Module, optimizer: Optimizer, **options: Any) -> dict[str, Any]:
+    weights, state = get_state_dict(model, optimizer, options=StateDictOptions(**options))
+    return {"model": weights, "optimizer": state}
+
+
+def saved(rank: int, *, name: str, folder: Path) -> dict[str, Any]:
+    case = SAVED[name]
+    model, optimizer = sharded(case)
+    train_sharded(case, model, optimizer, rank, range(SAVED_AT))
+    dcp.save(resumable(model, optimizer), checkpoint_id=folder / name)
+    whole_state = copy.deepcopy(resumable(model, optimizer, full_state_dict=True))
+    train_sharded(case, model, optimizer, rank, range(SAVED_AT, case.steps))
+    run = everything(model, optimizer, [])
+    return {
+        "run": run,
+        "again": loaded(rank, name=name, folder=folder / name, batches=rank),
+        "whole": loaded(rank, name=name, folder=whole_state, batches=rank),
+    }
+
+
+def loaded(rank: int, *, name: str, folder: Any, batches: int | range) -> Found:
+    """Load into another model: the files, or a state that each rank has whole."""
+    case = SAVED[name]
+    model = case.build()
+    nn.init.ones_(model.norm.bias)
+    model = case.shard(model)
+    optimizer = case.optimizer(model)
+    load_into(model, optimizer, folder)
+    train_sharded(case, model, optimizer, batches, range(SAVED_AT, case.steps))
+    return everything(model, optimizer, [])
+
+
+def half_loaded(rank: int, *, name: str, folder: Path) -> Found:
+    return loaded(rank, name=name, folder=folder, batches=range(2 * rank, 2 * rank + 2))
+
+
+def load_into(model: nn.Module, optimizer: Optimizer, source: Any) -> None:
+    state, options = source, StateDictOptions(full_state_dict=not isinstance(source, Path))
+    if isinstance(source, Path):
+        state = resumable(model, optimizer)
+        dcp.load(state, checkpoint_id=source)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=options,
+    )
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_the_same_number_of_ranks_goes_on_to_the_bit(name: str, on_4: Results) -> None:
+    for found in of(on_4, f"saved {name}"):
+        assert_same_bits(found["run"], found["again"])
+        assert_same_bits(found["run"], found["whole"])
+        assert worst(found["run"], whole_run(SAVED[name], 4)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_fewer_ranks_go_on(name: str, on_2: Results) -> None:
+    for found in of(on_2, f"loaded {name}"):
+        assert worst(found, whole_run(SAVED[name], 4)) < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", SAVED)
+def test_one_process_goes_on(name: str, on_4: Results, checkpoints: Path) -> None:
+    case = SAVED[name]
+    model = case.build()
+    optimizer = case.optimizer(model)
+    load_into(model, optimizer, checkpoints / name)
+    train_whole(case, model, optimizer, 4, range(SAVED_AT, case.steps))
+    assert worst(everything(model, optimizer, []), whole_run(case, 4)) < TOLERANCE
+
+
+# ---- all of it, in one start of the processes ----------------------------------------------------
+
+
+JOBS_OF_TWO: dict[str, Job] = {
+    **{f"run {name}": functools.partial(sharded_run, case=case) for name, case in ON_TWO.items()},
+    "without, ignored False": functools.partial(without_integration, ignored=False),
+    "without, ignored True": functools.partial(without_integration, ignored=True),
+    "plain steps between": plain_steps_between,
+    "refused models": refused_models,
+    "after an error": functools.partial(after_an_error, case=MINED),
+    "settings after": settings_after,
+    "bfloat16": in_bfloat16,
+    "mesh of one": on_a_mesh_of_one,
+    **{
+        f"scaled {way}, ignored {ignored}": functools.partial(scaled, way=way, ignored=ignored)
+        for way, ignored in SCALED
+    },
+}
+
+
+JOBS_OF_FOUR: dict[str, Job] = {
+    **{f"run {name}": functools.partial(sharded_run, case=case) for name, case in ON_FOUR.items()},
+    "hybrid": functools.partial(with_options, kind="hybrid"),
+    "offloaded": functools.partial(with_options, kind="offloaded"),
+    **{
+        f"skipped {a} {b} {c}": functools.partial(
+            skipped_batches, ignored=a, set_to_none=b, micro_batches=c
+        )
+        for a, b, c in SKIPPED
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def on_2(on_4: Results, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    loads: dict[str, Job] = {
+        f"loaded {name}": functools.partial(half_loaded, name=name, folder=checkpoints / name)
+        for name in SAVED
+    }
+    return on_ranks({**JOBS_OF_TWO, **loads}, 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def on_4(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    saves: dict[str, Job] = {
+        f"saved {name}": functools.partial(saved, name=name, folder=checkpoints) for name in SAVED
+    }
+    return on_ranks({**JOBS_OF_FOUR, **saves}, 4, tmp_path_factory.mktemp("four"))
