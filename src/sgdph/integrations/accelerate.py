@@ -65,10 +65,11 @@ def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> No
         )
     if accelerator.distributed_type == DistributedType.FSDP and inner.hessian_due:
         raise RuntimeError(
-            "no partial Hessian can be taken under FSDP: it frees and gathers the weights around a "
-            "backward, which leaves no graph to differentiate a second time. Use plain DDP "
-            "(distributed_type MULTI_GPU or MULTI_CPU), or train without Newton parameters: SGDPH "
-            "with channelwise=False in all groups, or the first-order optimizer of PartialHessian "
-            "alone"
+            "no partial Hessian can be taken under Accelerate's FSDP: it frees and gathers the "
+            "weights around its backward. Shard the model yourself by fully_shard and call "
+            "sgdph.integrations.fsdp.backward(model, optimizer, loss), without Accelerate; or use "
+            "plain DDP (distributed_type MULTI_GPU or MULTI_CPU); or train without Newton "
+            "parameters: SGDPH with channelwise=False in all groups, or the first-order optimizer "
+            "of PartialHessian alone"
         )
     take_scaled(inner, loss, accelerator.scaler, float(accelerator.gradient_accumulation_steps))
