@@ -310,8 +310,10 @@ class SGDPH(SecondOrderOptimizer):
             live = [p for p in group["params"] if p.grad is not None]
             first = [p for p in live if p not in self._curvature.cycle]
             # The multi-tensor path takes no plain tensors beside sharded ones.
-            for sharded in (False, True):
-                self._sgd_step([p for p in first if is_dtensor(p) == sharded], group)
+            sharded = [p for p in first if is_dtensor(p)]
+            plain = [p for p in first if not is_dtensor(p)] if sharded else first
+            for params in filter(None, (plain, sharded)):
+                self._sgd_step(params, group)
 
     def _sgd_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         buffers = self._momentum_buffers(params)
