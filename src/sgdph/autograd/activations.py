@@ -20,14 +20,15 @@ from sgdph.autograd.graph import (
     is_packed,
     keep_gradient,
     kept_gradient,
+    piece_size,
 )
 from sgdph.autograd.recomputed import Formula, Operation, Saved
 from sgdph.autograd.released import ReleasedInputs
 
 RELU = "ReluBackward0"
 
-# Numbers whose second derivative is computed at a time. Temporary tensors of this size are memory
-# that has just been used; larger ones would be new pages each time.
+# Numbers whose second derivative is computed at a time. On the CPU, temporary tensors of this size
+# are memory that has just been used; larger ones would be new pages each time.
 PIECE = 2**16
 
 
@@ -156,7 +157,8 @@ def _to_input(activation: _Activation, x: Tensor, g: Tensor, v: Tensor) -> Tenso
     if not (x.is_contiguous() and g.is_contiguous() and v.is_contiguous()):
         return activation.bend(x.to(exact)).mul_(g).mul_(v).to(x.dtype)
     total = torch.empty_like(x)
-    flat = (torch.split(t.view(-1), PIECE) for t in (x, g, v, total))
+    size = piece_size(PIECE, x.device)
+    flat = (torch.split(t.view(-1), size) for t in (x, g, v, total))
     for x_part, g_part, v_part, part in zip(*flat, strict=True):
         torch.mul(activation.bend(x_part.to(exact)).mul_(g_part), v_part, out=part)
     return total
@@ -173,8 +175,8 @@ def _gelu(node: Node) -> _Activation:
 
 def _bend_of_gelu(x: Tensor) -> Tensor:
     r"""Return :math:`\varphi(x) (2 - x^2)`, with the standard normal density :math:`\varphi`."""
-    density = torch.addcmul(x.new_tensor(-0.5 * math.log(2 * math.pi)), x, x, value=-0.5).exp_()
-    return torch.addcmul(x.new_tensor(2.0), x, x, value=-1).mul_(density)
+    density = torch.addcmul(x.new_full((), -0.5 * math.log(2 * math.pi)), x, x, value=-0.5).exp_()
+    return torch.addcmul(x.new_full((), 2.0), x, x, value=-1).mul_(density)
 
 
 def _bend_of_gelu_tanh(x: Tensor) -> Tensor:

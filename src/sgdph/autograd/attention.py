@@ -23,7 +23,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import get_gradient_edge
 
 from sgdph.autograd.attention_derivative import AttentionDerivative, AttentionSettings
-from sgdph.autograd.graph import Gradients
+from sgdph.autograd.graph import Gradients, without_autocast
 
 # The kernels of the first derivative, and the devices that have them.
 _KERNELS = {
@@ -162,7 +162,7 @@ class _AttentionGradients(_SingleLevelFunction):
         *inputs, bias, output = ctx.saved_tensors
         found: list[Tensor | None] = [None] * 9
         if any(t is not None for t in cotangents):
-            with torch.autocast(output.device.type, enabled=False):
+            with without_autocast(output.device):
                 found[:5] = AttentionDerivative(
                     inputs, bias, output, ctx.settings, cotangents, ctx.needs_input_grad
                 ).compute()

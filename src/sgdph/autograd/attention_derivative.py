@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sgdph.autograd.graph import exact_dtype
+from sgdph.autograd.graph import exact_dtype, piece_size
 
-# Scores that are held at a time, some six times over. Fewer cost calls, more leave the cache.
+# Scores that are held at a time on the CPU, some six times over. Fewer cost calls, more leave the
+# cache.
 SCORES = 2**16
 
 
@@ -92,6 +93,7 @@ class AttentionDerivative:
         self._causal = settings.is_causal
         self._scale = width**-0.5 if settings.scale is None else settings.scale
         self._dtype = exact_dtype(query.dtype)
+        self._at_a_time = piece_size(SCORES, query.device)
         self._g, self._query = self._grouped(g), self._grouped(query)
         dots = torch.linalg.vecdot(g.to(self._dtype), output.to(self._dtype))
         self._dots = self._grouped(dots.unsqueeze(3))
@@ -131,7 +133,7 @@ class AttentionDerivative:
 
     def _blocks_of_heads(self) -> Iterator[tuple[slice, slice]]:
         """Cut batch and heads into blocks with few enough scores, or single heads."""
-        count = max(SCORES // (self._group * self._places * self._keys), 1)
+        count = max(self._at_a_time // (self._group * self._places * self._keys), 1)
         heads, batch = min(count, self._heads), max(count // self._heads, 1)
         for b in range(0, self._batch, batch):
             for h in range(0, self._heads, heads):
@@ -144,7 +146,7 @@ class AttentionDerivative:
         # Of all heads, or of one sample: these are views.
         to_key = None if self._to_key is None else self._to_key[heads].flatten(0, 1)
         to_value = None if self._to_value is None else self._to_value[heads].flatten(0, 1)
-        step = max(SCORES // (self._group * self._keys), 1)
+        step = max(self._at_a_time // (self._group * self._keys), 1)
         for start in range(0, self._places, step):
             # No query of the block sees a later key.
             seen = slice(min(start + step, self._keys) if self._causal else self._keys)
@@ -225,7 +227,10 @@ class AttentionDerivative:
 
     def _store(self, whole: Tensor, where: tuple[slice, ...], block: Tensor | None) -> None:
         part = self._grouped(whole)[where]
-        part.copy_(torch.zeros(()) if block is None else block.view_as(part))
+        if block is None:
+            part.zero_()
+        else:
+            part.copy_(block.view_as(part))
 
 
 def _transposed(t: Tensor | None) -> Tensor | None:

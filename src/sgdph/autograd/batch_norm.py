@@ -49,7 +49,7 @@ def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
                 mean, inverse_std = node._saved_result1, node._saved_result2
             else:
                 mean, variance = _exact(node._saved_running_mean, node._saved_running_var)
-                mean, inverse_std = mean.clone(), (variance + node._saved_eps).rsqrt()
+                mean, inverse_std = mean.clone(), (variance + _epsilon(node)).rsqrt()
         except (AttributeError, RuntimeError):
             return None
         plain = list(map(detached, grad_inputs))
@@ -214,6 +214,11 @@ class _EvaluationGradients(Function):
         return *_like((to_g, to_x, to_weight), likes), None, None, None, None
 
 
+def _epsilon(node: Node) -> float:
+    epsilon: float = node._saved_epsilon if hasattr(node, "_saved_epsilon") else node._saved_eps
+    return epsilon
+
+
 def _exact(*tensors: Any) -> Any:
     """Convert half precision to float32."""
     return tuple(None if t is None else t.to(exact_dtype(t.dtype)) for t in tensors)
@@ -227,8 +232,10 @@ def _like(tensors: Gradients, likes: Gradients) -> Gradients:
 
 def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``Σ g s (x - mean)`` and ``Σ g`` per channel, in the one pass of torch's kernel."""
+    # The sums do not depend on the weight, but CUDA's kernel makes them like it: of none, nothing.
+    weight = s
     _, dots, sums = torch.ops.aten.native_batch_norm_backward(
-        g, x, None, None, None, mean, s, True, 0.0, [False, True, True]
+        g, x, weight, None, None, mean, s, True, 0.0, [False, True, True]
     )
     return dots, sums
 

@@ -5,6 +5,7 @@ A region is the part of a loss's graph that lies behind some of its leaves.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -124,6 +125,25 @@ def kept_gradient(ctx: Any) -> Any:
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type to compute in: float32 for half precision, else the type itself."""
     return dtype if dtype.itemsize >= 4 else torch.float32
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Compute in the types that tensors have, also inside autocast."""
+    kind = device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def piece_size(of_cpu: int, device: torch.device) -> int:
+    """Return how many numbers to compute at a time.
+
+    Args:
+        of_cpu: How many on a CPU, whose cache they should fit in.
+        device: Where they are. On others, a kernel has to take longer than its launch, some
+            microseconds: those of 2²² numbers do, and float32 ones fit in a large GPU's cache.
+    """
+    return of_cpu if device.type == "cpu" else max(of_cpu, 2**22)
 
 
 def per_channel(values: Tensor, dimensions: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from sgdph.autograd.differentiability import explain_missing_derivatives
-from sgdph.autograd.graph import Region
+from sgdph.autograd.graph import Region, without_autocast
 from sgdph.autograd.graph_checks import check_gradients, check_region, refuse_graphless_gradients
 from sgdph.autograd.lean import lean_second_derivatives, register_second_derivatives
 from sgdph.autograd.shared_backward import SharedBackward
@@ -210,9 +210,12 @@ def _product(
         cotangents.append(torch.zeros_like(release))
     if not outputs:
         return [torch.zeros_like(p) for p in params]
-    products = torch.autograd.grad(
-        outputs, params, cotangents, retain_graph=release is None, allow_unused=True
-    )
+    # The forward's precision is in the graph. A user who runs the backward inside autocast would
+    # have the product's own operations rounded too; on CUDA, in older torch, always to float16.
+    with without_autocast(outputs[0].device):
+        products = torch.autograd.grad(
+            outputs, params, cotangents, retain_graph=release is None, allow_unused=True
+        )
     return [torch.zeros_like(p) if h is None else h for h, p in zip(products, params, strict=True)]
 
 
