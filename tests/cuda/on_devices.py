@@ -133,7 +133,11 @@ class Waits(TorchDispatchMode):
         device: The type of the device that is waited for.
     """
 
-    _NAMES = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
+    # lift_fresh: torch.tensor(..., device=...) has copied numbers of the host's.
+    _NAMES = (
+        *("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select"),
+        "lift_fresh",
+    )
     _COPIES = ("_to_copy", "copy_", "copy")
 
     def __init__(self, device: str) -> None:
