@@ -19,7 +19,6 @@ from torch.nn import functional
 import sgdph
 from sgdph.autograd import lean
 from sgdph.autograd.graph import TELLS_PACKED, Graph
-from sgdph.autograd.layer_norm import layer_norm_hook
 from sgdph.lab.cost.memory import StorageTracker
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
@@ -114,41 +113,6 @@ def test_norms_in_half_precision(name: str, estimator: str) -> None:
     joint = {"estimator": estimator, "refresh": "all"}
     exact, rounded = (curvature(model, x, d, joint) for d in (torch.float64, torch.bfloat16))
     assert (exact - rounded).norm() <= 0.03 * exact.norm()
-
-
-class FusedRmsNormBackward0:
-    """What CUDA's node of a fused RMS norm remembers; on the CPU it is made of several."""
-
-    def __init__(self, x: Tensor, weight: Tensor) -> None:
-        self._saved_input, self._saved_weight = x, weight
-        self._saved_result1 = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-        self._saved_normalized_shape = (x.shape[-1],)
-
-
-def test_rms_norm_s_node_on_cuda() -> None:
-    torch.manual_seed(0)
-    x, g = (torch.randn(3, 5, 8, dtype=torch.float64).requires_grad_() for _ in range(2))
-    weight = torch.randn(8, dtype=torch.float64).requires_grad_()
-    out = functional.rms_norm(x, (8,), weight, 1e-5)
-    plain = torch.autograd.grad(out, (x, weight), g, create_graph=True)
-    hook = row_norm_hook_of(FusedRmsNormBackward0(x, weight))
-    found = hook(plain, (g, None))
-    vectors = [torch.randn_like(t) for t in plain]
-    for one, other in zip(
-        torch.autograd.grad(found, (x, weight, g), vectors, retain_graph=True),
-        torch.autograd.grad(plain, (x, weight, g), vectors),
-        strict=True,
-    ):
-        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
-
-
-def row_norm_hook_of(node: Any) -> Any:
-    class Everything:
-        def leads_on(self, node: Any, place: int) -> bool:
-            return True
-
-    region: Any = Everything()
-    return layer_norm_hook(node, region, True)
 
 
 def perceptron(activation: nn.Module, depth: int = 6, width: int = 64) -> nn.Module:

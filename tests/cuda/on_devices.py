@@ -28,11 +28,13 @@ def on(*stand_ins: str) -> pytest.MarkDecorator:
 class Transformer(nn.Module):
     """A layer of layer norms, attention and GELU over the rows of an image."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 4, heads: int = 2) -> None:
         super().__init__()
         settings: dict[str, Any] = {"dropout": 0.0, "activation": "gelu", "batch_first": True}
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, norm_first=True, **settings)
-        self.head = nn.Linear(4, 3)
+        self.layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, norm_first=True, **settings
+        )
+        self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.layer(x.squeeze(1)).mean(1))
@@ -152,9 +154,10 @@ class Waits(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         here = [t for t in self._tensors(args) if t.device.type == self._device]
-        if (here and name in self._NAMES) or self._asks_for_places(name, here):
-            self.found.append(str(func))
-        elif name in self._COPIES and self._is_waiting_copy(name, args, kwargs, result):
+        waits = bool(here) and name in self._NAMES
+        if name in self._COPIES:
+            waits = self._is_waiting_copy(name, args, kwargs, result)
+        if waits or self._asks_for_places(name, here):
             self.found.append(str(func))
         return result
 

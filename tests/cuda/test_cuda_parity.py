@@ -83,9 +83,7 @@ def batch_norms(dimensions: int) -> nn.Module:
 @pairwise(
     cudnn=[True, False], training=[True, False], layout=[None, CHANNELS_LAST], dimensions=[2, 3]
 )
-def test_batch_norm(
-    cudnn: bool, training: bool, layout: Any, dimensions: int, device: str
-) -> None:
+def test_batch_norm(cudnn: bool, training: bool, layout: Any, dimensions: int, device: str) -> None:
     """By cuDNN and by torch's own kernels, which take other ways for channels last."""
     layout = torch.channels_last_3d if layout is not None and dimensions == 3 else layout
     found: list[Tensor] = []

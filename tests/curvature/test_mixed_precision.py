@@ -141,6 +141,34 @@ def test_curvature_of_half_precision_is_near_float32s(dtype: torch.dtype, way: s
     assert error < (0.15 if dtype == torch.bfloat16 else 0.02)
 
 
+@pytest.mark.parametrize("way", ["update_hessian", "backward"])
+@pytest.mark.parametrize("dtype", FORMATS.values(), ids=FORMATS)
+def test_a_product_inside_autocast_is_the_one_outside(dtype: torch.dtype, way: str) -> None:
+    """Its own operations keep the types that the forward has decided on."""
+    found = []
+    for inside in (False, True):
+        model = transformer_layer()
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), refresh="all")
+        x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", dtype):
+            loss = model(x).float().square().mean()
+            if inside:
+                WAYS[way](optimizer, loss)
+        if not inside:
+            WAYS[way](optimizer, loss)
+        optimizer.step()
+        found.append(averages(model, optimizer))
+    for name, value in found[0].items():
+        torch.testing.assert_close(
+            found[1][name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max())
+        )
+
+
+def transformer_layer() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, norm_first=True)
+
+
 def test_differences_are_rounded_more_and_may_be_taken_in_float32() -> None:
     # A difference divides the rounding of two gradients by a small distance; nothing obliges a
     # closure to autocast because the loss does.
