@@ -15,7 +15,11 @@ OTHER := .venv-torch-$(TORCH)
 # For `make dist`: where the wheel has to work, by name or path; the last has the laboratory too.
 PYTHONS ?= python3.10 python3.13
 
-.PHONY: demo test test-torch lint format tables docs dist clean
+# For `make cost-cuda`: where the figures go, and the commit where git cannot tell.
+CUDA_RESULTS ?= results/cost/cuda
+COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+
+.PHONY: demo test test-torch test-cuda cost-cuda lint format tables docs dist clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +39,15 @@ test-torch:
 		'torch==$(TORCH)' numpy onnx onnxscript 'pytest>=8.0,<9.2' 'pytest-xdist>=3.6'
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
 		-k 'not frameworks.md and not transformers.md' --ignore tests/lab --ignore tests/integrations --ignore tests/test_examples.py
+
+# On a machine with an NVIDIA GPU, by the torch and the pytest that $(PYTHON) has there.
+test-cuda:
+	PYTHONPATH=src:tests $(PYTHON) -m pytest -m cuda tests/cuda
+
+# What a step costs there, and a run of the paper's scale. Then: make tables.
+cost-cuda:
+	PYTHONPATH=src $(PYTHON) benchmarks/cost_cuda.py --out $(CUDA_RESULTS) $(if $(COMMIT),--commit $(COMMIT))
+	PYTHONPATH=src $(PYTHON) benchmarks/paper_cell.py --out $(CUDA_RESULTS)/paper-cell.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

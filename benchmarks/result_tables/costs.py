@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -210,3 +211,46 @@ def cost_of_step() -> str:
         for call, rest in [re.fullmatch(r"(.*\))(.*)", name).groups()]  # type: ignore[union-attr]
     ]
     return markdown(["`step()` of", "time"], rows)
+
+
+def cost_cuda() -> str:
+    """Training steps on a GPU, where they were measured: ``make cost-cuda``."""
+    directory = RESULTS / "cost" / "cuda"
+    if not (directory / "cost.csv").exists():
+        return "Not run on a GPU yet.\n"
+    with (directory / "cost.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    environment = json.loads((directory / "cost.json").read_text(encoding="utf-8"))["environment"]
+    names = {
+        "sgdm": "SGDM",
+        "sgdph": "SGD-PH, default",
+        "sgdph-plain": "`update_hessian(loss)` + `loss.backward()`",
+        "sgdph-interval10": "`hessian_interval=10`",
+        "sgdph-hutchinson-all": '`hutchinson`, `refresh="all"`',
+    }
+    precisions = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
+
+    def network(row: dict[str, str]) -> str:
+        kernel = f", {row['attention']} attention" if row["attention"] else ""
+        return f"{row['network']}, {row['batch']}, {precisions[row['precision']]}{kernel}"
+
+    table = markdown(
+        ["network, batch", "setting", "ms", "time", "mean peak memory", "worst peak"],
+        [
+            [
+                network(row),
+                names[row["system"]],
+                f"{float(row['milliseconds']):.1f}",
+                f"{ratio(row['time'])} ({ratio(row['lowest'])} to {ratio(row['highest'])})",
+                ratio(row["mean_peak"]),
+                ratio(row["worst_peak"]),
+            ]
+            for row in rows
+        ],
+        texts=2,
+    )
+    where = (
+        f"{environment['device_name'] or environment['cpu']}, torch {environment['torch']}, commit "
+        f"{environment['git_commit'] or 'unknown'}, `make cost-cuda`."
+    )
+    return f"{table}\n{where}\n"

@@ -1,0 +1,70 @@
+"""``benchmarks/cost_cuda.py``: rehearsed on the CPU, where there is nothing but torch."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[3]
+BENCHMARKS = ROOT / "benchmarks"
+# What a Python with torch alone lacks.
+LACKING = (
+    *("pydantic", "annotated_types", "yaml", "rich", "jinja2", "matplotlib", "mlxtend", "optuna"),
+    *("sklearn", "scipy", "torchvision", "timm", "filelock", "pytorch_optimizer", "lightning"),
+)
+
+
+def test_a_rehearsal_measures_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({LACKING!r}))\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import cost_cuda\n"
+        "sys.exit(cost_cuda.main(sys.argv[1:]))"
+    )
+    words = ["--device", "cpu", "--quick", "--out", str(tmp_path / "cost" / "cuda")]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    with (tmp_path / "cost" / "cuda" / "cost.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    written = json.loads((tmp_path / "cost" / "cuda" / "cost.json").read_text(encoding="utf-8"))
+    assert written["environment"]["torch"] == torch.__version__
+    assert [cell["network"] for cell in written["cells"]] == ["resnet8", "vit-tiny"]
+    assert written["cells"][1]["attention"].startswith("flash")
+    by_name = {(row["network"], row["system"]): row for row in rows}
+    assert len(by_name) == len(rows) == 10
+    for (_, system), row in by_name.items():
+        assert float(row["milliseconds"]) > 0
+        if system == "sgdm":
+            assert float(row["time"]) == float(row["mean_peak"]) == 1.0
+        else:
+            assert float(row["worst_peak"]) >= 1.0
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    costs = importlib.import_module("result_tables.costs")
+    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    table = costs.cost_cuda()
+    assert table.count("\n| resnet8, 2, TF32 |") == 5
+    assert f"torch {torch.__version__}" in table
+    monkeypatch.setattr(costs, "RESULTS", tmp_path / "nothing")
+    assert costs.cost_cuda() == "Not run on a GPU yet.\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("cost_cuda")
+    assert module.main(["--out", str(tmp_path / "out")]) == 0
+    assert "no CUDA GPU here" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
