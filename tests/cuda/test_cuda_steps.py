@@ -129,10 +129,7 @@ def test_attention_s_derivative_does_not_wait(
     "wait",
     [
         lambda t: t.sum().item(),
-        pytest.param(
-            lambda t: t.new_tensor(2.0),
-            marks=pytest.mark.skipif(OLD, reason="this torch hides it where there is no GPU"),
-        ),
+        lambda t: t.new_tensor(2.0),
         lambda t: t.copy_(torch.zeros(())),
         lambda t: t.nonzero(),
         lambda t: t[t > 0],
@@ -145,6 +142,8 @@ def test_attention_s_derivative_does_not_wait(
 def test_waits_are_seen(wait: Any, device: str) -> None:
     """The watch itself: on a GPU torch's, elsewhere ours."""
     t = torch.ones(4, device=device)
+    if device == "meta" and OLD and "new_tensor" in wait.__code__.co_names:
+        pytest.skip("this torch hides it where there is no GPU")
     if device == "cuda":
         torch.cuda.synchronize()
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), no_waits(device):
@@ -305,13 +304,12 @@ def test_one_rank(device: str) -> None:
     assert [bool(c.valid) for c in (of_p, of_q, nothing)] == [True, False, False]
 
 
-@on("cpu")
+@pytest.mark.parametrize("device", [CUDA])
 def test_compiled_beside_due_steps(device: str) -> None:
     """The way that the documentation shows: eager at due steps, compiled at all others."""
-    if device == "cuda":
-        pytest.importorskip("triton", reason="inductor needs triton")
+    pytest.importorskip("triton", reason="inductor needs triton")
     found = []
-    for backend in (None, "inductor" if device == "cuda" else "aot_eager"):
+    for backend in (None, "inductor"):
         torch._dynamo.reset()
         model = built("layer_norm_mlp", device, torch.float32)
         run = model if backend is None else torch.compile(model, backend=backend)
