@@ -304,24 +304,20 @@ def test_one_rank(device: str) -> None:
     assert [bool(c.valid) for c in (of_p, of_q, nothing)] == [True, False, False]
 
 
-@pytest.mark.parametrize("device", [CUDA])
-def test_compiled_beside_due_steps(device: str) -> None:
-    """The way that the documentation shows: eager at due steps, compiled at all others."""
-    pytest.importorskip("triton", reason="inductor needs triton")
+@on("cpu")
+@pytest.mark.parametrize("name", ["layer_norm_mlp", "transformer"])
+def test_compiled(name: str, device: str) -> None:
+    """By inductor on a GPU: uncompiled at due steps, compiled at all others."""
+    if device == "cuda":
+        pytest.importorskip("triton", reason="inductor needs triton")
+    backend = "inductor" if device == "cuda" else "aot_eager"
     found = []
-    for backend in (None, "inductor"):
+    for is_compiled in (False, True):
         torch._dynamo.reset()
-        model = built("layer_norm_mlp", device, torch.float32)
-        run = model if backend is None else torch.compile(model, backend=backend)
+        model = built(name, device, torch.float32)
         optimizer = by_sgdph(model, hessian_interval=3)
-        batch = data("layer_norm_mlp", device, torch.float32)[0]
-        for _ in range(9):
-            stance = "force_eager" if optimizer.hessian_due else "default"
-            with torch.compiler.set_stance(stance):
-                loss = functional.cross_entropy(run(batch.inputs), batch.labels)
-            optimizer.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
+        run = sgdph.compiled(model, optimizer, backend=backend) if is_compiled else model
+        train(run, optimizer, data(name, device, torch.float32), 9, "backward")
         found.append(weights(model))
     assert_near(found[1], found[0], 1e-4)
 
