@@ -125,7 +125,7 @@ def mean_gradients(
         for p in params
     ]
     counted = [p.grad is not None for p in params]
-    vector = torch.cat([*parts, torch.tensor(counted, dtype=dtype, device=device)])
+    vector = torch.cat([*parts, torch.tensor(counted, dtype=dtype).to(device, non_blocking=True)])
     dist.all_reduce(vector, group=process_group)
     *sums, counts = torch.split(vector, [*(p.numel() for p in params), len(params)])
     with torch.no_grad():
