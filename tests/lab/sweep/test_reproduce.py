@@ -73,6 +73,41 @@ def test_the_smallest_form_of_the_cost_study(reproduce: Command, tmp_path: Path)
     assert "--epochs, --seeds mean nothing" in errors
 
 
+@pytest.mark.parametrize(
+    ("name", "only", "cells"),
+    [
+        ("table1", "cifar10,resnet18,SGDM", ["cifar10-resnet18-sgdm"]),
+        (
+            "table1",
+            "cifar10, CIFAR-100,ResNet18,sgdm,SGD-PH",
+            [f"cifar{n}-resnet18-{x}" for n in (100, 10) for x in ("sgdm", "sgdph")],
+        ),
+        ("table1", "cifar10,vgg,adam", ["cifar10-vgg11-bn-adam", "cifar10-vgg19-bn-adam"]),
+        ("table1", "cifar10-resnet18-adam", ["cifar10-resnet18-adam"]),
+        ("table1", "cifar10-resnet18-adamw,10-resnet50-apollo",
+         ["cifar10-resnet18-adamw", "cifar10-resnet50-apollo"]),
+        ("table3", "sgdm", ["imagenet-SGDM"]),
+        ("table3", "SGDM+WN", ["imagenet-SGDM+WN"]),
+        ("table3", "sgdph", ["imagenet-SGD-PH+WN", "imagenet-SGD-PH+BN"]),
+        ("table3", "wn", ["imagenet-SGDM+WN", "imagenet-SGD-PH+WN"]),
+        ("table5", "0.01,2e-3", ["cifar100-resnet18-sgdph-lr0.01-weight-decay0.002"]),
+        ("table6", "1e-3,cifar10,resnet18", ["cifar10-resnet18-second-order-lr0.001-sgdph"]),
+    ],
+)  # fmt: skip
+def test_a_choice_of_cells_of_the_papers_grid(
+    reproduce: Command, monkeypatch: pytest.MonkeyPatch, name: str, only: str, cells: list[str]
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(
+        "sgdph.lab.sweep.reproduce.dry_run",
+        lambda _, runs, *rest: found.extend(r.name for r in runs),
+    )
+    asked = ["--scale=paper", "--seeds=0", "--dry-run", f"--only={only}"]
+    code, _, errors = reproduce(name, *asked)
+    assert code == 0, errors
+    assert found == [f"{cell}-seed0" for cell in cells]
+
+
 def test_the_table_is_laid_out_like_the_papers(reproduce: Command, tmp_path: Path) -> None:
     both = ["--only=sgdm,sgdph", "--seeds=0-1"]
     code, said, _ = reproduce("table1", *SMALLEST, *both, "--train-size=60", "--out", tmp_path)
@@ -333,7 +368,17 @@ def test_the_list_names_every_recipe_and_its_times(reproduce: Command) -> None:
     [
         ([], "name a recipe: one of table1"),
         (["table9"], "unknown recipe 'table9'; did you mean table8?"),
-        (["table7", *ONE, "--only=nothing"], "fits no cell; the cells are digits-resnet8"),
+        (
+            ["table7", *ONE, "--only=nothing"],
+            "--only nothing fits no cell; the values are: data set digits;",
+        ),
+        (
+            ["table1", "--scale=paper", "--only=cifar10,SGMD"],
+            "--only SGMD fits no cell; the values",
+        ),
+        (["table7", *ONE, "--only=0.8,resnet8-sgdm"], "--only resnet8-sgdm fits no cell"),
+        (["table6", "--only=digits,mnist5k-resnet8"], "fits no cell: words of one field are"),
+        (["table7", *ONE, "--only=,"], "--only names nothing; the values are"),
         (["table7", "--resume", "--overwrite"], "contradict"),
         (["table7", "--jobs=0"], "--jobs must be at least 1"),
         (["table1", "--scale=cpu", "--only=cifar10"], "--data-dir"),

@@ -20,9 +20,10 @@ from sgdph.lab.options.settings import read_settings
 from sgdph.lab.output import shell_command
 from sgdph.lab.progress import say
 from sgdph.lab.run.out import check_contradiction
+from sgdph.lab.sweep.choice import chosen
 from sgdph.lab.sweep.cores import check_jobs
 from sgdph.lab.sweep.dry_run import dry_run
-from sgdph.lab.sweep.plan import Plan, PlannedRun, make_plan
+from sgdph.lab.sweep.plan import Plan, make_plan
 from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
 from sgdph.lab.sweep.reproduce_options import ReproduceOptions
 from sgdph.lab.sweep.state import report_failures, state_of
@@ -103,22 +104,6 @@ def runs_name(recipe: Recipe, asked: str) -> str:
     if path.name in ("recipe.yaml", "recipe.yml"):
         return path.resolve().parent.name or recipe.runs_of
     return recipe.runs_of
-
-
-def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
-    """Return the plan's runs whose cell's name holds one of the texts, separated by commas.
-
-    Raises:
-        LabError: If no cell's does.
-    """
-    runs = plan.runs()
-    if only is None:
-        return runs
-    texts = [text.strip() for text in only.split(",")]
-    found = [run for run in runs if any(text in run.name for text in texts)]
-    if not found:
-        raise LabError(f"--only {only} fits no cell; the cells are {', '.join(plan.cells)}")
-    return found
 
 
 def same_command() -> str:

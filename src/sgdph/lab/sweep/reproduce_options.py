@@ -33,8 +33,9 @@ class ReproduceOptions(ManyRunsOptions):
     """List the recipes, with the time that each scale takes."""
     dry_run: Annotated[bool, Option(MEASUREMENT)] = False
     """Say what would be run and how long it would take here, and leave no file behind."""
-    only: Annotated[str | None, Option(MEASUREMENT, "all")] = None
-    """Train only the cells whose name holds this, or one of these, separated by commas."""
+    only: Annotated[str | None, Option(MEASUREMENT, "all", metavar="VALUES")] = None
+    """Train only these cells, like cifar10,resnet18,SGDM: values of one field (data set, network,
+    optimizer ...) are alternatives, and those of several fields must all hold."""
     settings: Annotated[Path | None, Option(OPTIMIZER, "none", metavar="FILE")] = None
     """Settings of each optimizer, as sgdph tune writes them, in place of the recipe's."""
     seeds: Annotated[str | None, Option(TRAINING, "the recipe's", metavar="SEEDS")] = None
