@@ -12,7 +12,7 @@ import yaml
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.options.resolution import resolve
-from sgdph.lab.run import training
+from sgdph.lab.run import epoch
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.sweep.checks import check_agreement
 from sgdph.lab.sweep.comparison import ComparisonDirectory
@@ -26,7 +26,7 @@ SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the n-th optimizer step from now on raise what Ctrl-C raises."""
-    step = training.optimization_step
+    step = epoch.optimization_step
 
     def after(number: int) -> None:
         left = [number]
@@ -37,7 +37,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 raise KeyboardInterrupt
             step(*arguments)
 
-        monkeypatch.setattr(training, "optimization_step", counted)
+        monkeypatch.setattr(epoch, "optimization_step", counted)
 
     return after
 

@@ -162,7 +162,8 @@ def _bars(console: Console, *more: ProgressColumn) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, *more, console=console, transient=True)
+    # Drawn four times a second: each takes milliseconds from the thread that launches a GPU's work.
+    return Progress(*columns, *more, console=console, transient=True, refresh_per_second=4)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def coloured(crop_padding: int, flip: bool) -> TensorDataset:
 def test_augmentation_is_a_padded_crop_then_a_flip() -> None:
     data = coloured(crop_padding=2, flip=True)
     plan = plan_epoch(data, torch.Generator().manual_seed(3))
-    images, labels = training_batch(data, plan, torch.arange(8))
+    images, labels = training_batch(data, plan)
     assert plan.flips.any()
     assert not plan.flips.all()
     for image, label, index in zip(images, labels, range(8), strict=True):
@@ -149,7 +149,7 @@ def test_an_epoch_visits_every_image_once_and_the_generator_moves_on() -> None:
     data = coloured(crop_padding=0, flip=False)
     generator = torch.Generator().manual_seed(0)
     first, second = plan_epoch(data, generator), plan_epoch(data, generator)
-    batches = [training_batch(data, first, places)[1] for places in torch.arange(8).split(3)]
+    batches = [training_batch(data, first.at(places))[1] for places in torch.arange(8).split(3)]
     assert [len(batch) for batch in batches] == [3, 3, 2]
     assert sorted(torch.cat(batches).tolist()) == list(range(8))
     assert not torch.equal(first.order, second.order)

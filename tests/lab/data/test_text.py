@@ -106,7 +106,7 @@ def test_optimizers_that_differentiate_the_gradients_train_it(
 
 def test_a_batch_is_characters_and_their_followers(text: TextDataset) -> None:
     plan = plan_epoch(text, torch.Generator().manual_seed(0))
-    x, y = training_batch(text, plan, torch.arange(7))
+    x, y = training_batch(text, plan.at(torch.arange(7)))
     assert x.dtype == y.dtype == torch.int64
     assert torch.equal(x[:, 1:], y[:, :-1])
 

@@ -20,7 +20,7 @@ from sgdph.lab import cli
 from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.progress import LineReporter
-from sgdph.lab.run import training
+from sgdph.lab.run import epoch, training
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.distributed import Team, joined
 from sgdph.lab.run.processes import leave
@@ -59,7 +59,7 @@ def main(folder: Path, doomed: str) -> None:
         (folder.parent / f"heard-{team.rank}").write_text(", ".join(heard))
         for path in sorted(folder.iterdir()):
             if path.name == doomed and team.rank == 1:
-                training.optimization_step = killed_at(KILLED_AT, training.optimization_step)
+                epoch.optimization_step = killed_at(KILLED_AT, epoch.optimization_step)
             run = RunDirectory(path)
             config = run.read_config()
             data = load_dataset(config.dataset, train_size=config.train_size)

@@ -158,7 +158,10 @@ def test_a_run_killed_right_after_its_last_checkpoint_is_only_concluded(
 @pytest.mark.parametrize("optimizer", ["sgdph", "sgdm"])
 @pytest.mark.parametrize(
     ("batch_size", "reason"),
-    [(25, "the training loss in epoch 1"), (100, "the test loss after epoch 1")],
+    [
+        (25, "epoch 1: the training loss at step 2 of 4 is not"),
+        (100, "the test loss after epoch 1"),
+    ],
 )
 def test_a_diverging_run_stops_and_says_so(
     tmp_path: Path, digits: Dataset, optimizer: str, batch_size: int, reason: str

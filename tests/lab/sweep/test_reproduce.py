@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot
-from sgdph.lab.run import training
+from sgdph.lab.run import epoch
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.sweep.comparison import Comparison
 from sgdph.lab.sweep.estimate import Range
@@ -396,7 +396,7 @@ def test_wrong_usage_says_what_to_do(
 
 def break_step(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -> None:
     """Make the n-th optimizer step from now on raise an error."""
-    step, left = training.optimization_step, [number]
+    step, left = epoch.optimization_step, [number]
 
     def counted(*arguments: object) -> None:
         left[0] -= 1
@@ -404,7 +404,7 @@ def break_step(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExceptio
             raise error
         step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "optimization_step", counted)
+    monkeypatch.setattr(epoch, "optimization_step", counted)
 
 
 TABLE7 = ["table7", *SMALLEST, "--train-size=60", "--seeds=0", "--epochs=3"]

@@ -22,7 +22,7 @@ from sgdph.names import Estimator, Refresh
 
 ScheduleName = Literal["cosine", "step", "constant"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
-PrecisionName = Literal["float32", "bfloat16", "float16"]
+PrecisionName = Literal["float32", "tf32", "bfloat16", "float16"]
 SplitName = Literal["test", "validation"]
 ChannelwiseDecay = Literal["same", "none", "coupled", "decoupled"]
 Count = Annotated[int, Ge(1)]
@@ -108,7 +108,8 @@ class RunConfig:
     seed: Annotated[int, Ge(0), Lt(2**63), Option(TRAINING, default=0)]
     """Weights, data order, augmentation and probes all come from it."""
     precision: Annotated[PrecisionName, Option(TRAINING)] = "float32"
-    """Arithmetic of the forward, by autocast; weights and optimizer state stay float32."""
+    """Arithmetic of the network: tf32 is that of a GPU's products, the halves are autocast's around
+    the forward. Weights and optimizer state stay float32."""
     channels_last: Annotated[bool, Option(TRAINING)] = True
     """Images and weights lie channels last in memory."""
     processes: Annotated[Count, Option(TRAINING)] = 1

@@ -32,7 +32,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """All random choices of one epoch, drawn at its start.
+    """All random choices of one epoch, drawn at its start, on the CPU.
 
     A set uses the choices that its augmentation needs, and leaves the others empty.
 
@@ -47,6 +47,25 @@ class EpochPlan:
     offsets: Tensor
     flips: Tensor
     seeds: Tensor
+
+    def at(self, places: Tensor | slice) -> EpochPlan:
+        """Return the choices for some places of the order ``(B,)``."""
+        parts = (self.order, self.offsets, self.flips, self.seeds)
+        return EpochPlan(*(part[places] if len(part) else part for part in parts))
+
+    def to(self, device: torch.device) -> EpochPlan:
+        """Return the choices on a device, without waiting for it.
+
+        One transfer from pinned memory: of pageable memory each would wait.
+        """
+        if device == self.order.device:
+            return self
+        numbers = (self.order[:, None], self.offsets, self.flips[:, None])
+        packed = torch.cat([part.to(torch.int64) for part in numbers], 1)
+        if device.type == "cuda":
+            packed = packed.pin_memory()
+        packed = packed.to(device, non_blocking=True)
+        return EpochPlan(packed[:, 0], packed[:, 1:-1], packed[:, -1].bool(), self.seeds)
 
 
 @dataclass(frozen=True)
@@ -133,19 +152,18 @@ def plan_epoch(data: Dataset, generator: torch.Generator) -> EpochPlan:
     return data.plan(order, generator)
 
 
-def batch_places(count: int, size: int, share: Share) -> Iterator[Tensor]:
-    """Yield the places ``(B,)`` in an epoch's order that make up its batches, or a share of each.
+def batch_places(count: int, size: int, share: Share) -> list[Tensor]:
+    """List the places ``(B,)`` in an epoch's order that make up its batches, or a share of each.
 
     Args:
         count: Number of training images.
         size: Images per batch, over all processes.
         share: Which part of every batch.
     """
-    for start in range(0, count, size):
-        yield share.of(torch.arange(start, min(start + size, count)))
+    return [share.of(places) for places in torch.split(torch.arange(count), size)]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Turn bytes ``(B, C, H, W)`` into float32 ``(images - mean) / std``, channels last."""
-    scaled = (images.to(torch.float32) - mean) / std
+    scaled = images.to(torch.float32).sub_(mean).div_(std)
     return scaled.contiguous(memory_format=torch.channels_last)

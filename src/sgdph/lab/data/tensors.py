@@ -13,6 +13,10 @@ from torch import Tensor
 
 from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, batch_places, normalise
 
+# Bytes of images that a GPU makes at a time: a small batch's kernels are launched more slowly than
+# they run. A CPU makes batch by batch, which stays in its cache.
+BLOCK = 2**27
+
 
 @dataclass(frozen=True)
 class TensorDataset(Dataset):
@@ -72,26 +76,40 @@ class TensorDataset(Dataset):
 
     def plan(self, order: Tensor, generator: torch.Generator) -> EpochPlan:
         """Draw where each image is cropped, and which are mirrored."""
-        count, device = len(order), self.device
+        count = len(order)
         offsets = torch.randint(2 * self.crop_padding + 1, (count, 2), generator=generator)
         flips = torch.rand(count, generator=generator) < 0.5
-        seeds = torch.empty(0, dtype=torch.int64)
-        return EpochPlan(order.to(device), offsets.to(device), flips.to(device), seeds)
+        return EpochPlan(order, offsets, flips, torch.empty(0, dtype=torch.int64))
 
     def training_batches(
         self, plan: EpochPlan, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's batches; see :meth:`Dataset.training_batches`."""
-        for places in batch_places(self.train_count, size, share):
-            yield training_batch(self, plan, places)
+        batches = batch_places(self.train_count, size, share)
+        plan = plan.at(torch.cat(batches)).to(self.device)
+        together, first = self._batches_together(size), 0
+        for start in range(0, len(batches), together):
+            sizes = [len(places) for places in batches[start : start + together]]
+            images, labels = training_batch(self, plan.at(slice(first, first + sum(sizes))))
+            parts = (torch.split(each, sizes) for each in (images, labels))
+            yield from zip(*parts, strict=True)
+            first += sum(sizes)
+
+    def _batches_together(self, size: int) -> int:
+        """Return how many batches are made at a time."""
+        if self.device.type == "cpu":
+            return 1
+        return max(1, BLOCK // (size * 4 * self.train_images[0].numel()))
 
     def evaluation_batches(
         self, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what it is evaluated on; see :meth:`Dataset.evaluation_batches`."""
-        for window in torch.split(share.of(torch.arange(self.test_count)), size):
-            chosen = window.to(self.device)
-            yield self.normalise(self.test_images[chosen]), self.test_labels[chosen]
+        images, labels = share.of(self.test_images), share.of(self.test_labels)
+        for some, their in zip(
+            *(torch.split(each, size) for each in (images, labels)), strict=True
+        ):
+            yield self.normalise(some), their
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn bytes ``(B, C, H, W)`` into float32, of mean 0 and deviation 1 in training."""
@@ -116,28 +134,25 @@ class TextDataset(TensorDataset):
         return images.long()
 
 
-def training_batch(data: TensorDataset, plan: EpochPlan, places: Tensor) -> tuple[Tensor, Tensor]:
+def training_batch(data: TensorDataset, plan: EpochPlan) -> tuple[Tensor, Tensor]:
     """Make one augmented, normalised batch.
 
     The crop is CIFAR's usual one: zero (black) pixels around the image, then a window of its size.
 
     Args:
         data: The set.
-        plan: The epoch's choices.
-        places: Which places of the epoch's order ``(B,)``, int64.
+        plan: The choices for these images, on the set's device.
 
     Returns:
         Images ``(B, C, H, W)``, float32, and labels ``(B,)``.
     """
-    places = places.to(plan.order.device)
-    chosen = plan.order[places]
     # On a CPU, index_select copies whole images; an index in brackets copies byte by byte.
-    images = data.train_images.index_select(0, chosen)
+    images = data.train_images.index_select(0, plan.order)
     if data.crop_padding:
-        images = _crop(images, data.crop_padding, plan.offsets[places])
+        images = _crop(images, data.crop_padding, plan.offsets)
     if data.flip:
-        images = _mirror(images, plan.flips[places])
-    return data.normalise(images), data.train_labels[chosen]
+        images = _mirror(images, plan.flips)
+    return data.normalise(images), data.train_labels[plan.order]
 
 
 def _crop(images: Tensor, padding: int, offsets: Tensor) -> Tensor:

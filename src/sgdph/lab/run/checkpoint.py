@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,14 @@ def save_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> Non
     Raises:
         WriteError: In the first process, if it cannot be written; the old one is still there then.
     """
-    generators = team.gather(_generators(state.device))
-    if not team.first:
-        return
-    content = {
+    content = checkpoint_content(state, team)
+    if team.first:
+        write_checkpoint([path], content)
+
+
+def checkpoint_content(state: TrainingState, team: Team = ALONE) -> dict[str, Any]:
+    """Gather what a checkpoint holds; its tensors are the run's own. All processes call it."""
+    return {
         "format": FORMAT,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -78,15 +83,24 @@ def save_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> Non
         "scheduler": state.scheduler.state_dict(),
         "scaler": state.scaler.state_dict(),
         "data_generator": state.generator.get_state(),
-        "generators": generators,
+        "generators": team.gather(_generators(state.device)),
         "epoch": state.epoch,
         "step": state.step,
         "history": state.history,
     }
+
+
+def write_checkpoint(paths: Sequence[Path], content: Mapping[str, Any]) -> None:
+    """Replace checkpoints, one after the other, each in one step.
+
+    Raises:
+        WriteError: If one cannot be written; the old one is still there then.
+    """
     # In memory first: torch.save hides why a file cannot be written.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getbuffer())
+    torch.save(dict(content), buffer)
+    for path in paths:
+        write_bytes(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> None:

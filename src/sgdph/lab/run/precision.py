@@ -2,20 +2,27 @@
 
 float16's gradients underflow, so its loss is scaled (:meth:`Arithmetic.scaler`). An optimizer that
 differentiates the gradients itself, in its step, would take the scale for curvature: it is refused
-(:func:`check_precision`).
+(:func:`check_precision`). Needs torch alone, as :mod:`sgdph.lab.run.epoch`.
 """
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from sgdph.lab.config.run_config import PrecisionName, RunConfig
 from sgdph.lab.errors import LabError
 from sgdph.lab.optimizers.registry import BASELINES
+
+if TYPE_CHECKING:
+    from sgdph.lab.config.run_config import PrecisionName, RunConfig
+
+# Weights and activations are float32.
+SINGLE = ("float32", "tf32")
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,8 @@ class Arithmetic:
     """How a network computes.
 
     Attributes:
-        precision: Of the forward, by autocast; weights stay float32.
+        precision: Of the forward, by autocast; weights stay float32. With ``"tf32"`` all is
+            float32, and a GPU rounds the factors of its products (:meth:`set_backends`).
         channels_last: Whether images lie channels last in memory.
     """
 
@@ -37,7 +45,7 @@ class Arithmetic:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of the forward."""
-        if self.precision == "float32":
+        if self.precision in SINGLE:
             return nullcontext()
         return torch.autocast(device.type, dtype=getattr(torch, self.precision))
 
@@ -50,6 +58,28 @@ class Arithmetic:
             logits: Tensor = network(inputs)
         return logits.float()
 
+    def set_backends(self, device: torch.device) -> None:
+        """Have a GPU take the algorithms that repeat to the same bits, in the precision asked for.
+
+        By torch's defaults, float32 convolutions of a GPU are computed in TF32. A device without
+        TF32, like a CPU, computes in float32.
+        """
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        if device.type != "cuda":
+            return
+        allowed = self.precision == "tf32"
+        with warnings.catch_warnings():
+            # Since torch 2.9 there is another interface, and whoever reads the old one gets an
+            # error where the two disagree: so both are set.
+            warnings.filterwarnings("ignore", "Please use the new API settings")
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            torch.backends.cudnn.allow_tf32 = allowed
+        conv, rnn = (getattr(torch.backends.cudnn, name, None) for name in ("conv", "rnn"))
+        for backend in (torch.backends.cuda.matmul, conv, rnn):
+            if backend is not None and hasattr(backend, "fp32_precision"):
+                backend.fp32_precision = "tf32" if allowed else "ieee"
+
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Make the loss's scaler, which does nothing but for float16: its gradients underflow."""
         return torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
@@ -57,7 +87,7 @@ class Arithmetic:
 
 def check_precision(config: RunConfig, device: torch.device) -> None:
     """Raise LabError if a run's precision fits neither its optimizer nor the device."""
-    if config.precision == "float32":
+    if config.precision in SINGLE:
         return
     if config.precision == "float16" and BASELINES[config.optimizer].create_graph:
         raise LabError(

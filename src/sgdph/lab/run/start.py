@@ -226,10 +226,9 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    device = pick_device(config.device, team)
+    device, arithmetic = pick_device(config.device, team), Arithmetic.of(config)
     check_precision(config, device)
+    arithmetic.set_backends(device)
     seed_generators(config.seed)
     model = build_model(config.model, in_channels=data.channels, classes=data.classes)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -240,7 +239,7 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
-    scaler = Arithmetic.of(config).scaler(device)
+    scaler = arithmetic.scaler(device)
     state = TrainingState(model, optimizer, schedule, generator, scaler)
     if not team.first:
         seed_generators(derive_seed(config.seed, f"process {team.rank}"))

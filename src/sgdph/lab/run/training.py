@@ -12,34 +12,42 @@ import contextlib
 import math
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset, plan_epoch
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import WriteError
 from sgdph.lab.progress import Reporter
-from sgdph.lab.run.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from sgdph.lab.run.checkpoint import (
+    TrainingState,
+    checkpoint_content,
+    load_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
 from sgdph.lab.run.directory import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.environment import describe_environment
-from sgdph.lab.run.evaluation import evaluate
+from sgdph.lab.run.epoch import Diverged, Stopwatch, TrainingSums, train_epoch
+from sgdph.lab.run.evaluation import evaluation_sums
 from sgdph.lab.run.newton_steps import learning_rates, multiplier_summary
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import PreparedRun
-from sgdph.lab.run.step import attention_for, optimization_step
 from sgdph.lab.run.tracking import TrackedRun, tracked
-
-# How often the running loss is looked at; on a GPU every look waits for the device.
-CHECK_INTERVAL = 20
+from sgdph.lab.run.writer import Snapshot, Writer
 
 
-class Diverged(Exception):  # noqa: N818 - an outcome that is recorded, not an error
-    """The loss is no longer finite."""
+def writes_beside(device: torch.device, team: Team) -> bool:
+    """Tell whether an epoch's files are written while the next one is trained.
+
+    A GPU trains meanwhile; on a CPU the two would take turns.
+    """
+    return device.type == "cuda" and team.size == 1
 
 
 @dataclass
@@ -73,11 +81,16 @@ class Trainer:
                 after any other exception.
         """
         self._summarise("running")
-        if self.state.epoch == 0:
-            self._keep_checkpoint()
+        if self.state.epoch == 0 and 0 in (self.config.keep_checkpoints or ()):
+            with self.team.agreement():
+                save_checkpoint(self.directory.path / kept_checkpoint(0), self.state, self.team)
         try:
-            while self.state.epoch < self.config.epochs:
-                self._epoch()
+            with Writer(writes_beside(self.data.device, self.team)) as writer:
+                try:
+                    while self.state.epoch < self.config.epochs:
+                        self._epoch(writer)
+                finally:
+                    writer.wait()
         except Diverged as outcome:
             return self._summarise("diverged", str(outcome))
         except BaseException as error:
@@ -87,15 +100,23 @@ class Trainer:
             raise
         return self._summarise("finished")
 
-    def _epoch(self) -> None:
+    def _epoch(self, writer: Writer) -> None:
         """Train and evaluate one epoch, record it, and take the checkpoint."""
-        state, started = self.state, time.perf_counter()
+        state, config, started = self.state, self.config, time.perf_counter()
+        epoch, split = state.epoch + 1, config.evaluated
         rates = learning_rates(state.optimizer)
-        train_loss, train_accuracy, steps = self._pass()
-        seconds = time.perf_counter() - started
-        self.team.share_buffers(state.model)
-        loss, accuracy = evaluate(state.model, self.data, Arithmetic.of(self.config), self.team)
-        epoch, split = state.epoch + 1, self.config.evaluated
+        watch = Stopwatch(self.data.device)
+        try:
+            trained = self._pass()
+            watch.stop()
+            self.team.share_buffers(state.model)
+            evaluated = evaluation_sums(state.model, self.data, Arithmetic.of(config), self.team)
+            # The epoch's one look at the device.
+            *sums, total_loss, correct, count = torch.cat([trained.values, evaluated]).tolist()
+            train_loss, train_accuracy = trained.read(sums)
+        except Diverged as outcome:
+            raise Diverged(f"epoch {epoch}: {outcome}") from None
+        loss = total_loss / count
         if not math.isfinite(loss):
             raise Diverged(f"the {split} loss after epoch {epoch} is {loss}")
         state.scheduler.step()
@@ -104,76 +125,58 @@ class Trainer:
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             f"{split}_loss": loss,
-            f"{split}_accuracy": accuracy,
+            f"{split}_accuracy": correct / count,
             **rates,
-            "seconds": seconds,
+            "seconds": watch.seconds(),
             "elapsed_seconds": state.elapsed + time.perf_counter() - started,
         }
         multipliers = multiplier_summary(state.optimizer)
         if multipliers is not None:
             metrics["newton_multiplier"] = multipliers
-        state.epoch, state.step = epoch, state.step + steps
+        state.epoch, state.step = epoch, state.step + trained.steps
         state.history.append(metrics)
+        self._record(metrics, writer)
+        self.reporter.epoch_finished(metrics, config.epochs)
+
+    def _record(self, metrics: Mapping[str, Any], writer: Writer) -> None:
+        """Write the epoch's line, its checkpoints and the summary, in this order."""
+        state, path = self.state, self.directory.path
+        # The last one last: what a kill in between leaves out, the resumed run makes again.
+        names = [CHECKPOINT]
+        if state.epoch in (self.config.keep_checkpoints or ()):
+            names.insert(0, kept_checkpoint(state.epoch))
         with self.team.agreement():
-            if self.team.first:
+            content = checkpoint_content(state, self.team)
+            if not self.team.first:
+                return
+            snapshot = Snapshot(content, self.data.device) if writer.beside else None
+            summary = self._summary("running")
+
+            def write() -> None:
                 self.directory.append_metrics(metrics)
-        # Before the last one: what a kill in between leaves out, the resumed run makes again.
-        self._keep_checkpoint()
-        self._save(CHECKPOINT)
-        self._summarise("running")
-        self.reporter.epoch_finished(metrics, self.config.epochs)
+                copied = content if snapshot is None else snapshot.content()
+                write_checkpoint([path / name for name in names], copied)
+                self.directory.write_summary(summary)
 
-    def _keep_checkpoint(self) -> None:
-        """Save the state under its epoch's name where the configuration has it kept."""
-        epoch = self.state.epoch
-        if epoch in (self.config.keep_checkpoints or ()):
-            self._save(kept_checkpoint(epoch))
+            writer.do(write)
 
-    def _save(self, name: str) -> None:
-        with self.team.agreement():
-            save_checkpoint(self.directory.path / name, self.state, self.team)
-
-    def _pass(self) -> tuple[float, float, int]:
-        """Step through the training images once.
-
-        Returns:
-            Mean loss and accuracy over all labels as they came, each before its batch's step, and
-            the number of steps.
-        """
+    def _pass(self) -> TrainingSums:
+        """Step through the training images once."""
         data, state, team = self.data, self.state, self.team
-        arithmetic, size = Arithmetic.of(self.config), self.config.batch_size
+        size = self.config.batch_size
         state.model.train()
-        # Anew for each epoch: the order of its sums changes after its first step, and a resumed
-        # run begins at an epoch.
-        network = team.wrap(state.model)
-        plan = plan_epoch(data, state.generator)
-        labels_in_all, steps = 0, team.steps(data.train_count, size)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=data.device)
-        correct = torch.zeros((), dtype=torch.float64, device=data.device)
-        for step, (images, labels) in enumerate(
-            data.training_batches(plan, size, team.equal_share), 1
-        ):
-            if labels.numel() == 0:
-                # Fewer were left for the last batch than there are processes.
-                break
-            with attention_for(state.optimizer):
-                logits = arithmetic.logits(network, images)
-            loss = F.cross_entropy(logits, labels)
-            loss_sum += loss.detach() * labels.numel()
-            correct += (logits.detach().argmax(1) == labels).sum()
-            labels_in_all += labels.numel() * team.size
-            look = step % CHECK_INTERVAL == 0 or step == steps
-            if look and not team.sum(loss_sum).isfinite():
-                raise Diverged(
-                    f"the training loss in epoch {state.epoch + 1}, at step {step} of "
-                    f"{steps} or up to {CHECK_INTERVAL - 1} before, is not finite"
-                )
-            optimization_step(state.optimizer, loss, state.scaler)
-            self.reporter.batch_finished()
-        if data.device.type == "cuda":
-            torch.cuda.synchronize()
-        total_loss, total_correct = team.sum(torch.stack([loss_sum, correct])).tolist()
-        return total_loss / labels_in_all, total_correct / labels_in_all, steps
+        return train_epoch(
+            # Anew for each epoch: the order of its sums changes after its first step, and a resumed
+            # run begins at an epoch.
+            team.wrap(state.model),
+            state.optimizer,
+            data.training_batches(plan_epoch(data, state.generator), size, team.equal_share),
+            steps=team.steps(data.train_count, size),
+            arithmetic=Arithmetic.of(self.config),
+            scaler=state.scaler,
+            team=team,
+            finished=self.reporter.batch_finished,
+        )
 
     def _summarise(self, status: str, reason: str | None = None) -> dict[str, Any]:
         """Write the summary of the epochs so far and return it."""
@@ -181,12 +184,18 @@ class Trainer:
             return self._write_summary(status, reason)
 
     def _write_summary(self, status: str, reason: str | None) -> dict[str, Any]:
+        summary = self._summary(status, reason)
+        if self.team.first:
+            self.directory.write_summary(summary)
+        return summary
+
+    def _summary(self, status: str, reason: str | None = None) -> dict[str, Any]:
         history = self.state.history
         last = history[-1] if history else None
         split = self.config.evaluated
         accuracy = f"{split}_accuracy"
         best = max(history, key=lambda line: line[accuracy]) if history else None
-        summary = {
+        return {
             "status": status,
             "reason": reason,
             "epochs": self.state.epoch,
@@ -203,9 +212,6 @@ class Trainer:
             f"{split}_images": self.data.test_count,
             "parameters": sum(p.numel() for p in self.state.model.parameters()),
         }
-        if self.team.first:
-            self.directory.write_summary(summary)
-        return summary
 
 
 def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter) -> dict[str, Any]:
