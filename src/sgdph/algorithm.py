@@ -6,7 +6,7 @@ Everything but the statistics runs on the parameters' device and never asks the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -264,6 +264,16 @@ class MultiplierStatistics:
     refreshes: int
 
     @classmethod
+    def of_each(
+        cls, multipliers: Sequence[Tensor], refreshes: Sequence[Tensor | None]
+    ) -> list[MultiplierStatistics]:
+        """Summarise several, as :meth:`of` does one, and wait for the device twice."""
+        known = [count for count in refreshes if count is not None]
+        counts = iter(_on_cpu(known))
+        here = [None if count is None else next(counts) for count in refreshes]
+        return [cls.of(*pair) for pair in zip(_on_cpu(multipliers), here, strict=True)]
+
+    @classmethod
     def of(cls, multiplier: Tensor, refreshes: Tensor | None) -> MultiplierStatistics:
         """Summarise a multiplier of any shape; ``refreshes`` is its parameter's ``v``, if any."""
         # On the CPU, because not every device has float64.
@@ -277,3 +287,15 @@ class MultiplierStatistics:
             max=values.max().item(),
             refreshes=0 if refreshes is None else int(refreshes.item()),
         )
+
+
+def _on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors to the CPU, flat, those of one device and type in one transfer."""
+    kinds = [(tensor.device, tensor.dtype) for tensor in tensors]
+    found: dict[int, Tensor] = {}
+    for kind in dict.fromkeys(kinds):
+        places = [place for place, each in enumerate(kinds) if each == kind]
+        parts = [tensors[place].detach().flatten() for place in places]
+        copied = torch.split(torch.cat(parts).cpu(), [part.numel() for part in parts])
+        found.update(zip(places, copied, strict=True))
+    return [found[place] for place in range(len(tensors))]

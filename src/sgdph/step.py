@@ -247,10 +247,9 @@ class SecondOrderOptimizer(JoinableOptimizer):
             RuntimeError, ValueError: As :meth:`multipliers`.
         """
         counts = [self._newton_state.get(p, {}).get("refreshes") for p in self.newton_parameters]
-        return {
-            name: MultiplierStatistics.of(multiplier, count)
-            for (name, multiplier), count in zip(self.multipliers().items(), counts, strict=True)
-        }
+        multipliers = self.multipliers()
+        found = MultiplierStatistics.of_each(list(multipliers.values()), counts)
+        return dict(zip(multipliers, found, strict=True))
 
     def _check_ready(self) -> None:
         """Raise where the model is not ready to be trained."""

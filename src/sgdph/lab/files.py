@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from sgdph.lab.errors import LabError
 from sgdph.lab.output import ESCAPE
 
@@ -156,6 +154,9 @@ def parse_yaml(text: str, mark: str, source: Path | str, what: str) -> dict[str,
     Raises:
         LabError: If the text is not YAML, or lacks the mark.
     """
+    # Here, because writing files needs no YAML.
+    import yaml
+
     try:
         content = yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:

@@ -1,6 +1,7 @@
 """What is recorded of the place where a run was computed."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -21,3 +22,12 @@ def test_every_field_is_explained_and_nothing_else() -> None:
 def test_the_instructions_are_those_of_torch_s_own_report() -> None:
     recorded = describe_environment(torch.device("cpu"))["cpu_capability"]
     assert f"CPU capability usage: {recorded}" in torch.__config__.show()
+
+
+def test_the_commit_is_that_of_the_checkout() -> None:
+    found = subprocess.run(
+        ["git", "-C", str(PAGE.parent), "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    recorded = describe_environment(torch.device("cpu"))["git_commit"]
+    # Nothing where the sources are unpacked, as in a release.
+    assert (recorded or "").removesuffix("-dirty") == found.stdout.strip()

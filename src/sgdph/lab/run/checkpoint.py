@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_bytes
 from sgdph.lab.run.distributed import ALONE, Team
+from sgdph.lab.run.writer import write_checkpoint
 
 FORMAT = 2
 # Format 1 had one process, and no generators but torch's.
@@ -88,19 +86,6 @@ def checkpoint_content(state: TrainingState, team: Team = ALONE) -> dict[str, An
         "step": state.step,
         "history": state.history,
     }
-
-
-def write_checkpoint(paths: Sequence[Path], content: Mapping[str, Any]) -> None:
-    """Replace checkpoints, one after the other, each in one step.
-
-    Raises:
-        WriteError: If one cannot be written; the old one is still there then.
-    """
-    # In memory first: torch.save hides why a file cannot be written.
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    for path in paths:
-        write_bytes(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> None:

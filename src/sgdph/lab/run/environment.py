@@ -47,11 +47,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of the checkout this package lies in, ``-dirty`` where it was changed."""
-    package = Path(__file__).resolve().parent.parent
+    file = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(package), *arguments],
+            ["git", "-C", str(file.parents[2]), *arguments],
             capture_output=True,
             text=True,
             check=True,
@@ -61,7 +61,7 @@ def _git_commit() -> str | None:
 
     try:
         # An installed copy may lie inside somebody else's checkout: ask for this very file.
-        git("ls-files", "--error-unmatch", f"lab/{Path(__file__).name}")
+        git("ls-files", "--error-unmatch", str(file))
         commit = git("rev-parse", "HEAD")
         return f"{commit}-dirty" if git("status", "--porcelain", "--", ".") else commit
     except (OSError, subprocess.SubprocessError):

@@ -28,7 +28,6 @@ from sgdph.lab.run.checkpoint import (
     checkpoint_content,
     load_checkpoint,
     save_checkpoint,
-    write_checkpoint,
 )
 from sgdph.lab.run.directory import CHECKPOINT, RunDirectory, kept_checkpoint
 from sgdph.lab.run.distributed import ALONE, Team
@@ -39,7 +38,7 @@ from sgdph.lab.run.newton_steps import learning_rates, multiplier_summary
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import PreparedRun
 from sgdph.lab.run.tracking import TrackedRun, tracked
-from sgdph.lab.run.writer import Snapshot, Writer
+from sgdph.lab.run.writer import Snapshot, Writer, write_checkpoint
 
 
 def writes_beside(device: torch.device, team: Team) -> bool:

@@ -7,13 +7,17 @@ as :mod:`sgdph.lab.run.epoch`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sgdph.lab.files import write_bytes
 
 
 class Writer:
@@ -107,3 +111,16 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_copied(each) for each in value)
     return value
+
+
+def write_checkpoint(paths: Sequence[Path], content: Mapping[str, Any]) -> None:
+    """Replace checkpoints, one after the other, each in one step.
+
+    Raises:
+        WriteError: If one cannot be written; the old one is still there then.
+    """
+    # In memory first: torch.save hides why a file cannot be written.
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    for path in paths:
+        write_bytes(path, buffer.getbuffer())

@@ -1,0 +1,73 @@
+"""``benchmarks/paper_cell.py`` runs where there is nothing but torch; its parts add up."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "benchmarks" / "paper_cell.py"
+# What a Python with torch alone lacks.
+LACKING = (
+    *("pydantic", "annotated_types", "yaml", "rich", "jinja2", "matplotlib", "mlxtend", "optuna"),
+    *("sklearn", "scipy", "pandas", "torchvision", "timm", "pytorch_optimizer", "lightning"),
+)
+
+
+def test_it_times_a_cell_where_there_is_nothing_but_torch(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({LACKING!r}))\n"
+        f"sys.argv[0] = {str(SCRIPT)!r}\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    out = tmp_path / "made" / "cell.json"
+    words = ["--device=cpu", "--model=resnet8", "--batch-size=4", "--images=8", "--epochs=1"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words, "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    content = json.loads(out.read_text())
+    assert content["environment"]["torch"] == torch.__version__
+    assert [(cell["optimizer"], cell["precision"]) for cell in content["cells"]] == [
+        *(("sgdm", "tf32"), ("sgdph", "tf32"), ("sgdm", "bfloat16"), ("sgdph", "bfloat16"))
+    ]
+    for cell in content["cells"]:
+        assert 0 < cell["training_seconds"] < cell["seconds_per_epoch"]
+        assert cell["minutes_of_200_epochs"] == pytest.approx(cell["seconds_per_epoch"] * 200 / 60)
+    assert "8 images" in run.stdout
+    # Said of the paper's number alone.
+    assert "minutes" not in run.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_ends_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    assert importlib.import_module("paper_cell").main([]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "no CUDA GPU here" in said
+
+
+def test_an_epochs_parts_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    cells, parts = (importlib.import_module(name) for name in ("paper_cell", "epoch_parts"))
+    data = cells.noise(8, 4, torch.device("cpu"))
+    cell = cells.make_cell("resnet8", "sgdm", "float32", data, 4)
+    found = parts.epoch_parts(cell, 2)
+    assert set(found) == {
+        *("network", "augmentation", "loss, sums, loop", "evaluation's batches and sums"),
+        *("order", "checkpoint"),
+    }
+    assert all(seconds > 0 for seconds in found.values())
+    assert found["network"] == max(found.values())
