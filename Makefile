@@ -8,9 +8,9 @@ DOCS_READY := $(VENV)/.docs-ready
 # Two workers of one thread each: the tests are many and small.
 WORKERS ?= 2
 
-# For `make test-torch`: the oldest torch that is supported; any other by its version.
-TORCH ?= 2.6.0
-OTHER := .venv-torch-$(TORCH)
+# For `make test-torch`: the oldest torch that is supported, and the newest that pip finds at the
+# time; others by version, like TORCH='2.9.1 2.11.0'. Each has an environment of its own.
+TORCH ?= 2.6.0 newest
 
 # For `make dist`: where the wheel has to work, by name or path; the last has the laboratory too.
 PYTHONS ?= python3.10 python3.13
@@ -32,12 +32,16 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-# The core's tests, without the laboratory and the frameworks, under another torch than .venv's.
-test-torch:
-	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
-	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
-		'torch==$(TORCH)' numpy onnx onnxscript 'pytest>=8.0,<9.2' 'pytest-xdist>=3.6'
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
+# The core's tests, without the laboratory and the frameworks, under other torches than .venv's.
+test-torch: $(addprefix test-torch-,$(TORCH))
+
+test-torch-%:
+	test -x .venv-torch-$*/bin/python || $(PYTHON) -m venv .venv-torch-$*
+	.venv-torch-$*/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		$(if $(filter newest,$*),--upgrade torch,'torch==$*') \
+		numpy onnx onnxscript 'pytest>=8.0,<9.2' 'pytest-xdist>=3.6'
+	.venv-torch-$*/bin/python -c 'import torch; print("torch", torch.__version__)'
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-torch-$*/bin/python -m pytest -n $(WORKERS) --dist loadgroup \
 		-k 'not frameworks.md and not transformers.md' --ignore tests/lab --ignore tests/integrations --ignore tests/test_examples.py
 
 # On a machine with an NVIDIA GPU, by the torch and the pytest that $(PYTHON) has there.

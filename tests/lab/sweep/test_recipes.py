@@ -50,6 +50,8 @@ def test_the_papers_grid(name: str) -> None:
         mini = name in ("table2", "table3")
         assert (config.epochs, config.schedule) == (100 if mini else 200, "step")
         assert config.schedule_every == (30 if mini else 60)
+        # A GPU's; a CPU computes in float32.
+        assert config.precision == "tf32"
         assert config.batch_size == (256 if mini else 128) or name == "table8"
 
 
