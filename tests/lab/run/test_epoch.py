@@ -187,22 +187,22 @@ def _flags_restored() -> Any:
 
 @pytest.mark.usefixtures("_flags_restored")
 def test_tf32_is_asked_of_a_gpu_and_taken_back() -> None:
-    def flags() -> list[object]:
+    def flags() -> set[object]:
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         newer = [matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)]
         # Reading the old interface raises where the two disagree.
-        return [
-            *(matmul.allow_tf32, cudnn.allow_tf32),
-            *(b.fp32_precision == "tf32" for b in newer if hasattr(b, "fp32_precision")),
-        ]
+        old = {matmul.allow_tf32, cudnn.allow_tf32}
+        names = {True: "tf32", False: "ieee"}
+        new = {b.fp32_precision for b in newer if hasattr(b, "fp32_precision")}
+        return new | {names[each] for each in old}
 
     cuda = torch.device("cuda")
     for precision in ("tf32", "float32", "tf32", "bfloat16"):
         Arithmetic(precision).set_backends(cuda)  # type: ignore[arg-type]
-        assert set(flags()) == {precision == "tf32"}
+        assert flags() == {"tf32" if precision == "tf32" else "ieee"}
     # A CPU has none, and leaves the GPU's alone.
     Arithmetic("tf32").set_backends(torch.device("cpu"))
-    assert set(flags()) == {False}
+    assert flags() == {"ieee"}
 
 
 def test_tf32_on_a_cpu_is_float32() -> None:
