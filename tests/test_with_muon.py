@@ -264,6 +264,11 @@ def test_errors() -> None:
         sgdph.muon(nn.Sequential(nn.Embedding(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
     with pytest.raises(TypeError, match=r"expects a torch\.nn\.Module, got list"):
         sgdph.muon([nn.Parameter(torch.ones(2, 2))])
+
+
+def test_errors_of_the_newton_steps() -> None:
+    if not hasattr(torch.optim, "Muon"):
+        pytest.importorskip("pytorch_optimizer")
     with pytest.raises(TypeError, match="hessian_intervall"):
         sgdph.muon(mlp(), hessian_intervall=2)
     with pytest.raises(ValueError, match="lr"):

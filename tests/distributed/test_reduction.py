@@ -105,7 +105,9 @@ def hutchinson_of(rank: int, process_group: dist.ProcessGroup | None = None) -> 
 
 
 def outside_its_group(rank: int) -> Found:
-    return hutchinson_of(rank, dist.new_group([1 - rank], use_local_synchronization=True))
+    # Both ranks make both groups: made by its members alone, torch 2.6 gives the other one None.
+    groups = [dist.new_group([member]) for member in range(RANKS)]
+    return hutchinson_of(rank, groups[1 - rank])
 
 
 JOBS: dict[str, Job] = {
