@@ -268,8 +268,7 @@ class MultiplierStatistics:
         cls, multipliers: Sequence[Tensor], refreshes: Sequence[Tensor | None]
     ) -> list[MultiplierStatistics]:
         """Summarise several, as :meth:`of` does one, and wait for the device twice."""
-        known = [count for count in refreshes if count is not None]
-        counts = iter(_on_cpu(known))
+        counts = iter(_on_cpu([count for count in refreshes if count is not None]))
         here = [None if count is None else next(counts) for count in refreshes]
         return [cls.of(*pair) for pair in zip(_on_cpu(multipliers), here, strict=True)]
 
