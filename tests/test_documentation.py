@@ -45,6 +45,13 @@ def test_there_is_something_to_run() -> None:
     assert len(BLOCKS) >= 5
 
 
+def test_readme_is_short_and_its_snippet_is_the_first_of_other_pages() -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "quick-start.md"]
+    first = [re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in pages]
+    assert len({found and found[1] for found in first}) == 1
+    assert len(pages[0].read_text().splitlines()) <= 120
+
+
 @contextlib.contextmanager
 def one_rank() -> Iterator[None]:
     """Have a process group of this process alone."""

@@ -11,7 +11,6 @@ from network_zoo.row import PACKAGES
 from result_tables import accuracies, costs, studies, zoo
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "demo": accuracies.demo,
     "readme-cost": costs.readme_cost,
     "readme-accuracy": accuracies.readme_accuracy,
     **{f"systems-{study}": partial(accuracies.all_systems, study) for study in TASKS},

@@ -13,7 +13,7 @@ from evidence import TASKS
 from result_tables.markdown import RESULTS, markdown
 from sgdph.lab.reports.numbers import points, shown_interval
 from sgdph.lab.reports.statistics import Spread
-from sgdph.lab.run.records import RunRecord, group_runs, read_runs
+from sgdph.lab.run.records import group_runs, read_runs
 
 AGAINST = "minus SGDM's (95% interval)"
 CHEAP = "SGD-PH, Hutchinson, interval 10"
@@ -118,7 +118,7 @@ def readme_accuracy() -> str:
     systems = [
         ("SGDM", "SGDM", ""),
         ("SGD-PH, the paper's setting", "SGD-PH", ""),
-        ("SGD-PH, the cheap setting, with SGDM's lr and weight decay", CHEAP, "-carried"),
+        ("SGD-PH as in the snippet, with SGDM's lr and weight decay", CHEAP, "-carried"),
         ("Adam", "Adam", ""),
         ("AdaHessian", "AdaHessian", ""),
     ]
@@ -251,26 +251,3 @@ def robust_to_batch() -> str:
             for each, name in systems.items()
         ],
     )
-
-
-def demo() -> str:
-    """The two systems of ``make demo``."""
-    groups = {group.config.optimizer: group.finished for group in group_runs(demo_runs())}
-
-    def line(name: str, runs: Sequence[RunRecord]) -> list[str]:
-        return [
-            name,
-            percent([run.figure("final") or 0.0 for run in runs]),
-            Spread.of([run.losses[-1] for run in runs]).show(1, 4),
-            Spread.of([run.seconds[-1] / len(run.seconds) for run in runs]).show(1, 2),
-        ]
-
-    return markdown(
-        ["", "final test accuracy, %", "final training loss", "training s / epoch"],
-        [line("SGDM", groups["sgdm"]), line("SGD-PH", groups["sgdph"])],
-    )
-
-
-def demo_runs() -> tuple[RunRecord, ...]:
-    """Read the demo's runs."""
-    return read_runs([RESULTS / "demo"]).records

@@ -1,6 +1,8 @@
 import json
 import math
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,28 @@ def test_the_files_say_what_happened(tmp_path: Path, digits: Dataset) -> None:
     multiplier = lines[-1]["newton_multiplier"]
     assert 0 <= multiplier["min"] <= multiplier["median"] <= multiplier["max"] <= 10.001
     assert multiplier["refreshed"] == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        # Eight steps; ResNet-8 has 14 Newton parameters.
+        ({}, "in its 8 steps, at hessian_interval 1, the run refreshes 8 of its 14 Newton"),
+        ({"hessian_interval": 3}, "the run refreshes 3 of its 14 Newton"),
+        ({"refresh": "all", "estimator": "exact"}, ""),
+        ({"optimizer": "sgdm"}, ""),
+        ({"optimizer": "adamw-ph", "train_size": 100, "epochs": 5}, ""),
+    ],
+    ids=str,
+)
+def test_a_run_shorter_than_a_sweep_warns(
+    tmp_path: Path, digits: Dataset, settings: dict[str, Any], told: str
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        start(tiny_config(**{"epochs": 2, **settings}), tmp_path / "run", digits)
+    said = [str(each.message) for each in caught if "Newton parameters" in str(each.message)]
+    assert [told in text for text in said] == [True] * bool(told)
 
 
 def test_evaluation_is_the_plain_mean_over_all_test_images(digits: Dataset) -> None:

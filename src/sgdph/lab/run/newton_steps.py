@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch.optim.optimizer import Optimizer
+
+from sgdph.lab.config.run_config import RunConfig
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
@@ -13,6 +17,28 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
     if newton and "second_order_lr" not in first:
         rates["newton_lr"] = float(newton[0]["lr"])
     return rates
+
+
+def warn_of_short_run(config: RunConfig, optimizer: Optimizer, steps: int) -> None:
+    """Warn where a run ends before every Newton parameter has been refreshed once.
+
+    Args:
+        config: The run's configuration; without ``hessian_interval`` it takes no curvature.
+        optimizer: Its optimizer.
+        steps: All steps of the run.
+    """
+    interval = config.hessian_interval
+    if interval is None or config.refresh != "cyclic":
+        return
+    count, refreshes = len(getattr(optimizer, "newton_parameters", ())), -(-steps // interval)
+    if refreshes < count:
+        warnings.warn(
+            f"in its {steps:,} steps, at hessian_interval {interval}, the run refreshes "
+            f"{refreshes:,} of its {count:,} Newton parameters: a refresh takes one of them. Train "
+            "for more steps, or take a smaller interval, or refresh all",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def multiplier_summary(optimizer: Optimizer) -> dict[str, float | int] | None:

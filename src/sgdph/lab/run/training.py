@@ -34,7 +34,7 @@ from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.epoch import Diverged, Stopwatch, TrainingSums, train_epoch
 from sgdph.lab.run.evaluation import evaluation_sums
-from sgdph.lab.run.newton_steps import learning_rates, multiplier_summary
+from sgdph.lab.run.newton_steps import learning_rates, multiplier_summary, warn_of_short_run
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import PreparedRun
 from sgdph.lab.run.tracking import TrackedRun, tracked
@@ -248,6 +248,7 @@ def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
                 run = _record_start(prepared, directory)
                 reporter = stack.enter_context(tracked(reporter, run))
         name, batches = directory.path.name, team.steps(data.train_count, config.batch_size)
+        warn_of_short_run(config, state.optimizer, config.epochs * batches)
         reporter.run_started(name, epochs=config.epochs, done=state.epoch, batches=batches)
         summary = Trainer(config, directory, data, state, reporter, team).train()
         reporter.run_finished(name, describe_outcome(summary))
