@@ -34,6 +34,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "cost-math": costs.cost_math,
     "cost-step": costs.cost_of_step,
     "cost-cuda": costs.cost_cuda,
+    "paper-cell": costs.paper_cell,
     "controls-mnist5k": partial(studies.with_controls, "mnist5k"),
     "controls-pydoc": partial(studies.with_controls, "pydoc"),
     "differences": studies.differences,

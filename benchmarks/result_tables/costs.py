@@ -12,6 +12,12 @@ from result_tables.markdown import RESULTS, markdown
 from sgdph.lab.cost.directory import CostDirectory
 from sgdph.lab.cost.figures import MATH_BASE
 from sgdph.lab.cost.summary import summarise
+from sgdph.lab.reports.numbers import fixed
+
+# What `make cost-cuda` writes.
+CUDA = RESULTS / "cost" / "cuda"
+NOT_RUN = "Not run on a GPU yet.\n"
+PRECISIONS = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
 
 
 def costs(study: str) -> dict[str, dict[str, str]]:
@@ -214,9 +220,9 @@ def cost_of_step() -> str:
 
 def cost_cuda() -> str:
     """Training steps on a GPU, where they were measured: ``make cost-cuda``."""
-    directory = RESULTS / "cost" / "cuda"
+    directory = CUDA
     if not (directory / "cost.csv").exists():
-        return "Not run on a GPU yet.\n"
+        return NOT_RUN
     with (directory / "cost.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     environment = json.loads((directory / "cost.json").read_text(encoding="utf-8"))["environment"]
@@ -227,11 +233,10 @@ def cost_cuda() -> str:
         "sgdph-interval10": "`hessian_interval=10`",
         "sgdph-hutchinson-all": '`hutchinson`, `refresh="all"`',
     }
-    precisions = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
 
     def network(row: dict[str, str]) -> str:
         kernel = f", {row['attention']} attention" if row["attention"] else ""
-        return f"{row['network']}, {row['batch']}, {precisions[row['precision']]}{kernel}"
+        return f"{row['network']}, {row['batch']}, {PRECISIONS[row['precision']]}{kernel}"
 
     table = markdown(
         ["network, batch", "setting", "ms", "time", "mean peak memory", "worst peak"],
@@ -248,8 +253,40 @@ def cost_cuda() -> str:
         ],
         texts=2,
     )
-    where = (
+    return f"{table}\n{_where(environment)}\n"
+
+
+def paper_cell() -> str:
+    """A run of the paper's scale on a GPU, where it was timed: ``make cost-cuda``."""
+    file = CUDA / "paper-cell.json"
+    if not file.exists():
+        return NOT_RUN
+    found = json.loads(file.read_text(encoding="utf-8"))
+    names = {"sgdm": "SGDM", "sgdph": "SGD-PH"}
+    columns = {
+        "seconds_per_epoch": ("s an epoch", 2),
+        "minutes_of_200_epochs": ("min for 200", 1),
+        "step_milliseconds": ("ms a step", 2),
+        "launch_milliseconds": ("ms to launch it", 2),
+        "peak_gigabytes": ("peak, GB", 1),
+    }
+    table = markdown(
+        ["optimizer", "precision", *(title for title, _ in columns.values())],
+        [
+            [
+                *(names[cell["optimizer"]], PRECISIONS[cell["precision"]]),
+                *(fixed(cell[key], digits) for key, (_, digits) in columns.items()),
+            ]
+            for cell in found["cells"]
+        ],
+        texts=2,
+    )
+    return f"{table}\n{_where(found['environment'])}\n"
+
+
+def _where(environment: Mapping[str, Any]) -> str:
+    """Say where a GPU's figures were measured."""
+    return (
         f"{environment['device_name'] or environment['cpu']}, torch {environment['torch']}, commit "
         f"{environment['git_commit'] or 'unknown'}, `make cost-cuda`."
     )
-    return f"{table}\n{where}\n"
