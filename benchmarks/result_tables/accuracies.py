@@ -23,7 +23,9 @@ NAMES = {
     "SGD-PH, interval 10": "SGD-PH, `hessian_interval=10`",
     "SGD-PH, Hutchinson": "SGD-PH, Hutchinson",
     "SGD-PH, Hutchinson all": "SGD-PH, Hutchinson, all at once",
-    "SGD-PH, Hutchinson all, interval 10, τ tuned": "the same, interval 10, τ tuned",
+    "SGD-PH, Hutchinson all, interval 10, τ tuned": (
+        "SGD-PH, Hutchinson, all at once, interval 10, τ tuned"
+    ),
     "SGD-PH, interval 10, τ tuned": "SGD-PH, interval 10, τ tuned",
     "control: multiplier τ/ε tuned, no curvature": (
         "control: one multiplier, tuned, without curvature"

@@ -231,7 +231,7 @@ class Curvature:
         none = self.cycle.is_regular(groups.newton) and self._has_none(found.values())
         # Only a rank that has nothing waits for its device, to learn whether others have.
         if none and (alone or not any(bool(c.valid) for c in collected)):
-            raise none_came()
+            raise none_came(self.cycle.newton)
         return collected
 
     def _has_none(self, found: Iterable[Collected]) -> bool:

@@ -14,6 +14,7 @@ from sgdph.autograd.differentiability import REENTRANT_WORKAROUND, refuse_compil
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.curvature.cycle import Cycle
 from sgdph.curvature.sharded_model import ShardedModel
+from sgdph.distributed.dtensor import is_dtensor
 from sgdph.distributed.sharding import refuse_sharded
 from sgdph.roles import Groups, is_newton, parameter_name, parameter_names
 from sgdph.validation import check_loss_scale, refuse_graph_capture, refuse_sparse_gradients
@@ -30,8 +31,17 @@ def check_call(loss_scale: float | Tensor | None) -> None:
     check_loss_scale(loss_scale)
 
 
-def none_came() -> RuntimeError:
-    """Return the error for a step that wants a partial Hessian when none was taken."""
+def none_came(newton: Iterable[Tensor]) -> RuntimeError:
+    """Return the error for a step that wants a partial Hessian when none was taken.
+
+    Args:
+        newton: The Newton parameters.
+    """
+    if any(map(is_dtensor, newton)):
+        return RuntimeError(
+            "this step wants a partial Hessian and none came: in place of loss.backward() call "
+            "sgdph.integrations.fsdp.backward(model, optimizer, loss), with the outermost module"
+        )
     return RuntimeError(
         "this step wants a partial Hessian and none came. Take it in one of three ways: "
         "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "

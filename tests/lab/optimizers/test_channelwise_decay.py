@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lab.conftest import Command
+from sgdph.lab.errors import LabError
 from sgdph.lab.optimizers.channelwise_decay import set_channelwise_decay
 from sgdph.lab.optimizers.muon import split_for_muon
+from sgdph.lab.options.resolution import resolve
+from sgdph.lab.run.start import build_optimizer
 
 Make = Callable[[nn.Module, float], torch.optim.Optimizer]
 LR, DECAY = 0.05, 0.3
@@ -87,10 +90,14 @@ def test_one_step_by_hand(name: str, decay: str) -> None:
         torch.testing.assert_close(p.data, after[key].data - shrunk, rtol=1e-9, atol=1e-12)
 
 
-def test_newton_steps_have_their_own(sgdph: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgdph", "adamw-ph", "sgdph-fixed1", "adahessian"])
+def test_it_is_for_first_order_optimizers(optimizer: str) -> None:
+    config = resolve({"optimizer": optimizer, "channelwise_decay": "none"})
+    with pytest.raises(LabError, match=f"for first-order optimizers, and {optimizer} takes curv"):
+        build_optimizer(net(), config)
+
+
+def test_the_command_has_it(sgdph: Command, tmp_path: Path) -> None:
     words = ["--dataset=digits", "--train-size=60", "--epochs=1", "--out", str(tmp_path / "run")]
-    code, _, said = sgdph("train", *words, "--optimizer=sgdph", "--channelwise-decay=none")
-    assert code == 2
-    assert "--channelwise-decay none is for optimizers without Newton steps" in said
     code, _, _ = sgdph("train", *words, "--optimizer=sgdm", "--channelwise-decay=coupled")
     assert code == 0

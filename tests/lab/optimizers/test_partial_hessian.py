@@ -30,6 +30,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.inspect.figures import MultiplierRecord
 from sgdph.lab.inspect.multipliers import held_averages, hyperparameter, multiplier_records
 from sgdph.lab.inspect.parameters import newton_parameters
+from sgdph.lab.optimizers.baseline import newton_name
 from sgdph.lab.optimizers.newton import CONTROLS, MULTIPLIERS, MultiplierName
 from sgdph.lab.optimizers.registry import BASELINES, FIRST_ORDER, TUNED, with_partial_hessian
 from sgdph.lab.options.optimizer_args import share_arguments
@@ -70,8 +71,8 @@ def test_each_half_gets_its_parameters_and_its_settings(name: str) -> None:
     if "estimator" in defaults:
         own = {"hessian_momentum": 0.8, "estimator": "exact", "refresh": "all"}
         given |= own
-        newton |= own
-    arguments = {f"newton_{key}": value for key, value in newton.items() if key not in given}
+        newton |= {**own, "eps_warmup": True}
+    arguments = {newton_name(key): value for key, value in newton.items() if key not in given}
     arguments["newton_weight_decay"] = newton["weight_decay"]
     config = resolve({"optimizer": name, "seed": 3, **given, "optimizer_args": arguments})
     optimizer = build_optimizer(model, config)

@@ -78,6 +78,8 @@ def test_a_file_may_write_numbers_without_a_dot() -> None:
         ("sgdph", "seed"),
         ("sgdph", "params"),
         ("sgdph-fixed1", "second_order_lr"),
+        ("sgdph-fixed", "eps_warmup"),
+        ("adamw-ph-fixed1", "eps_warmup"),
     ],
 )
 def test_an_argument_that_it_does_not_have_is_refused_with_those_it_has(

@@ -148,6 +148,17 @@ def test_a_difference_beyond_the_spread_is_bold_and_said_with_its_limits(tmp_pat
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_settings_that_nobody_tuned_are_named(tmp_path: Path) -> None:
+    for seed in range(2):
+        lay_down(tmp_path, "sgdm", seed, 0.8 + 0.01 * seed)
+        lay_down(tmp_path, "adamw", seed, 0.8 + 0.01 * seed, lr=0.02, weight_decay=0.3)
+        lay_down(tmp_path, "sgdph", seed, 0.8 + 0.01 * seed, dataset="mnist5k")
+    reported(tmp_path)
+    page = (tmp_path / REPORT).read_text()
+    assert "not tuned for these data, are lr or weight decay of SGDM. What" in page
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_single_seeds_are_not_compared(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5)
     lay_down(tmp_path, "sgdph", 0, 0.9)

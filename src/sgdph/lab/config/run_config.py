@@ -75,8 +75,8 @@ class RunConfig:
     """Any other argument of the optimizer's constructor, like update_each=2
     adamw_betas=0.9,0.99."""
     channelwise_decay: Annotated[ChannelwiseDecay, Option(OPTIMIZER)] = "same"
-    """Weight decay of norm layers and biases, of optimizers without Newton steps: as the weights',
-    none, in the gradient (coupled), or outside it (decoupled)."""
+    """Weight decay of norm layers and biases, for first-order optimizers: as the weights', none, in
+    the gradient (coupled), or outside it (decoupled)."""
     dataset: Annotated[DatasetName, Option(DATA, default="mnist5k")]
     """Data set; mnist5k, digits and pydoc (text) need no download. sgdph data tells more."""
     data_dir: Annotated[str | None, Option(DATA, "none", metavar="DIR")] = None

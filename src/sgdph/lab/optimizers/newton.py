@@ -32,7 +32,7 @@ SETTINGS: Mapping[str, Any] = {
     "hessian_interval": 1,
 }
 # Option or argument of the laboratory to the argument of ``PartialHessian`` that it is.
-_ARGUMENTS = {newton_name(name): name for name in (*SETTINGS, "maximize", "foreach")}
+_ARGUMENTS = {newton_name(name): name for name in (*SETTINGS, "maximize", "foreach", "eps_warmup")}
 _OF_FIXED = ("lr", "weight_decay", "momentum")
 _OF_CAP = (*_OF_FIXED, "second_order_lr", "eps")
 _CONTROLS = "sgdph.lab.optimizers.controls"
@@ -85,7 +85,8 @@ def named(name: str, multiplier: MultiplierName) -> str:
 def without_curvature(multiplier: str | None) -> frozenset[str]:
     """Name the settings of Newton steps that a multiplier has no use for, because it is fixed."""
     own = (each.settings for name, each in MULTIPLIERS.items() if name == multiplier)
-    return frozenset(SETTINGS) - frozenset(next(own, SETTINGS))
+    idle = frozenset(SETTINGS) - frozenset(next(own, SETTINGS))
+    return idle | {"eps_warmup"} if "estimator" in idle else idle
 
 
 def sgdph_with(multiplier: MultiplierName) -> Baseline:

@@ -280,6 +280,6 @@ def arguments(optimizer: str) -> tuple[str, ...]:
     baseline = BASELINES[optimizer]
     # A setting of Newton steps that a control has no use for.
     idle = set(map(newton_name, OF_NEWTON)) - baseline.arguments.keys()
-    refused = SETTINGS | idle
+    refused = SETTINGS | idle | without_curvature(baseline.multiplier)
     others = (name for name in baseline.constructor_arguments() if name not in refused)
     return (*baseline.defaults, *others)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.optimizers.registry import BASELINES, TUNED
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.layout import SYSTEM
 from sgdph.lab.reports.measures import SHARE, final, judge_column
@@ -58,8 +59,8 @@ def verdicts(grid: Grid) -> list[str]:
         tested = tested or bool(judgement.adjusted)
     closing = (
         f"Differs: p < {ALPHA:g} by {TEST}. Tie: the whole 95% interval of the difference lies "
-        f"within ±{MARGIN * 100:g} points. Not decided: neither. All of it holds for these tasks "
-        "and settings."
+        f"within ±{MARGIN * 100:g} points, a margin set beforehand. Not decided: neither. All of "
+        "it holds for these tasks and settings."
     )
     return [*said, closing] if tested else said
 
@@ -121,13 +122,24 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
         "The final accuracy, after the last epoch, is the one to quote. The best one was picked on "
         f"the {split} images, and so flatters.",
         f"Bold: the best of its column where {TEST} for its comparisons with all others "
-        f"gives each p < {ALPHA:g}. {LEVEL}: the best and those that do not differ from it. "
-        "Neither: too few seeds, or not the best. The best epoch's accuracy and the seconds are "
-        "not tested: the one was picked, the others depend on what else the machine did.",
+        f"gives each p < {ALPHA:g}. {LEVEL}: the best and those that do not differ from it, which "
+        "of few seeds says little. No mark: it differs from the best, or cannot be tested. The "
+        "best epoch's accuracy and the seconds are not tested: the one was picked, the others "
+        "depend on what else the machine did.",
+        "An interval is that of its pair alone, and p is corrected for all comparisons of the "
+        "column. So an interval without 0 may still be not decided. p depends on whom all others "
+        "are compared with: here the best, in other tables a baseline.",
         "The training loss is the mean over the last epoch as it trained. Seconds are training "
         "alone, without evaluation.",
         _target_note(targets),
     ]
+    untuned = _with_untuned_settings(grid)
+    if untuned:
+        lines.insert(
+            0,
+            f"Defaults of the laboratory, not tuned for these data, are lr or weight decay of "
+            f"{listed(untuned)}. What these differ by from others may be their settings' doing.",
+        )
     diverged = sum(group.count("diverged") for group in grid.groups)
     if diverged:
         lines.append(
@@ -146,6 +158,25 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
             "means."
         )
     return lines
+
+
+def _with_untuned_settings(grid: Grid) -> list[str]:
+    """Name the rows that have their optimizer's default lr or weight decay, made for other data.
+
+    A default that somebody gave as an option looks the same.
+    """
+    rows = {}
+    for (i, _), group in sorted(grid.entries.items()):
+        config = group.config
+        tuned = TUNED.get(config.dataset, {}).get(config.optimizer, {})
+        defaults = BASELINES[config.optimizer].defaults
+        if any(
+            name not in tuned and getattr(config, name) == defaults[name]
+            for name in ("lr", "weight_decay", "newton_lr")
+            if name in defaults
+        ):
+            rows[i] = grid.rows[i].text
+    return list(rows.values())
 
 
 def _target_note(targets: Sequence[float]) -> str:

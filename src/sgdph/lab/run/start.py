@@ -148,11 +148,12 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     arguments = {**settings, **dict(config.optimizer_args or ())}
     optimizer = make_optimizer(config.optimizer, model, arguments, config.seed)
     if config.channelwise_decay != "same":
-        if BASELINES[config.optimizer].multiplier is not None:
+        baseline = BASELINES[config.optimizer]
+        if baseline.multiplier is not None or baseline.create_graph:
             raise LabError(
-                f"--channelwise-decay {config.channelwise_decay} is for optimizers without Newton "
-                f"steps, and {config.optimizer} takes them: their weight decay is outside the "
-                "curvature"
+                f"--channelwise-decay {config.channelwise_decay} is for first-order optimizers, "
+                f"and {config.optimizer} takes curvature; of Newton steps, weight decay is outside "
+                "it. Leave it out, or in a comparison give it to some optimizers by a recipe"
             )
         set_channelwise_decay(optimizer, model, config.channelwise_decay)
     return optimizer
