@@ -91,6 +91,8 @@ def test_the_smallest_form_of_the_cost_study(reproduce: Command, tmp_path: Path)
         ("table3", "sgdph", ["imagenet-SGD-PH+WN", "imagenet-SGD-PH+BN"]),
         ("table3", "wn", ["imagenet-SGDM+WN", "imagenet-SGD-PH+WN"]),
         ("table5", "0.01,2e-3", ["cifar100-resnet18-sgdph-lr0.01-weight-decay0.002"]),
+        ("table5", "lr0.01-weight-decay0.005",
+         ["cifar100-resnet18-sgdph-lr0.01-weight-decay0.005"]),
         ("table6", "1e-3,cifar10,resnet18", ["cifar10-resnet18-second-order-lr0.001-sgdph"]),
     ],
 )  # fmt: skip
@@ -379,6 +381,10 @@ def test_the_list_names_every_recipe_and_its_times(reproduce: Command) -> None:
         (["table7", *ONE, "--only=0.8,resnet8-sgdm"], "--only resnet8-sgdm fits no cell"),
         (["table6", "--only=digits,mnist5k-resnet8"], "fits no cell: words of one field are"),
         (["table7", *ONE, "--only=,"], "--only names nothing; the values are"),
+        (
+            ["table5", "--scale=paper", "--only=0.01,0.005"],
+            "does not say which number is which: lr and weight decay both have 0.005",
+        ),
         (["table7", "--resume", "--overwrite"], "contradict"),
         (["table7", "--jobs=0"], "--jobs must be at least 1"),
         (["table1", "--scale=cpu", "--only=cifar10"], "--data-dir"),

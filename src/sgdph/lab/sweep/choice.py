@@ -31,7 +31,8 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
         only: Words, separated by commas; ``None`` chooses all.
 
     Raises:
-        LabError: If a word fits no cell, or no cell fits all words.
+        LabError: If a word fits no cell, no cell fits all words, or it cannot be told which of
+            several numbers is which field's.
     """
     if only is None:
         return plan.runs()
@@ -42,6 +43,13 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
     groups: dict[frozenset[str], set[str]] = {}
     for word in words:
         fields, cells = _meaning(plan, word)
+        if fields in groups and len(fields) > 1 and _number(word):
+            # As alternatives, they would choose far more than a pair of settings.
+            titles = " and ".join(field_title(field) for field in _fields(plan) if field in fields)
+            raise LabError(
+                f"--only {only} does not say which number is which: {titles} both have {word}; "
+                f"write parts of cells' names instead; the cells are {', '.join(plan.cells)}"
+            )
         groups.setdefault(fields, set()).update(cells)
     kept = set.intersection(*groups.values())
     if not kept:
