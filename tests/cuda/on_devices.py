@@ -126,6 +126,15 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
     assert error <= tolerance, error
 
 
+def needs_inductor() -> None:
+    """Skip a test where inductor has no Triton, or Triton no compiler of C or no headers."""
+    pytest.importorskip("triton", reason="inductor needs triton")
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device="cuda"))
+    except Exception as error:
+        pytest.skip(f"inductor compiles nothing here: {str(error).strip().splitlines()[:1]}")
+
+
 class Waits(TorchDispatchMode):
     """Notes every operation at which the host waits for a device.
 

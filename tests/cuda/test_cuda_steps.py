@@ -23,6 +23,7 @@ from on_devices import (
     built,
     by_sgdph,
     data,
+    needs_inductor,
     no_waits,
     on,
     train,
@@ -309,7 +310,7 @@ def test_one_rank(device: str) -> None:
 def test_compiled(name: str, device: str) -> None:
     """By inductor on a GPU: uncompiled at due steps, compiled at all others."""
     if device == "cuda":
-        pytest.importorskip("triton", reason="inductor needs triton")
+        needs_inductor()
     backend = "inductor" if device == "cuda" else "aot_eager"
     found = []
     for is_compiled in (False, True):
