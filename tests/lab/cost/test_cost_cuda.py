@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,15 @@ def test_without_a_gpu_it_says_so(
     assert module.main(["--out", str(tmp_path / "out")]) == 0
     assert "no CUDA GPU here" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("failing", ["cost_cuda", "paper_cell", "neither"])
+def test_make_measures_both_where_one_fails(tmp_path: Path, failing: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$1"\ncase "$1" in *{failing}.py) exit 1;; esac\n')
+    python.chmod(0o755)
+    command = ["make", "cost-cuda", f"PYTHON={python}", "COMMIT=", f"CUDA_RESULTS={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[:2] == ["benchmarks/cost_cuda.py", "benchmarks/paper_cell.py"]
+    assert (done.returncode == 0) == (failing == "neither")
