@@ -52,7 +52,7 @@ test-cuda:
 cost-cuda:
 	@failed=0; set -x; \
 	PYTHONPATH=src $(PYTHON) benchmarks/cost_cuda.py --out $(CUDA_RESULTS) $(if $(COMMIT),--commit $(COMMIT)) || failed=1; \
-	PYTHONPATH=src $(PYTHON) benchmarks/paper_cell.py --out $(CUDA_RESULTS)/paper-cell.json || failed=1; \
+	PYTHONPATH=src $(PYTHON) benchmarks/paper_cell.py --out $(CUDA_RESULTS)/paper-cell.json $(if $(COMMIT),--commit $(COMMIT)) || failed=1; \
 	exit $$failed
 
 lint: $(READY)

@@ -133,11 +133,13 @@ def measure(cell: Cell, device: torch.device, visits: int, rounds: int, end: flo
     clock, times = Clock(device), []
     gc.collect()
     gc.disable()
-    while not times or (len(times) < rounds and time.monotonic() < end):
-        for step in steps:
-            clock.run(take(step))
-        times.append(by_kind(steps, clock.milliseconds()))
-    gc.enable()
+    try:
+        while not times or (len(times) < rounds and time.monotonic() < end):
+            for step in steps:
+                clock.run(take(step))
+            times.append(by_kind(steps, clock.milliseconds()))
+    finally:
+        gc.enable()
     loss = workload.loss(workload.model)
     names = {type(node).__name__ for node in graph_nodes([loss])}
     return {

@@ -17,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,8 +167,12 @@ def step_times(cell: Cell, count: int = 10) -> tuple[float, float]:
     return statistics.median(whole), statistics.median(launched)
 
 
-def show_times(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Print what a cell takes, by optimizer and precision."""
+def show_times(
+    arguments: argparse.Namespace,
+    device: torch.device,
+    write: Callable[[Sequence[Mapping[str, Any]]], None],
+) -> None:
+    """Print what a cell takes, by optimizer and precision, and write what is known after each."""
     rows = []
     images = arguments.images or (TRAIN if device.type == "cuda" else 4 * arguments.batch_size)
     data = noise(images, max(1, images * TEST // TRAIN), device)
@@ -176,16 +180,17 @@ def show_times(arguments: argparse.Namespace, device: torch.device) -> list[dict
         cell = make_cell(arguments.model, optimizer, precision, data, arguments.batch_size)
         row = {"optimizer": optimizer, "precision": precision, **time_cell(cell, arguments.epochs)}
         rows.append(row)
+        write(rows)
         print(
             f"{optimizer:6} {precision:9} {row['seconds_per_epoch']:7.2f} s an epoch of {images:,} "
             f"images, {row['minutes_of_200_epochs']:6.1f} min for {EPOCHS}; a step "
-            f"{row['step_milliseconds']:.2f} ms, {row['launch_milliseconds']:.2f} ms to launch"
+            f"{row['step_milliseconds']:.2f} ms, {row['launch_milliseconds']:.2f} ms to launch",
+            flush=True,
         )
     if images == TRAIN:
         worst = max(row["minutes_of_200_epochs"] for row in rows)
         verdict = "within" if worst <= MINUTES else "beyond"
         print(f"The slowest takes {worst:.1f} minutes: {verdict} the {MINUTES} that were aimed at.")
-    return rows
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -197,6 +202,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", default="tf32,bfloat16")
     parser.add_argument("--epochs", type=int, default=3, help="epochs that are timed")
     parser.add_argument("--images", type=int, help="training images (50,000; few on a CPU)")
+    parser.add_argument("--commit", help="the commit, where git cannot tell")
     parser.add_argument("--out", type=Path, help=f"a JSON file for the figures; a GPU's: {OUT}")
     arguments = parser.parse_args(words)
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
@@ -204,14 +210,19 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     device = torch.device(arguments.device)
     environment = describe_environment(device)
+    environment["git_commit"] = environment["git_commit"] or arguments.commit
     print(f"{environment['device_name'] or environment['cpu']}, torch {torch.__version__}")
-    rows = show_times(arguments, device)
     out: Path | None = arguments.out or (OUT if device.type == "cuda" else None)
+    versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+
+    def write(rows: Sequence[Mapping[str, Any]]) -> None:
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            content = {"environment": {**environment, **versions}, "cells": rows}
+            out.write_text(json.dumps(content, indent=2) + "\n")
+
+    show_times(arguments, device, write)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        content = {"environment": {**environment, **versions}, "cells": rows}
-        out.write_text(json.dumps(content, indent=2) + "\n")
         print(f"The figures lie in {out}.")
     return 0
 

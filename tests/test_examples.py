@@ -29,8 +29,8 @@ SHORT: dict[str, tuple[dict[str, int], float]] = {
     [
         pytest.param(name, marks=pytest.mark.xdist_group(name.partition("_")[0]))
         for name in sorted(path.stem for path in EXAMPLES.glob("*.py"))
-        # test_torchrun.py starts that one, as it wants several processes.
-        if name != "ddp"
+        # test_torchrun.py starts those, as they want several processes.
+        if name not in ("ddp", "fsdp")
     ],
 )
 def test_example_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

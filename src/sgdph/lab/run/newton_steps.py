@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 from torch.optim.optimizer import Optimizer
 
-from sgdph.lab.config.run_config import RunConfig
+if TYPE_CHECKING:
+    from sgdph.lab.config.run_config import RunConfig
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
