@@ -52,12 +52,12 @@ def test_a_rehearsal_measures_and_writes(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     costs = importlib.import_module("result_tables.costs")
-    monkeypatch.setattr(costs, "RESULTS", tmp_path)
+    monkeypatch.setattr(costs, "CUDA", tmp_path / "cost" / "cuda")
     table = costs.cost_cuda()
     assert table.count("\n| resnet8, 2, TF32 |") == 5
     assert f"torch {torch.__version__}" in table
-    monkeypatch.setattr(costs, "RESULTS", tmp_path / "nothing")
-    assert costs.cost_cuda() == "Not run on a GPU yet.\n"
+    monkeypatch.setattr(costs, "CUDA", tmp_path / "nothing")
+    assert costs.cost_cuda() == costs.paper_cell() == "Not run on a GPU yet.\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

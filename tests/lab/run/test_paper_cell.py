@@ -19,7 +19,9 @@ LACKING = (
 )
 
 
-def test_it_times_a_cell_where_there_is_nothing_but_torch(tmp_path: Path) -> None:
+def test_it_times_a_cell_where_there_is_nothing_but_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
         "import runpy, sys\n"
         f"sys.modules.update(dict.fromkeys({LACKING!r}))\n"
@@ -46,6 +48,13 @@ def test_it_times_a_cell_where_there_is_nothing_but_torch(tmp_path: Path) -> Non
     assert "8 images" in run.stdout
     # Said of the paper's number alone.
     assert "minutes" not in run.stdout
+
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    costs = importlib.import_module("result_tables.costs")
+    monkeypatch.setattr(costs, "CUDA", out.parent)
+    out.rename(out.with_name("paper-cell.json"))
+    first = content["cells"][0]
+    assert f"| SGDM | TF32 | {first['seconds_per_epoch']:.2f} |" in costs.paper_cell()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
