@@ -203,7 +203,8 @@ def bytes_in_use(device: str) -> int:
     if device == "cuda":
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
-    tensors = [t for t in gc.get_objects() if isinstance(t, Tensor)]
+    # Not torch's tensors without memory, which what was compiled before has left.
+    tensors = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 

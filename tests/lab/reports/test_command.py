@@ -117,4 +117,4 @@ def test_forty_runs_of_many_settings_are_reported(tmp_path: Path) -> None:
     assert main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.md").read_text()
     assert page.count("](") == 40 + 3
-    assert "Drawn are the 12 of 40 rows with the highest final accuracy." in page
+    assert "Drawn are 12 of 40 rows: SGDM, SGD-PH, and those with the highest final acc" in page
