@@ -75,7 +75,9 @@ def _watch_gradient(
         if listener is not None:
             listener.after_accumulation(p_reference())
 
-    p_reference: Any = weakref.ref(p)
+    # What is sharded is no leaf of a loss, so the hooks may hold it; torch converts no DTensor that
+    # has a weak reference (``model.to``).
+    p_reference: Any = weakref.ref(p) if leaf is p else lambda: p
     handles: list[RemovableHandle] = [
         leaf.register_hook(before),  # type: ignore[no-untyped-call]
         leaf.register_post_accumulate_grad_hook(after),  # type: ignore[no-untyped-call]

@@ -7,18 +7,15 @@ Weights and momentum are split as the gradient is.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sgdph.algorithm import newton_step
-
-# For each sharded parameter, which entries of the whole this rank holds.
-_places: Any = WeakTensorKeyDictionary()
 
 
 def is_dtensor(p: object) -> bool:
@@ -52,15 +49,20 @@ def is_zero(t: Any) -> bool:
 @torch.no_grad()
 def part_of_whole(values: Tensor, p: Any) -> Tensor:
     """Return those entries of a plain tensor, shaped like ``p``, that this rank holds of ``p``."""
-    if p not in _places:
-        from torch.distributed.tensor import DTensor, Replicate
+    return values.reshape(-1)[_places(p.device_mesh, tuple(p.placements), p.shape, p.device)]
 
-        # DTensor's own way of splitting, uneven and empty parts included.
-        places = torch.arange(p.numel(), device=p.device).view(p.shape)
-        replicated = [Replicate()] * p.device_mesh.ndim
-        everywhere = DTensor.from_local(places, p.device_mesh, replicated, run_check=False)
-        _places[p] = everywhere.redistribute(placements=p.placements).to_local()
-    return values.reshape(-1)[_places[p]]
+
+# Not by parameter: torch converts no DTensor that has a weak reference (``model.to``).
+@functools.lru_cache(maxsize=256)
+def _places(mesh: Any, placements: Any, shape: torch.Size, device: torch.device) -> Tensor:
+    """Tell which entries of a whole of that shape this rank holds."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    # DTensor's own way of splitting, uneven and empty parts included.
+    places = torch.arange(shape.numel(), device=device).view(shape)
+    everywhere = DTensor.from_local(places, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    part: Tensor = everywhere.redistribute(placements=placements).to_local()
+    return part
 
 
 @torch.no_grad()
