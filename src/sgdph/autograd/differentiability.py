@@ -89,6 +89,12 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
         "torch.backends.cudnn.flags(enabled=False), " + BY_DIFFERENCES,
     ),
     (
+        ("data is not allocated yet",),
+        "weights that it needs were freed, as fully_shard does behind each layer: call "
+        "sgdph.integrations.fsdp.backward(model, optimizer, loss) with a module that holds every "
+        "sharded module that the loss depends on, a second network's too",
+    ),
+    (
         ("aot_autograd", "torch.compile", "donated buffers"),
         COMPILED_WORKAROUND,
     ),

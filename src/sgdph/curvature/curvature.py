@@ -143,7 +143,6 @@ class Curvature:
 
         alone = self.is_alone()
         is_free = self._targets.are_free(groups.newton, alone=alone)
-        # What a loss reaches shows only when there is one.
         targets = self._targets.choose(groups.newton, lambda p: True, alone=alone)
         taken, loss = self._differences(watched, targets, groups)
         if is_free and loss is not None and all(h is None for h in taken.values()):
@@ -225,7 +224,7 @@ class Curvature:
         }
         collected = [found.get(p, Collected(p, None)) for p in targets]
         if not alone:
-            if not self.sharded.is_around(self.cycle.newton):
+            if not self.sharded.is_around(self.cycle.newton, groups.every):
                 self.ranks.check_join(self.cycle.newton)
             collected = self.ranks.mean(collected, active=active)
         none = self.cycle.is_regular(groups.newton) and self._has_none(found.values())
@@ -240,9 +239,10 @@ class Curvature:
             c.h is not None or self.pending.was_missed(c.p) for c in found
         )
 
-    def check_step(self) -> None:
+    def check_step(self, groups: Groups) -> None:
         """Check the gradients of a step; see :meth:`ShardedModel.check_step`."""
-        self.sharded.check_step(self.cycle.newton, self.pending, alone=self.is_alone())
+        alone = self.is_alone()
+        self.sharded.check_step(self.cycle.newton, groups.every, self.pending, alone=alone)
 
     def advance(self, groups: Groups, collected: Sequence[Collected], *, due: bool) -> None:
         """Complete a step: the next parameters are due."""

@@ -88,7 +88,7 @@ class Guards:
         check_call(loss_scale)
         refuse_compiled_autograd()
         self.check_groups(groups)
-        self._sharded.check_take(self._cycle.newton)
+        self._sharded.check_take(self._cycle.newton, groups.every)
 
     def check_step(self, groups: Groups, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Check whether a step may be made with the gradients that are there.

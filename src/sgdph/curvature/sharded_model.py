@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sgdph.autograd.graph import Graph
 from sgdph.curvature.pending import PendingCurvature
-from sgdph.distributed.dtensor import is_dtensor
+from sgdph.distributed.dtensor import GradientVersions, is_dtensor, part_of
 from sgdph.distributed.fully_sharded import (
     fsdp_modules,
     mean_gradients,
@@ -26,6 +26,10 @@ from sgdph.distributed.fully_sharded import (
     weights_gathered,
 )
 from sgdph.distributed.reduction import Ranks
+
+_Group = Mapping[str, Any]
+# Not by name: two models in one optimizer may have the same names.
+_Named = Sequence[tuple[str, Tensor]]
 
 _USE_BACKWARD = (
     "Call sgdph.integrations.fsdp.backward(model, optimizer, loss) in place of loss.backward(), at "
@@ -46,7 +50,7 @@ class ShardedModel:
         self._is_around: bool | None = None
         # Of parameters that are not sharded: whether all ranks hold the same.
         self._shared: dict[int, bool] = {}
-        self._stamps: dict[int, _Stamp] = {}
+        self._stamps: dict[int, GradientVersions] = {}
 
     def leaf_of(self, p: Tensor) -> Tensor | None:
         """Return the tensor that losses are computed from: ``p`` itself, unless it is sharded.
@@ -76,23 +80,35 @@ class ShardedModel:
             self.is_gathered = False
             self._leaves = {}
 
-    def is_around(self, newton: Sequence[Tensor]) -> bool:
-        """Tell whether ``fully_shard`` was called for a model that holds any of ``newton``."""
+    def is_around(self, newton: Sequence[Tensor], groups: Iterable[_Group] = ()) -> bool:
+        """Tell whether ``fully_shard`` was called for a model, or parts, of these parameters.
+
+        Args:
+            newton: The Newton parameters.
+            groups: All groups of the optimizer. Of a model whose linear layers alone are sharded,
+                no Newton parameter tells.
+        """
         if any(map(is_dtensor, newton)):
             return True
         if self._is_around is None and dist.is_available() and dist.is_initialized():
-            ours = {id(p) for p in newton}
-            found = (p for module in fsdp_modules() for p in module.parameters())
-            self._is_around = any(id(p) in ours for p in found)
+            modules = fsdp_modules()
+            found = {id(p) for module in modules for p in module.parameters()}
+            found.update(id(p) for p, _ in shards(modules))
+            ours = (p for group in groups for p in group["params"])
+            self._is_around = any(id(p) in found for p in (*newton, *ours))
         return bool(self._is_around)
 
-    def check_take(self, newton: Sequence[Tensor]) -> None:
+    def check_take(self, newton: Sequence[Tensor], groups: Iterable[_Group] = ()) -> None:
         """Check that a product finds the weights it needs.
+
+        Args:
+            newton: See :meth:`is_around`.
+            groups: See :meth:`is_around`.
 
         Raises:
             RuntimeError: ``fully_shard`` would have freed them in between.
         """
-        if not self.is_gathered and self.is_around(newton):
+        if not self.is_gathered and self.is_around(newton, groups):
             raise RuntimeError(
                 "the model is sharded by fully_shard, which frees the weights that a second "
                 f"derivative needs. {_USE_BACKWARD}. optimizer.backward and update_hessian, with "
@@ -101,14 +117,19 @@ class ShardedModel:
             )
 
     def check_step(
-        self, newton: Sequence[Tensor], pending: PendingCurvature, *, alone: bool
+        self,
+        newton: Sequence[Tensor],
+        groups: Iterable[_Group],
+        pending: PendingCurvature,
+        *,
+        alone: bool,
     ) -> None:
         """Check that the ranks have the same gradients, and no product is left to be taken.
 
         Raises:
             RuntimeError: They have not; or ``backward(create_graph=True)`` was called.
         """
-        if not self.is_around(newton):
+        if not self.is_around(newton, groups):
             return
         if any(pending.has_graph(p) for p in newton):
             raise RuntimeError(
@@ -123,14 +144,14 @@ class ShardedModel:
             )
 
     def check_model(
-        self, model: nn.Module, newton: Iterable[Tensor], params: Mapping[str, Tensor], ranks: Ranks
+        self, model: nn.Module, newton: Iterable[Tensor], params: _Named, ranks: Ranks
     ) -> list[Any]:
         """Check that an optimizer is one of a sharded model.
 
         Args:
             model: What ``fully_shard`` was called for.
             newton: The Newton parameters.
-            params: All parameters of the optimizer, by name.
+            params: All parameters of the optimizer, with their names.
             ranks: The ranks to average over.
 
         Returns:
@@ -151,7 +172,7 @@ class ShardedModel:
             )
         pairs = list(shards(modules))
         copies = {id(leaf) for _, leaf in pairs}
-        if any(id(p) in copies for p in params.values()):
+        if any(id(p) in copies for _, p in params):
             raise ValueError(
                 "the optimizer holds gathered copies of sharded parameters, and would train these. "
                 "Build it when the model is sharded: after fully_shard and before a forward, or "
@@ -160,9 +181,14 @@ class ShardedModel:
         held = {id(p) for p, _ in pairs} | {id(p) for p in model.parameters()}
         present = {name for name, _ in model.named_parameters()}
         ours = {id(p) for p in newton}
-        for name, p in params.items():
-            # First-order ones may be another model's, unless they have a name of this one's.
-            if id(p) not in held and (id(p) in ours or name in present):
+        known = {id(p) for _, p in params}
+        shapes = {p.shape for p, _ in pairs if id(p) not in known}
+        for name, p in params:
+            # First-order ones may be another model's, unless they have a name of this one's; or
+            # have none, and the shape of a weight that nobody would train here.
+            is_ours = id(p) in ours or name in present
+            is_stale = name.replace(".", "").isdecimal() and p.shape in shapes
+            if id(p) not in held and (is_ours or is_stale):
                 raise ValueError(
                     f"parameter {name} of the optimizer is not in {type(model).__name__}: build "
                     "the optimizer after fully_shard, from the parameters of the model that is "
@@ -191,7 +217,7 @@ class ShardedModel:
         self,
         model: nn.Module,
         newton: Iterable[Tensor],
-        params: Mapping[str, Tensor],
+        params: _Named,
         pending: PendingCurvature,
         ranks: Ranks,
     ) -> None:
@@ -208,7 +234,7 @@ class ShardedModel:
             ValueError: The ranks hold different values of a Newton parameter.
         """
         here = {id(p) for p in model.parameters()}
-        plain = [p for p in params.values() if p.requires_grad and not is_dtensor(p)]
+        plain = [p for _, p in params if p.requires_grad and not is_dtensor(p)]
         alone = [p for p in plain if id(p) in here]
         if not alone or ranks.count() <= 1:
             return
@@ -217,7 +243,7 @@ class ShardedModel:
             shared = same_on_all_ranks(unknown, ranks.process_group)
             self._shared.update(zip(map(id, unknown), shared, strict=True))
         apart = {id(p) for p in newton if not self._shared.get(id(p), True)}
-        for name, p in params.items():
+        for name, p in params:
             if id(p) in apart:
                 raise ValueError(
                     f"parameter {name}, which fully_shard ignores, differs between the ranks. "
@@ -243,8 +269,8 @@ class ShardedModel:
                 continue
             if p.grad is not stamp.gradient:
                 pending.drop_settled(p)
-            elif _versions(p.grad) != stamp.versions:
-                changed.append((p, _part(p.grad).ne(0).any()))
+            elif GradientVersions.of(p.grad).versions != stamp.versions:
+                changed.append((p, part_of(p.grad).ne(0).any()))
         if changed:
             kept = torch.stack([any_left for _, any_left in changed]).float()
             if ranks.count() > 1:
@@ -257,25 +283,4 @@ class ShardedModel:
         """Note the gradients of sharded parameters as a backward has left them."""
         for p in newton:
             if p.grad is not None and is_dtensor(p):
-                self._stamps[id(p)] = _Stamp(p.grad, _versions(p.grad))
-
-
-class _Stamp(NamedTuple):
-    """The gradient of a sharded parameter, and how it was when last seen.
-
-    Not its storage as of a plain tensor: ranks with an empty part would not see it change.
-    """
-
-    gradient: Tensor
-    versions: tuple[int, int]
-
-
-def _versions(gradient: Tensor) -> tuple[int, int]:
-    # Operations on the whole do not count as writes to the part, nor the other way round.
-    return gradient._version, _part(gradient)._version
-
-
-@torch.no_grad()
-def _part(gradient: Any) -> Tensor:
-    part: Tensor = gradient.to_local()
-    return part
+                self._stamps[id(p)] = GradientVersions.of(p.grad)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,29 @@ def whole(t: Any) -> Tensor:
     """Return a ``DTensor`` put together, which asks the other ranks, or a plain tensor as it is."""
     tensor: Tensor = t.full_tensor() if is_dtensor(t) else t
     return tensor
+
+
+@torch.no_grad()
+def part_of(gradient: Any) -> Tensor:
+    """Return what this rank holds of a ``DTensor``, without a graph."""
+    part: Tensor = gradient.to_local()
+    return part
+
+
+class GradientVersions(NamedTuple):
+    """The gradient of a sharded parameter, and how it was when last seen.
+
+    Not its storage as of a plain tensor: ranks with an empty part would not see it change.
+    """
+
+    gradient: Tensor
+    versions: tuple[int, int]
+
+    @classmethod
+    def of(cls, gradient: Tensor) -> GradientVersions:
+        """Look at a gradient."""
+        # Operations on the whole do not count as writes to the part, nor the other way round.
+        return cls(gradient, (gradient._version, part_of(gradient)._version))
 
 
 def is_zero(t: Any) -> bool:

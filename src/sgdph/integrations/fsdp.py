@@ -63,7 +63,7 @@ def backward(
     curvature, newton = inner._curvature, inner.newton_parameters
     sharded, pending, ranks = curvature.sharded, curvature.pending, curvature.ranks
     names = parameter_names(inner.param_groups)
-    params = {names[id(p)]: p for group in inner.param_groups for p in group["params"]}
+    params = [(names[id(p)], p) for group in inner.param_groups for p in group["params"]]
     modules = sharded.check_model(model, newton, params, ranks)
     sharded.drop_cleared(newton, pending, ranks)
     if inner.hessian_due:
