@@ -392,6 +392,12 @@ def refused_models(rank: int) -> dict[str, str]:
     found["build the optimizer after fully_shard"] = message_of(
         ValueError, lambda: fsdp.backward(built_before, early, loss)
     )
+    unnamed = Case(ignored=True).build()
+    stale = sgdph.SGDPH(unnamed.parameters(), lr=0.02)
+    Case(ignored=True).shard(unnamed)
+    found["0.0 of the optimizer is not in FSDPTransformer"] = message_of(
+        ValueError, lambda: fsdp.backward(unnamed, stale, loss)
+    )
     model.unshard()
     copies = case.optimizer(model)
     found["gathered copies"] = message_of(ValueError, lambda: fsdp.backward(model, copies, loss))
@@ -409,6 +415,28 @@ def refused_models(rank: int) -> dict[str, str]:
         ValueError, lambda: fsdp.backward(model, optimizer, loss)
     )
     return found
+
+
+def refused_in_several_modules(rank: int) -> dict[str, str]:
+    linear = functools.partial(nn.Linear, WIDTH, WIDTH, bias=False, dtype=torch.float64)
+    net = nn.Sequential(linear(), nn.LayerNorm(WIDTH, dtype=torch.float64), linear())
+    x = torch.ones(2, WIDTH, dtype=torch.float64)
+    for each in (net[0], net[2]):
+        fully_shard(each)
+    optimizer = sgdph.SGDPH(sgdph.param_groups(net), lr=0.02)
+    closure = lambda: net(x).square().mean()  # noqa: E731
+    message = message_of(RuntimeError, lambda: optimizer.update_hessian(closure=closure))
+    found = {"the model is sharded by fully_shard": message}
+    first, second = sharded(), fully_shard(nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double())
+    loss = second(first[0](batch(rank, 0, 0)[0])).square().mean()
+    message = message_of(RuntimeError, lambda: fsdp.backward(*first, loss))
+    return found | {"a second network's too": message}
+
+
+def test_what_is_sharded_elsewhere_is_noticed(on_2: Results) -> None:
+    for found in of(on_2, "refused, several modules"):
+        for expected, message in found.items():
+            assert expected in message
 
 
 def test_models_that_do_not_fit_are_refused(on_2: Results) -> None:
@@ -566,6 +594,150 @@ def test_a_skipped_batch_leaves_no_curvature(
         assert worst(found, whole_run(Case(steps=3), 4)) < TOLERANCE
 
 
+# ---- what else users do --------------------------------------------------------------------------
+
+
+class Sometimes(Transformer):
+    """Of two ranks' losses, one depends on the last norm, in turns."""
+
+    turn = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x) if self.turn % 2 else x)
+
+
+SOMETIMES = Case(model=Sometimes, ignored=True, steps=4)
+
+
+def train_sometimes(model: nn.Module, optimizer: Optimizer, rank: int | None) -> Found:
+    for group in optimizer.param_groups:
+        group["cursor"] = len(optimizer.newton_parameters) - 2
+    for step in range(SOMETIMES.steps):
+        optimizer.zero_grad()
+        losses = []
+        for each in range(2) if rank is None else [rank]:
+            model.turn = each + step
+            losses.append(loss_on(model, each, step, 0))
+        loss = torch.stack(losses).mean()
+        optimizer.backward(loss) if rank is None else fsdp.backward(model, optimizer, loss)
+        optimizer.step()
+    return everything(model, optimizer, [])
+
+
+def unused_on_one_rank(rank: int) -> Found:
+    return train_sometimes(*sharded(SOMETIMES), rank)
+
+
+def test_an_ignored_parameter_may_be_unused_on_one_rank(on_2: Results) -> None:
+    first, second = of(on_2, "unused on one rank")
+    assert_same_bits(first, second)
+    model = SOMETIMES.build()
+    expected = train_sometimes(model, SOMETIMES.optimizer(model), None)
+    assert worst(first, expected) < TOLERANCE
+
+
+MOVED = Case(max_norm=0.1, reshard_after_forward=False)
+
+
+def moved_and_evaluated(rank: int) -> Found:
+    """``model.to`` exchanges tensors; an evaluation leaves weights gathered."""
+    model, optimizer = sharded(MOVED)
+    norms = train_sharded(MOVED, model, optimizer, rank, range(2))
+    for step in range(2, MOVED.steps):
+        model.to("cpu")
+        optimizer.zero_grad()
+        fsdp.backward(model, optimizer, loss_on(model, rank, step, 0))
+        with torch.no_grad():
+            loss_on(model, rank, 99, 0)
+        norms.append(fsdp.clip_grad_norm_(model, MOVED.max_norm))
+        optimizer.step()
+    return everything(model, optimizer, norms)
+
+
+def test_a_model_is_moved_and_evaluated_between(on_2: Results) -> None:
+    for found in of(on_2, "moved"):
+        assert worst(found, whole_run(MOVED, 2)) < TOLERANCE
+
+
+def with_an_ignored_head(rank: int) -> Found:
+    """First-order parameters that are not sharded."""
+    case = Case(steps=3)
+    model = case.build()
+    ignored = channelwise(model) | set(model.head.parameters())
+    model = case.shard(model, ignored_params=ignored)
+    optimizer = case.optimizer(model)
+    train_sharded(case, model, optimizer, rank, range(case.steps))
+    return everything(model, optimizer, [])
+
+
+def test_ignored_first_order_parameters_are_averaged(on_2: Results) -> None:
+    for found in of(on_2, "ignored head"):
+        assert worst(found, whole_run(Case(steps=3), 2)) < TOLERANCE
+
+
+def twins(rank: int) -> Found:
+    """Two models of one optimizer, whose parameters have the same names."""
+    case = Case(ignored=True, steps=2)
+    models = nn.ModuleList([case.shard(case.build()) for _ in range(2)])
+    groups = [group for model in models for group in sgdph.param_groups(model)]
+    optimizer = sgdph.SGDPH(groups, lr=0.02)
+    for step in range(case.steps):
+        optimizer.zero_grad()
+        loss = sum(loss_on(model, rank, step, 0) for model in models)
+        fsdp.backward(models, optimizer, loss)
+        optimizer.step()
+    return {name: whole(p) for name, p in models.named_parameters()}
+
+
+def test_two_models_may_have_the_same_names(on_2: Results) -> None:
+    first, second = of(on_2, "twins")
+    assert_same_bits(first, second)
+
+
+ORDERS = (1.0, 3.0, float("inf"))
+
+
+def clipped_between(rank: int, *, ignored: bool) -> Found:
+    """Gradients are changed in place between micro-batches, and the curvature stays."""
+    model, optimizer = sharded(Case(ignored=ignored))
+    for micro in range(2):
+        fsdp.backward(model, optimizer, loss_on(model, rank, 0, micro))
+        fsdp.clip_grad_norm_(model, 0.1)
+    optimizer.step()
+    return everything(model, optimizer, [])
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_clipping_between_micro_batches_keeps_the_curvature(ignored: bool, on_4: Results) -> None:
+    model = Case().build()
+    optimizer = Case().optimizer(model)
+    for micro in range(2):
+        losses = [loss_on(model, rank, 0, micro) for rank in range(4)]
+        optimizer.backward(torch.stack(losses).mean())
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    for found in of(on_4, f"clipped between, ignored {ignored}"):
+        assert worst(found, everything(model, optimizer, [])) < TOLERANCE
+
+
+def norms_of_all_orders(rank: int) -> list[Tensor]:
+    """Of gradients of which some ranks have no part."""
+    model, optimizer = sharded()
+    fsdp.backward(model, optimizer, loss_on(model, 0, 0, 0))
+    return [fsdp.clip_grad_norm_(model, 1e9, order) for order in ORDERS]
+
+
+def test_norms_of_all_orders(on_4: Results) -> None:
+    model = Case().build()
+    loss_on(model, 0, 0, 0).backward()
+    expected = [nn.utils.clip_grad_norm_(model.parameters(), 1e9, order) for order in ORDERS]
+    for found in of(on_4, "norms"):
+        torch.testing.assert_close(found, expected)
+
+
 # ---- meshes and policies -------------------------------------------------------------------------
 
 
@@ -694,6 +866,11 @@ JOBS_OF_TWO: dict[str, Job] = {
     "without, ignored True": functools.partial(without_integration, ignored=True),
     "plain steps between": plain_steps_between,
     "refused models": refused_models,
+    "refused, several modules": refused_in_several_modules,
+    "unused on one rank": unused_on_one_rank,
+    "moved": moved_and_evaluated,
+    "twins": twins,
+    "ignored head": with_an_ignored_head,
     "after an error": functools.partial(after_an_error, case=MINED),
     "settings after": settings_after,
     "bfloat16": in_bfloat16,
@@ -707,6 +884,9 @@ JOBS_OF_TWO: dict[str, Job] = {
 
 JOBS_OF_FOUR: dict[str, Job] = {
     **{f"run {name}": functools.partial(sharded_run, case=case) for name, case in ON_FOUR.items()},
+    "norms": norms_of_all_orders,
+    "clipped between, ignored False": functools.partial(clipped_between, ignored=False),
+    "clipped between, ignored True": functools.partial(clipped_between, ignored=True),
     "hybrid": functools.partial(with_options, kind="hybrid"),
     "offloaded": functools.partial(with_options, kind="offloaded"),
     **{

@@ -101,7 +101,7 @@ class Curvature:
         estimator: Estimator = groups.newton[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
         self.pending.watch(trainable)
-        leaves = self.sharded.leaves_of(trainable)
+        leaves = self.sharded.leaves_in(graph, trainable, self.ranks)
         region = Region(graph, leaves)
         factors = loss_factors(graph) if loss_scale is None else LossFactors()
         once = is_one_product(estimator, trainable)
@@ -143,6 +143,7 @@ class Curvature:
 
         alone = self.is_alone()
         is_free = self._targets.are_free(groups.newton, alone=alone)
+        # What a loss reaches shows only when there is one.
         targets = self._targets.choose(groups.newton, lambda p: True, alone=alone)
         taken, loss = self._differences(watched, targets, groups)
         if is_free and loss is not None and all(h is None for h in taken.values()):
@@ -241,8 +242,7 @@ class Curvature:
 
     def check_step(self, groups: Groups) -> None:
         """Check the gradients of a step; see :meth:`ShardedModel.check_step`."""
-        alone = self.is_alone()
-        self.sharded.check_step(self.cycle.newton, groups.every, self.pending, alone=alone)
+        self.sharded.check_step(self.cycle.newton, groups.every, self.pending, self.is_alone())
 
     def advance(self, groups: Groups, collected: Sequence[Collected], *, due: bool) -> None:
         """Complete a step: the next parameters are due."""

@@ -47,8 +47,9 @@ class ShardedModel:
     def __init__(self) -> None:
         self.is_gathered = False
         self._leaves: dict[int, Tensor] = {}
+        self._modules: Sequence[Any] = ()
         self._is_around: bool | None = None
-        # Of parameters that are not sharded: whether all ranks hold the same.
+        # Of what is not sharded: whether all ranks hold the same.
         self._shared: dict[int, bool] = {}
         self._stamps: dict[int, GradientVersions] = {}
 
@@ -64,6 +65,20 @@ class ShardedModel:
         """Return the leaf of each parameter; of one that never had a leaf, itself."""
         return [p if (leaf := self.leaf_of(p)) is None else leaf for p in params]
 
+    def leaves_in(self, graph: Graph, params: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
+        """Return the leaves that a product of a loss's graph is taken for.
+
+        Where the ranks' losses reach different ones, their passes would gather different layers,
+        and wait for each other: all is gathered before. What is sharded is reached by all.
+        """
+        leaves = self.leaves_of(params)
+        if self.is_gathered and ranks.count() > 1 and not all(map(is_dtensor, params)):
+            reached = torch.tensor([graph.reaches(leaf) for leaf in leaves], dtype=torch.float32)
+            if not all(same_on_all_ranks([reached.to(params[0].device)], ranks.process_group)):
+                for module in self._modules:
+                    module.unshard()
+        return leaves
+
     def reached_in(self, graph: Graph) -> Callable[[Tensor], bool]:
         """Return what tells whether a loss depends on a parameter."""
         return lambda p: graph.reaches(*self.leaves_of([p]))
@@ -72,6 +87,7 @@ class ShardedModel:
     def gathered(self, modules: Sequence[Any]) -> Iterator[None]:
         """Let products be taken: the weights of these modules stay where they are gathered."""
         self._leaves = {id(p): leaf for p, leaf in shards(modules) if leaf is not None}
+        self._modules = modules
         self.is_gathered = True
         try:
             with weights_gathered(modules):
@@ -79,6 +95,7 @@ class ShardedModel:
         finally:
             self.is_gathered = False
             self._leaves = {}
+            self._modules = ()
 
     def is_around(self, newton: Sequence[Tensor], groups: Iterable[_Group] = ()) -> bool:
         """Tell whether ``fully_shard`` was called for a model, or parts, of these parameters.
@@ -94,8 +111,8 @@ class ShardedModel:
             modules = fsdp_modules()
             found = {id(p) for module in modules for p in module.parameters()}
             found.update(id(p) for p, _ in shards(modules))
-            ours = (p for group in groups for p in group["params"])
-            self._is_around = any(id(p) in found for p in (*newton, *ours))
+            parts = (newton, *(group["params"] for group in groups))
+            self._is_around = any(id(p) in found for part in parts for p in part)
         return bool(self._is_around)
 
     def check_take(self, newton: Sequence[Tensor], groups: Iterable[_Group] = ()) -> None:
@@ -121,7 +138,6 @@ class ShardedModel:
         newton: Sequence[Tensor],
         groups: Iterable[_Group],
         pending: PendingCurvature,
-        *,
         alone: bool,
     ) -> None:
         """Check that the ranks have the same gradients, and no product is left to be taken.
@@ -186,9 +202,8 @@ class ShardedModel:
         for name, p in params:
             # First-order ones may be another model's, unless they have a name of this one's; or
             # have none, and the shape of a weight that nobody would train here.
-            is_ours = id(p) in ours or name in present
             is_stale = name.replace(".", "").isdecimal() and p.shape in shapes
-            if id(p) not in held and (is_ours or is_stale):
+            if id(p) not in held and (id(p) in ours or name in present or is_stale):
                 raise ValueError(
                     f"parameter {name} of the optimizer is not in {type(model).__name__}: build "
                     "the optimizer after fully_shard, from the parameters of the model that is "
@@ -208,9 +223,8 @@ class ShardedModel:
                 )
             if p.device_mesh.size() != ranks.count():
                 raise ValueError(
-                    f"the model is sharded over {p.device_mesh.size()} ranks, and the curvature is "
-                    f"averaged over {ranks.count()}: give the optimizer process_group=, the group "
-                    "of the mesh"
+                    f"the model is sharded over {p.device_mesh.size()} ranks, the curvature a mean "
+                    f"of {ranks.count()}: give the optimizer process_group=, the group of the mesh"
                 )
 
     def average(
