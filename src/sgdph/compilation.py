@@ -125,6 +125,10 @@ class _Switch:
                 return self.plain(*arguments, **named)
         return self.fast(*arguments, **named)
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        # A parametrized module copies all that it has: this would call the one that was copied.
+        return type(None), ()
+
 
 def _compile_module(module: Any, optimizers: Sequence[SecondOrderOptimizer], options: Any) -> Any:
     # Not by getattr and setattr: Fabric's wrapper passes both on to the module inside.
@@ -169,11 +173,13 @@ def _is_compiled(each: nn.Module, module: nn.Module) -> bool:
 def _compile_function(
     function: Callable[..., Any], optimizers: Sequence[SecondOrderOptimizer], options: Any
 ) -> Any:
-    plain, fast = function, None
+    plain, fast, known = function, None, _switch_of(function)
+    if known is not None:
+        plain, fast = known.plain, None if options else known.fast
     while _is_of_torch_compile(plain):
         plain, fast = plain._torchdynamo_orig_callable, function  # type: ignore[attr-defined]
     if fast is None:
-        fast = torch.compile(_traceable(function, function), **options)
+        fast = torch.compile(_traceable(plain, plain), **options)
     elif options:
         raise ValueError(_compiled_already("the function", options))
     switch = _Switch(plain, fast, optimizers)
@@ -182,7 +188,14 @@ def _compile_function(
     def call(*arguments: Any, **named: Any) -> Any:
         return switch(*arguments, **named)
 
+    call._switch = switch  # type: ignore[attr-defined]
     return call
+
+
+def _switch_of(function: Callable[..., Any]) -> _Switch | None:
+    # Who wraps such a function by functools.wraps has its attributes as well.
+    is_ours = getattr(function, "__globals__", None) is globals()
+    return getattr(function, "_switch", None) if is_ours else None
 
 
 def _is_of_torch_compile(function: Callable[..., Any]) -> bool:

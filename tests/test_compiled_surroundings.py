@@ -1,0 +1,79 @@
+"""sgdph.compiled beside what it meets: copies, a second call."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from compilations import Compilations
+from torch import Tensor, nn
+
+import sgdph
+
+BACKEND = "aot_eager"
+X = torch.linspace(-1, 1, 64).reshape(16, 4)
+
+
+class Block(nn.Module):
+    """Of a class that is not torch's own, so that old versions compile it in place."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.linear(x)).tanh()
+        return result
+
+
+def optimizer_of(model: nn.Module, interval: int = 2) -> sgdph.SGDPH:
+    return sgdph.SGDPH(sgdph.param_groups(model), lr=0.05, hessian_interval=interval)
+
+
+def train(model: Callable[[Tensor], Tensor], optimizer: Any, steps: int) -> None:
+    for step in range(steps):
+        optimizer.backward(model(X + 0.1 * step).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_the_copy_of_a_parametrized_module_has_weights_of_its_own(
+    compilations: Compilations,
+) -> None:
+    # Torch copies such a module with all that it has, compiled code included.
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    optimizer = optimizer_of(model)
+    sgdph.compiled(model, optimizer, backend=BACKEND)
+    train(model, optimizer, 3)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    runs = compilations.runs
+    for copied in (copy.deepcopy(model), averaged.module):
+        with torch.no_grad():
+            for p in copied.parameters():
+                p.fill_(0.5)
+            assert not torch.allclose(copied(X), model(X))
+        assert torch.equal(copied(X), copied._call_impl(X))
+    assert compilations.runs == runs + 2
+
+
+@pytest.mark.parametrize("options", [{}, {"backend": BACKEND}], ids=["as before", "anew"])
+def test_the_last_optimizer_of_a_function_counts(
+    compilations: Compilations, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model = Block()
+    # Never stepped, and so always due.
+    first = sgdph.compiled(lambda x: model(x), optimizer_of(model), backend=BACKEND)
+    optimizer = optimizer_of(model)
+    train(sgdph.compiled(first, optimizer, **options), optimizer, 4)
+    assert (compilations.graphs, compilations.runs) == (1, 2)
+
+    @functools.wraps(first)
+    def around(x: Tensor) -> Tensor:
+        return -first(x)
+
+    assert torch.equal(sgdph.compiled(around, optimizer, backend="eager")(X), -first(X))
