@@ -1,9 +1,10 @@
-"""sgdph.compiled beside what it meets: copies, a second call."""
+"""sgdph.compiled beside what it meets: copies, other threads, a second call."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from compilations import Compilations
 from torch import Tensor, nn
 
 import sgdph
+from sgdph.compilation import uncompiled_while_due
 
 BACKEND = "aot_eager"
 X = torch.linspace(-1, 1, 64).reshape(16, 4)
@@ -39,6 +41,13 @@ def train(model: Callable[[Tensor], Tensor], optimizer: Any, steps: int) -> None
         optimizer.backward(model(X + 0.1 * step).square().mean())
         optimizer.step()
         optimizer.zero_grad()
+
+
+def stance() -> str:
+    from torch._dynamo import eval_frame
+
+    name: str = eval_frame._stance.stance
+    return name
 
 
 def test_the_copy_of_a_parametrized_module_has_weights_of_its_own(
@@ -77,3 +86,62 @@ def test_the_last_optimizer_of_a_function_counts(
         return -first(x)
 
     assert torch.equal(sgdph.compiled(around, optimizer, backend="eager")(X), -first(X))
+
+
+def test_threads_leave_the_stance_as_it_was() -> None:
+    """The first to come is the first to leave, while the second is inside."""
+    entered, left, seen = [threading.Event(), threading.Event()], threading.Event(), []
+
+    class First(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            entered[0].set()
+            assert entered[1].wait(20)
+            return super().forward(x)
+
+    class Second(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            entered[1].set()
+            assert left.wait(20)
+            seen.append(stance())
+            return super().forward(x)
+
+    first, second = First(), Second()
+    for each in (first, second):
+        sgdph.compiled(each, optimizer_of(each), backend=BACKEND)
+    before = stance()
+
+    def run_first() -> None:
+        first(X)
+        left.set()
+
+    def run_second() -> None:
+        assert entered[0].wait(20)
+        second(X)
+
+    threads = [threading.Thread(target=each) for each in (run_first, run_second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["force_eager"]
+    assert stance() == before
+
+
+def test_a_whole_step_inside_a_training_step_of_a_framework(compilations: Compilations) -> None:
+    """The step ends what the framework began, in code that is itself compiled or not."""
+    torch.manual_seed(0)
+    model = Block()
+    optimizer = optimizer_of(model, 3)
+
+    def step() -> None:
+        optimizer.backward(model(X).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step = sgdph.compiled(step, optimizer, backend=BACKEND)
+    for i in range(6):
+        assert optimizer.hessian_due is (i % 3 == 0)
+        with uncompiled_while_due([optimizer]):
+            step()
+        assert stance() == "default"
+    assert compilations.runs == 4

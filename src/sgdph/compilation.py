@@ -94,7 +94,8 @@ def uncompiled_while_due(optimizers: Iterable[SecondOrderOptimizer]) -> Iterator
     """
     optimizers = list(optimizers)
     with contextlib.ExitStack() as inside, contextlib.ExitStack() as stance:
-
+        # Torch calls hooks on a step in the code around it, which may be compiled.
+        @_disable_dynamo
         def follow(*_: object) -> None:
             stance.close()
             if any(each.hessian_due for each in optimizers):
@@ -121,7 +122,7 @@ class _Switch:
     @_disable_dynamo
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if torch.is_grad_enabled() and any(each.hessian_due for each in self.optimizers):
-            with torch.compiler.set_stance("force_eager"):
+            with uncompiled():
                 return self.plain(*arguments, **named)
         return self.fast(*arguments, **named)
 

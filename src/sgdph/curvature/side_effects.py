@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+# Who runs code uncompiled, in the order in which they began.
+_HELD: list[Any] = []
+_HOLDING = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -71,12 +77,29 @@ def buffers_kept() -> Iterator[None]:
             buffers[name] = buffer
 
 
-def uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Run compiled code as it was written: it has no second derivative, and hooks traced in."""
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled code as it was written: it has no second derivative, and hooks traced in.
+
+    The stance is one for all threads, and each of torch's contexts brings back the one it found.
+    Whoever leaves before another that came later therefore passes on what it found.
+    """
     if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
+        yield
+        return
+    with _HOLDING:
+        stance: Any = torch.compiler.set_stance("force_eager")
+        _HELD.append(stance)
+    try:
+        yield
+    finally:
+        with _HOLDING:
+            place = _HELD.index(stance)
+            del _HELD[place]
+            if place == len(_HELD):
+                stance.__exit__(None, None, None)
+            else:
+                _HELD[place].prev = stance.prev
 
 
 @contextlib.contextmanager
