@@ -1,4 +1,4 @@
-"""sgdph.compiled beside what it meets: copies, other threads, a second call."""
+"""sgdph.compiled beside what it meets: copies, other threads, checkpointing, a second call."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from compilations import Compilations
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import sgdph
 from sgdph.compilation import uncompiled_while_due
@@ -30,6 +31,20 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.norm(self.linear(x)).tanh()
         return result
+
+
+class Checkpointed(nn.Module):
+    """Blocks that are run again in the backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
 
 
 def optimizer_of(model: nn.Module, interval: int = 2) -> sgdph.SGDPH:
@@ -86,6 +101,24 @@ def test_the_last_optimizer_of_a_function_counts(
         return -first(x)
 
     assert torch.equal(sgdph.compiled(around, optimizer, backend="eager")(X), -first(X))
+
+
+@pytest.mark.parametrize("way", ["in place", "around"])
+def test_compiled_blocks_may_be_checkpointed(compilations: Compilations, way: str) -> None:
+    model, plain = Checkpointed(), Checkpointed()
+    for i, block in enumerate(model.blocks):
+        if way == "in place":
+            block.compile(backend=BACKEND)
+        else:
+            model.blocks[i] = torch.compile(block, backend=BACKEND)  # type: ignore[assignment]
+    optimizer, expected = optimizer_of(model), optimizer_of(plain)
+    sgdph.compiled(model, optimizer_of(plain, 7))
+    train(sgdph.compiled(model, optimizer), optimizer, 6)
+    train(plain, expected, 6)
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    # Two blocks, each forward and once more in the backward, in three steps that are not due.
+    assert compilations.runs == 2 * 2 * 3
 
 
 def test_threads_leave_the_stance_as_it_was() -> None:

@@ -138,14 +138,19 @@ def _compile_module(module: Any, optimizers: Sequence[SecondOrderOptimizer], opt
         # What torch compiles of the wrapper is the module inside; but of torch's own classes none.
         _compile_module(module.module, optimizers, options)
         return module
-    parts = [name for name, each in module.named_modules() if _is_compiled(each, module)]
+    parts = {name: each for name, each in module.named_modules() if _is_compiled(each, module)}
     if isinstance(fast, _Switch):
         fast = None if options else fast.fast
     if options and (fast is not None or parts):
-        which = f"part of the model ({parts[0]})" if parts and parts[0] else "the model"
+        first = next(iter(parts), "")
+        which = f"part of the model ({first})" if first else "the model"
         raise ValueError(_compiled_already(which, options))
     if fast is None:
         fast = plain if parts else torch.compile(_traceable(plain, module.forward), **options)
+    for part in parts.values():
+        if part is not module:
+            # Checkpointing calls it again in the backward, outside of the whole model's call.
+            _compile_module(part, optimizers, {})
     object.__setattr__(module, "_compiled_call_impl", _Switch(plain, fast, optimizers))
     return module
 

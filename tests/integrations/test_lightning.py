@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from small import assert_same_bits, bn_net, loss_of
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from integrations.loops import (
@@ -432,6 +433,52 @@ def test_compiled_in_manual_optimisation(compilations: Compilations) -> None:
             optimizer.backward(functional.cross_entropy(model(x), y))
             optimizer.step()
     assert gap(module.net, model) < 1e-6
+    assert (compilations.graphs, compilations.runs) == (1, 12)
+
+
+def test_a_compiled_module_in_manual_optimisation(compilations: Compilations) -> None:
+    """The training step is compiled, and with it the code around the optimizer's step."""
+
+    class Manual(Module):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(functional.cross_entropy(self.net(batch[0]), batch[1]))
+            optimizer.step()
+
+    module = Manual(hessian_interval=3)
+    fit(as_a_whole(module), 9)
+    assert gap(module.net, plain_loop(9, hessian_interval=3)[0]) < 1e-6
+    assert compilations.runs == 6 * compilations.graphs > 0
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_compiled_blocks_are_checkpointed(compilations: Compilations, manual: bool) -> None:
+    """They are run again in the backward, after Lightning's training step."""
+
+    class Checkpointed(Module):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            net: Any = self.net
+            logits = checkpoint(net[4], net[:4](batch[0]), use_reentrant=False)
+            loss = functional.cross_entropy(logits, batch[1])
+            if manual:
+                optimizer: Any = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+            return loss
+
+    module = Checkpointed(hessian_interval=3)
+    module.automatic_optimization = not manual
+    bare = module.net
+    module.net[4] = torch.compile(module.net[4], backend="aot_eager")  # type: ignore[operator]
+    fit(module, 9)
+    assert gap(bare, plain_loop(9, hessian_interval=3)[0]) < 1e-6
+    # Of 9 steps 6 are not due: forward, and again in the backward.
     assert (compilations.graphs, compilations.runs) == (1, 12)
 
 

@@ -65,13 +65,19 @@ class PartialHessianCallback(Callback):
                     scaler = getattr(trainer.precision_plugin, "scaler", None)
                     self._take(trainer, loss if scaler is None else scaler.scale(loss))
 
+            def uncompiled(_: object) -> AbstractContextManager[None]:
+                return uncompiled_while_due(_second_order(trainer))
+
             def train(batch: object) -> AbstractContextManager[None]:
                 _tell(trainer, "train")
-                return uncompiled_while_due(_second_order(trainer))
+                return uncompiled(batch)
 
             enter = self._while_fitting.enter_context
             enter(around(trainer.strategy, "training_step", train))
             enter(ahead_of(trainer.strategy, "backward", take_for_tuner))
+            if pl_module.automatic_optimization:
+                # Checkpointing runs code again there. Manual backwards are inside training steps.
+                enter(around(trainer.strategy, "backward", uncompiled))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the strategy as it was; called by the trainer."""
