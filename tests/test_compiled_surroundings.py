@@ -103,6 +103,20 @@ def test_the_last_optimizer_of_a_function_counts(
     assert torch.equal(sgdph.compiled(around, optimizer, backend="eager")(X), -first(X))
 
 
+def test_a_compiled_function_that_calls_another(compilations: Compilations) -> None:
+    """What decides for the inner one is not traced into the outer one's code."""
+    torch.manual_seed(0)
+    model = Block()
+    plain = copy.deepcopy(model)
+    optimizer, expected = optimizer_of(model), optimizer_of(plain)
+    inner = sgdph.compiled(lambda x: model(x), optimizer, backend=BACKEND)
+    train(sgdph.compiled(lambda x: 2 * inner(x), optimizer, backend=BACKEND), optimizer, 6)
+    train(lambda x: 2 * plain(x), expected, 6)
+    torch.testing.assert_close(model.norm.weight, plain.norm.weight, rtol=1e-5, atol=1e-6)
+    # Both in each of the three steps that are not due.
+    assert (compilations.graphs, compilations.runs) == (2, 6)
+
+
 @pytest.mark.parametrize("way", ["in place", "around"])
 def test_compiled_blocks_may_be_checkpointed(compilations: Compilations, way: str) -> None:
     model, plain = Checkpointed(), Checkpointed()
