@@ -192,3 +192,34 @@ def test_a_whole_step_inside_a_training_step_of_a_framework(compilations: Compil
             step()
         assert stance() == "default"
     assert compilations.runs == 4
+
+
+def test_code_around_a_compiled_function_stays(compilations: Compilations) -> None:
+    """By functools.wraps it has the attributes of torch.compile's own functions."""
+    model = Block()
+    fast = torch.compile(lambda x: model(x), backend=BACKEND)
+
+    @functools.wraps(fast)
+    def around(x: Tensor) -> Tensor:
+        return -fast(x)
+
+    optimizer = optimizer_of(model)
+    with pytest.raises(ValueError, match="the function is compiled already"):
+        sgdph.compiled(around, optimizer, backend=BACKEND)
+    called = sgdph.compiled(around, optimizer)
+    for _ in range(2):
+        torch.testing.assert_close(called(X), -model(X))
+        optimizer.backward(called(X).square().mean())
+        optimizer.step()
+    assert compilations.runs == 2
+
+
+def test_one_of_several_optimizers_is_due() -> None:
+    model, other = Block(), Block()
+    optimizer, due = optimizer_of(model), optimizer_of(other)
+    train(model, optimizer, 1)
+    for each in ([optimizer, due], [due, optimizer]):
+        with uncompiled_while_due(each):
+            assert stance() == "force_eager"
+    with uncompiled_while_due([optimizer]):
+        assert stance() == "default"

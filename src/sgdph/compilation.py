@@ -184,6 +184,9 @@ def _compile_function(
         plain, fast = known.plain, None if options else known.fast
     while _is_of_torch_compile(plain):
         plain, fast = plain._torchdynamo_orig_callable, function  # type: ignore[attr-defined]
+    if fast is None and hasattr(plain, "_torchdynamo_orig_callable"):
+        # It wraps a compiled function. Torch would take it for that, and leave the wrapper out.
+        fast = plain
     if fast is None:
         fast = torch.compile(_traceable(plain, plain), **options)
     elif options:
