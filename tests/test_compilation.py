@@ -8,7 +8,7 @@ import io
 import math
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -396,7 +396,11 @@ def test_compiled_autograd_around_a_due_step_is_refused(way: str) -> None:
     assert not optimizer.hessian_due
 
 
-@pytest.mark.parametrize("wrong", [nn.Sequential, 3, None, torch.ones(2)])
+def losses(x: Tensor) -> Iterator[Tensor]:
+    yield x.sum()
+
+
+@pytest.mark.parametrize("wrong", [nn.Sequential, 3, None, torch.ones(2), losses])
 def test_what_is_neither_module_nor_function(wrong: Any) -> None:
     optimizer = sgdph_of(bn_net(), 2)
     with pytest.raises(TypeError, match=r"takes a model or a function.*got (the|an)"):
@@ -406,7 +410,7 @@ def test_what_is_neither_module_nor_function(wrong: Any) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_scripted_modules_are_refused() -> None:
     model = bn_net()
-    with pytest.raises(TypeError, match="not scripted"):
+    with pytest.raises(TypeError, match="neither scripted"):
         sgdph.compiled(torch.jit.script(model), sgdph_of(model, 2))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -57,7 +58,7 @@ def compiled(
         The same module, or a function that takes and returns what ``model_or_loss_fn`` does.
 
     Raises:
-        TypeError: It is neither a module nor a function, or a scripted module; or there is no
+        TypeError: It is no module or function, or is scripted, a generator or async; or there is no
             :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` in ``optimizer``.
         ValueError: Options were given for what is compiled already.
 
@@ -70,10 +71,13 @@ def compiled(
         ...     optimizer.zero_grad()
     """
     unfit = (type, torch.jit.ScriptModule, torch.jit.ScriptFunction)
-    if not callable(model_or_loss_fn) or isinstance(model_or_loss_fn, unfit):
+    # What such a function returns runs when the call has ended.
+    runs_later = (inspect.isgeneratorfunction, inspect.iscoroutinefunction)
+    fits = callable(model_or_loss_fn) and not isinstance(model_or_loss_fn, unfit)
+    if not fits or any(tells(model_or_loss_fn) for tells in runs_later):
         raise TypeError(
-            "sgdph.compiled takes a model or a function, not scripted, and the optimizer that "
-            f"trains it, got {_described(model_or_loss_fn)}"
+            "sgdph.compiled takes a model or a function, neither scripted nor a generator nor "
+            f"async, and the optimizer that trains it, got {_described(model_or_loss_fn)}"
         )
     optimizers = _optimizers(optimizer)
     _warn_if_always_due(optimizers)
