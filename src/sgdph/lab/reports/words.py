@@ -27,16 +27,7 @@ from sgdph.lab.run.records import Group, RunRecord, differing_fields
 
 # The optimizer's own settings, and what else of a run its reader asks for first.
 SETTINGS = (
-    *(
-        "lr",
-        "weight_decay",
-        "channelwise_decay",
-        "newton_lr",
-        "momentum",
-        "second_order_lr",
-        "hessian_momentum",
-        "eps",
-    ),
+    *("lr", "weight_decay", "newton_lr", "momentum", "second_order_lr", "hessian_momentum", "eps"),
     *("estimator", "refresh", "hessian_interval", "betas", "optimizer_args"),
 )
 RECIPE = (
