@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgdph.lab.reports.statistics import Difference, Spread, difference, holm, outcome, welch
+from sgdph.lab.reports.statistics import Difference, Spread, difference, holm, outcome
 from sgdph.lab.run.records import RunRecord, read_runs
 
 BASELINE = "SGDM"
@@ -62,12 +62,12 @@ def compare(
     }
     spreads = {label: Spread.of(values) for label, values in finals.items()}
     tests = {
-        label: welch(spread, spreads[BASELINE])
+        label: difference(spread, spreads[BASELINE])
         for label, spread in spreads.items()
         if label != BASELINE
     }
     # With a single seed there is no test yet, and none that the others must be corrected for.
-    known = {label: p for label, p in tests.items() if p is not None}
+    known = {label: found.p for label, found in tests.items() if found is not None}
     adjusted = dict(zip(known, holm(list(known.values())), strict=True))
     plain = statistics.mean(_seconds(run) for run in systems[BASELINE])
     return {

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from sgdph.lab.data.dataset import plan_epoch
-from sgdph.lab.data.tensors import TensorDataset
+from sgdph.lab.data.tensors import TensorDataset, noise_dataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.optimizers.build import make_optimizer
 from sgdph.lab.optimizers.registry import BASELINES
@@ -94,15 +94,7 @@ def make_cell(model: str, optimizer: str, precision: str, data: TensorDataset, b
 
 def noise(images: int, tests: int, device: torch.device) -> TensorDataset:
     """Make images of noise, augmented like CIFAR-10's."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, 32, 32)
-    pixels, labels = (
-        torch.randint(256, (images + tests, *shape), generator=generator, dtype=torch.uint8),
-        torch.randint(10, (images + tests,), generator=generator),
-    )
-    mean, std = torch.full((3, 1, 1), 127.5), torch.full((3, 1, 1), 74.0)
-    train, test = (pixels[:images], labels[:images]), (pixels[images:], labels[images:])
-    return TensorDataset("cifar10", 10, 4, True, *train, *test, mean, std).to(device)
+    return noise_dataset("cifar10", (3, 32, 32), 10, train=images, test=tests).to(device)
 
 
 def one_epoch(cell: Cell, writer: Writer, path: Path) -> tuple[float, float]:

@@ -193,7 +193,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
         self._curvature.guards.check_step(groups, self._newton_state)
         if closure is None and self._is_rehearsed():
             return None
-        self._curvature.check_step(groups)
+        taken = self._curvature
+        taken.sharded.check_step(taken.cycle.newton, groups.every, taken.pending, taken.is_alone())
         due = self.hessian_due
         if self._has_gradients() or not self._curvature.is_alone():
             collected = self._curvature.collect(groups, loss_scale) if due else []

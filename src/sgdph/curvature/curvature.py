@@ -186,7 +186,8 @@ class Curvature:
         for p in self._targets.params:
             h = taken.get(p)
             if h is not None:
-                h = h.to(curvature_dtype(p)) / (1 if loss_scale is None else loss_scale)
+                h = h.to(curvature_dtype(p))
+                h = h if loss_scale is None else h / loss_scale
             self.pending.add(p, h, factors, owner, loss.grad_fn if owner is not None else None)
 
     def collect(
@@ -239,10 +240,6 @@ class Curvature:
         return any(c.p.requires_grad for c in found) and not any(
             c.h is not None or self.pending.was_missed(c.p) for c in found
         )
-
-    def check_step(self, groups: Groups) -> None:
-        """Check the gradients of a step; see :meth:`ShardedModel.check_step`."""
-        self.sharded.check_step(self.cycle.newton, groups.every, self.pending, self.is_alone())
 
     def advance(self, groups: Groups, collected: Sequence[Collected], *, due: bool) -> None:
         """Complete a step: the next parameters are due."""

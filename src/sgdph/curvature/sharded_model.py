@@ -266,7 +266,7 @@ class ShardedModel:
         # Those that differ are each rank's own.
         alone = [p for p in alone if self._shared[id(p)]]
         if alone:
-            mean_gradients(alone, ranks.process_group, ranks.count())
+            mean_gradients(alone, ranks)
             pending.gradients_averaged(alone)
 
     def drop_cleared(

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sgdph.algorithm import curvature_dtype
+from sgdph.distributed.reduction import Collected, Ranks
 
 _STATES = "_module_state_mapping"
 
@@ -103,9 +104,7 @@ def weights_gathered(modules: Sequence[Any]) -> Iterator[None]:
             group.reshard_after_backward, group.reduce_grads = reshards, reduces
 
 
-def mean_gradients(
-    params: Sequence[Tensor], process_group: dist.ProcessGroup | None, ranks: int
-) -> None:
+def mean_gradients(params: Sequence[Tensor], ranks: Ranks) -> None:
     """Average gradients over ranks in place, in one collective.
 
     What is the same on all ranks stays so, as the sum of earlier micro-batches does. A rank that
@@ -113,29 +112,16 @@ def mean_gradients(
 
     Args:
         params: Plain tensors, the same on every rank, in the same order.
-        process_group: The ranks.
-        ranks: How many.
+        ranks: The ranks.
     """
-    dtype = reduce(torch.promote_types, map(curvature_dtype, params))
-    device = params[0].device
-    parts = [
-        torch.zeros(p.numel(), dtype=dtype, device=device)
-        if p.grad is None
-        else p.grad.detach().reshape(-1).to(device, dtype)
-        for p in params
-    ]
-    counted = [p.grad is not None for p in params]
-    vector = torch.cat([*parts, torch.tensor(counted, dtype=dtype).to(device, non_blocking=True)])
-    dist.all_reduce(vector, group=process_group)
-    *sums, counts = torch.split(vector, [*(p.numel() for p in params), len(params)])
-    with torch.no_grad():
-        for p, total, count in zip(params, sums, counts, strict=True):
-            mean = (total / ranks).view(p.shape)
-            if p.grad is not None:
-                p.grad.copy_(mean)
-            # Only a rank that has none waits for its device.
-            elif bool(count > 0):
-                p.grad = mean.to(p.device, p.dtype, copy=True)
+    gradients = [Collected(p, None if p.grad is None else p.grad.detach()) for p in params]
+    for p, mean, any_has_one in ranks.mean(gradients):
+        assert mean is not None
+        if p.grad is not None:
+            p.grad.detach().copy_(mean)
+        # Only a rank that has none waits for its device.
+        elif bool(any_has_one):
+            p.grad = mean.to(p.dtype, copy=True)
 
 
 def same_on_all_ranks(

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
-from sgdph.lab.reports.statistics import Judgement, Spread, difference, holm, judge, welch
+from sgdph.lab.reports.statistics import Judgement, Spread, difference, holm, judge
 
 
 def test_mean_and_sample_deviation() -> None:
@@ -15,6 +15,11 @@ def test_mean_and_sample_deviation() -> None:
     assert spread.show(100, 2) == "90.00 ± 10.00"
     assert Spread.of([0.8]).show(100, 2) == "80.00 ± –"
     assert Spread.of([]).show(100, 2) == "–"
+
+
+def welch(first: Spread, second: Spread) -> float | None:
+    found = difference(first, second)
+    return None if found is None else found.p
 
 
 def test_welch_is_the_formula_of_the_textbook() -> None:

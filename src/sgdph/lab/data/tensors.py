@@ -171,6 +171,28 @@ def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.cat([images, images.flip(3)]).index_select(0, places)
 
 
+def noise_dataset(
+    name: str, shape: tuple[int, int, int], classes: int, *, train: int, test: int
+) -> TensorDataset:
+    """Make random images ``(C, H, W)``, augmented as CIFAR's where the name is one of these."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (train + test, *shape), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(classes, (train + test,), generator=generator)
+    is_cifar = name.startswith("cifar")
+    return TensorDataset(
+        name=name,
+        classes=classes,
+        crop_padding=4 if is_cifar else 0,
+        flip=is_cifar,
+        train_images=images[:train],
+        train_labels=labels[:train],
+        test_images=images[train:],
+        test_labels=labels[train:],
+        mean=torch.full((shape[0], 1, 1), 127.5),
+        std=torch.full((shape[0], 1, 1), 74.0),
+    )
+
+
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Compute each channel's mean and population deviation over bytes ``(N, C, H, W)``.
 

@@ -70,41 +70,23 @@ class Range:
         return f"{form(self.lowest)} to {form(self.highest)}"
 
 
-def welch(first: Spread, second: Spread) -> float | None:
-    """Test whether two means differ, the variances not taken for equal (Welch, 1947).
-
-    Returns:
-        The two-sided p-value. ``None`` where there is no test: fewer than two figures on a side, or
-        no spread on either, which leaves nothing to measure a difference by (equal means then
-        have 1).
-    """
-    from scipy.stats import ttest_ind_from_stats
-
-    if first.mean is None or second.mean is None or first.std is None or second.std is None:
-        return None
-    if first.std == second.std == 0:
-        return 1.0 if first.mean == second.mean else None
-    result = ttest_ind_from_stats(
-        *(first.mean, first.std, first.n), *(second.mean, second.std, second.n), equal_var=False
-    )
-    return float(result.pvalue)
-
-
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two means, with its 95% interval (Welch, 1947).
+    """The difference of two means, by Welch's method (1947), of this pair alone.
 
     Attributes:
         mean: The first mean minus the second.
-        low: Lower end of the interval.
+        low: Lower end of its 95% interval.
         high: Upper end.
         n: How many figures each mean is of.
+        p: Two-sided p-value of the test whether they differ, the variances not taken for equal.
     """
 
     mean: float
     low: float
     high: float
     n: tuple[int, int]
+    p: float
 
     @property
     def is_tie(self) -> bool:
@@ -113,27 +95,27 @@ class Difference:
 
 
 def difference(first: Spread, second: Spread) -> Difference | None:
-    """Compute the difference of two means and its interval, of this pair alone.
+    """Compute the difference of two means, its interval and its p-value.
 
     Returns:
-        The difference; ``None`` where :func:`welch` has no test.
+        The difference. ``None`` where there is no test: fewer than two figures on a side, or no
+        spread on either, which leaves nothing to measure a difference by (of equal means p is 1).
     """
-    from scipy.stats import t
+    from scipy.stats import t, ttest_ind_from_stats
 
-    if welch(first, second) is None:
+    if first.mean is None or second.mean is None or first.std is None or second.std is None:
         return None
-    assert first.mean is not None
-    assert second.mean is not None
-    assert first.std is not None
-    assert second.std is not None
     gap, n = first.mean - second.mean, (first.n, second.n)
+    if first.std == second.std == 0:
+        return Difference(gap, gap, gap, n, 1.0) if gap == 0 else None
+    test = ttest_ind_from_stats(
+        *(first.mean, first.std, first.n), *(second.mean, second.std, second.n), equal_var=False
+    )
     # Squared standard errors.
     errors = first.std**2 / first.n, second.std**2 / second.n
-    if sum(errors) == 0:
-        return Difference(gap, gap, gap, n)
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / (n[0] - 1) + errors[1] ** 2 / (n[1] - 1))
     reach = float(t.ppf(1 - ALPHA / 2, freedom)) * math.sqrt(sum(errors))
-    return Difference(gap, gap - reach, gap + reach, n)
+    return Difference(gap, gap - reach, gap + reach, n, float(test.pvalue))
 
 
 def outcome(p: float, found: Difference) -> Outcome:
@@ -208,13 +190,7 @@ def judge(spreads: Mapping[int, Spread], better: Literal["higher", "lower"]) -> 
         return Judgement(None, {}, ())
     sign = 1 if better == "higher" else -1
     best = max(means, key=lambda row: sign * means[row])
-    tests = {row: welch(spreads[best], spreads[row]) for row in means if row != best}
-    tested = {row: p for row, p in tests.items() if p is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    gaps = {row: difference(spreads[best], spreads[row]) for row in tested}
-    return Judgement(
-        best,
-        adjusted,
-        tuple(row for row in tests if row not in tested),
-        {row: gap for row, gap in gaps.items() if gap is not None},
-    )
+    pairs = {row: difference(spreads[best], spreads[row]) for row in means if row != best}
+    tested = {row: found for row, found in pairs.items() if found is not None}
+    adjusted = dict(zip(tested, holm([found.p for found in tested.values()]), strict=True))
+    return Judgement(best, adjusted, tuple(row for row in pairs if row not in tested), tested)

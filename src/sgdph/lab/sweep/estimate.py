@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset, plan_epoch
-from sgdph.lab.data.tensors import TensorDataset
+from sgdph.lab.data.tensors import noise_dataset
 from sgdph.lab.optimizers.registry import SETTINGS
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import prepare
@@ -197,23 +197,5 @@ def time_step(config: RunConfig, images: int) -> float:
 def noise(config: RunConfig, count: int) -> Dataset:
     """Make a data set of random images, of the shape of the run's own."""
     shape = shape_of(config)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(
-        256,
-        (count, shape.channels, shape.size, shape.size),
-        generator=generator,
-        dtype=torch.uint8,
-    )
-    labels = torch.randint(shape.classes, (count,), generator=generator)
-    return TensorDataset(
-        name=config.dataset,
-        classes=shape.classes,
-        crop_padding=4 if config.dataset.startswith("cifar") else 0,
-        flip=config.dataset.startswith("cifar"),
-        train_images=images,
-        train_labels=labels,
-        test_images=images,
-        test_labels=labels,
-        mean=torch.full((shape.channels, 1, 1), 127.5),
-        std=torch.full((shape.channels, 1, 1), 74.0),
-    )
+    size = (shape.channels, shape.size, shape.size)
+    return noise_dataset(config.dataset, size, shape.classes, train=count, test=count)
