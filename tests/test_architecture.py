@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
         "validation", "roles", "algorithm", "distributed", "curvature", "state_dict", "join",
     },
     "wrappers": {"step"},
+    "metrics": {"wrappers"},
     "compilation": {"curvature", "step", "wrappers"},
     "optimizer": {
         "names", "validation", "roles", "distributed", "curvature", "state_dict", "step",
@@ -50,12 +51,12 @@ ROOMS: dict[str, set[str]] = {
     },
     "weight_norm": set(),
     "sgdph": {
-        "roles", "algorithm", "compilation", "optimizer", "partial_hessian", "with_muon",
-        "diagnostics", "weight_norm",
+        "roles", "algorithm", "metrics", "compilation", "optimizer", "partial_hessian",
+        "with_muon", "diagnostics", "weight_norm",
     },
     "integrations": {
-        "roles", "autograd", "distributed", "step", "wrappers", "compilation", "optimizer",
-        "partial_hessian",
+        "roles", "autograd", "distributed", "step", "wrappers", "metrics", "compilation",
+        "optimizer", "partial_hessian",
     },
     "lab.errors": set(),
     "lab.output": {"lab.errors"},

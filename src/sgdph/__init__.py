@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sgdph.diagnostics.curvature_check import check_curvature
     from sgdph.diagnostics.diagnostics import diagonality
     from sgdph.diagnostics.figures import Diagonality, EstimateError
+    from sgdph.metrics import log_multipliers
     from sgdph.optimizer import SGDPH
     from sgdph.partial_hessian import PartialHessian
     from sgdph.roles import param_groups
@@ -36,6 +37,7 @@ __all__ = [
     "diagonality",
     "fold_weight_norm",
     "hessian_block",
+    "log_multipliers",
     "muon",
     "param_groups",
 ]
@@ -52,6 +54,7 @@ _MODULES = {
     "diagonality": "diagnostics.diagnostics",
     "fold_weight_norm": "weight_norm.weight_norm",
     "hessian_block": "diagnostics.block",
+    "log_multipliers": "metrics",
     "muon": "with_muon",
     "param_groups": "roles",
 }

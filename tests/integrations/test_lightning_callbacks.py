@@ -10,7 +10,8 @@ import lightning
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
+from lightning.pytorch.callbacks import BackboneFinetuning, Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from small import assert_same_bits, batch, bn_net, by_update, loss_of, train
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from integrations.loops import loader, optimizer_of
-from sgdph import SGDPH, PartialHessian, param_groups
+from sgdph import SGDPH, PartialHessian, log_multipliers, param_groups
 from sgdph.integrations.lightning import PartialHessianCallback
 from sgdph.step import SecondOrderOptimizer
 
@@ -331,3 +332,51 @@ def test_the_learning_rate_finder_with_a_schedule_free_optimizer(tmp_path: Path)
     found = Tuner(this).lr_find(ScheduleFree(), loader(12), num_training=5, update_attr=False)
     assert len(found.results["loss"]) == 5
     assert vars(this.strategy).keys().isdisjoint({"backward", "training_step"})
+
+
+class Remembering(Logger):
+    """Keeps what it is told, as any of Lightning's loggers gets it."""
+
+    name, version = "remembering", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[int, dict[str, float]] = {}
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        self.told[step] = self.told.get(step, {}) | metrics
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_multipliers_are_logged_where_the_trainer_logs(tmp_path: Path, accumulate: int) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Reading(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            seen.append(log_multipliers(trainer.optimizers[0]))
+
+    logger, module = Remembering(), Module()
+    callbacks = [PartialHessianCallback(log_multipliers=True), Reading()]
+    lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=2,
+        accumulate_grad_batches=accumulate,
+        max_steps=4,
+        default_root_dir=tmp_path,
+        callbacks=callbacks,
+    ).fit(module, loader(4 * accumulate))
+    after_steps = seen[accumulate - 1 :: accumulate]
+    assert list(logger.told) == [1, 3]
+    for step, told in logger.told.items():
+        del told["epoch"]
+        assert told == pytest.approx(after_steps[step], rel=1e-6)
+        assert told["sgdph/refreshed"] == step + 1

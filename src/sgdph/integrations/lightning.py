@@ -15,6 +15,7 @@ from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.compilation import uncompiled_while_due
 from sgdph.integrations.ahead import ahead_of, around
 from sgdph.integrations.wrapped import take_scaled
+from sgdph.metrics import log_multipliers as read_multipliers
 from sgdph.partial_hessian import PartialHessian
 from sgdph.step import SecondOrderOptimizer
 from sgdph.wrappers import wrapped_sgdph
@@ -46,12 +47,18 @@ class PartialHessianCallback(Callback):
     ``Tuner.lr_find`` and ``Tuner.scale_batch_size`` take a trainer's callbacks away while they
     train; the curvature is then taken just before the strategy's backward.
 
+    Args:
+        log_multipliers: Send the figures of :func:`sgdph.log_multipliers` to the trainer's loggers,
+            every ``log_every_n_steps`` steps. Several optimizers are told apart by their places:
+            ``sgdph0/multiplier_median``.
+
     Example:
         >>> trainer = lightning.Trainer(callbacks=[PartialHessianCallback()])
         >>> trainer.fit(module, loader)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, log_multipliers: bool = False) -> None:
+        self._log_multipliers = log_multipliers
         self._backward_ran = False
         self._while_fitting = ExitStack()
 
@@ -110,6 +117,19 @@ class PartialHessianCallback(Callback):
             due = [each for each in due if _reaches(loss, each)]
         for optimizer in due:
             optimizer.update_hessian(loss, loss_scale=_scale(trainer.precision_plugin))
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the multipliers where the trainer logs; called by the trainer."""
+        # Lightning's own monitors ask the same: reading waits for the device.
+        if not (self._log_multipliers and trainer._logger_connector.should_update_logs):
+            return
+        for i, optimizer in enumerate(trainer.optimizers):
+            if isinstance(optimizer, SecondOrderOptimizer):
+                prefix = "sgdph" if len(trainer.optimizers) == 1 else f"sgdph{i}"
+                figures = read_multipliers(optimizer, prefix=prefix)
+                pl_module.log_dict(figures, on_step=True, on_epoch=False, batch_size=1)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Let a step that no backward went before do nothing; called by the trainer.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch.optim.optimizer import Optimizer
 
+from sgdph import log_multipliers
+
 if TYPE_CHECKING:
     from sgdph.lab.config.run_config import RunConfig
 
@@ -50,15 +52,12 @@ def multiplier_summary(optimizer: Optimizer) -> dict[str, float | int] | None:
         Smallest, middle and largest of the parameters' medians, and how many parameters were
         refreshed at least once; ``None`` for other optimizers.
     """
-    statistics = getattr(optimizer, "multiplier_statistics", None)
-    if statistics is None:
+    if not hasattr(optimizer, "multiplier_statistics"):
         return None
-    medians = sorted(each.median for each in statistics().values() if each.refreshes > 0)
-    if not medians:
-        return {"refreshed": 0}
-    return {
-        "min": medians[0],
-        "median": medians[len(medians) // 2],
-        "max": medians[-1],
-        "refreshed": len(medians),
+    figures = log_multipliers(optimizer)
+    summary: dict[str, float | int] = {
+        name: figures[f"sgdph/multiplier_{name}"]
+        for name in ("min", "median", "max")
+        if f"sgdph/multiplier_{name}" in figures
     }
+    return {**summary, "refreshed": int(figures["sgdph/refreshed"])}

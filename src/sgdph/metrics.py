@@ -1,0 +1,89 @@
+"""Newton multipliers and refresh counts as named figures, for a logger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim.optimizer import Optimizer
+
+from sgdph.wrappers import wrapped_sgdph
+
+
+def log_multipliers(
+    optimizer: Optimizer, to: Any = None, step: int | None = None, *, prefix: str = "sgdph"
+) -> dict[str, float]:
+    """Read the Newton multipliers and refresh counts, and send them to a logger.
+
+    The figures, by name (all without a unit):
+
+    ==================================  ========================================================
+    ``sgdph/refreshed``                 how many Newton parameters were refreshed at least once
+    ``sgdph/multiplier_min``            smallest of these parameters' median multipliers; left
+                                        out before the first refresh, as the next two are
+    ``sgdph/multiplier_median``         middle one (the upper of two)
+    ``sgdph/multiplier_max``            largest one
+    ``sgdph_multiplier/NAME``           median multiplier of the parameter NAME: how many times
+                                        SGD's step it takes; 1 before its first refresh
+    ``sgdph_refreshes/NAME``            how many partial Hessians entered its average
+    ==================================  ========================================================
+
+    Reading waits for the device twice, so do it every so many steps. No collective is run: one rank
+    may log alone.
+
+    Args:
+        optimizer: An :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, or a wrapper around one
+            (Accelerate, Lightning, ``Lookahead``).
+        to: Where to send them: a TensorBoard ``SummaryWriter``; ``wandb`` or one of its runs, or
+            whatever has their ``log(figures, step=…)`` (Accelerate, Trackio); whatever has
+            ``log_metrics(figures, step=…)`` (Lightning's loggers, MLflow, Comet) or
+            ``log_dict(figures, step=…)`` (Fabric). ``None`` sends nothing.
+        step: The number of the training step; needed with ``to``.
+        prefix: What the names start with. Two optimizers in one log need two.
+
+    Returns:
+        The figures.
+
+    Raises:
+        TypeError: There is no Newton step in ``optimizer``; ``to`` is none of these.
+        ValueError: ``to`` without ``step``.
+        RuntimeError: Newton parameters were exchanged inside ``param_groups``.
+
+    Example:
+        >>> sgdph.log_multipliers(optimizer, writer, step)  # TensorBoard
+        >>> sgdph.log_multipliers(optimizer, wandb, step)  # Weights & Biases
+        >>> figures = sgdph.log_multipliers(optimizer)  # a dict
+    """
+    send = None if to is None else _sender(to)
+    if send is not None and step is None:
+        raise ValueError("log_multipliers needs `step`, the number of the step, to send figures")
+    statistics = wrapped_sgdph(optimizer).multiplier_statistics()
+    refreshed = sorted(each.median for each in statistics.values() if each.refreshes > 0)
+    figures = {f"{prefix}/refreshed": float(len(refreshed))}
+    if refreshed:
+        figures[f"{prefix}/multiplier_min"] = refreshed[0]
+        figures[f"{prefix}/multiplier_median"] = refreshed[len(refreshed) // 2]
+        figures[f"{prefix}/multiplier_max"] = refreshed[-1]
+    for name, each in statistics.items():
+        figures[f"{prefix}_multiplier/{name}"] = each.median
+        figures[f"{prefix}_refreshes/{name}"] = float(each.refreshes)
+    if send is not None:
+        send(figures, step)
+    return figures
+
+
+def _sender(to: Any) -> Any:
+    # Fabric has log(name, value) beside log_dict, so log comes last.
+    for method in ("log_metrics", "log_dict", "log"):
+        if callable(getattr(to, method, None)):
+            return lambda figures, step: getattr(to, method)(figures, step=step)
+    if callable(getattr(to, "add_scalar", None)):
+
+        def add(figures: dict[str, float], step: int) -> None:
+            for name, value in figures.items():
+                to.add_scalar(name, value, step)
+
+        return add
+    raise TypeError(
+        "log_multipliers sends to a SummaryWriter, to wandb, or to an object with log_metrics, "
+        f"log_dict or log; got {type(to).__name__}. Without `to` it returns the figures as a dict"
+    )
