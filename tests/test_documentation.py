@@ -52,6 +52,31 @@ def test_readme_is_short_and_its_snippet_is_the_first_of_other_pages() -> None:
     assert len(pages[0].read_text().splitlines()) <= 120
 
 
+PROSE = [
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "results").glob("README.md")),
+    *sorted((ROOT / "results").glob("*/README.md")),
+]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sentences_are_short(page: Path) -> None:
+    sentences = {each: len(re.findall(r"\S*\w\S*", each)) for each in sentences_of(page)}
+    assert {each: count for each, count in sentences.items() if count > 45} == {}
+    assert sum(sentences.values()) <= 25 * len(sentences)
+
+
+def sentences_of(page: Path) -> list[str]:
+    """List the sentences of a page's paragraphs and list items, without tables and code."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"^(?:    |#|\||:::).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "Code", text))
+    paragraphs = re.split(r"\n\s*\n|^\s*(?:[*-]|\d+\.) ", text, flags=re.MULTILINE)
+    found = [each for p in paragraphs for each in re.split(r"(?<=[.!?:])\s+(?=\W*[A-Z\d])", p)]
+    return [" ".join(each.split()) for each in found if each.strip()]
+
+
 @contextlib.contextmanager
 def one_rank() -> Iterator[None]:
     """Have a process group of this process alone."""
