@@ -8,12 +8,14 @@ from functools import partial
 from evidence import TASKS
 from network_zoo.row import PACKAGES
 
-from result_tables import accuracies, costs, studies, zoo
+from result_tables import accuracies, costs, studies, verdicts, zoo
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "readme-cost": costs.readme_cost,
     "readme-accuracy": accuracies.readme_accuracy,
     **{f"systems-{study}": partial(accuracies.all_systems, study) for study in TASKS},
+    "claims-verdicts": verdicts.verdicts,
+    "claims-cost": verdicts.cost,
     "claims-mnist5k": partial(accuracies.claims, "mnist5k"),
     "claims-cifar10": partial(accuracies.claims, "cifar10"),
     "claims-resnet20": partial(accuracies.claims, "cifar10-resnet20"),
@@ -28,6 +30,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "cost-settings": costs.cost_settings,
     "cost-others": costs.cost_others,
     "cost-networks": costs.cost_networks,
+    "cost-sweeps": costs.cost_sweeps,
     "cost-parts": costs.cost_parts,
     "cost-parts-gpt": costs.cost_parts_of_gpt,
     "cost-transformers": costs.cost_transformers,
@@ -41,5 +44,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "data-loading": partial(studies.transcribed, "data-loading", 4),
     "zoo": zoo.summary,
     **{f"zoo-{package}": partial(zoo.networks, package) for package in PACKAGES},
+    "reidentification": partial(studies.transcribed, "reidentification", 2),
     "tuning-example": partial(studies.transcribed, "tuning-example", 1),
 }

@@ -169,7 +169,7 @@ def carried() -> str:
 
 
 @cache
-def finals(study: str) -> Mapping[tuple[Any, ...], str]:
+def finals(study: str) -> Mapping[tuple[Any, ...], tuple[float, ...]]:
     """Read a sweep's final accuracies by optimizer, network, data set and what it varies."""
     groups = group_runs(read_runs([RESULTS / "evidence" / study]).records)
     return {
@@ -177,23 +177,28 @@ def finals(study: str) -> Mapping[tuple[Any, ...], str]:
             *(group.config.optimizer, group.config.dataset, group.config.model, group.config.lr),
             *(group.config.weight_decay, group.config.second_order_lr),
             *(group.config.hessian_momentum, group.config.batch_size),
-        ): percent([run.figure("final") or 0.0 for run in group.finished])
+        ): tuple(run.figure("final") or 0.0 for run in group.finished)
         for group in groups
     }
 
 
-def final(study: str, **wanted: Any) -> str:
-    """Return the one final accuracy of a sweep that has some settings."""
+def finals_with(study: str, **wanted: Any) -> list[tuple[float, ...]]:
+    """Return the final accuracies of each entry of a sweep that has some settings."""
     names = (
         *("optimizer", "dataset", "model", "lr", "weight_decay"),
         *("second_order_lr", "hessian_momentum", "batch_size"),
     )
-    (found,) = (
-        text
-        for key, text in finals(study).items()
+    return [
+        values
+        for key, values in finals(study).items()
         if all(dict(zip(names, key, strict=True))[name] == each for name, each in wanted.items())
-    )
-    return found
+    ]
+
+
+def final(study: str, **wanted: Any) -> str:
+    """Return the one final accuracy of a sweep that has some settings."""
+    (found,) = finals_with(study, **wanted)
+    return percent(found)
 
 
 def robust_to_lr() -> str:

@@ -17,6 +17,7 @@ from sgdph.lab.reports.numbers import fixed
 # What `make cost-cuda` writes.
 CUDA = RESULTS / "cost" / "cuda"
 NOT_RUN = "Not run on a GPU yet.\n"
+COLUMNS = ("process_median", "floor", "mean_peak", "worst_peak")
 PRECISIONS = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
 
 
@@ -31,6 +32,12 @@ def costs(study: str) -> dict[str, dict[str, str]]:
 def ratio(text: Any) -> str:
     """Write a ratio with two digits, SGDM's 1.00 where it has no floor of its own."""
     return f"{float(text or 1.0):.2f}"
+
+
+def with_range(row: Mapping[str, str]) -> str:
+    """Write a step's time, with its range over rounds."""
+    low, high = ratio(row["process_lowest"]), ratio(row["process_highest"])
+    return f"{ratio(row['process_median'])} ({low} to {high})"
 
 
 def cost_lines(study: str, names: Mapping[str, str], columns: Sequence[str]) -> list[list[str]]:
@@ -69,10 +76,9 @@ def cost_settings() -> str:
         "sgdph-hutchinson-all": '`hutchinson`, `refresh="all"`',
         "sgdph-hutchinson-all-interval10": "the same, `hessian_interval=10`",
     }
-    columns = ("process_median", "floor", "mean_peak", "worst_peak")
     return markdown(
         ["setting", "time", "floor", "mean peak memory", "worst peak"],
-        cost_lines("resnet18-every-parameter", names, columns),
+        cost_lines("resnet18-every-parameter", names, COLUMNS),
     )
 
 
@@ -94,30 +100,36 @@ def cost_networks() -> str:
     names = {
         "vgg19-bn": "CIFAR VGG19 with batch norm, 16",
         "resnet20": "ResNet-20, 128",
-        "transformers/encoder12": "transformer encoder, 12 layers of width 256, 64 tokens, 8",
+        "transformers/encoder12": "encoder, 12 layers of width 256, 64 tokens, 8",
         "transformers/gpt6": "GPT, 6 layers of width 256, 64 tokens, 8",
     }
-    systems = ("sgdph", "sgdph-plain", "sgdph-hutchinson-all")
-
-    def joined(study: str, column: str, keys: Sequence[str] = systems) -> str:
-        found = costs(study)
-        return ", ".join(ratio(found[key][column]) for key in keys)
-
+    settings = {
+        "sgdph": "default",
+        "sgdph-plain": "plain order",
+        "sgdph-hutchinson-all": "joint product",
+    }
     return markdown(
+        ["network, batch", "setting", "time", "floor", "mean peak memory", "worst peak"],
         [
-            "network, batch",
-            "time: default, plain order, joint",
-            "floor: cyclic, joint",
-            "mean peak memory: default, plain order, joint",
-        ],
-        [
-            [
-                name,
-                joined(study, "process_median"),
-                joined(study, "floor", (systems[0], systems[2])),
-                joined(study, "mean_peak"),
-            ]
+            [name, *line]
             for study, name in names.items()
+            for line in cost_lines(study, settings, COLUMNS)
+        ],
+        texts=2,
+    )
+
+
+def cost_sweeps() -> str:
+    """The default on ResNets of several depths, and at several batch sizes."""
+    rows = []
+    for study in ("depth", "batch-size"):
+        with (RESULTS / "cost" / study / "cost.csv").open(encoding="utf-8", newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["system"] == "sgdph"]
+    return markdown(
+        ["network", "batch", "time"],
+        [
+            [f"ResNet-{row['model'].removeprefix('resnet')}", row["batch_size"], with_range(row)]
+            for row in rows
         ],
     )
 
@@ -136,12 +148,9 @@ def cost_transformers() -> str:
     for study, name in names.items():
         found = costs(study)
         default, tenth = found["sgdph"], found["sgdph-interval10"]
-        reach = f"{ratio(default['process_lowest'])} to {ratio(default['process_highest'])}"
         figures = (ratio(default[key]) for key in ("floor", "mean_peak", "worst_peak"))
-        time = f"{ratio(default['process_median'])} ({reach})"
-        rows.append(
-            [name, time, *figures, ratio(tenth["process_median"]), ratio(tenth["mean_peak"])]
-        )
+        others = (ratio(tenth[key]) for key in ("process_median", "mean_peak"))
+        rows.append([name, with_range(default), *figures, *others])
     return markdown(
         [
             *("network, batch", "time", "floor", "mean peak memory", "worst peak"),
@@ -220,12 +229,11 @@ def cost_of_step() -> str:
 
 def cost_cuda() -> str:
     """Training steps on a GPU, where they were measured: ``make cost-cuda``."""
-    directory = CUDA
-    if not (directory / "cost.csv").exists():
+    if not (CUDA / "cost.csv").exists():
         return NOT_RUN
-    with (directory / "cost.csv").open(encoding="utf-8", newline="") as file:
+    with (CUDA / "cost.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    environment = json.loads((directory / "cost.json").read_text(encoding="utf-8"))["environment"]
+    environment = json.loads((CUDA / "cost.json").read_text(encoding="utf-8"))["environment"]
     names = {
         "sgdm": "SGDM",
         "sgdph": "SGD-PH, default",

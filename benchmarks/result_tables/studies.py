@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparison import percent
+from scipy.stats import ttest_rel
 
 from result_tables.markdown import RESULTS, markdown
+from sgdph.lab.reports.numbers import points, shown_interval
+from sgdph.lab.reports.statistics import Difference
+from sgdph.lab.reports.statistics import outcome as judged
 
 
 def with_controls(task: str) -> str:
@@ -25,22 +31,41 @@ def with_controls(task: str) -> str:
         "hutchinson-all": "SGD-PH, Hutchinson, all at once",
         "exact": "SGD-PH, exact diagonal (lr, wd not tuned)",
     }
-    file = RESULTS / "diagonality" / "training" / "summary.json"
+    folder = RESULTS / "diagonality" / "training"
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))[task]
+    lines = (folder / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [run for run in map(json.loads, lines) if run["phase"] == "test"]
     rows = []
-    for found in json.loads(file.read_text(encoding="utf-8"))[task]:
-        tested = found.get("p_holm") is not None
+    for found in summary:
+        text, outcome = "", ""
+        if found.get("p_holm") is not None:
+            pairs = _over_row_sum(runs, found["system"])
+            text = f"{points(pairs.mean)} ({shown_interval(pairs.low, pairs.high)})"
+            outcome = judged(found["p_holm"], pairs)
         rows.append(
             [
                 names[found["system"]],
                 f"{found['lr']:g}, {found['weight_decay']:g}",
-                f"{found['accuracy']:.2f} ± {found['accuracy_std']:.2f} (n = {found['n']})",
-                f"{found['loss']:.4f}",
-                f"{found['difference']:+.2f}" if tested else "",
-                f"{found['p_holm']:.3f}" if tested else "",
+                f"{found['accuracy']:.2f} ± {found['accuracy_std']:.2f}",
+                text,
+                f"{found['p_holm']:.3f}" if outcome else "",
+                outcome,
             ]
         )
-    headings = ("system", "lr, wd", "test accuracy %", "test loss", "against the row sum")
-    return markdown([*headings, "p (Holm)"], rows, 6)
+    headings = ("system", "lr, wd", "test accuracy, %", "minus the row sum's (95% interval)")
+    return markdown([*headings, "p (Holm)", "outcome"], rows, 2)
+
+
+def _over_row_sum(runs: Sequence[Mapping[str, Any]], system: str) -> Difference:
+    """Compare a system with the row sum, seed by seed: a paired t-test."""
+    accuracies = {(run["system"], run["seed"]): run["accuracy"] for run in runs}
+    seeds = [seed for name, seed in accuracies if name == system]
+    first = [accuracies[system, seed] for seed in seeds]
+    second = [accuracies["row-sum", seed] for seed in seeds]
+    found = ttest_rel(first, second)
+    interval = found.confidence_interval(0.95)
+    mean = statistics.mean(first) - statistics.mean(second)
+    return Difference(mean, interval.low, interval.high, (len(first), len(second)), found.pvalue)
 
 
 def differences() -> str:
@@ -71,7 +96,7 @@ def differences() -> str:
     )
 
 
-def points() -> list[dict[str, Any]]:
+def search_points() -> list[dict[str, Any]]:
     """Read the search on MNIST-5k that the defaults come from."""
     return [
         point
@@ -85,7 +110,7 @@ def points() -> list[dict[str, Any]]:
 def search() -> str:
     """All points of that search."""
     rows: dict[tuple[str, float], list[tuple[float, str]]] = {}
-    for point in points():
+    for point in search_points():
         cell = percent(point["validation_accuracy"])
         place = rows.setdefault((point["optimizer"], point["lr"]), [])
         place.append((point["weight_decay"], f"{cell} (λ {point['weight_decay']:g})"))
@@ -106,7 +131,7 @@ def search_over_lr() -> str:
     rates = (0.01, 0.03, 0.1, 0.3)
     cells = {
         (point["optimizer"], point["lr"]): percent(point["validation_accuracy"])
-        for point in points()
+        for point in search_points()
         if point["weight_decay"] == 5e-4
     }
     return markdown(

@@ -80,7 +80,7 @@ def _over_layers(figures: CheckpointFigures, name: str) -> str | None:
     found = spread_over_layers(figures, name, "relative_error")
     if found is None:
         return None
-    return f"{two_decimals(found.median)} ({found.reach(two_decimals)})"
+    return found.show(two_decimals)
 
 
 def left_out_table(plan: Plan) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from sgdph.lab.reports.grid import Grid
@@ -11,13 +12,15 @@ from sgdph.lab.reports.measures import (
     Measure,
     area,
     column_targets,
+    figures,
     final,
     judge_column,
     main_measures,
+    seconds_per_epoch,
     spread,
     time_to,
 )
-from sgdph.lab.reports.statistics import Judgement
+from sgdph.lab.reports.statistics import Judgement, Spread
 from sgdph.lab.reports.table import Table
 from sgdph.lab.run.records import Group
 
@@ -34,6 +37,7 @@ def figures_table(grids: Sequence[Grid]) -> Table:
         for j in range(len(grid.columns)):
             judgement = judge_column(grid, final(grid.evaluated), j)
             for i, group in grid.column(j).items():
+                seconds = figures(group, seconds_per_epoch())
                 rows.append(
                     {
                         "optimizer": _system(grid, i, j),
@@ -42,6 +46,7 @@ def figures_table(grids: Sequence[Grid]) -> Table:
                         "diverged": group.count("diverged"),
                         "unfinished": group.unfinished,
                         **_figures(group, [area(grid.evaluated)]),
+                        "seconds_per_epoch_median": median(seconds) if seconds else None,
                         "p_against_best": judgement and judgement.adjusted.get(i),
                         **_distance(judgement, i),
                         **_place(grid, i, j),
@@ -80,6 +85,7 @@ def targets_table(grids: Sequence[Grid], targets: Sequence[float]) -> Table:
                 if target is None:
                     continue
                 found = time_to(group, target)
+                seconds = Spread.of(found.seconds)
                 rows.append(
                     {
                         "optimizer": _system(grid, i, j),
@@ -88,8 +94,9 @@ def targets_table(grids: Sequence[Grid], targets: Sequence[float]) -> Table:
                         "reached": found.reached,
                         "epochs_mean": found.epochs.mean,
                         "epochs_std": found.epochs.std,
-                        "seconds_mean": found.seconds.mean,
-                        "seconds_std": found.seconds.std,
+                        "seconds_mean": seconds.mean,
+                        "seconds_std": seconds.std,
+                        "seconds_median": median(found.seconds) if found.seconds else None,
                         **_place(grid, i, j),
                     }
                 )

@@ -9,11 +9,12 @@ from typing import Literal
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.reports.grid import Grid
-from sgdph.lab.reports.numbers import NOTHING
-from sgdph.lab.reports.statistics import Judgement, Spread, judge
+from sgdph.lab.reports.numbers import NOTHING, fixed
+from sgdph.lab.reports.statistics import Judgement, Range, Spread, judge
 from sgdph.lab.run.directory import ENDED
 from sgdph.lab.run.records import Group, RunRecord
 
+MEDIAN = "median (lowest to highest)"
 # The share of the best system's mean final accuracy that is the target where none was named.
 SHARE = 0.99
 
@@ -30,6 +31,8 @@ class Measure:
         scale: What it is multiplied by to be shown.
         digits: Decimals shown.
         better: Which figures are better; ``None`` where a test over seeds would say nothing.
+        by_median: Whether tables show the median and the range of several runs, in place of the
+            mean and the standard deviation, which one disturbed run would decide.
     """
 
     key: str
@@ -39,6 +42,18 @@ class Measure:
     scale: float
     digits: int
     better: Literal["higher", "lower"] | None = None
+    by_median: bool = False
+
+    @property
+    def summary(self) -> str:
+        """What a table shows of several runs."""
+        return MEDIAN if self.by_median else "mean ± sample standard deviation"
+
+    def show(self, values: Sequence[float]) -> str:
+        """Write what a table shows of several runs."""
+        if self.by_median:
+            return median_and_range(values, self.digits, self.scale)
+        return Spread.of(values).show(self.scale, self.digits)
 
 
 def final(split: str) -> Measure:
@@ -82,6 +97,7 @@ def seconds_per_epoch() -> Measure:
         "Seconds of training per epoch, without evaluation",
         lambda run: float(run.summary["seconds"]) / max(1, int(run.summary["epochs"])),
         *(1, 2),
+        by_median=True,
     )
 
 
@@ -101,10 +117,22 @@ def main_measures(split: str) -> tuple[Measure, ...]:
     return final(split), best(split), train_loss(), seconds_per_epoch()
 
 
+def median_and_range(values: Sequence[float], digits: int, scale: float = 1) -> str:
+    """Write ``median (lowest to highest)``, a single figure alone, and a dash for none."""
+    if len(values) < 2:
+        return fixed(values[0], digits, scale) if values else NOTHING
+    return Range.of(values).show(lambda value: fixed(value, digits, scale))
+
+
+def figures(group: Group, measure: Measure) -> list[float]:
+    """Read one figure of a group's finished runs, where they have it."""
+    values = [measure.figure(run) for run in group.finished]
+    return [value for value in values if value is not None]
+
+
 def spread(group: Group, measure: Measure) -> Spread:
     """Summarise one figure over a group's finished runs."""
-    values = [measure.figure(run) for run in group.finished]
-    return Spread.of([value for value in values if value is not None])
+    return Spread.of(figures(group, measure))
 
 
 def judge_column(grid: Grid, measure: Measure, j: int) -> Judgement | None:
@@ -123,13 +151,13 @@ class TimeToTarget:
         reached: How many of them reached it.
         runs: How many came to their end; those that diverged count as not having reached it.
         epochs: Epochs to the first that ended at the target or above, over those that reached it.
-        seconds: Seconds of training up to the end of that epoch, likewise.
+        seconds: Seconds of training up to the end of that epoch, of each run that reached it.
     """
 
     reached: int
     runs: int
     epochs: Spread
-    seconds: Spread
+    seconds: tuple[float, ...]
 
 
 def first_epoch(run: RunRecord, target: float) -> int | None:
@@ -148,7 +176,7 @@ def time_to(group: Group, target: float) -> TimeToTarget:
         len(reached),
         sum(run.status in ENDED for run in group.runs),
         Spread.of([epoch for _, epoch in reached]),
-        Spread.of([run.seconds[epoch - 1] for run, epoch in reached if run.seconds]),
+        tuple(run.seconds[epoch - 1] for run, epoch in reached if run.seconds),
     )
 
 

@@ -69,6 +69,10 @@ class Range:
         """Write from where to where it reaches."""
         return f"{form(self.lowest)} to {form(self.highest)}"
 
+    def show(self, form: Callable[[float], str]) -> str:
+        """Write ``median (lowest to highest)``."""
+        return f"{form(self.median)} ({self.reach(form)})"
+
 
 @dataclass(frozen=True)
 class Difference:

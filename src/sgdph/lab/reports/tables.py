@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 from sgdph.lab.reports.grid import Grid, describe_fields
 from sgdph.lab.reports.measures import (
+    MEDIAN,
     Measure,
     area,
     best,
     column_targets,
+    figures,
     final,
     judge_column,
     main_measures,
+    median_and_range,
     seconds_per_epoch,
     shown_target,
-    spread,
     time_to,
     train_loss,
 )
@@ -69,7 +71,8 @@ def summary(grid: Grid) -> Table:
     return Table(
         _columns(grid.corner, ["n", *(measure.title for measure in measures), *shown]),
         tuple(rows),
-        f"{where + ': ' if where else ''}mean ± sample standard deviation over n seeds",
+        f"{where + ': ' if where else ''}mean ± sample standard deviation over n seeds; of "
+        f"seconds the {MEDIAN}",
         f"{grid.evaluated}-summary",
     )
 
@@ -80,9 +83,8 @@ def _columns(corner: str, headings: Sequence[str | tuple[str, ...]]) -> tuple[Co
 
 def measure_cell(group: Group, measure: Measure, judgement: Judgement | None, row: int) -> Cell:
     """Write one figure of one group, with what a test says of it."""
-    found = spread(group, measure)
     return Cell(
-        found.show(measure.scale, measure.digits),
+        measure.show(figures(group, measure)),
         bold=judgement is not None and judgement.clear and judgement.best == row,
         level=judgement is not None
         and bool(judgement.level)
@@ -125,7 +127,7 @@ def measure_table(grid: Grid, measure: Measure) -> Table:
         for i, group in grid.column(j).items():
             cell = measure_cell(group, measure, judgement, i)
             cells[i, j] = Cell(cell.text, cell.bold, cell.level, state_note(group, usual))
-    caption = f"{measure.meaning}: mean ± sample standard deviation over {usual} seeds"
+    caption = f"{measure.meaning}: {measure.summary} over {usual} seeds"
     return _laid_out(grid, measure.key, caption, cells)
 
 
@@ -192,7 +194,7 @@ def time_cells(group: Group, target: float | None) -> list[Cell]:
     return [
         Cell(f"{found.reached} of {found.runs}"),
         Cell(found.epochs.show(1, 1)),
-        Cell(found.seconds.show(1, 1)),
+        Cell(median_and_range(found.seconds, 1)),
     ]
 
 

@@ -121,7 +121,8 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
         "column. So an interval without 0 may still be not decided. p depends on whom all others "
         "are compared with: here the best, in other tables a baseline.",
         "The training loss is the mean over the last epoch as it trained. Seconds are training "
-        "alone, without evaluation.",
+        "alone, without evaluation. Of several runs the median is shown, with the lowest and the "
+        "highest: one run beside other work would decide a mean.",
         _target_note(targets),
     ]
     untuned = _with_untuned_settings(grid)
@@ -178,8 +179,8 @@ def _target_note(targets: Sequence[float]) -> str:
         "only afterwards."
     )
     return (
-        f"{how} Times to a target count whole epochs; their mean is over the runs that reached "
-        "it alone, so read it with their number. A diverged run counts as one that did not."
+        f"{how} Times to a target count whole epochs. They are those of the runs that reached it "
+        "alone, so read them with their number. A diverged run counts as one that did not."
     )
 
 

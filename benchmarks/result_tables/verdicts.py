@@ -1,0 +1,170 @@
+"""The table of verdicts on the page of claims: regime, difference, interval, n, verdict."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from result_tables.accuracies import finals_with, rows_of
+from result_tables.costs import costs, ratio, with_range
+from result_tables.markdown import RESULTS, markdown
+from sgdph.lab.reports.numbers import points, shown_interval
+from sgdph.lab.reports.statistics import Difference, Spread, difference
+
+MNIST = "MNIST-5k, ResNet-8, 12 epochs"
+VGG = "MNIST-5k, VGG19 of an eighth of the width, 12 epochs"
+OPEN = "**not decided**"
+FAILS = "**does not hold**"
+
+
+def verdicts() -> str:
+    """Every claim with what was measured of it."""
+    claim_2 = "[2. Better test accuracy](#2-better-test-accuracy)"
+    sgdph = "SGD-PH minus SGDM"
+    cifar = "CIFAR-10 (10,000 images), ResNet-8, 12 epochs"
+    return markdown(
+        ["claim", "tested on", "measured: points (95% interval), n", "verdict"],
+        [
+            _block(),
+            [claim_2, MNIST, _over(sgdph, "mnist5k", "SGD-PH", "SGDM"), OPEN],
+            [claim_2, cifar, _over(sgdph, "cifar10", "SGD-PH", "SGDM"), OPEN],
+            [
+                *(claim_2, cifar),
+                *(_over("SGD-PH minus AdaHessian", "cifar10", "SGD-PH", "AdaHessian"), FAILS),
+            ],
+            [
+                *(claim_2, "CIFAR-10 (10,000 images), ResNet-20, 12 epochs"),
+                *(_over(sgdph, "cifar10-resnet20", "SGD-PH", "SGDM"), OPEN),
+            ],
+            [
+                *(claim_2, "CIFAR-10 (50,000 images, 16 × 16), ResNet-8, 200 epochs"),
+                *("being measured", OPEN),
+            ],
+            [
+                *("[3. More stable than AdaHessian on VGG](#3-more-stable-than-adahessian)", VGG),
+                _over(
+                    "with batch norm, SGD-PH minus AdaHessian",
+                    *("mnist5k-vgg", "SGD-PH+BN", "AdaHessian+BN"),
+                ),
+                OPEN,
+            ],
+            _cost(),
+            _weight_norm(),
+            *_robustness(),
+        ],
+        texts=4,
+    )
+
+
+def _block() -> list[str]:
+    """Claim 1, out of the study of blocks."""
+    text = (RESULTS / "diagonality" / "blocks.json").read_text(encoding="utf-8")
+    shares = [each["off_diagonal_share_mean"] for each in json.loads(text)]
+    return [
+        "[1. The Hessian block of a scale is diagonal](#1-the-block-is-diagonal)",
+        "seven small networks on MNIST-5k, CIFAR-10 and text, 6 to 10 epochs",
+        f"off-diagonal share {statistics.median(shares):.2f}, median; n = {len(shares)} blocks",
+        FAILS,
+    ]
+
+
+def _over(name: str, study: str, first: str, second: str) -> str:
+    """Write the difference of two systems of a study."""
+    rows = rows_of(study)
+    return _shown(name, rows[first].over(rows[second]))
+
+
+def _shown(name: str, found: Difference | None) -> str:
+    assert found is not None, name
+    low, high = sorted(found.n)
+    n = str(low) if low == high else f"{low} and {high}"
+    return f"{name}: {points(found.mean)} ({shown_interval(found.low, found.high)}), n = {n}"
+
+
+def _cost() -> list[str]:
+    """Claim 4, out of the study of costs: ranges over rounds in place of an interval."""
+    found = costs("resnet18")
+    ours, theirs = with_range(found["sgdph"]), with_range(found["adahessian-timm"])
+    return [
+        "[4. Less time and memory than AdaHessian](#4-time-and-memory-below-adahessians)",
+        "one step, CIFAR ResNet18, batch 16, one CPU thread",
+        f"time / SGDM's: SGD-PH {ours}, AdaHessian {theirs}; range over n = 3 rounds",
+        "**holds**",
+    ]
+
+
+def cost() -> str:
+    """What claim 4 compares."""
+    names = {
+        "sgdph": "SGD-PH, default",
+        "sgdph-interval10": "SGD-PH, `hessian_interval=10`",
+        "adahessian-timm": "AdaHessian (timm)",
+        "adahessian": "AdaHessian (pytorch_optimizer)",
+    }
+    found = costs("resnet18")
+    return markdown(
+        ["", "time", "mean peak memory"],
+        [
+            [name, with_range(found[key]), ratio(found[key]["mean_peak"])]
+            for key, name in names.items()
+        ],
+    )
+
+
+def _weight_norm() -> list[str]:
+    """Claim 5."""
+    return [
+        "[5. Weight normalisation with SGD-PH comes close to batch norm]"
+        "(#5-weight-normalisation-and-sgd-ph)",
+        VGG,
+        _over(
+            "SGD-PH with weight norm minus SGDM with batch norm",
+            "mnist5k-vgg",
+            "SGD-PH+WN",
+            "SGDM+BN",
+        ),
+        FAILS,
+    ]
+
+
+def _robustness() -> list[list[str]]:
+    """Claims 6 to 9: the best of the values that were tried, less the worst."""
+    place = "#6-to-9-robust-to-its-settings"
+    wide = "largest difference"
+    tau = [
+        finals_with("table6", dataset=data, model=model)
+        for data in ("mnist5k", "digits")
+        for model in ("resnet8", "vgg8-bn")
+    ]
+    return [
+        [
+            *(f"[6. Robust to lr and weight decay]({place})", f"{MNIST}; five pairs"),
+            *(_shown(wide, _widest(finals_with("table5", optimizer="sgdph"))), OPEN),
+        ],
+        [
+            f"[7. Robust to τ]({place})",
+            "MNIST-5k and digits, ResNet-8 and VGG-8, 12 epochs; three values",
+            _shown(wide, max(map(_widest, tau), key=lambda found: found.mean)),
+            OPEN,
+        ],
+        [
+            *(f"[8. Robust to β₂]({place})", f"{MNIST}; three values"),
+            *(_shown(wide, _widest(finals_with("table7"))), OPEN),
+        ],
+        [
+            f"[9. Robust to the batch size]({place})",
+            f"{MNIST}, one lr; batches of 16 to 256",
+            _shown("16 minus 256", _widest(finals_with("table8", optimizer="sgdph"))),
+            f"{FAILS}, nor does it for SGDM",
+        ],
+    ]
+
+
+def _widest(entries: Sequence[Any]) -> Difference:
+    """Compare the best entry with the worst."""
+    spreads = sorted((Spread.of(values) for values in entries), key=lambda each: each.mean or 0.0)
+    found = difference(spreads[-1], spreads[0])
+    assert found is not None
+    return found
