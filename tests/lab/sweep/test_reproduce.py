@@ -133,7 +133,7 @@ def test_a_second_call_trains_nothing_and_a_further_one_adds(
     code, said, _ = reproduce(*table, "--only=0.8", "--resume")
     assert code == 0
     assert "1 runs, 0 of them left" in said
-    assert "2 of the sweep's 3 runs are not at their end yet" in said
+    assert "2 of the sweep's 3 runs have not ended yet" in said
     assert snapshot(tmp_path / "digits-resnet8-hessian-momentum0.8-sgdph-seed0") == before
     assert reproduce(*table)[0] == 0
     assert len(runs_under(tmp_path)) == 3
@@ -264,13 +264,13 @@ def test_a_dry_run_tells_and_leaves_nothing(reproduce: Command, tmp_path: Path) 
     assert "digits-resnet8-adahessian" in said
     assert "digits-resnet8-adamw" not in said
     assert re.search(r"Estimated: [\d.]+ to [\d.]+ (s|min) for the 2 runs left", said)
-    assert "--jobs 2 divides that by at most 2" in said
+    assert "With --jobs 2 it takes at least 1/2 of that" in said
     assert "tuned on MNIST-5k" in said
     assert reproduce(*small, "--only=sgdm")[0] == 0
     before = snapshot(tmp_path)
     code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adam-")
     assert code == 0
-    assert " for the 1 runs left" in said
+    assert " for the 1 run left" in said
     assert snapshot(tmp_path) == before
 
 
