@@ -423,7 +423,7 @@ def test_another_optimizer_that_steps_first() -> None:
     other = torch.optim.SGD(model[3:].parameters(), lr=0.1)
     loss_of(model).backward(create_graph=True)
     other.step()
-    with pytest.raises(RuntimeError, match=r"step SGDPH before the other.*optimizer\.backward"):
+    with pytest.raises(RuntimeError, match=r"Step SGDPH before the other.*optimizer\.backward"):
         optimizer.step()
     optimizer.zero_grad()
     other.zero_grad()

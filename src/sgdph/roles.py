@@ -120,8 +120,8 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; "
-            "bare tensors go to SGDPH as they are"
+            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; pass "
+            "bare tensors directly to SGDPH"
         )
     newton: list[tuple[str, Tensor]] = []
     output_bias: list[tuple[str, Tensor]] = []
@@ -233,7 +233,7 @@ def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
         for j, other in enumerate(group["params"]):
             if other is p:
                 return _name_at(group, i, j)
-    raise KeyError(f"a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
+    raise KeyError(f"a tensor of shape {tuple(p.shape)} is not a parameter of this optimizer")
 
 
 def parameter_names(groups: Sequence[dict[str, Any]]) -> dict[int, str]:

@@ -70,7 +70,7 @@ def muon(
     hidden = {id(p) for p in hidden_weights(model)}
     if not hidden:
         raise ValueError(
-            f"{type(model).__name__} has no hidden weights, which Muon is for: take "
+            f"{type(model).__name__} has no hidden weights for Muon to train; use "
             "sgdph.PartialHessian with torch.optim.AdamW"
         )
     parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
