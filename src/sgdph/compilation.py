@@ -76,9 +76,9 @@ def compiled(
     fits = callable(model_or_loss_fn) and not isinstance(model_or_loss_fn, unfit)
     if not fits or any(tells(model_or_loss_fn) for tells in runs_later):
         raise TypeError(
-            "sgdph.compiled takes a model or a function, and the optimizer that "
-            "trains it; it cannot take scripted modules, generators or async "
-            f"functions. Got {_described(model_or_loss_fn)}"
+            "sgdph.compiled takes a model or a function, and the optimizer that trains it; it "
+            "cannot take scripted modules, generators or async functions. Got "
+            f"{_described(model_or_loss_fn)}"
         )
     optimizers = _optimizers(optimizer)
     _warn_if_always_due(optimizers)
@@ -219,9 +219,8 @@ def _is_of_torch_compile(function: Callable[..., Any]) -> bool:
 
 def _compiled_already(what: str, options: Any) -> str:
     return (
-        f"{what} is compiled already and is not compiled again, so "
-        f"{', '.join(options)} has no effect. Pass it to torch.compile, or leave "
-        "compiling to sgdph.compiled"
+        f"{what} is compiled already and is not compiled again, so {', '.join(options)} has no "
+        "effect. Pass it to torch.compile, or leave compiling to sgdph.compiled"
     )
 
 
@@ -234,9 +233,8 @@ def _warn_if_always_due(optimizers: Sequence[SecondOrderOptimizer]) -> None:
     groups = [g for each in optimizers if each.newton_parameters for g in each.param_groups]
     if any(group.get("hessian_interval") == 1 for group in groups):
         warnings.warn(
-            "hessian_interval is 1, so every training step needs a partial Hessian "
-            "and runs uncompiled. To train compiled, set a larger one, such as "
-            "hessian_interval=10",
+            "hessian_interval is 1, so every training step needs a partial Hessian and runs "
+            "uncompiled. To train compiled, set a larger one, such as hessian_interval=10",
             UserWarning,
             stacklevel=3,
         )

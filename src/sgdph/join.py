@@ -121,8 +121,8 @@ def refuse_to_lead(join_config: Any) -> None:
     """
     if join_config.enable and join_config.is_first_joinable:
         raise ValueError(
-            "pass the model first: Join([model, optimizer]). The model's forward "
-            "tells the context that a rank still has batches"
+            "pass the model first: Join([model, optimizer]). The model's forward tells the "
+            "context that a rank still has batches"
         )
 
 

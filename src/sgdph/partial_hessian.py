@@ -145,9 +145,9 @@ class PartialHessian(CompoundOptimizer):
         for optimizer in self.first_order:
             if any(group.get("train_mode") is False for group in optimizer.param_groups):
                 raise RuntimeError(
-                    f"{type(optimizer).__name__} is in evaluation mode, in which the "
-                    "weights are not those being trained. Call optimizer.train() "
-                    "before the forward pass of a training step"
+                    f"{type(optimizer).__name__} is in evaluation mode, in which the weights are "
+                    "not those being trained. Call optimizer.train() before the forward pass of a "
+                    "training step"
                 )
 
 
@@ -174,16 +174,15 @@ def _keep_newton_parameters(
     groups[:] = [group for group in groups if group["params"]] or groups[:1]
     if not in_newton:
         warnings.warn(
-            "PartialHessian was given no Newton parameter, so it has no effect. Of "
-            "bare tensors, those with one number per channel are Newton parameters, "
-            "except the last. Set channelwise=True in a group to choose them yourself",
+            "PartialHessian was given no Newton parameter, so it has no effect. Of bare tensors, "
+            "those with one number per channel are Newton parameters, except the last. Set "
+            "channelwise=True in a group to choose them yourself",
             stacklevel=4,
         )
     if ignored:
         warnings.warn(
-            "first-order parameters keep the settings of their own optimizer. These "
-            "settings of the groups given to PartialHessian are not used: "
-            f"{', '.join(sorted(set(ignored)))}",
+            "first-order parameters keep the settings of their own optimizer. These settings of "
+            f"the groups given to PartialHessian are not used: {', '.join(sorted(set(ignored)))}",
             stacklevel=4,
         )
     return unheld
@@ -199,7 +198,7 @@ def _check_directions(newton: SGDPH, optimizers: Sequence[Optimizer]) -> None:
     theirs = {bool(g.get("maximize", False)) for o in optimizers for g in o.param_groups}
     if len(uphill) == len(theirs) == 1 and uphill != theirs:
         raise ValueError(
-            f"maximize is {uphill.pop()} for the Newton steps and {theirs.pop()} for "
-            "the first-order optimizer, so the two would work against each other. "
-            "Give both the same value"
+            f"maximize is {uphill.pop()} for the Newton steps and {theirs.pop()} for the "
+            "first-order optimizer, so the two would work against each other. Give both the same "
+            "value"
         )

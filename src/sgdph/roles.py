@@ -120,8 +120,8 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; pass "
-            "bare tensors directly to SGDPH"
+            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; pass bare "
+            "tensors directly to SGDPH"
         )
     newton: list[tuple[str, Tensor]] = []
     output_bias: list[tuple[str, Tensor]] = []

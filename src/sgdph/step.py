@@ -92,8 +92,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
         """
         if (loss is None) == (closure is None):
             raise TypeError(
-                "update_hessian takes either a loss or closure=..., a function that "
-                f"computes it; got {'neither' if loss is None else 'both'}"
+                "update_hessian takes either a loss or closure=..., a function that computes it; "
+                f"got {'neither' if loss is None else 'both'}"
             )
         if not self.hessian_due:
             return

@@ -267,7 +267,7 @@ def test_an_extended_comparison_keeps_what_was_said_of_single_optimizers(
 def test_a_run_whose_arguments_are_not_asked_for_any_more_is_refused(tmp_path: Path) -> None:
     with_argument = resolve({"optimizer": "sgdm", "optimizer_args": {"nesterov": True}})
     RunDirectory(tmp_path / "run").create(with_argument)
-    with pytest.raises(LabError, match="run: nesterov: the run has True, now nothing is given"):
+    with pytest.raises(LabError, match="run: nesterov: the run has True, this call gives none"):
         check_agreement(tmp_path, [PlannedRun("run", resolve({"optimizer": "sgdm"}))])
     check_agreement(tmp_path, [PlannedRun("run", with_argument)])
 

@@ -34,24 +34,22 @@ _KERNELS = {
 }
 
 DROPOUT_IN_FUSED_ATTENTION = (
-    "no partial Hessian can be taken from this loss: a fused attention kernel draws "
-    "its dropout itself, and the same dropout cannot be drawn again. Run the forward "
-    "under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), set "
-    "the attention's dropout to 0, or use differences of gradients: "
-    "update_hessian(closure=...)"
+    "no partial Hessian can be taken from this loss: a fused attention kernel draws its dropout "
+    "itself, and the same dropout cannot be drawn again. Run the forward under "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), set the attention's "
+    "dropout to 0, or use differences of gradients: update_hessian(closure=...)"
 )
 
 PART_OF_AN_ATTENTION = (
-    "no partial Hessian can be taken from this loss: a fused attention kernel "
-    "received some of the keys and the result for all of them, as in blockwise and "
-    "ring attention. The second derivative needs all keys at once. Use torch's "
-    "scaled_dot_product_attention, or differences of gradients: "
-    "update_hessian(closure=...)"
+    "no partial Hessian can be taken from this loss: a fused attention kernel received some of "
+    "the keys and the result for all of them, as in blockwise and ring attention. The second "
+    "derivative needs all keys at once. Use torch's scaled_dot_product_attention, or differences "
+    "of gradients: update_hessian(closure=...)"
 )
 
 THIRD_DERIVATIVE_OF_FUSED_ATTENTION = (
-    "fused attention has no third derivative. A loss that contains a gradient needs "
-    "one, and torch.func prepares for one at each derivative. Run the forward under "
+    "fused attention has no third derivative. A loss that contains a gradient needs one, and "
+    "torch.func prepares for one at each derivative. Run the forward under "
     "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
 )
 

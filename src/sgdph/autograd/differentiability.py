@@ -21,9 +21,9 @@ def refuse_compiled_autograd() -> None:
     module = sys.modules.get("torch._dynamo.compiled_autograd")
     if getattr(module, "compiled_autograd_enabled", False):
         raise no_partial_hessian(
-            "compiled autograd is on and has no second derivative. Do not use its "
-            "context on due steps (optimizer.hessian_due), or enter "
-            'torch.compiler.set_stance("force_eager") before it'
+            "compiled autograd is on and has no second derivative. Do not use its context on due "
+            'steps (optimizer.hessian_due), or enter torch.compiler.set_stance("force_eager") '
+            "before it"
         )
 
 
@@ -55,17 +55,16 @@ BATCH_NORM_WORKAROUND = (
 )
 
 WEIGHT_NORM_WORKAROUND = (
-    "a weight norm's direction v depends on the parameter, and torch's second "
-    "derivative with respect to v is wrong. Instead of "
-    "loss.backward(create_graph=True) use optimizer.backward(loss) or "
-    "optimizer.update_hessian(loss), which correct it"
+    "a weight norm's direction v depends on the parameter, and torch's second derivative with "
+    "respect to v is wrong. Instead of loss.backward(create_graph=True) use "
+    "optimizer.backward(loss) or optimizer.update_hessian(loss), which correct it"
 )
 
 COMPILED_WORKAROUND = (
-    "a compiled model has no second derivative: call model = sgdph.compiled(model, "
-    "optimizer) in place of torch.compile or once after it, which runs due steps "
-    "uncompiled. Do the same for a compiled loss. Or run due steps under "
-    'torch.compiler.set_stance("force_eager"), ' + BY_DIFFERENCES
+    "a compiled model has no second derivative: call model = sgdph.compiled(model, optimizer) in "
+    "place of torch.compile or once after it, which runs due steps uncompiled. Do the same for a "
+    'compiled loss. Or run due steps under torch.compiler.set_stance("force_eager"), '
+    + BY_DIFFERENCES
 )
 
 # What torch says where a second derivative is missing, and a workaround for each.
@@ -81,9 +80,9 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
             "flash_attn",
         ),
         "this attention kernel has no second derivative: use "
-        "torch.nn.functional.scaled_dot_product_attention (on devices other than CPU "
-        "and CUDA under "
-        "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), " + BY_DIFFERENCES,
+        "torch.nn.functional.scaled_dot_product_attention (on devices other than CPU and CUDA "
+        "under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), "
+        + BY_DIFFERENCES,
     ),
     (
         ("cudnn_rnn", "CuDNN RNN"),
@@ -93,9 +92,8 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("data is not allocated yet",),
         "weights that it needs were freed, as fully_shard does after each layer. Call "
-        "sgdph.integrations.fsdp.backward(model, optimizer, loss) with a module that "
-        "contains every sharded module that the loss depends on, including those of a "
-        "second network",
+        "sgdph.integrations.fsdp.backward(model, optimizer, loss) with a module that contains "
+        "every sharded module that the loss depends on, including those of a second network",
     ),
     (
         ("aot_autograd", "torch.compile", "donated buffers"),
@@ -112,11 +110,10 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("backward through the graph a second time",),
-        "the loss's graph was already freed: call update_hessian(loss) before "
-        "loss.backward(), or optimizer.backward(loss) instead of both. Call "
-        "hessian_block and diagonality before it, too. For two losses over one graph, "
-        "pass their sum to optimizer.backward, or call update_hessian(loss) and "
-        "loss.backward(retain_graph=True) for each",
+        "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), or "
+        "optimizer.backward(loss) instead of both. Call hessian_block and diagonality before it, "
+        "too. For two losses over one graph, pass their sum to optimizer.backward, or call "
+        "update_hessian(loss) and loss.backward(retain_graph=True) for each",
     ),
     (
         (
@@ -125,18 +122,16 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
             "multilabel_margin_loss_backward",
             "_ctc_loss_backward",
         ),
-        "torch has no second derivative of this operation; optimizer.backward(loss) "
-        "and optimizer.update_hessian(loss) add one. Use one of them in place of "
-        "loss.backward(create_graph=True), and register no hook on this operation's "
-        "graph node. A loss that itself contains such a gradient cannot be "
-        "differentiated in torch",
+        "torch has no second derivative of this operation; optimizer.backward(loss) and "
+        "optimizer.update_hessian(loss) add one. Use one of them in place of "
+        "loss.backward(create_graph=True), and register no hook on this operation's graph node. A "
+        "loss that itself contains such a gradient cannot be differentiated in torch",
     ),
     (
         ("modified by an inplace operation",),
-        "a tensor that it was computed from has been changed in place since, for "
-        "example a weight by another optimizer's step. Step SGDPH before the other "
-        "optimizers, or take the partial Hessian before the weights change, with "
-        "optimizer.backward(loss) or update_hessian(loss)",
+        "a tensor that it was computed from has been changed in place since, for example a weight "
+        "by another optimizer's step. Step SGDPH before the other optimizers, or take the partial "
+        "Hessian before the weights change, with optimizer.backward(loss) or update_hessian(loss)",
     ),
     (
         ("no autograd formula was registered",),

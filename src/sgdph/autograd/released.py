@@ -18,8 +18,8 @@ from sgdph.autograd.graph import TELLS_PACKED, Node
 
 _MESSAGE = (
     "optimizer.backward(loss) has already freed the graph of this loss; it replaces "
-    "loss.backward(). Compute the loss again. If a hook runs its own backward through "
-    "this graph, call optimizer.backward(loss, low_memory=True)"
+    "loss.backward(). Compute the loss again. If a hook runs its own backward through this graph, "
+    "call optimizer.backward(loss, low_memory=True)"
 )
 
 

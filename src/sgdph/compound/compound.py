@@ -72,10 +72,9 @@ class CompoundOptimizer(SecondOrderOptimizer):
         theirs = [id(group) for owner in self._owners for group in owner.param_groups]
         if sorted(map(id, self.param_groups)) != sorted(theirs):
             raise RuntimeError(
-                "param_groups no longer match the groups of the first-order "
-                "optimizers. They were changed by hand, or by a first-order "
-                "optimizer's add_param_group or load_state_dict; call those of "
-                "PartialHessian instead"
+                "param_groups no longer match the groups of the first-order optimizers. They were "
+                "changed by hand, or by a first-order optimizer's add_param_group or "
+                "load_state_dict; call those of PartialHessian instead"
             )
         return Groups(self._newton.param_groups, self.param_groups)
 
@@ -112,9 +111,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
         self._unheld = {}
         if names:
             warnings.warn(
-                f"parameter {listed(names)} was frozen when PartialHessian was built, "
-                "has a gradient now, and no first-order optimizer trains it. Pass it "
-                "to add_param_group, or freeze it",
+                f"parameter {listed(names)} was frozen when PartialHessian was built, has a "
+                "gradient, and is in no first-order optimizer. Call add_param_group, or freeze it",
                 stacklevel=6,
             )
 
@@ -148,9 +146,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
         unclear = [n for n in _UNCLEAR if n in param_group and n in self.first_order[0].defaults]
         if first["params"] and newton["params"] and unclear:
             raise ValueError(
-                f"{' and '.join(unclear)} of the group would apply to {self._kinds[0]} "
-                "and to the Newton steps, where it has another meaning. Add one group "
-                "for each"
+                f"{' and '.join(unclear)} of the group would apply to {self._kinds[0]} and to the "
+                "Newton steps, where it has another meaning. Add one group for each"
             )
         known = {id(p) for group in self.param_groups for p in group["params"]}
         if any(id(p) in known for part in (first, newton) for p in tensors_of(part)):

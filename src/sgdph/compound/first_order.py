@@ -90,16 +90,15 @@ def _unsuitable(optimizer: Optimizer) -> str | None:
         )
     if "hessian" in settings or getattr(optimizer, "is_second_order", False):
         return (
-            "it needs backward(create_graph=True) for its own curvature. Use it "
-            "alone, or give PartialHessian a first-order optimizer"
+            "it needs backward(create_graph=True) for its own curvature. Use it alone, or give "
+            "PartialHessian a first-order optimizer"
         )
     if hasattr(optimizer, "fused_backward"):
         return "it steps during the backward, and steps all parameters of the model"
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
         return (
-            "it splits the parameters over the ranks and broadcasts the stepped ones. "
-            "Give PartialHessian the optimizer that it wraps, built over all "
-            "parameters"
+            "it splits the parameters over the ranks and broadcasts the stepped ones. Give "
+            "PartialHessian the optimizer that it wraps, built over all parameters"
         )
     if any(isinstance(getattr(optimizer, name, None), Optimizer) for name in _INSIDE):
         return (
@@ -121,10 +120,9 @@ def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
     for entry in entries:
         if id(entry) in theirs or any(_has_settings_of(o, entry) for o in optimizers):
             raise ValueError(
-                "PartialHessian got the same group dicts as the first-order "
-                "optimizer, which has put its own lr and weight decay into them. Make "
-                "the groups twice: call sgdph.param_groups(model) once for each of "
-                "the two"
+                "PartialHessian got the same group dicts as the first-order optimizer, which has "
+                "put its own lr and weight decay into them. Make the groups twice: call "
+                "sgdph.param_groups(model) once for each of the two"
             )
     return [copied(entry) if isinstance(entry, dict) else entry for entry in entries]
 
@@ -163,9 +161,9 @@ def check_held(
     unheld = {names[id(p)]: p for p in params if id(p) not in held}
     if missing := [name for name, p in unheld.items() if p.requires_grad]:
         raise ValueError(
-            f"no first-order optimizer holds parameter {listed(missing)}, so it would "
-            "not be trained. Give it to "
-            f"{' or '.join(type(o).__name__ for o in optimizers)}, or freeze it"
+            f"no first-order optimizer holds parameter {listed(missing)}, so it would not be "
+            f"trained. Give it to {' or '.join(type(o).__name__ for o in optimizers)}, or "
+            "freeze it"
         )
     return unheld
 

@@ -228,8 +228,8 @@ def check_loss(loss: Tensor) -> None:
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "a partial Hessian cannot be taken inside torch.inference_mode(); leave "
-            "that context first"
+            "a partial Hessian cannot be taken inside torch.inference_mode(); leave that context "
+            "first"
         )
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
@@ -240,9 +240,8 @@ def check_loss(loss: Tensor) -> None:
         )
     if not loss.requires_grad:
         raise RuntimeError(
-            "the loss has no graph, so no partial Hessian can be taken. It was "
-            "computed under torch.no_grad(), detached, or computed from frozen "
-            "parameters only"
+            "the loss has no graph, so no partial Hessian can be taken. It was computed under "
+            "torch.no_grad(), detached, or computed from frozen parameters only"
         )
 
 

@@ -165,11 +165,10 @@ def _described(name: str, p: Tensor) -> str:
 def _check_side(n: int, dtype: torch.dtype, whose: str) -> None:
     if n > LARGEST_SIDE:
         raise ValueError(
-            f"the Hessian block of {whose} is {n:,} x {n:,} and would take {n:,} "
-            f"products and {n * n * dtype.itemsize / 2**30:,.1f} GiB; the largest "
-            f"that is built has {LARGEST_SIDE:,} rows. Give fewer or smaller "
-            "parameters, such as the channel-wise ones of sgdph.param_groups(model) "
-            "one by one"
+            f"the Hessian block of {whose} is {n:,} x {n:,} and would take {n:,} products and "
+            f"{n * n * dtype.itemsize / 2**30:,.1f} GiB; the largest that is built has "
+            f"{LARGEST_SIDE:,} rows. Give fewer or smaller parameters, such as the channel-wise "
+            "ones of sgdph.param_groups(model) one by one"
         )
 
 

@@ -163,10 +163,9 @@ def _precision(loss: Tensor, params: Sequence[Tensor]) -> torch.dtype:
     low = sorted(str(d) for d in dtypes if d.itemsize < 4)
     if low:
         raise ValueError(
-            f"parts of the loss are computed in {', '.join(low)}, which is too coarse "
-            "to check a second derivative. Run check_curvature in float64 or float32: "
-            "without autocast, on a copy of the model and the batch in .double() or "
-            ".float()"
+            f"parts of the loss are computed in {', '.join(low)}, which is too coarse to check a "
+            "second derivative. Run check_curvature in float64 or float32: without autocast, on a "
+            "copy of the model and the batch in .double() or .float()"
         )
     return torch.float32 if torch.float32 in dtypes else torch.float64
 
@@ -279,18 +278,17 @@ def _message(
     if disagreeing:
         listed = ", ".join(f"{n} (relative error {e:.2g})" for n, e in disagreeing.items())
         parts.append(
-            f"the exact product of {len(disagreeing)} of {checked} Newton parameters "
-            f"disagrees with differences of gradients: {listed}. A function between "
-            "them and the loss has a wrong second derivative: its backward makes no "
-            "graph or treats as constant something that depends on its input. Or the "
-            "loss detaches something on purpose. Replace that function, use "
-            "update_hessian(closure=...), or give the parameters' groups "
+            f"the exact product of {len(disagreeing)} of {checked} Newton parameters disagrees "
+            f"with differences of gradients: {listed}. A function between them and the loss has a "
+            "wrong second derivative: its backward makes no graph or treats as constant something "
+            "that depends on its input. Or the loss detaches something on purpose. Replace that "
+            "function, use update_hessian(closure=...), or give the parameters' groups "
             "channelwise=False"
         )
         if precision == torch.float32:
             parts.append(
-                "In float32 the cause may be rounding in the differences. First check "
-                "a copy of the model and the batch in .double()"
+                "In float32 the cause may be rounding in the differences. First check a copy of "
+                "the model and the batch in .double()"
             )
     by_reason: dict[str, list[str]] = {}
     for n, error in reasons.items():

@@ -120,8 +120,8 @@ def _channelwise_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     ]
     if not named:
         raise ValueError(
-            f"{type(model).__name__} has no trainable channel-wise parameters; pass "
-            "the parameters to look at instead of the model"
+            f"{type(model).__name__} has no trainable channel-wise parameters; pass the "
+            "parameters to look at instead of the model"
         )
     return named
 

@@ -59,10 +59,9 @@ def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> No
     inner = wrapped_sgdph(optimizer)
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise RuntimeError(
-            "no partial Hessian can be taken under "
-            f"{accelerator.distributed_type.value}, because it controls the backward "
-            "and the parameters. Use plain DDP (distributed_type MULTI_GPU or "
-            "MULTI_CPU)"
+            f"no partial Hessian can be taken under {accelerator.distributed_type.value}, because "
+            "it controls the backward and the parameters. Use plain DDP (distributed_type "
+            "MULTI_GPU or MULTI_CPU)"
         )
     if accelerator.distributed_type == DistributedType.FSDP and inner.hessian_due:
         raise RuntimeError(

@@ -123,9 +123,9 @@ def _check_unshared(folds: Sequence[_Fold]) -> None:
             other = owners.setdefault(id(part), fold.path)
             if other != fold.path:
                 raise ValueError(
-                    f"{other or 'the model'} and {fold.path} share a weight-normalised "
-                    "weight, and folding would give each its own. Give one of them "
-                    "its own parameters first"
+                    f"{other or 'the model'} and {fold.path} share a weight-normalised weight, "
+                    "and folding would give each its own. Give one of them its own parameters "
+                    "first"
                 )
 
 
@@ -134,8 +134,8 @@ def _check_model(model: object, caller: str) -> None:
         raise TypeError(f"{caller} expects a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise ValueError(
-            f"{caller} makes new parameters, which an existing DistributedDataParallel "
-            "would not synchronise. Call it on the network before wrapping it"
+            f"{caller} makes new parameters, which an existing DistributedDataParallel would not "
+            "synchronise. Call it on the network before wrapping it"
         )
 
 
@@ -239,8 +239,8 @@ def _plain(weight: Tensor, parts: list[nn.Parameter]) -> nn.Parameter:
 def _stacked(path: str, name: str) -> ValueError:
     full = f"{path}.{name}" if path else name
     return ValueError(
-        f"{full} has another parametrisation besides its weight norm, so the weight "
-        "norm cannot be folded alone. Remove the other first, or remove all with "
+        f"{full} has another parametrisation besides its weight norm, so the weight norm cannot "
+        "be folded alone. Remove the other first, or remove all with "
         "torch.nn.utils.parametrize.remove_parametrizations"
     )
 

@@ -96,7 +96,7 @@ def cut_line(root: Path) -> None:
     [
         (
             lambda root: (root / "val.csv").unlink(),
-            r"val.csv is missing.*lay the three split",
+            r"val.csv is missing.*put the three split",
         ),
         (
             lambda root: (root / "images" / "n0000000100000003.jpg").unlink(),
@@ -106,7 +106,7 @@ def cut_line(root: Path) -> None:
         (cut_line, r"val.csv has no filename and label in line 13: cut off.*fetch it again"),
         (
             lambda root: (root / "test.csv").write_text("image;class\n"),
-            r"test.csv begins with image;class, expected the columns filename,label; lay",
+            r"test.csv begins with image;class, expected the columns filename,label; put",
         ),
         (lambda root: (root / "test.csv").write_text(""), r"test.csv begins with nothing"),
     ],

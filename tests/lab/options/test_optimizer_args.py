@@ -117,7 +117,9 @@ def test_a_comparison_shares_them_out() -> None:
     assert (sgdm.weight_decay, adamw.weight_decay) == (0.5, 0.5)
     with pytest.raises(LabError, match="none of the optimizers has an argument 'nestrov'"):
         share_arguments(("nestrov=true",), both)
-    with pytest.raises(LabError, match="names sgdph, but compared are sgdm, adamw"):
+    with pytest.raises(
+        LabError, match="names sgdph, which is not compared; the optimizers are sgdm, adamw"
+    ):
         share_arguments(("sgdph.eps=1",), both)
 
 

@@ -171,15 +171,15 @@ def test_a_sweep_grows_by_seeds_and_cells(reproduce: Command, tmp_path: Path) ->
     # It does not shrink: what was asked for once would be missing from its report.
     code, _, errors = reproduce(*grow)
     assert code == 2
-    assert "seeds: the sweep has (0, 1), asked for is (0,)" in errors
+    assert "seeds: the sweep has (0, 1), this call (0,)" in errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table7", *ONE, "--epochs=2"], "overrides"),
-        (["table7", *ONE, "--seeds=1"], "seeds: the sweep has (0,), asked for is (1,)"),
-        (["table8", *ONE], "recipe: the sweep has 'table7', asked for is 'table8'"),
+        (["table7", *ONE, "--seeds=1"], "seeds: the sweep has (0,), this call (1,)"),
+        (["table8", *ONE], "recipe: the sweep has 'table7', this call 'table8'"),
         (["table7", *ONE, "--scale=gpu-hour"], "scale: the sweep has 'cpu'"),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_directory_of_something_else_is_refused(reproduce: Command, tmp_path: 
     (tmp_path / "report.md").write_text("mine")
     code, _, errors = reproduce("table7", *ONE, "--out", tmp_path)
     assert code == 2
-    assert "of something that is no sweep" in errors
+    assert "but no sweep" in errors
     assert [file.name for file in tmp_path.iterdir()] == ["report.md"]
 
 
