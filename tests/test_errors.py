@@ -66,15 +66,15 @@ def test_hyperparameters(settings: dict[str, Any], message: str) -> None:
 def test_what_is_one_for_all_groups(name: str, value: object) -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     groups = [{"params": a.parameters()}, {"params": b.parameters(), name: value}]
-    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+    with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
         sgdph.SGDPH(groups)
     optimizer = sgdph.SGDPH(a.parameters())
-    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+    with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
         optimizer.add_param_group({"params": b.parameters(), name: value})
     assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({"params": b.parameters()})
     optimizer.param_groups[1][name] = value
-    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+    with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
         optimizer.step()
 
 

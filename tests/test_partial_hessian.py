@@ -266,7 +266,11 @@ def test_a_group_that_is_refused_leaves_no_half_behind() -> None:
         ({"params": extra.parameters(), "weight_decay": -1.0}, ValueError, "weight_decay"),
         ({"params": extra.parameters(), "eps": 1e-3}, ValueError, "one group for each"),
         ({"params": [3]}, TypeError, "got 3"),
-        ({"params": extra.parameters(), "estimator": "exact"}, ValueError, "one for all groups"),
+        (
+            {"params": extra.parameters(), "estimator": "exact"},
+            ValueError,
+            "the same in all groups",
+        ),
         ({"params": model[4].parameters()}, ValueError, "more than one"),
         ({"params": [model[0].bias]}, ValueError, "more than one"),
         ({"params": set(extra.parameters())}, TypeError, "order"),

@@ -345,7 +345,7 @@ def test_what_a_later_run_would_refuse_is_refused_at_once(sgdph: Command, tmp_pa
         (["train", "--epochs", "0"], "epochs must be at least 1"),
         (["train", "--resume", "--overwrite"], "contradict"),
         (["compare", "--optimizers", "sgdm", "--eps", "0.1"], "none of sgdm has the setting --eps"),
-        (["compare", "--seeds", "2-0"], "runs backwards"),
+        (["compare", "--seeds", "2-0"], "whose end is before its start"),
         (["compare", "--lr", "adamw=0.1"], "names adamw"),
     ],
 )

@@ -103,7 +103,10 @@ def cut_line(root: Path) -> None:
             r"images lacks 1 of the 48 images.*n0000000100000003.jpg; unpack",
         ),
         (cut_list, r"list 9 images of class n00000001 and 12 .*expected equally many.*fetch it"),
-        (cut_line, r"val.csv has no filename and label in line 13: cut off.*fetch it again"),
+        (
+            cut_line,
+            r"val.csv has no filename and label in line 13; it is incomplete.*Fetch it again",
+        ),
         (
             lambda root: (root / "test.csv").write_text("image;class\n"),
             r"test.csv begins with image;class, expected the columns filename,label; put",

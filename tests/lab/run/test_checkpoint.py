@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, digits: Dataset, damage: 
     else:
         ruins = {"cut": content[: len(content) // 2], "emptied": b"", "other bytes": b"damaged"}
         file.write_bytes(ruins[damage])
-    with pytest.raises(LabError, match=r"last.pt cannot be read.*start the run anew with --overw"):
+    with pytest.raises(LabError, match=r"last.pt cannot be read.*start again with --overw"):
         start(config, tmp_path / "run", digits)
 
 

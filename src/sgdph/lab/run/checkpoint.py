@@ -127,7 +127,7 @@ def _remedy(path: Path) -> str:
     """Say what can be done without the checkpoint: a kept one may be there."""
     kept = [file for file in path.parent.glob("epoch-*.pt") if file != path]
     if not kept:
-        return "start the run anew with --overwrite"
+        return "start again with --overwrite"
     latest = max(kept, key=lambda file: file.stat().st_mtime)
     return (
         f"copy {latest.name} over it and continue from there with --resume, or start again with "
