@@ -63,8 +63,8 @@ def hessian_block(
 
     Raises:
         TypeError: ``loss`` or ``p`` is not a tensor.
-        ValueError: ``loss`` is not a real scalar; ``p`` is complex, frozen, empty or given twice, or
-            has more than 16,384 entries; ``dtype`` or ``chunk_size`` is out of its range.
+        ValueError: ``loss`` is not a real scalar; ``p`` is complex, frozen, empty or given twice,
+            or has more than 16,384 entries; ``dtype`` or ``chunk_size`` is out of its range.
         RuntimeError: ``loss`` has no graph, does not depend on ``p``, or cannot be differentiated
             twice.
 
