@@ -132,7 +132,7 @@ def test_the_few_shot_split_is_refused(tmp_path: Path) -> None:
     made.class_folders(tmp_path)
     (tmp_path / "val" / "n00000000").rename(tmp_path / "val" / "n00000009")
     for read in (read_mini_imagenet, read_imagenet):
-        with pytest.raises(LabError, match=r"same classes, but 2 of their 4 .*like n00000000: lay"):
+        with pytest.raises(LabError, match=r"same classes, but 2 of their 4 .*like n00000000. Put"):
             read(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_imagenet_goes_through_torchvision_where_its_kit_is_there(tmp_path: Path
 @pytest.mark.parametrize(
     ("classes", "test", "message"),
     [
-        (4, 9, r"lacks 1 of the 4 classes that meta.bin lists, like n00000003: unpack.*take meta"),
+        (4, 9, r"lacks 1 of the 4 classes that meta.bin lists, like n00000003: unpack.*remove meta"),
         (3, 12, r"has 9 images in val/, and meta.bin lists 12: unpack"),
     ],
 )

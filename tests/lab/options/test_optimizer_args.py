@@ -101,7 +101,7 @@ def test_a_value_that_the_optimizer_refuses_is_reported_as_its_word(
 ) -> None:
     words = ["--optimizer", "apollo", "--optimizer-args", "rebound=elastic"]
     assert main(["train", *SMALL, *words, "--out", str(tmp_path / "run")]) == 2
-    assert "apollo refuses its settings" in capsys.readouterr().err
+    assert "apollo cannot use its settings" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
