@@ -333,7 +333,7 @@ def test_a_diverging_run_does_not_stop_a_comparison(sgdph: Command, tmp_path: Pa
 def test_what_a_later_run_would_refuse_is_refused_at_once(sgdph: Command, tmp_path: Path) -> None:
     code, _, errors = sgdph(*COMPARE, "--eps", "-1", "--out", tmp_path / "all")
     assert code == 2
-    assert "sgdph refuses its settings" in errors
+    assert "sgdph cannot use its settings" in errors
     assert not (tmp_path / "all").exists()
 
 
