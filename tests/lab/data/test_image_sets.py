@@ -160,7 +160,11 @@ def test_imagenet_goes_through_torchvision_where_its_kit_is_there(tmp_path: Path
 @pytest.mark.parametrize(
     ("classes", "test", "message"),
     [
-        (4, 9, r"lacks 1 of the 4 classes that meta.bin lists, like n00000003: unpack.*remove meta"),
+        (
+            4,
+            9,
+            r"lacks 1 of the 4 classes that meta.bin lists, like n00000003: unpack.*remove meta",
+        ),
         (3, 12, r"has 9 images in val/, and meta.bin lists 12: unpack"),
     ],
 )

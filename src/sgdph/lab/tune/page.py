@@ -138,7 +138,7 @@ def warnings(tuning: Tuning, searches: Sequence[Search]) -> list[str]:
         for name, end in search.edges().items():
             lines.append(edge_warning(search, name, end))
         if search.best is None:
-            lines.append(f"{search.optimizer}: no trial has finished, so it has no settings.")
+            lines.append(f"{search.optimizer}: no trial was finished, so it has no settings.")
     if tuning.sampler == "tpe" and tuning.trials <= STARTUP:
         lines.append(
             f"The first {STARTUP} trials are random, so with {tuning.trials} trials there was no "
