@@ -286,9 +286,9 @@ def test_evaluation_mode_is_passed_on_and_left_by_train(name: str) -> None:
     assert (flat(model) - trained).abs().max() > 1e-4
     assert all(map(torch.equal, newton, (p for _, p in by_role(model)[0])))
     for forbidden in (optimizer.backward, optimizer.update_hessian):
-        with pytest.raises(RuntimeError, match=r"evaluation mode.*call optimizer\.train\(\)"):
+        with pytest.raises(RuntimeError, match=r"evaluation mode.*Call optimizer\.train\(\)"):
             forbidden(loss_of(model, batches("conv_bias")[0]))
-    with pytest.raises(RuntimeError, match=r"evaluation mode.*call optimizer\.train\(\)"):
+    with pytest.raises(RuntimeError, match=r"evaluation mode.*Call optimizer\.train\(\)"):
         optimizer.step()
 
     optimizer.train()

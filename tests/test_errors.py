@@ -66,15 +66,15 @@ def test_hyperparameters(settings: dict[str, Any], message: str) -> None:
 def test_what_is_one_for_all_groups(name: str, value: object) -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     groups = [{"params": a.parameters()}, {"params": b.parameters(), name: value}]
-    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+    with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
         sgdph.SGDPH(groups)
     optimizer = sgdph.SGDPH(a.parameters())
-    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+    with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
         optimizer.add_param_group({"params": b.parameters(), name: value})
     assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({"params": b.parameters()})
     optimizer.param_groups[1][name] = value
-    with pytest.raises(ValueError, match=f"{name} is one for all groups"):
+    with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
         optimizer.step()
 
 
@@ -423,7 +423,7 @@ def test_another_optimizer_that_steps_first() -> None:
     other = torch.optim.SGD(model[3:].parameters(), lr=0.1)
     loss_of(model).backward(create_graph=True)
     other.step()
-    with pytest.raises(RuntimeError, match=r"step SGDPH before the other.*optimizer\.backward"):
+    with pytest.raises(RuntimeError, match=r"Step SGDPH before the other.*optimizer\.backward"):
         optimizer.step()
     optimizer.zero_grad()
     other.zero_grad()

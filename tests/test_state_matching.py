@@ -234,7 +234,7 @@ def test_what_cannot_be_matched_is_refused(case: str) -> None:
         )
     optimizer = sgdph.SGDPH(groups)
     before = str(optimizer.state_dict())
-    message = "has shape" if case == "another model" else "not known which.*named_parameters"
+    message = "has shape" if case == "another model" else "unclear which.*named_parameters"
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(state)
     assert str(optimizer.state_dict()) == before

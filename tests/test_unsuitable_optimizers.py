@@ -23,7 +23,7 @@ UNSUITABLE: dict[str, tuple[str, Callable[[Any, nn.Module], object], str]] = {
     ),
     "sophia": ("pytorch_optimizer.SophiaH", lambda cls, m: cls(m.parameters()), "create_graph"),
     "timm-adahessian": ("timm.optim.Adahessian", lambda cls, m: cls(m.parameters()), "create_gr"),
-    "lomo": ("pytorch_optimizer.LOMO", lambda cls, m: cls(m), "in the middle of the backward"),
+    "lomo": ("pytorch_optimizer.LOMO", lambda cls, m: cls(m), "during the backward"),
     "sam": (
         "pytorch_optimizer.SAM",
         lambda cls, m: cls(m.parameters(), torch.optim.SGD),
@@ -39,7 +39,7 @@ UNSUITABLE: dict[str, tuple[str, Callable[[Any, nn.Module], object], str]] = {
         lambda cls, m: cls(torch.optim.SGD(m.parameters())),
         "wraps another optimizer",
     ),
-    "sgdph": ("sgdph.SGDPH", lambda cls, m: cls(m.parameters()), "takes curvature itself"),
+    "sgdph": ("sgdph.SGDPH", lambda cls, m: cls(m.parameters()), "uses curvature itself"),
     "schedule-free wrapper": (
         "schedulefree.ScheduleFreeWrapper",
         lambda cls, m: cls(torch.optim.SGD(m.parameters())),
@@ -69,7 +69,7 @@ def test_zero_redundancy_is_refused() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         zero = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW)
-        with pytest.raises(ValueError, match="gives every rank other parameters"):
+        with pytest.raises(ValueError, match="splits the parameters over the ranks"):
             sgdph.PartialHessian(zero, sgdph.param_groups(model))
     finally:
         dist.destroy_process_group()

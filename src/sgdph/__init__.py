@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sgdph.weight_norm.weight_norm import apply_weight_norm, fold_weight_norm
     from sgdph.with_muon import muon
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SGDPH",

@@ -30,37 +30,38 @@ def compiled(
 ) -> ModelOrFunction:
     """Compile a model or a function, and run it uncompiled where a partial Hessian is due.
 
-    With gradients enabled, and while ``optimizer.hessian_due``, each call runs the code as it was
-    written: that has a second derivative. So do all micro-batches of such a step. All other calls
-    run compiled, those under ``no_grad`` always. The change compiles nothing anew.
+    While ``optimizer.hessian_due`` is true and gradients are enabled, calls run uncompiled, because
+    compiled code has no second derivative. This holds for all micro-batches of such a step. All
+    other calls run compiled, and so does every call under ``no_grad``. Switching between the two
+    does not recompile.
 
-    A module is compiled in place, as by ``module.compile()``, and is itself what is returned: its
-    class, parameters, buffers and the keys of its ``state_dict()`` stay. A copy of it, by
-    ``copy.deepcopy`` or by pickling, is not compiled. A function stays as it is; what is returned
-    calls it.
+    A module is compiled in place, like by ``module.compile()``, and is returned. Its class,
+    parameters, buffers and the keys of its ``state_dict()`` do not change. A copy of it, by
+    ``copy.deepcopy`` or by pickling, is not compiled. A function is not changed; the returned
+    function calls it.
 
-    What is compiled already is not compiled again, and is run uncompiled where due as well: what
-    ``torch.compile`` or a framework returned, ``module.compile()``, a model with some compiled
-    blocks.
+    Code that is compiled already is not compiled again, but also runs uncompiled when a partial
+    Hessian is due: results of ``torch.compile`` or of a framework, modules after
+    ``module.compile()``, models with some compiled blocks.
 
-    Call it again where another optimizer takes over: the last call counts.
+    If another optimizer takes over, call it again: the last call counts.
 
     Args:
         model_or_loss_fn: The model, also one inside ``DistributedDataParallel``; or a function that
             takes part in the loss, or computes all of it.
         optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` that trains it, or a
-            framework's wrapper around one. Several, in a list, where losses of each pass through
-            the model.
-        compile_options: Those of ``torch.compile``: ``mode``, ``backend``, ``dynamic``,
+            framework's wrapper around one. A list of several, if the losses of several optimizers
+            pass through the model.
+        compile_options: Options of ``torch.compile``: ``mode``, ``backend``, ``dynamic``,
             ``fullgraph``, ``options``.
 
     Returns:
         The same module, or a function that takes and returns what ``model_or_loss_fn`` does.
 
     Raises:
-        TypeError: It is no module or function, or is scripted, a generator or async; or there is no
-            :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` in ``optimizer``.
-        ValueError: Options were given for what is compiled already.
+        TypeError: ``model_or_loss_fn`` is not a module or function, or is scripted, a generator or
+            async; ``optimizer`` contains no :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`.
+        ValueError: Options were given for code that is compiled already.
 
     Example:
         >>> optimizer = SGDPH(param_groups(model), hessian_interval=10)
@@ -76,8 +77,9 @@ def compiled(
     fits = callable(model_or_loss_fn) and not isinstance(model_or_loss_fn, unfit)
     if not fits or any(tells(model_or_loss_fn) for tells in runs_later):
         raise TypeError(
-            "sgdph.compiled takes a model or a function, neither scripted nor a generator nor "
-            f"async, and the optimizer that trains it, got {_described(model_or_loss_fn)}"
+            "sgdph.compiled takes a model or a function, and the optimizer that trains it; it "
+            "cannot take scripted modules, generators or async functions. Got "
+            f"{_described(model_or_loss_fn)}"
         )
     optimizers = _optimizers(optimizer)
     _warn_if_always_due(optimizers)
@@ -218,8 +220,8 @@ def _is_of_torch_compile(function: Callable[..., Any]) -> bool:
 
 def _compiled_already(what: str, options: Any) -> str:
     return (
-        f"{what} is compiled already, and stays as it is: give {', '.join(options)} where that is "
-        "done, or leave compiling to sgdph.compiled"
+        f"{what} is compiled already and is not compiled again, so {', '.join(options)} has no "
+        "effect. Pass it to torch.compile, or leave compiling to sgdph.compiled"
     )
 
 
@@ -232,8 +234,8 @@ def _warn_if_always_due(optimizers: Sequence[SecondOrderOptimizer]) -> None:
     groups = [g for each in optimizers if each.newton_parameters for g in each.param_groups]
     if any(group.get("hessian_interval") == 1 for group in groups):
         warnings.warn(
-            "hessian_interval is 1: every training step wants a partial Hessian and runs "
-            "uncompiled. To train compiled, take a larger one, such as hessian_interval=10",
+            "hessian_interval is 1, so every training step needs a partial Hessian and runs "
+            "uncompiled. To train compiled, set a larger one, such as hessian_interval=10",
             UserWarning,
             stacklevel=3,
         )

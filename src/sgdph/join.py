@@ -121,7 +121,7 @@ def refuse_to_lead(join_config: Any) -> None:
     """
     if join_config.enable and join_config.is_first_joinable:
         raise ValueError(
-            "the model goes first: Join([model, optimizer]), because its forward is what tells the "
+            "pass the model first: Join([model, optimizer]). The model's forward tells the "
             "context that a rank still has batches"
         )
 

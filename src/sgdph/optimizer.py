@@ -38,60 +38,61 @@ from sgdph.validation import (
 class SGDPH(SecondOrderOptimizer):
     """SGD with Partial Hessian (Sun, Yong & Zhang, 2024, arXiv:2403.02681).
 
-    SGD with momentum, and for channel-wise parameters (scales and shifts of norm layers, biases,
-    lengths of weight-normalised weights) a Newton-type step: the momentum times ``τ / (D̂ + ε)``,
-    where ``D̂`` is a bias-corrected running average of a rectified Hessian-vector product of the
-    parameter's own block.
+    Most parameters take the steps of SGD with momentum. Channel-wise parameters (scales and shifts
+    of norm layers, biases, lengths of weight-normalised weights) take a Newton-type step: the
+    momentum times the multiplier ``τ / (D̂ + ε)``. ``D̂`` is a bias-corrected running average of the
+    absolute value of a partial Hessian: a product of a vector with the parameter's Hessian block.
 
-    Where a partial Hessian is due, it is taken in one of three ways:
+    When a partial Hessian is due, take it in one of three ways:
 
     * ``optimizer.backward(loss)`` in place of ``loss.backward()``;
     * ``optimizer.update_hessian(loss)`` before an ordinary ``loss.backward()``;
-    * ``loss.backward(create_graph=True)``, at the memory of a graph of every gradient.
+    * ``loss.backward(create_graph=True)``, which needs memory for a graph of every gradient.
 
-    Several micro-batches before a step add up, as their gradients do.
+    The curvature of several micro-batches before a step adds up, like their gradients.
 
-    Given bare tensors, a parameter with one number per slice of its first dimension is taken for
-    channel-wise, but for the last such one, which is usually a classifier's bias. Groups made by
-    :func:`sgdph.param_groups`, or flagged ``channelwise=True`` or ``False``, decide themselves.
+    Among bare tensors, a parameter is channel-wise if it has one number per slice of its first
+    dimension. The last such parameter is not: it is usually a classifier's bias. In groups made by
+    :func:`sgdph.param_groups`, or with ``channelwise=True`` or ``False``, the group decides.
 
-    The curvature is *not* the diagonal of the Hessian by default: the paper's ``row_sum`` equals it
-    only if the block is diagonal, which it is not. ``hutchinson`` estimates the diagonal without
-    bias, ``exact`` computes it at one product per channel. Where adding one number to all channels
-    changes nothing, as for a bias that layer norm follows, the row sum is zero and the multiplier
-    sits at τ/ε: take ``hutchinson`` there.
+    The default curvature is *not* the diagonal of the Hessian: the paper's ``row_sum`` equals the
+    diagonal only if the block is diagonal, and it is not. ``hutchinson`` estimates the diagonal
+    without bias. ``exact`` computes it, with one product per channel. For a bias in front of layer
+    norm the row sum is zero, because adding one number to all channels changes nothing. Its
+    multiplier is then always τ/ε; use ``hutchinson`` there.
 
     Args:
         params: Tensors, ``(name, tensor)`` pairs, or group dicts.
         lr: Learning rate.
-        momentum: β₁, of the gradient.
-        dampening: Of first-order parameters, as in ``torch.optim.SGD``; Newton steps have none.
-        nesterov: As ``dampening``.
-        weight_decay: λ. Inside the gradient for first-order parameters, as in ``torch.optim.SGD``;
-            outside the curvature for Newton parameters. ``param_groups`` can switch it off there.
+        momentum: β₁, the momentum of the gradient.
+        dampening: For first-order parameters, as in ``torch.optim.SGD``; Newton steps have none.
+        nesterov: For first-order parameters, as in ``torch.optim.SGD``.
+        weight_decay: λ. For first-order parameters it is added to the gradient, as in
+            ``torch.optim.SGD``. For Newton parameters it is added after the multiplier;
+            ``param_groups`` can switch it off there.
         second_order_lr: τ. A Newton parameter's step is SGD's times at most τ/ε.
-        hessian_momentum: β₂, of the curvature.
+        hessian_momentum: β₂, the momentum of the curvature average.
         eps: ε, above zero.
-        eps_warmup: Let the cap grow to τ/ε with a parameter's refreshes v, as in the authors' code:
-            the multiplier is ``τ (1 - β₂ᵛ) / (|D| + ε)``.
+        eps_warmup: Whether the largest multiplier grows to τ/ε with a parameter's number of
+            refreshes v, as in the authors' code: ``τ (1 - β₂ᵛ) / (|D| + ε)``.
         estimator: ``"row_sum"`` (the paper), ``"hutchinson"`` or ``"exact"``.
-        refresh: ``"cyclic"``, one parameter per refresh (the paper), or ``"all"``: each parameter
-            its own product, but for ``"hutchinson"`` one joint product, whose noise wants
-            ``hessian_momentum`` of 0.99 or more.
+        refresh: ``"cyclic"``, one parameter per refresh (the paper), or ``"all"``, with a product
+            for each parameter. ``"hutchinson"`` then takes one joint product for all, which is
+            noisy: use a ``hessian_momentum`` of 0.99 or more.
         hessian_interval: Refresh at every n-th step only.
         maximize: Maximise the objective.
-        foreach: Use the multi-tensor path. ``None`` takes it where it is known to be faster: for
-            first-order parameters as ``torch.optim.SGD`` does, for Newton parameters where all of
-            a group's are on CUDA devices.
-        seed: Of the probes of ``"hutchinson"``. The global generator is never used.
-        process_group: Where ``torch.distributed`` runs, the ranks to average the curvature over;
-            ``None`` is the default group. Not kept by pickling.
+        foreach: Whether to use the multi-tensor path. ``None`` uses it where it is faster: for
+            first-order parameters like ``torch.optim.SGD``, for Newton parameters if all of a
+            group are on CUDA devices.
+        seed: Seed of the probes of ``"hutchinson"``. The global generator is never used.
+        process_group: The ranks of ``torch.distributed`` to average the curvature over; ``None`` is
+            the default group. Pickling does not keep it.
 
     Raises:
         ValueError: A hyperparameter is out of its range; groups disagree about ``estimator``,
             ``refresh``, ``hessian_interval`` or ``seed``; a parameter is sparse, or complex and
-            flagged channel-wise, or channel-wise and sharded by something else than
-            ``fully_shard``; ``ZeroRedundancyOptimizer`` is building this.
+            flagged channel-wise, or channel-wise and sharded by anything but ``fully_shard``; a
+            ``ZeroRedundancyOptimizer`` builds this optimizer.
 
     Example:
         >>> optimizer = SGDPH(param_groups(model, weight_decay=5e-3), lr=0.01)
@@ -154,15 +155,15 @@ class SGDPH(SecondOrderOptimizer):
         warn_of_joint_noise(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group. Unless flagged, its parameters are Newton where their shape says so.
+        """Add a group. Without a flag, the shape decides which parameters are Newton parameters.
 
-        ``estimator``, ``refresh``, ``hessian_interval`` and ``seed`` are those of the other groups
-        if it does not name them, all else the constructor's.
+        ``estimator``, ``refresh``, ``hessian_interval`` and ``seed`` default to those of the other
+        groups, all other settings to the constructor's.
 
         Raises:
-            TypeError: The group is no dict, or its parameters are no tensors or a set of them; the
-                optimizer is then as it was.
-            ValueError: As the constructor; the optimizer is then as it was.
+            TypeError: The group is not a dict, or its parameters are not tensors or are a set. The
+                optimizer is then unchanged.
+            ValueError: As in the constructor. The optimizer is then unchanged.
         """
         # Torch's constructor adds the first groups: their roles depend on one another. By
         # hasattr, because Lightning's wrapper is an instance of this class without its attributes.

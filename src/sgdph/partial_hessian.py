@@ -28,14 +28,14 @@ from sgdph.roles import parameter_names
 class PartialHessian(CompoundOptimizer):
     """Newton steps for channel-wise parameters, and any first-order optimizer for the rest.
 
-    The Newton half is that of :class:`sgdph.SGDPH`, and so are the three ways to take a partial
-    Hessian, ``step``, accumulation and all else that is said there. With ``torch.optim.SGD`` as the
-    first-order half it takes the same steps, to the bit, from its start.
+    The Newton half, the three ways to take a partial Hessian, ``step`` and accumulation are those
+    of :class:`sgdph.SGDPH`. With ``torch.optim.SGD`` as the first-order half, a new optimizer takes
+    the same steps, to the bit.
 
-    The first-order optimizers give up the Newton parameters that they hold; the moments of these
-    are dropped. From then on this optimizer is stepped, cleared and saved, and no other. Its
-    ``param_groups`` are the groups of the first-order optimizers (the same dicts), then those of
-    the Newton parameters.
+    The first-order optimizers give up the Newton parameters that they hold, and these parameters'
+    moments are dropped. Afterwards call ``step``, ``zero_grad`` and ``state_dict`` of this
+    optimizer only. Its ``param_groups`` are the groups of the first-order optimizers (the same
+    dicts), followed by those of the Newton parameters.
 
     ``train()`` and ``eval()`` are passed on to schedule-free optimizers, which need them. Their
     averages cover the first-order parameters only.
@@ -43,34 +43,34 @@ class PartialHessian(CompoundOptimizer):
     Args:
         first_order: One ``torch.optim.Optimizer`` or several, built over the parameters of the
             model or over a part of them.
-        params: What gives the Newton parameters: the groups of :func:`sgdph.param_groups`, of which
-            those with ``channelwise=True`` are taken; or tensors, ``(name, tensor)`` pairs or
-            groups, of which those are taken that SGDPH would take. The first-order ones among them
-            are left to ``first_order``, with the settings that they have there.
+        params: The Newton parameters, possibly among others. Of the groups of
+            :func:`sgdph.param_groups`, those with ``channelwise=True`` are used. Of tensors,
+            ``(name, tensor)`` pairs or other groups, those are used that would be Newton parameters
+            of SGDPH. The others stay in ``first_order``, with their settings there.
         lr: Learning rate of the Newton steps.
-        momentum: β₁, of the gradient of Newton parameters.
-        weight_decay: λ of Newton parameters, outside the curvature.
-        second_order_lr: τ; see :class:`sgdph.SGDPH`, as for all that follows.
-        hessian_momentum: β₂, of the curvature.
+        momentum: β₁, the momentum of the Newton parameters' gradient.
+        weight_decay: λ of Newton parameters, added after the multiplier.
+        second_order_lr: τ. This and the following arguments are those of :class:`sgdph.SGDPH`.
+        hessian_momentum: β₂, the momentum of the curvature average.
         eps: ε, above zero.
-        eps_warmup: Let the cap τ/ε grow with a parameter's refreshes.
+        eps_warmup: Whether the largest multiplier τ/ε grows with a parameter's refreshes.
         estimator: ``"row_sum"``, ``"hutchinson"`` or ``"exact"``.
         refresh: ``"cyclic"`` or ``"all"``.
         hessian_interval: Refresh at every n-th step only.
         maximize: Maximise the objective, in the Newton half.
         foreach: Use the multi-tensor path in the Newton half.
-        seed: Of the probes of ``"hutchinson"``.
+        seed: Seed of the probes of ``"hutchinson"``.
         process_group: The ranks to average the curvature over.
 
     Attributes:
         first_order: The first-order optimizers.
 
     Raises:
-        TypeError: ``first_order`` holds something else than optimizers.
-        ValueError: As :class:`sgdph.SGDPH`; a trainable first-order parameter of ``params`` is in
-            none of ``first_order``, or a parameter is in two of them; one half maximises and the
-            other does not; or one of ``first_order`` cannot serve, because it needs a closure or a
-            graph of its own, wraps another one, or belongs to another PartialHessian.
+        TypeError: ``first_order`` holds anything but optimizers.
+        ValueError: As in :class:`sgdph.SGDPH`; a trainable first-order parameter of ``params`` is
+            in none of ``first_order``, or a parameter is in two of them; one half maximises and the
+            other does not; one of ``first_order`` needs a closure or a graph of its own, wraps
+            another optimizer, or belongs to another PartialHessian.
 
     Example:
         >>> adamw = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
@@ -145,8 +145,8 @@ class PartialHessian(CompoundOptimizer):
         for optimizer in self.first_order:
             if any(group.get("train_mode") is False for group in optimizer.param_groups):
                 raise RuntimeError(
-                    f"{type(optimizer).__name__} is in evaluation mode, and its weights are not "
-                    "those that are trained: call optimizer.train() before the forward pass of a "
+                    f"{type(optimizer).__name__} is in evaluation mode, in which the weights are "
+                    "not those being trained. Call optimizer.train() before the forward pass of a "
                     "training step"
                 )
 
@@ -174,14 +174,15 @@ def _keep_newton_parameters(
     groups[:] = [group for group in groups if group["params"]] or groups[:1]
     if not in_newton:
         warnings.warn(
-            "PartialHessian was given no Newton parameter, so all train as without it. A bare "
-            "tensor is one by its shape, but for the last; groups with channelwise=True decide",
+            "PartialHessian was given no Newton parameter, so it has no effect. Of bare tensors, "
+            "those with one number per channel are Newton parameters, except the last. Set "
+            "channelwise=True in a group to choose them yourself",
             stacklevel=4,
         )
     if ignored:
         warnings.warn(
-            "first-order parameters keep the settings of their own optimizer; not used of the "
-            f"groups that PartialHessian was given: {', '.join(sorted(set(ignored)))}",
+            "first-order parameters keep the settings of their own optimizer. These settings of "
+            f"the groups given to PartialHessian are not used: {', '.join(sorted(set(ignored)))}",
             stacklevel=4,
         )
     return unheld
@@ -198,5 +199,6 @@ def _check_directions(newton: SGDPH, optimizers: Sequence[Optimizer]) -> None:
     if len(uphill) == len(theirs) == 1 and uphill != theirs:
         raise ValueError(
             f"maximize is {uphill.pop()} for the Newton steps and {theirs.pop()} for the "
-            "first-order optimizer, so they would work against each other: give it to both"
+            "first-order optimizer, so the two would work against each other. Give both the same "
+            "value"
         )

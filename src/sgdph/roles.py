@@ -63,8 +63,8 @@ def is_newton(p: Tensor, group: Mapping[str, Any]) -> bool:
 def newton_parameters(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
     """List the Newton parameters of a new optimizer's groups, in registration order.
 
-    The last channel-wise parameter that is trainable, among the groups that do not decide
-    themselves, stays first-order: it is a classifier's bias, as a rule.
+    In groups without ``channelwise=True`` or ``False``, the last trainable channel-wise parameter
+    stays first-order, because it is usually a classifier's bias.
     """
     groups = list(groups)
     newton = [p for group in groups for p in group["params"] if is_newton(p, group)]
@@ -87,29 +87,29 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group a model's parameters by their role in their modules, for :class:`sgdph.SGDPH`.
 
-    Channel-wise are the scales and shifts of norm layers (batch, instance, layer, group, RMS, and
-    third-party layers whose class is named ``…Norm…``), the biases of all layers (recurrent and
-    attention layers' included), and the lengths ``g`` of torch's weight norm, old and new. The bias
-    of the output layer, which is the last module in registration order that owns parameters, stays
-    first-order: behind a softmax its row sum is zero, and its Newton step would sit at the cap.
+    These parameters are channel-wise: the scales and shifts of norm layers (batch, instance, layer,
+    group, RMS, and other layers whose class is named ``…Norm…``), the biases of all layers (also
+    recurrent and attention layers), and the lengths ``g`` of torch's weight norm, old and new. The
+    bias of the output layer stays first-order: in front of a softmax its row sum is zero, so its
+    multiplier would always be the largest. The output layer is the last module in registration
+    order that owns parameters.
 
-    Every group carries ``channelwise=True`` or ``False``, so shapes decide nothing any more. A
-    tied parameter appears once, in the role of its first owner. Frozen parameters are kept:
-    :class:`sgdph.SGDPH` trains them as soon as they are unfrozen. So does
-    :class:`sgdph.PartialHessian`, but of the first-order ones only those that its first-order
-    optimizer holds.
+    Every group has ``channelwise=True`` or ``False``, so shapes do not matter. A tied parameter
+    appears once, in the role of its first owner. Frozen parameters are included, and
+    :class:`sgdph.SGDPH` trains them once they are unfrozen. :class:`sgdph.PartialHessian` does so
+    for Newton parameters, and for first-order ones that its first-order optimizer holds.
 
     Args:
         model: The network. Its parameters are not touched.
         weight_decay: λ of every group. ``None`` leaves it to the optimizer's own argument.
         channelwise_weight_decay: λ of the channel-wise parameters and of the output layer's bias,
-            where it is to differ; ``0.0`` switches weight decay off for them.
+            if it should differ; ``0.0`` switches weight decay off for them.
 
     Returns:
-        One to three groups, each a dict with ``params`` (tensors, in registration order),
-        ``param_names``, ``positions`` (their places in ``model.parameters()``, by which a state of
-        ``torch.optim.SGD`` over those is loaded), ``channelwise``, and ``weight_decay`` where one
-        was given.
+        One to three groups. Each is a dict with ``params`` (tensors, in registration order),
+        ``param_names``, ``channelwise``, and ``weight_decay`` if one was given. ``positions`` are
+        the places in ``model.parameters()``; with them a state of ``torch.optim.SGD`` can be
+        loaded.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -120,8 +120,8 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; "
-            "bare tensors go to SGDPH as they are"
+            f"param_groups expects a torch.nn.Module, got {type(model).__name__}; pass bare "
+            "tensors directly to SGDPH"
         )
     newton: list[tuple[str, Tensor]] = []
     output_bias: list[tuple[str, Tensor]] = []
@@ -233,7 +233,7 @@ def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
         for j, other in enumerate(group["params"]):
             if other is p:
                 return _name_at(group, i, j)
-    raise KeyError(f"a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
+    raise KeyError(f"a tensor of shape {tuple(p.shape)} is not a parameter of this optimizer")
 
 
 def parameter_names(groups: Sequence[dict[str, Any]]) -> dict[int, str]:

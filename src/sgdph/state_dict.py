@@ -112,9 +112,9 @@ def _fit_entry(entry: Any, p: Tensor, is_newton: bool, name: str) -> dict[str, A
     if len(present) == 1:
         (other,) = set(_AVERAGE) - set(present)
         raise ValueError(
-            f"the loaded state of parameter {name} has {present[0]!r} without {other!r}, and its "
-            f"curvature average needs both. {_USE_A_STATE_DICT}, or remove both to begin the "
-            "average anew"
+            f"the loaded state of parameter {name} has {present[0]!r} without {other!r}, but the "
+            f"curvature average needs both. {_USE_A_STATE_DICT}, or remove both to start a new "
+            "average"
         )
     if present:
         _check_tensor(fitted["hessian"], "hessian", p, name)
@@ -137,8 +137,8 @@ def _check_tensor(value: Any, key: str, p: Tensor, name: str) -> None:
         )
     if is_dtensor(value) and not is_dtensor(p):
         raise ValueError(
-            f"{key!r} in the loaded state of parameter {name} is a part of a tensor, one rank's, "
-            "and the parameter is not sharded: load it by torch.distributed.checkpoint"
+            f"{key!r} in the loaded state of parameter {name} is one rank's part of a tensor, but "
+            "the parameter is not sharded. Load it with torch.distributed.checkpoint"
         )
     # A shard's shape may be another's while it is loaded.
     if value.shape != p.shape and not is_sharded(p):

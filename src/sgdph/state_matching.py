@@ -111,8 +111,8 @@ def _warn_of_equalised(arranged: SavedGroups, groups: SavedGroups) -> None:
         now, then = [g.get(key) for g in groups], [g.get(key) for g in arranged]
         if _all_same(then) and then[0] is not None and not _all_same(now):
             warnings.warn(
-                f"the loaded state has one {key} for all parameters, {then[0]}, which replaces "
-                f"{', '.join(map(str, now))} of this optimizer's groups; set them again after "
+                f"the loaded state has one {key} for all parameters, {then[0]}. It replaces "
+                f"{', '.join(map(str, now))} of this optimizer's groups; set these again after "
                 "loading to keep them",
                 stacklevel=6,
             )
@@ -144,7 +144,7 @@ def _other_groups(
         moved = [a for a, b in zip(names, own_names, strict=True) if a != b]
         finding = f"it has the same parameters in another order ({listed(moved)})"
     else:
-        finding = f"it has {_sizes(saved)}, this optimizer {_sizes(groups)}"
+        finding = f"it has {_sizes(saved)}, this optimizer has {_sizes(groups)}"
     return (
         f"the loaded state belongs to other groups: {finding}. Build the optimizer from the groups "
         "that the saved one was built from, in the same order, and add later ones by "
@@ -154,10 +154,11 @@ def _other_groups(
 
 def _unknown(saved: SavedGroups, groups: SavedGroups) -> str:
     return (
-        f"the loaded state has {_sizes(saved)}, this optimizer {_sizes(groups)}, and it is not "
-        "known which parameter is which. Three kinds of states load: of torch.optim.SGD over "
-        "model.parameters(), all of them, into SGDPH(sgdph.param_groups(model)); with the same "
-        "names on both sides (torch.optim.SGD(model.named_parameters())); over the same groups"
+        f"the loaded state has {_sizes(saved)}, this optimizer has {_sizes(groups)}, so it is "
+        "unclear which parameter is which. Three kinds of states can be loaded: a state of "
+        "torch.optim.SGD over all model.parameters() into SGDPH(sgdph.param_groups(model)); a "
+        "state with the same parameter names (torch.optim.SGD(model.named_parameters())); a state "
+        "over the same groups"
     )
 
 
@@ -203,10 +204,10 @@ def check_roles(saved: Groups, groups: Groups, cycle: Cycle) -> None:
         findings.append(f"{listed(newton_here)} was first-order there and takes Newton steps here")
     if findings:
         raise ValueError(
-            f"the loaded state has other roles: {'; '.join(findings)}. Build the optimizer "
-            "from the groups that the saved one was built from, in the same order, and add later "
-            "ones by add_param_group (sgdph.param_groups(model) gives roles that depend on "
-            "neither). To load the state nevertheless, set 'channelwise' to None in its groups"
+            f"the loaded state has other roles: {'; '.join(findings)}. Build the optimizer from "
+            "the groups that the saved one was built from, in the same order, and add later ones "
+            "by add_param_group (roles from sgdph.param_groups(model) do not depend on the "
+            "order). To load the state anyway, set 'channelwise' to None in its groups"
         )
 
 

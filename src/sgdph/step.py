@@ -38,7 +38,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
 
     @property
     def hessian_due(self) -> bool:
-        """Whether the coming step wants a partial Hessian.
+        """Whether the coming step needs a partial Hessian.
 
         Raises:
             ValueError: Groups disagree about the cycle.
@@ -57,43 +57,41 @@ class SecondOrderOptimizer(JoinableOptimizer):
         *,
         closure: Callable[[], Tensor] | None = None,
     ) -> None:
-        """Take the partial Hessian that the coming step wants; nothing where none is due.
+        """Take the partial Hessian for the coming step; does nothing if none is due.
 
-        Call it before the loss's own backward: the graph stays alive, ``.grad`` untouched.
-        Micro-batches add up, signed, until the step. A non-finite result is dropped by the step.
+        Call it before ``loss.backward()``: it keeps the graph and does not change ``.grad``. Signed
+        curvature of micro-batches adds up until the step, which drops a sum that is not finite.
 
-        With ``closure`` in place of ``loss`` it is taken from central differences of the gradient,
-        at two forward and backward passes more for each product, and needs no second derivative:
-        for cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models, attention kernels that
-        are not torch's. Its error, and what it sees of ReLU's kinks, is in
-        ``docs/second-derivatives.md``.
+        With ``closure`` in place of ``loss``, central differences of the gradient are taken instead
+        of a second derivative, at two more forward and backward passes per product. Use it for
+        cuDNN's recurrent layers, ``SyncBatchNorm``, compiled models and attention kernels that are
+        not torch's. ``docs/second-derivatives.md`` describes its error and its limits at kinks.
 
         Args:
             loss: A real scalar with a graph.
             closure: Computes the loss from the model and a batch and returns it, without a
-                backward. Called at weights beside the present ones, which come back to the bit, as
-                do the buffers of the modules that it calls and the global random number generators
-                of torch, numpy and Python. It must be a function of the weights: the batch is
-                fetched before, and generators of its own are not used.
-            loss_scale: What the loss is too large by, and the curvature is divided by: n, say,
-                where accumulation over n micro-batches divides only after this call. ``None`` is 1,
-                and the scale of a ``GradScaler`` where ``scaler.scale(loss)`` was given and that
-                scaler calls ``step``. A scaler of one's own has to be told.
+                backward. It is called at weights near the present ones. Weights, the modules'
+                buffers and the global random generators of torch, numpy and Python are restored
+                to the bit. It must return the same loss for the same weights: fetch the batch
+                outside, and use no other generators.
+            loss_scale: The factor that the loss is too large by; the curvature is divided by it. It
+                is n, for example, if gradients of n micro-batches are divided by n only after this
+                call. ``None`` is 1, or the scale of a ``GradScaler`` if the loss is
+                ``scaler.scale(loss)`` and that scaler calls ``step``. Pass any other scale.
 
         Raises:
-            TypeError, ValueError: ``loss`` is no real scalar tensor; ``loss_scale`` is not above 0;
-                not one of ``loss`` and ``closure`` was given; groups disagree about the cycle, or
-                shards were put into them.
+            TypeError, ValueError: ``loss`` is not a real scalar tensor; ``loss_scale`` is not above
+                0; both or neither of ``loss`` and ``closure`` were given; groups disagree about the
+                cycle, or shards were put into them.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
                 cannot be differentiated twice; a channel-wise parameter has a sparse gradient;
                 parameters were replaced after construction, in the model or in ``param_groups``;
-                ``closure`` returns another loss at the same weights; or a CUDA graph is being
-                captured.
+                ``closure`` returns another loss at the same weights; a CUDA graph is captured.
         """
         if (loss is None) == (closure is None):
             raise TypeError(
-                "update_hessian takes a loss, or closure=... that computes one; got "
-                f"{'neither' if loss is None else 'both'}"
+                "update_hessian takes either a loss or closure=..., a function that computes it; "
+                f"got {'neither' if loss is None else 'both'}"
             )
         if not self.hessian_due:
             return
@@ -107,22 +105,21 @@ class SecondOrderOptimizer(JoinableOptimizer):
     def backward(
         self, loss: Tensor, loss_scale: float | Tensor | None = None, *, low_memory: bool = False
     ) -> None:
-        """Take the partial Hessian where one is due, then run ``loss.backward()``.
+        """Take the partial Hessian if one is due, and run ``loss.backward()``.
 
-        Leaves all as ``loss.backward()`` would: gradients added to ``.grad``, hooks on parameters
-        fired once. Hooks on tensors in between see each pass (``docs/cost.md``).
+        Gradients are added to ``.grad`` and hooks on parameters fire once, as in
+        ``loss.backward()``. Hooks on tensors in between see each pass (``docs/cost.md``).
 
         Args:
             loss: See :meth:`update_hessian`.
             loss_scale: See :meth:`update_hessian`. The gradient is not divided by it.
-            low_memory: Take the partial Hessian first and free its graph, and only then begin the
-                backward, as :meth:`update_hessian` with ``loss.backward()``: more time, less
-                memory on ResNets, about as much on VGG and transformers (``docs/cost.md``).
-                Otherwise the backward begins in the same pass, where that can be done without
-                being noticed.
+            low_memory: Take the partial Hessian first, free its graph, and then run the backward,
+                as :meth:`update_hessian` with ``loss.backward()`` does. This takes more time, and
+                less memory on ResNets; on VGG and transformers about the same (``docs/cost.md``).
+                By default both share one pass, unless a hook or a gradient would show it.
 
         Raises:
-            TypeError, ValueError, RuntimeError: As :meth:`update_hessian`.
+            TypeError, ValueError, RuntimeError: As in :meth:`update_hessian`.
         """
         finish_backward = None
         if self.hessian_due:
@@ -160,29 +157,28 @@ class SecondOrderOptimizer(JoinableOptimizer):
     def step(
         self, closure: Callable[[], float] | None = None, *, loss_scale: float | None = None
     ) -> float | None:
-        """Perform one step and consume all pending curvature.
+        """Perform one step, with all curvature taken since the last one.
 
-        A step at which no parameter has a gradient does nothing; but with several ranks, whose
-        gradients a rank cannot know, it takes part in the mean and counts as a step. One before all
-        others, with gradients of zero, an ``lr`` of 0 in every group and no curvature, makes the
-        state and is not counted: ``torch.distributed.checkpoint`` takes such a one. A step waits
-        for the device only to read an ``lr`` that is a tensor or, with
-        ``backward(create_graph=True)``, a ``GradScaler``'s scale, and where no curvature came on
-        this rank, to learn whether it did on others.
+        Without any gradient it does nothing. With several ranks it still takes part in the mean and
+        counts as a step, because a rank does not know the others' gradients. A first step with zero
+        gradients, ``lr=0`` in every group and no curvature only makes the state and is not counted;
+        ``torch.distributed.checkpoint`` takes such a step. A step waits for the device only to read
+        an ``lr`` that is a tensor, a ``GradScaler``'s scale with ``backward(create_graph=True)``,
+        or, on a rank without curvature, whether other ranks have any.
 
         Args:
             closure: Clears the gradients, computes the loss, takes curvature and gradient in one
-                of the three ways, returns the loss.
-            loss_scale: For ``backward(create_graph=True)`` alone: what the loss was multiplied by,
-                above 0. ``None`` is the scale of the ``GradScaler`` that calls, or 1.
+                of the three ways, and returns the loss.
+            loss_scale: For ``backward(create_graph=True)`` only: the factor of the loss, above 0.
+                ``None`` is the scale of the ``GradScaler`` that calls, or 1.
 
         Returns:
             What the closure returned.
 
         Raises:
-            RuntimeError: A partial Hessian is due and none came; a channel-wise parameter has a
-                sparse gradient; a parameter was moved or converted since its state was made; Newton
-                parameters were exchanged inside ``param_groups``; a CUDA graph is being captured.
+            RuntimeError: A partial Hessian is due but was not taken; a channel-wise parameter has
+                a sparse gradient; a parameter was moved or converted since its state was made;
+                Newton parameters in ``param_groups`` were replaced; a CUDA graph is captured.
             ValueError: Groups disagree about the cycle; shards were put into them; ``loss_scale``
                 is not above 0 and finite.
         """
@@ -209,14 +205,14 @@ class SecondOrderOptimizer(JoinableOptimizer):
         return loss
 
     def multipliers(self) -> dict[str, Tensor]:
-        """Read ``τ / (D̂ + ε)`` of every Newton parameter, 1 where none was refreshed yet.
+        """Return ``τ / (D̂ + ε)`` of every Newton parameter; 1 before its first refresh.
 
         Returns:
-            By parameter name (or ``"group.place"`` where parameters have no names), tensors of the
-            parameters' shapes, on their devices.
+            Tensors of the parameters' shapes, on their devices, by parameter name (or by
+            ``"group.place"`` for parameters without names).
 
         Raises:
-            RuntimeError, ValueError: Newton parameters were exchanged inside ``param_groups``.
+            RuntimeError, ValueError: Newton parameters in ``param_groups`` were replaced.
         """
         self._curvature.guards.check_groups(self._groups)
         groups = {id(p): group for group in self._groups.newton for p in group["params"]}
@@ -227,17 +223,17 @@ class SecondOrderOptimizer(JoinableOptimizer):
         }
 
     def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return what the momentum of a Newton parameter is multiplied by: ``τ / (D̂ + ε)``.
+        """Return the multiplier of a Newton parameter's momentum: ``τ / (D̂ + ε)``.
 
-        ``step`` and :meth:`multipliers` ask here. Override it to put another multiplier in its
-        place, as the controls of an ablation do.
+        ``step`` and :meth:`multipliers` call it. Override it to use another multiplier, as the
+        controls of an ablation do.
 
         Args:
             p: A Newton parameter.
             group: Its parameter group.
 
         Returns:
-            A tensor shaped like ``p``. It is kept from step to step: do not write into it.
+            A tensor shaped like ``p``. It is reused at later steps, so do not change it.
         """
         return self._curvature.multiplier(p, self._newton_state, group)
 
@@ -245,7 +241,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         """Summarise :meth:`multipliers` for a logger. Waits for the device.
 
         Raises:
-            RuntimeError, ValueError: As :meth:`multipliers`.
+            RuntimeError, ValueError: As in :meth:`multipliers`.
         """
         counts = [self._newton_state.get(p, {}).get("refreshes") for p in self.newton_parameters]
         multipliers = self.multipliers()

@@ -68,7 +68,7 @@ def check_group(group: dict[str, Any]) -> None:
     _check_switch("nesterov", group["nesterov"])
     if group["nesterov"] and not (group["momentum"] > 0 and group["dampening"] == 0):
         raise ValueError(
-            "nesterov takes a momentum above 0 and no dampening, as in torch.optim.SGD; got "
+            "nesterov needs a momentum above 0 and a dampening of 0, as in torch.optim.SGD; got "
             f"momentum={group['momentum']} and dampening={group['dampening']}"
         )
     if group["estimator"] not in ESTIMATORS:
@@ -98,7 +98,7 @@ def check_groups_agree(groups: Sequence[dict[str, Any]]) -> None:
         values = [group.get(name) for group in groups]
         if any(value != values[0] for value in values):
             raise ValueError(
-                f"{name} is one for all groups, because one cycle runs over all of them; "
+                f"{name} must be the same in all groups, because one cycle runs over all of them; "
                 f"got {values}"
             )
 
@@ -135,7 +135,7 @@ def _check_parameter(p: Tensor, channelwise: bool | None) -> None:
     if p.is_sparse or p.is_sparse_csr:
         raise ValueError(
             f"a parameter of shape {tuple(p.shape)} has layout {p.layout}; SGDPH trains dense "
-            "parameters (their gradients may be sparse, where they are first-order)"
+            "parameters only (first-order parameters may have sparse gradients)"
         )
     if channelwise and p.is_complex():
         raise ValueError(
@@ -154,8 +154,8 @@ def check_loss_scale(loss_scale: float | Tensor | None) -> None:
         return
     if not isinstance(loss_scale, Real) or isinstance(loss_scale, bool):
         raise TypeError(
-            f"loss_scale must be a number or a tensor, got {type(loss_scale).__name__}; of a "
-            "GradScaler it is scaler.get_scale()"
+            f"loss_scale must be a number or a tensor, got {type(loss_scale).__name__}; with a "
+            "GradScaler pass scaler.get_scale()"
         )
     if not 0 < loss_scale < math.inf:
         raise ValueError(f"loss_scale must be above 0 and finite, got {loss_scale}")
@@ -179,8 +179,8 @@ def refuse_sparse_gradients(
     for p, gradient in zip(params, gradients, strict=True):
         if gradient is not None and gradient.is_sparse:
             raise RuntimeError(
-                f"parameter {name(p)} is channel-wise and has a sparse gradient; use a layer with "
-                "sparse=False, or give its group channelwise=False"
+                f"parameter {name(p)} is channel-wise and has a sparse gradient, which is not "
+                "supported; use a layer with sparse=False, or give its group channelwise=False"
             )
 
 
@@ -192,8 +192,9 @@ def refuse_graph_capture() -> None:
     """
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         raise RuntimeError(
-            "SGDPH cannot be captured in a CUDA graph: what is refreshed changes with the step. "
-            "Capture forward and backward only, and call update_hessian and step outside"
+            "SGDPH cannot be captured in a CUDA graph, because each step refreshes another "
+            "parameter. Capture forward and backward only, and call update_hessian and step "
+            "outside"
         )
 
 
@@ -203,9 +204,9 @@ def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
     lowest = min(group["hessian_momentum"] for group in groups)
     if joint and lowest < 0.98:
         warnings.warn(
-            "estimator='hutchinson' with refresh='all' draws one joint probe, whose estimate "
-            f"carries the noise of every layer; hessian_momentum={lowest} averages too little of "
-            "it away: use 0.99 or more",
+            "estimator='hutchinson' with refresh='all' draws one probe for all parameters, so "
+            f"each estimate contains the noise of every layer. hessian_momentum={lowest} averages "
+            "too little of that noise away; use 0.99 or more",
             stacklevel=3,
         )
 
@@ -216,8 +217,8 @@ def warn_of_unrefreshed(names: Sequence[str], sweeps: int) -> None:
     warnings.warn(
         f"no partial Hessian has reached parameter {', '.join(names[:3])}{rest} during {sweeps} "
         "sweeps over all Newton parameters, because the losses at due steps do not depend on it. "
-        "Its multiplier stays as it is. If it is out of use, freeze it, or give its group "
-        "channelwise=False",
+        "Its multiplier does not change. If the parameter is not used, freeze it or give its "
+        "group channelwise=False",
         UserWarning,
         stacklevel=7,
     )

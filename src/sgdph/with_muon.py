@@ -29,20 +29,20 @@ def muon(
 ) -> PartialHessian:
     """Make Muon for hidden weights, AdamW for the rest, and Newton steps for norms and biases.
 
-    By their role in the model:
+    The role of a parameter in the model decides:
 
     * Newton steps for the channel-wise parameters, as :func:`sgdph.param_groups` finds them.
     * Muon for the hidden weights: parameters of two or more dimensions that their layer calls a
       weight (``weight``, ``in_proj_weight``, …). Kernels are orthogonalised as matrices, one row
       for each output channel.
     * AdamW for all others: embeddings (``torch.nn.Embedding``, and what modules whose class is
-      named ``…Embed…`` hold themselves), the output layer, tables of positions, class tokens,
-      scalars, stacked experts. And for the kernel of the first layer, where that is a convolution
-      and not the only hidden weight (Jordan et al., 2024).
+      named ``…Embed…`` own), the output layer, position tables, class tokens, scalars, stacked
+      experts. Also for the kernel of the first layer, if it is a convolution and not the only
+      hidden weight (Jordan et al., 2024).
 
-    It is ``torch.optim.Muon`` where that is there (torch 2.9 or later) and all hidden weights are
-    matrices, else ``pytorch_optimizer.Muon``, which takes kernels as well. Both scale a step by
-    √max(1, rows/columns). All that is not an argument here has the default of its optimizer.
+    ``torch.optim.Muon`` is used if it exists (torch 2.9 or later) and all hidden weights are
+    matrices; otherwise ``pytorch_optimizer.Muon``, which also takes kernels. Both scale a step by
+    √max(1, rows/columns). Settings without an argument here have the default of their optimizer.
 
     Args:
         model: The network. Its parameters are not touched.
@@ -51,8 +51,8 @@ def muon(
         newton_lr: Learning rate of the Newton steps: the default of :class:`sgdph.PartialHessian`.
         weight_decay: λ of every parameter. Muon and AdamW decay by ``lr · λ``, each with its own.
         channelwise_weight_decay: λ of the channel-wise parameters and of the output layer's bias,
-            where it is to differ; ``0.0`` switches weight decay off for them.
-        **newton: What else :class:`sgdph.PartialHessian` takes, such as ``estimator`` and
+            if it should differ; ``0.0`` switches weight decay off for them.
+        **newton: Other arguments of :class:`sgdph.PartialHessian`, such as ``estimator`` and
             ``hessian_interval``.
 
     Returns:
@@ -60,7 +60,7 @@ def muon(
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: It has no hidden weights; or as :class:`sgdph.PartialHessian`.
+        ValueError: ``model`` has no hidden weights; or as in :class:`sgdph.PartialHessian`.
         ImportError: ``pytorch_optimizer`` is needed and not installed.
 
     Example:
@@ -70,7 +70,7 @@ def muon(
     hidden = {id(p) for p in hidden_weights(model)}
     if not hidden:
         raise ValueError(
-            f"{type(model).__name__} has no hidden weights, which Muon is for: take "
+            f"{type(model).__name__} has no hidden weights for Muon to train; use "
             "sgdph.PartialHessian with torch.optim.AdamW"
         )
     parts: dict[bool, list[dict[str, Any]]] = {True: [], False: []}

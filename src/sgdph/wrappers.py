@@ -21,7 +21,7 @@ def wrapped_sgdph(optimizer: object) -> SecondOrderOptimizer:
         The optimizer inside, of either class.
 
     Raises:
-        TypeError: There is none.
+        TypeError: ``optimizer`` contains neither.
 
     Example:
         >>> optimizer = Lookahead(SGDPH(param_groups(model)))

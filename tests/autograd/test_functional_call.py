@@ -92,7 +92,7 @@ def test_func_grad_leaves_nothing_to_take_it_from() -> None:
     gradients = torch.func.grad(lambda p: stateless_loss(model, p, 0))(params)
     for name, p in params.items():
         p.grad = gradients[name].detach()
-    with pytest.raises(RuntimeError, match="wants a partial Hessian and none came"):
+    with pytest.raises(RuntimeError, match="needs a partial Hessian and has none"):
         optimizer.step()
     # The way out: one ordinary loss of the same parameters, on the steps that want it.
     optimizer.update_hessian(stateless_loss(model, params, 0))

@@ -144,7 +144,7 @@ def test_a_user_s_hook_on_the_node_is_told(way: str) -> None:
     node = total.grad_fn.next_functions[0][0]
     assert type(node).__name__ == "HardsigmoidBackward0"
     node.register_hook(lambda into, out: (2 * into[0],))
-    with pytest.raises(RuntimeError, match="hang no hook"):
+    with pytest.raises(RuntimeError, match="register no hook"):
         WAYS[way](optimizer, total)
 
 

@@ -66,7 +66,7 @@ def test_a_group_added_by_hand_is_noticed() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     optimizer.param_groups.append({"params": [nn.Parameter(torch.ones(4))], "lr": 0.1})
-    with pytest.raises(ValueError, match="estimator is one for all groups"):
+    with pytest.raises(ValueError, match="estimator must be the same in all groups"):
         optimizer.backward(loss_of(model))
     loss_of(model).backward()
     with pytest.raises(RuntimeError, match="changed by hand"):

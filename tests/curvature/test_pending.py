@@ -399,7 +399,7 @@ def test_gradients_put_together_by_hand_are_an_error(way: str, move: str, last_t
             moved.append([p.grad for p in model.parameters() if p.grad is not None])
     for p, *gradients in zip(model.parameters(), *moved, strict=True):
         p.grad = torch.stack([g.detach() for g in gradients]).sum(0)
-    with pytest.raises(RuntimeError, match="put there by hand after several backwards"):
+    with pytest.raises(RuntimeError, match="set by hand after several backwards"):
         optimizer.step()
 
 

@@ -175,7 +175,7 @@ def test_float32_blocks_are_judged_in_float64() -> None:
         ({"block": torch.full((2, 2), math.nan)}, "of w has entries that are not finite"),
         ({"block": torch.full((2, 2), math.inf)}, "not finite"),
         ({"probes": 0}, "at least 1, got 0"),
-        ({"shape": (3,)}, r"no parameter of shape \(3,\)"),
+        ({"shape": (3,)}, r"does not belong to a parameter of shape \(3,\)"),
         ({"average": torch.ones(3)}, r"got shapes \(3,\) and \(2,\)"),
     ],
 )

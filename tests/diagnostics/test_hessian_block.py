@@ -404,7 +404,7 @@ S = torch.tensor(2.0, requires_grad=True)
         (
             {"p": torch.ones(16_385, requires_grad=True)},
             ValueError,
-            r"place 0 of .* n = 16,385 entries a side: it would take 16,385 products and 1\.0 GiB",
+            r"place 0 of .* is 16,385 x 16,385 and would take 16,385 products and 1\.0 GiB",
         ),
         (
             {"p": [torch.ones(10_000, requires_grad=True) for _ in "ab"], "dtype": torch.float64},

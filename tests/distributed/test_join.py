@@ -77,7 +77,7 @@ def model_alone_after_both(rank: int) -> list[str]:
         with Join([replica, optimizer]):
             step(3 * k)
         step(3 * k + 1)
-        with pytest.raises(RuntimeError, match="does not know of") as error, replica.join():
+        with pytest.raises(RuntimeError, match="does not include") as error, replica.join():
             step(3 * k + 2)
         refused.append(str(error.value))
     # Nor is one excused by a context without a step, or by one that is switched off.
@@ -85,7 +85,7 @@ def model_alone_after_both(rank: int) -> list[str]:
         with Join([replica, optimizer], enable=enable):
             pass
         step(6)
-        with pytest.raises(RuntimeError, match="does not know of") as error, replica.join():
+        with pytest.raises(RuntimeError, match="does not include") as error, replica.join():
             step(7)
         refused.append(str(error.value))
     return refused

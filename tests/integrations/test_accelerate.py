@@ -123,7 +123,7 @@ def test_who_calls_its_own_backward_is_told() -> None:
     run.accelerator.backward(
         functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
     )
-    with pytest.raises(RuntimeError, match=r"wants a partial Hessian.*integrations"):
+    with pytest.raises(RuntimeError, match=r"needs a partial Hessian.*integrations"):
         run.optimizer.step()
 
 

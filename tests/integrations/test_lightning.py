@@ -130,7 +130,7 @@ def test_16_mixed(scale: float, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_who_forgets_the_callback_is_told(kind: str) -> None:
-    with pytest.raises(RuntimeError, match=r"wants a partial Hessian.*integrations"):
+    with pytest.raises(RuntimeError, match=r"needs a partial Hessian.*integrations"):
         fit(Module(kind=kind), callbacks=[])
 
 

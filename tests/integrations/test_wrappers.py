@@ -155,7 +155,7 @@ def test_who_takes_no_curvature_behind_a_wrapper_is_told(name: str) -> None:
     model = bn_net()
     wrapper = WRAPPERS[name](optimizer_of(model))
     loss_of(model).backward()
-    with pytest.raises(RuntimeError, match=r"wants a partial Hessian.*frameworks\.md"):
+    with pytest.raises(RuntimeError, match=r"needs a partial Hessian.*frameworks\.md"):
         wrapper.step()
     with pytest.raises(TypeError, match="around Adam"):
         wrapped_sgdph(WRAPPERS[name](torch.optim.Adam(model.parameters())))  # type: ignore[arg-type]

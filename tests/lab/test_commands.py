@@ -267,7 +267,7 @@ def test_an_extended_comparison_keeps_what_was_said_of_single_optimizers(
 def test_a_run_whose_arguments_are_not_asked_for_any_more_is_refused(tmp_path: Path) -> None:
     with_argument = resolve({"optimizer": "sgdm", "optimizer_args": {"nesterov": True}})
     RunDirectory(tmp_path / "run").create(with_argument)
-    with pytest.raises(LabError, match="run: nesterov: the run has True, now nothing is given"):
+    with pytest.raises(LabError, match="run: nesterov: the run has True, this call gives none"):
         check_agreement(tmp_path, [PlannedRun("run", resolve({"optimizer": "sgdm"}))])
     check_agreement(tmp_path, [PlannedRun("run", with_argument)])
 
@@ -333,7 +333,7 @@ def test_a_diverging_run_does_not_stop_a_comparison(sgdph: Command, tmp_path: Pa
 def test_what_a_later_run_would_refuse_is_refused_at_once(sgdph: Command, tmp_path: Path) -> None:
     code, _, errors = sgdph(*COMPARE, "--eps", "-1", "--out", tmp_path / "all")
     assert code == 2
-    assert "sgdph refuses its settings" in errors
+    assert "sgdph cannot use its settings" in errors
     assert not (tmp_path / "all").exists()
 
 
@@ -345,7 +345,7 @@ def test_what_a_later_run_would_refuse_is_refused_at_once(sgdph: Command, tmp_pa
         (["train", "--epochs", "0"], "epochs must be at least 1"),
         (["train", "--resume", "--overwrite"], "contradict"),
         (["compare", "--optimizers", "sgdm", "--eps", "0.1"], "none of sgdm has the setting --eps"),
-        (["compare", "--seeds", "2-0"], "runs backwards"),
+        (["compare", "--seeds", "2-0"], "whose end is before its start"),
         (["compare", "--lr", "adamw=0.1"], "names adamw"),
     ],
 )

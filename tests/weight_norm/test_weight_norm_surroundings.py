@@ -54,8 +54,8 @@ def refused(
         (["0", nn.BatchNorm2d], ValueError, rf"the type BatchNorm2d, .* has {LISTED}"),
         ([""], ValueError, r"names '', a Sequential"),
         ([], ValueError, rf"no layer .* was chosen; Sequential has {LISTED}"),
-        ("0", TypeError, r"got '0', perhaps it wants brackets"),
-        (nn.Linear, TypeError, r"got .*Linear.*, perhaps it wants brackets"),
+        ("0", TypeError, r"got '0'; did you mean a list"),
+        (nn.Linear, TypeError, r"got .*Linear.*; did you mean a list"),
         (7, TypeError, "iterable of names and module types"),
         ([nn.Linear(2, 2)], TypeError, "got a Linear itself"),
         ([int], TypeError, "got <class 'int'>"),
@@ -210,7 +210,7 @@ def under_ddp(rank: int) -> dict[str, Tensor]:
     model = sgdph.apply_weight_norm(conv_net().double())
     replica = DistributedDataParallel(model)
     for call in (sgdph.apply_weight_norm, sgdph.fold_weight_norm):
-        with pytest.raises(ValueError, match="wrap it afterwards"):
+        with pytest.raises(ValueError, match="before wrapping it"):
             call(replica)
     optimizer = sgdph.SGDPH(sgdph.param_groups(replica))
     for step in range(8):

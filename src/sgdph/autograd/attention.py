@@ -35,21 +35,21 @@ _KERNELS = {
 
 DROPOUT_IN_FUSED_ATTENTION = (
     "no partial Hessian can be taken from this loss: a fused attention kernel draws its dropout "
-    "itself, and nobody can draw the same again. Run the forward under "
+    "itself, and the same dropout cannot be drawn again. Run the forward under "
     "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), set the attention's "
-    "dropout to 0, or take it from differences of gradients, update_hessian(closure=...)"
+    "dropout to 0, or use differences of gradients: update_hessian(closure=...)"
 )
 
 PART_OF_AN_ATTENTION = (
-    "no partial Hessian can be taken from this loss: a kernel of fused attention was given a part "
-    "of the keys and the result of all, as blockwise and ring attention do. The second derivative "
-    "would need all at once: use torch's scaled_dot_product_attention, or take it from differences "
-    "of gradients, update_hessian(closure=...)"
+    "no partial Hessian can be taken from this loss: a fused attention kernel received some of "
+    "the keys and the result for all of them, as in blockwise and ring attention. The second "
+    "derivative needs all keys at once. Use torch's scaled_dot_product_attention, or differences "
+    "of gradients: update_hessian(closure=...)"
 )
 
 THIRD_DERIVATIVE_OF_FUSED_ATTENTION = (
-    "fused attention can be differentiated twice, and no third time, as a loss that contains a "
-    "gradient needs it, and as torch.func prepares for at each derivative: run the forward under "
+    "fused attention has no third derivative. A loss that contains a gradient needs one, and "
+    "torch.func prepares for one at each derivative. Run the forward under "
     "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
 )
 

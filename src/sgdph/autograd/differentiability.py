@@ -21,17 +21,18 @@ def refuse_compiled_autograd() -> None:
     module = sys.modules.get("torch._dynamo.compiled_autograd")
     if getattr(module, "compiled_autograd_enabled", False):
         raise no_partial_hessian(
-            "compiled autograd is on, and has no second derivative: leave its context on due steps "
-            '(optimizer.hessian_due), or enter torch.compiler.set_stance("force_eager") before it'
+            "compiled autograd is on and has no second derivative. Do not use its context on due "
+            'steps (optimizer.hessian_due), or enter torch.compiler.set_stance("force_eager") '
+            "before it"
         )
 
 
 REENTRANT_WORKAROUND = (
-    "reentrant checkpointing hides what lies inside it from the graph: use "
+    "reentrant checkpointing hides its inside from the graph; use "
     "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
 )
 
-BY_DIFFERENCES = "or take it from differences of gradients, update_hessian(closure=...)"
+BY_DIFFERENCES = "or use differences of gradients: update_hessian(closure=...)"
 
 OPERATION_WORKAROUND = (
     "an operation of this network has no second derivative: replace it, or train the parameters "
@@ -54,15 +55,15 @@ BATCH_NORM_WORKAROUND = (
 )
 
 WEIGHT_NORM_WORKAROUND = (
-    "a weight norm's direction v depends on the parameter, and torch's second derivative by v is "
-    "wrong: use optimizer.backward(loss) or optimizer.update_hessian(loss), which correct it, in "
-    "place of loss.backward(create_graph=True)"
+    "a weight norm's direction v depends on the parameter, and torch's second derivative with "
+    "respect to v is wrong. Instead of loss.backward(create_graph=True) use "
+    "optimizer.backward(loss) or optimizer.update_hessian(loss), which correct it"
 )
 
 COMPILED_WORKAROUND = (
     "a compiled model has no second derivative: call model = sgdph.compiled(model, optimizer) in "
-    "place of torch.compile or once after it, and the same for a compiled loss, which runs due "
-    'steps uncompiled; or run them under torch.compiler.set_stance("force_eager"), '
+    "place of torch.compile or once after it, which runs due steps uncompiled. Do the same for a "
+    'compiled loss. Or run due steps under torch.compiler.set_stance("force_eager"), '
     + BY_DIFFERENCES
 )
 
@@ -79,7 +80,7 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
             "flash_attn",
         ),
         "this attention kernel has no second derivative: use "
-        "torch.nn.functional.scaled_dot_product_attention, on other devices than CPU and CUDA "
+        "torch.nn.functional.scaled_dot_product_attention (on devices other than CPU and CUDA "
         "under torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), "
         + BY_DIFFERENCES,
     ),
@@ -90,9 +91,9 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("data is not allocated yet",),
-        "weights that it needs were freed, as fully_shard does behind each layer: call "
-        "sgdph.integrations.fsdp.backward(model, optimizer, loss) with a module that holds every "
-        "sharded module that the loss depends on, a second network's too",
+        "weights that it needs were freed, as fully_shard does after each layer. Call "
+        "sgdph.integrations.fsdp.backward(model, optimizer, loss) with a module that contains "
+        "every sharded module that the loss depends on, including those of a second network",
     ),
     (
         ("aot_autograd", "torch.compile", "donated buffers"),
@@ -109,9 +110,9 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("backward through the graph a second time",),
-        "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), "
-        "or optimizer.backward(loss) instead of both; hessian_block and diagonality come before it "
-        "as well. Of two losses over one graph pass the sum to optimizer.backward, or call "
+        "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), or "
+        "optimizer.backward(loss) instead of both. Call hessian_block and diagonality before it, "
+        "too. For two losses over one graph, pass their sum to optimizer.backward, or call "
         "update_hessian(loss) and loss.backward(retain_graph=True) for each",
     ),
     (
@@ -121,16 +122,16 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
             "multilabel_margin_loss_backward",
             "_ctc_loss_backward",
         ),
-        "torch lacks a second derivative here that optimizer.backward(loss) and "
-        "optimizer.update_hessian(loss) bring along: use one of them in place of "
-        "loss.backward(create_graph=True), and hang no hook on this operation's graph node. A loss "
-        "that itself contains such a gradient cannot be differentiated in torch",
+        "torch has no second derivative of this operation; optimizer.backward(loss) and "
+        "optimizer.update_hessian(loss) add one. Use one of them in place of "
+        "loss.backward(create_graph=True), and register no hook on this operation's graph node. A "
+        "loss that itself contains such a gradient cannot be differentiated in torch",
     ),
     (
         ("modified by an inplace operation",),
-        "a tensor that it was computed from was changed in place since, as another optimizer's "
-        "step changes weights: step SGDPH before the other optimizers, or take the partial Hessian "
-        "while the weights are unchanged, with optimizer.backward(loss) or update_hessian(loss)",
+        "a tensor that it was computed from has been changed in place since, for example a weight "
+        "by another optimizer's step. Step SGDPH before the other optimizers, or take the partial "
+        "Hessian before the weights change, with optimizer.backward(loss) or update_hessian(loss)",
     ),
     (
         ("no autograd formula was registered",),

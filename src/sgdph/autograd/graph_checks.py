@@ -163,10 +163,9 @@ def _graph_hook(node: Node, region: Region) -> Hook:
         }
         if graphless and not _are_always_zero(node, graphless, grad_outputs):
             raise no_partial_hessian(
-                f"the backward of {function_name(node)} makes no graph of the gradient that it "
-                "returns (a kernel, torch.no_grad(), .detach(), a constant), so the curvature "
-                "would be wrong: write that backward with differentiable operations, "
-                f"{BY_DIFFERENCES}"
+                f"the backward of {function_name(node)} returns a gradient without a graph (from "
+                "a kernel, torch.no_grad(), .detach() or a constant), so the curvature would be "
+                f"wrong. Write that backward with differentiable operations, {BY_DIFFERENCES}"
             )
 
     return hook

@@ -17,9 +17,9 @@ from torch import Tensor
 from sgdph.autograd.graph import TELLS_PACKED, Node
 
 _MESSAGE = (
-    "the graph of this loss was used up by optimizer.backward(loss), which takes the place of "
-    "loss.backward(): compute the loss anew. A hook that runs a backward of its own through this "
-    "graph needs optimizer.backward(loss, low_memory=True)"
+    "optimizer.backward(loss) has already freed the graph of this loss; it replaces "
+    "loss.backward(). Compute the loss again. If a hook runs its own backward through this graph, "
+    "call optimizer.backward(loss, low_memory=True)"
 )
 
 

@@ -64,10 +64,10 @@ def warn_of_lost_history(node: Node, region: Region) -> None:
     if any(not _is_mask(saved[i]) for i in candidates):
         _warned.add(function_of(node))
         warnings.warn(
-            f"{function_name(node)} saved tensors that were computed in its forward, without a "
-            "history: if its backward computes with them (a statistic, a gradient computed ahead), "
-            "the curvature is wrong. Run sgdph.check_curvature(closure, optimizer) once; if it "
-            "disagrees, save inputs and outputs only, or use update_hessian(closure=...)",
+            f"{function_name(node)} saved tensors that its forward computed without a graph. If "
+            "its backward uses them (a statistic, a precomputed gradient), the curvature is "
+            "wrong. Run sgdph.check_curvature(closure, optimizer) once; if it raises, save inputs "
+            "and outputs only, or use update_hessian(closure=...)",
             stacklevel=2,
         )
 

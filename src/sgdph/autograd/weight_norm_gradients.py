@@ -34,9 +34,9 @@ def weight_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
         return None
     if has_hooks(node):
         raise RuntimeError(
-            "no partial Hessian can be taken from this loss: a weight-normalised weight's graph "
-            "node has a hook, without which torch's second derivative would be put right. Hang the "
-            "hook on a tensor or module"
+            "no partial Hessian can be taken from this loss: a hook on a weight-normalised "
+            "weight's graph node prevents the correction of torch's second derivative. Register "
+            "the hook on a tensor or module instead"
         )
     return recomputed_hook(node, _OPERATION, once, packed=None)
 

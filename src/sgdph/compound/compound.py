@@ -72,9 +72,9 @@ class CompoundOptimizer(SecondOrderOptimizer):
         theirs = [id(group) for owner in self._owners for group in owner.param_groups]
         if sorted(map(id, self.param_groups)) != sorted(theirs):
             raise RuntimeError(
-                "param_groups are no longer the groups of the optimizers that are stepped: they "
-                "were changed by hand, or by the add_param_group or load_state_dict of a "
-                "first-order optimizer. Call those of PartialHessian"
+                "param_groups no longer match the groups of the first-order optimizers. They were "
+                "changed by hand, or by a first-order optimizer's add_param_group or "
+                "load_state_dict; call those of PartialHessian instead"
             )
         return Groups(self._newton.param_groups, self.param_groups)
 
@@ -111,8 +111,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
         self._unheld = {}
         if names:
             warnings.warn(
-                f"parameter {listed(names)}, frozen when PartialHessian was built, has a gradient, "
-                "and no first-order optimizer trains it: pass it to add_param_group, or freeze it",
+                f"parameter {listed(names)} was frozen when PartialHessian was built, has a "
+                "gradient, and is in no first-order optimizer. Call add_param_group, or freeze it",
                 stacklevel=6,
             )
 
@@ -146,8 +146,8 @@ class CompoundOptimizer(SecondOrderOptimizer):
         unclear = [n for n in _UNCLEAR if n in param_group and n in self.first_order[0].defaults]
         if first["params"] and newton["params"] and unclear:
             raise ValueError(
-                f"{' and '.join(unclear)} of the group would hold for {self._kinds[0]} and for the "
-                "Newton steps, where it means something else: add one group for each"
+                f"{' and '.join(unclear)} of the group would apply to {self._kinds[0]} and to the "
+                "Newton steps, where it has another meaning. Add one group for each"
             )
         known = {id(p) for group in self.param_groups for p in group["params"]}
         if any(id(p) in known for part in (first, newton) for p in tensors_of(part)):
@@ -197,7 +197,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
             for i, group in enumerate(groups)
         ]
         if last not in layout:
-            raise ValueError("none of the groups assigned to param_groups is one of Newton steps")
+            raise ValueError("none of the groups assigned to param_groups holds Newton parameters")
         before = [owner.param_groups for owner in self._owners]
         try:
             for k, owner in enumerate(self._owners):

@@ -49,7 +49,7 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
     one = isinstance(given, Optimizer) or not isinstance(given, Iterable)
     optimizers = (given,) if one else tuple(given)
     if not optimizers:
-        raise ValueError("first_order must be one optimizer or several, got none")
+        raise ValueError("first_order must be one optimizer or more; got none")
     owners: dict[int, int] = {}
     for i, optimizer in enumerate(optimizers):
         if not isinstance(optimizer, Optimizer):
@@ -81,22 +81,24 @@ def _unsuitable(optimizer: Optimizer) -> str | None:
     closure = settings.get("closure")
     needs_closure = closure is not None and closure.default is inspect.Parameter.empty
     if needs_closure or type(optimizer).__name__ in _NEED_CLOSURE:
-        return "its step needs a closure, which would compute the loss again in the middle of one"
+        return "its step needs a closure that computes the loss again during the step"
     if is_owned(optimizer):
-        return "it belongs to another PartialHessian already. Build it anew, over all parameters"
+        return "it already belongs to another PartialHessian. Build a new one over all parameters"
     if hasattr(optimizer, "update_hessian"):
-        return "it takes curvature itself. Use it alone, or a first-order optimizer in its place"
+        return (
+            "it uses curvature itself. Use it alone, or give PartialHessian a first-order optimizer"
+        )
     if "hessian" in settings or getattr(optimizer, "is_second_order", False):
         return (
-            "it needs backward(create_graph=True) for curvature of its own. Use it alone, or a "
-            "first-order optimizer in its place"
+            "it needs backward(create_graph=True) for its own curvature. Use it alone, or give "
+            "PartialHessian a first-order optimizer"
         )
     if hasattr(optimizer, "fused_backward"):
-        return "it steps in the middle of the backward, and all parameters of the model"
+        return "it steps during the backward, and steps all parameters of the model"
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
         return (
-            "it gives every rank other parameters, and broadcasts what it has stepped. Give "
-            "PartialHessian the optimizer that it was to build, over all parameters"
+            "it splits the parameters over the ranks and broadcasts the stepped ones. Give "
+            "PartialHessian the optimizer that it wraps, built over all parameters"
         )
     if any(isinstance(getattr(optimizer, name, None), Optimizer) for name in _INSIDE):
         return (
@@ -118,9 +120,9 @@ def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
     for entry in entries:
         if id(entry) in theirs or any(_has_settings_of(o, entry) for o in optimizers):
             raise ValueError(
-                "the groups are those of the first-order optimizer, which has put its own lr and "
-                "weight decay into them: call sgdph.param_groups(model), or what else makes the "
-                "groups, once for each of the two"
+                "PartialHessian got the same group dicts as the first-order optimizer, which has "
+                "put its own lr and weight decay into them. Make the groups twice: call "
+                "sgdph.param_groups(model) once for each of the two"
             )
     return [copied(entry) if isinstance(entry, dict) else entry for entry in entries]
 
@@ -159,8 +161,9 @@ def check_held(
     unheld = {names[id(p)]: p for p in params if id(p) not in held}
     if missing := [name for name, p in unheld.items() if p.requires_grad]:
         raise ValueError(
-            f"no first-order optimizer holds parameter {listed(missing)}, so nothing would train "
-            f"it: give it to {' or '.join(type(o).__name__ for o in optimizers)}, or freeze it"
+            f"no first-order optimizer holds parameter {listed(missing)}, so it would not be "
+            f"trained. Give it to {' or '.join(type(o).__name__ for o in optimizers)}, or "
+            "freeze it"
         )
     return unheld
 
@@ -231,7 +234,9 @@ def by_role(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise TypeError(f"param_group must be a dict, but got {type(group)}")
     params = group["params"]
     if isinstance(params, set):
-        raise TypeError("the parameters of a group must be in an order, got a set: give a list")
+        raise TypeError(
+            "the parameters of a group must be a list, because their order matters; got a set"
+        )
     members = [params] if isinstance(params, Tensor) else list(params)
     for p in tensors_of({"params": members}):
         if not isinstance(p, Tensor):

@@ -50,6 +50,6 @@ def _zero_grad(optimizer: Optimizer, *arguments: Any, **named: Any) -> None:
 
 def _belongs(optimizer: Optimizer, method: str) -> RuntimeError:
     return RuntimeError(
-        f"{type(optimizer).__name__} belongs to a PartialHessian, which has taken its Newton "
-        f"parameters over: call {method}() of that one"
+        f"{type(optimizer).__name__} belongs to a PartialHessian, which has taken over its Newton "
+        f"parameters. Call {method}() of that PartialHessian"
     )

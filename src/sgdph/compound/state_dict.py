@@ -79,19 +79,20 @@ def taken_apart(
     kinds_then = next((list(group[FIRST_ORDER]) for group in groups if FIRST_ORDER in group), kinds)
     if all(was_newton):
         raise ValueError(
-            "the loaded state is no PartialHessian's (a state of SGDPH has its first-order half in "
-            "the same groups). Load what state_dict() of a PartialHessian returned, or the states "
-            f"of {', '.join(kinds)}, {'alone' if last == 1 else 'as a list'}"
+            "the loaded state is not that of a PartialHessian (SGDPH keeps its first-order half "
+            "in the same groups). Load what state_dict() of a PartialHessian returned, or the "
+            f"states of {', '.join(kinds)}, {'alone' if last == 1 else 'as a list'}"
         )
     if kinds_then != kinds:
         raise ValueError(
-            f"the loaded state has {', '.join(kinds_then)} for its first-order half, this optimizer"
-            f" {', '.join(kinds)}: build it with the same optimizers, in the same order"
+            f"the loaded state has the first-order optimizers {', '.join(kinds_then)}, this "
+            f"optimizer has {', '.join(kinds)}. Build it with the same optimizers in the same "
+            "order"
         )
     if was_newton != [k == last for k in layout]:
         raise ValueError(
             f"the loaded state belongs to other groups: it has {len(groups)}, of which "
-            f"{sum(was_newton)} take Newton steps, this optimizer {len(layout)}, of which "
+            f"{sum(was_newton)} take Newton steps; this optimizer has {len(layout)}, of which "
             f"{sum(k == last for k in layout)} do. Build the optimizer from the groups that the "
             "saved one was built from, and add later ones by add_param_group"
         )

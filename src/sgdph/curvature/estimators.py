@@ -228,7 +228,8 @@ def check_loss(loss: Tensor) -> None:
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "nothing can be differentiated inside torch.inference_mode(); leave it first"
+            "a partial Hessian cannot be taken inside torch.inference_mode(); leave that context "
+            "first"
         )
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
@@ -239,8 +240,8 @@ def check_loss(loss: Tensor) -> None:
         )
     if not loss.requires_grad:
         raise RuntimeError(
-            "the loss has no graph to take a partial Hessian from: it was computed under "
-            "torch.no_grad(), detached, or from frozen parameters alone"
+            "the loss has no graph, so no partial Hessian can be taken. It was computed under "
+            "torch.no_grad(), detached, or computed from frozen parameters only"
         )
 
 

@@ -257,8 +257,8 @@ def refuse_another_loss(first: Tensor, again: Tensor) -> None:
         raise RuntimeError(
             "the closure is not a function of the weights: at the same weights it returned "
             f"{a:.6g} and then {b:.6g}. Every call must compute the same loss: fetch the batch "
-            "before, and draw random numbers from the global generators of torch, numpy or "
-            "Python, which are put back for each call, not from one of your own"
+            "outside the closure, and draw random numbers from the global generators of torch, "
+            "numpy or Python only, because these are restored before each call"
         )
 
 
@@ -281,8 +281,8 @@ def _backward_explained() -> Iterator[None]:
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise RuntimeError(
-                "the closure has run the backward of its loss itself: let it return the loss "
-                "alone, and call backward after update_hessian"
+                "the closure has called backward itself. It must only compute and return the "
+                "loss; call backward after update_hessian"
             ) from error
         if "use_reentrant" in str(error) or "Checkpointing is not compatible" in str(error):
             raise RuntimeError(

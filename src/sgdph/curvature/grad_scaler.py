@@ -125,23 +125,22 @@ class LossFactors:
             return own
         if not self.complete or any(factor.is_in(scale) for factor in self.unclear):
             raise RuntimeError(
-                "a GradScaler calls this step, but it cannot be told from the loss's graph that "
-                "its scale multiplies the whole loss that the partial Hessian was taken from. "
-                f"{_REMEDY}"
+                "a GradScaler calls this step, but the graph of the loss does not show that its "
+                f"scale multiplies the whole loss of the partial Hessian. {_REMEDY}"
             )
         if any(factor.tensor is not None or factor.power == 1 for factor in self.common):
             current = float(scaler.get_scale())
             if any(factor.resembles(current) for factor in self.common):
                 raise RuntimeError(
-                    "a GradScaler calls this step, and the loss that the partial Hessian was taken "
-                    "from was multiplied by what looks like a copy of its scale, or like another "
-                    f"scaler's, but not by its own. {_REMEDY}"
+                    "a GradScaler calls this step, but the loss of the partial Hessian was not "
+                    "multiplied by its scale: it was multiplied by a copy of it, or by another "
+                    f"scaler's. {_REMEDY}"
                 )
         return None
 
 
 _REMEDY = (
-    "Scale the whole loss with scaler.scale(loss), one tensor at a time, or tell the factor: "
+    "Scale the whole loss with scaler.scale(loss), one tensor at a time, or pass the factor: "
     "loss_scale=scaler.get_scale(), or loss_scale=1.0 for a loss that was not scaled"
 )
 

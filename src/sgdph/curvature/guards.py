@@ -39,16 +39,16 @@ def none_came(newton: Iterable[Tensor]) -> RuntimeError:
     """
     if any(map(is_dtensor, newton)):
         return RuntimeError(
-            "this step wants a partial Hessian and none came: in place of loss.backward() call "
+            "this step needs a partial Hessian and has none. In place of loss.backward() call "
             "sgdph.integrations.fsdp.backward(model, optimizer, loss), with the outermost module"
         )
     return RuntimeError(
-        "this step wants a partial Hessian and none came. Take it in one of three ways: "
+        "this step needs a partial Hessian and has none. Take it in one of three ways: "
         "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
-        "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph inside "
-        "a reentrant checkpoint (use_reentrant=False does). Where a framework runs the backward, "
-        "sgdph.integrations has what takes it there (docs/frameworks.md); for a model sharded by "
-        "fully_shard, sgdph.integrations.fsdp.backward(model, optimizer, loss)"
+        "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph "
+        "inside a reentrant checkpoint (use_reentrant=False does). If a framework runs the "
+        "backward, use its module in sgdph.integrations (docs/frameworks.md); for a model sharded "
+        "by fully_shard, sgdph.integrations.fsdp.backward(model, optimizer, loss)"
     )
 
 
@@ -187,9 +187,9 @@ class _ReplacedParameters:
             )
         if lookalikes:
             raise RuntimeError(
-                f"parameter {name(missed[0])} is not in the loss's graph. {_described(lookalikes)}"
-                f"{_REMEDY}. Where it is meant to be so, give that parameter's group "
-                "channelwise=False"
+                f"parameter {name(missed[0])} is not in the loss's graph. "
+                f"{_described(lookalikes)}{_REMEDY}. If that is intended, give that parameter's "
+                "group channelwise=False"
             )
 
 
@@ -204,7 +204,7 @@ def _described(lookalikes: Sequence[Tensor]) -> str:
 _REMEDY = (
     "The model's parameters seem to have been replaced after the optimizer was built (by a "
     "conversion such as .to() that makes new ones, by adding or folding a weight norm, by a new "
-    "layer): build the optimizer anew from the model as it is now, or pass the new parameters to "
+    "layer). Build a new optimizer from the present model, or pass the new parameters to "
     "add_param_group"
 )
 
@@ -248,9 +248,9 @@ class _Membership:
         unknown = [p for p in self._without_turn(groups.newton) if id(p) not in excepted]
         if gone or unknown:
             raise RuntimeError(
-                f"param_groups were changed by hand: {self._findings(gone, unknown)}. Build the "
-                "optimizer anew from the model as it is now; or leave the groups as they were and "
-                "pass new parameters to add_param_group"
+                f"param_groups were changed by hand: {self._findings(gone, unknown)}. Build a new "
+                "optimizer from the present model, or leave the groups as they were and pass new "
+                "parameters to add_param_group"
             )
         self._checked = present
         self._names = parameter_names(groups.every)

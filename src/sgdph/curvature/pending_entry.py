@@ -256,14 +256,14 @@ def is_of_several(entry: PendingEntry, p: Tensor, name: Callable[[Tensor], str])
         return False
     if entry.stamp is None or entry.stamp.is_replaced(p.grad):
         raise RuntimeError(
-            f"the .grad of parameter {name(p)} was put there by hand after several backwards, "
-            "so the curvature that belongs to it is unknown. Let the backwards add up in "
-            ".grad; or sum the losses and call optimizer.backward(loss) once"
+            f"the .grad of parameter {name(p)} was set by hand after several backwards, so the "
+            "curvature that belongs to it is unknown. Let the backwards add up in .grad, or sum "
+            "the losses and call optimizer.backward(loss) once"
         )
     warnings.warn(
-        f"the .grad of parameter {name(p)} was changed by hand after its backward, and that of "
-        "an earlier backward was cleared. The curvature that belongs to it is unknown, and is "
-        "left out at this step. If .grad is a sum of several backwards, let them add up in it",
+        f"the .grad of parameter {name(p)} was changed by hand after its backward, after an "
+        "earlier gradient was cleared. The curvature that belongs to it is unknown and is left "
+        "out at this step. To sum several backwards, let them add up in .grad without clearing it",
         UserWarning,
         stacklevel=8,
     )

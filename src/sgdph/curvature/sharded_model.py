@@ -128,9 +128,9 @@ class ShardedModel:
         if not self.is_gathered and self.is_around(newton, groups):
             raise RuntimeError(
                 "the model is sharded by fully_shard, which frees the weights that a second "
-                f"derivative needs. {_USE_BACKWARD}. optimizer.backward and update_hessian, with "
-                "closure= too, cannot be used; look at Hessian blocks, and call check_curvature, "
-                "in a model that is not sharded"
+                f"derivative needs. {_USE_BACKWARD}. optimizer.backward and update_hessian cannot "
+                "be used, also not with closure=. For Hessian blocks and check_curvature use a "
+                "model that is not sharded"
             )
 
     def check_step(
@@ -149,14 +149,14 @@ class ShardedModel:
             return
         if any(pending.has_graph(p) for p in newton):
             raise RuntimeError(
-                "loss.backward(create_graph=True) leaves a graph whose weights fully_shard has "
-                f"freed. {_USE_BACKWARD}"
+                "loss.backward(create_graph=True) needs weights that fully_shard has freed. "
+                f"{_USE_BACKWARD}"
             )
         apart = [p for p in newton if not (alone or is_dtensor(p) or pending.is_averaged(p))]
         if apart:
             raise RuntimeError(
-                f"the gradients of {len(apart)} channel-wise parameter(s) that fully_shard ignores "
-                "were not averaged over the ranks, which would drift apart. " + _USE_BACKWARD
+                f"the gradients of {len(apart)} channel-wise parameter(s) that fully_shard "
+                "ignores were not averaged, so the ranks would drift apart. " + _USE_BACKWARD
             )
 
     def check_model(
@@ -183,16 +183,15 @@ class ShardedModel:
         modules = fsdp_modules(model)
         if not modules:
             raise ValueError(
-                f"{type(model).__name__} has no module that fully_shard was called for: call "
-                "fully_shard(model) first, or optimizer.backward(loss)"
+                f"{type(model).__name__} contains no module sharded by fully_shard. Call "
+                "fully_shard(model) first, or use optimizer.backward(loss)"
             )
         pairs = list(shards(modules))
         copies = {id(leaf) for _, leaf in pairs}
         if any(id(p) in copies for _, p in params):
             raise ValueError(
-                "the optimizer holds gathered copies of sharded parameters, and would train these. "
-                "Build it when the model is sharded: after fully_shard and before a forward, or "
-                "behind model.reshard()"
+                "the optimizer holds gathered copies of sharded parameters and would train the "
+                "copies. Build it after fully_shard and before a forward, or after model.reshard()"
             )
         held = {id(p) for p, _ in pairs} | {id(p) for p in model.parameters()}
         present = {name for name, _ in model.named_parameters()}
@@ -205,9 +204,9 @@ class ShardedModel:
             is_stale = name.replace(".", "").isdecimal() and p.shape in shapes
             if id(p) not in held and (id(p) in ours or name in present or is_stale):
                 raise ValueError(
-                    f"parameter {name} of the optimizer is not in {type(model).__name__}: build "
-                    "the optimizer after fully_shard, from the parameters of the model that is "
-                    "passed here"
+                    f"parameter {name} of the optimizer is not in {type(model).__name__}. Build "
+                    "the optimizer after fully_shard, from the parameters of the model that you "
+                    "pass here"
                 )
         self._check_mesh([pair for pair in pairs if id(pair[0]) in ours] or pairs[:1], ranks)
         return modules
@@ -218,13 +217,14 @@ class ShardedModel:
             if is_dtensor(leaf):
                 raise ValueError(
                     f"a channel-wise parameter of shape {tuple(p.shape)} is sharded by tensor "
-                    "parallelism besides fully_shard: leave it out of the plan, or give its group "
-                    "channelwise=False"
+                    "parallelism as well as by fully_shard. Leave it out of the tensor-parallel "
+                    "plan, or give its group channelwise=False"
                 )
             if p.device_mesh.size() != ranks.count():
                 raise ValueError(
-                    f"the model is sharded over {p.device_mesh.size()} ranks, the curvature a mean "
-                    f"of {ranks.count()}: give the optimizer process_group=, the group of the mesh"
+                    f"the model is sharded over {p.device_mesh.size()} ranks, but the curvature "
+                    f"is averaged over {ranks.count()}. Give the optimizer the process group of "
+                    "the mesh: process_group=..."
                 )
 
     def average(

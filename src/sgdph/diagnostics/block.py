@@ -43,28 +43,28 @@ def hessian_block(
 ) -> Tensor:
     """Build the dense block ``∂²L/∂p²`` of the Hessian.
 
-    It takes one Hessian-vector product (Pearlmutter, 1994) per entry of ``p``. The loss's graph
-    stays alive, ``.grad`` and the random number generators are untouched, hooks on ``p`` stay
-    quiet. Entries that are not finite are returned as they come.
+    It takes one Hessian-vector product (Pearlmutter, 1994) per entry of ``p``. It keeps the loss's
+    graph, does not change ``.grad`` or random generators, and does not call hooks on ``p``. Entries
+    that are not finite are returned as they are.
 
     Args:
         loss: A real scalar whose graph has not been freed.
         p: A trainable tensor of any shape with ``n`` entries, or several with ``n`` together.
-        dtype: Of the result. It only converts: the precision is that of the graph, so for a block
-            exact to float64 make the model and its data ``.double()`` before the forward pass.
-            ``None`` is the dtype of ``p``.
-        chunk_size: How many products are taken at a time; 1 is a loop. Their memory grows with it.
-            ``None`` chooses by the size of the tensors in the graph.
+        dtype: Dtype of the result; ``None`` is that of ``p``. It converts only, the precision is
+            that of the graph. For a block in float64, convert model and data by ``.double()``
+            before the forward pass.
+        chunk_size: Number of products taken at a time; memory grows with it. ``None`` chooses it by
+            the size of the tensors in the graph.
 
     Returns:
         The block, of shape ``(n, n)``, without a graph: row ``i`` is the derivative of the
-        gradient's ``i``-th entry. Of several tensors it is their joint block, in the order given,
+        gradient's ``i``-th entry. For several tensors it is their joint block, in the order given,
         each flattened. It is not made symmetric: rows differ from columns by rounding.
 
     Raises:
-        TypeError: ``loss`` or ``p`` is no tensor.
-        ValueError: ``loss`` is no real scalar; ``p`` is complex, frozen, empty or given twice, or
-            has more than 16,384 entries; ``dtype`` or ``chunk_size`` is out of its range.
+        TypeError: ``loss`` or ``p`` is not a tensor.
+        ValueError: ``loss`` is not a real scalar; ``p`` is complex, frozen, empty or given twice,
+            or has more than 16,384 entries; ``dtype`` or ``chunk_size`` is out of its range.
         RuntimeError: ``loss`` has no graph, does not depend on ``p``, or cannot be differentiated
             twice.
 
@@ -165,10 +165,10 @@ def _described(name: str, p: Tensor) -> str:
 def _check_side(n: int, dtype: torch.dtype, whose: str) -> None:
     if n > LARGEST_SIDE:
         raise ValueError(
-            f"the Hessian block of {whose} has n = {n:,} entries a side: it would take {n:,} "
-            f"products and {n * n * dtype.itemsize / 2**30:,.1f} GiB, and at most {LARGEST_SIDE:,} "
-            "a side are built. Give fewer or smaller parameters, such as the channel-wise ones of "
-            "sgdph.param_groups(model) one by one"
+            f"the Hessian block of {whose} is {n:,} x {n:,} and would take {n:,} products and "
+            f"{n * n * dtype.itemsize / 2**30:,.1f} GiB; the largest that is built has "
+            f"{LARGEST_SIDE:,} rows. Give fewer or smaller parameters, such as the channel-wise "
+            "ones of sgdph.param_groups(model) one by one"
         )
 
 

@@ -42,12 +42,12 @@ def check_curvature(
 ) -> dict[str, float]:
     """Compare the exact product of each Newton parameter with differences of gradients.
 
-    In the manner of ``torch.autograd.gradcheck``. Run it once for a network with kernels of your
-    own: torch says nothing where a function's backward makes no graph, or takes for constant what
-    depends on its input, and the second derivative is then wrong. One random vector multiplies each
-    parameter's Hessian block: by double backward, as :meth:`SGDPH.backward` does, and by central
-    differences at several distances, of which the smallest disagreement counts. Nothing changes:
-    weights, ``.grad``, buffers, random generators, the optimizer, pending curvature.
+    It is like ``torch.autograd.gradcheck``. Run it once for a network with your own kernels: if a
+    function's backward makes no graph, or treats as constant something that depends on its input,
+    the second derivative is wrong, and torch does not notice. Each parameter's Hessian block is
+    multiplied by a random vector, by double backward (as in :meth:`SGDPH.backward`) and by central
+    differences at several distances; the smallest disagreement counts. Weights, ``.grad``, buffers,
+    random generators, the optimizer and pending curvature do not change.
 
     It takes at least two forward and backward passes per Newton parameter, and up to twenty for one
     that disagrees. Compiled code runs uncompiled. ``docs/second-derivatives.md`` has the limits.
@@ -56,22 +56,22 @@ def check_curvature(
         closure: Computes the loss and returns it, without a backward, as for
             :meth:`SGDPH.update_hessian`: a function of the weights, on one batch, without autocast.
         optimizer: Its trainable Newton parameters are checked.
-        rtol: The largest relative error that is accepted. ``None`` is 1e-4 where the whole loss is
-            computed in float64, else 3e-2.
-        raise_exception: Whether to raise where a parameter disagrees.
+        rtol: The largest accepted relative error. ``None`` is 1e-4 if the whole loss is computed in
+            float64, else 3e-2.
+        raise_exception: Whether to raise an error if a parameter disagrees.
 
     Returns:
-        By name, the norm of the products' difference beyond the difference's own error, over the
-        larger norm: 0 is agreement, 1 that one of them is zero. ``inf`` where there is no exact
-        product, or not a finite one. Parameters that the loss does not reach are left out.
+        Relative errors by parameter name: the norm of the products' difference, beyond the error of
+        the differences, over the larger norm. 0 is agreement; 1 means that one product is zero;
+        ``inf`` that no finite exact product exists. Parameters without influence are left out.
 
     Raises:
-        RuntimeError: Parameters disagree, or have no exact product; they are named. The loss
-            reaches none of them, or the closure is not a function of the weights.
+        RuntimeError: Parameters disagree or have no exact product; they are named. The loss reaches
+            none of them, or the closure is not a function of the weights.
         ValueError: Something is computed in less than float32; there are no trainable Newton
             parameters; ``rtol`` is not above 0.
-        TypeError: ``closure`` cannot be called or returns no tensor; ``optimizer`` takes no
-            partial Hessian.
+        TypeError: ``closure`` is not callable or returns no tensor; ``optimizer`` takes no partial
+            Hessian.
 
     Example:
         >>> check_curvature(lambda: loss_fn(model(x), y), optimizer)
@@ -163,9 +163,9 @@ def _precision(loss: Tensor, params: Sequence[Tensor]) -> torch.dtype:
     low = sorted(str(d) for d in dtypes if d.itemsize < 4)
     if low:
         raise ValueError(
-            f"the loss is computed in {', '.join(low)} in places, too coarse to check a second "
-            "derivative. Run check_curvature in float64 or float32: without autocast, on a copy "
-            "of the model and the batch in .double() or .float()"
+            f"parts of the loss are computed in {', '.join(low)}, which is too coarse to check a "
+            "second derivative. Run check_curvature in float64 or float32: without autocast, on a "
+            "copy of the model and the batch in .double() or .float()"
         )
     return torch.float32 if torch.float32 in dtypes else torch.float64
 
@@ -280,15 +280,15 @@ def _message(
         parts.append(
             f"the exact product of {len(disagreeing)} of {checked} Newton parameters disagrees "
             f"with differences of gradients: {listed}. A function between them and the loss has a "
-            "wrong second derivative: its backward makes no graph, or takes for constant what "
-            "depends on its input; or the loss detaches such a thing on purpose. Replace that "
-            "function, take the curvature by update_hessian(closure=...), or give the parameters' "
-            "groups channelwise=False"
+            "wrong second derivative: its backward makes no graph or treats as constant something "
+            "that depends on its input. Or the loss detaches something on purpose. Replace that "
+            "function, use update_hessian(closure=...), or give the parameters' groups "
+            "channelwise=False"
         )
         if precision == torch.float32:
             parts.append(
-                "In float32 it may be the rounding of the differences: first check a copy of the "
-                "model and the batch in .double()"
+                "In float32 the cause may be rounding in the differences. First check a copy of "
+                "the model and the batch in .double()"
             )
     by_reason: dict[str, list[str]] = {}
     for n, error in reasons.items():

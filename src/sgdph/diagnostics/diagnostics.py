@@ -1,4 +1,4 @@
-"""A loss's Hessian blocks, parameter by parameter: how diagonal they are."""
+"""How diagonal the Hessian blocks of a loss are, parameter by parameter."""
 
 from __future__ import annotations
 
@@ -28,31 +28,32 @@ def diagonality(
     joint: bool = False,
     chunk_size: int | None = None,
 ) -> list[Diagonality]:
-    """Judge the Hessian block of each of some parameters.
+    """Measure how diagonal the Hessian block of each parameter is, and each estimator's error.
 
-    It takes as many products as the parameters have entries. The loss's graph stays alive, and
-    ``.grad`` untouched, as with :func:`hessian_block`.
+    It takes as many products as the parameters have entries. It keeps the loss's graph and does
+    not change ``.grad``, like :func:`hessian_block`.
 
     Args:
-        loss: A real scalar whose graph has not been freed. A loss that was scaled scales the
-            blocks, which shows in the error of ``average`` alone.
-        params: A tensor, several, or ``(name, tensor)`` pairs; or a module, for its trainable
-            channel-wise parameters as :func:`sgdph.param_groups` tells them.
-        probes: How many Hutchinson draws each, at least 1.
-        seed: Of the draws. With the same seed as an optimizer's, and for its parameters in its
-            order, they are those of its first refreshes with ``refresh="all"``.
-        optimizer: Where to look for running averages and names. The joint block has an average
-            where every parameter has one.
-        joint: Judge the joint block of all parameters as well, whose draws are joint ones. It holds
-            the single blocks, so the products are no more.
+        loss: A real scalar whose graph has not been freed. If the loss is scaled, so are the
+            blocks; this changes the error of ``average`` only.
+        params: A tensor, several tensors, or ``(name, tensor)`` pairs. A module means its trainable
+            channel-wise parameters, as :func:`sgdph.param_groups` finds them.
+        probes: Number of Hutchinson's probes for each parameter, at least 1.
+        seed: Seed of the probes. With an optimizer's seed and its parameters in its order, they are
+            the probes of its first refreshes with ``refresh="all"``.
+        optimizer: The optimizer whose running averages and names are used. The joint block has an
+            average if every parameter has one.
+        joint: Also measure the joint block of all parameters, with joint probes. It contains the
+            single blocks, so it takes no further products.
         chunk_size: See :func:`hessian_block`.
 
     Returns:
-        One per parameter, in order, and with ``joint`` a last one named ``"joint"``. Names are the
-        pairs' or the module's, else the optimizer's, else ``"0"``, ``"1"`` and so on.
+        One result per parameter, in order, and with ``joint`` a last one named ``"joint"``. Names
+        come from the pairs or the module, else from the optimizer, else are ``"0"``, ``"1"`` and
+        so on.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`hessian_block` and
+        TypeError, ValueError, RuntimeError: As in :func:`hessian_block` and
             :meth:`Diagonality.of_block`.
 
     Example:
@@ -120,8 +121,8 @@ def _channelwise_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     ]
     if not named:
         raise ValueError(
-            f"{type(model).__name__} has no trainable channel-wise parameters; give the parameters "
-            "to look at themselves"
+            f"{type(model).__name__} has no trainable channel-wise parameters; pass the "
+            "parameters to look at instead of the model"
         )
     return named
 

@@ -41,7 +41,7 @@ class EstimateError:
         """
         if estimate.numel() != diagonal.numel():
             raise ValueError(
-                "an estimate has as many entries as the diagonal, got shapes "
+                "an estimate must have as many entries as the diagonal; got shapes "
                 f"{tuple(estimate.shape)} and {tuple(diagonal.shape)}"
             )
         # On the CPU, because not every device has float64.
@@ -132,7 +132,8 @@ class Diagonality:
         shape = block.shape[:1] if shape is None else shape
         if math.prod(shape) != len(block):
             raise ValueError(
-                f"a block of {len(block)} entries a side is of no parameter of shape {tuple(shape)}"
+                f"a block of {len(block)} rows does not belong to a parameter of shape "
+                f"{tuple(shape)}"
             )
         draws = rademacher_draws(probes, seed, 0, block[0])
         return judge(block, Subject(name, tuple(shape), draws, average))

@@ -103,9 +103,9 @@ class Wrappers:
                 continue
             if config.enable and not config.throw_on_early_termination:
                 raise RuntimeError(
-                    "the model is inside a join context that does not know of this optimizer, and "
-                    "a rank that ran out of batches would not answer its reduction. In place of "
-                    "`with model.join():` write `with Join([model, optimizer]):` "
+                    "the model is inside a join context that does not include this optimizer. A "
+                    "rank without batches would then not take part in the mean of the curvature. "
+                    "In place of `with model.join():` write `with Join([model, optimizer]):` "
                     "(torch.distributed.algorithms.join)"
                 )
 

@@ -37,8 +37,8 @@ def refuse_sharded(group: Mapping[str, Any]) -> None:
         if id(p) not in held:
             raise ValueError(
                 f"a parameter of shape {tuple(p.shape)} is sharded ({type(p).__name__}; by "
-                "FullyShardedDataParallel or tensor parallelism), and no partial Hessian can be "
-                "taken of it. Use fully_shard with sgdph.integrations.fsdp.backward, or "
+                "FullyShardedDataParallel or tensor parallelism), so no partial Hessian of it can "
+                "be taken. Use fully_shard with sgdph.integrations.fsdp.backward, or "
                 "DistributedDataParallel; leave norms and biases out of the tensor-parallel plan; "
                 "or give the groups of sharded parameters channelwise=False: they then train as "
                 "torch.optim.SGD does"
@@ -59,10 +59,10 @@ def refuse_zero(groups: Iterable[Mapping[str, Any]]) -> None:
     for _ in range(_DEEPEST):
         if frame.f_globals.get("__name__") == _ZERO:
             raise ValueError(
-                "ZeroRedundancyOptimizer gives every rank other parameters, and SGDPH averages the "
-                "curvature of one parameter over all ranks. Give it torch.optim.SGD and the "
-                "first-order groups of sgdph.param_groups, and SGDPH the channel-wise groups: "
-                "together they take the same steps"
+                "ZeroRedundancyOptimizer gives each rank its own parameters, but SGDPH averages "
+                "each parameter's curvature over all ranks. Give ZeroRedundancyOptimizer "
+                "torch.optim.SGD and the first-order groups of sgdph.param_groups, and SGDPH the "
+                "channel-wise groups: together they take the same steps"
             )
         if frame.f_back is None:
             return

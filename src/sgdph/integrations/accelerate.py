@@ -18,22 +18,22 @@ from sgdph.wrappers import wrapped_sgdph
 
 
 def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments: Any) -> None:
-    """Take the partial Hessian where one is due, then run ``accelerator.backward(loss)``.
+    """Take the partial Hessian if one is due, then run ``accelerator.backward(loss)``.
 
     A model that the accelerator compiles needs ``model = sgdph.compiled(model, optimizer)`` after
     ``prepare``.
 
     Args:
         accelerator: The accelerator that prepared ``optimizer``.
-        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, as ``prepare``
-            returned it or bare.
+        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, before or after
+            ``prepare``.
         loss: The loss of one micro-batch, neither divided by the accumulation steps nor scaled.
         arguments: Passed on to ``accelerator.backward``.
 
     Raises:
-        TypeError: There is neither in ``optimizer``.
-        RuntimeError: DeepSpeed or Megatron owns the backward; FSDP shards the parameters, and a
-            partial Hessian is due; or as :meth:`sgdph.SGDPH.update_hessian`.
+        TypeError: ``optimizer`` contains neither.
+        RuntimeError: DeepSpeed or Megatron controls the backward; FSDP shards the parameters and a
+            partial Hessian is due; or as in :meth:`sgdph.SGDPH.update_hessian`.
 
     Example:
         >>> with accelerator.accumulate(model):
@@ -46,7 +46,7 @@ def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments
 
 
 def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> None:
-    """Take the partial Hessian of the loss as ``accelerator.backward`` will weigh it.
+    """Take the partial Hessian of the loss, with the factors that ``accelerator.backward`` applies.
 
     Args:
         accelerator: See :func:`backward`.
@@ -59,9 +59,9 @@ def update_hessian(accelerator: Accelerator, optimizer: Any, loss: Tensor) -> No
     inner = wrapped_sgdph(optimizer)
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise RuntimeError(
-            f"no partial Hessian can be taken under {accelerator.distributed_type.value}: it owns "
-            "the backward and the parameters. Use plain DDP (distributed_type MULTI_GPU or "
-            "MULTI_CPU)"
+            f"no partial Hessian can be taken under {accelerator.distributed_type.value}, because "
+            "it controls the backward and the parameters. Use plain DDP (distributed_type "
+            "MULTI_GPU or MULTI_CPU)"
         )
     if accelerator.distributed_type == DistributedType.FSDP and inner.hessian_due:
         raise RuntimeError(

@@ -1,7 +1,7 @@
 """FSDP2 (``fully_shard``): ``backward`` in place of ``loss.backward()``, and clipping.
 
-``fully_shard`` frees the weights of a layer as soon as a backward has passed it, and with them what
-a second derivative needs. Here they stay for the product.
+``fully_shard`` frees the weights of a layer as soon as a backward has passed it, but a second
+derivative needs them. ``backward`` keeps them for the product.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ def backward(
     *,
     loss_scale: float | Tensor | None = None,
 ) -> None:
-    """Take the partial Hessian where one is due, run ``loss.backward()``, average what is left.
+    """Take the partial Hessian if one is due, run ``loss.backward()``, average ignored gradients.
 
-    Call it at every step, and for every micro-batch, on every rank. On due steps the weights
-    between the loss and the parameter stay gathered until the backward has passed them. Gradients
-    of parameters that ``fully_shard`` ignores (``ignored_params``) are averaged over the ranks.
+    Call it at every step, for every micro-batch, on every rank. On due steps the weights between
+    the loss and the parameter stay gathered until the backward has passed them. Gradients of
+    parameters that ``fully_shard`` ignores (``ignored_params``) are averaged over the ranks.
 
-    After an error inside the loss's own backward, FSDP2 wants ``model.reset_iter_state()``, where
-    torch has it, as it does without this function.
+    After an error in the backward, FSDP2 needs ``model.reset_iter_state()`` (if torch has it), with
+    or without this function.
 
     Args:
-        model: What ``fully_shard`` was called for: the outermost module.
+        model: The outermost module that ``fully_shard`` was called for.
         optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, or a wrapper around
             one. It is built from the parameters of the sharded model.
         loss: This rank's loss: the gradient is the mean of the ranks'.
         loss_scale: See :meth:`sgdph.SGDPH.update_hessian`.
 
     Raises:
-        TypeError: ``model`` is no module; or there is neither optimizer in ``optimizer``.
-        ValueError: ``model`` is not sharded, or not the model of the optimizer; it is sharded over
-            other ranks than the curvature is averaged over; or the ranks hold different values of
-            a channel-wise parameter that ``fully_shard`` ignores.
-        RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
+        TypeError: ``model`` is not a module; ``optimizer`` contains neither optimizer.
+        ValueError: ``model`` is not sharded, or is not the optimizer's model; it is sharded over
+            other ranks than the curvature is averaged over; the ranks have different values of a
+            channel-wise parameter that ``fully_shard`` ignores.
+        RuntimeError: As in :meth:`sgdph.SGDPH.update_hessian`.
 
     Example:
         >>> for block in model.blocks:

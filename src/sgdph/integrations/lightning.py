@@ -27,25 +27,25 @@ except ImportError:
 
 
 class PartialHessianCallback(Callback):
-    """Takes the partial Hessian before each backward; the module stays as it is.
+    """Takes the partial Hessian before each backward; the module needs no change.
 
-    For automatic and for manual optimisation (``self.manual_backward(loss)``). The hook sees the
-    loss as the backward will: divided by ``accumulate_grad_batches``, and under ``16-mixed``
-    multiplied by the gradient scaler, which is told to the optimizer.
+    It works for automatic and manual optimisation (``self.manual_backward(loss)``). It uses the
+    loss of the backward: divided by ``accumulate_grad_batches``, and under ``16-mixed`` multiplied
+    by the gradient scaler's scale, which the optimizer gets, too.
 
-    It serves :class:`sgdph.SGDPH` and :class:`sgdph.PartialHessian`. With several optimizers each
-    one takes the curvature of a loss that reaches its parameters; optimizers of other classes are
-    passed over.
+    It works with :class:`sgdph.SGDPH` and :class:`sgdph.PartialHessian`. With several optimizers,
+    each takes the curvature of a loss that reaches its parameters. Optimizers of other classes are
+    ignored.
 
     Schedule-free first-order optimizers of a ``PartialHessian`` are in training mode in each
-    training step. From validation, or the end of an epoch, to the next training step the model has
-    their averaged weights. So has a checkpoint that is saved there.
+    training step. From validation, or the end of an epoch, until the next training step the model
+    has their averaged weights, and so has a checkpoint that is saved then.
 
-    A compiled module, and compiled parts of one, run uncompiled in training steps that want a
+    A compiled module, and compiled parts of one, run uncompiled in training steps that need a
     partial Hessian, and compiled in all others.
 
-    ``Tuner.lr_find`` and ``Tuner.scale_batch_size`` take a trainer's callbacks away while they
-    train; the curvature is then taken just before the strategy's backward.
+    ``Tuner.lr_find`` and ``Tuner.scale_batch_size`` remove a trainer's callbacks while they train.
+    The curvature is then taken just before the strategy's backward.
 
     Args:
         log_multipliers: Send the figures of :func:`sgdph.log_multipliers` to the trainer's loggers,

@@ -1,8 +1,8 @@
 """timm: ``"sgdph"`` in its registry of optimizers, its scaler, and groups by role.
 
 timm's training script asks an optimizer for ``is_second_order`` and then runs every backward with
-``create_graph=True``: it works unchanged, at the memory of a graph of every gradient. A loop of
-one's own does better with :class:`PartialHessianScaler`.
+``create_graph=True``. It works unchanged, with memory for a graph of every gradient. In your own
+loop, :class:`PartialHessianScaler` needs less memory.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class SecondOrderSGDPH(SGDPH):
     """:class:`sgdph.SGDPH` that asks timm's training script for ``create_graph=True``."""
 
     is_second_order = True
-    """timm's convention. Not on SGDPH and PartialHessian: they need no such graph, and DDP permits
-    none."""
+    """timm's convention. SGDPH and PartialHessian do not have it: they need no such graph, and DDP
+    does not support one."""
 
 
 def register() -> None:
-    """Make ``timm.optim.create_optimizer_v2(model, "sgdph", …)`` known; again does nothing.
+    """Register ``"sgdph"`` for ``timm.optim.create_optimizer_v2``; a second call does nothing.
 
     Example:
         >>> register()
@@ -53,8 +53,8 @@ def register() -> None:
 def by_role(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Split groups so that each holds parameters of one role, as :func:`sgdph.param_groups` does.
 
-    timm's own groups (weight decay, layer decay) tell no roles, and SGDPH and PartialHessian would
-    go by shape.
+    timm's own groups (weight decay, layer decay) have no roles, so SGDPH and PartialHessian would
+    decide by shape.
 
     Args:
         model: The model whose parameters the groups hold.

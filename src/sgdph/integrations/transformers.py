@@ -1,7 +1,7 @@
 """Hugging Face ``Trainer``: the partial Hessian before each of its backwards.
 
-No callback of ``Trainer`` stands between a loss and its backward, so its ``training_step`` is
-overridden, by a mixin that also fits under other trainers (``Seq2SeqTrainer``).
+No callback of ``Trainer`` runs between a loss and its backward. So a mixin overrides its
+``training_step``; it also works with other trainers (``Seq2SeqTrainer``).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sgdph.wrappers import wrapped_sgdph
 class PartialHessianMixin:
     """Put before a ``Trainer`` class: ``class Mine(PartialHessianMixin, Seq2SeqTrainer)``.
 
-    The partial Hessian is taken from the loss as the trainer hands it to its accelerator: divided
+    The partial Hessian is taken from the loss that the trainer passes to its accelerator: divided
     by the accumulation steps, or normalised by ``num_items_in_batch``. A model compiled by
-    ``torch_compile=True`` runs uncompiled in the steps that want one, and compiled in all others.
+    ``torch_compile=True`` runs uncompiled in the steps that need one, and compiled in all others.
     """
 
     accelerator: Any
@@ -43,8 +43,8 @@ class PartialHessianMixin:
 class PartialHessianTrainer(PartialHessianMixin, Trainer):
     """A ``transformers.Trainer`` for :class:`sgdph.SGDPH` and :class:`sgdph.PartialHessian`.
 
-    The model keeps the attention that it has by default, ``"sdpa"``. Kernels of other packages, as
-    ``"flash_attention_2"`` is one, have no second derivative.
+    The model keeps its default attention, ``"sdpa"``. Kernels of other packages, such as
+    ``"flash_attention_2"``, have no second derivative.
 
     Example:
         >>> groups = param_groups(model, weight_decay=0.01)

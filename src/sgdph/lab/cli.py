@@ -48,19 +48,19 @@ COMMANDS: Mapping[str, Command] = {
         "Run one of the paper's tables or figures: all its runs, and the table at the end.",
         "sweep.reproduce_options:ReproduceOptions",
         "sweep.reproduce:reproduce",
-        "The same command again carries on: it skips what is finished and resumes what is half "
-        "done. Other machines that share --out join by running it too.",
+        "Run the same command again to continue: finished runs are skipped and unfinished ones "
+        "resumed. Other machines that share --out join by running it too.",
     ),
     "tune": Command(
         "Search lr, weight decay and more for each optimizer, with equal budgets, on held-out "
         "images.",
         "tune.options:TuneOptions",
         "tune.command:tune",
-        "The same command again carries on what lies in --out, and joins in while it is running. "
-        "The test images are never looked at.",
+        "Run the same command again to continue the tuning in --out, or to join it while it is "
+        "running. The test images are never used.",
     ),
     "report": Command(
-        "Make tables, curves and a page of finished runs, of their directories alone.",
+        "Make tables, curves and a page from the directories of finished runs.",
         "reports.options:ReportOptions",
         "reports.command:report",
     ),
@@ -116,11 +116,12 @@ def overview() -> str:
         [
             "usage: sgdph COMMAND [OPTION ...]",
             "",
-            "Train networks with SGD-PH and other optimizers, and look at what came of it.",
+            "Train networks with SGD-PH and other optimizers, and report the results.",
             "",
             *lines,
             "",
-            "sgdph COMMAND --help tells each one's options, sgdph --version the version.",
+            "sgdph COMMAND --help lists the options of a command; sgdph --version prints the "
+            "version.",
         ]
     )
 
@@ -132,8 +133,8 @@ def _run(name: str, words: Sequence[str]) -> int:
             return OK
         if processes() > 1 and name != "train":
             raise LabError(
-                "torchrun shares one training among processes, so it goes with train alone; start "
-                "this command without it"
+                "torchrun is for sgdph train only, because it shares one training among "
+                "processes; start this command without torchrun"
             )
         run: Callable[[Any, Any], int] = _find(COMMANDS[name].run)
         screen = _find("progress:screen")
@@ -141,8 +142,8 @@ def _run(name: str, words: Sequence[str]) -> int:
         if error.name is not None and error.name.partition(".")[0] == "sgdph":
             raise
         raise LabError(
-            f"the commands need the laboratory, of which {error.name} is missing; install it "
-            "with: pip install 'sgdph[lab]'"
+            f"the commands need the laboratory's packages, and {error.name} is not installed; "
+            "install them with: pip install 'sgdph[lab]'"
         ) from error
     # Where the width is not known, a table is better too wide than broken.
     return run(options, screen(None if sys.stdout.isatty() else 140))

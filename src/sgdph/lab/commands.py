@@ -96,10 +96,10 @@ def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConf
     saved, processes = directory.read_config(), given.get("processes", 1)
     if saved.processes != processes:
         raise LabError(
-            f"the run that lies in {directory.path} is one of {saved.processes} processes, and "
-            f"there are {processes}: each has its own batch statistics, so it would become another "
-            f"run; carry it on with torchrun --nproc-per-node {saved.processes}"
+            f"the run in {directory.path} has {saved.processes} processes, but {processes} were "
+            "started. Batch statistics differ with the number of processes, so resume it with "
+            f"torchrun --nproc-per-node {saved.processes}"
         )
-    workaround = "leave these options out to carry it on, or name another --out for a new run"
+    workaround = "leave these options out to continue it, or name another --out for a new run"
     what = f"the run that lies in {directory.path}"
     return placed(saved, given, what, workaround)

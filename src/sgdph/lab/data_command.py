@@ -52,7 +52,7 @@ def data(options: DataOptions, console: Console) -> int:
         for name in names:
             findings[name] = look(name, options, workers)
     except KeyboardInterrupt:
-        say(console, "Interrupted; what was not looked at is left out.")
+        say(console, "Interrupted; data sets that were not checked yet are left out.")
         console.print(table(findings))
         return INTERRUPTED
     console.print(table(findings))
@@ -60,7 +60,7 @@ def data(options: DataOptions, console: Console) -> int:
         if finding.detail:
             say(console, f"{name}: {finding.state}: {finding.detail}")
     if options.data_dir is None and options.dataset is None:
-        say(console, "Sets of files are looked for in --data-dir, which was not given.")
+        say(console, "Data sets in files were not looked for, because --data-dir was not given.")
     damaged = any(finding.state == "damaged" for finding in findings.values())
     named_missing = options.dataset is not None and not findings[options.dataset].well
     return NOT_WELL if damaged or named_missing else OK

@@ -40,9 +40,9 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     except OSError as error:
         needed = "" if size is None else f"; it takes {_megabytes(size)}"
         raise WriteError(
-            f"{path} could not be written ({error.strerror or error}){needed}"
-            f"{_room(path.parent)}. What was saved before is whole: make room there, or raise the "
-            "quota, and carry on with --resume"
+            f"{path} could not be written "
+            f"({error.strerror or error}){needed}{_room(path.parent)}. Everything saved before is "
+            "intact. Free some space or raise the quota, then continue with --resume"
         ) from error
 
 
@@ -206,8 +206,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LabError(
-            f"{path} is damaged ({error}); delete it and carry the run on with --resume, which "
-            "writes it anew"
+            f"{path} is damaged ({error}); delete it and continue the run with --resume, which "
+            "writes it again"
         ) from error
     if not isinstance(value, dict):
         raise LabError(f"{path} is damaged: expected a JSON object in it; got {value!r}")
@@ -229,7 +229,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         number = len(read) + 1
         if number < len(lines):
             raise LabError(
-                f"{path} is damaged at line {number} ({error}); carry the run on with --resume, "
-                "which writes it anew from the checkpoint"
+                f"{path} is damaged at line {number} ({error}); continue the run with --resume, "
+                "which writes it again from the checkpoint"
             ) from error
     return read

@@ -47,8 +47,8 @@ def choose_layers(model: nn.Module, layers: Layers | None) -> list[nn.Module]:
     if obstacles:
         reasons = "; ".join(f"{_shortened(names)}: {why}" for why, names in obstacles.items())
         raise ValueError(
-            f"nothing was weight-normalised, for some layers cannot be. {reasons}. "
-            "To leave layers out, name the others in layers="
+            f"nothing was weight-normalised, because some layers cannot be. {reasons}. To leave "
+            "layers out, name the others in layers="
         )
     return list(chosen.values())
 
@@ -66,8 +66,8 @@ def _matched(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
         wanted = set(candidates)
     elif isinstance(layers, str | type) or not isinstance(layers, Iterable):
         raise TypeError(
-            "layers expects an iterable of names and module types, like "
-            f"['features.*', torch.nn.Linear]; got {layers!r}, perhaps it wants brackets around it"
+            "layers expects an iterable of names and module types, like ['features.*', "
+            f"torch.nn.Linear]; got {layers!r}; did you mean a list with one entry?"
         )
     else:
         wanted = {name for entry in layers for name in _names(entry, model, candidates)}
@@ -131,8 +131,8 @@ def _obstacle(layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
         return f"an empty weight, of shape {tuple(weight.shape)}"
     if len(owners[id(weight)]) > 1:
         return (
-            f"one weight shared by {' and '.join(owners[id(weight)])}, which lengths for one owner "
-            "would untie; leave it out, or give each a weight of its own"
+            f"one weight shared by {' and '.join(owners[id(weight)])}, which would no longer be "
+            "shared after weight normalisation; leave it out, or give each layer its own weight"
         )
     if isinstance(layer, _TRANSPOSED) and layer.groups > 1:
         return (
@@ -171,6 +171,6 @@ def _shortened(names: list[str]) -> str:
 def _listing(candidates: Mapping[str, nn.Module]) -> str:
     """Say for an error which layers a model has that are of the right kinds."""
     if not candidates:
-        return "has none of the kinds that can be: Conv1d to 3d, ConvTranspose1d to 3d, Linear"
+        return "has no layer that can be: Conv1d to 3d, ConvTranspose1d to 3d, Linear"
     shown = [f"{_shown(name)} ({type(layer).__name__})" for name, layer in candidates.items()]
     return f"has {_shortened(shown)}"

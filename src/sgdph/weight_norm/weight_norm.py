@@ -31,25 +31,24 @@ _SEED = 2016
 def apply_weight_norm(model: ModelT, layers: Layers | None = None) -> ModelT:
     """Weight-normalise a model's convolutions and linear layers, in place.
 
-    Takes torch's own :func:`torch.nn.utils.parametrizations.weight_norm`, with one length per
-    output channel. What the network computes stays the same: ``g`` starts as the length of the
-    weight, and ``v`` as the weight. A channel whose weights are all zero has no direction; it gets
-    ``g = 0`` and a random ``v``, the same at every call, so that it still computes zero and can
-    learn.
+    It uses :func:`torch.nn.utils.parametrizations.weight_norm`, with one length per output channel
+    (Salimans & Kingma, 2016). The network computes the same as before: ``g`` starts as the length
+    of the weight, and ``v`` as the weight. A channel whose weights are all zero has no direction.
+    It gets ``g = 0`` and a random ``v``, the same at every call, so it computes zero and can learn.
 
-    Build the optimizer afterwards, from :func:`sgdph.param_groups`, under which the lengths and the
-    biases take Newton steps, but for the output layer's bias. The bare ``model.parameters()`` sets
-    two traps, as only shapes are known there: the last channel-wise parameter, which stays
-    first-order, is then the last layer's ``g`` and not its bias; and the ``g`` of a transposed
-    convolution, of shape ``(1, C, 1, 1)``, does not look channel-wise.
+    Build the optimizer afterwards, from :func:`sgdph.param_groups`. The lengths and all biases
+    except the output layer's then take Newton steps. Do not use ``model.parameters()``, where only
+    shapes decide. The last channel-wise parameter, which stays first-order, would be the last
+    layer's ``g`` instead of its bias. And the ``g`` of a transposed convolution, of shape
+    ``(1, C, 1, 1)``, would not be channel-wise.
 
     Args:
         model: The network. Layers are ``Conv1d`` to ``Conv3d``, ``ConvTranspose1d`` to
             ``ConvTranspose3d``, ``Linear``, and their subclasses. A layer that is used in several
             places is normalised once.
-        layers: Which of them: qualified names or patterns of them (``"features.*"``, as in
-            :mod:`fnmatch`), and module types, mixed as you like. A pattern or type takes the
-            layers of these kinds among its matches. ``None`` takes all.
+        layers: The layers to normalise: qualified names, patterns of names (``"features.*"``, as in
+            :mod:`fnmatch`) and module types. Matches of other kinds are ignored. ``None`` means
+            all layers.
 
     Returns:
         The model itself. Its ``requires_grad``, dtypes, devices and training mode are kept. The
@@ -79,18 +78,17 @@ def apply_weight_norm(model: ModelT, layers: Layers | None = None) -> ModelT:
 def fold_weight_norm(model: ModelT) -> ModelT:
     """Turn a model's weight normalisation back into plain weights, in place.
 
-    Both of torch's kinds, the parametrisation and the older hook of
-    :func:`torch.nn.utils.weight_norm`. A weight becomes the one that the network last computed
-    with, to the bit, and a new parameter; so the network is the plain one again, for export, for
-    pickling, for loading into it. Other networks are not touched, copies of this one included.
+    It works for both of torch's kinds, the parametrisation and the older hook of
+    :func:`torch.nn.utils.weight_norm`. Each weight becomes a new parameter with the values that
+    the network last computed with, to the bit. Use it before export, before pickling, and to load
+    plain weights. Other networks, and copies of this one, do not change.
 
     Args:
         model: The network.
 
     Returns:
-        The model itself. A weight stands again where it stood among its layer's parameters (in
-        front, if :func:`apply_weight_norm` did not see it), and is trainable if its ``g`` or ``v``
-        was.
+        The model itself. A weight has its former place among its layer's parameters (the first, if
+        :func:`apply_weight_norm` did not make it), and is trainable if its ``g`` or ``v`` was.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -123,8 +121,9 @@ def _check_unshared(folds: Sequence[_Fold]) -> None:
             other = owners.setdefault(id(part), fold.path)
             if other != fold.path:
                 raise ValueError(
-                    f"{other or 'the model'} and {fold.path} share a weight-normalised weight; "
-                    "folding would give each its own: give one of them parameters of its own first"
+                    f"{other or 'the model'} and {fold.path} share a weight-normalised weight, "
+                    "and folding would give each its own. Give one of them its own parameters "
+                    "first"
                 )
 
 
@@ -133,8 +132,8 @@ def _check_model(model: object, caller: str) -> None:
         raise TypeError(f"{caller} expects a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise ValueError(
-            f"{caller} makes new parameters, which a DistributedDataParallel that is there already "
-            "would not synchronise: call it on the network, and wrap it afterwards"
+            f"{caller} makes new parameters, which an existing DistributedDataParallel would not "
+            "synchronise. Call it on the network before wrapping it"
         )
 
 
@@ -238,9 +237,9 @@ def _plain(weight: Tensor, parts: list[nn.Parameter]) -> nn.Parameter:
 def _stacked(path: str, name: str) -> ValueError:
     full = f"{path}.{name}" if path else name
     return ValueError(
-        f"{full} has another parametrisation besides its weight norm, and cannot be folded alone: "
-        "remove the other first; torch.nn.utils.parametrize.remove_parametrizations takes all of a "
-        "weight's own in one go"
+        f"{full} has another parametrisation besides its weight norm, so the weight norm cannot "
+        "be folded alone. Remove the other first, or remove all with "
+        "torch.nn.utils.parametrize.remove_parametrizations"
     )
 
 

@@ -21,7 +21,7 @@ def test_every_set_is_listed_with_its_source(capsys: pytest.CaptureFixture[str])
     assert code == 0
     assert all(name in text for name in DATASETS)
     assert "cifar10: missing: cifar-10-batches-py/ or cifar-10-batches-bin/" in text
-    assert "--data-dir, which was not given" in text
+    assert "because --data-dir was not given" in text
 
 
 def test_a_named_set_that_is_missing_is_an_error(
@@ -51,7 +51,7 @@ def test_a_set_of_image_files_is_read_to_the_last_one(
     words = ("--dataset", "mini-imagenet", "--data-dir", str(tmp_path), "--data-workers", "1")
     code, text = said(capsys, *words, "--check")
     assert code == 0
-    assert "checked: 40 + 8 images, 4 classes; not the whole: 4 classes and 48 images" in text
+    assert "checked: 40 + 8 images, 4 classes; incomplete: 4 classes and 48 images" in text
     (tmp_path / "images" / "n0000000300000005.jpg").write_bytes(b"not an image")
     assert said(capsys, *words)[0] == 0
     code, text = said(capsys, *words, "--check")

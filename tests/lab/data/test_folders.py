@@ -142,7 +142,7 @@ def test_a_pass_that_another_one_ended_says_so(root: Path) -> None:
     second = data.training_batches(plan, 5)
     # Whatever the first has not used up is gone, and the second begins at the beginning.
     assert same_bits(next(second), whole[0])
-    with pytest.raises(RuntimeError, match="a new pass over these images ended this one"):
+    with pytest.raises(RuntimeError, match="another pass over these images"):
         next(first)
 
 
@@ -230,7 +230,7 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path, root: Path) -> 
             os.killpg(process.pid, signal.SIGKILL)
             raise
         assert process.returncode == 130
-    assert "carry on with" in rest
+    assert "continue with" in rest
     assert "Traceback" not in rest
 
 

@@ -96,17 +96,20 @@ def cut_line(root: Path) -> None:
     [
         (
             lambda root: (root / "val.csv").unlink(),
-            r"val.csv is missing.*lay the three split",
+            r"val.csv is missing.*put the three split",
         ),
         (
             lambda root: (root / "images" / "n0000000100000003.jpg").unlink(),
             r"images lacks 1 of the 48 images.*n0000000100000003.jpg; unpack",
         ),
         (cut_list, r"list 9 images of class n00000001 and 12 .*expected equally many.*fetch it"),
-        (cut_line, r"val.csv has no filename and label in line 13: cut off.*fetch it again"),
+        (
+            cut_line,
+            r"val.csv has no filename and label in line 13; it is incomplete.*Fetch it again",
+        ),
         (
             lambda root: (root / "test.csv").write_text("image;class\n"),
-            r"test.csv begins with image;class, expected the columns filename,label; lay",
+            r"test.csv begins with image;class, expected the columns filename,label; put",
         ),
         (lambda root: (root / "test.csv").write_text(""), r"test.csv begins with nothing"),
     ],
@@ -129,7 +132,7 @@ def test_the_few_shot_split_is_refused(tmp_path: Path) -> None:
     made.class_folders(tmp_path)
     (tmp_path / "val" / "n00000000").rename(tmp_path / "val" / "n00000009")
     for read in (read_mini_imagenet, read_imagenet):
-        with pytest.raises(LabError, match=r"same classes, but 2 of their 4 .*like n00000000: lay"):
+        with pytest.raises(LabError, match=r"same classes, but 2 of their 4 .*like n00000000. Put"):
             read(tmp_path)
 
 
@@ -157,7 +160,11 @@ def test_imagenet_goes_through_torchvision_where_its_kit_is_there(tmp_path: Path
 @pytest.mark.parametrize(
     ("classes", "test", "message"),
     [
-        (4, 9, r"lacks 1 of the 4 classes that meta.bin lists, like n00000003: unpack.*take meta"),
+        (
+            4,
+            9,
+            r"lacks 1 of the 4 classes that meta.bin lists, like n00000003: unpack.*remove meta",
+        ),
         (3, 12, r"has 9 images in val/, and meta.bin lists 12: unpack"),
     ],
 )

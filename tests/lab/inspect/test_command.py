@@ -250,12 +250,12 @@ def test_a_run_that_was_overwritten_meanwhile_is_not_mixed_in(
     capsys.readouterr()
     assert inspect("--out", out, "--resume") == 2
     said = capsys.readouterr().err
-    assert "lr: it began with 0.1, the run now has 0.2" in said
+    assert "lr: 0.1 in the inspection, 0.2 in the run" in said
     assert "--overwrite" in said
     assert "device" not in said
     config.unlink()
     assert inspect("--out", out, "--resume") == 2
-    assert "no longer holds" in capsys.readouterr().err
+    assert "is no longer in" in capsys.readouterr().err
     assert (out / "inspect.json").read_bytes() == before
 
 

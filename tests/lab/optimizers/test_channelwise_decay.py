@@ -93,7 +93,7 @@ def test_one_step_by_hand(name: str, decay: str) -> None:
 @pytest.mark.parametrize("optimizer", ["sgdph", "adamw-ph", "sgdph-fixed1", "adahessian"])
 def test_it_is_for_first_order_optimizers(optimizer: str) -> None:
     config = resolve({"optimizer": optimizer, "channelwise_decay": "none"})
-    with pytest.raises(LabError, match=f"for first-order optimizers, and {optimizer} takes curv"):
+    with pytest.raises(LabError, match=f"for first-order optimizers, but {optimizer} uses curv"):
         build_optimizer(net(), config)
 
 

@@ -253,10 +253,19 @@ def test_inspect_shows_the_multipliers_that_it_holds(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--partial-hessian", "needs to know beside which optimizer; take --optimizer sgdm, "),
-        ("--optimizer=sgdph --partial-hessian", "cannot go with sgdph, which has Newton steps"),
-        ("--optimizer=adamw-ph --partial-hessian=mean", "cannot go with adamw-ph, which has New"),
-        ("--optimizer=adahessian --partial-hessian", "cannot go with adahessian, which has curv"),
+        ("--partial-hessian", "needs a first-order optimizer beside it; take --optimizer sgdm, "),
+        (
+            "--optimizer=sgdph --partial-hessian",
+            "cannot be used with sgdph, which has Newton steps",
+        ),
+        (
+            "--optimizer=adamw-ph --partial-hessian=mean",
+            "cannot be used with adamw-ph, which has New",
+        ),
+        (
+            "--optimizer=adahessian --partial-hessian",
+            "cannot be used with adahessian, which has curv",
+        ),
         ("--optimizer=lbfgs --partial-hessian", "unknown --optimizer 'lbfgs'"),
         (
             "--optimizer=adamw --estimator=exact",
@@ -266,7 +275,7 @@ def test_inspect_shows_the_multipliers_that_it_holds(
         ("--optimizer=sgdph --newton-lr=1", "sgdph has no setting --newton-lr"),
         (
             "--optimizer=adamw --partial-hessian --momentum=0.5",
-            "--optimizer-args newton_momentum=… is its Newton steps'",
+            "for its Newton steps use --optimizer-args newton_momentum=…",
         ),
         (
             "--optimizer=adamw --partial-hessian=fixed1 --estimator=exact",

@@ -134,5 +134,5 @@ def test_every_optimizer_takes_every_parameter_with_its_settings(name: str) -> N
 
 def test_what_the_optimizer_refuses_is_reported_as_its_word() -> None:
     model = build_model("resnet8", in_channels=1, classes=10)
-    with pytest.raises(LabError, match="sgdph refuses its settings"):
+    with pytest.raises(LabError, match="sgdph cannot use its settings"):
         build_optimizer(model, resolve({"eps": -1.0}))

@@ -100,7 +100,7 @@ def test_every_default_is_shown_as_a_value(sgdph: Command, monkeypatch: pytest.M
             "unknown option '--partial-hessian'; write adamw-ph in --optimizers for adamw beside",
         ),
         (["tune", "--partial-hessian"], "unknown option '--partial-hessian'; write adamw-ph in"),
-        (["reproduce", "--lr=1"], "unknown option '--lr'; it is an option of sgdph train; `sgdph"),
+        (["reproduce", "--lr=1"], "unknown option '--lr'; it belongs to sgdph train; `sgdph"),
         (["tune", "--lr=1"], "unknown option '--lr'; it is searched; --space sets its range; `sg"),
         (["tune", "--workers=2"], "unknown option '--workers'; did you mean --data-workers?"),
         (["train", "--optimizer=adamm"], "unknown --optimizer 'adamm'; did you mean adam?"),

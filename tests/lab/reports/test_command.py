@@ -82,7 +82,7 @@ def test_one_place_takes_its_report_itself_again_and_again(tmp_path: Path) -> No
     [
         ([], "holds no run"),
         (["--rows", "mood"], "unknown field of --rows or --columns 'mood'; did you mean model?"),
-        (["--rows", "model"], "cannot make both rows and columns"),
+        (["--rows", "model"], "cannot be in both --rows and --columns"),
         (["--target", "90"], "at most at 1"),
         (["absent"], "is not a directory"),
     ],
@@ -106,7 +106,7 @@ def test_a_strangers_files_stay(tmp_path: Path, capsys: pytest.CaptureFixture[st
     lay_down(tmp_path, "sgdm", 0, 0.8)
     (tmp_path / "index.html").write_text("mine")
     assert main(["report", str(tmp_path)]) == 2
-    assert "no report has written" in capsys.readouterr().err
+    assert "sgdph report did not write" in capsys.readouterr().err
     assert (tmp_path / "index.html").read_text() == "mine"
 
 

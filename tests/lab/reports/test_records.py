@@ -98,7 +98,7 @@ def test_seconds_add_up_and_are_none_where_they_were_not_recorded(tmp_path: Path
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"holds no run; name directories"):
+    with pytest.raises(LabError, match=r"holds no run; give the --out"):
         read_runs([tmp_path])
     with pytest.raises(LabError, match="is not a directory"):
         read_runs([tmp_path / "absent"])

@@ -330,7 +330,7 @@ def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
     check_out(tmp_path)
     check_out(tmp_path / "new")
     (tmp_path / TABLE).write_text("parameter,kind\n")
-    with pytest.raises(LabError, match=r"holds table\.csv that no report has written"):
+    with pytest.raises(LabError, match=r"contains table\.csv, which sgdph report did not write"):
         check_out(tmp_path)
     reported(tmp_path)
     check_out(tmp_path)

@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, digits: Dataset, damage: 
     else:
         ruins = {"cut": content[: len(content) // 2], "emptied": b"", "other bytes": b"damaged"}
         file.write_bytes(ruins[damage])
-    with pytest.raises(LabError, match=r"last.pt cannot be read.*start the run anew with --overw"):
+    with pytest.raises(LabError, match=r"last.pt cannot be read.*start again with --overw"):
         start(config, tmp_path / "run", digits)
 
 
@@ -72,7 +72,7 @@ def test_an_earlier_checkpoint_is_offered_in_a_damaged_ones_place(
     start(config, tmp_path / "run", digits)
     whole = checkpoint_of(tmp_path / "run")
     (tmp_path / "run" / CHECKPOINT).write_bytes(b"damaged")
-    with pytest.raises(LabError, match=r"copy the kept epoch-2.pt over it"):
+    with pytest.raises(LabError, match=r"copy epoch-2.pt over it"):
         start(config, tmp_path / "run", digits)
     (tmp_path / "run" / "epoch-2.pt").replace(tmp_path / "run" / CHECKPOINT)
     start(config, tmp_path / "run", digits)
@@ -109,6 +109,6 @@ def test_metrics_without_their_checkpoint_are_not_written_over(
     run = RunDirectory(tmp_path / "run")
     (run.path / CHECKPOINT).unlink()
     before = run.read_metrics()
-    with pytest.raises(LabError, match=r"has the metrics of 2 epochs and no last.pt"):
+    with pytest.raises(LabError, match=r"has the metrics of 2 epochs but no last.pt"):
         start(config, run.path, digits)
     assert run.read_metrics() == before

@@ -164,7 +164,7 @@ def test_three_processes_of_which_one_was_killed_come_out_to_the_same_bits(tmp_p
 
 
 def test_a_run_of_several_processes_is_not_trained_by_one(tmp_path: Path, digits: Dataset) -> None:
-    with pytest.raises(LabError, match="is a run of 5 processes, and there are 1"):
+    with pytest.raises(LabError, match="is a run of 5 processes, but 1"):
         start(tiny_config(processes=5), tmp_path / "run", digits)
 
 
@@ -179,7 +179,7 @@ def test_other_commands_are_not_shared(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["compare", f"--out={tmp_path}"]) == 2
-    assert "goes with train alone" in capsys.readouterr().err
+    assert "is for sgdph train only" in capsys.readouterr().err
 
 
 def test_one_gpu_is_not_for_several_processes() -> None:

@@ -124,9 +124,11 @@ def test_a_tracker_that_fails_loses_itself_and_not_the_run(
 ) -> None:
     service.fails_at = 2
     config = tiny_config(track=service.name)  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="took no more metrics.*the service is down") as warned:
+    with pytest.warns(
+        UserWarning, match="stopped accepting metrics.*the service is down"
+    ) as warned:
         summary = start(config, tmp_path / "run", digits)
-    assert len([w for w in warned if "no more metrics" in str(w.message)]) == 1
+    assert len([w for w in warned if "stopped accepting metrics" in str(w.message)]) == 1
     assert summary["status"] == "finished"
     assert [list(steps) for steps in service.runs.values()] == [[1]]
     start(tiny_config(), tmp_path / "plain", digits)

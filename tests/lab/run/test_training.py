@@ -72,7 +72,7 @@ def test_the_files_say_what_happened(tmp_path: Path, digits: Dataset) -> None:
     ("settings", "told"),
     [
         # Eight steps; ResNet-8 has 14 Newton parameters.
-        ({}, "in its 8 steps, at hessian_interval 1, the run refreshes 8 of its 14 Newton"),
+        ({}, "with 8 steps and hessian_interval 1, the run refreshes only 8 of its 14 Newton"),
         ({"hessian_interval": 3}, "the run refreshes 3 of its 14 Newton"),
         ({"refresh": "all", "estimator": "exact"}, ""),
         ({"optimizer": "sgdm"}, ""),

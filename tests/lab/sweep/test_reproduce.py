@@ -133,7 +133,7 @@ def test_a_second_call_trains_nothing_and_a_further_one_adds(
     code, said, _ = reproduce(*table, "--only=0.8", "--resume")
     assert code == 0
     assert "1 runs, 0 of them left" in said
-    assert "2 of the sweep's 3 runs are not at their end yet" in said
+    assert "2 of the sweep's 3 runs have not ended yet" in said
     assert snapshot(tmp_path / "digits-resnet8-hessian-momentum0.8-sgdph-seed0") == before
     assert reproduce(*table)[0] == 0
     assert len(runs_under(tmp_path)) == 3
@@ -171,15 +171,15 @@ def test_a_sweep_grows_by_seeds_and_cells(reproduce: Command, tmp_path: Path) ->
     # It does not shrink: what was asked for once would be missing from its report.
     code, _, errors = reproduce(*grow)
     assert code == 2
-    assert "seeds: the sweep has (0, 1), asked for is (0,)" in errors
+    assert "seeds: the sweep has (0, 1), this call (0,)" in errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table7", *ONE, "--epochs=2"], "overrides"),
-        (["table7", *ONE, "--seeds=1"], "seeds: the sweep has (0,), asked for is (1,)"),
-        (["table8", *ONE], "recipe: the sweep has 'table7', asked for is 'table8'"),
+        (["table7", *ONE, "--seeds=1"], "seeds: the sweep has (0,), this call (1,)"),
+        (["table8", *ONE], "recipe: the sweep has 'table7', this call 'table8'"),
         (["table7", *ONE, "--scale=gpu-hour"], "scale: the sweep has 'cpu'"),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_directory_of_something_else_is_refused(reproduce: Command, tmp_path: 
     (tmp_path / "report.md").write_text("mine")
     code, _, errors = reproduce("table7", *ONE, "--out", tmp_path)
     assert code == 2
-    assert "of something that is no sweep" in errors
+    assert "but no sweep" in errors
     assert [file.name for file in tmp_path.iterdir()] == ["report.md"]
 
 
@@ -264,13 +264,13 @@ def test_a_dry_run_tells_and_leaves_nothing(reproduce: Command, tmp_path: Path) 
     assert "digits-resnet8-adahessian" in said
     assert "digits-resnet8-adamw" not in said
     assert re.search(r"Estimated: [\d.]+ to [\d.]+ (s|min) for the 2 runs left", said)
-    assert "--jobs 2 divides that by at most 2" in said
+    assert "With --jobs 2 it takes at least 1/2 of that" in said
     assert "tuned on MNIST-5k" in said
     assert reproduce(*small, "--only=sgdm")[0] == 0
     before = snapshot(tmp_path)
     code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adam-")
     assert code == 0
-    assert " for the 1 runs left" in said
+    assert " for the 1 run left" in said
     assert snapshot(tmp_path) == before
 
 

@@ -144,7 +144,7 @@ def test_missing_data_and_refused_settings_are_told_before_anything_is_trained(
     digits: Dataset,
 ) -> None:
     runs = [*tiny_runs(1), PlannedRun("late", tiny_config(optimizer="sgdph", eps=-1.0))]
-    with pytest.raises(LabError, match="sgdph refuses its settings"):
+    with pytest.raises(LabError, match="sgdph cannot use its settings"):
         check_runs(runs, lambda config: digits)
 
     def load(config: RunConfig) -> Dataset:

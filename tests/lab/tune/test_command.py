@@ -96,7 +96,7 @@ def test_page_and_pictures(tuned: Path) -> None:
         assert (tuned / picture).read_bytes().startswith(b"\x89PNG")
     for trial in ("sgdm/trial-000/", "adamw/trial-002/"):
         assert trial in page
-    assert "drawn at random" in page  # Three trials are no search.
+    assert "there was no further search" in page  # Three trials are no search.
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_what_was_fixed_goes_with_the_best_settings(sgdph: Command, tmp_path: Pa
     [
         (["--epochs=2"], "epochs: the run has 1, given 2"),
         (["--seed=1"], "seed: the run has 0, given 1"),
-        (["--trials=2"], "trials: it has 3, given 2; they can only grow"),
+        (["--trials=2"], "trials: it has 3, this call gives 2; it can only grow"),
         (["--sampler=random"], "sampler: it has tpe, given random"),
         (["--storage=journal"], "storage: it has sqlite, given journal"),
         (["--space=sgdm.lr=1e-3:1"], "it has sgdm.lr=0.0033:3:log, given 0.001:1:log"),

@@ -52,7 +52,7 @@ def test_a_text_names_ranges() -> None:
         ("sgdm.lr=0.1:0.1", "smaller"),
         ("sgdm.lr=0:1", "above 0"),
         ("sgdm.lr=1:inf", "finite"),
-        ("adamw.lr=0.1:1", "adamw, but tuned are sgdm, sgdph"),
+        ("adamw.lr=0.1:1", "adamw, which is not tuned; the optimizers are sgdm, sgdph"),
         ("sgdm.tau=0.1:1", "cannot search tau of sgdm"),
         ("sgdph.estimator=0:1", "cannot search estimator of sgdph"),
         ("tau=0.1:1", "cannot search tau"),

@@ -188,7 +188,7 @@ def test_a_trial_that_fails_is_named_and_no_more_are_taken(
         shutil.copy(trials / "trial-000" / "config.yaml", trials / f"trial-{number:03d}")
     code, _, errors = sgdph(*words, f"--jobs={jobs}")
     assert code == 2
-    assert "holds another run" in errors or "do not belong together" in errors
+    assert "contains another run" in errors or "do not belong together" in errors
     assert "sgdm-trial-001.error.txt" in errors
     assert len(list((tmp_path / "a" / "logs").glob("*.error.txt"))) <= jobs
     for number in range(1, 4):

@@ -56,12 +56,12 @@ class RunConfig:
     hessian_momentum: Annotated[float | None, Option(OPTIMIZER)] = None
     """Momentum of the Hessian average, the paper's beta_2."""
     eps: Annotated[float | None, Option(OPTIMIZER)] = None
-    """Damping: of sgdph added to the Hessian average, of any other to its denominator, also with
-    --partial-hessian, where --optimizer-args newton_eps sets that of the Newton steps."""
+    """Damping. sgdph adds it to the Hessian average, other optimizers to their denominator.
+    With --partial-hessian, --optimizer-args newton_eps sets that of the Newton steps."""
     estimator: Annotated[Estimator | None, Option(OPTIMIZER)] = None
-    """What is taken of each Hessian block."""
+    """Estimator: what is computed from each Hessian block."""
     refresh: Annotated[Refresh | None, Option(OPTIMIZER)] = None
-    """A refresh takes one parameter in turn, or all."""
+    """What a refresh updates: one parameter after the other (cyclic), or all."""
     hessian_interval: Annotated[Count | None, Option(OPTIMIZER)] = None
     """Refresh at every n-th step."""
     betas: Annotated[tuple[float, float] | None, Option(OPTIMIZER)] = None
@@ -75,16 +75,17 @@ class RunConfig:
     """Any other argument of the optimizer's constructor, like update_each=2
     adamw_betas=0.9,0.99."""
     channelwise_decay: Annotated[ChannelwiseDecay, Option(OPTIMIZER)] = "same"
-    """Weight decay of norm layers and biases, for first-order optimizers: as the weights', none, in
-    the gradient (coupled), or outside it (decoupled)."""
+    """Weight decay of norm layers and biases, for first-order optimizers: that of all weights
+    (same),     none, added to the gradient (coupled), or subtracted from the weight
+    (decoupled)."""
     dataset: Annotated[DatasetName, Option(DATA, default="mnist5k")]
-    """Data set; mnist5k, digits and pydoc (text) need no download. sgdph data tells more."""
+    """Data set; mnist5k, digits and pydoc (text) need no download. sgdph data lists all."""
     data_dir: Annotated[str | None, Option(DATA, "none", metavar="DIR")] = None
     """Directory that holds the files of the other sets."""
     train_size: Annotated[Count | None, Option(DATA, "all")] = None
     """Train on a stratified subset of this many images."""
     validation_size: Annotated[Count | None, Option(DATA, "0")] = None
-    """Hold out so many training images, evaluate on them, and never touch the test images."""
+    """Hold out this many training images and evaluate on them; the test images are not used."""
     image_size: Annotated[Count | None, Option(DATA, "224, of CIFAR 32")] = None
     """Height and width of the images (mini-imagenet, imagenet; smaller, cifar10 and cifar100)."""
     model: Annotated[
@@ -104,14 +105,14 @@ class RunConfig:
     schedule: Annotated[ScheduleName, Option(TRAINING, default="cosine")]
     """Learning rate over the epochs: cosine to 0, step (x0.1 after every 30%), or constant."""
     schedule_every: Annotated[Count | None, Option(TRAINING, "30% of the epochs")] = None
-    """Epochs between the falls of --schedule step."""
+    """Epochs between the reductions of --schedule step."""
     seed: Annotated[int, Ge(0), Lt(2**63), Option(TRAINING, default=0)]
-    """Weights, data order, augmentation and probes all come from it."""
+    """Seed of weights, data order, augmentation and probes."""
     precision: Annotated[PrecisionName, Option(TRAINING)] = "float32"
-    """Arithmetic of the network: tf32 is that of a GPU's products, the halves are autocast's around
-    the forward. Weights and optimizer state stay float32."""
+    """Arithmetic of the network: tf32 for products on a GPU; bfloat16 and float16 by autocast
+    around     the forward. Weights and optimizer state stay float32."""
     channels_last: Annotated[bool, Option(TRAINING)] = True
-    """Images and weights lie channels last in memory."""
+    """Store images and weights channels last in memory."""
     processes: Annotated[Count, Option(TRAINING)] = 1
     """Processes that share each batch, one per GPU. Each has its own batch statistics."""
     device: Annotated[str, Option(MACHINE, metavar="DEVICE")] = "auto"
@@ -131,8 +132,7 @@ class RunConfig:
     ] = None
     """Epochs whose checkpoint is kept as epoch-N.pt, like 0,3,12; 0 is before the first step."""
     label: str | None = None
-    """What the run is called in tables, where its optimizer's name does not say it all; it decides
-    nothing."""
+    """Name of the run in tables, in place of its optimizer's name. It does not change the run."""
 
     def __post_init__(self) -> None:
         for name, value in check_fields(field_types(), vars(self)).items():

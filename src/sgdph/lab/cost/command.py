@@ -66,8 +66,8 @@ def resumed(
     saved, cells = directory.read()
     problems = setting_differences(given, saved)
     if problems:
-        what = f"the measurement that lies in {directory.path}"
-        workaround = "leave these options out to carry it on, or name another --out for a new one"
+        what = f"the measurement in {directory.path}"
+        workaround = "leave these options out to continue it, or name another --out for a new one"
         raise LabError(disagreement(what, problems, workaround))
     return saved, cells
 

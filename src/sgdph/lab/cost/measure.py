@@ -53,7 +53,7 @@ def measure_cell(
     workload = build_workload(model, batch_size, settings, device)
     newton = newton_names(workload.model)
     if not newton:
-        raise LabError(f"{model} has no channel-wise parameter to take a partial Hessian of")
+        raise LabError(f"{model} has no channel-wise parameter, so no partial Hessian can be taken")
     places = spread(len(newton), settings.visits)
     units = sum(len(metered(s, places)) + settings.rounds * len(places) for s in systems)
     reporter.cell_started(f"{model}, batch {batch_size}", units)

@@ -18,10 +18,11 @@ class CostOptions:
     """The options of ``sgdph cost``."""
 
     systems: Annotated[str | None, Option(OPTIMIZER, "all", metavar="NAMES")] = None
-    """Optimizers, separated by commas. SGDM is always there; all is every one but sgdm-math, SGDM
-    with math attention, and sgdph-exact and sgdph-row-sum-all, which take many products a step."""
+    """Optimizers, separated by commas. SGDM is always included. all means every one except sgdm-
+    math     (SGDM with math attention), sgdph-exact and sgdph-row-sum-all (many products per
+    step)."""
     model: Annotated[str | None, Option(DATA, "resnet18", metavar="NAMES")] = None
-    """Networks, separated by commas: those of train, torchvision:NAME and timm:NAME among them, and
+    """Networks, separated by commas: those of sgdph train (also torchvision:NAME and timm:NAME),
     encoder12, gpt6 and gpt2-2."""
     batch_size: Annotated[str | None, Option(DATA, "16", metavar="N,...")] = None
     """Batch sizes, separated by commas; each pair of network and size is measured."""
@@ -34,11 +35,11 @@ class CostOptions:
     compile: Annotated[bool | None, Option(MEASUREMENT, "--no-compile")] = None
     """Compile the model; steps that take second derivatives run it uncompiled."""
     visits: Annotated[str | None, Option(MEASUREMENT, "8", metavar="N|all")] = None
-    """How many Newton parameters the cyclic refresh visits, evenly over the depth."""
+    """How many Newton parameters the cyclic refresh is measured at, evenly over the depth."""
     rounds: Annotated[int | None, Option(MEASUREMENT, "5")] = None
-    """How often each step is timed at each place."""
+    """How many times each step is timed at each of these parameters."""
     seed: Annotated[int | None, Option(MEASUREMENT, "0")] = None
-    """Weights, batch and labels all come from it."""
+    """Seed of weights, batch and labels."""
     device: Annotated[str | None, Option(MACHINE, "cpu", metavar="DEVICE")] = None
     """cpu, cuda, cuda:1 ... or auto."""
     threads: Annotated[int | None, Option(MACHINE, "1")] = None
@@ -48,9 +49,9 @@ class CostOptions:
     ] = None
     """Directory for what is measured."""
     resume: Annotated[bool, Option(OUTPUT)] = False
-    """Measure the cells that --out lacks, with the settings it was started with."""
+    """Measure the missing cells of --out, with the settings of its first call."""
     overwrite: Annotated[bool, Option(OUTPUT)] = False
-    """Delete what an earlier measurement left in --out, and nothing else, and start anew."""
+    """Delete the files of an earlier measurement in --out (no others), and start again."""
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were asked for, by :class:`CostSettings`'s names.

@@ -164,19 +164,19 @@ def notes(settings: CostSettings, cells: Sequence[CellFigures]) -> list[str]:
         "step, in one process.",
         "Memory is the peak of live tensor bytes allocated during the step, on top of parameters, "
         "buffers, optimizer state and batch.",
-        "FLOPs are torch's count of products; elementwise work counts as nothing. The floor is "
-        "what a step with a partial Hessian cannot do without: SGDM's step, and behind the "
-        "parameter two products per layer and seventeen per fused attention, causal or not.",
+        "FLOPs are torch's count of products; elementwise work is not counted. The floor is the "
+        "least that a step with a partial Hessian needs: SGDM's step, and for each layer after "
+        "the parameter two products more, for each fused attention seventeen (causal or not).",
     ]
     if any(len(system.kinds) > 1 for cell in cells for system in cell.systems):
         lines.append(
-            "Where only every n-th step refreshes, both kinds of step were measured, and weighted "
-            "1 to n - 1."
+            "If only every n-th step refreshes, both kinds of step were measured and weighted 1 "
+            "to n - 1."
         )
     if settings.compile:
         lines.append(
-            "The model is compiled; a step that takes second derivatives, which compiled models "
-            "do not have, runs it uncompiled (marked eager). FLOPs are those of the uncompiled "
-            "model." + ("" if on_cuda else " The memory of compiled code on the CPU is not seen.")
+            "The model is compiled. Steps that take second derivatives run it uncompiled (marked "
+            "eager), because compiled models have none. FLOPs are those of the uncompiled model."
+            + ("" if on_cuda else " The memory of compiled code on the CPU is not seen.")
         )
     return lines

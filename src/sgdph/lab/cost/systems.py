@@ -23,7 +23,7 @@ from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.optimizers.baseline import is_installed
 from sgdph.lab.optimizers.build import make_optimizer
 from sgdph.lab.optimizers.registry import BASELINES
-from sgdph.lab.run.step import backward_with_graph
+from sgdph.lab.run.step import backward_with_graph, go_to
 from sgdph.names import Estimator
 
 LR, WEIGHT_DECAY = 1e-4, 5e-4
@@ -88,17 +88,8 @@ class System:
         return context
 
     def go_to(self, optimizer: torch.optim.Optimizer, cursor: int, kind: Kind) -> None:
-        """Let the coming step be of a kind, and in a cycle, the turn of the ``cursor``-th.
-
-        The optimizers that refresh in turn, or at every n-th step, keep their place in their
-        groups: those of the Newton steps, where others are beside them.
-        """
-        newton = [group for group in optimizer.param_groups if "cursor" in group]
-        for group in newton or optimizer.param_groups:
-            if self.refresh == "cyclic":
-                group["cursor"] = cursor
-            if self.interval > 1:
-                group["step"] = 0 if kind == "refresh" else 1
+        """Let the coming step be of a kind; in a cycle it refreshes the ``cursor``-th parameter."""
+        go_to(optimizer, cursor, due=kind == "refresh" if self.interval > 1 else None)
 
 
 def _ordinary(optimizer: torch.optim.Optimizer, loss: Tensor, kind: Kind) -> None:

@@ -236,7 +236,7 @@ def check_classes(records: Tensor, layout: Cifar, file: Path) -> None:
             problem = "superclasses that do not hold five classes each"
     if problem:
         raise LabError(
-            f"{file} has {problem}: damaged or not the official file; unpack the official "
+            f"{file} has {problem}: damaged or not the official file. Unpack the official "
             f"{layout.archive} again ({PAGE})"
         )
 

@@ -98,8 +98,8 @@ def check_same_classes(
         raise LabError(
             f"{root / train} and {root / test} must hold the same classes, but {len(alone)} of "
             f"their {len(set(classes) | set(test_classes))} are in one of them only, like "
-            f"{alone[0]}: lay images of every class into both (the few-shot split, whose splits "
-            "have different classes, cannot be trained on)"
+            f"{alone[0]}. Put images of every class into both. The few-shot split has different "
+            "classes in its parts and cannot be used"
         )
 
 

@@ -80,12 +80,15 @@ class Reader:
         for batch in self._loader:
             if isinstance(batch, Unreadable):
                 raise LabError(
-                    f"{batch.path} cannot be read as an image ({batch.reason}): damaged or cut "
-                    "off; fetch or unpack it again, or take it out of the set"
+                    f"{batch.path} cannot be read as an image ({batch.reason}): it is damaged or "
+                    "incomplete. Fetch or unpack it again, or remove it from the set"
                 )
             yield batch
             if self._passes != this_pass:
-                raise RuntimeError("a new pass over these images ended this one; finish one first")
+                raise RuntimeError(
+                    "another pass over these images was started and ended this one; finish one "
+                    "before the next"
+                )
 
 
 class _Order(torch_data.Sampler[list[Item]]):

@@ -98,8 +98,8 @@ def read_imagenet(data_dir: Path | None) -> FolderSplits:
     problem = disagreement(root, train.wnids, found)
     if problem is not None:
         raise LabError(
-            f"{root} {problem}: unpack the archives again ({PAGE}), or take {' and '.join(META)} "
-            "away if this is a set of your own"
+            f"{root} {problem}: unpack the archives again ({PAGE}), or remove "
+            f"{' and '.join(META)} if this is your own set"
         )
     return found
 
@@ -140,8 +140,7 @@ def read_split(root: Path, split: str) -> Any:
         raise LabError(
             f"torchvision cannot read {root / split} as ImageNet ({type(error).__name__}: "
             f"{first}): the folder or {META[0]} is damaged, or scipy is not installed; unpack the "
-            f"archives again ({PAGE}), or take {' and '.join(META)} away to have any "
-            "class folders read"
+            f"archives again ({PAGE}), or remove {' and '.join(META)} to read any class folders"
         ) from error
 
 

@@ -59,8 +59,8 @@ def load_dataset(
     source, of_files = source_of(name), name in FILE_SETS
     if image_size is not None and not DATASETS[name].can_resize:
         raise LabError(
-            f"--image-size is for {', '.join(RESIZED_SETS)}; {name} keeps the "
-            "size that it has: leave it out"
+            f"--image-size is for {', '.join(RESIZED_SETS)}; the size of {name} is fixed, so "
+            "leave the option out"
         )
     request = Request(
         name=name,

@@ -88,13 +88,13 @@ def read_mini_imagenet(data_dir: Path | None) -> FolderSplits:
     if data_dir is None:
         raise LabError(
             f"{NAME} needs --data-dir DIR, a directory that holds {expected}; it is made of "
-            f"ImageNet, whose terms do not let it be passed on ({PAGE} has the lists' source)"
+            f"ImageNet, whose terms forbid passing it on (source of the lists: {PAGE})"
         )
     root, layout = set_root(NAME, data_dir), find_layout(data_dir)
     if layout is None:
         raise LabError(
-            f"{NAME}: {root} must hold {expected}; found none of them. Lay them there, or name the "
-            "directory that holds them with --data-dir"
+            f"{NAME}: {root} must hold {expected}; found none of them. Put them there, or name "
+            "the directory that holds them with --data-dir"
         )
     return read_lists(root) if layout == "lists" else class_folders(root, "train", layout)
 
@@ -137,20 +137,20 @@ def pooled(root: Path) -> dict[str, set[str]]:
         if not path.is_file():
             raise LabError(
                 f"{path} is missing: the {OFFICIAL.classes} classes are spread over "
-                f"{', '.join(LISTS)}; lay the three split files beside {IMAGES}/"
+                f"{', '.join(LISTS)}; put the three split files beside {IMAGES}/"
             )
         with path.open(newline="", encoding="utf-8") as file:
             lines = csv.DictReader(file)
             if not {"filename", "label"} <= set(lines.fieldnames or ()):
                 raise LabError(
-                    f"{path} begins with {','.join(lines.fieldnames or ()) or 'nothing'}, expected "
-                    "the columns filename,label; lay the official split files there"
+                    f"{path} begins with {','.join(lines.fieldnames or ()) or 'nothing'}, "
+                    "expected the columns filename,label; put the official split files there"
                 )
             for line in lines:
                 if not line["filename"] or not line["label"]:
                     raise LabError(
-                        f"{path} has no filename and label in line {lines.line_num}: cut off or "
-                        "damaged; fetch it again"
+                        f"{path} has no filename and label in line {lines.line_num}; it is "
+                        "incomplete or damaged. Fetch it again"
                     )
                 classes[line["label"]].add(line["filename"])
     return classes
@@ -164,8 +164,9 @@ def check_sizes(root: Path, sizes: dict[str, int]) -> None:
             f"the split files in {root} list {sizes[smallest]} images of class {smallest} and "
             f"{sizes[largest]} of {largest}; expected equally many of each (Mini-ImageNet has "
             f"{OFFICIAL.images} of each of {OFFICIAL.classes} classes): one of {', '.join(LISTS)} "
-            "is cut off or not the official one; fetch it again. A set of your own may also lie as "
-            "train/<class>/ and test/<class>/, without these files and in any number"
+            "is cut off or not the official one; fetch it again. Your own set may also have the "
+            "layout train/<class>/ and test/<class>/, without these files and with any numbers of "
+            "images"
         )
 
 

@@ -183,7 +183,7 @@ class FileSource(Source):
             check_readable(files, workers)
         counts = f"{len(found.train):,} + {len(found.test):,} images, {found.classes} classes"
         less = self.shortfall(found)
-        return counts if less is None else f"{counts}; not the whole: {less}"
+        return counts if less is None else f"{counts}; incomplete: {less}"
 
 
 def shrink(name: str, images: Tensor, size: int) -> Tensor:

@@ -36,8 +36,8 @@ def check_present(run: RunDirectory, found: Sequence[int], asked: Sequence[int])
     """Raise LabError if the run lacks a checkpoint that was asked for, or has none."""
     if not found:
         raise LabError(
-            f"{run.path} has no checkpoint yet; let sgdph train finish an epoch, or begin a run "
-            "with --keep-checkpoints 0"
+            f"{run.path} has no checkpoint yet; wait until sgdph train has finished an epoch, or "
+            "start a run with --keep-checkpoints 0"
         )
     missing = [str(epoch) for epoch in asked if epoch not in found]
     if missing:

@@ -101,7 +101,7 @@ def requested(options: InspectOptions) -> Inspection:
             f"--run {run.path} holds no run (no {CONFIG}); name the directory that sgdph train "
             "--out named, or leave --run out to train one"
         )
-    config = placed(run.read_config(), given, f"the run that lies in {run.path}", _WORKAROUND)
+    config = placed(run.read_config(), given, f"the run in {run.path}", _WORKAROUND)
     found = find_checkpoints(run)
     checkpoints = measurement.pop("checkpoints", tuple(found))
     check_present(run, list(found), checkpoints)
@@ -118,7 +118,7 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
         LabError: If there is none, or it was another one than what is asked for.
     """
     inspection = directory.read()
-    what = f"the inspection that lies in {directory.path}"
+    what = f"the inspection in {directory.path}"
     if inspection.run is not None:
         check_same_run(inspection.config, RunDirectory(Path(inspection.run)), what)
     inspection.config = placed(inspection.config, options.given(), what, _WORKAROUND)
@@ -138,18 +138,20 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
 
 def check_same_run(begun: RunConfig, run: RunDirectory, what: str) -> None:
     """Raise LabError if another run lies now where an inspection found its own."""
-    anew = "inspect what lies there anew with --overwrite, or name another --out"
+    anew = "inspect it again with --overwrite, or name another --out"
     if not (run.path / CONFIG).is_file():
-        raise LabError(f"{what} is of a run that {run.path} no longer holds (no {CONFIG}); {anew}")
+        raise LabError(
+            f"{what} belongs to a run that is no longer in {run.path} (no {CONFIG}); {anew}"
+        )
     now = vars(run.read_config())
     problems = [
-        f"{name}: it began with {value!r}, the run now has {now[name]!r}"
+        f"{name}: {value!r} in the inspection, {now[name]!r} in the run"
         for name, value in vars(begun).items()
         if name not in PLACE_FIELDS and now[name] != value
     ]
     if problems:
         raise LabError(
-            f"{what} is of another run than lies in {run.path} now:\n  "
+            f"{what} belongs to another run than the one in {run.path}:\n  "
             + "\n  ".join(problems)
             + f"\n{anew}"
         )

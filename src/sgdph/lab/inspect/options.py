@@ -27,9 +27,9 @@ class InspectOptions(OneRunOptions):
     """Epochs whose checkpoints are inspected, like 0,3,12; left out with --run, all that the run
     has. 0 alone trains nothing."""
     batches: Annotated[int | None, Option(MEASUREMENT, "8")] = None
-    """Training batches that the estimates are made of; as many others make the reference."""
+    """Training batches for the estimates; the same number of other batches makes the reference."""
     budget: Annotated[float | None, Option(MEASUREMENT, "300", metavar="SECONDS")] = None
-    """Time for dense blocks over all checkpoints; it decides which blocks are taken."""
+    """Seconds for dense blocks over all checkpoints; decides which blocks are computed."""
     layers: Annotated[str | None, Option(MEASUREMENT, "what fits --budget", metavar="PATTERNS")] = (
         None
     )
@@ -38,7 +38,7 @@ class InspectOptions(OneRunOptions):
     probes: Annotated[int | None, Option(MEASUREMENT, "16")] = None
     """Rademacher probes per batch, to average Hutchinson's error over."""
     float64: Annotated[bool | None, Option(MEASUREMENT, "--no-float64")] = None
-    """Take the blocks in double precision."""
+    """Compute the blocks in double precision."""
 
     def measurement(self) -> dict[str, Any]:
         """Return what was asked of the measurement, by :class:`InspectSettings`'s names.

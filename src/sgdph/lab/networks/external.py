@@ -51,8 +51,8 @@ def build_torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
         )
     if in_channels != 3:
         raise LabError(
-            f"torchvision's networks take images of 3 channels; {TORCHVISION}{name} cannot take "
-            f"{in_channels}; {TIMM}NAME can"
+            f"torchvision's networks take images of 3 channels, but these have {in_channels}. Use "
+            f"{TIMM}NAME instead of {TORCHVISION}{name}"
         )
     if base != name:
         return _without_norms(base, classes, weight_norm=name.endswith(WEIGHT_NORMED))

@@ -42,7 +42,7 @@ def make_optimizer(
         first_order = build(baseline.first_order.load(), model, own, seed)
         return with_newton_steps(baseline.load(), first_order, model, newton, seed)
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise LabError(f"{name} refuses its settings: {error}") from error
+        raise LabError(f"{name} cannot use its settings: {error}") from error
 
 
 def plain(

@@ -237,12 +237,12 @@ def with_partial_hessian(optimizer: str | None, multiplier: MultiplierName = CUR
     """
     if optimizer in FIRST_ORDER:
         return named(f"{optimizer}-ph", multiplier)
-    reason = "needs to know beside which optimizer"
+    reason = "needs a first-order optimizer beside it"
     if optimizer is not None:
         check_name(optimizer)
         own = BASELINES[optimizer].multiplier is not None
         what = "Newton steps" if own else "curvature"
-        reason = f"cannot go with {optimizer}, which has {what} of its own"
+        reason = f"cannot be used with {optimizer}, which has {what} of its own"
     raise LabError(
         f"--partial-hessian {reason}; take --optimizer {', '.join(FIRST_ORDER[:-1])} or "
         f"{FIRST_ORDER[-1]}"

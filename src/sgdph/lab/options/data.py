@@ -15,11 +15,11 @@ class DataOptions:
     """The options of ``sgdph data``."""
 
     dataset: Annotated[DatasetName | None, Option(DATA, "all")] = None
-    """Look at this set alone; the exit code is 1 if it is missing or damaged."""
+    """Check this set only; the exit code is 1 if it is missing or damaged."""
     data_dir: Annotated[Path | None, Option(DATA, "none", metavar="DIR")] = None
     """Directory that holds the files of the sets that do not come with a package."""
     check: Annotated[bool, Option(DATA)] = False
-    """Read all that is there and check it: checksums, counts, every image file."""
+    """Read and check all data: checksums, counts, every image file."""
     download: Annotated[bool, Option(DATA)] = False
     """Let torchvision download CIFAR or Fashion-MNIST (the set that --dataset names, or all three)
     into --data-dir where it is missing."""

@@ -80,7 +80,8 @@ def share_arguments(
             own[owner].append(word[len(owner) + 1 :])
         else:
             raise LabError(
-                f"{FLAG} names {owner}, but compared are {', '.join(optimizers)}; got {word!r}"
+                f"{FLAG} names {owner}, which is not compared; the optimizers are "
+                f"{', '.join(optimizers)}; got {word!r}"
             )
     shared = parse_arguments(common)
     taken = {name: arguments(name) for name in optimizers} if shared else {}

@@ -84,9 +84,9 @@ class CommonOptions(RunOptions):
     ] = None
     """Directory for what is measured."""
     resume: Annotated[bool, Option(OUTPUT)] = False
-    """Carry on what lies in --out; unset options then take the values it was started with."""
+    """Continue the run in --out; options that are not given keep the values of its first call."""
     overwrite: Annotated[bool, Option(OUTPUT)] = False
-    """Delete what an earlier call left in --out, and nothing else, and start anew."""
+    """Delete the files of an earlier call in --out (no others), and start again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,9 @@ class OneRunOptions(CommonOptions):
         MultiplierName | None,
         Option(OPTIMIZER, "none; curvature without a word", before="newton_lr", alone=CURVATURE),
     ] = None
-    """Leave the channel-wise parameters to Newton steps beside --optimizer, like
-    --optimizer adamw --partial-hessian. A word is what they are multiplied by: curvature, or a
-    control."""
+    """Train the channel-wise parameters by Newton steps and all others by --optimizer, like
+    --optimizer adamw --partial-hessian. The value says what multiplies the steps: curvature, or
+    a control."""
 
     def given(self) -> dict[str, Any]:
         """Return what was given of a run; an optimizer beside Newton steps by its one name.
@@ -126,11 +126,12 @@ class ManyRunsOptions(CommonOptions):
     """The options of a command that trains many runs."""
 
     jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
-    """How many runs are trained at the same time; each has cores of its own, or a GPU in turn."""
+    """How many runs train at the same time; each has its own cores, or one of the GPUs."""
     ray: Annotated[str | None, Option(MACHINE, "this machine", metavar="local|auto|HOST:PORT")] = (
         None
     )
-    """Train on Ray's cluster at this address, retried where a machine is lost; local starts one."""
+    """Address of a Ray cluster to train on (a run whose machine is lost is retried); local starts
+    one here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ class SeveralOptions(ManyRunsOptions):
     """The options of a command that trains several optimizers."""
 
     INSTEAD: ClassVar[Mapping[str, str]] = {
-        "--optimizer": "it is --optimizers here",
+        "--optimizer": "use --optimizers",
         "--partial-hessian": "write adamw-ph in --optimizers for adamw beside the partial Hessian",
     }
 
@@ -161,7 +162,7 @@ class CompareOptions(SeveralOptions):
     TAKES: ClassVar[frozenset[str]] = ALL - {"optimizer", "seed", "keep_checkpoints"}
     INSTEAD: ClassVar[Mapping[str, str]] = {
         **SeveralOptions.INSTEAD,
-        "--seed": "it is --seeds here",
+        "--seed": "use --seeds",
     }
 
     lr: Annotated[str | None, Option(OPTIMIZER, metavar="X")] = None
@@ -172,11 +173,11 @@ class CompareOptions(SeveralOptions):
     """Initial learning rate of the Newton steps beside another optimizer: one for all, or one each
     like adamw-ph=0.05,muon-ph=0.01."""
     settings: Annotated[Path | None, Option(OPTIMIZER, "none", metavar="FILE")] = None
-    """Settings of each optimizer, as sgdph tune writes them; what is set here goes before."""
+    """Settings of each optimizer, as sgdph tune writes them; options given here take precedence."""
     seeds: Annotated[str | None, Option(TRAINING, "0-2", metavar="SEEDS")] = None
     """Seeds: a range like 0-2, a list like 0,3,7, or both."""
     dry_run: Annotated[bool, Option(MEASUREMENT)] = False
-    """Say what would be run and how long it would take here, and leave no file behind."""
+    """Print what would be trained and how long it would take here, without writing a file."""
 
 
 def parse_optimizers(text: str) -> tuple[str, ...]:
@@ -207,7 +208,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise LabError(
-                f"--seeds has a range that runs backwards: {part!r}; write {last}-{first}"
+                f"--seeds has a range whose end is before its start: {part!r}; write {last}-{first}"
             )
         seeds.extend(range(first, last + 1))
     if len(set(seeds)) < len(seeds):

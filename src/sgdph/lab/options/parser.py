@@ -214,7 +214,7 @@ def build_parser(arguments: Iterable[Argument], prog: str, description: str) -> 
         argument.add_to(groups[heading])
     # Only for the help's sake: whether it was asked for is looked at before.
     parser.add_argument_group("help").add_argument(
-        "-h", "--help", action="help", help="Show this, and end."
+        "-h", "--help", action="help", help="Show this help and exit."
     )
     return parser
 
@@ -224,7 +224,7 @@ def _elsewhere(kind: type) -> dict[str, str]:
     if not issubclass(kind, RunOptions):
         return {}
     flags = {argument.flag for argument in arguments_of(TrainOptions)}
-    return {**dict.fromkeys(flags, "it is an option of sgdph train"), **kind.INSTEAD}
+    return {**dict.fromkeys(flags, "it belongs to sgdph train"), **kind.INSTEAD}
 
 
 def parse_options(kind: type[T], words: Sequence[str], prog: str, description: str) -> T | None:

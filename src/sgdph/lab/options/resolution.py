@@ -135,8 +135,8 @@ def resolve_settings(
             if name in without_curvature(baseline.multiplier):
                 raise LabError(
                     f"{optimizer} has no setting {flag(name)} (got {given[name]!r}): its "
-                    "multiplier is a fixed number, and takes no curvature. Leave it out; it has "
-                    f"{', '.join(flag(own) for own in known)}"
+                    "multiplier is a fixed number and needs no curvature. Leave the option out; "
+                    f"{optimizer} has {', '.join(flag(own) for own in known)}"
                 )
             raise LabError(
                 f"{optimizer} has no setting {flag(name)} (got {given[name]!r}); "
@@ -162,7 +162,7 @@ def _of_newton_steps(baseline: Baseline, name: str) -> str:
     """Say how a setting is given that only the Newton steps beside an optimizer have."""
     argument = newton_name(name)
     taken = argument in baseline.arguments
-    return f"; --optimizer-args {argument}=… is its Newton steps'" if taken else ""
+    return f"; for its Newton steps use --optimizer-args {argument}=…" if taken else ""
 
 
 def _check_arguments(
@@ -211,7 +211,7 @@ def parse_per_optimizer(text: str, setting: str, optimizers: tuple[str, ...]) ->
     strangers = [key for key in values if key not in optimizers]
     if strangers:
         raise LabError(
-            f"{name} names {', '.join(strangers)}, but compared are {', '.join(optimizers)}; got "
-            f"{text!r}"
+            f"{name} names {', '.join(strangers)}, which is not compared; the optimizers are "
+            f"{', '.join(optimizers)}; got {text!r}"
         )
     return values

@@ -25,8 +25,8 @@ def check_archive(paths: Sequence[Path], out: Path) -> None:
     ]
     if within:
         raise LabError(
-            f"--archive keeps runs apart from their directories, and {out} holds {within[0]}; name "
-            "another --out"
+            f"--archive must not write into a directory that contains the runs: {out} contains "
+            f"{within[0]}; name another --out"
         )
 
 

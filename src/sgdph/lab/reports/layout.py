@@ -46,12 +46,12 @@ class Layout:
                         "field of --rows or --columns",
                         name,
                         sorted(known),
-                        "docs/reports.md tells what they take",
+                        "docs/reports.md lists them",
                     )
                 )
         twice = set(self.rows) & set(self.columns)
         if twice:
-            raise LabError(f"{', '.join(sorted(twice))} cannot make both rows and columns")
+            raise LabError(f"{', '.join(sorted(twice))} cannot be in both --rows and --columns")
 
 
 def layout_from(values: Mapping[str, Any]) -> Layout:
@@ -97,6 +97,6 @@ def saved_layout(directory: Path) -> Layout:
         return Layout() if asked is None else layout_from(asked)
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise LabError(
-            f"the layout in {file} cannot be read ({error}); mend it there under 'layout', or move "
-            "the file away and name --rows and --columns"
+            f"the layout in {file} cannot be read ({error}); correct it under 'layout', or move "
+            "the file away and give --rows and --columns"
         ) from error

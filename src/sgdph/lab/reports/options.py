@@ -15,22 +15,22 @@ class ReportOptions:
     """The options of ``sgdph report``."""
 
     runs: Annotated[tuple[Path, ...], Option(OUTPUT, metavar="DIR", positional=True)] = ()
-    """Directories of runs, of comparisons or sweeps, or any that hold such, at any depth."""
+    """Directories of runs, comparisons or sweeps; they are searched to any depth."""
     rows: Annotated[str | None, Option(MEASUREMENT, "system, or the sweep's", metavar="FIELDS")] = (
         None
     )
-    """What makes the tables' rows: options like lr,weight_decay, or system (label or optimizer)."""
+    """Options whose values make the rows, like lr,weight_decay (system: the label or optimizer)."""
     columns: Annotated[
         str | None, Option(MEASUREMENT, "dataset,model, or the sweep's", metavar="FIELDS")
     ] = None
-    """What makes the tables' columns."""
+    """Options whose values make the columns."""
     target: Annotated[
         str | None, Option(MEASUREMENT, "99% of the best of the column", metavar="X,...")
     ] = None
-    """Accuracies like 0.9,0.95: how long each took to reach them."""
+    """Accuracies like 0.9,0.95; the report says how long each run took to reach them."""
     archive: Annotated[bool, Option(OUTPUT)] = False
-    """Write all runs into --out, as runs.csv (a line per epoch) and runs.jsonl: this command reads
-    the two like the runs' directories."""
+    """Also write all runs to --out as runs.csv (a line per epoch) and runs.jsonl. This command
+    reads     these files like run directories."""
     title: Annotated[str | None, Option(OUTPUT, "the rows, or the sweep's")] = None
     """Title of the report."""
     out: Annotated[

@@ -234,12 +234,13 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise LabError(
-            f"{out} is a file; a report is made of directories, and written into one (--out DIR)"
+            f"{out} is a file; give directories of runs, and a directory for the report (--out DIR)"
         )
     there = [name for name in REPORT_FILES if (out / name).exists()]
     if there and not any(_begins(out / name, mark) for name, mark in _OURS.items()):
         raise LabError(
-            f"{out} holds {', '.join(there)} that no report has written; name another --out"
+            f"{out} already contains {', '.join(there)}, which sgdph report did not write; name "
+            "another --out"
         )
 
 

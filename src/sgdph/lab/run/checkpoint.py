@@ -102,8 +102,8 @@ def load_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> Non
             _restore(content, state, team.rank)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise LabError(
-                f"{path} does not fit the run, so another network's, optimizer's or setting's "
-                f"state lies there ({str(error).strip().splitlines()[0]}); {_remedy(path)}"
+                f"{path} does not fit the run; it has the state of another network, optimizer or "
+                f"setting ({str(error).strip().splitlines()[0]}); {_remedy(path)}"
             ) from error
 
 
@@ -117,8 +117,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     if found not in READABLE:
         raise LabError(
-            f"{path} has checkpoint format {found}, expected one of {READABLE}: another version of "
-            "sgdph wrote it; resume with that version, or start the run anew with --overwrite"
+            f"{path} has checkpoint format {found}, expected one of {READABLE}: another version "
+            "of sgdph wrote it; resume with that version, or start again with --overwrite"
         )
     return dict(content)
 
@@ -127,11 +127,11 @@ def _remedy(path: Path) -> str:
     """Say what can be done without the checkpoint: a kept one may be there."""
     kept = [file for file in path.parent.glob("epoch-*.pt") if file != path]
     if not kept:
-        return "start the run anew with --overwrite"
+        return "start again with --overwrite"
     latest = max(kept, key=lambda file: file.stat().st_mtime)
     return (
-        f"copy the kept {latest.name} over it to carry on from there with --resume, or start the "
-        "run anew with --overwrite"
+        f"copy {latest.name} over it and continue from there with --resume, or start again with "
+        "--overwrite"
     )
 
 
@@ -139,7 +139,7 @@ def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
     kind = type(state.optimizer).__name__
     if content.get("optimizer_kind", kind) != kind:
         # Groups of the same sizes would load, and be stepped with another's state.
-        raise ValueError(f"it is {content['optimizer_kind']}'s, and the run has {kind}")
+        raise ValueError(f"it belongs to {content['optimizer_kind']}, the run has {kind}")
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.scheduler.load_state_dict(content["scheduler"])

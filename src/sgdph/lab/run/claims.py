@@ -63,9 +63,9 @@ class Claim:
             ) from error
         except (OSError, NotImplementedError) as error:
             raise LabError(
-                f"{self.path / LOCK} cannot be locked ({error}), so nothing would keep two "
-                "processes from training one run; name an --out in a directory that can be written "
-                "to, on a file system with locks"
+                f"{self.path / LOCK} cannot be locked ({error}). Without the lock two processes "
+                "could train the same run; choose an --out that can be written to, on a file "
+                "system with locks"
             ) from error
         if first:
             self._sign()
@@ -85,4 +85,4 @@ class Claim:
             holder = json.loads((self.path / LOCK).read_text(encoding="utf-8"))
             return f"host {holder['host']}, pid {holder['pid']}"
         except (OSError, ValueError, LookupError, TypeError):
-            return "which one is not known"
+            return "unknown"

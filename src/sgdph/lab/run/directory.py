@@ -168,9 +168,9 @@ class RunDirectory(RecordDirectory):
         """
         if not (self.path / CHECKPOINT).exists() and len(self.read_metrics()) > 1:
             raise LabError(
-                f"{self.path} has the metrics of {len(self.read_metrics())} epochs and no "
-                f"{CHECKPOINT} to carry on from; put it back (or a kept checkpoint in its place), "
-                "or start the run anew with --overwrite"
+                f"{self.path} has the metrics of {len(self.read_metrics())} epochs but no "
+                f"{CHECKPOINT}; restore it or copy a kept checkpoint there, or start again with "
+                "--overwrite"
             )
 
     def write_env(self, environment: Mapping[str, Any]) -> None:

@@ -159,7 +159,7 @@ def joined() -> Iterator[Team]:
         yield ALONE
         return
     if not dist.is_available():
-        raise LabError("this torch was built without torch.distributed: start one process alone")
+        raise LabError("this torch was built without torch.distributed; start a single process")
     store, rank, size = next(rendezvous("env://"))
     dist.init_process_group(
         # Two backends: what the processes say to each other of the run goes through the CPU.

@@ -37,9 +37,9 @@ def warn_of_short_run(config: RunConfig, optimizer: Optimizer, steps: int) -> No
     count, refreshes = len(getattr(optimizer, "newton_parameters", ())), -(-steps // interval)
     if refreshes < count:
         warnings.warn(
-            f"in its {steps:,} steps, at hessian_interval {interval}, the run refreshes "
-            f"{refreshes:,} of its {count:,} Newton parameters: a refresh takes one of them. Train "
-            "for more steps, or take a smaller interval, or refresh all",
+            f"with {steps:,} steps and hessian_interval {interval}, the run refreshes only "
+            f"{refreshes:,} of its {count:,} Newton parameters, one per refresh. Train for more "
+            "steps, use a smaller interval, or refresh all",
             UserWarning,
             stacklevel=2,
         )

@@ -40,8 +40,8 @@ def check_contradiction(options: TargetOptions) -> None:
     """Raise LabError if what is there is to be both carried on and deleted."""
     if options.resume and options.overwrite:
         raise LabError(
-            "--resume and --overwrite contradict each other: one carries on what is in --out, the "
-            "other deletes it; give one of them"
+            "--resume and --overwrite contradict each other: one continues what is in --out, the "
+            "other deletes it. Give only one of them"
         )
 
 
@@ -92,7 +92,7 @@ def report_interruption(
         say(console, "Interrupted before anything was recorded.")
         return INTERRUPTED
     place = path.resolve()
-    say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
+    say(console, f"Interrupted. The finished part is in {place}; continue with:")
     program = "sgdph" if team.size == 1 else "torchrun … -m sgdph.lab"
     say(console, f"  {program} {command} --out {shell_word(place)} --resume")
     return INTERRUPTED

@@ -91,9 +91,8 @@ def check_precision(config: RunConfig, device: torch.device) -> None:
         return
     if config.precision == "float16" and BASELINES[config.optimizer].create_graph:
         raise LabError(
-            f"--precision float16 scales the loss, and {config.optimizer} differentiates the "
-            "gradients in its step, where the scale can no longer be told from the curvature; take "
-            "--precision bfloat16 or float32"
+            f"--precision float16 scales the loss, and {config.optimizer} cannot remove the scale "
+            "from its curvature; use --precision bfloat16 or float32"
         )
     convolution = nn.Conv2d(1, 1, 3, device=device)
     try:

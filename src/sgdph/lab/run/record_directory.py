@@ -58,7 +58,7 @@ class RecordDirectory:
             raise LabError(f"{self.path} is a file; --out must name a directory")
         if self.exists():
             raise LabError(
-                f"{self.path} already holds {self.content}; carry it on with --resume, delete it "
+                f"{self.path} already holds {self.content}; continue it with --resume, delete it "
                 "with --overwrite, or name another --out"
             )
 
@@ -70,8 +70,8 @@ class RecordDirectory:
                 self.recognise()
         except LabError as error:
             raise LabError(
-                f"{self.path} is not recognised as {self.noun} ({error}), so --overwrite does "
-                f"not delete its {', '.join(found)}; name another --out"
+                f"{self.path} is not recognised as {self.noun} ({error}), so --overwrite does not "
+                f"delete {', '.join(found)} in it; name another --out"
             ) from error
 
     def clear(self) -> None:

@@ -155,8 +155,8 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         places = ", ".join(map(str, paths))
         broken = "".join(f"\n  {each.path}: {each.reason}" for each in unreadable)
         raise LabError(
-            f"{places} holds no run{' that can be read:' + broken if broken else ''}; name "
-            "directories that --out of train, compare or reproduce named, or a directory above them"
+            f"{places} holds no run{' that can be read:' + broken if broken else ''}; give the "
+            "--out directories of train, compare or reproduce, or a directory above them"
         )
     counted: dict[tuple[RunConfig, int], RunRecord] = {}
     duplicates = []

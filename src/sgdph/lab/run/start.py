@@ -108,8 +108,8 @@ def check_kind(model: str, data: Dataset) -> None:
         for_text = [name for name, network in NETWORKS.items() if network.reads_text]
         raise LabError(
             f"--model {model} takes {takes}, and --dataset {data.name} holds "
-            f"{'text' if text else 'images'}; text goes with --model {' or '.join(for_text)}, "
-            "images with the others"
+            f"{'text' if text else 'images'}; for text use --model {' or '.join(for_text)}, for "
+            "images another"
         )
 
 
@@ -131,8 +131,8 @@ def check_processes(config: RunConfig) -> None:
     """Raise LabError if the optimizer cannot be shared by several processes."""
     if config.processes > 1 and BASELINES[config.optimizer].create_graph:
         raise LabError(
-            f"{config.optimizer} takes second derivatives of its own process's loss, which nobody "
-            "averages over processes; train it in one process, without torchrun"
+            f"{config.optimizer} takes second derivatives of each process's own loss, and these "
+            "are not averaged over processes; train it in one process, without torchrun"
         )
 
 
@@ -152,8 +152,8 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
         if baseline.multiplier is not None or baseline.create_graph:
             raise LabError(
                 f"--channelwise-decay {config.channelwise_decay} is for first-order optimizers, "
-                f"and {config.optimizer} takes curvature; of Newton steps, weight decay is outside "
-                "it. Leave it out, or in a comparison give it to some optimizers by a recipe"
+                f"but {config.optimizer} uses curvature. Leave the option out; in a recipe you "
+                "can set it for single optimizers"
             )
         set_channelwise_decay(optimizer, model, config.channelwise_decay)
     return optimizer

@@ -53,6 +53,26 @@ def optimization_step(
         optimizer.zero_grad()
 
 
+def go_to(optimizer: torch.optim.Optimizer, cursor: int, *, due: bool | None = None) -> None:
+    """Choose what the coming step refreshes, for timing.
+
+    Optimizers that refresh one parameter per step, or refresh at every n-th step, keep their place
+    in their groups: in those of the Newton steps, where there are others beside them.
+
+    Args:
+        optimizer: The optimizer.
+        cursor: The Newton parameter that is next, where they are refreshed one by one.
+        due: Whether the coming step refreshes, of an optimizer that does not at every step.
+            ``None`` leaves it as it is.
+    """
+    newton = [group for group in optimizer.param_groups if "cursor" in group]
+    for group in newton:
+        group["cursor"] = cursor
+    if due is not None:
+        for group in newton or optimizer.param_groups:
+            group["step"] = 0 if due else 1
+
+
 def backward_with_graph(loss: Tensor) -> None:
     """Compute gradients that can be differentiated; who calls it clears them."""
     with warnings.catch_warnings():

@@ -180,8 +180,8 @@ class TrackingReporter:
     def _give_up(self, error: Exception) -> None:
         tracker, self._tracker = self._tracker, None
         warnings.warn(
-            f"{self._name} took no more metrics ({type(error).__name__}: {error}); the run goes on "
-            "without it, and its directory has them all",
+            f"{self._name} stopped accepting metrics ({type(error).__name__}: {error}). The run "
+            "continues without it; its directory has all metrics",
             stacklevel=3,
         )
         if tracker is not None:
@@ -205,8 +205,8 @@ def tracked(reporter: Reporter, run: TrackedRun) -> Iterator[Reporter]:
         tracker = TRACKERS[name](run)
     except Exception as error:
         raise LabError(
-            f"--track {name} could not be started ({type(error).__name__}: {error}); put that "
-            "right, or leave it out with --track none"
+            f"--track {name} could not be started ({type(error).__name__}: {error}); correct "
+            "that, or continue with --track none"
         ) from error
     tracking = TrackingReporter(reporter, name, tracker)
     try:

@@ -233,8 +233,8 @@ def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
     config, data, state, team = prepared.config, prepared.data, prepared.state, prepared.team
     if config.processes != team.size:
         raise LabError(
-            f"{directory.path} is a run of {config.processes} processes, and there are {team.size};"
-            f" start it with torchrun --nproc-per-node {config.processes}"
+            f"{directory.path} is a run of {config.processes} processes, but {team.size} were "
+            f"started; start it with torchrun --nproc-per-node {config.processes}"
         )
     with contextlib.ExitStack() as stack:
         with team.agreement():
@@ -277,7 +277,7 @@ def describe_outcome(summary: dict[str, Any]) -> str:
         return f"pruned, {summary['reason']}"
     split = summary.get("evaluated", "test")
     return (
-        f"{split} accuracy {summary[f'final_{split}_accuracy']:.2%} at the end, "
-        f"{summary[f'best_{split}_accuracy']:.2%} at best (epoch {summary['best_epoch']}), "
+        f"final {split} accuracy {summary[f'final_{split}_accuracy']:.2%}, best "
+        f"{summary[f'best_{split}_accuracy']:.2%} (epoch {summary['best_epoch']}), "
         f"{summary['seconds']:.1f} s of training"
     )

@@ -25,16 +25,16 @@ def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
             # These are asked about only where they are given; here all that is asked for is.
             asked = dict(planned.config.optimizer_args or ())
             found += [
-                f"{name}: the run has {value!r}, now nothing is given"
+                f"{name}: the run has {value!r}, this call gives none"
                 for name, value in saved.optimizer_args or ()
                 if name not in asked
             ]
             problems += [f"{planned.name}: {line}" for line in found]
     if problems:
         raise LabError(
-            f"the options disagree with runs that lie in {directory}:\n  "
+            f"the options disagree with the runs in {directory}:\n  "
             + "\n  ".join(problems)
-            + "\nleave these options out to carry on, or name another --out"
+            + "\nleave these options out to continue, or name another --out"
         )
 
 

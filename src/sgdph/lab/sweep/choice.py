@@ -54,8 +54,8 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
     kept = set.intersection(*groups.values())
     if not kept:
         raise LabError(
-            f"--only {only} fits no cell: words of one field are alternatives, and words of "
-            f"several must all hold; the cells are {', '.join(plan.cells)}"
+            f"--only {only} fits no cell: words of one field are alternatives, words of several "
+            f"fields must all fit; the cells are {', '.join(plan.cells)}"
         )
     # A run is called after its cell and its seed.
     return [run for run in plan.runs() if run.name.rpartition("-seed")[0] in kept]

@@ -54,8 +54,8 @@ class Cluster:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise LabError(
-                f"--ray {address}: no Ray could be joined there ({error}); start one with ray "
-                "start --head, or take --ray local"
+                f"--ray {address}: cannot connect to a Ray cluster there ({error}); start one "
+                "with ray start --head, or use --ray local"
             ) from error
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._most_cores = max(each.get("CPU", 0) for each in resources)
@@ -86,8 +86,8 @@ class Cluster:
         """
         if task.cores > self._most_cores:
             raise LabError(
-                f"{task.name} takes {task.cores} cores, and no machine of this Ray has more than "
-                f"{self._most_cores:g}; give fewer --threads"
+                f"{task.name} takes {task.cores} cores, but no machine of this Ray cluster has "
+                f"more than {self._most_cores:g}; set a smaller --threads"
             )
         remote = self._ray.remote(_train).options(
             name=task.name,
@@ -110,8 +110,8 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=REACH).close()
     except OSError as error:
         raise LabError(
-            f"--ray {address}: nobody answers there ({error}); start a Ray with ray start --head, "
-            "or take --ray local"
+            f"--ray {address}: no Ray cluster answers there ({error}); start one with ray start "
+            "--head, or use --ray local"
         ) from error
 
 

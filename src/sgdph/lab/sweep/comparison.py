@@ -71,9 +71,9 @@ class Comparison:
         if untuned:
             dataset = next(iter(plan.cells.values())).dataset
             lines.append(
-                f"Not tuned for {dataset}: {', '.join(untuned)}. What they differ by may be their "
-                f"settings' doing; sgdph tune --dataset {dataset} finds better ones, and "
-                "--settings takes them"
+                f"Not tuned for {dataset}: {', '.join(untuned)}. Differences between optimizers "
+                f"may come from these settings. sgdph tune --dataset {dataset} finds better ones; "
+                "pass them with --settings"
             )
         return lines
 

@@ -1,4 +1,4 @@
-"""What ``--dry-run`` says: the runs, and how long they would take here."""
+"""What ``--dry-run`` prints: the runs, and how long they would take on this machine."""
 
 from __future__ import annotations
 
@@ -26,25 +26,29 @@ COLUMNS = (
 def dry_run(
     plan: Plan, runs: Sequence[PlannedRun], out: Path, jobs: int | None, console: Console
 ) -> None:
-    """Say what would be run and how long it would take here, and leave no file behind."""
+    """Print what would be trained and how long it would take here, without writing a file."""
     ended = set(state_of(out, runs).ended)
     left = [planned for planned in runs if planned.name not in ended]
     estimate = Estimate(left, partial(say, console))
     console.print(estimate_table(plan, runs, ended, estimate).rich())
     total = estimate.total([planned.config for planned in left])
+    runs_left = f"{len(left)} {'run' if len(left) == 1 else 'runs'}"
     say(
         console,
-        f"Estimated: {total} for the {len(left)} runs left, one after another on this machine, "
-        "from a few steps on noise; reading image files is not in it.",
+        f"Estimated: {total} for the {runs_left} left, trained one after another on this machine. "
+        "Measured on a few steps of noise. The time for reading image files is not included.",
     )
     if jobs is not None and jobs > 1:
         say(
             console,
-            f"--jobs {jobs} divides that by at most {jobs}, where each has a GPU, or a core, of "
-            "its own.",
+            f"With --jobs {jobs} it takes at least 1/{jobs} of that: 1/{jobs} if each run has a "
+            "core or a GPU of its own.",
         )
-    state = "not there yet" if not out.exists() else f"{len(ended)} of {len(runs)} runs ended"
-    say(console, f"The runs lie, or would lie, in {out.resolve()} ({state}).")
+    if out.exists():
+        state = f"{len(ended)} of {len(runs)} runs have ended"
+    else:
+        state = "which does not exist yet"
+    say(console, f"Directory of the runs: {out.resolve()} ({state}).")
 
 
 def estimate_table(

@@ -95,7 +95,7 @@ def compute(
     else:
         logs = directory / LOGS
         executor = Pool(place.jobs or 1, logs, split_gpus=place.split_gpus)
-        say(console, f"{executor.slots} workers; their logs lie in {logs}")
+        say(console, f"{executor.slots} workers; their logs are in {logs}")
     with board_for(directory, expected.find, expected.runs, expected.epochs, console) as board:
         with executor:
             run_tasks(directory, tasks, executor, board.look)
@@ -191,6 +191,6 @@ def run_tasks(
 
 def _death(error: BrokenProcessPool) -> str:
     return (
-        f"{error}\nits process died {ATTEMPTS} times (killed, or out of memory?); what it finished "
-        "is kept"
+        f"{error}\nits process died {ATTEMPTS} times (killed or out of memory?); the finished "
+        "epochs are kept"
     )

@@ -1,36 +1,24 @@
 """How long runs would take here: a range, from a few steps on images of noise.
 
-Each network is timed once, with one optimizer, and each optimizer once, on the smallest network;
-how much longer it takes there than the first one is taken to hold for the others. So a table of
-seven optimizers and four networks takes eleven short timings and not 28.
+Each network is timed once, with one optimizer. Each optimizer is timed once, on the smallest
+network. The ratio of two optimizers there is assumed to hold for the other networks. So a table of
+seven optimizers and four networks takes eleven short timings instead of 28.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
-from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
-
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data.dataset import Dataset, plan_epoch
-from sgdph.lab.data.tensors import noise_dataset
 from sgdph.lab.optimizers.registry import SETTINGS
-from sgdph.lab.run.precision import Arithmetic
-from sgdph.lab.run.start import prepare
-from sgdph.lab.run.step import optimization_step
 from sgdph.lab.sweep.cores import FLOPS_PER_SECOND, with_default_threads
 from sgdph.lab.sweep.plan import PlannedRun
 from sgdph.lab.sweep.shapes import image_flops, shape_of
+from sgdph.lab.sweep.step_time import SECONDS_PER_TIMING, time_step
 
-# A step is timed on as many images as take about so long, by their FLOPs, and steps until then.
-SECONDS_PER_TIMING = 0.15
-MOST_STEPS = 5
 # Optimizers are compared on images of at most so many pixels.
 SMALL_IMAGE = 64
 # How much sooner a run of n threads ends than one of a single thread, as powers of n.
@@ -153,7 +141,10 @@ def flops_of(config: RunConfig) -> float:
 
 
 def affordable_images(config: RunConfig) -> int:
-    """Return on how many images a run's step is timed, at most its batch."""
+    """Return on how many images a run's step is timed.
+
+    At most its batch, and as many as take about ``SECONDS_PER_TIMING`` by their FLOPs.
+    """
     images = SECONDS_PER_TIMING * FLOPS_PER_SECOND / (FORWARDS * flops_of(config))
     return max(1, min(config.batch_size, int(images)))
 
@@ -168,34 +159,3 @@ def with_optimizer(config: RunConfig, other: RunConfig) -> RunConfig:
     """Return a run with the optimizer of another, its settings included."""
     names = ("optimizer", "optimizer_args", *SETTINGS)
     return dataclasses.replace(config, **{name: getattr(other, name) for name in names})
-
-
-def time_step(config: RunConfig, images: int) -> float:
-    """Return the median seconds of a training step on so many images of noise, in one thread.
-
-    On a CPU they are the processor's: what else runs now says nothing of the days to come. The
-    first step, which takes longer, counts only where there is no time for another.
-    """
-    alone = dataclasses.replace(config, batch_size=images, processes=1, threads=1, track=None)
-    prepared = prepare(alone, noise(config, images))
-    data, state, arithmetic = prepared.data, prepared.state, Arithmetic.of(alone)
-    clock = time.process_time if data.device.type == "cpu" else time.perf_counter
-    plan = plan_epoch(data, torch.Generator().manual_seed(0))
-    state.model.train()
-    seconds: list[float] = []
-    while len(seconds) < MOST_STEPS and sum(seconds) < SECONDS_PER_TIMING:
-        started = clock()
-        for inputs, labels in data.training_batches(plan, images):
-            loss = F.cross_entropy(arithmetic.logits(state.model, inputs), labels)
-            optimization_step(state.optimizer, loss, state.scaler)
-        if data.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(clock() - started)
-    return statistics.median(seconds[1:] or seconds)
-
-
-def noise(config: RunConfig, count: int) -> Dataset:
-    """Make a data set of random images, of the shape of the run's own."""
-    shape = shape_of(config)
-    size = (shape.channels, shape.size, shape.size)
-    return noise_dataset(config.dataset, size, shape.classes, train=count, test=count)

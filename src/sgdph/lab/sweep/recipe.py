@@ -136,7 +136,7 @@ def load_recipe(name: str) -> Recipe:
             raise LabError(f"the recipe {name} cannot be read: {error}") from error
         return parse_recipe(text, Path(name).stem, name)
     if name not in recipe_names():
-        listed = "`sgdph reproduce --list` lists them; the path of a .yaml file goes too"
+        listed = "`sgdph reproduce --list` lists them; you can also give the path of a .yaml file"
         raise LabError(unknown_name("recipe", name, recipe_names(), listed))
     file = resources.files("sgdph.lab.recipes") / f"{name}.yaml"
     return parse_recipe(file.read_text(encoding="utf-8"), name, f"{name}.yaml")
@@ -175,7 +175,7 @@ def parse_recipe(text: str, name: str, source: str) -> Recipe:
     except (AttributeError, TypeError, ValueError) as error:
         if isinstance(error, LabError):
             raise
-        raise LabError(f"{source} is not laid out like a recipe: {error}") from error
+        raise LabError(f"{source} is not a valid recipe: {error}") from error
 
 
 def _scale(values: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> Scale:
@@ -208,7 +208,7 @@ def _axis(axis: Any, source: str) -> tuple[Options, ...]:
     """Read ``{field: [values]}``, or a list of options that go together."""
     if isinstance(axis, Mapping):
         if len(axis) != 1:
-            raise LabError(f"{source}: an axis has one field or is a list; got {axis!r}")
+            raise LabError(f"{source}: an axis must have one field or be a list; got {axis!r}")
         ((name, choices),) = axis.items()
         return tuple({name: choice} for choice in choices)
     return tuple(dict(options) for options in axis)

@@ -45,7 +45,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
         list_recipes(console)
         return OK
     if options.name is None:
-        raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list tells of each")
+        raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list describes each")
     check_contradiction(options)
     check_jobs(options.jobs, "--jobs")
     recipe = load_recipe(options.name)
@@ -62,7 +62,7 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)
         say(console, plan.layout.title or recipe.title)
-        say(console, f"{scale.description}\nStated time: {scale.time}")
+        say(console, f"{scale.description}\nTime given by the recipe: {scale.time}")
         dry_run(plan, chosen(plan, options.only), out, options.jobs, console)
         say_settings(scale, plan, console)
         return OK
@@ -85,12 +85,12 @@ def train_plan(
         runs = chosen(plan, options.only)
         state = train_and_report(directory, plan, runs, record, options, console)
     except KeyboardInterrupt:
-        say(console, f"Interrupted. What was finished lies in {directory.path.resolve()}; carry")
-        say(console, f"on with the same command:\n  {same_command()}")
+        say(console, f"Interrupted. The finished runs are in {directory.path.resolve()}.")
+        say(console, f"Continue with the same command:\n  {same_command()}")
         return INTERRUPTED
     rest = len(plan.runs()) - len(state_of(directory.path, plan.runs()).ended)
     if rest and options.only is not None:
-        say(console, f"{rest} of the sweep's {len(plan.runs())} runs are not at their end yet")
+        say(console, f"{rest} of the sweep's {len(plan.runs())} runs have not ended yet")
     return report_failures(console, directory.path, state)
 
 
@@ -112,12 +112,16 @@ def same_command() -> str:
 
 
 def list_recipes(console: Console) -> None:
-    """Say of every recipe what it is and how long each scale takes."""
+    """Print every recipe with the time that each scale takes."""
     for name in recipe_names():
         recipe = load_recipe(name)
         say(console, f"{name}: {recipe.title}")
         for key, scale in recipe.scales.items():
             say(console, f"  --scale {key:<9}{scale.time}")
+    say(
+        console,
+        "sgdph reproduce RECIPE --scale SCALE --dry-run estimates the time on this machine.",
+    )
 
 
 def say_settings(scale: Scale, plan: Plan, console: Console) -> None:
@@ -128,7 +132,7 @@ def say_settings(scale: Scale, plan: Plan, console: Console) -> None:
             parts = [f"{name} {each.value} ({each.source})" for name, each in settings.items()]
             say(console, f"{optimizer}: {', '.join(parts)}")
     if "settings" in plan.overrides:
-        say(console, "The settings of --settings go before these.")
+        say(console, "The settings of --settings take precedence over these.")
 
 
 def reproduce_cost(
@@ -142,8 +146,8 @@ def reproduce_cost(
     if misfits:
         flags = ", ".join("--" + name.replace("_", "-") for name in sorted(misfits))
         raise LabError(
-            f"{recipe.name} measures single steps, so {flags} mean nothing; it takes --model, "
-            "--batch-size, --device, --threads, and sgdph cost has more"
+            f"{recipe.name} measures single steps and cannot use {flags}; it takes --model, "
+            "--batch-size, --device and --threads; sgdph cost has more options"
         )
     values = {**scale.cost, **given}
     # As on the command line of sgdph cost, where these may be lists.
@@ -154,7 +158,7 @@ def reproduce_cost(
             for key, value in values.items()
         )
         say(console, f"{recipe.title} (scale {options.scale})\n{scale.description}")
-        say(console, f"Stated time: {scale.time}\nsgdph cost {flags} --out {out}")
+        say(console, f"Time given by the recipe: {scale.time}\nsgdph cost {flags} --out {out}")
         return OK
     carry_on = CostDirectory(out).exists() and not options.overwrite
     return cost(

@@ -32,7 +32,7 @@ class ReproduceOptions(ManyRunsOptions):
     list: Annotated[bool, Option(MEASUREMENT)] = False
     """List the recipes, with the time that each scale takes."""
     dry_run: Annotated[bool, Option(MEASUREMENT)] = False
-    """Say what would be run and how long it would take here, and leave no file behind."""
+    """Print what would be trained and how long it would take here, without writing a file."""
     only: Annotated[str | None, Option(MEASUREMENT, "all", metavar="VALUES")] = None
     """Train only these cells, like cifar10,resnet18,SGDM: values of one field (data set, network,
     optimizer ...) are alternatives, and those of several fields must all hold."""
@@ -43,4 +43,4 @@ class ReproduceOptions(ManyRunsOptions):
     out: Annotated[Path | None, Option(OUTPUT, "runs/RECIPE-SCALE", metavar="DIR")] = None
     """Directory of the runs and the report."""
     resume: Annotated[bool, Option(OUTPUT)] = False
-    """Nothing: a sweep that lies in --out is always carried on."""
+    """Has no effect: a sweep that is in --out is always continued."""

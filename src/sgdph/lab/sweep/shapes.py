@@ -55,7 +55,8 @@ def shape_of(config: RunConfig) -> Shape:
     """
     if config.dataset not in SHAPES:
         raise LabError(
-            f"images are known of {', '.join(SHAPES)} only; got --dataset {config.dataset}"
+            f"the size of the images is known for {', '.join(SHAPES)} only; got --dataset "
+            f"{config.dataset}"
         )
     shape = SHAPES[config.dataset]
     train = min(config.train_size or shape.train, shape.train)

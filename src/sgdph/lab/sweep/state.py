@@ -76,5 +76,5 @@ def report_failures(console: Console, directory: Path, state: SweepState) -> int
     for name, reason in state.failed.items():
         say(console, f"failed: {name}: {reason} (see {failure_file(directory, name)})")
     if state.left:
-        say(console, f"not at their end: {', '.join(state.left)}")
+        say(console, f"not finished: {', '.join(state.left)}")
     return FAILED if state.failed or state.left else OK

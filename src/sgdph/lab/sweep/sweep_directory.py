@@ -69,7 +69,7 @@ class SweepDirectory(DirectoryOfRuns):
                 seeds=tuple(values["seeds"]),
             )
         except (AttributeError, KeyError, TypeError) as error:
-            raise LabError(f"{file} is not laid out like a sweep's: {error!r}") from error
+            raise LabError(f"{file} does not describe a sweep: {error!r}") from error
 
     def write(self, plan: Plan) -> None:
         """Record what the sweep is."""
@@ -107,18 +107,18 @@ class SweepDirectory(DirectoryOfRuns):
         if not (self.path / SWEEP).exists():
             if self.found():
                 raise LabError(
-                    f"{self.path} holds {', '.join(self.found())} of something that is no sweep; "
-                    "name another --out"
+                    f"{self.path} contains {', '.join(self.found())} but no sweep; name another "
+                    "--out"
                 )
             return plan
         saved = self.read()
         problems = sweep_differences(plan, saved)
         if problems:
             raise LabError(
-                f"what is asked for disagrees with the sweep that lies in {self.path}:\n  "
+                f"this call disagrees with the sweep in {self.path}:\n  "
                 + "\n  ".join(problems)
-                + "\nask for the same, or for more cells or seeds, to carry it on; name another "
-                "--out, or delete it with --overwrite"
+                + "\nto continue it, ask for the same or for more cells or seeds; "
+                "otherwise name another --out, or delete it with --overwrite"
             )
         return dataclasses.replace(plan, cells={**plan.cells, **saved.placed(place).cells})
 
@@ -148,7 +148,7 @@ def _cell(config: RunConfig) -> dict[str, Any]:
 def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
     """List where a sweep that is asked for disagrees with a saved one, but for place and growth."""
     problems = [
-        f"{name}: the sweep has {old!r}, asked for is {new!r}"
+        f"{name}: the sweep has {old!r}, this call {new!r}"
         for name, old, new in (
             ("recipe", saved.recipe, asked.recipe),
             ("scale", saved.scale, asked.scale),
@@ -157,7 +157,7 @@ def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
         if old != new
     ]
     if not set(saved.seeds) <= set(asked.seeds):
-        problems.append(f"seeds: the sweep has {saved.seeds!r}, asked for is {asked.seeds!r}")
+        problems.append(f"seeds: the sweep has {saved.seeds!r}, this call {asked.seeds!r}")
     if problems:
         return problems
     # The same words, and still other runs: the recipe itself has changed since.

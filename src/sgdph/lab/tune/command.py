@@ -93,8 +93,8 @@ def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")
     if urlsplit(storage).password:
         raise LabError(
-            "--storage holds a password, which would be written into files; leave it out, and let "
-            "the database's client find it (for PostgreSQL, PGPASSWORD or ~/.pgpass)"
+            "--storage contains a password, which would be written into files. Leave it out and "
+            "use the database client's own way (for PostgreSQL, PGPASSWORD or ~/.pgpass)"
         )
     if directory.path.exists() and not directory.path.is_dir():
         raise LabError(f"{directory.path} is a file; --out must name a directory")
@@ -163,7 +163,7 @@ def report_interruption(directory: TuneDirectory, console: Console) -> int:
         say(console, "Interrupted before anything was recorded.")
         return INTERRUPTED
     place = directory.path.resolve()
-    say(console, f"Interrupted. What was finished lies in {place}; carry on with:")
+    say(console, f"Interrupted. The finished trials are in {place}; continue with:")
     say(console, f"  sgdph tune --out {shell_word(place)}")
     return INTERRUPTED
 

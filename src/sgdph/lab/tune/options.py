@@ -27,9 +27,9 @@ class TuneOptions(SeveralOptions):
     }
 
     validation_size: Annotated[Count | None, Option(DATA, "a fifth of them")] = None
-    """Hold out so many training images, evaluate on them, and never touch the test images."""
+    """Hold out this many training images and evaluate on them; the test images are not used."""
     trials: Annotated[int | None, Option(MEASUREMENT, "20")] = None
-    """Trials of each optimizer, pruned and diverged ones included. May be raised later."""
+    """Trials of each optimizer, including pruned and diverged ones. Can be raised later."""
     space: Annotated[
         str | None,
         Option(
@@ -38,9 +38,9 @@ class TuneOptions(SeveralOptions):
     ] = None
     """Ranges to search, like sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3."""
     sampler: Annotated[SamplerName | None, Option(MEASUREMENT, "tpe")] = None
-    """How settings are chosen: by a model of the trials so far, at random, or on a grid."""
+    """How settings are chosen: by a model of the earlier trials, at random, or on a grid."""
     pruner: Annotated[PrunerName | None, Option(MEASUREMENT, "median; none on a grid")] = None
-    """Stop trials that lie below the median of the finished ones, after a third of the epochs."""
+    """After a third of the epochs, stop trials below the median of the finished ones."""
     storage: Annotated[str | None, Option(OUTPUT, "sqlite", metavar="sqlite|journal|URL")] = None
     """Where the study is kept: a file in --out, or a database. On a network folder: journal."""
 

@@ -138,11 +138,11 @@ def warnings(tuning: Tuning, searches: Sequence[Search]) -> list[str]:
         for name, end in search.edges().items():
             lines.append(edge_warning(search, name, end))
         if search.best is None:
-            lines.append(f"{search.optimizer}: no trial was finished, so it has no settings yet.")
+            lines.append(f"{search.optimizer}: no trial was finished, so it has no settings.")
     if tuning.sampler == "tpe" and tuning.trials <= STARTUP:
         lines.append(
-            f"The first {STARTUP} trials are drawn at random: with {tuning.trials} there was no "
-            "search beyond that."
+            f"The first {STARTUP} trials are random, so with {tuning.trials} trials there was no "
+            "further search."
         )
     counts = {
         search.optimizer: len(search.trials) - search.count("unfinished") for search in searches
@@ -150,8 +150,8 @@ def warnings(tuning: Tuning, searches: Sequence[Search]) -> list[str]:
     if set(counts.values()) != {tuning.trials}:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         lines.append(
-            f"Not all of the {tuning.trials} trials of each have ended ({told}): the same command "
-            "carries on."
+            f"Not all of the {tuning.trials} trials of each have ended ({told}). Run the same "
+            "command again to continue."
         )
     return lines
 
@@ -210,9 +210,9 @@ def page_blocks(
     notes = [
         f"Every optimizer had {tuning.trials} trials, pruned and diverged ones included, chosen by "
         f"{tuning.sampler}, pruner {tuning.pruner}, all with seed {tuning.seed}.",
-        "A trial is judged by its accuracy on the held-out validation images after its last epoch; "
-        "no test image was looked at. The best of many trials flatters itself: compare the "
-        "settings on the test images, with several seeds.",
+        "A trial is judged by its accuracy on the held-out validation images after its last "
+        "epoch; no test image was looked at. The best of many trials looks better than it is: "
+        "compare the settings on the test images, with several seeds.",
     ]
     ranges = [
         f"{search.optimizer}: " + ", ".join(f"{name} {each}" for name, each in search.space.items())
@@ -220,8 +220,8 @@ def page_blocks(
     ]
     told = [f"{name.replace('_', ' ')}: {source[name]}" for name in SOURCE if name in source]
     least = (
-        "The samplers do not spread trials evenly, so these ranges are the least that is known, "
-        "not the whole region."
+        "The samplers do not spread trials evenly, so the good region may be larger than these "
+        "ranges."
     )
     return [
         f"{describe_task(tuning, searches)}.",

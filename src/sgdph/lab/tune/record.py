@@ -151,9 +151,11 @@ class Tuning:
         ]
         trials = search.get("trials", self.trials)
         if trials < self.trials:
-            problems.append(f"trials: it has {self.trials}, given {trials}; they can only grow")
+            problems.append(
+                f"trials: it has {self.trials}, this call gives {trials}; it can only grow"
+            )
         if trials > self.trials and self.sampler == "grid":
-            problems.append(f"trials: its grid has {self.trials} points, given {trials}")
+            problems.append(f"trials: its grid has {self.trials} points, this call gives {trials}")
         for optimizer, space in self.spaces.items():
             problems += [
                 f"space: it has {optimizer}.{name}={space.get(name, 'not searched')}, given {each}"
@@ -167,8 +169,8 @@ class Tuning:
         if problems:
             lines = "\n  ".join(dict.fromkeys(problems))
             raise LabError(
-                f"the options disagree with the tuning that lies there:\n  {lines}\nleave these "
-                "options out to carry it on, or name another --out for a new one"
+                f"the options disagree with the tuning in --out:\n  {lines}\nleave these options "
+                "out to continue it, or name another --out for a new one"
             )
         more = [each for each in optimizers if each not in self.spaces]
         added = {each: complete(each, spaces.get(each, {})) for each in more}

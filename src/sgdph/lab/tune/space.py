@@ -130,7 +130,8 @@ def parse_space(text: str, optimizers: Sequence[str]) -> dict[str, dict[str, Ran
             raise LabError(f"--space must be like {SYNTAX}; got {part!r}")
         if dot and optimizer not in optimizers:
             raise LabError(
-                f"--space names {optimizer}, but tuned are {', '.join(optimizers)}; got {part!r}"
+                f"--space names {optimizer}, which is not tuned; the optimizers are "
+                f"{', '.join(optimizers)}; got {part!r}"
             )
         found = [optimizer] if dot else [each for each in optimizers if setting in tunable(each)]
         for each in found:

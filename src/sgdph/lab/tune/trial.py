@@ -132,9 +132,9 @@ def check_same(hand: TrialInHand, config: RunConfig) -> None:
     problems = differences(vars(config), hand.run.read_config())
     if problems:
         raise LabError(
-            f"{hand.run.path} holds another run than the study's trial:\n  "
+            f"{hand.run.path} contains another run than the study's trial:\n  "
             + "\n  ".join(problems)
-            + "\nthe study and the runs do not belong together; name another --out"
+            + "\nthe study and the runs do not belong together. Name another --out"
         )
 
 

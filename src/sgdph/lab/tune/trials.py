@@ -62,12 +62,12 @@ def train_trials(
     )
     for name, reason in failures(path).items():
         raise LabError(
-            f"{name} failed: {reason} (see {failure_file(path, name)}); what was finished is kept, "
-            "and the same command carries on"
+            f"{name} failed: {reason} (see {failure_file(path, name)}). Finished trials are kept; "
+            "run the same command again to continue"
         )
     running = Studies(directory).running()
     if running:
-        say(console, f"{running} trials are in the hands of other processes, which go on.")
+        say(console, f"{running} trials are still running in other processes.")
 
 
 def is_over(run: RunDirectory) -> bool:

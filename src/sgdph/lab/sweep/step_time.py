@@ -1,0 +1,113 @@
+"""How long a training step of a run takes on this machine, measured on a few images of noise.
+
+A single step would mislead. The first one chooses kernels and makes the optimizer's state. A
+refresh costs more near the input than near the output, so the first refreshes of a cycle are the
+dearest. And where only every n-th step refreshes, the others are cheaper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - the name that every torch reader expects
+
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data.dataset import Dataset, plan_epoch
+from sgdph.lab.data.tensors import noise_dataset
+from sgdph.lab.run.precision import Arithmetic
+from sgdph.lab.run.start import prepare
+from sgdph.lab.run.step import go_to, optimization_step
+from sgdph.lab.sweep.shapes import shape_of
+
+# Steps of a kind are timed until they have taken so long together, and at least one is.
+SECONDS_PER_TIMING = 0.15
+# Where in the cycle they are, as shares of it. The median of the first few is near the middle.
+PLACES = (1 / 2, 1 / 4, 3 / 4, 1 / 8, 7 / 8)
+
+Clock = Callable[[], float]
+
+
+def time_step(config: RunConfig, images: int, clock: Clock | None = None) -> float:
+    """Measure an average training step on images of noise, in one thread.
+
+    Args:
+        config: The run.
+        images: Images in the batch.
+        clock: Returns seconds. By default the process's CPU time: what else runs on the machine
+            now says nothing of the days to come. On a GPU the wall clock.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        LabError: The run cannot be prepared.
+    """
+    alone = dataclasses.replace(config, batch_size=images, processes=1, threads=1, track=None)
+    prepared = prepare(alone, noise(config, images))
+    data, state, arithmetic = prepared.data, prepared.state, Arithmetic.of(alone)
+    on_cpu = data.device.type == "cpu"
+    plan = plan_epoch(data, torch.Generator().manual_seed(0))
+    state.model.train()
+    count = len(getattr(state.optimizer, "newton_parameters", ()))
+    interval = refresh_interval(state.optimizer)
+
+    def take(place: float, due: bool) -> None:
+        go_to(state.optimizer, int(place * count), due=due if interval > 1 else None)
+        for inputs, labels in data.training_batches(plan, images):
+            loss = F.cross_entropy(arithmetic.logits(state.model, inputs), labels)
+            optimization_step(state.optimizer, loss, state.scaler)
+        if not on_cpu:
+            torch.cuda.synchronize()
+
+    return average_step(
+        take, interval, clock or (time.process_time if on_cpu else time.perf_counter)
+    )
+
+
+def average_step(take: Callable[[float, bool], None], interval: int, clock: Clock) -> float:
+    """Measure an average step, of those that refresh and those that do not.
+
+    Args:
+        take: Takes a step, given the place in the cycle (0 to 1) and whether it refreshes.
+        interval: Every so many steps one refreshes.
+        clock: Returns seconds.
+
+    Returns:
+        Seconds.
+    """
+    # Warms up. At the first place a refresh needs all kernels that it needs at the others.
+    take(0.0, True)
+    refresh = _median(lambda place: take(place, True), clock)
+    if interval == 1:
+        return refresh
+    plain = _median(lambda place: take(place, False), clock)
+    return (refresh + (interval - 1) * plain) / interval
+
+
+def _median(take: Callable[[float], None], clock: Clock) -> float:
+    seconds: list[float] = []
+    for place in PLACES:
+        started = clock()
+        take(place)
+        seconds.append(clock() - started)
+        if sum(seconds) >= SECONDS_PER_TIMING:
+            break
+    return statistics.median(seconds)
+
+
+def refresh_interval(optimizer: torch.optim.Optimizer) -> int:
+    """Return how many steps there are for each one that takes second derivatives, at least 1."""
+    own = [group.get("hessian_interval", 1) for group in optimizer.param_groups]
+    # SophiaH's.
+    return int(max(*own, getattr(optimizer, "update_period", 1)))
+
+
+def noise(config: RunConfig, count: int) -> Dataset:
+    """Make a data set of random images, of the shape of the run's own."""
+    shape = shape_of(config)
+    size = (shape.channels, shape.size, shape.size)
+    return noise_dataset(config.dataset, size, shape.classes, train=count, test=count)
