@@ -220,7 +220,7 @@ def test_pending_curvature_is_dropped_by_loading() -> None:
     optimizer.update_hessian(loss_of(model))
     optimizer.load_state_dict(optimizer.state_dict())
     loss_of(model).backward()
-    with pytest.raises(RuntimeError, match="none came"):
+    with pytest.raises(RuntimeError, match="and has none"):
         optimizer.step()
 
 

@@ -160,7 +160,7 @@ def test_a_warm_up_without_curvature_is_told_so() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
     loss_of(model).backward()
-    with pytest.raises(RuntimeError, match="none came"):
+    with pytest.raises(RuntimeError, match="and has none"):
         optimizer.step()
 
 
