@@ -1,4 +1,4 @@
-"""The house: which room may import which, and the core needs torch alone."""
+"""Which module may import which, and the core needs torch alone."""
 
 from __future__ import annotations
 
@@ -210,9 +210,9 @@ def test_no_module_bears_the_name_of_a_public_function() -> None:
     assert {module for module in MODULES if "." not in module}.isdisjoint(sgdph.__all__)
 
 
-def test_the_house_s_table_names_every_room() -> None:
-    _, _, house = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text().partition("## The house")
-    rows = re.findall(r"^\| (`.*?`) \|", house, re.MULTILINE)
+def test_the_table_of_modules_names_every_room() -> None:
+    _, _, modules = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text().partition("## Modules")
+    rows = re.findall(r"^\| (`.*?`) \|", modules, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`([\w/]+?)(?:\.py|/)`", row)]
     named = [name.replace("/", ".") for name in named]
     assert sorted(named) == sorted({*ROOMS} - {"sgdph", "lab", "lab.__main__"})
@@ -252,5 +252,5 @@ def test_the_command_without_the_laboratory_tells_its_version() -> None:
 def test_the_command_without_the_laboratory_says_what_it_needs() -> None:
     run = command_without_the_laboratory("train", "--epochs", "1")
     assert run.returncode == 2
-    assert "pip install 'sgdph[lab]'" in run.stderr
+    assert "pip install '.[lab]' in a checkout of sgdph" in run.stderr
     assert "Traceback" not in run.stderr

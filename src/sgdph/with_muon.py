@@ -128,7 +128,7 @@ def _muon(groups: list[dict[str, Any]], lr: float) -> Optimizer:
     except ImportError as error:
         needed = "for kernels" if any(ndim > 2 for ndim in shapes) else "before torch 2.9"
         raise ImportError(
-            f"sgdph.muon needs pytorch_optimizer {needed}: pip install 'sgdph[muon]'"
+            f"sgdph.muon needs pytorch_optimizer {needed}: pip install pytorch_optimizer"
         ) from error
     made: Optimizer = library.Muon([{**group, "use_muon": True} for group in groups], lr)
     return made

@@ -143,7 +143,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             raise
         raise LabError(
             f"the commands need the laboratory's packages, and {error.name} is not installed; "
-            "install them with: pip install 'sgdph[lab]'"
+            "install them with: pip install '.[lab]' in a checkout of sgdph"
         ) from error
     # Where the width is not known, a table is better too wide than broken.
     return run(options, screen(None if sys.stdout.isatty() else 140))

@@ -219,7 +219,8 @@ def in_package(module: str) -> Missing:
 
     def missing(data_dir: Path | None) -> str | None:
         there = importlib.util.find_spec(module) is not None
-        return None if there else f"the package {module}; pip install 'sgdph[lab]'"
+        hint = f"the package {module}; pip install '.[lab]' in a checkout of sgdph"
+        return None if there else hint
 
     return missing
 

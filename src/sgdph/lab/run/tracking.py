@@ -136,7 +136,8 @@ def check_tracker(name: str | None) -> None:
     if name is not None and name in TRACKERS and importlib.util.find_spec(name) is None:
         raise LabError(
             f"--track {name} needs the package {name}, which is not installed: pip install {name} "
-            "(or 'sgdph[track]' for all trackers), or leave it out with --track none"
+            "(or '.[track]' in a checkout of sgdph, for all trackers), or leave it out with "
+            "--track none"
         )
 
 

@@ -120,8 +120,7 @@ def _import_ray() -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise LabError(
-            "--ray needs Ray, which is not installed; install it with: pip install "
-            "'sgdph[lab,cluster]'"
+            "--ray needs Ray, which is not installed; install it with: pip install ray"
         ) from error
     return ray
 
