@@ -23,7 +23,7 @@ PRECISIONS = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
 def costs(study: str) -> dict[str, dict[str, str]]:
     """Read a cost study's table by system; of several networks, ``STUDY/NETWORK`` names one."""
     study, _, model = study.partition("/")
-    with (RESULTS / "cost" / study / "cost.csv").open(encoding="utf-8", newline="") as file:
+    with (RESULTS / "cost" / study / "table.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if model in ("", row["model"])]
     return {row["system"]: row for row in rows}
 

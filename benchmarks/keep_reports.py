@@ -1,0 +1,78 @@
+"""The reports and pictures in ``results``, drawn again from the runs and figures kept beside them.
+
+    python benchmarks/keep_reports.py                  # all of them
+    python benchmarks/keep_reports.py results/demo results/cost/depth
+
+Of a report, ``results`` keeps the text, the table and the pictures. Of a path in a recorded command
+the last part is kept: the folders of the machine that ran it say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sgdph.lab.cost.directory import FIGURES, CostDirectory
+from sgdph.lab.cost.report import write_report
+from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
+from sgdph.lab.reports.layout import saved_layout
+from sgdph.lab.reports.report import LATEX, TARGETS, report_on
+from sgdph.lab.run.archive import EPOCHS, RUNS
+
+RESULTS = Path("results")
+NOT_KEPT = (PAGE, LATEX, TARGETS)
+
+
+def kept_folders(root: Path) -> Iterator[Path]:
+    """Find the folders that hold what a report is made of."""
+    for name in (RUNS, FIGURES):
+        yield from sorted(file.parent for file in root.rglob(name))
+
+
+def write_again(folder: Path, made: Path) -> None:
+    """Make a folder's report anew in another one."""
+    for name in (FIGURES, EPOCHS, RUNS):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, made)
+    if (folder / FIGURES).is_file():
+        write_report(CostDirectory(made))
+    else:
+        first, *_ = (folder / TEXT).read_text(encoding="utf-8").splitlines()
+        layout = replace(saved_layout(folder), title=first.removeprefix("# "))
+        report_on([made], made, layout, ())
+
+
+def cleaned(text: str) -> str:
+    """Leave out the files that are not kept, and the folders of absolute paths."""
+    left_out = tuple(f"| {name} |" for name in NOT_KEPT)
+    lines = [line for line in text.splitlines() if not line.startswith(left_out)]
+    return re.sub(r"(?<=[ =])/(?:[\w.-]+/)*([\w.-]+)", r"\1", "\n".join(lines)) + "\n"
+
+
+def keep(folder: Path) -> None:
+    """Replace the text, the table and the pictures of a folder."""
+    with tempfile.TemporaryDirectory() as place:
+        made = Path(place)
+        write_again(folder, made)
+        text = cleaned((made / TEXT).read_text(encoding="utf-8"))
+        (folder / TEXT).write_text(text, encoding="utf-8")
+        for file in (made / TABLE, *made.glob("*.png")):
+            shutil.copy(file, folder)
+
+
+def main() -> None:
+    """Write the reports that were named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folders", type=Path, nargs="*")
+    for folder in parser.parse_args().folders or kept_folders(RESULTS):
+        keep(folder)
+        print(folder, flush=True)
+
+
+if __name__ == "__main__":
+    main()
