@@ -3,8 +3,9 @@
     python benchmarks/keep_reports.py                  # all of them
     python benchmarks/keep_reports.py results/demo results/cost/depth
 
-Of a report, ``results`` keeps the text, the table and the pictures. Of a path in a recorded command
-the last part is kept: the folders of the machine that ran it say nothing.
+Of a report, ``results`` keeps the text, the table and the pictures. Where the picture over seconds
+was deleted, it stays away, and the costs too. Of a path in a recorded command the last part is
+kept: the folders of the machine that ran it say nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sgdph.lab.cost.directory import FIGURES, CostDirectory
 from sgdph.lab.cost.report import write_report
 from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.reports.layout import saved_layout
+from sgdph.lab.reports.pictures import SECONDS
 from sgdph.lab.reports.report import LATEX, TARGETS, report_on
 from sgdph.lab.run.archive import EPOCHS, RUNS
 
@@ -47,11 +49,16 @@ def write_again(folder: Path, made: Path) -> None:
         report_on([made], made, layout, ())
 
 
-def cleaned(text: str) -> str:
-    """Leave out the files that are not kept, and the folders of absolute paths."""
-    left_out = tuple(f"| {name} |" for name in NOT_KEPT)
-    lines = [line for line in text.splitlines() if not line.startswith(left_out)]
-    return re.sub(r"(?<=[ =])/(?:[\w.-]+/)*([\w.-]+)", r"\1", "\n".join(lines)) + "\n"
+def cleaned(text: str, not_kept: Collection[str]) -> str:
+    """Leave out what is said of files that are not kept, and the folders of absolute paths."""
+    left_out = tuple(f"| {name} |" for name in not_kept)
+    if SECONDS in not_kept:
+        left_out += ("* Cost: ",)
+    text = "\n".join(line for line in text.split("\n") if not line.startswith(left_out))
+    for name in not_kept:
+        text = re.sub(rf"!\[[^\]]*\]\({re.escape(name)}\)\n\n[^\n]*\n\n", "", text)
+    text = text.replace("`__main__.py ", "`sgdph ")
+    return re.sub(r"(?<=[ =])/(?:[\w.-]+/)*([\w.-]+)", r"\1", text)
 
 
 def keep(folder: Path) -> None:
@@ -59,10 +66,14 @@ def keep(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         made = Path(place)
         write_again(folder, made)
-        text = cleaned((made / TEXT).read_text(encoding="utf-8"))
+        pictures = [file.name for file in made.glob("*.png")]
+        # Seconds that say nothing are left out by hand, once.
+        dropped = [SECONDS] if SECONDS in pictures and not (folder / SECONDS).exists() else []
+        text = cleaned((made / TEXT).read_text(encoding="utf-8"), (*NOT_KEPT, *dropped))
         (folder / TEXT).write_text(text, encoding="utf-8")
-        for file in (made / TABLE, *made.glob("*.png")):
-            shutil.copy(file, folder)
+        for name in (TABLE, *pictures):
+            if name not in dropped:
+                shutil.copy(made / name, folder)
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lab.conftest import tiny_config
-from lab.made_runs import lay_down, write_run
 from lab.folders import check_folder
+from lab.made_runs import lay_down, write_run
 from sgdph.lab.cli import main
 from sgdph.lab.errors import LabError
 from sgdph.lab.reports.folder import TABLE, TEXT

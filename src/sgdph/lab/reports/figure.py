@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A legend has as many columns as fit, up to these; a label longer than so many letters is broken.
 COLUMNS = 4
-LABEL = 60
+LABEL = 66
 
 
 @contextmanager

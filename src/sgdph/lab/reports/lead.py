@@ -97,7 +97,8 @@ def _distance(grid: Grid, judgement: Judgement) -> str:
         if not level:
             return f"It differs significantly from each of the {others} others."
         names = _listed([grid.rows[i].text for i in level])
-        which = names if len(level) <= FEW else f"{len(level)} of the {others} others"
+        count = "any" if len(level) == others else str(len(level))
+        which = names if len(level) <= FEW else f"{count} of the {others} others"
         return f"It does not differ significantly from {which}."
     ((i, found),) = judgement.differences.items()
     return (
