@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A legend has as many columns as fit, up to these; a label longer than so many letters is broken.
+# A legend has up to so many columns. Its labels are broken after so many letters, or fewer.
 COLUMNS = 4
-LABEL = 66
+LABELS = (66, 48, 32, 20)
 
 
 @contextmanager
@@ -101,11 +101,13 @@ def legend_below(
     shown = {label: found[label] for label in order or found if label in found}
     if not shown:
         return
-    labels = [textwrap.fill(label, LABEL) for label in shown]
-    for columns in range(min(COLUMNS, len(shown)), 0, -1):
-        legend = made.legend(shown.values(), labels, loc="outside lower center", ncols=columns)
-        box = legend.get_window_extent()
-        if box.width <= made.bbox.width or columns == 1:
-            break
-        legend.remove()
-    made.set_figheight(made.get_figheight() + box.height / made.dpi)
+    # As many columns as fit; where not even one does, the labels are broken.
+    for letters in LABELS:
+        labels = [textwrap.fill(label, letters) for label in shown]
+        for columns in range(min(COLUMNS, len(shown)), 0, -1):
+            legend = made.legend(shown.values(), labels, loc="outside lower center", ncols=columns)
+            box = legend.get_window_extent()
+            if box.width <= made.bbox.width or (columns, letters) == (1, LABELS[-1]):
+                made.set_figheight(made.get_figheight() + box.height / made.dpi)
+                return
+            legend.remove()
