@@ -50,8 +50,9 @@ def draw_shares(inspection: Inspection, path: Path) -> None:
                 axes.plot(values, range(len(values)), **mark(i), label=f"epoch {each.epoch}")
             axes.set_title(panel_title)
             axes.set_xlim(-0.02, 1.02)
+            axes.set_xticks([0, 0.5, 1])
+            axes.set_xlabel("share of the Frobenius\nnorm off the diagonal")
             name_layers(axes, labels)
-        made.supxlabel("share of the Frobenius norm off the diagonal", fontsize="medium")
         legend_below(made)
 
 

@@ -175,7 +175,12 @@ def end_axis(axes: Axes, groups: Mapping[str, Group]) -> None:
     beyond = [f"{name}: to {end:.0f} s" for name, end in usual.items() if end > limit]
     if beyond:
         text = "\n".join(["beyond the axis →", *beyond])
-        place = {"xy": (0.98, 0.04), "xycoords": "axes fraction", "ha": "right", "va": "bottom"}
+        place: Any = {
+            "xy": (0.98, 0.04),
+            "xycoords": "axes fraction",
+            "ha": "right",
+            "va": "bottom",
+        }
         if axes.get_yscale() == "log":
             place |= {"xy": (0.98, 0.96), "va": "top"}
         axes.annotate(text, fontsize=SMALL, **place)

@@ -62,7 +62,7 @@ def draw_surfaces(
             beside = [each for each in surfaces if each.task == surface.task]
             colours.append(_draw_surface(axes, surface, beside))
         if alike:
-            bar = {"location": "bottom", "shrink": 0.7, "aspect": 40, "extend": "min"}
+            bar: Any = {"location": "bottom", "shrink": 0.7, "aspect": 40, "extend": "min"}
             made.colorbar(colours[0], ax=panels, label=what, **bar)
         else:
             for axes, colour in zip(panels, colours, strict=True):
