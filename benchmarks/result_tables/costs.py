@@ -24,7 +24,7 @@ PRECISIONS = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
 def costs(study: str) -> dict[str, dict[str, str]]:
     """Read a cost study's table by system; of several networks, ``STUDY/NETWORK`` names one."""
     study, _, model = study.partition("/")
-    with (RESULTS / "cost" / study / "cost.csv").open(encoding="utf-8", newline="") as file:
+    with (RESULTS / "cost" / study / "table.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if model in ("", row["model"])]
     return {row["system"]: row for row in rows}
 
@@ -123,7 +123,7 @@ def cost_sweeps() -> str:
     """The default on ResNets of several depths, and at several batch sizes."""
     rows = []
     for study in ("depth", "batch-size"):
-        with (RESULTS / "cost" / study / "cost.csv").open(encoding="utf-8", newline="") as file:
+        with (RESULTS / "cost" / study / "table.csv").open(encoding="utf-8", newline="") as file:
             rows += [row for row in csv.DictReader(file) if row["system"] == "sgdph"]
     return markdown(
         ["network", "batch", "time"],

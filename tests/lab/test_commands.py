@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from lab.folders import check_folder
 from sgdph.lab.errors import LabError
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run import epoch
@@ -181,9 +182,10 @@ def test_compare_writes_runs_report_table_and_plot(sgdph: Command, tmp_path: Pat
     code, said, _ = sgdph(*COMPARE, "--lr", "sgdm=0.05", "--out", out)
     assert code == 0
     runs = ["sgdm-seed0", "sgdm-seed1", "sgdph-seed0", "sgdph-seed1"]
-    files = ["comparison.lock", "comparison.png", "comparison.yaml", "index.html", "report.md"]
+    files = ["comparison.lock", "comparison.png", "comparison.yaml", "report.html", "report.md"]
     files += ["seconds.png", "table.csv", "table.tex", "targets.csv"]
     assert sorted(path.name for path in out.iterdir()) == sorted(runs + files)
+    check_folder(out)
     rates = [yaml.safe_load((out / run / "config.yaml").read_text())["lr"] for run in runs]
     assert rates == [0.05, 0.05, 0.01, 0.01]
     finals = [

@@ -25,5 +25,5 @@ cd "$place"
 "$bin/sgdph" train --dataset digits --epochs 1 --out run
 "$bin/sgdph" reproduce table1 --scale cpu --dry-run > plan.txt
 "$bin/sgdph" report run --out report
-[ -s report/index.html ] && [ -s plan.txt ]
+[ -s report/report.html ] && [ -s plan.txt ]
 echo "sgdph $version: the laboratory trains and reports under $number"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lab.folders import check_folder
 from sgdph.lab.cli import main
 from sgdph.lab.cost import command
 from sgdph.lab.cost.options import CostOptions, default_cost_out, resolve_cost
@@ -27,11 +28,12 @@ def read(path: Path) -> dict[str, Any]:
 def test_from_options_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cost("--model", "resnet8", *TINY, "--out", tmp_path) == 0
     said = capsys.readouterr().out
-    for name in ("cost.md", "cost.csv", "cost.png", "cost.json"):
+    for name in ("report.html", "report.md", "table.csv", "cost.png", "cost.json"):
         assert str(tmp_path / name) in said
         assert (tmp_path / name).stat().st_size > 0
     assert not (tmp_path / "cost-sweep.png").exists()
-    assert "1 CPU thread(s)" in said
+    check_folder(tmp_path)
+    assert "1 CPU thread," in said
     figures = read(tmp_path)
     assert figures["settings"]["visits"] == 2
     (only,) = figures["cells"]

@@ -72,7 +72,7 @@ def test_they_are_a_table_of_their_own_where_it_was_measured(tmp_path: Path) -> 
     directory = CostDirectory(tmp_path / "a")
     directory.write(SETTINGS, [cell_with_math()])
     write_report(directory)
-    page = (directory.path / "cost.md").read_text()
+    page = (directory.path / "report.md").read_text()
     for table in cost_tables(cell_with_math()):
         assert table.markdown() in page
     last = cost_tables(cell_with_math())[1].markdown().splitlines()[-2]
@@ -141,7 +141,7 @@ def test_a_report_is_made_of_the_directory_alone(tmp_path: Path) -> None:
     assert {path.name for path in directory.path.iterdir()} == set(COST_FILES)
     for name in ("cost.png", "cost-sweep.png"):
         assert (directory.path / name).read_bytes().startswith(b"\x89PNG")
-    page = (directory.path / "cost.md").read_text()
+    page = (directory.path / "report.md").read_text()
     assert "a CPU" in page
     assert "visited 2 of 5 Newton parameters: `a`, `b`" in page
     assert cost_table(cell()).markdown() in page
@@ -158,8 +158,8 @@ def test_only_a_measurement_is_cleared_and_nothing_beside_it(tmp_path: Path) -> 
     directory = CostDirectory(tmp_path)
     directory.check_free()
     (tmp_path / "mine.txt").write_text("mine")
-    (tmp_path / "cost.md").write_text("not a measurement's")
-    with pytest.raises(LabError, match=r"not recognised as a measurement.*cost\.md"):
+    (tmp_path / "report.md").write_text("not a measurement's")
+    with pytest.raises(LabError, match=r"not recognised as a measurement.*report\.md"):
         directory.clear()
     (tmp_path / "cost.json").write_text("{}")
     with pytest.raises(LabError, match="expected 'format: sgdph-cost-1'"):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lab.conftest import snapshot
+from lab.folders import check_folder
 from sgdph.lab.cli import main
 from sgdph.lab.errors import LabError
 from sgdph.lab.inspect import command, report
@@ -103,6 +104,7 @@ def test_from_options_to_files(whole: tuple[Path, str]) -> None:
     assert float(rows[0]["row_sum_one_cosine"]) == records[0]["row_sum_one_cosine"]
     page = (tmp_path / "report.html").read_text()
     assert "hollow grey circle" in page
+    check_folder(tmp_path)
     # Opens offline: every picture is inside, nothing is fetched.
     assert page.count("data:image/png;base64,") == len(PNGS)
     assert not re.search(r"https?://|<script|<link|url\(|@import", page)

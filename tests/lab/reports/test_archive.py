@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from lab.conftest import tiny_config
+from lab.folders import check_folder
 from lab.made_runs import lay_down, write_run
 from sgdph.lab.cli import main
 from sgdph.lab.errors import LabError
+from sgdph.lab.reports.folder import TABLE, TEXT
 from sgdph.lab.reports.layout import saved_layout
-from sgdph.lab.reports.report import REPORT, TABLE, TARGETS
+from sgdph.lab.reports.report import TARGETS
 from sgdph.lab.run.archive import EPOCHS, RUNS, read_archive
 from sgdph.lab.run.records import read_run, read_runs
 
@@ -78,7 +80,8 @@ def test_a_report_of_an_archive_is_that_of_the_directories(tmp_path: Path) -> No
     assert {name: (again / name).read_text() for name in first} == first
     for name in (TABLE, TARGETS):
         assert (again / name).read_text() == (out / name).read_text()
-    page = (again / REPORT).read_text()
+    check_folder(again)
+    page = (again / TEXT).read_text()
     assert "# Mine" in page
     # Its runs are named, and no link leads to where they were.
     assert "| ../kept/sgdm-seed0 | 0 | finished | 80.00 |" in page

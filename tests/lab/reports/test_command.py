@@ -22,7 +22,7 @@ def test_several_places_make_one_report(
     monkeypatch.chdir(tmp_path)
     assert main(["report", "a", "deep"]) == 0
     said = capsys.readouterr().out
-    assert str(tmp_path / "runs" / "report" / "index.html") in said
+    assert str(tmp_path / "runs" / "report" / "report.html") in said
     assert "81.50" not in said
     assert "80.50 ± 0.71" in said
     rows = list(csv.DictReader((tmp_path / "runs/report/table.csv").open()))
@@ -72,9 +72,9 @@ def test_a_sweep_whose_table_is_turned_is_reported_turned_again(tmp_path: Path) 
 def test_one_place_takes_its_report_itself_again_and_again(tmp_path: Path) -> None:
     lay_down_two_places(tmp_path)
     assert main(["report", str(tmp_path)]) == 0
-    first = (tmp_path / "index.html").read_bytes()
+    first = (tmp_path / "report.html").read_bytes()
     assert main(["report", str(tmp_path)]) == 0
-    assert (tmp_path / "index.html").read_bytes() == first
+    assert (tmp_path / "report.html").read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_without_a_place_it_says_what_it_needs(capsys: pytest.CaptureFixture[str
 
 def test_a_strangers_files_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
-    (tmp_path / "index.html").write_text("mine")
+    (tmp_path / "report.html").write_text("mine")
     assert main(["report", str(tmp_path)]) == 2
     assert "sgdph report did not write" in capsys.readouterr().err
-    assert (tmp_path / "index.html").read_text() == "mine"
+    assert (tmp_path / "report.html").read_text() == "mine"
 
 
 def test_forty_runs_of_many_settings_are_reported(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_forty_runs_of_many_settings_are_reported(tmp_path: Path) -> None:
     assert main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.md").read_text()
     assert page.count("](") == 40 + 3
-    assert "Drawn are 12 of 40 rows: SGDM, SGD-PH, and those with the highest final acc" in page
+    assert "Drawn are 14 of 40 rows: SGDM, SGD-PH, and those with the highest final acc" in page

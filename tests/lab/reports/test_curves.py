@@ -14,9 +14,10 @@ from sgdph.lab.reports.curves import (
     chosen_rows,
     draw_band,
     dress,
+    end_axis,
     legend_names,
 )
-from sgdph.lab.reports.figure import COLOURS, line_style
+from sgdph.lab.reports.styles import COLOURS, line_style, style_places
 from sgdph.lab.run.records import Group, group_runs, read_runs
 
 from .test_grid import grid_of
@@ -88,11 +89,33 @@ def test_no_curve_without_epochs(tmp_path: Path) -> None:
     assert not axes.get_lines()
 
 
-def test_twelve_systems_can_be_told_apart() -> None:
-    assert len(set(COLOURS)) == len(COLOURS)
-    styles = [line_style(index) for index in range(MOST)]
-    # Without colour, dashes with markers repeat; with it nothing does.
-    assert len({tuple(map(str, style.values())) for style in styles}) == MOST
+def test_no_two_systems_of_a_picture_look_alike() -> None:
+    styles = [line_style(index) for index in range(2 * MOST)]
+    assert len({style["color"] for style in styles[:MOST]}) == MOST == len(set(COLOURS))
+    # Without colour the dashes with filled or hollow markers still tell the lines apart.
+    shapes = [(s["linestyle"], s["marker"], s["markerfacecolor"] == "white") for s in styles]
+    assert len(set(shapes[:MOST])) == MOST
+    assert len({tuple(map(str, style.values())) for style in styles}) == 2 * MOST
+
+
+def test_method_and_baseline_look_the_same_in_every_picture() -> None:
+    assert style_places(["sgdm", "sgdph", "sgdph", "adam"]) == [0, 1, 2, 3]
+    assert style_places(["adam", "sgdph", "sgdm", "sgdph"]) == [2, 1, 0, 3]
+    assert style_places(["adam", "sgdph"]) == [2, 1]
+
+
+def test_an_axis_of_seconds_ends_by_the_median_and_names_who_goes_on(tmp_path: Path) -> None:
+    for k, seconds in enumerate((10.0, 12.0, 100.0)):
+        config = tiny_config(label=f"system {k}")
+        write_run(tmp_path / str(k), config, [0.1, 0.2], seconds=[seconds / 2] * 2)
+    groups = {
+        group.config.label or "": group for group in group_runs(read_runs([tmp_path]).records)
+    }
+    axes = Figure().subplots()
+    end_axis(axes, groups)
+    assert 24 <= axes.get_xlim()[1] < 25
+    (said,) = [text.get_text() for text in axes.texts]
+    assert said.splitlines()[1:] == ["system 2: to 100 s"]
 
 
 def test_of_too_many_rows_method_baseline_and_the_best_are_drawn(tmp_path: Path) -> None:

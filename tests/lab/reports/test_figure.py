@@ -34,6 +34,22 @@ def test_the_titles_of_panels_do_not_overlap() -> None:
     assert left.x1 < right.x0
 
 
+@pytest.mark.parametrize("width", [4.0, 6.0])
+def test_no_legend_is_cut_off(width: float) -> None:
+    made = new_figure(width, 3.0, "a title")
+    (axes,) = make_panels(made, 1, 1)
+    for k in range(14):
+        axes.plot([k], label=f"a system with a long name, interval 10, number {k}")
+    legend_below(made)
+    made.canvas.draw()
+    box = made.legends[0].get_window_extent()
+    assert box.x0 > -1
+    assert box.x1 < made.bbox.width + 1
+    assert box.y0 >= 0
+    # The panel keeps its height.
+    assert axes.get_window_extent().height / made.dpi > 2
+
+
 def test_a_figure_has_the_common_style_and_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     with figure(path, 5.0, 3.0, "a title") as made:
@@ -41,7 +57,7 @@ def test_a_figure_has_the_common_style_and_is_written_whole_or_not_at_all(tmp_pa
             axes.plot([1, 2], label=label)
             assert not axes.spines["top"].get_visible()
             assert axes.get_xgridlines()[0].get_visible()
-        legend_below(made, 2, order="abc")
+        legend_below(made, order="abc")
     assert [text.get_text() for text in made.legends[0].get_texts()] == ["a", "b"]
     assert [axes.get_visible() for axes in made.axes] == [True, True, True, False]
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot
+from lab.folders import check_folder
 from sgdph.lab.run import epoch
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.sweep.comparison import Comparison
@@ -56,6 +57,7 @@ def test_the_smallest_form(
     assert "deviates from the recipe: dataset digits" in said
     page = (tmp_path / "out" / "report.md").read_text()
     assert "deviates from the recipe" in page
+    check_folder(tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
     assert len(rows) == count
 
@@ -65,6 +67,7 @@ def test_the_smallest_form_of_the_cost_study(reproduce: Command, tmp_path: Path)
     code, said, _ = reproduce(*small)
     assert code == 0
     assert "AdaHessian" in said
+    check_folder(tmp_path)
     code, said, _ = reproduce(*small)
     assert code == 0
     assert "kept" in said

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from lab.conftest import Command
+from lab.folders import check_folder
 from sgdph.lab.data import embedded
 from sgdph.lab.data.source import TensorSplits
 from sgdph.lab.options.resolution import resolve
@@ -90,7 +91,8 @@ def test_all_trials_are_in_the_json(tuned: Path) -> None:
 
 
 def test_page_and_pictures(tuned: Path) -> None:
-    page = (tuned / "tune.md").read_text()
+    check_folder(tuned)
+    page = (tuned / "report.md").read_text()
     for picture in ("sensitivity.png", "budget.png"):
         assert picture in page
         assert (tuned / picture).read_bytes().startswith(b"\x89PNG")

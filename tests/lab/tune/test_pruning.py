@@ -39,7 +39,7 @@ def test_a_trial_below_the_median_is_stopped(sgdph: Command, tmp_path: Path) -> 
             assert not any(below)
             assert len(course) == 3
             finished.append(course)
-    assert "pruned" in (out / "tune.md").read_text()
+    assert "pruned" in (out / "report.md").read_text()
 
 
 class Stub:

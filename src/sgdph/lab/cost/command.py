@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sgdph.lab.cost.directory import BARS, FIGURES, PAGE, SWEEP, TABLE, CostDirectory
+from sgdph.lab.cost.directory import BARS, FIGURES, SWEEP, CostDirectory
 from sgdph.lab.cost.figures import CellFigures, CostSettings
 from sgdph.lab.cost.measure import check_cells, measure_cell
 from sgdph.lab.cost.options import CostOptions, default_cost_out, resolve_cost
 from sgdph.lab.cost.report import cost_tables, describe, describe_cell, notes, write_report
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import StepReporter, say, say_files, step_reporter_for
+from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.run.out import (
     check_target,
     disagreement,
@@ -100,5 +101,6 @@ def show(
     say(console, f"{describe(settings, cells)}.")
     for line in notes(settings, cells):
         say(console, line)
-    files = {"report": PAGE, "table": TABLE, "plot": BARS, "sweep": SWEEP, "figures": FIGURES}
+    files = {"page": PAGE, "report": TEXT, "table": TABLE}
+    files |= {"plot": BARS, "sweep": SWEEP, "figures": FIGURES}
     say_files(console, directory.path, files)

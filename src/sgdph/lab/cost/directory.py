@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | ``cost.json`` | settings, and every finished cell's figures and machine |
-| ``cost.md``, ``cost.csv`` | the tables |
+| ``report.html``, ``report.md``, ``table.csv`` | the report |
 | ``cost.png`` | a bar chart: time and memory of each system |
 | ``cost-sweep.png`` | the ratios over the cells, where there are several |
 """
@@ -21,12 +21,18 @@ from sgdph.lab.cost.figures import (
 )
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_json
+from sgdph.lab.reports.folder import PAGE_FILES
 from sgdph.lab.run.record_directory import RecordDirectory
 
 FORMAT = "sgdph-cost-1"
-FIGURES, PAGE, TABLE, BARS, SWEEP = "cost.json", "cost.md", "cost.csv", "cost.png", "cost-sweep.png"
+FIGURES, BARS, SWEEP = "cost.json", "cost.png", "cost-sweep.png"
+HOLDS = {
+    BARS: "a bar chart: time and memory of each system",
+    SWEEP: "time and memory over the networks or batch sizes",
+    FIGURES: "settings, and every round's figures; --resume reads it",
+}
 # The figures go last: while anything is left, the directory is still known for a measurement.
-COST_FILES = (PAGE, TABLE, BARS, SWEEP, FIGURES)
+COST_FILES = (*PAGE_FILES, BARS, SWEEP, FIGURES)
 
 
 class CostDirectory(RecordDirectory):

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sgdph.lab.cost.directory import BARS, PAGE, SWEEP, TABLE, CostDirectory
+from sgdph.lab.cost.directory import BARS, HOLDS, SWEEP, CostDirectory
 from sgdph.lab.cost.figures import BASE, MATH_BASE, CellFigures, CostSettings
 from sgdph.lab.cost.pictures import draw_bars, draw_sweep
 from sgdph.lab.cost.summary import summarise
-from sgdph.lab.files import write_text
-from sgdph.lab.reports.numbers import fixed
-from sgdph.lab.reports.page import (
-    Block,
-    Bullets,
-    Picture,
-    Section,
-    machine_section,
-    to_markdown,
-)
+from sgdph.lab.reports.folder import Page, write_folder
+from sgdph.lab.reports.numbers import counted, fixed
+from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section
 from sgdph.lab.reports.statistics import Range
 from sgdph.lab.reports.table import Column, Table
 
@@ -58,8 +51,8 @@ def write_report(directory: CostDirectory) -> list[CellFigures]:
         *pictures,
         machine_section(cell.environment for cell in cells),
     ]
-    write_text(path / TABLE, figures_table(cells).csv())
-    write_text(path / PAGE, to_markdown("What a training step costs", blocks))
+    page = Page("What a training step costs", tuple(blocks), "sgdph cost")
+    write_folder(path, page, figures_table(cells), HOLDS)
     return cells
 
 
@@ -141,8 +134,8 @@ def describe(settings: CostSettings, cells: Sequence[CellFigures]) -> str:
         "bfloat16 autocast" if settings.precision == "bfloat16" else settings.precision,
         "channels last" if settings.channels_last else "",
         "compiled" if settings.compile else "",
-        f"{environment['threads']} CPU thread(s)",
-        f"{settings.rounds} round(s)",
+        counted(environment["threads"], "CPU thread"),
+        counted(settings.rounds, "round"),
         f"torch {environment['torch']}",
     ]
     return ", ".join(part for part in parts if part)

@@ -12,7 +12,7 @@ from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.inspect.checkpoints import check_present, find_checkpoints, reached
 from sgdph.lab.inspect.choice import estimate_costs, make_plan, matching
-from sgdph.lab.inspect.directory import FIGURES, PAGE, PICTURES, TABLE, InspectDirectory
+from sgdph.lab.inspect.directory import FIGURES, PICTURES, InspectDirectory
 from sgdph.lab.inspect.figures import Inspection, InspectSettings
 from sgdph.lab.inspect.measure import at_checkpoint, measure_checkpoint
 from sgdph.lab.inspect.options import InspectOptions, quarters
@@ -21,6 +21,7 @@ from sgdph.lab.inspect.report import describe_checkpoint, notes, write_report
 from sgdph.lab.inspect.tables import blocks_table, left_out_table, summary_table
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.progress import StepReporter, reporter_for, say, say_files, step_reporter_for
+from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.run.checkpoint import save_checkpoint
 from sgdph.lab.run.directory import CONFIG, ENDED, RunDirectory, kept_checkpoint
 from sgdph.lab.run.out import (
@@ -255,6 +256,6 @@ def show(directory: InspectDirectory, inspection: Inspection, console: Console) 
         console.print(left_out_table(inspection.plan).rich())
     for line in notes(inspection):
         say(console, line)
-    files = {"report": PAGE, "table": TABLE, "figures": FIGURES}
+    files = {"page": PAGE, "report": TEXT, "table": TABLE, "figures": FIGURES}
     files |= {name.removesuffix(".png"): name for name in PICTURES}
     say_files(console, directory.path, files)

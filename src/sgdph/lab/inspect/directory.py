@@ -4,7 +4,7 @@
 |---|---|
 | ``inspect.json`` | settings, the run, the plan, and every finished checkpoint's figures |
 | ``blocks.npz`` | mean blocks of the pictured parameters |
-| ``report.html`` | the page |
+| ``report.html``, ``report.md`` | the report |
 | ``table.csv`` | one row per checkpoint and parameter |
 | ``shares.png``, ``errors.png``, ``multipliers.png``, ``blocks.png`` | the pictures |
 | ``run/`` | the run, where the inspection trained it |
@@ -35,15 +35,25 @@ from sgdph.lab.inspect.figures import (
     plan_to_plain,
     record_to_plain,
 )
+from sgdph.lab.reports.folder import PAGE_FILES
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 
 FORMAT = "sgdph-inspect-1"
-FIGURES, BLOCKS, PAGE, TABLE = "inspect.json", "blocks.npz", "report.html", "table.csv"
+FIGURES, BLOCKS = "inspect.json", "blocks.npz"
 SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS = "shares.png", "errors.png", "multipliers.png", "blocks.png"
 PICTURES = (SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS)
 CHECKPOINT_FIELDS = ("epoch", "step", "seconds", "environment", "examples")
 # The figures go last: while anything is left, the directory is still known for an inspection.
-INSPECT_FILES = (PAGE, TABLE, *PICTURES, BLOCKS, FIGURES)
+INSPECT_FILES = (*PAGE_FILES, *PICTURES, BLOCKS, FIGURES)
+HOLDS = {
+    ERRORS: "how far each estimate is from the diagonal",
+    SHARES: "how far from diagonal the blocks are",
+    MULTIPLIERS: "the Newton multipliers of each layer",
+    HEAT_MAPS: "mean blocks of a few parameters",
+    FIGURES: "settings, the run, and every figure; --resume reads it",
+    BLOCKS: "the mean blocks that are drawn, as arrays of numpy",
+    "run": "the run that was inspected",
+}
 
 
 class InspectDirectory(DirectoryOfRuns):

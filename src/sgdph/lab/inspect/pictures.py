@@ -10,8 +10,9 @@ from torch import Tensor
 from sgdph.lab.inspect.figures import CheckpointFigures, Inspection, MultiplierRecord
 from sgdph.lab.inspect.sketch import AVERAGES, ONE_BATCH
 from sgdph.lab.inspect.tables import LABELS, spread_over_layers
-from sgdph.lab.reports.figure import COLOURS, REFERENCE, figure, legend_below, line_style
+from sgdph.lab.reports.figure import figure, legend_below, make_panels
 from sgdph.lab.reports.numbers import counted
+from sgdph.lab.reports.styles import COLOURS, REFERENCE, SMALL, WIDTH, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,10 +39,10 @@ def draw_shares(inspection: Inspection, path: Path) -> None:
     """Draw the off-diagonal shares, a row per layer and a mark per checkpoint, into a PNG file."""
     checkpoints = inspection.checkpoints
     labels = layer_labels(checkpoints)
-    titles = ("one batch's block (mean over batches)", "the mean block over batches")
+    titles = ("one batch's block\n(mean over batches)", "the mean block\nover batches")
     fields = ("off_diagonal_share_batch", "off_diagonal_share_mean")
     title = f"How far from diagonal the blocks are\n{inspection.task}"
-    with figure(path, 11, 1.9 + 0.23 * len(labels), title) as made:
+    with figure(path, WIDTH, 1.2 + 0.23 * len(labels), title) as made:
         panels = made.subplots(1, 2, sharey=True)
         for axes, panel_title, field in zip(panels, titles, fields, strict=True):
             for i, each in enumerate(checkpoints):
@@ -49,9 +50,10 @@ def draw_shares(inspection: Inspection, path: Path) -> None:
                 axes.plot(values, range(len(values)), **mark(i), label=f"epoch {each.epoch}")
             axes.set_title(panel_title)
             axes.set_xlim(-0.02, 1.02)
-            axes.set_xlabel("share of the Frobenius norm off the diagonal")
+            axes.set_xticks([0, 0.5, 1])
+            axes.set_xlabel("share of the Frobenius\nnorm off the diagonal")
             name_layers(axes, labels)
-        legend_below(made, min(len(checkpoints), 6))
+        legend_below(made)
 
 
 def draw_errors(inspection: Inspection, path: Path) -> None:
@@ -67,8 +69,8 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
         (f"running averages over {visits} (what it holds: its own)", (*AVERAGES, "constant")),
     )
     title = "Errors through training: median over layers, bar from the lowest to the highest"
-    with figure(path, 11, 5.4, f"{title}\n{inspection.task}") as made:
-        panels = made.subplots(1, 2, sharey=True)
+    with figure(path, WIDTH, 8.4, f"{title}\n{inspection.task}") as made:
+        panels = made.subplots(2, 1, sharey=True)
         for axes, (panel_title, names) in zip(panels, groups, strict=True):
             for i, name in enumerate(names):
                 draw_error_line(axes, checkpoints, name, (i - (len(names) - 1) / 2) * 0.13)
@@ -81,8 +83,8 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
             axes.axhline(1.0, color=REFERENCE, linewidth=0.8, zorder=1)
             axes.grid(False, axis="x")
             # Below the panel: the ranges fill it.
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize="small")
-        panels[0].set_ylabel("relative error against |diagonal| (log scale)")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+            axes.set_ylabel("relative error against\n|diagonal| (log scale)")
 
 
 def draw_error_line(
@@ -119,13 +121,14 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
     checkpoints = [each for each in inspection.checkpoints if each.multipliers]
     labels = [each.label for each in checkpoints[0].multipliers]
     sources = {m.source for each in checkpoints for m in each.multipliers}
-    key = "tick: median, box: quarters, line: 5 to 95%, dots: extremes, dashed: SGD's step"
+    key = "tick: median, box: quarters, line: 5 to 95%,\ndots: extremes, dashed: SGD's step"
     if "unvisited" in sources:
         key += "\nhollow grey circle: not visited yet, 1 by definition"
-    size = max(8.0, 2.6 + 2.7 * len(checkpoints)), 2.1 + 0.23 * len(labels)
+    wide = min(2, len(checkpoints))
+    deep = -(-len(checkpoints) // wide)
     title = f"{multipliers_title(inspection, sources)}\n{inspection.task}"
-    with figure(path, *size, title) as made:
-        panels = made.subplots(1, len(checkpoints), sharex=True, sharey=True, squeeze=False)[0]
+    with figure(path, WIDTH, 0.9 + deep * (0.5 + 0.21 * len(labels)), title) as made:
+        panels = make_panels(made, len(checkpoints), wide, shared=True)
         for axes, each in zip(panels, checkpoints, strict=True):
             for y, m in enumerate(each.multipliers):
                 draw_multiplier(axes, m, y)
@@ -163,7 +166,7 @@ def layer_labels(checkpoints: list[CheckpointFigures]) -> list[str]:
 
 def name_layers(axes: Axes, labels: list[str]) -> None:
     """Put layers on the y axis, the first on top."""
-    axes.set_yticks(range(len(labels)), labels, fontsize="small")
+    axes.set_yticks(range(len(labels)), labels, fontsize=SMALL)
     axes.set_ylim(len(labels) - 0.5, -0.5)
 
 
@@ -185,15 +188,16 @@ def draw_blocks(inspection: Inspection, path: Path) -> None:
     names = list(checkpoints[0].pictures)
     blocks = {block.name: block for block in checkpoints[0].blocks}
     norm = SymLogNorm(LINEAR, vmin=-1, vmax=1, base=10)
-    size = 2.4 + 2.35 * len(checkpoints), 1.3 + 2.55 * len(names)
+    size = max(WIDTH, 1.0 + 1.2 * len(checkpoints)), 1.0 + 1.6 * len(names)
     with figure(path, *size, f"Mean Hessian blocks over batches\n{inspection.task}") as made:
         panels = made.subplots(len(names), len(checkpoints), squeeze=False)
         for row, name in zip(panels, names, strict=True):
             for axes, each in zip(row, checkpoints, strict=True):
                 draw_block(axes, each.pictures[name], each.epoch, norm)
             known = blocks[name]
-            row[0].set_ylabel(f"{known.label}\n{known.kind}, {known.size} rows", fontsize="small")
-        bar = made.colorbar(ScalarMappable(norm, COLOUR_MAP), ax=panels, shrink=0.8, aspect=30)
+            row[0].set_ylabel(f"{known.label}\n{known.kind}, {known.size} rows", fontsize=SMALL)
+        scale = ScalarMappable(norm, COLOUR_MAP)
+        bar = made.colorbar(scale, ax=panels, location="bottom", shrink=0.8, aspect=40)
         ticks = [-1, -0.3, -0.1, 0, 0.1, 0.3, 1]
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         bar.minorticks_off()
@@ -207,4 +211,4 @@ def draw_block(axes: Axes, block: Tensor, epoch: int, norm: Normalize) -> None:
     axes.imshow(image.numpy(), cmap=COLOUR_MAP, norm=norm)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
-    axes.set_title(f"epoch {epoch}, largest {largest:.2g}", fontsize="small")
+    axes.set_title(f"epoch {epoch}\nlargest {largest:.2g}", fontsize=SMALL)

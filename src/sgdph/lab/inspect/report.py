@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sgdph.lab.files import write_text
 from sgdph.lab.inspect.directory import (
     ERRORS,
     HEAT_MAPS,
+    HOLDS,
     MULTIPLIERS,
-    PAGE,
     SHARES,
-    TABLE,
     InspectDirectory,
 )
 from sgdph.lab.inspect.figures import ESTIMATE_FIELDS, CheckpointFigures, Inspection
@@ -24,8 +22,9 @@ from sgdph.lab.inspect.tables import (
     spread_over_layers,
     summary_table,
 )
+from sgdph.lab.reports.folder import Page, write_folder
 from sgdph.lab.reports.numbers import counted, two_decimals
-from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section, to_html
+from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section
 from sgdph.lab.reports.table import Column, Table
 
 # What each short heading of the table of layers means.
@@ -91,11 +90,10 @@ def write_report(directory: InspectDirectory) -> None:
         return
     for name, draw in DRAW.items():
         draw(inspection, directory.path / name)
-    write_text(directory.path / TABLE, figures_table(inspection.checkpoints).csv())
     pictures = [Picture(directory.path / name, *MEANINGS[name]) for name in DRAW]
-    blocks = page_blocks(inspection, pictures)
-    page = to_html("What the Hessian blocks look like", blocks, "sgdph inspect")
-    write_text(directory.path / PAGE, page)
+    blocks = tuple(page_blocks(inspection, pictures))
+    page = Page("What the Hessian blocks look like", blocks, "sgdph inspect")
+    write_folder(directory.path, page, figures_table(inspection.checkpoints), HOLDS)
 
 
 def page_blocks(inspection: Inspection, pictures: list[Picture]) -> list[Block]:

@@ -9,20 +9,18 @@ from rich.console import Console
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import say, say_files
 from sgdph.lab.reports.archive import archive_report, check_archive
+from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.reports.options import ReportOptions
+from sgdph.lab.reports.pictures import EPOCHS as PLOT
 from sgdph.lab.reports.report import (
     LATEX,
-    PAGE,
-    PLOT,
-    REPORT,
-    TABLE,
     Report,
     check_out,
     report_on,
     verdict,
     write_report,
 )
-from sgdph.lab.run.archive import EPOCHS
+from sgdph.lab.run.archive import EPOCHS, RUNS
 
 
 def report(options: ReportOptions, console: Console) -> int:
@@ -40,7 +38,8 @@ def report(options: ReportOptions, console: Console) -> int:
     check_out(options.place)
     if options.archive:
         check_archive(options.runs, options.place)
-    made = report_on(options.runs, options.place, layout, targets)
+    coming = (EPOCHS, RUNS) if options.archive else ()
+    made = report_on(options.runs, options.place, layout, targets, coming)
     if options.archive:
         archive_report(made, options.place, layout)
     show_report(made, options.place, console)
@@ -57,7 +56,7 @@ def show_report(made: Report, out: Path, console: Console) -> None:
     if made.runs.duplicates:
         count = len(made.runs.duplicates)
         say(console, f"{count} run(s) of the same configuration and seed as another: left out.")
-    files = {"page": PAGE, "latex": LATEX, "report": REPORT, "table": TABLE, "plot": PLOT}
+    files = {"page": PAGE, "latex": LATEX, "report": TEXT, "table": TABLE, "plot": PLOT}
     say_files(console, out, {**files, "runs": EPOCHS})
 
 

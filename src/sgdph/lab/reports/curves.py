@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sgdph.lab.reports.figure import figure, line_style, title_panel
+from sgdph.lab.reports.figure import figure, legend_below, title_panel
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, spread
 from sgdph.lab.reports.numbers import from_to
+from sgdph.lab.reports.styles import FIXED, SMALL, WIDTH, line_style, style_places
 from sgdph.lab.run.records import Group, RunRecord
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ Floats: TypeAlias = NDArray[np.float64]
 Curve: TypeAlias = Callable[[RunRecord], Sequence[float]]
 Over: TypeAlias = Literal["epochs", "seconds"]
 # More lines than these cannot be told apart in one panel.
-MOST = 12
-# Method and baseline: the first row of each is drawn in any case.
-ALWAYS = ("sgdm", "sgdph")
-PER_ROW = 4
+MOST = 14
+PER_ROW = 2
+# An axis of seconds ends at this multiple of the time that the runs took in the median.
+BEYOND = 2
 
 
 @dataclass(frozen=True)
@@ -89,34 +89,34 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
         title: What stands above.
     """
     rows = chosen_rows(grid)
+    styles = row_styles(grid, rows)
     count = len(grid.columns)
-    wide = 2 if count == 1 else min(count, PER_ROW)
-    deep = 1 if count == 1 else 2 * math.ceil(count / wide)
-    names = legend_names(grid, rows)
-    width = max(9.0, 3.4 * wide)
-    longest = max(len(line) for name in names.values() for line in name.splitlines())
-    columns = max(1, min(4, int(width * 12 / (longest + 8))))
-    lines = sum(1 + name.count("\n") for name in names.values()) / columns
-    height = 1.3 + 2.9 * deep + (0.9 if count == 1 else 0) + 0.2 * lines
-    with figure(path, width, height, title) as made:
+    wide = min(count, PER_ROW)
+    deep = 2 * math.ceil(count / wide)
+    with figure(path, WIDTH, (2.9 if wide == 1 else 2.3) * deep, title) as made:
         panels = made.subplots(deep, wide, squeeze=False).flatten()
         half = len(panels) // 2
         for j, heading in enumerate(grid.columns):
             for metric, axes in (("accuracy", panels[j]), ("loss", panels[half + j])):
-                _draw_panel(axes, grid, j, rows, metric, over)
+                column = grid.column(j)
+                for i in rows:
+                    if i in column:
+                        draw_band(axes, column[i], metric, over, styles[i])
                 dress(axes, metric, over, grid.evaluated)
+                if over == "seconds":
+                    end_axis(axes, {grid.rows[i].text: column[i] for i in rows if i in column})
                 what = {"accuracy": f"{grid.evaluated} accuracy", "loss": "training loss"}[metric]
                 single = what[0].upper() + what[1:]
-                title_panel(axes, single if count == 1 else heading.text, width / wide)
+                title_panel(axes, single if count == 1 else heading.text, WIDTH / wide)
         for axes in (*panels[count:half], *panels[half + count :]):
             axes.set_visible(False)
-        _add_legend(made, names, columns)
+        _add_legend(made, legend_names(grid, rows), styles)
 
 
 def chosen_rows(grid: Grid) -> list[int]:
     """Choose the rows to draw: all, or of more than can be told apart those of best accuracy.
 
-    The first row of each of :data:`ALWAYS` is among them.
+    The first row of SGDM and that of SGD-PH are among them.
     """
     if len(grid.rows) <= MOST:
         return list(range(len(grid.rows)))
@@ -130,7 +130,7 @@ def chosen_rows(grid: Grid) -> list[int]:
 
     optimizers = {i: group.config.optimizer for (i, _), group in sorted(grid.entries.items())}
     rows = range(len(grid.rows))
-    always = [next((i for i in rows if optimizers.get(i) == name), None) for name in ALWAYS]
+    always = [next((i for i in rows if optimizers.get(i) == name), None) for name in FIXED]
     kept = [i for i in always if i is not None]
     others = sorted((i for i in rows if i not in kept), key=height, reverse=True)
     return sorted([*kept, *others[: MOST - len(kept)]])
@@ -145,18 +145,45 @@ def legend_names(grid: Grid, rows: Sequence[int]) -> dict[int, str]:
         diverged = sum(group.count("diverged") for group in here)
         text = f"{grid.rows[i].text}, n = {numbers}"
         text += f" ({diverged} diverged)" if diverged else ""
-        names[i] = textwrap.fill(text, 44)
+        names[i] = text
     return names
 
 
-def _draw_panel(
-    axes: Axes, grid: Grid, j: int, rows: Sequence[int], metric: str, over: Over
-) -> None:
-    """Draw one column's bands."""
-    column = grid.column(j)
-    for place, i in enumerate(rows):
-        if i in column:
-            draw_band(axes, column[i], metric, over, place)
+def row_styles(grid: Grid, rows: Sequence[int]) -> dict[int, int]:
+    """Give each row that is drawn its place among the styles."""
+    optimizers = {i: group.config.optimizer for (i, _), group in sorted(grid.entries.items())}
+    return dict(zip(rows, style_places([optimizers[i] for i in rows]), strict=True))
+
+
+def end_axis(axes: Axes, groups: Mapping[str, Group]) -> None:
+    """End an axis of seconds where most runs have ended, and name who goes on beyond.
+
+    Args:
+        axes: The panel.
+        groups: Name to runs of what is drawn in it.
+    """
+    ends = {
+        name: [run.seconds[-1] for run in group.finished if run.seconds]
+        for name, group in groups.items()
+    }
+    # Of one seed that something else held up nothing is said.
+    usual = {name: float(np.median(each)) for name, each in ends.items() if each}
+    if not usual:
+        return
+    limit = BEYOND * float(np.median(list(usual.values())))
+    axes.set_xlim(0, 1.03 * min(limit, max(end for each in ends.values() for end in each)))
+    beyond = [f"{name}: to {end:.0f} s" for name, end in usual.items() if end > limit]
+    if beyond:
+        text = "\n".join(["beyond the axis →", *beyond])
+        place: Any = {
+            "xy": (0.98, 0.04),
+            "xycoords": "axes fraction",
+            "ha": "right",
+            "va": "bottom",
+        }
+        if axes.get_yscale() == "log":
+            place |= {"xy": (0.98, 0.96), "va": "top"}
+        axes.annotate(text, fontsize=SMALL, **place)
 
 
 def draw_band(axes: Axes, group: Group, metric: str, over: Over, index: int) -> None:
@@ -167,7 +194,7 @@ def draw_band(axes: Axes, group: Group, metric: str, over: Over, index: int) -> 
         group: The runs; finished ones are drawn.
         metric: ``"accuracy"``, drawn in percent, or ``"loss"``.
         over: What it is drawn over.
-        index: The group's place, which decides colour, dashes and marker.
+        index: The group's place among the styles.
     """
     make = band_over_epochs if over == "epochs" else band_over_seconds
     band = make(group.finished, accuracy_percent if metric == "accuracy" else training_loss)
@@ -208,12 +235,9 @@ def dress(axes: Axes, metric: str, over: Over, split: str) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _add_legend(made: Figure, names: dict[int, str], columns: int) -> None:
+def _add_legend(made: Figure, names: Mapping[int, str], styles: Mapping[int, int]) -> None:
     """Put one legend under all panels."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], **line_style(place), markersize=4, label=name)
-        for place, name in enumerate(names.values())
-    ]
-    made.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")
+    handles = {name: Line2D([], [], **line_style(styles[i]), ms=4) for i, name in names.items()}
+    legend_below(made, handles=handles)

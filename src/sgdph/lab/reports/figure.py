@@ -1,41 +1,24 @@
-"""What all pictures have in common: style, colours, dashes, markers, titles, the file."""
+"""What all pictures have in common: how they are made, titled, laid out and written."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdph.lab.files import write_atomically
+from sgdph.lab.reports.styles import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. The
-# dashes tell the lines apart in grey too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 2, 1, 2)))
-MARKERS = ("o", "s", "^", "D")
-# A line that figures are compared with, and marks of what was not measured.
-REFERENCE = "#777777"
-STYLE: Any = {
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": "medium",
-    "figure.dpi": 150,
-    "figure.titlesize": "large",
-    "figure.titleweight": "bold",
-    "grid.color": "#dddddd",
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "savefig.dpi": "figure",
-}
+# A legend has up to so many columns. Its labels are broken after so many letters, or fewer.
+COLUMNS = 4
+LABELS = (66, 48, 32, 20)
 
 
 @contextmanager
@@ -45,7 +28,7 @@ def figure(path: Path, width: float, height: float, title: str) -> Iterator[Figu
     Args:
         path: The file; replaced in one step.
         width: Inches.
-        height: Inches.
+        height: Inches, without title and legend.
         title: What stands above it, on as many lines as the width asks for.
     """
     from matplotlib import rc_context
@@ -57,31 +40,32 @@ def figure(path: Path, width: float, height: float, title: str) -> Iterator[Figu
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Make a figure of so many inches, without a screen."""
+    """Make a figure of so many inches, without a screen, and higher by its title."""
     # Not pyplot: it would choose a screen and keep the figure for ever.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained")
+    text = wrapped(title, width)
+    lines = text.count("\n") + 1 if text else 0
+    made = Figure(figsize=(width, height + 0.22 * lines), layout="constrained")
     FigureCanvasAgg(made)
-    made.suptitle(wrapped(title, width))
+    made.suptitle(text)
     return made
-
-
-def line_style(index: int) -> dict[str, Any]:
-    """Return a line's colour, dashes and marker; 28 lines have no two of them alike in all."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "marker": MARKERS[index % len(MARKERS)],
-    }
 
 
 def wrapped(text: str, width: float) -> str:
     """Break a text into lines of so many inches, besides the lines that it has."""
     # What fits of the largest writing there is, a title's; an axis takes some of a panel's width.
-    letters = int(9 * width)
-    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
+    letters = int(9.5 * width)
+    return "\n".join(_balanced(line, letters) for line in text.splitlines())
+
+
+def _balanced(line: str, letters: int) -> str:
+    """Break a line into as few lines as fit, none much shorter than the others."""
+    count = max(1, len(textwrap.wrap(line, letters)))
+    widths = range(max(1, len(line) // count), letters + 1)
+    fits = (each for each in widths if len(textwrap.wrap(line, each)) <= count)
+    return textwrap.fill(line, next(fits, letters))
 
 
 def make_panels(made: Figure, count: int, per_row: int, shared: bool = False) -> list[Axes]:
@@ -99,19 +83,31 @@ def title_panel(axes: Axes, title: str, width: float) -> None:
     axes.set_title(wrapped(title, width))
 
 
-def legend_below(made: Figure, columns: int, order: Sequence[str] = ()) -> None:
-    """Put one legend of all panels below them.
+def legend_below(
+    made: Figure, order: Sequence[str] = (), handles: Mapping[str, Any] | None = None
+) -> None:
+    """Put one legend of all panels below them, and make the figure higher by it.
 
     Args:
         made: The figure.
-        columns: Of the legend.
         order: Labels in their order; that of drawing where there is none.
+        handles: Label to handle, in place of those of the panels.
     """
-    found = {
+    found = handles or {
         label: handle
         for axes in made.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    handles = {label: found[label] for label in order or found if label in found}
-    if handles:
-        made.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+    shown = {label: found[label] for label in order or found if label in found}
+    if not shown:
+        return
+    # As many columns as fit; where not even one does, the labels are broken.
+    for letters in LABELS:
+        labels = [textwrap.fill(label, letters) for label in shown]
+        for columns in range(min(COLUMNS, len(shown)), 0, -1):
+            legend = made.legend(shown.values(), labels, loc="outside lower center", ncols=columns)
+            box = legend.get_window_extent()
+            if box.width <= made.bbox.width or (columns, letters) == (1, LABELS[-1]):
+                made.set_figheight(made.get_figheight() + box.height / made.dpi)
+                return
+            legend.remove()

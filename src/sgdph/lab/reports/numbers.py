@@ -37,10 +37,9 @@ def percent(share: float | None) -> str:
 
 
 def mean_and_std(mean: float | None, std: float | None, digits: int, scale: float = 1) -> str:
-    """Write ``mean ± std``, both times ``scale``; one without spread has a dash there."""
-    if mean is None:
-        return NOTHING
-    return f"{fixed(mean, digits, scale)} ± {fixed(std, digits, scale)}"
+    """Write ``mean ± std``, both times ``scale``; the value alone where it has no spread."""
+    shown = fixed(mean, digits, scale)
+    return shown if mean is None or std is None else f"{shown} ± {fixed(std, digits, scale)}"
 
 
 def points(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sgdph.lab.reports.curves import MOST, draw_curves
+from sgdph.lab.reports.curves import BEYOND, MOST, draw_curves
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.page import Picture
 from sgdph.lab.reports.sensitivity import find_sensitivity
@@ -16,19 +16,31 @@ EPOCHS, SECONDS, MAPS, LINES = (
     "sensitivity-maps.png",
     "sensitivity-lines.png",
 )
-PICTURES = (EPOCHS, SECONDS, MAPS, LINES)
+_WHAT = {
+    EPOCHS: "accuracy and training loss over epochs",
+    SECONDS: "accuracy and training loss over seconds of training",
+    MAPS: "final accuracy over two settings",
+    LINES: "final accuracy over one setting",
+}
 # A report on both kinds of images has the pictures of the held-out ones under names with this.
 VALIDATION = "-validation"
 
 
 def picture_names() -> tuple[str, ...]:
     """Name all files that a report may draw."""
-    return PICTURES + tuple(named(name, VALIDATION) for name in PICTURES)
+    return tuple(PICTURE_MEANINGS)
 
 
 def named(name: str, suffix: str) -> str:
     """Put a suffix before a file's ending."""
     return name.removesuffix(".png") + suffix + ".png"
+
+
+# Every file that a report may draw, and what it shows.
+PICTURE_MEANINGS = {
+    **_WHAT,
+    **{named(name, VALIDATION): f"{what}, held-out images" for name, what in _WHAT.items()},
+}
 
 
 def draw_pictures(grid: Grid, out: Path, suffix: str, task: str) -> list[Picture]:
@@ -60,7 +72,8 @@ def draw_pictures(grid: Grid, out: Path, suffix: str, task: str) -> list[Picture
         what = f"{split.capitalize()} accuracy and training loss over seconds of training"
         meaning = (
             f"{lines} Between the ends of its epochs a run's curve is straight; after its end it "
-            "stays where it ended. Seconds of runs that shared a machine, or had different ones, "
+            f"stays where it ended. The axis ends at {BEYOND} times the time that the systems took "
+            "in the median. Seconds of runs that shared a machine, or had different ones, "
             "do not compare."
         )
         pictures.append(Picture(path, what, meaning))

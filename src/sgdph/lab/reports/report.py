@@ -11,19 +11,18 @@ from urllib.parse import quote
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
 from sgdph.lab.reports.csv_tables import figures_table, targets_table
+from sgdph.lab.reports.folder import PAGE, PAGE_FILES, TABLE, Page, write_folder
 from sgdph.lab.reports.grid import Grid, make_grids
-from sgdph.lab.reports.layout import Layout, saved_layout
+from sgdph.lab.reports.layout import SWEEP, Layout, saved_layout
+from sgdph.lab.reports.lead import lead
 from sgdph.lab.reports.numbers import NOTHING, percent
-from sgdph.lab.reports.page import (
-    Block,
-    Bullets,
-    Picture,
-    Section,
-    machine_section,
-    to_html,
-    to_markdown,
+from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section
+from sgdph.lab.reports.pictures import (
+    PICTURE_MEANINGS,
+    VALIDATION,
+    draw_pictures,
+    picture_names,
 )
-from sgdph.lab.reports.pictures import EPOCHS, VALIDATION, draw_pictures, picture_names
 from sgdph.lab.reports.table import Cell, Column, Table, latex_file
 from sgdph.lab.reports.tables import make_tables
 from sgdph.lab.reports.words import (
@@ -34,17 +33,25 @@ from sgdph.lab.reports.words import (
     notes,
     verdicts,
 )
+from sgdph.lab.run.archive import EPOCHS as RUN_EPOCHS
+from sgdph.lab.run.archive import RUNS
 from sgdph.lab.run.records import Runs, read_runs
 
-REPORT, PAGE, TABLE, LATEX, TARGETS, PLOT = (
-    "report.md",
-    "index.html",
-    "table.csv",
-    "table.tex",
-    "targets.csv",
-    EPOCHS,
-)
-REPORT_FILES = (REPORT, PAGE, TABLE, LATEX, TARGETS, *picture_names())
+LATEX, TARGETS = "table.tex", "targets.csv"
+REPORT_FILES = (*PAGE_FILES, LATEX, TARGETS, *picture_names())
+# What else may lie beside a report: what a comparison, a sweep or an archive consists of.
+HOLDS = {
+    LATEX: "the tables for LaTeX, with booktabs' rules",
+    TARGETS: "how many runs reached a target accuracy, and in how long",
+    **PICTURE_MEANINGS,
+    RUN_EPOCHS: "the runs: a line per run and epoch, every figure in full",
+    RUNS: "the runs: a line per run, its configuration, outcome and environment",
+    "comparison.yaml": "what was compared; --resume reads it",
+    SWEEP: "what the sweep consists of; a second call reads it",
+    "*-seed*": "a folder per run: configuration, figures of each epoch, checkpoint, environment",
+    "logs": "what parallel workers said, and why runs failed",
+    "*.lock": "held while a process writes here, without a meaning otherwise",
+}
 GENERATOR = "sgdph report"
 # The beginnings of files that only a report of ours can have left.
 _OURS = {PAGE: f'content="{GENERATOR}"', TABLE: "optimizer,n,final_"}
@@ -55,7 +62,7 @@ class GridReport:
     """What is reported of the runs that were evaluated on one kind of images."""
 
     grid: Grid
-    task: str
+    lead: tuple[str, ...]
     tables: tuple[Table, ...]
     verdicts: tuple[str, ...]
     notes: tuple[str, ...]
@@ -77,7 +84,7 @@ class GridReport:
             Bullets(self.verdicts),
             Section("How to read this", [Bullets(self.notes)], 3),
         )
-        return [f"{self.task}.", first, verdicts, *others, how, *self.pictures]
+        return [Bullets(self.lead), first, verdicts, *others, how, *self.pictures]
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,13 @@ def write_report(directory: Path, layout: Layout | None = None) -> Report:
     return report_on([directory], directory, layout or saved_layout(directory), ())
 
 
-def report_on(paths: Sequence[Path], out: Path, layout: Layout, targets: Sequence[float]) -> Report:
+def report_on(
+    paths: Sequence[Path],
+    out: Path,
+    layout: Layout,
+    targets: Sequence[float],
+    coming: tuple[str, ...] = (),
+) -> Report:
     """Write the report on all runs under some directories.
 
     Args:
@@ -141,6 +154,7 @@ def report_on(paths: Sequence[Path], out: Path, layout: Layout, targets: Sequenc
         out: Where the report goes; made if it is not there.
         layout: What the tables' rows and columns are, and the title.
         targets: Accuracies between 0 and 1 whose times are told; none for one of each column's own.
+        coming: Files that will be written there right after.
 
     Raises:
         LabError: If there is no run that can be read, or a path is no directory.
@@ -155,12 +169,10 @@ def report_on(paths: Sequence[Path], out: Path, layout: Layout, targets: Sequenc
     report = Report(layout.title or default_title(grids), runs, sections)
     tables = [table for section in sections for table in section.tables]
     said = [f"{section.heading}. {line}" for section in sections for line in section.notes]
-    blocks = report.blocks(out)
-    write_text(out / TABLE, figures_table(grids).csv())
     write_text(out / TARGETS, targets_table(grids, targets).csv())
     write_text(out / LATEX, latex_file(tables, said))
-    write_text(out / REPORT, to_markdown(report.title, blocks))
-    write_text(out / PAGE, to_html(report.title, blocks, GENERATOR))
+    page = Page(report.title, tuple(report.blocks(out)), GENERATOR)
+    write_folder(out, page, figures_table(grids), HOLDS, coming)
     return report
 
 
@@ -170,7 +182,7 @@ def _report_on_grid(grid: Grid, out: Path, suffix: str, targets: Sequence[float]
     recipe = describe_recipe(records)
     return GridReport(
         grid,
-        f"{task}; {recipe}" if recipe else task,
+        tuple(lead(grid, f"{task}; {recipe}" if recipe else task, out)),
         tuple(make_tables(grid, targets)),
         tuple(line for line in verdicts(grid) if line),
         tuple(notes(grid, targets)),

@@ -50,6 +50,7 @@ class Surface:
         y: The second one.
         points: What was run.
         searched: The corners ``(x, y)`` between which settings were searched, where they were.
+        task: Surfaces of one task have one scale of colours.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Surface:
     y: str
     points: tuple[Point, ...]
     searched: tuple[tuple[float, float], tuple[float, float]] | None = None
+    task: str = ""
 
     @property
     def places(self) -> list[tuple[float, float]]:
@@ -73,12 +75,14 @@ class Line:
         name: What tells it from these.
         x: The setting.
         points: Its points, by the setting.
+        optimizer: The system's optimizer.
     """
 
     panel: str
     name: str
     x: str
     points: tuple[Point, ...]
+    optimizer: str = ""
 
 
 def find_sensitivity(grid: Grid) -> tuple[list[Surface], list[Line]]:
@@ -148,12 +152,14 @@ def _point(group: Group, x: str, y: str | None = None) -> Point:
 
 def _surface(family: Sequence[Group], name: str, x: str, y: str) -> Surface:
     points = tuple(_point(group, x, y) for group in family)
-    return Surface(f"{name}, {_task(family[0].config)}", field_title(x), field_title(y), points)
+    task = _task(family[0].config)
+    return Surface(f"{name}, {task}", field_title(x), field_title(y), points, task=task)
 
 
 def _line(family: Sequence[Group], name: str, x: str) -> Line:
     points = sorted((_point(group, x) for group in family), key=lambda point: point.x)
-    return Line(_task(family[0].config), name, field_title(x), tuple(points))
+    config = family[0].config
+    return Line(_task(config), name, field_title(x), tuple(points), config.optimizer)
 
 
 def _task(config: RunConfig) -> str:

@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sgdph.lab.reports.figure import (
-    COLOURS,
-    REFERENCE,
-    figure,
-    legend_below,
-    line_style,
-    make_panels,
-    title_panel,
-)
+from sgdph.lab.reports.figure import figure, legend_below, make_panels, title_panel
 from sgdph.lab.reports.sensitivity import Line, Point, Surface
+from sgdph.lab.reports.styles import COLOURS, REFERENCE, SMALL, WIDTH, line_style, style_places
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +22,9 @@ if TYPE_CHECKING:
 FILLED = 0.4
 # From this ratio of the largest value to the smallest an axis is logarithmic.
 DECADE = 8
-PER_ROW = 3
+PER_ROW = 2
+# Maps of more values a side than these stand below one another.
+FEW = 3
 COLOUR_MAP = "viridis"
 GREY = (0.85, 0.85, 0.85)
 BEST = COLOURS[1]
@@ -41,7 +36,6 @@ def draw_surfaces(
     title: str,
     *,
     what: str = "mean final accuracy (%)",
-    shared: bool = False,
 ) -> None:
     """Draw accuracy over two settings, a panel per surface, into a PNG file.
 
@@ -52,27 +46,29 @@ def draw_surfaces(
         surfaces: At least one; a setting whose runs all diverged is crossed out.
         path: The file.
         title: What stands above.
-        what: What the colours show.
-        shared: Whether all panels have the same colours, and points the same axes.
+        what: What the colours show. Panels of one task have the same colours.
     """
-    wide = min(len(surfaces), PER_ROW)
-    deep = math.ceil(len(surfaces) / wide)
     cells = max(_most_values(surface) for surface in surfaces)
-    side = min(12.0, max(4.2, 0.95 * cells + 1.6))
-    size = max(5.0, side * wide), 0.9 + 0.85 * side * deep
-    with figure(path, *size, title) as made:
-        panels = make_panels(made, len(surfaces), wide, shared=shared and cells == 0)
+    wide = min(len(surfaces), 1 if cells > FEW else PER_ROW)
+    deep = math.ceil(len(surfaces) / wide)
+    side = min(12.0, max(WIDTH / wide, 0.8 * cells + 1.6))
+    alike = len({surface.task for surface in surfaces}) == 1
+    shared = alike and cells == 0 and len({(each.x, each.y) for each in surfaces}) == 1
+    with figure(path, side * wide, 0.3 + (0.75 if wide == 1 else 1.1) * side * deep, title) as made:
+        panels = make_panels(made, len(surfaces), wide, shared=shared)
+        colours = []
         for axes, surface in zip(panels, surfaces, strict=True):
             title_panel(axes, surface.title, side)
-            bar = made.colorbar(
-                _draw_surface(axes, surface, surfaces if shared else [surface]),
-                ax=axes,
-                shrink=0.8,
-                aspect=25,
-                extend="min",
-            )
-            bar.set_label(what, fontsize="small")
-        legend_below(made, 5)
+            beside = [each for each in surfaces if each.task == surface.task]
+            colours.append(_draw_surface(axes, surface, beside))
+        if alike:
+            bar: Any = {"location": "bottom", "shrink": 0.7, "aspect": 40, "extend": "min"}
+            made.colorbar(colours[0], ax=panels, label=what, **bar)
+        else:
+            for axes, colour in zip(panels, colours, strict=True):
+                bar = {"location": "bottom", "aspect": 30, "extend": "min"}
+                made.colorbar(colour, ax=axes, label=what, **bar)
+        legend_below(made)
 
 
 def _draw_surface(axes: Axes, surface: Surface, beside: Sequence[Surface]) -> ScalarMappable:
@@ -138,7 +134,7 @@ def _draw_map(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
             *(*place, _cell_text(point)),
             ha="center",
             va="center",
-            fontsize="small",
+            fontsize=SMALL,
             color=_readable(colour),
         )
         if point is best:
@@ -202,7 +198,7 @@ def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
             *(_cell_text(best).splitlines()[0], (best.x, best.y)),
             xytext=(8, 6),
             textcoords="offset points",
-            fontsize="small",
+            fontsize=SMALL,
         )
     if surface.searched is not None:
         low, high = surface.searched
@@ -232,19 +228,19 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
     """
     keys = list(dict.fromkeys((line.panel, line.x) for line in lines))
     names = list(dict.fromkeys(line.name for line in lines))
+    optimizers = {line.name: line.optimizer for line in lines}
+    places = style_places([optimizers[name] for name in names])
+    styles = dict(zip(names, places, strict=True))
     wide = min(len(keys), PER_ROW)
     deep = math.ceil(len(keys) / wide)
-    width = max(6.0, 4.2 * wide)
-    columns = max(1, min(4, int(width * 11 / max(len(name) + 8 for name in names))))
-    rows = math.ceil(len(names) / columns)
-    with figure(path, width, 1.0 + 3.2 * deep + 0.22 * rows, title) as made:
+    with figure(path, WIDTH, 3.2 * deep, title) as made:
         for axes, key in zip(make_panels(made, len(keys), wide), keys, strict=True):
             here = [line for line in lines if (line.panel, line.x) == key]
             for line in here:
-                _draw_line(axes, line, names.index(line.name))
-            title_panel(axes, key[0], width / wide)
+                _draw_line(axes, line, styles[line.name])
+            title_panel(axes, key[0], WIDTH / wide)
             _dress(axes, key[1], [point.x for line in here for point in line.points])
-        legend_below(made, columns, names)
+        legend_below(made, names)
 
 
 def _draw_line(axes: Axes, line: Line, index: int) -> None:

@@ -43,7 +43,7 @@ class Spread:
         )
 
     def show(self, scale: float, digits: int) -> str:
-        """Write ``mean ± std``, both times ``scale``, with a dash for what there is not."""
+        """Write ``mean ± std``, both times ``scale``: one figure alone, a dash for none."""
         return mean_and_std(self.mean, self.std, digits, scale)
 
 

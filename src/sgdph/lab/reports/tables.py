@@ -22,7 +22,7 @@ from sgdph.lab.reports.measures import (
     time_to,
     train_loss,
 )
-from sgdph.lab.reports.numbers import NOTHING, p_value, points, shown_interval
+from sgdph.lab.reports.numbers import NOTHING, counted, p_value, points, shown_interval
 from sgdph.lab.reports.statistics import Judgement
 from sgdph.lab.reports.table import Cell, Column, Table
 from sgdph.lab.run.records import Group
@@ -68,11 +68,12 @@ def summary(grid: Grid) -> Table:
         cells += [Cell(str(counts[place])) for counts in shown.values()]
         rows.append((grid.rows[i].text, *cells))
     where = grid.columns[0].text
+    most = max(len(group.finished) for group in grid.groups)
     return Table(
         _columns(grid.corner, ["n", *(measure.title for measure in measures), *shown]),
         tuple(rows),
-        f"{where + ': ' if where else ''}mean ± sample standard deviation over n seeds; of "
-        f"seconds the {MEDIAN}",
+        f"{where + ': ' if where else ''}{describe_spread(most, 'n seeds')}"
+        + (f"; of seconds the {MEDIAN}" if most > 1 else ""),
         f"{grid.evaluated}-summary",
     )
 
@@ -127,7 +128,7 @@ def measure_table(grid: Grid, measure: Measure) -> Table:
         for i, group in grid.column(j).items():
             cell = measure_cell(group, measure, judgement, i)
             cells[i, j] = Cell(cell.text, cell.bold, cell.level, state_note(group, usual))
-    caption = f"{measure.meaning}: {measure.summary} over {usual} seeds"
+    caption = f"{measure.meaning}: {describe_spread(usual, kind=measure.summary)}"
     return _laid_out(grid, measure.key, caption, cells)
 
 
@@ -135,6 +136,15 @@ def usual_count(grid: Grid) -> int:
     """Return the number of finished seeds that most entries have."""
     counts = Counter(len(group.finished) for group in grid.groups)
     return max(counts, key=lambda count: (counts[count], count))
+
+
+def describe_spread(
+    seeds: int, shown: str = "", kind: str = "mean ± sample standard deviation"
+) -> str:
+    """Say what the entries of a table are, with their number of seeds."""
+    if seeds == 1:
+        return "of 1 seed"
+    return f"{kind} over {shown or counted(seeds, 'seed')}"
 
 
 def state_note(group: Group, usual: int) -> str:

@@ -109,7 +109,7 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
     )
     lines = [
         f"Evaluated on {images}. n counts the finished runs, and the figures are theirs alone; ± "
-        "is the sample standard deviation over seeds (– where one seed has none).",
+        "is the sample standard deviation over seeds; a figure of one seed stands alone.",
         "The final accuracy, after the last epoch, is the one to quote. The best one was picked on "
         f"the {split} images, and so flatters.",
         f"Bold: the best of its column where {TEST} for its comparisons with all others "
@@ -125,7 +125,7 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
         "highest: one run beside other work would decide a mean.",
         _target_note(targets),
     ]
-    untuned = _with_untuned_settings(grid)
+    untuned = with_untuned_settings(grid)
     if untuned:
         lines.insert(
             0,
@@ -152,7 +152,7 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
     return lines
 
 
-def _with_untuned_settings(grid: Grid) -> list[str]:
+def with_untuned_settings(grid: Grid) -> list[str]:
     """Name the rows that have their optimizer's default lr or weight decay, made for other data.
 
     A default that somebody gave as an option looks the same.

@@ -15,18 +15,18 @@ from sgdph.lab.options.defaults import DEFAULTS
 from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
 from sgdph.lab.output import printable, shell_word
 from sgdph.lab.progress import say, say_files
+from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.out import check_contradiction, default_out
 from sgdph.lab.run.start import load_data, pick_device, prepare
 from sgdph.lab.sweep.cores import check_jobs, default_threads, threads_each
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
-from sgdph.lab.tune.page import best_table, warnings, write_outcome
+from sgdph.lab.tune.page import warnings, write_outcome
 from sgdph.lab.tune.record import (
     BEST,
     BUDGET,
     DEFAULT_PRUNERS,
-    PAGE,
     SEARCH_DEFAULTS,
     SENSITIVITY,
     TRIALS,
@@ -36,6 +36,7 @@ from sgdph.lab.tune.record import (
 )
 from sgdph.lab.tune.space import Range, complete, parse_space
 from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
+from sgdph.lab.tune.tables import best_table
 from sgdph.lab.tune.trials import train_trials
 
 # Of the training images, the part that is held out where no number was given.
@@ -178,6 +179,8 @@ def show(
     files = {
         "settings": BEST,
         "page": PAGE,
+        "report": TEXT,
+        "table": TABLE,
         "trials": TRIALS,
         "sensitivity": SENSITIVITY,
         "budget": BUDGET,

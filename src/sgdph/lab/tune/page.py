@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.files import write_json, write_text
+from sgdph.lab.files import write_json
 from sgdph.lab.options.settings import write_settings
-from sgdph.lab.reports.numbers import counted, percent
-from sgdph.lab.reports.page import Block, Bullets, Picture, Section, to_markdown
-from sgdph.lab.reports.table import Cell, Column, Table
-from sgdph.lab.tune.outcome import Search, TrialRecord, read_searches, show_settings, to_json
+from sgdph.lab.reports.folder import Page, write_folder
+from sgdph.lab.reports.numbers import counted, listed
+from sgdph.lab.reports.page import Block, Bullets, Picture, Section
+from sgdph.lab.tune.outcome import Search, read_searches, to_json
 from sgdph.lab.tune.plots import draw_budget, draw_sensitivity
 from sgdph.lab.tune.record import (
     BEST,
     BUDGET,
-    PAGE,
+    HOLDS,
     SENSITIVITY,
     TRIALS,
     TuneDirectory,
@@ -27,8 +27,8 @@ from sgdph.lab.tune.record import (
 )
 from sgdph.lab.tune.space import Range
 from sgdph.lab.tune.study import STARTUP
+from sgdph.lab.tune.tables import best_table, figures_table, spent_table, trials_table
 
-STATUSES = ("finished", "pruned", "diverged", "unfinished")
 SOURCE = ("sgdph", "torch", "python", "git_commit", "cpu", "device_name", "command")
 
 
@@ -64,8 +64,9 @@ def write_outcome(
             draw_budget(searches, pictures[1], title)
             write_settings(directory.path / BEST, found, source)
         blocks = page_blocks(tuning, searches, source, pictures if found else [])
-        page = to_markdown(f"Tuning of {' and '.join(tuning.optimizers)}", blocks)
-        write_text(directory.path / PAGE, page)
+        title = f"Tuning of {listed(tuning.optimizers)}"
+        page = Page(title, tuple(blocks), "sgdph tune")
+        write_folder(directory.path, page, figures_table(searches), HOLDS)
     return searches
 
 
@@ -109,26 +110,6 @@ def describe_task(tuning: Tuning, searches: Sequence[Search]) -> str:
         train, validation = sizes.pop()
         parts.append(f"{train:,} training and {validation:,} validation images")
     return ", ".join([*parts, config.model, counted(config.epochs, "epoch")])
-
-
-def best_table(searches: Sequence[Search]) -> Table:
-    """Make the table of the best settings."""
-    columns = (
-        Column("optimizer", "left"),
-        Column("best, %", form=percent),
-        Column("its settings", "left"),
-        *map(Column, STATUSES),
-    )
-    rows = tuple(
-        (
-            search.optimizer,
-            search.best and search.best.accuracy,
-            search.best and show_settings(search.best.settings),
-            *map(search.count, STATUSES),
-        )
-        for search in searches
-    )
-    return Table(columns, rows, "Best settings on the validation images")
 
 
 def warnings(tuning: Tuning, searches: Sequence[Search]) -> list[str]:
@@ -234,56 +215,3 @@ def page_blocks(
         Section("Trials", [*map(trials_table, searches)]),
         Section("Source", [Bullets(told)]),
     ]
-
-
-def spent_table(searches: Sequence[Search]) -> Table:
-    """Make a table of the epochs and seconds that each optimizer's trials took."""
-    columns = (
-        Column("optimizer", "left"),
-        Column("trials"),
-        Column("epochs"),
-        Column("seconds", form=",.0f"),
-    )
-    rows = tuple(
-        (
-            search.optimizer,
-            len(search.trials),
-            sum(len(trial.run.metrics) for trial in search.trials),
-            sum(trial.seconds for trial in search.trials),
-        )
-        for search in searches
-    )
-    return Table(columns, rows)
-
-
-def trials_table(search: Search) -> Table:
-    """Make a table of an optimizer's trials, the best first."""
-    columns = (
-        Column(search.optimizer, "left"),
-        *(Column(name, form="g") for name in search.space),
-        Column("status", "left"),
-        Column("epochs"),
-        Column("validation accuracy, %", form=percent),
-        Column("loss", form=".4f"),
-    )
-    rows = tuple(
-        (
-            Cell(name := trial.run.path.name, link=f"{search.optimizer}/{name}/"),
-            *(trial.settings[each] for each in search.space),
-            trial.status,
-            len(trial.run.metrics),
-            trial.accuracy,
-            trial.loss,
-        )
-        for trial in sorted(search.trials, key=_rank)
-    )
-    return Table(columns, rows)
-
-
-def _rank(trial: TrialRecord) -> tuple[bool, float, float, int]:
-    return (
-        trial.status != "finished",
-        -(trial.accuracy or 0.0),
-        trial.loss or 0.0,
-        trial.number,
-    )

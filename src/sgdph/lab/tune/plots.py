@@ -7,11 +7,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.reports.figure import figure, line_style
+from sgdph.lab.reports.figure import figure, legend_below
 from sgdph.lab.reports.numbers import percent
 from sgdph.lab.reports.sensitivity import Point, Surface
 from sgdph.lab.reports.sensitivity_pictures import draw_surfaces
 from sgdph.lab.reports.statistics import Spread
+from sgdph.lab.reports.styles import WIDTH, line_style, style_places
 from sgdph.lab.tune.outcome import Search, TrialRecord
 
 
@@ -24,7 +25,7 @@ def draw_sensitivity(searches: Sequence[Search], path: Path, title: str) -> None
         title: What was trained on what.
     """
     surfaces = [_surface(search) for search in searches]
-    draw_surfaces(surfaces, path, title, what="validation accuracy (%)", shared=True)
+    draw_surfaces(surfaces, path, title, what="validation accuracy (%)")
 
 
 def _surface(search: Search) -> Surface:
@@ -61,9 +62,10 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
         path: The file.
         title: What was trained on what.
     """
-    with figure(path, 10, 4.4, title) as made:
-        by_trial, by_seconds = made.subplots(1, 2, sharey=True)
-        for index, search in enumerate(searches):
+    places = style_places([search.optimizer for search in searches])
+    with figure(path, WIDTH, 5.6, title) as made:
+        by_trial, by_seconds = made.subplots(2, 1, sharey=True)
+        for index, search in zip(places, searches, strict=True):
             course = [None if best is None else 100 * best for best in search.best_so_far()]
             spent = list(accumulate(trial.seconds for trial in search.trials))
             style: Any = {
@@ -75,8 +77,10 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
             known = [(i, best) for i, best in enumerate(course) if best is not None]
             by_trial.plot([i + 1 for i, _ in known], [best for _, best in known], **style)
             by_seconds.plot([spent[i] for i, _ in known], [best for _, best in known], **style)
-        by_trial.set(xlabel="trials", ylabel="best validation accuracy so far (%)")
+        for axes in (by_trial, by_seconds):
+            axes.set_ylabel("best validation\naccuracy so far (%)")
+        by_trial.set_xlabel("trials")
         by_trial.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         by_seconds.set(xlabel="seconds of all trials, one after another")
         by_seconds.set_xlim(left=0)
-        by_trial.legend(loc="lower right")
+        legend_below(made)

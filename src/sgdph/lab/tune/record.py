@@ -6,7 +6,7 @@
 | ``<optimizer>/trial-000`` … | one run directory per trial |
 | ``study.db`` or ``study.log`` | Optuna's studies, one per optimizer |
 | ``tune.lock`` | held while a process takes a trial, or writes what is below |
-| ``best.yaml``, ``tune.json``, ``tune.md``, pictures | what came out, made of the runs |
+| ``best.yaml``, ``tune.json``, the report, pictures | what came out, made of the runs |
 """
 
 from __future__ import annotations
@@ -27,16 +27,28 @@ from sgdph.lab.files import remove_files, write_text
 from sgdph.lab.optimizers.registry import BASELINES, SETTINGS, flag, owners
 from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import check_settings, resolve
+from sgdph.lab.reports.folder import PAGE_FILES
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 from sgdph.lab.tune.space import Range, Space, complete, grid
 
 FORMAT = "sgdph-tuning-1"
 TUNING, LOCK = "tune.yaml", "tune.lock"
-BEST, TRIALS, PAGE = "best.yaml", "tune.json", "tune.md"
+BEST, TRIALS = "best.yaml", "tune.json"
 SENSITIVITY, BUDGET = "sensitivity.png", "budget.png"
 DATABASE, JOURNAL = "study.db", "study.log"
 DATABASE_FILES = (DATABASE, DATABASE + "-journal", JOURNAL, JOURNAL + ".lock")
 WORKER_LOG = "worker-{}.log"
+HOLDS = {
+    BEST: "the best settings; sgdph compare --settings takes them",
+    SENSITIVITY: "validation accuracy over learning rate and weight decay",
+    BUDGET: "the best validation accuracy so far, over trials and seconds",
+    TRIALS: "every trial, for programs",
+    TUNING: "what was searched; --resume reads it",
+    **dict.fromkeys((DATABASE, JOURNAL), "the trials, for the sampler"),
+    **dict.fromkeys(BASELINES, "a folder of trials, each with its run"),
+    WORKER_LOG.format("*"): "what parallel workers said",
+    "*.lock": "held while a process writes here, without a meaning otherwise",
+}
 SEARCH_DEFAULTS: Mapping[str, Any] = {"trials": 20, "sampler": "tpe", "storage": "sqlite"}
 DEFAULT_PRUNERS = {"tpe": "median", "random": "median", "grid": "none"}
 
@@ -222,7 +234,7 @@ class TuneDirectory(DirectoryOfRuns):
     """
 
     what = "tuning"
-    files = (BEST, TRIALS, PAGE, SENSITIVITY, BUDGET, *DATABASE_FILES, TUNING)
+    files = (*PAGE_FILES, BEST, TRIALS, SENSITIVITY, BUDGET, *DATABASE_FILES, TUNING)
 
     @property
     def content(self) -> str:

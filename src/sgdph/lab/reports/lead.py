@@ -1,0 +1,168 @@
+"""The first lines of a report: what was trained, with which result, at what cost, and what next."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgdph.lab.optimizers.registry import BASELINES
+from sgdph.lab.reports.grid import Grid
+from sgdph.lab.reports.measures import final, judge_column, seconds_per_epoch, spread
+from sgdph.lab.reports.numbers import counted, from_to, listed, percent, points, shown_interval
+from sgdph.lab.reports.statistics import Judgement
+from sgdph.lab.reports.words import FEW, with_untuned_settings
+from sgdph.lab.run.records import Group
+
+# More seeds than these decide most of what can be decided.
+SEEDS = 10
+# The file by which a comparison can be carried on.
+COMPARISON = "comparison.yaml"
+
+
+def lead(grid: Grid, task: str, out: Path) -> list[str]:
+    """Say in a few lines what a report has to say.
+
+    Args:
+        grid: The entries.
+        task: What was trained on what.
+        out: The report's directory.
+    """
+    lines = [f"Trained: {_systems(grid)}. {task}."]
+    for j, heading in enumerate(grid.columns):
+        judgement = judge_column(grid, final(grid.evaluated), j)
+        assert judgement is not None
+        where = f" on {heading.text}" if len(grid.columns) > 1 else ""
+        lines.append(f"Result{where}: {_result(grid, j, judgement)}")
+    lines += [f"Cost: {cost}" for cost in _costs(grid)]
+    return [*lines, *(f"Next: {step}" for step in _next_steps(grid, out))]
+
+
+def _systems(grid: Grid) -> str:
+    rows = [heading.text for heading in grid.rows]
+    names = _listed(rows) if len(rows) <= FEW else f"{len(rows)} systems"
+    counts = [len(group.finished) for group in grid.groups]
+    each = " each" if len(counts) > 1 else ""
+    seeds = (
+        f"{counted(counts[0], 'seed')}{each}"
+        if len(set(counts)) == 1
+        else f"{from_to(counts)} seeds{each}"
+    )
+    return f"{names}, {seeds}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names, by semicolons where they hold commas."""
+    return "; ".join(names) if any("," in name for name in names) else listed(names)
+
+
+def _result(grid: Grid, j: int, judgement: Judgement) -> str:
+    """Say who is best, or that it is not decided."""
+    if judgement.best is None:
+        return "no run is finished."
+    measure = final(grid.evaluated)
+    best = grid.rows[judgement.best].text
+    mean = percent(spread(grid.column(j)[judgement.best], measure).mean)
+    reached = f"{mean}% final {grid.evaluated} accuracy"
+    if len(grid.column(j)) == 1:
+        return f"{best} reached {reached}; there is nothing to compare with."
+    if not judgement.adjusted:
+        return (
+            f"not decided. {best} has the highest mean, {reached}, but a comparison needs at least "
+            "2 finished seeds a side that are not all alike."
+        )
+    if judgement.clear:
+        return f"{best} is best with {reached}. {_distance(grid, judgement)}"
+    open_rows = [i for i in judgement.level if judgement.outcome(i) == "not decided"]
+    if not open_rows and not judgement.untested:
+        return f"a tie within half a point. {_distance(grid, judgement)}"
+    values = {_shown_mean(grid, j, i) for i in grid.column(j)}
+    highest = (
+        f"All have the same mean, {reached}"
+        if len(values) == 1
+        else f"{best} has the highest mean, {reached}"
+    )
+    return f"not decided. {highest}. {_distance(grid, judgement)}"
+
+
+def _shown_mean(grid: Grid, j: int, i: int) -> str:
+    return percent(spread(grid.column(j)[i], final(grid.evaluated)).mean)
+
+
+def _distance(grid: Grid, judgement: Judgement) -> str:
+    """Say how far the best is from the only other, or how many of several are how far."""
+    assert judgement.best is not None
+    if len(judgement.adjusted) > 1:
+        others, level = len(judgement.adjusted), judgement.level
+        if not level:
+            return f"It differs significantly from each of the {others} others."
+        names = _listed([grid.rows[i].text for i in level])
+        count = "any" if len(level) == others else str(len(level))
+        which = names if len(level) <= FEW else f"{count} of the {others} others"
+        return f"It does not differ significantly from {which}."
+    ((i, found),) = judgement.differences.items()
+    return (
+        f"{grid.rows[judgement.best].text} minus {grid.rows[i].text}: {points(found.mean)} points, "
+        f"95% interval {shown_interval(found.low, found.high)}."
+    )
+
+
+def _costs(grid: Grid) -> list[str]:
+    """Say how long an epoch took, beside SGDM's; nothing where there is no one to compare with."""
+    seconds = {i: _median_seconds(grid, i) for i in range(len(grid.rows))}
+    known = {i: value for i, value in seconds.items() if value}
+    base = next((i for i in known if _optimizer(grid, i) == "sgdm"), min(known, default=None))
+    if base is None or len(known) < 2:
+        return []
+    ratios = {i: value / known[base] for i, value in known.items() if i != base}
+    of_base = f"{grid.rows[base].text}'s training time per epoch"
+    low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+    said = f"{grid.rows[low].text} took {ratios[low]:.2f} times {of_base}"
+    if low != high:
+        said = (
+            f"from {ratios[low]:.2f} times {of_base} ({grid.rows[low].text}) to "
+            f"{ratios[high]:.2f} times ({grid.rows[high].text})"
+        )
+    return [f"{said}, in the median over seeds. It compares only runs that had the machine alike."]
+
+
+def _median_seconds(grid: Grid, i: int) -> float | None:
+    """Return a row's seconds per epoch: the median over seeds, the mean over columns."""
+    groups: list[Group] = [group for (row, _), group in grid.entries.items() if row == i]
+    figure = seconds_per_epoch().figure
+    medians = [
+        statistics.median([value for run in group.finished if (value := figure(run)) is not None])
+        for group in groups
+        if group.finished
+    ]
+    return statistics.fmean(medians) if len(medians) == len(grid.columns) else None
+
+
+def _optimizer(grid: Grid, i: int) -> str:
+    return next(group.config.optimizer for (row, _), group in grid.entries.items() if row == i)
+
+
+def _next_steps(grid: Grid, out: Path) -> list[str]:
+    """Say what would decide more, as far as something is open."""
+    steps = []
+    most = max(len(group.finished) for group in grid.groups)
+    judged = [judge_column(grid, final(grid.evaluated), j) for j in range(len(grid.columns))]
+    is_open = any(
+        each is not None and len(grid.column(j)) > 1 and not each.clear
+        for j, each in enumerate(judged)
+    )
+    if is_open:
+        more = f"0-{max(SEEDS, 2 * most) - 1}"
+        command = f": sgdph compare --out DIR --resume --seeds {more}, DIR being this folder"
+        resumed = command if (out / COMPARISON).is_file() else f" (--seeds {more})"
+        steps.append(f"more seeds, to decide it{resumed}.")
+    untuned = with_untuned_settings(grid)
+    configs = [group.config for group in grid.groups]
+    if untuned and len({config.dataset for config in configs}) == 1:
+        names = dict.fromkeys(c.optimizer for c in configs if c.optimizer in BASELINES)
+        steps.append(
+            f"lr and weight decay for these data; {_listed(untuned)} had defaults. They are found "
+            f"by sgdph tune --dataset {configs[0].dataset} --optimizers {','.join(names)}, and "
+            "taken by sgdph compare --settings."
+        )
+    return steps
