@@ -212,7 +212,7 @@ def test_one_weight_decay_in_place_of_two_is_said() -> None:
     model = bn_net()
     state = sgd_state(model, model.parameters(), weight_decay=1e-3)
     groups = sgdph.param_groups(model, 0.1, channelwise_weight_decay=0.0)
-    with pytest.warns(UserWarning, match=r"one weight_decay .* 0\.001, which replaces 0\.0, 0\.1"):
+    with pytest.warns(UserWarning, match=r"one weight_decay .* 0\.001. It replaces 0\.0, 0\.1"):
         sgdph.SGDPH(groups).load_state_dict(state)
 
 

@@ -409,7 +409,7 @@ S = torch.tensor(2.0, requires_grad=True)
         (
             {"p": [torch.ones(10_000, requires_grad=True) for _ in "ab"], "dtype": torch.float64},
             ValueError,
-            r"together has n = 20,000 .* 3\.0 GiB.*fewer or smaller",
+            r"together is 20,000 x 20,000 .* 3\.0 GiB.*fewer or smaller",
         ),
         ({"chunk_size": 0}, ValueError, "at least 1, got 0"),
         ({"chunk_size": 2.0}, ValueError, r"got 2\.0"),

@@ -130,7 +130,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
     made.class_folders(tmp_path)
     file = tmp_path / "train" / "n00000001" / "train3.png"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(LabError, match=r"n00000001/train3.png cannot be read as an image .*fetch"):
+    with pytest.raises(LabError, match=r"n00000001/train3.png cannot be read as an image .*Fetch"):
         epoch(loaded(tmp_path, workers))
 
 

@@ -115,5 +115,5 @@ def test_a_batch_is_characters_and_their_followers(text: TextDataset) -> None:
 def test_text_and_images_are_not_mixed_up(dataset: str, model: str) -> None:
     data = load_dataset(dataset, train_size=100)
     config = resolve({"dataset": dataset, "model": model, "device": "cpu", "threads": 1})
-    with pytest.raises(LabError, match="text goes with --model transformer"):
+    with pytest.raises(LabError, match="for text use --model transformer"):
         prepare(config, data)

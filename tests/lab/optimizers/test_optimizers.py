@@ -293,6 +293,6 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", SECOND_ORDER)
 def test_where_second_derivatives_cannot_be_had_is_said(name: str, digits: Dataset) -> None:
     for option, words in (({"processes": 5}, "process"), ({"precision": "float16"}, "float16")):
-        with pytest.raises(LabError, match=rf"(?s)(?=.*{words}).*{name} .*; t"):
+        with pytest.raises(LabError, match=rf"(?s)(?=.*{words}).*{name} .*; "):
             prepare(tiny_config(optimizer=name, **option), digits)
     assert {"adahessian", "sophiah"} == set(SECOND_ORDER)

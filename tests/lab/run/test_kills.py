@@ -84,7 +84,7 @@ def test_a_full_disk_ends_in_words_and_loses_nothing(
         assert cli.main([*SMALL, "--device=cpu", "--threads=1", out]) == 2
     errors = capsys.readouterr().err
     assert "last.pt could not be written (File too large); it takes 0." in errors
-    assert "MB left. What was saved before is whole: make room there" in errors
+    assert "MB left. Everything saved before is intact. Free some space" in errors
     assert len(errors.splitlines()) == 1
     assert run.read_summary()["status"] == "interrupted"
     assert "last.pt could not be written" in run.read_summary()["reason"]

@@ -120,7 +120,7 @@ def test_two_processes_make_the_run_that_one_makes(
     assert run.read_config().processes == run.read_env()["processes"] == 2
     before = checkpoint_of(run.path)
     assert cli.main(["train", f"--out={run.path}", "--resume"]) == 2
-    assert "carry it on with torchrun --nproc-per-node 2" in capsys.readouterr().err
+    assert "resume it with torchrun --nproc-per-node 2" in capsys.readouterr().err
     assert same_bits(checkpoint_of(run.path), before)
 
 

@@ -73,7 +73,7 @@ def test_the_files_say_what_happened(tmp_path: Path, digits: Dataset) -> None:
     [
         # Eight steps; ResNet-8 has 14 Newton parameters.
         ({}, "with 8 steps and hessian_interval 1, the run refreshes only 8 of its 14 Newton"),
-        ({"hessian_interval": 3}, "the run refreshes 3 of its 14 Newton"),
+        ({"hessian_interval": 3}, "the run refreshes only 3 of its 14 Newton"),
         ({"refresh": "all", "estimator": "exact"}, ""),
         ({"optimizer": "sgdm"}, ""),
         ({"optimizer": "adamw-ph", "train_size": 100, "epochs": 5}, ""),

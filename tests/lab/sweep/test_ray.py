@@ -68,7 +68,7 @@ def test_a_worker_of_ray_that_is_killed_costs_nothing(
         assert same_bits(checkpoint_of(run.path), checkpoint_of(alone.path))
         assert without_seconds(run.read_metrics()) == without_seconds(alone.read_metrics())
         assert len(re.findall(rf"^{name}: epoch [123]/3 ", said, re.MULTILINE)) == 3
-        assert f"{name}: test accuracy" in said
+        assert f"{name}: final test accuracy" in said
 
 
 def read(tmp_path: Path, name: str) -> RunDirectory:

@@ -76,7 +76,7 @@ def test_a_finished_run_is_kept_and_its_data_are_not_loaded(
 
     told = Told()
     work(tmp_path, runs, load, told)
-    assert told.lines[0].startswith("run0: kept; test accuracy")
+    assert told.lines[0].startswith("run0: kept; final test accuracy")
     assert state_of(tmp_path, runs).ended == ("run0",)
 
 
@@ -235,7 +235,7 @@ def next_end(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     for line in process.stdout:
         name, _, message = line.partition(": ")
-        if message.startswith("test accuracy"):
+        if message.startswith("final test accuracy"):
             return name
     raise AssertionError("the sweep ended before")
 

@@ -152,7 +152,7 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
         assert [trial.number for trial in found[optimizer].trials] == [0, 1]
         assert found[optimizer].count("finished") == 2
         for number in range(2):
-            assert said.count(f"{optimizer} trial-{number:03d}: validation accuracy") == 1
+            assert said.count(f"{optimizer} trial-{number:03d}: final validation accuracy") == 1
             run = RunDirectory(out / optimizer / f"trial-{number:03d}")
             assert "resumed" not in run.read_env()
     logs = [(out / "logs" / f"worker-{number}.log").read_text() for number in (1, 2)]
