@@ -268,7 +268,9 @@ def test_a_backward_without_a_graph(backward: Any, ends_the_loss: bool, way: str
         ctx.save_for_backward(x.clone() if backward is _in_saved_memory else x)
         return functional.silu(x) if not ends_the_loss else functional.silu(x).sum()
 
-    with pytest.raises(RuntimeError, match=r"Kernel returns a gradient without a graph.*closure=\.\.\."):
+    with pytest.raises(
+        RuntimeError, match=r"Kernel returns a gradient without a graph.*closure=\.\.\."
+    ):
         curvature(lambda h, d: function(forward, backward).apply(h), way)
 
 

@@ -34,7 +34,9 @@ def test_an_exchanged_newton_parameter_is_named(
     exchange_scale(model, optimizer)
     before = copy.deepcopy(model.state_dict())
     # Whosever turn it is: the new one would train first-order without a word.
-    with pytest.raises(RuntimeError, match=r"1\.weight.*is in none of them.*\(4,\).*Build a new optimizer"):
+    with pytest.raises(
+        RuntimeError, match=r"1\.weight.*is in none of them.*\(4,\).*Build a new optimizer"
+    ):
         train(model, optimizer, range(trained, trained + 1), WAYS[way])
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])

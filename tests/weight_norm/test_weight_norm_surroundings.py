@@ -82,7 +82,9 @@ def test_no_module(call: Callable[..., object]) -> None:
 
 
 def test_nothing_to_do() -> None:
-    refused(sgdph.apply_weight_norm, nn.ReLU(), "ReLU has no layer that can be.*ConvTranspose1d to 3d")
+    refused(
+        sgdph.apply_weight_norm, nn.ReLU(), "ReLU has no layer that can be.*ConvTranspose1d to 3d"
+    )
     refused(sgdph.fold_weight_norm, conv_net(), "Sequential has no weight-normalised weight")
 
 

@@ -67,5 +67,7 @@ def test_nothing_is_held_out_unless_asked() -> None:
 
 def test_an_image_size_is_for_some_sets() -> None:
     names = ", ".join(RESIZED_SETS)
-    with pytest.raises(LabError, match=rf"--image-size is for {names}; the size of digits.*leave the option out"):
+    with pytest.raises(
+        LabError, match=rf"--image-size is for {names}; the size of digits.*leave the option out"
+    ):
         load_dataset("digits", image_size=32)
