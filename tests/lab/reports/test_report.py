@@ -65,9 +65,9 @@ def test_diverged_pruned_and_unfinished_runs_are_counted_and_kept_out(tmp_path: 
     assert cells[:3] == ["SGDM", "1", "80.00"]
     assert cells[-3:] == ["1", "1", "2"]
     for page in (REPORT, PAGE):
-        assert "1 run(s) diverged" in (tmp_path / page).read_text()
-        assert "1 run(s) were stopped early" in (tmp_path / page).read_text()
-        assert "2 run(s) are not finished" in (tmp_path / page).read_text()
+        assert "Diverged, and not in the means: 1 run" in (tmp_path / page).read_text()
+        assert "Pruned, and not in the means: 1 run" in (tmp_path / page).read_text()
+        assert "Unfinished, and not in the means: 2 runs" in (tmp_path / page).read_text()
     (row,) = rows_of(tmp_path)
     assert (row["n"], row["diverged"], row["unfinished"]) == ("1", "1", "2")
 
@@ -154,7 +154,7 @@ def test_settings_that_nobody_tuned_are_named(tmp_path: Path) -> None:
         lay_down(tmp_path, "sgdph", seed, 0.8 + 0.01 * seed, dataset="mnist5k")
     reported(tmp_path)
     page = (tmp_path / REPORT).read_text()
-    assert "not tuned for these data, are lr or weight decay of SGDM. What" in page
+    assert "Not tuned for these data: the lr or weight decay of SGDM is a default" in page
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -162,12 +162,37 @@ def test_single_seeds_are_not_compared(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5)
     lay_down(tmp_path, "sgdph", 0, 0.9)
     text = verdict(reported(tmp_path))
-    assert "No comparison of the final test accuracies is drawn" in text
+    assert "The final test accuracies are not compared" in text
     page = (tmp_path / REPORT).read_text()
     assert "**" not in page
     assert "± –" not in page
     assert "| SGD-PH | 1 | 90.00 | 91.00 |" in page
     assert "Result: not decided. SGD-PH has the highest mean, 90.00% final test accuracy" in page
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("adamw", "apollo", "result", "next_step"),
+    [
+        (0.90, 0.90, "a tie within half a point. It does not differ significantly from", False),
+        (0.90, 0.50, "It ties within half a point with AdamW. It differs significantly", False),
+        (0.87, 0.50, "Result: not decided. SGD-PH has the highest mean", True),
+        (0.60, 0.50, "SGD-PH is best with 90.10% final test accuracy. It differs", False),
+    ],
+)
+def test_the_first_lines_tell_ties_differences_and_what_is_open(
+    tmp_path: Path, adamw: float, apollo: float, result: str, next_step: bool
+) -> None:
+    for seed in range(5):
+        # Intervals of 0.3 points where seeds are 0.1 points apart; AdamW's are wider if it is 0.87.
+        wide = 10 if adamw == 0.87 else 1
+        lay_down(tmp_path, "sgdph", seed, 0.899 + 0.001 * seed)
+        lay_down(tmp_path, "adamw", seed, adamw - 0.001 + 0.001 * wide * seed)
+        lay_down(tmp_path, "apollo", seed, apollo - 0.001 + 0.001 * seed)
+    reported(tmp_path)
+    page = (tmp_path / REPORT).read_text()
+    assert result in page
+    assert ("Next: train more seeds" in page) is next_step
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -354,5 +379,5 @@ def test_how_to_read_it_stands_on_every_page(tmp_path: Path) -> None:
     reported(tmp_path)
     for name in (REPORT, PAGE):
         text = (tmp_path / name).read_text()
-        for words in ("is the one to quote", "so flatters", "known only afterwards"):
+        for words in ("Quote the final accuracy", "is too high", "known only after training"):
             assert words in text

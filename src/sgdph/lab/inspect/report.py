@@ -43,29 +43,29 @@ MEANINGS = {
     SHARES: (
         "Off-diagonal shares",
         "Each mark is the share of a block's Frobenius norm that lies off its diagonal: 0 is a "
-        "diagonal block, 1 one whose diagonal is zero. On the left it is taken of each batch's "
-        "block and averaged, on the right of the mean block, where what batches differ in has "
-        "partly cancelled.",
+        "diagonal block, 1 a block whose diagonal is zero. On the left it is the mean over the "
+        "blocks of single batches. On the right it is that of the mean block, in which the "
+        "differences between batches partly cancel.",
     ),
     ERRORS: (
         "Errors of the estimates",
         "The distance of each estimate from the reference diagonal, both rectified, as a share of "
-        "the reference's norm: 0 is equal, and an estimate of all zeros has 1. The reference is "
-        "itself a mean over B batches, and so noisy; all errors hold its noise, also those of the "
-        "exact diagonal of other batches, which show what batches alone do. The "
-        "one constant is told from the reference itself.",
+        "the reference's norm: 0 is equal, and an estimate of all zeros has 1. The reference is a "
+        "mean over B batches, so it is noisy, and its noise is in all errors. The error of the "
+        "exact diagonal of other batches shows the noise alone. The one constant is computed from "
+        "the reference itself.",
     ),
     MULTIPLIERS: (
         "Newton multipliers",
         "How many times SGD's step each channel takes before weight decay: τ/(D̂+ε), at most τ/ε, "
-        "except 1 by definition where a parameter was not visited yet (a hollow grey circle), and "
-        "whatever a control of SGD-PH takes instead. A narrow distribution means that the layer is "
-        "stepped as by one learning rate of its own.",
+        "except 1 by definition for a parameter that was not visited yet (a hollow grey circle). "
+        "Controls of SGD-PH have multipliers of their own. A narrow distribution means that the "
+        "layer trains as with one learning rate of its own.",
     ),
     HEAT_MAPS: (
         "Mean blocks",
         "The mean Hessian block of a few parameters, each divided by its largest magnitude; red is "
-        "positive, blue negative. A diagonal block would be white but for its diagonal.",
+        "positive, blue negative. A diagonal block would be white except for its diagonal.",
     ),
 }
 # In the order of the page.
@@ -151,7 +151,7 @@ def notes(inspection: Inspection) -> list[str]:
         *inspection.warnings,
         f"Dense blocks on {2 * b} training batches of {first.batch_size}, the model in training "
         f"mode: {halves}. The reference is the diagonal of its mean block; so few batches make it "
-        "noisy, and all errors hold its noise. The shares are of all batches.",
+        "noisy, and its noise is in all errors. The shares are of all batches.",
         "Errors are ‖|h| - |d|‖ / ‖d‖. The row sum is what the paper takes; it is not the "
         "diagonal.",
         f"Averages are of {counted(b, 'visit', 'visits')}, each on a fresh batch, with the "

@@ -68,14 +68,19 @@ def _result(grid: Grid, j: int, judgement: Judgement) -> str:
         return f"{best} reached {reached}; there is nothing to compare with."
     if not judgement.adjusted:
         return (
-            f"not decided. {best} has the highest mean, {reached}, but a comparison needs at least "
-            "2 finished seeds a side that are not all alike."
+            f"not decided. {best} has the highest mean, {reached}. A comparison needs at least 2 "
+            "finished seeds of each system, with different accuracies."
         )
     if judgement.clear:
         return f"{best} is best with {reached}. {_distance(grid, judgement)}"
-    open_rows = [i for i in judgement.level if judgement.outcome(i) == "not decided"]
-    if not open_rows and not judgement.untested:
-        return f"a tie within half a point. {_distance(grid, judgement)}"
+    if not _is_open(judgement):
+        if len(judgement.level) == len(judgement.adjusted):
+            return f"a tie within half a point. {_distance(grid, judgement)}"
+        names = _listed([grid.rows[i].text for i in judgement.level])
+        return (
+            f"{best} has the highest mean, {reached}. It ties within half a point with {names}. "
+            "It differs significantly from the others."
+        )
     values = {_shown_mean(grid, j, i) for i in grid.column(j)}
     highest = (
         f"All have the same mean, {reached}"
@@ -83,6 +88,13 @@ def _result(grid: Grid, j: int, judgement: Judgement) -> str:
         else f"{best} has the highest mean, {reached}"
     )
     return f"not decided. {highest}. {_distance(grid, judgement)}"
+
+
+def _is_open(judgement: Judgement) -> bool:
+    """Tell whether more seeds may change the outcome for the best."""
+    if judgement.best is None or judgement.untested or not judgement.adjusted:
+        return True
+    return any(judgement.outcome(i) == "not decided" for i in judgement.level)
 
 
 def _shown_mean(grid: Grid, j: int, i: int) -> str:
@@ -108,7 +120,7 @@ def _distance(grid: Grid, judgement: Judgement) -> str:
 
 
 def _costs(grid: Grid) -> list[str]:
-    """Say how long an epoch took, beside SGDM's; nothing where there is no one to compare with."""
+    """Say how long an epoch took as a ratio to SGDM's; nothing for a single system."""
     seconds = {i: _median_seconds(grid, i) for i in range(len(grid.rows))}
     known = {i: value for i, value in seconds.items() if value}
     base = next((i for i in known if _optimizer(grid, i) == "sgdm"), min(known, default=None))
@@ -123,7 +135,7 @@ def _costs(grid: Grid) -> list[str]:
             f"from {ratios[low]:.2f} times {of_base} ({grid.rows[low].text}) to "
             f"{ratios[high]:.2f} times ({grid.rows[high].text})"
         )
-    return [f"{said}, in the median over seeds. It compares only runs that had the machine alike."]
+    return [f"{said} (medians over seeds). Compare times only of runs on an equally idle machine."]
 
 
 def _median_seconds(grid: Grid, i: int) -> float | None:
@@ -143,26 +155,26 @@ def _optimizer(grid: Grid, i: int) -> str:
 
 
 def _next_steps(grid: Grid, out: Path) -> list[str]:
-    """Say what would decide more, as far as something is open."""
+    """Say what to do next, if something is not decided or not tuned."""
     steps = []
     most = max(len(group.finished) for group in grid.groups)
     judged = [judge_column(grid, final(grid.evaluated), j) for j in range(len(grid.columns))]
     is_open = any(
-        each is not None and len(grid.column(j)) > 1 and not each.clear
+        each is not None and len(grid.column(j)) > 1 and _is_open(each)
         for j, each in enumerate(judged)
     )
     if is_open:
         more = f"0-{max(SEEDS, 2 * most) - 1}"
         command = f": sgdph compare --out DIR --resume --seeds {more}, DIR being this folder"
         resumed = command if (out / COMPARISON).is_file() else f" (--seeds {more})"
-        steps.append(f"more seeds, to decide it{resumed}.")
+        steps.append(f"train more seeds, to decide it{resumed}.")
     untuned = with_untuned_settings(grid)
     configs = [group.config for group in grid.groups]
     if untuned and len({config.dataset for config in configs}) == 1:
         names = dict.fromkeys(c.optimizer for c in configs if c.optimizer in BASELINES)
         steps.append(
-            f"lr and weight decay for these data; {_listed(untuned)} had defaults. They are found "
-            f"by sgdph tune --dataset {configs[0].dataset} --optimizers {','.join(names)}, and "
-            "taken by sgdph compare --settings."
+            f"tune lr and weight decay for these data; {_listed(untuned)} had defaults. Run sgdph "
+            f"tune --dataset {configs[0].dataset} --optimizers {','.join(names)}, then sgdph "
+            "compare --settings with its best.yaml."
         )
     return steps

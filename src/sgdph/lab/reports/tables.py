@@ -190,8 +190,8 @@ def course(grid: Grid, targets: Sequence[float]) -> Table:
     return Table(
         _columns(grid.corner, headings),
         tuple(rows),
-        "The way there: mean accuracy over all epochs, and the time until an accuracy was first "
-        "reached, over the runs that reached it",
+        "During training: the mean accuracy over all epochs, and when an accuracy was first "
+        "reached, for the runs that reached it",
         f"{split}-course",
     )
 

@@ -1,4 +1,4 @@
-"""What a report says in sentences: its verdicts, how it is to be read, what was run where."""
+"""What a report says in sentences: its verdicts, how to read it, what was run where."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TEST = "Welch's t-test over seeds with Holm's correction"
 
 
 def verdicts(grid: Grid) -> list[str]:
-    """Say what each column's final accuracies show, and no more; last by which test."""
+    """Say what each column's final accuracies show; last by which test."""
     said, tested = [], False
     for j, heading in enumerate(grid.columns):
         judgement = judge_column(grid, final(grid.evaluated), j)
@@ -50,8 +50,8 @@ def verdicts(grid: Grid) -> list[str]:
         tested = tested or bool(judgement.adjusted)
     closing = (
         f"Differs: p < {ALPHA:g} by {TEST}. Tie: the whole 95% interval of the difference lies "
-        f"within ±{MARGIN * 100:g} points, a margin set beforehand. Not decided: neither. All of "
-        "it holds for these tasks and settings."
+        f"within ±{MARGIN * 100:g} points, a margin set beforehand. Not decided: neither. This "
+        "holds for these tasks and settings only."
     )
     return [*said, closing] if tested else said
 
@@ -65,14 +65,14 @@ def _verdict(grid: Grid, j: int, judgement: Judgement) -> str:
         return "There is nothing to compare with."
     if not judgement.adjusted:
         return (
-            f"No comparison of the final {split} accuracies is drawn: a test needs two finished "
-            f"seeds a side that are not all alike ({counts})."
+            f"The final {split} accuracies are not compared. A test needs two finished seeds of "
+            f"each system, with different accuracies ({counts})."
         )
     sentences = [f"{grid.rows[best].text} has the highest mean final {split} accuracy ({counts})"]
     sentences += _comparisons(grid, judgement, grid.rows[best].text)
     if judgement.untested:
         others = listed([grid.rows[i].text for i in judgement.untested])
-        sentences.append(f"Not compared with {others}, for want of seeds that differ")
+        sentences.append(f"It is not compared with {others}: a test needs seeds that differ")
     return ". ".join(sentences) + "."
 
 
@@ -88,7 +88,7 @@ def _comparisons(grid: Grid, judgement: Judgement, best: str) -> list[str]:
         ]
     outcomes = Counter(judgement.outcome(i) for i in rows)
     counts = listed([f"{each}: {number}" for each, number in outcomes.items()])
-    return [f"Beside the {len(rows)} others ({counts}), see the table of differences"]
+    return [f"Outcomes for the {len(rows)} others: {counts}. See the table of differences"]
 
 
 def _counts(groups: Iterable[Group]) -> str:
@@ -100,54 +100,52 @@ def _counts(groups: Iterable[Group]) -> str:
 
 
 def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
-    """Say how the tables are to be read, as far as these ones call for it."""
+    """Say how to read these tables."""
     split = grid.evaluated
     images = (
-        "the test images"
-        if split == "test"
-        else "training images that were held out, never the test images"
+        "the test images" if split == "test" else "held-out training images, not on the test images"
     )
     lines = [
-        f"Evaluated on {images}. n counts the finished runs, and the figures are theirs alone; ± "
-        "is the sample standard deviation over seeds; a figure of one seed stands alone.",
-        "The final accuracy, after the last epoch, is the one to quote. The best one was picked on "
-        f"the {split} images, and so flatters.",
-        f"Bold: the best of its column where {TEST} for its comparisons with all others "
-        f"gives each p < {ALPHA:g}. {LEVEL}: the best and those that do not differ from it, which "
-        "of few seeds says little. No mark: it differs from the best, or cannot be tested. The "
-        "best epoch's accuracy and the seconds are not tested: the one was picked, the others "
-        "depend on what else the machine did.",
-        "An interval is that of its pair alone, and p is corrected for all comparisons of the "
-        "column. So an interval without 0 may still be not decided. p depends on whom all others "
-        "are compared with: here the best, in other tables a baseline.",
-        "The training loss is the mean over the last epoch as it trained. Seconds are training "
-        "alone, without evaluation. Of several runs the median is shown, with the lowest and the "
-        "highest: one run beside other work would decide a mean.",
+        f"Evaluated on {images}. n is the number of finished runs; only these are in the figures. "
+        "± is the sample standard deviation over seeds. One seed has none.",
+        "Quote the final accuracy, which is that after the last epoch. The best epoch's is too "
+        f"high, because the epoch was chosen on the same {split} images.",
+        f"Bold: the best of its column, if it differs from all others (each p < {ALPHA:g}, by "
+        f"{TEST}). {LEVEL}: the best, and those that do not differ from it; with few seeds that "
+        "says little. No mark: it differs from the best, or cannot be tested. The best epoch's "
+        "accuracy is not tested, because the epoch was chosen. Seconds are not tested, because "
+        "they depend on what else the machine did.",
+        "An interval is that of its pair alone. p is corrected for all comparisons of the column, "
+        "so an interval without 0 may still be not decided. Here all others are compared with the "
+        "best; a table that compares them with a baseline has other values of p.",
+        "The training loss is the mean over the last epoch during training. Seconds are those of "
+        "training, without evaluation. They are medians, with the lowest and the highest, because "
+        "one run beside other work would spoil a mean.",
         _target_note(targets),
     ]
     untuned = with_untuned_settings(grid)
     if untuned:
         lines.insert(
             0,
-            f"Defaults of the laboratory, not tuned for these data, are lr or weight decay of "
-            f"{listed(untuned)}. What these differ by from others may be their settings' doing.",
+            f"Not tuned for these data: the lr or weight decay of {listed(untuned)} is a default "
+            "of the laboratory. Their settings may explain a difference from others.",
         )
     diverged = sum(group.count("diverged") for group in grid.groups)
     if diverged:
         lines.append(
-            f"{diverged} run(s) diverged (the loss became infinite or undefined) and are not in "
-            "the means."
+            f"Diverged, and not in the means: {counted(diverged, 'run')}, whose loss became "
+            "infinite or undefined."
         )
     pruned = sum(group.count("pruned") for group in grid.groups)
     if pruned:
         lines.append(
-            f"{pruned} run(s) were stopped early by a tuning (pruned) and are not in the means."
+            f"Pruned, and not in the means: {counted(pruned, 'run')}, which a tuning stopped early."
         )
     unfinished = sum(group.unfinished for group in grid.groups)
     if unfinished:
         lines.append(
-            f"{unfinished} run(s) are not finished (running or interrupted) and are not in the "
-            "means."
+            f"Unfinished, and not in the means: {counted(unfinished, 'run')}, running or "
+            "interrupted."
         )
     return lines
 
@@ -173,14 +171,14 @@ def with_untuned_settings(grid: Grid) -> list[str]:
 
 def _target_note(targets: Sequence[float]) -> str:
     how = (
-        "The targets were named."
+        "The targets were given."
         if targets
-        else f"The target is {SHARE:.0%} of the column's highest mean final accuracy, so known "
-        "only afterwards."
+        else f"The target is {SHARE:.0%} of the column's highest mean final accuracy, which is "
+        "known only after training."
     )
     return (
-        f"{how} Times to a target count whole epochs. They are those of the runs that reached it "
-        "alone, so read them with their number. A diverged run counts as one that did not."
+        f"{how} Times to a target count whole epochs. They are those of the runs that reached it, "
+        "so read them with the number of these runs. A diverged run has not reached it."
     )
 
 
