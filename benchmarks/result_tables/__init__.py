@@ -44,6 +44,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "data-loading": partial(studies.transcribed, "data-loading", 4),
     "zoo": zoo.summary,
     **{f"zoo-{package}": partial(zoo.networks, package) for package in PACKAGES},
+    "paper-regime": studies.paper_regime,
+    "eps-warmup-mnist5k": partial(studies.eps_warmup, "mnist5k"),
     "reidentification": partial(studies.transcribed, "reidentification", 2),
     "tuning-example": partial(studies.transcribed, "tuning-example", 1),
 }

@@ -8,12 +8,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comparison import percent
+from comparison import by_system, percent
 from scipy.stats import ttest_rel
 
 from result_tables.markdown import RESULTS, markdown
 from sgdph.lab.reports.numbers import points, shown_interval
-from sgdph.lab.reports.statistics import Difference
+from sgdph.lab.reports.statistics import Difference, Spread, difference, holm
 from sgdph.lab.reports.statistics import outcome as judged
 
 
@@ -148,3 +148,53 @@ def transcribed(name: str, texts: int) -> str:
     with (RESULTS / "transcribed" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         headings, *rows = csv.reader(file)
     return markdown(headings, rows, texts)
+
+
+def paper_regime() -> str:
+    """The paper's 200 epochs: test accuracy where the lr falls and at the end, and multipliers."""
+    found = by_system(RESULTS / "evidence" / "cifar10-paper" / "table")
+    rows = []
+    for label in sorted(found, key=["SGDM", "SGD-PH"].index):
+        runs = found[label]
+        middle = [run.metrics[-1].get("newton_multiplier", {}).get("median") for run in runs]
+        known = [value for value in middle if value is not None]
+        rows.append(
+            [
+                label,
+                str(len(runs)),
+                *(percent([run.accuracies[epoch - 1] for run in runs]) for epoch in (60, 120, 200)),
+                f"{statistics.fmean(run.losses[-1] for run in runs):.3f}",
+                f"{statistics.fmean(known):.3f}" if known else "1",
+            ]
+        )
+    places = [f"test accuracy after epoch {epoch}, %" for epoch in (60, 120, 200)]
+    headings = ["system", "n", *places, "final training loss", "median multiplier at the end"]
+    return markdown(headings, rows)
+
+
+def eps_warmup(task: str) -> str:
+    """The authors' bias correction beside ours, with two settings."""
+    found = by_system(RESULTS / "evidence" / "eps-warmup" / task)
+    names = {"SGDM's settings": "SGDM's lr and weight decay", "tuned": "tuned for SGD-PH"}
+    pairs = {
+        label: [
+            Spread.of([run.accuracies[-1] for run in found[each]])
+            for each in (label, f"{label}, eps_warmup")
+        ]
+        for label in names
+    }
+    differences = {label: difference(warm, plain) for label, (plain, warm) in pairs.items()}
+    p = holm([each.p for each in differences.values() if each is not None])
+    rows = []
+    for (label, (plain, warm)), corrected in zip(pairs.items(), p, strict=True):
+        each = differences[label]
+        assert each is not None
+        interval = f"{points(each.mean)} ({shown_interval(each.low, each.high)})"
+        rows.append(
+            [
+                *(names[label], plain.show(100, 2), warm.show(100, 2), interval),
+                *(f"{each.n[0]}", f"{corrected:.2g}", judged(corrected, each)),
+            ]
+        )
+    headings = ("settings", "`False`, %", "`True`, %", "difference (95% interval)")
+    return markdown([*headings, "n", "p (Holm)", "outcome"], rows)
