@@ -161,8 +161,10 @@ def test_what_is_compatible_names_a_test_that_exists() -> None:
         if found := re.search(r"Tests: `tests/([\w/]+\.py)`", line):
             file_of_section = found[1]
         cells = [cell.strip() for cell in line[1:-1].split("|")] if line.startswith("| ") else []
-        if len(cells) != 4 or cells[0] == "what":
+        # A table of two columns lists what raises an error; headings say what stands below them.
+        if len(cells) in (0, 2) or cells[0] == "what":
             continue
+        assert len(cells) == 4, line
         _what, works, _how, tests = cells
         named = re.findall(r"`([\w/.]*)::(\w+)`", tests)
         if works.startswith("yes"):
@@ -178,10 +180,11 @@ def test_what_is_compatible_names_a_test_that_exists() -> None:
 def test_the_figures_of_the_claims_are_in_the_results() -> None:
     evidence = ROOT / "results" / "evidence"
     pages = [*evidence.glob("*/systems.md"), *evidence.glob("**/report.md")]
-    # The authors' own, which nothing here has measured.
-    pages.append(ROOT / "results" / "transcribed" / "reidentification.csv")
     measured = "".join(page.read_text() for page in pages)
-    told = re.findall(r"\d+\.\d+ ± \d+\.\d+", (ROOT / "docs" / "claims.md").read_text())
+    claims = (ROOT / "docs" / "claims.md").read_text()
+    # The authors' own figures, which nothing here has measured.
+    ours = re.sub(r"<!-- table: reidentification -->.*?<!-- end", "", claims, flags=re.DOTALL)
+    told = re.findall(r"\d+\.\d+ ± \d+\.\d+", ours)
     assert len(told) > 50
     assert [figure for figure in told if figure not in measured] == []
 

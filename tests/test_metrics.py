@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,20 @@ def test_tensorboard_gets_them(tmp_path: Path) -> None:
 
 def test_what_cannot_be_logged_raises() -> None:
     optimizer = trained(1)
-    with pytest.raises(TypeError, match=r"SummaryWriter, to wandb.*got list"):
-        sgdph.log_multipliers(optimizer, [], 1)
+    for wrong in ([], logging.getLogger()):
+        with pytest.raises(
+            TypeError, match=rf"SummaryWriter, to wandb.*got {type(wrong).__name__}"
+        ):
+            sgdph.log_multipliers(optimizer, wrong, 1)
     with pytest.raises(ValueError, match="needs `step`"):
         sgdph.log_multipliers(optimizer, WandBLike())
     with pytest.raises(TypeError, match=r"expected an sgdph\.SGDPH"):
         sgdph.log_multipliers(torch.optim.SGD(bn_net().parameters()), WandBLike(), 1)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_nan_is_not_hidden_by_the_others(place: int) -> None:
+    optimizer = trained(6)
+    optimizer.state[optimizer.newton_parameters[place]]["hessian"].fill_(math.nan)
+    figures = sgdph.log_multipliers(optimizer)
+    assert all(math.isnan(figures[f"sgdph/multiplier_{name}"]) for name in ("min", "median", "max"))

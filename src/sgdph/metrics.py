@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch.optim.optimizer import Optimizer
@@ -59,6 +63,9 @@ def log_multipliers(
     statistics = wrapped_sgdph(optimizer).multiplier_statistics()
     refreshed = sorted(each.median for each in statistics.values() if each.refreshes > 0)
     figures = {f"{prefix}/refreshed": float(len(refreshed))}
+    if any(map(math.isnan, refreshed)):
+        # In an order with NaN no place means anything.
+        refreshed = [math.nan] * len(refreshed)
     if refreshed:
         figures[f"{prefix}/multiplier_min"] = refreshed[0]
         figures[f"{prefix}/multiplier_median"] = refreshed[len(refreshed) // 2]
@@ -66,16 +73,17 @@ def log_multipliers(
     for name, each in statistics.items():
         figures[f"{prefix}_multiplier/{name}"] = each.median
         figures[f"{prefix}_refreshes/{name}"] = float(each.refreshes)
-    if send is not None:
+    if send is not None and step is not None:
         send(figures, step)
     return figures
 
 
-def _sender(to: Any) -> Any:
+def _sender(to: Any) -> Callable[[dict[str, float], int], object]:
     # Fabric has log(name, value) beside log_dict, so log comes last.
-    for method in ("log_metrics", "log_dict", "log"):
-        if callable(getattr(to, method, None)):
-            return lambda figures, step: getattr(to, method)(figures, step=step)
+    for name in ("log_metrics", "log_dict", "log"):
+        method = getattr(to, name, None)
+        if callable(method) and _takes_figures_and_step(method):
+            return partial(_send, method)
     if callable(getattr(to, "add_scalar", None)):
 
         def add(figures: dict[str, float], step: int) -> None:
@@ -84,6 +92,22 @@ def _sender(to: Any) -> Any:
 
         return add
     raise TypeError(
-        "log_multipliers sends to a SummaryWriter, to wandb, or to an object with log_metrics, "
-        f"log_dict or log; got {type(to).__name__}. Without `to` it returns the figures as a dict"
+        "log_multipliers sends to a SummaryWriter, to wandb, or to an object whose log_metrics, "
+        f"log_dict or log takes (figures, step=...); got {type(to).__name__}. Without `to` it "
+        "returns the figures as a dict, for a LightningModule's log_dict and others"
     )
+
+
+def _send(method: Callable[..., object], figures: dict[str, float], step: int) -> None:
+    method(figures, step=step)
+
+
+def _takes_figures_and_step(method: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(method).bind({}, step=0)
+    except TypeError:
+        return False
+    except ValueError:
+        # It does not tell its arguments.
+        return True
+    return True

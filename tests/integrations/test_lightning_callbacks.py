@@ -352,13 +352,23 @@ class Remembering(Logger):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_multipliers_are_logged_where_the_trainer_logs(tmp_path: Path, accumulate: int) -> None:
+def test_multipliers_are_logged_where_the_trainer_logs(
+    tmp_path: Path, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[dict[str, float]] = []
 
     class Reading(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             seen.append(log_multipliers(trainer.optimizers[0]))
 
+    reads = 0
+
+    def read(*args: Any, **kwargs: Any) -> dict[str, float]:
+        nonlocal reads
+        reads += 1
+        return log_multipliers(*args, **kwargs)
+
+    monkeypatch.setattr("sgdph.integrations.lightning.read_multipliers", read)
     logger, module = Remembering(), Module()
     callbacks = [PartialHessianCallback(log_multipliers=True), Reading()]
     lightning.Trainer(
@@ -376,6 +386,7 @@ def test_multipliers_are_logged_where_the_trainer_logs(tmp_path: Path, accumulat
     ).fit(module, loader(4 * accumulate))
     after_steps = seen[accumulate - 1 :: accumulate]
     assert list(logger.told) == [1, 3]
+    assert reads == 2
     for step, told in logger.told.items():
         del told["epoch"]
         assert told == pytest.approx(after_steps[step], rel=1e-6)

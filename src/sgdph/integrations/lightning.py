@@ -59,6 +59,7 @@ class PartialHessianCallback(Callback):
 
     def __init__(self, *, log_multipliers: bool = False) -> None:
         self._log_multipliers = log_multipliers
+        self._last_step = 0
         self._backward_ran = False
         self._while_fitting = ExitStack()
 
@@ -122,8 +123,11 @@ class PartialHessianCallback(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the multipliers where the trainer logs; called by the trainer."""
-        # Lightning's own monitors ask the same: reading waits for the device.
-        if not (self._log_multipliers and trainer._logger_connector.should_update_logs):
+        if not (self._log_multipliers and trainer.loggers):
+            return
+        # Lightning's own monitors ask the same. Of micro-batches, only the last one takes a step.
+        stepped, self._last_step = trainer.global_step != self._last_step, trainer.global_step
+        if not (stepped and trainer._logger_connector.should_update_logs):
             return
         for i, optimizer in enumerate(trainer.optimizers):
             if isinstance(optimizer, SecondOrderOptimizer):

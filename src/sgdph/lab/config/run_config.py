@@ -76,7 +76,7 @@ class RunConfig:
     adamw_betas=0.9,0.99."""
     channelwise_decay: Annotated[ChannelwiseDecay, Option(OPTIMIZER)] = "same"
     """Weight decay of norm layers and biases, for first-order optimizers: that of all weights
-    (same),     none, added to the gradient (coupled), or subtracted from the weight
+    (same), none, added to the gradient (coupled), or subtracted from the weight
     (decoupled)."""
     dataset: Annotated[DatasetName, Option(DATA, default="mnist5k")]
     """Data set; mnist5k, digits and pydoc (text) need no download. sgdph data lists all."""
@@ -110,7 +110,7 @@ class RunConfig:
     """Seed of weights, data order, augmentation and probes."""
     precision: Annotated[PrecisionName, Option(TRAINING)] = "float32"
     """Arithmetic of the network: tf32 for products on a GPU; bfloat16 and float16 by autocast
-    around     the forward. Weights and optimizer state stay float32."""
+    around the forward. Weights and optimizer state stay float32."""
     channels_last: Annotated[bool, Option(TRAINING)] = True
     """Store images and weights channels last in memory."""
     processes: Annotated[Count, Option(TRAINING)] = 1

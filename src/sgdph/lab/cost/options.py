@@ -18,8 +18,8 @@ class CostOptions:
     """The options of ``sgdph cost``."""
 
     systems: Annotated[str | None, Option(OPTIMIZER, "all", metavar="NAMES")] = None
-    """Optimizers, separated by commas. SGDM is always included. all means every one except sgdm-
-    math     (SGDM with math attention), sgdph-exact and sgdph-row-sum-all (many products per
+    """Optimizers, separated by commas. SGDM is always included. all means every one except
+    sgdm-math (SGDM with math attention), sgdph-exact and sgdph-row-sum-all (many products per
     step)."""
     model: Annotated[str | None, Option(DATA, "resnet18", metavar="NAMES")] = None
     """Networks, separated by commas: those of sgdph train (also torchvision:NAME and timm:NAME),

@@ -30,7 +30,7 @@ class ReportOptions:
     """Accuracies like 0.9,0.95; the report says how long each run took to reach them."""
     archive: Annotated[bool, Option(OUTPUT)] = False
     """Also write all runs to --out as runs.csv (a line per epoch) and runs.jsonl. This command
-    reads     these files like run directories."""
+    reads these files like run directories."""
     title: Annotated[str | None, Option(OUTPUT, "the rows, or the sweep's")] = None
     """Title of the report."""
     out: Annotated[

@@ -120,7 +120,7 @@ def _import_ray() -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise LabError(
-            "--ray needs Ray, which is not installed; install it with: pip install ray"
+            "--ray needs Ray, which is not installed; install it with: pip install 'ray>=2.40'"
         ) from error
     return ray
 
