@@ -198,7 +198,10 @@ def test_a_tuning_searches_newton_lr_and_writes_it(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("draw_sensitivity", "draw_budget"):
-        monkeypatch.setattr(f"sgdph.lab.tune.page.{name}", lambda *_: None)
+        # The page holds its pictures; drawing them would take most of the time.
+        monkeypatch.setattr(
+            f"sgdph.lab.tune.page.{name}", lambda searches, path, title: path.write_bytes(b"")
+        )
     words = ["--optimizers=adamw-ph-fixed1", "--trials=1", "--epochs=1", "--jobs=1"]
     space = "--space=newton_lr=0.5:0.6,newton_weight_decay=0.03:0.04"
     fixed = ["--optimizer-args", "newton_momentum=0.8"]
