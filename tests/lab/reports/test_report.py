@@ -24,6 +24,7 @@ from sgdph.lab.reports.report import (
     write_report,
 )
 from sgdph.lab.reports.table import Table
+from sgdph.lab.sweep.sweep_directory import SweepDirectory
 
 
 def reported(path: Path, **options: Layout) -> Report:
@@ -365,6 +366,33 @@ def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
     check_out(tmp_path)
     with pytest.raises(LabError, match="is a file"):
         check_out(tmp_path / TABLE)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("text", "gone"), [('<meta name="generator" content="sgdph report">', True), ("mine", False)]
+)
+def test_the_page_of_an_earlier_version_goes_and_a_strangers_stays(
+    tmp_path: Path, text: str, gone: bool
+) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    old = tmp_path / "index.html"
+    old.write_text(text)
+    reported(tmp_path)
+    assert old.exists() is not gone
+    old.write_text(text)
+    SweepDirectory(tmp_path).remove()
+    assert old.exists() is not gone
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("name", [PAGE, TABLE])
+def test_each_page_and_table_must_be_a_reports(tmp_path: Path, name: str) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    reported(tmp_path)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(LabError, match=f"contains {name}, which sgdph report did not write"):
+        check_out(tmp_path)
 
 
 def test_nothing_to_report_is_said(tmp_path: Path) -> None:

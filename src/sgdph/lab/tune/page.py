@@ -18,6 +18,9 @@ from sgdph.lab.tune.plots import draw_budget, draw_sensitivity
 from sgdph.lab.tune.record import (
     BEST,
     BUDGET,
+    FORMER,
+    GENERATOR,
+    HEADING,
     HOLDS,
     SENSITIVITY,
     TRIALS,
@@ -64,9 +67,9 @@ def write_outcome(
             draw_budget(searches, pictures[1], title)
             write_settings(directory.path / BEST, found, source)
         blocks = page_blocks(tuning, searches, source, pictures if found else [])
-        title = f"Tuning of {listed(tuning.optimizers)}"
-        page = Page(title, tuple(blocks), "sgdph tune")
-        write_folder(directory.path, page, figures_table(searches), HOLDS)
+        title = f"{HEADING}{listed(tuning.optimizers)}"
+        page = Page(title, tuple(blocks), GENERATOR)
+        write_folder(directory.path, page, figures_table(searches), HOLDS, former=FORMER)
     return searches
 
 
