@@ -214,7 +214,8 @@ def _next_steps(grid: Grid, out: Path) -> list[str]:
 
 def _without_result(grid: Grid) -> list[str]:
     """Say what to do for the entries of which no run is finished."""
-    unfinished, failed = [], []
+    unfinished: list[str] = []
+    failed: list[str] = []
     for (i, j), group in sorted(grid.entries.items()):
         if not group.finished:
             where = f" on {grid.columns[j].text}" if len(grid.columns) > 1 else ""
