@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from sgdph.lab.config.option import options_of
 from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data.registry import DATASETS
 from sgdph.lab.optimizers.registry import flag
-from sgdph.lab.options.defaults import defaults_for
-from sgdph.lab.output import shell_word
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, judge_column, seconds_per_epoch, spread
 from sgdph.lab.reports.numbers import (
@@ -231,11 +232,12 @@ def _without_result(grid: Grid) -> list[str]:
 def _tune_command(configs: Sequence[RunConfig]) -> str:
     """Write the command that tunes the optimizers of some runs of one data set on their task."""
     dataset = configs[0].dataset
-    defaults = defaults_for({"dataset": dataset})
-    words = ["sgdph tune --dataset", shell_word(dataset)]
+    defaults = {name: options_of(RunConfig)[name][1].default for name in TASK}
+    defaults |= DATASETS[dataset].defaults if dataset in DATASETS else {}
+    words = ["sgdph tune --dataset", shlex.quote(dataset)]
     for name in TASK:
         values = {getattr(config, name) for config in configs}
-        if len(values) == 1 and values != {defaults.get(name)}:
-            words += [flag(name), shell_word(values.pop())]
+        if len(values) == 1 and values != {defaults[name]}:
+            words += [flag(name), shlex.quote(str(values.pop()))]
     optimizers = dict.fromkeys(config.optimizer for config in configs)
     return " ".join([*words, "--optimizers", ",".join(optimizers)])

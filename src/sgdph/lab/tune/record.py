@@ -38,17 +38,6 @@ SENSITIVITY, BUDGET = "sensitivity.png", "budget.png"
 DATABASE, JOURNAL = "study.db", "study.log"
 DATABASE_FILES = (DATABASE, DATABASE + "-journal", JOURNAL, JOURNAL + ".lock")
 WORKER_LOG = "worker-{}.log"
-HOLDS = {
-    BEST: "the best settings; sgdph compare --settings takes them",
-    SENSITIVITY: "validation accuracy over learning rate and weight decay",
-    BUDGET: "the best validation accuracy so far, over trials and seconds",
-    TRIALS: "every trial, for programs",
-    TUNING: "what was searched; --resume reads it",
-    **dict.fromkeys((DATABASE, JOURNAL), "the trials, for the sampler"),
-    **dict.fromkeys(BASELINES, "a folder of trials, each with its run"),
-    WORKER_LOG.format("*"): "what parallel workers said",
-    "*.lock": "held while a process writes here, without a meaning otherwise",
-}
 GENERATOR, HEADING = "sgdph tune", "Tuning of "
 # What earlier versions wrote.
 FORMER = {"tune.md": f"# {HEADING}"}
