@@ -113,14 +113,12 @@ def test_what_cannot_run_does_not_delete_what_ran(
 
 def test_overwrite_keeps_off_what_is_not_a_run(sgdph: Command, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine: true\n")
-    for command in ("train", "compare"):
-        target = tmp_path if command == "train" else tmp_path.parent
-        if command == "compare":
-            (tmp_path / "report.md").write_text("mine")
-            target = tmp_path
-        code, _, errors = sgdph(command, *SMALL, "--out", target, "--overwrite")
+    (tmp_path / "report.md").write_text("mine")
+    said = {"train": "not recognised as a run", "compare": "contains report.md but no comparison"}
+    for command, message in said.items():
+        code, _, errors = sgdph(command, *SMALL, "--out", tmp_path, "--overwrite")
         assert code == 2
-        assert "not recognised" in errors
+        assert message in errors
     assert snapshot(tmp_path) == {"config.yaml": b"mine: true\n", "report.md": b"mine"}
 
 

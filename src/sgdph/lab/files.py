@@ -142,6 +142,32 @@ def remove_files(directory: Path, names: Sequence[str]) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
+def bears(file: Path, mark: str) -> bool:
+    """Whether a file bears a mark: an HTML page near its beginning, another file right there."""
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        beginning = stream.read(1000)
+    return mark in beginning if file.suffix == ".html" else beginning.startswith(mark)
+
+
+def foreign_files(directory: Path, marks: Mapping[str, str | None]) -> list[str]:
+    """Name the files that are there without their marks.
+
+    Args:
+        directory: Where they lie.
+        marks: Name to mark. A file without a mark of its own is ours if one with its mark is there.
+    """
+    there = [name for name in marks if (directory / name).exists()]
+    ours = [name for name in there if (mark := marks[name]) and bears(directory / name, mark)]
+    return [name for name in there if name not in ours and (marks[name] or not ours)]
+
+
+def remove_marked(directory: Path, marks: Mapping[str, str]) -> None:
+    """Delete the files that bear their marks, and nothing else."""
+    remove_files(directory, [name for name, mark in marks.items() if bears(directory / name, mark)])
+
+
 def parse_yaml(text: str, mark: str, source: Path | str, what: str) -> dict[str, Any]:
     """Read YAML that bears a format mark.
 

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from sgdph.lab.cost.figures import (
     settings_from_plain,
     to_plain,
 )
+from sgdph.lab.cost.options import CostOptions
 from sgdph.lab.cost.pictures import FLOOR, draw_cell
 from sgdph.lab.cost.report import cost_table, cost_tables, figures_table, notes, write_report
 from sgdph.lab.cost.summary import summarise
 from sgdph.lab.errors import LabError
 from sgdph.lab.reports.statistics import Range
+from sgdph.lab.run.out import check_target
 
 from .figures import cell, kind
 
@@ -159,11 +162,12 @@ def test_only_a_measurement_is_cleared_and_nothing_beside_it(tmp_path: Path) -> 
     directory.check_free()
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "report.md").write_text("not a measurement's")
-    with pytest.raises(LabError, match=r"not recognised as a measurement.*report\.md"):
+    with pytest.raises(LabError, match=r"contains report\.md but no measurement"):
         directory.clear()
     (tmp_path / "cost.json").write_text("{}")
     with pytest.raises(LabError, match="expected 'format: sgdph-cost-1'"):
         directory.clear()
+    (tmp_path / "report.md").unlink()
     directory.write(SETTINGS, [])
     with pytest.raises(LabError, match="already holds a measurement"):
         directory.check_free()
@@ -179,3 +183,39 @@ def test_figures_of_another_version_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cost.json").write_text(json.dumps(content))
     with pytest.raises(LabError, match="another version of sgdph"):
         directory.read()
+
+
+@pytest.mark.parametrize("name", ["table.csv", "report.md", "report.html"])
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_strangers_page_or_table_is_neither_replaced_nor_taken_for_a_measurement(
+    tmp_path: Path, name: str, measured: bool
+) -> None:
+    directory = CostDirectory(tmp_path)
+    (tmp_path / name).write_text("mine")
+    if measured:
+        directory.write(SETTINGS, [cell()])
+        said = f"contains {name}, which sgdph did not write"
+    else:
+        said = f"contains {name} but no measurement; name another --out"
+    for options in (CostOptions(), CostOptions(resume=True), CostOptions(overwrite=True)):
+        with pytest.raises(LabError, match=said):
+            check_target(directory, options)
+    with pytest.raises(LabError, match=said):
+        directory.clear()
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("finish", [write_report, CostDirectory.clear])
+def test_pages_of_earlier_versions_go_and_a_strangers_stay(
+    tmp_path: Path, finish: Callable[[CostDirectory], object]
+) -> None:
+    for text, gone in (("# What a training step costs\n", True), ("# Costs of my lab\n", False)):
+        directory = CostDirectory(tmp_path / str(gone))
+        directory.write(SETTINGS, [cell()])
+        (directory.path / "cost.md").write_text(text)
+        figures = figures_table([cell()]).csv() if gone else "item,price\n"
+        (directory.path / "cost.csv").write_text(figures)
+        finish(directory)
+        assert [(directory.path / name).exists() for name in ("cost.md", "cost.csv")] == 2 * [
+            not gone
+        ]

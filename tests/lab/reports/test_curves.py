@@ -118,6 +118,21 @@ def test_an_axis_of_seconds_ends_by_the_median_and_names_who_goes_on(tmp_path: P
     assert said.splitlines()[1:] == ["system 2: to 100 s"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_axis_of_no_seconds_is_left_as_it_is(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", tiny_config(), [0.1, 0.2], seconds=[0.0, 0.0])
+    axes = Figure().subplots()
+    before = axes.get_xlim()
+    end_axis(axes, {"a": group_of(tmp_path)})
+    assert axes.get_xlim() == before
+
+
+@pytest.mark.parametrize("fixed", [[], ["sgdm"], ["sgdph"], ["sgdm", "sgdph"]])
+def test_no_colour_repeats_among_those_drawn(fixed: list[str]) -> None:
+    places = style_places([*fixed, *["adamw"] * (MOST - len(fixed))])
+    assert len({line_style(place)["color"] for place in places}) == MOST
+
+
 def test_of_too_many_rows_method_baseline_and_the_best_are_drawn(tmp_path: Path) -> None:
     for k in range(MOST + 2):
         # The first ones are the worst. Rows 0 and 1 are SGD-PH's and SGDM's.

@@ -3,6 +3,7 @@ import io
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.reports.folder import PAGE, TABLE
 from sgdph.lab.reports.folder import TEXT as REPORT
 from sgdph.lab.reports.layout import Layout
+from sgdph.lab.reports.lead import _listed
 from sgdph.lab.reports.pictures import EPOCHS as PLOT
 from sgdph.lab.reports.report import (
     LATEX,
@@ -24,6 +26,7 @@ from sgdph.lab.reports.report import (
     write_report,
 )
 from sgdph.lab.reports.table import Table
+from sgdph.lab.sweep.sweep_directory import SweepDirectory
 
 
 def reported(path: Path, **options: Layout) -> Report:
@@ -196,6 +199,66 @@ def test_the_first_lines_tell_ties_differences_and_what_is_open(
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_the_first_lines_name_systems_that_cannot_be_tested(tmp_path: Path) -> None:
+    for seed in range(3):
+        lay_down(tmp_path, "sgdph", seed, 0.90 + 0.001 * seed)
+        lay_down(tmp_path, "adamw", seed, 0.60 + 0.001 * seed)
+        lay_down(tmp_path, "apollo", seed, 0.50 + 0.001 * seed)
+    lay_down(tmp_path, "sgdm", 0, 0.7)
+    reported(tmp_path)
+    page = (tmp_path / REPORT).read_text()
+    assert "differs significantly from each of the 2 others that could be tested. It is not" in page
+    assert "It is not compared with SGDM: a test needs at least 2 finished seeds" in page
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("status", "finished", "more", "step"),
+    [
+        ("diverged", 1, False, "change the settings of AdamW; all runs diverged"),
+        ("interrupted", 1, False, "finish the runs of AdamW; none is finished"),
+        ("diverged", 2, True, "change the settings of AdamW; all runs diverged"),
+    ],
+)
+def test_more_seeds_are_asked_for_only_between_finished_systems(
+    tmp_path: Path, status: str, finished: int, more: bool, step: str
+) -> None:
+    for optimizer in ("sgdm", "sgdph")[:finished]:
+        lay_down(tmp_path, optimizer, 0, 0.8)
+    lay_down(tmp_path, "adamw", 0, None, status=status)
+    reported(tmp_path)
+    page = (tmp_path / REPORT).read_text()
+    assert f"Next: {step}" in page
+    assert ("Next: train more seeds" in page) is more
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        (
+            {"model": "vgg11", "epochs": 3, "batch_size": 50, "train_size": 100},
+            "digits --model vgg11 --epochs 3 --batch-size 50 --train-size 100 --optimizers sgdm",
+        ),
+        ({"epochs": 12, "train_size": None}, "digits --optimizers sgdm"),
+    ],
+)
+def test_the_tuning_asked_for_is_on_the_same_task(
+    tmp_path: Path, options: dict[str, Any], command: str
+) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8, **options)
+    lay_down(tmp_path, "adamw", 0, 0.8, lr=0.02, weight_decay=0.3, **options)
+    reported(tmp_path)
+    assert f"sgdph tune --dataset {command}, then sgdph" in (tmp_path / REPORT).read_text()
+
+
+def test_a_long_list_of_names_with_commas_is_cut() -> None:
+    names = [f"SGDM, lr {k}" for k in range(8)]
+    assert _listed(names).endswith("SGDM, lr 5; 2 more")
+    assert _listed(names[:2]) == "SGDM, lr 0; SGDM, lr 1"
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
     for model, add in (("resnet8", 0.0), ("vgg11", 0.05)):
         for seed in range(2):
@@ -365,6 +428,33 @@ def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
     check_out(tmp_path)
     with pytest.raises(LabError, match="is a file"):
         check_out(tmp_path / TABLE)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("text", "gone"), [('<meta name="generator" content="sgdph report">', True), ("mine", False)]
+)
+def test_the_page_of_an_earlier_version_goes_and_a_strangers_stays(
+    tmp_path: Path, text: str, gone: bool
+) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    old = tmp_path / "index.html"
+    old.write_text(text)
+    reported(tmp_path)
+    assert old.exists() is not gone
+    old.write_text(text)
+    SweepDirectory(tmp_path).remove()
+    assert old.exists() is not gone
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("name", [PAGE, TABLE])
+def test_each_page_and_table_must_be_a_reports(tmp_path: Path, name: str) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    reported(tmp_path)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(LabError, match=f"contains {name}, which sgdph report did not write"):
+        check_out(tmp_path)
 
 
 def test_nothing_to_report_is_said(tmp_path: Path) -> None:

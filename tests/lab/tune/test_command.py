@@ -252,6 +252,33 @@ def test_a_directory_of_something_else_is_left_alone(sgdph: Command, tmp_path: P
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("words", [[], ["--resume"], ["--overwrite"]])
+def test_a_strangers_table_is_not_a_tuning(
+    sgdph: Command, tmp_path: Path, words: list[str]
+) -> None:
+    (tmp_path / "table.csv").write_text("mine")
+    code, _, errors = sgdph("tune", *TINY, f"--out={tmp_path}", *words)
+    assert code == 2
+    assert "contains table.csv but no tuning; name another --out" in errors
+    assert (tmp_path / "table.csv").read_text() == "mine"
+
+
+def test_an_old_page_goes_and_a_strangers_report_is_not_replaced(
+    sgdph: Command, tmp_path: Path
+) -> None:
+    command = ["tune", *TINY, "--optimizers=sgdm", "--trials=1", f"--out={tmp_path}"]
+    assert sgdph(*command)[0] == 0
+    (tmp_path / "tune.md").write_text("# Tuning of sgdm\n")
+    assert sgdph(*command)[0] == 0
+    assert not (tmp_path / "tune.md").exists()
+    (tmp_path / "report.md").write_text("mine")
+    for words in ([], ["--resume"], ["--overwrite"]):
+        code, _, errors = sgdph(*command, *words)
+        assert code == 2
+        assert "contains report.md, which sgdph did not write" in errors
+    assert (tmp_path / "report.md").read_text() == "mine"
+
+
 def test_diverged_trials_count_and_are_the_worst(sgdph: Command, tmp_path: Path) -> None:
     code, said, _ = sgdph(
         "tune",

@@ -21,7 +21,7 @@ from sgdph.lab.cost.figures import (
 )
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_json
-from sgdph.lab.reports.folder import PAGE_FILES
+from sgdph.lab.reports.folder import PAGE_FILES, page_marks
 from sgdph.lab.run.record_directory import RecordDirectory
 
 FORMAT = "sgdph-cost-1"
@@ -31,6 +31,13 @@ HOLDS = {
     SWEEP: "time and memory over the networks or batch sizes",
     FIGURES: "settings, and every round's figures; --resume reads it",
 }
+GENERATOR, TITLE, HEADER = (
+    "sgdph cost",
+    "What a training step costs",
+    "model,batch_size,system,label,",
+)
+# What earlier versions wrote.
+FORMER = {"cost.md": f"# {TITLE}\n", "cost.csv": HEADER}
 # The figures go last: while anything is left, the directory is still known for a measurement.
 COST_FILES = (*PAGE_FILES, BARS, SWEEP, FIGURES)
 
@@ -42,7 +49,8 @@ class CostDirectory(RecordDirectory):
         path: The directory; it need not exist yet.
     """
 
-    what, files = "measurement", COST_FILES
+    what, files, former = "measurement", COST_FILES, FORMER
+    marks = page_marks(GENERATOR, f"# {TITLE}\n", HEADER)
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not a measurement."""

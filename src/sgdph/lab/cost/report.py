@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sgdph.lab.cost.directory import BARS, HOLDS, SWEEP, CostDirectory
+from sgdph.lab.cost.directory import (
+    BARS,
+    FORMER,
+    GENERATOR,
+    HOLDS,
+    SWEEP,
+    TITLE,
+    CostDirectory,
+)
 from sgdph.lab.cost.figures import BASE, MATH_BASE, CellFigures, CostSettings
 from sgdph.lab.cost.pictures import draw_bars, draw_sweep
 from sgdph.lab.cost.summary import summarise
@@ -51,8 +59,8 @@ def write_report(directory: CostDirectory) -> list[CellFigures]:
         *pictures,
         machine_section(cell.environment for cell in cells),
     ]
-    page = Page("What a training step costs", tuple(blocks), "sgdph cost")
-    write_folder(path, page, figures_table(cells), HOLDS)
+    page = Page(TITLE, tuple(blocks), GENERATOR)
+    write_folder(path, page, figures_table(cells), HOLDS, former=FORMER)
     return cells
 
 

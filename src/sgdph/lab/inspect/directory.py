@@ -35,7 +35,7 @@ from sgdph.lab.inspect.figures import (
     plan_to_plain,
     record_to_plain,
 )
-from sgdph.lab.reports.folder import PAGE_FILES
+from sgdph.lab.reports.folder import PAGE_FILES, page_marks
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 
 FORMAT = "sgdph-inspect-1"
@@ -45,6 +45,7 @@ PICTURES = (SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS)
 CHECKPOINT_FIELDS = ("epoch", "step", "seconds", "environment", "examples")
 # The figures go last: while anything is left, the directory is still known for an inspection.
 INSPECT_FILES = (*PAGE_FILES, *PICTURES, BLOCKS, FIGURES)
+GENERATOR, TITLE = "sgdph inspect", "What the Hessian blocks look like"
 HOLDS = {
     ERRORS: "how far each estimate is from the diagonal",
     SHARES: "how far from diagonal the blocks are",
@@ -64,6 +65,7 @@ class InspectDirectory(DirectoryOfRuns):
     """
 
     what, files = "inspection", INSPECT_FILES
+    marks = page_marks(GENERATOR, f"# {TITLE}\n", "epoch,name,")
 
     @property
     def content(self) -> str:

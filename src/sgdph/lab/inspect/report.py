@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from sgdph.lab.inspect.directory import (
     ERRORS,
+    GENERATOR,
     HEAT_MAPS,
     HOLDS,
     MULTIPLIERS,
     SHARES,
+    TITLE,
     InspectDirectory,
 )
 from sgdph.lab.inspect.figures import ESTIMATE_FIELDS, CheckpointFigures, Inspection
@@ -92,7 +94,7 @@ def write_report(directory: InspectDirectory) -> None:
         draw(inspection, directory.path / name)
     pictures = [Picture(directory.path / name, *MEANINGS[name]) for name in DRAW]
     blocks = tuple(page_blocks(inspection, pictures))
-    page = Page("What the Hessian blocks look like", blocks, "sgdph inspect")
+    page = Page(TITLE, blocks, GENERATOR)
     write_folder(directory.path, page, figures_table(inspection.checkpoints), HOLDS)
 
 

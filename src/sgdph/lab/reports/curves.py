@@ -171,6 +171,8 @@ def end_axis(axes: Axes, groups: Mapping[str, Group]) -> None:
     if not usual:
         return
     limit = BEYOND * float(np.median(list(usual.values())))
+    if limit == 0:
+        return
     axes.set_xlim(0, 1.03 * min(limit, max(end for each in ends.values() for end in each)))
     beyond = [f"{name}: to {end:.0f} s" for name, end in usual.items() if end > limit]
     if beyond:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgdph.lab.optimizers.registry import BASELINES
+from sgdph.lab.config.option import options_of
+from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.data.registry import DATASETS
+from sgdph.lab.optimizers.registry import flag
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, judge_column, seconds_per_epoch, spread
-from sgdph.lab.reports.numbers import counted, from_to, listed, percent, points, shown_interval
+from sgdph.lab.reports.numbers import (
+    MOST_LISTED,
+    counted,
+    from_to,
+    listed,
+    percent,
+    points,
+    shown_interval,
+)
 from sgdph.lab.reports.statistics import Judgement
-from sgdph.lab.reports.words import FEW, with_untuned_settings
+from sgdph.lab.reports.words import FEW, is_untuned, with_untuned_settings
 from sgdph.lab.run.records import Group
 
 # More seeds than these decide most of what can be decided.
 SEEDS = 10
 # The file by which a comparison can be carried on.
 COMPARISON = "comparison.yaml"
+# What a tuning has to have in common with the runs that it is for.
+TASK = ("model", "epochs", "batch_size", "train_size")
 
 
 def lead(grid: Grid, task: str, out: Path) -> list[str]:
@@ -52,8 +66,11 @@ def _systems(grid: Grid) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Join names, by semicolons where they hold commas."""
-    return "; ".join(names) if any("," in name for name in names) else listed(names)
+    """Join names, by semicolons where they hold commas; the first few of many."""
+    if not any("," in name for name in names):
+        return listed(names)
+    more = len(names) - MOST_LISTED
+    return "; ".join([*names[:MOST_LISTED], *([f"{more} more"] if more > 0 else [])])
 
 
 def _result(grid: Grid, j: int, judgement: Judgement) -> str:
@@ -102,15 +119,29 @@ def _shown_mean(grid: Grid, j: int, i: int) -> str:
 
 
 def _distance(grid: Grid, judgement: Judgement) -> str:
+    """Say how far the best is from the others, and with which it cannot be compared."""
+    said = _tested_distance(grid, judgement)
+    if not judgement.untested:
+        return said
+    names = _listed([grid.rows[i].text for i in judgement.untested])
+    best = "It" if len(judgement.adjusted) > 1 else grid.rows[judgement.best or 0].text
+    return (
+        f"{said} {best} is not compared with {names}: a test needs at least 2 finished seeds of "
+        "each, with different accuracies."
+    )
+
+
+def _tested_distance(grid: Grid, judgement: Judgement) -> str:
     """Say how far the best is from the only other, or how many of several are how far."""
     assert judgement.best is not None
+    tested = " that could be tested" if judgement.untested else ""
     if len(judgement.adjusted) > 1:
         others, level = len(judgement.adjusted), judgement.level
         if not level:
-            return f"It differs significantly from each of the {others} others."
+            return f"It differs significantly from each of the {others} others{tested}."
         names = _listed([grid.rows[i].text for i in level])
         count = "any" if len(level) == others else str(len(level))
-        which = names if len(level) <= FEW else f"{count} of the {others} others"
+        which = names if len(level) <= FEW else f"{count} of the {others} others{tested}"
         return f"It does not differ significantly from {which}."
     ((i, found),) = judgement.differences.items()
     return (
@@ -160,7 +191,9 @@ def _next_steps(grid: Grid, out: Path) -> list[str]:
     most = max(len(group.finished) for group in grid.groups)
     judged = [judge_column(grid, final(grid.evaluated), j) for j in range(len(grid.columns))]
     is_open = any(
-        each is not None and len(grid.column(j)) > 1 and _is_open(each)
+        each is not None
+        and sum(bool(group.finished) for group in grid.column(j).values()) > 1
+        and _is_open(each)
         for j, each in enumerate(judged)
     )
     if is_open:
@@ -168,13 +201,43 @@ def _next_steps(grid: Grid, out: Path) -> list[str]:
         command = f": sgdph compare --out DIR --resume --seeds {more}, DIR being this folder"
         resumed = command if (out / COMPARISON).is_file() else f" (--seeds {more})"
         steps.append(f"train more seeds, to decide it{resumed}.")
+    steps += _without_result(grid)
     untuned = with_untuned_settings(grid)
     configs = [group.config for group in grid.groups]
     if untuned and len({config.dataset for config in configs}) == 1:
-        names = dict.fromkeys(c.optimizer for c in configs if c.optimizer in BASELINES)
+        command = _tune_command([config for config in configs if is_untuned(config)])
         steps.append(
-            f"tune lr and weight decay for these data; {_listed(untuned)} had defaults. Run sgdph "
-            f"tune --dataset {configs[0].dataset} --optimizers {','.join(names)}, then sgdph "
-            "compare --settings with its best.yaml."
+            f"tune lr and weight decay for these data; {_listed(untuned)} had defaults. Run "
+            f"{command}, then sgdph compare --settings with its best.yaml."
         )
     return steps
+
+
+def _without_result(grid: Grid) -> list[str]:
+    """Say what to do for the entries of which no run is finished."""
+    unfinished: list[str] = []
+    failed: list[str] = []
+    for (i, j), group in sorted(grid.entries.items()):
+        if not group.finished:
+            where = f" on {grid.columns[j].text}" if len(grid.columns) > 1 else ""
+            (unfinished if group.unfinished else failed).append(grid.rows[i].text + where)
+    steps = []
+    if failed:
+        steps.append(f"change the settings of {_listed(failed)}; all runs diverged or were pruned.")
+    if unfinished:
+        steps.append(f"finish the runs of {_listed(unfinished)}; none is finished.")
+    return steps
+
+
+def _tune_command(configs: Sequence[RunConfig]) -> str:
+    """Write the command that tunes the optimizers of some runs of one data set on their task."""
+    dataset = configs[0].dataset
+    defaults = {name: options_of(RunConfig)[name][1].default for name in TASK}
+    defaults |= DATASETS[dataset].defaults if dataset in DATASETS else {}
+    words = ["sgdph tune --dataset", shlex.quote(dataset)]
+    for name in TASK:
+        values = {getattr(config, name) for config in configs}
+        if len(values) == 1 and values != {defaults[name]}:
+            words += [flag(name), shlex.quote(str(values.pop()))]
+    optimizers = dict.fromkeys(config.optimizer for config in configs)
+    return " ".join([*words, "--optimizers", ",".join(optimizers)])

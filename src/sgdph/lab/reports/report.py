@@ -11,7 +11,14 @@ from urllib.parse import quote
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
 from sgdph.lab.reports.csv_tables import figures_table, targets_table
-from sgdph.lab.reports.folder import PAGE, PAGE_FILES, TABLE, Page, write_folder
+from sgdph.lab.reports.folder import (
+    PAGE_FILES,
+    Page,
+    check_pages,
+    generator_mark,
+    page_marks,
+    write_folder,
+)
 from sgdph.lab.reports.grid import Grid, make_grids
 from sgdph.lab.reports.layout import SWEEP, Layout, saved_layout
 from sgdph.lab.reports.lead import lead
@@ -53,8 +60,9 @@ HOLDS = {
     "*.lock": "held while a process writes here, without a meaning otherwise",
 }
 GENERATOR = "sgdph report"
-# The beginnings of files that only a report of ours can have left.
-_OURS = {PAGE: f'content="{GENERATOR}"', TABLE: "optimizer,n,final_"}
+REPORT_MARKS = page_marks(GENERATOR, None, "optimizer,n,final_")
+# What earlier versions wrote.
+FORMER = {"index.html": generator_mark(GENERATOR)}
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,7 @@ def report_on(
     write_text(out / TARGETS, targets_table(grids, targets).csv())
     write_text(out / LATEX, latex_file(tables, said))
     page = Page(report.title, tuple(report.blocks(out)), GENERATOR)
-    write_folder(out, page, figures_table(grids), HOLDS, coming)
+    write_folder(out, page, figures_table(grids), HOLDS, coming, FORMER)
     return report
 
 
@@ -248,16 +256,5 @@ def check_out(out: Path) -> None:
         raise LabError(
             f"{out} is a file; give directories of runs, and a directory for the report (--out DIR)"
         )
-    there = [name for name in REPORT_FILES if (out / name).exists()]
-    if there and not any(_begins(out / name, mark) for name, mark in _OURS.items()):
-        raise LabError(
-            f"{out} already contains {', '.join(there)}, which sgdph report did not write; name "
-            "another --out"
-        )
-
-
-def _begins(file: Path, mark: str) -> bool:
-    if not file.is_file():
-        return False
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        return mark in stream.read(1000)
+    # What has no mark of its own is a report's beside a page or a table of ours.
+    check_pages(out, {**dict.fromkeys(REPORT_FILES), **REPORT_MARKS}, GENERATOR)

@@ -54,11 +54,15 @@ def line_style(index: int) -> dict[str, Any]:
 def style_places(optimizers: Sequence[str]) -> list[int]:
     """Give each system of a picture its place among the styles.
 
-    The first SGDM and the first SGD-PH have places of their own; the others follow in order.
+    The first SGDM and the first SGD-PH have places of their own; the others follow in order. Of
+    more than 12 others some take the places of SGDM and SGD-PH where these are not there, so that
+    no colour repeats among 14.
 
     Args:
         optimizers: The optimizer of each system.
     """
     fixed = {optimizers.index(name): k for k, name in enumerate(FIXED) if name in optimizers}
-    others = iter(range(len(FIXED), len(FIXED) + len(optimizers)))
+    unused = [k for k in range(len(FIXED)) if k not in fixed.values()]
+    more = range(len(COLOURS), len(COLOURS) + len(optimizers))
+    others = iter([*range(len(FIXED), len(COLOURS)), *unused, *more])
     return [fixed[i] if i in fixed else next(others) for i in range(len(optimizers))]

@@ -155,18 +155,19 @@ def with_untuned_settings(grid: Grid) -> list[str]:
 
     A default that somebody gave as an option looks the same.
     """
-    rows = {}
-    for (i, _), group in sorted(grid.entries.items()):
-        config = group.config
-        tuned = TUNED.get(config.dataset, {}).get(config.optimizer, {})
-        defaults = BASELINES[config.optimizer].defaults
-        if any(
-            name not in tuned and getattr(config, name) == defaults[name]
-            for name in ("lr", "weight_decay", "newton_lr")
-            if name in defaults
-        ):
-            rows[i] = grid.rows[i].text
-    return list(rows.values())
+    rows = sorted({i for (i, _), group in grid.entries.items() if is_untuned(group.config)})
+    return [grid.rows[i].text for i in rows]
+
+
+def is_untuned(config: RunConfig) -> bool:
+    """Tell whether a run has its optimizer's default lr or weight decay, made for other data."""
+    tuned = TUNED.get(config.dataset, {}).get(config.optimizer, {})
+    defaults = BASELINES[config.optimizer].defaults
+    return any(
+        name not in tuned and getattr(config, name) == defaults[name]
+        for name in ("lr", "weight_decay", "newton_lr")
+        if name in defaults
+    )
 
 
 def _target_note(targets: Sequence[float]) -> str:

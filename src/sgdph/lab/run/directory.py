@@ -250,7 +250,7 @@ class DirectoryOfRuns(RecordDirectory):
             for run in runs:
                 run.clear()
                 run.leave()
-            remove_files(self.path, self.names())
+            self.remove()
         self._clear_logs()
 
     def _clear_logs(self) -> None:

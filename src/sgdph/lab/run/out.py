@@ -50,7 +50,9 @@ def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
     check_contradiction(options)
     if options.overwrite:
         directory.check_clearable()
-    elif not options.resume:
+    elif options.resume:
+        directory.check_own()
+    else:
         directory.check_free()
 
 

@@ -21,7 +21,7 @@ from sgdph.lab.config.yaml import from_mapping, to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import read_marked, write_text
 from sgdph.lab.reports.layout import SWEEP, layout_from
-from sgdph.lab.reports.report import REPORT_FILES
+from sgdph.lab.reports.report import FORMER, REPORT_FILES, REPORT_MARKS
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 from sgdph.lab.sweep.plan import Plan
 
@@ -36,6 +36,7 @@ class SweepDirectory(DirectoryOfRuns):
     """
 
     what, files = "sweep", (*REPORT_FILES, SWEEP)
+    marks, former = REPORT_MARKS, FORMER
 
     def recognise(self) -> None:
         """Raise LabError if what is there is not a sweep."""
@@ -105,12 +106,9 @@ class SweepDirectory(DirectoryOfRuns):
         if self.path.exists() and not self.path.is_dir():
             raise LabError(f"{self.path} is a file; --out must name a directory")
         if not (self.path / SWEEP).exists():
-            if self.found():
-                raise LabError(
-                    f"{self.path} contains {', '.join(self.found())} but no sweep; name another "
-                    "--out"
-                )
+            self.check_own()
             return plan
+        self.check_own()
         saved = self.read()
         problems = sweep_differences(plan, saved)
         if problems:

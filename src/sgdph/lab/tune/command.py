@@ -111,6 +111,7 @@ def requested(directory: TuneDirectory, options: TuneOptions, given: Mapping[str
     if options.overwrite or not (options.resume or directory.exists()):
         return new(directory, options, given, optimizers or DEFAULT_OPTIMIZERS)
     saved = directory.read()
+    directory.check_own()
     known = tuple(dict.fromkeys((*saved.optimizers, *optimizers)))
     return saved.joined(optimizers, ranges(options, known), options.search(), given)
 

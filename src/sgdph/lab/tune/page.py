@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdph.lab.files import write_json
+from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.options.settings import write_settings
 from sgdph.lab.reports.folder import Page, write_folder
 from sgdph.lab.reports.numbers import counted, listed
@@ -18,9 +19,15 @@ from sgdph.lab.tune.plots import draw_budget, draw_sensitivity
 from sgdph.lab.tune.record import (
     BEST,
     BUDGET,
-    HOLDS,
+    DATABASE,
+    FORMER,
+    GENERATOR,
+    HEADING,
+    JOURNAL,
     SENSITIVITY,
     TRIALS,
+    TUNING,
+    WORKER_LOG,
     TuneDirectory,
     Tuning,
     with_settings,
@@ -30,6 +37,17 @@ from sgdph.lab.tune.study import STARTUP
 from sgdph.lab.tune.tables import best_table, figures_table, spent_table, trials_table
 
 SOURCE = ("sgdph", "torch", "python", "git_commit", "cpu", "device_name", "command")
+HOLDS = {
+    BEST: "the best settings; sgdph compare --settings takes them",
+    SENSITIVITY: "validation accuracy over learning rate and weight decay",
+    BUDGET: "the best validation accuracy so far, over trials and seconds",
+    TRIALS: "every trial, for programs",
+    TUNING: "what was searched; --resume reads it",
+    **dict.fromkeys((DATABASE, JOURNAL), "the trials, for the sampler"),
+    **dict.fromkeys(BASELINES, "a folder of trials, each with its run"),
+    WORKER_LOG.format("*"): "what parallel workers said",
+    "*.lock": "held while a process writes here, without a meaning otherwise",
+}
 
 
 def write_outcome(
@@ -64,9 +82,9 @@ def write_outcome(
             draw_budget(searches, pictures[1], title)
             write_settings(directory.path / BEST, found, source)
         blocks = page_blocks(tuning, searches, source, pictures if found else [])
-        title = f"Tuning of {listed(tuning.optimizers)}"
-        page = Page(title, tuple(blocks), "sgdph tune")
-        write_folder(directory.path, page, figures_table(searches), HOLDS)
+        title = f"{HEADING}{listed(tuning.optimizers)}"
+        page = Page(title, tuple(blocks), GENERATOR)
+        write_folder(directory.path, page, figures_table(searches), HOLDS, former=FORMER)
     return searches
 
 

@@ -27,7 +27,7 @@ from sgdph.lab.files import remove_files, write_text
 from sgdph.lab.optimizers.registry import BASELINES, SETTINGS, flag, owners
 from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import check_settings, resolve
-from sgdph.lab.reports.folder import PAGE_FILES
+from sgdph.lab.reports.folder import PAGE_FILES, page_marks
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
 from sgdph.lab.tune.space import Range, Space, complete, grid
 
@@ -38,17 +38,9 @@ SENSITIVITY, BUDGET = "sensitivity.png", "budget.png"
 DATABASE, JOURNAL = "study.db", "study.log"
 DATABASE_FILES = (DATABASE, DATABASE + "-journal", JOURNAL, JOURNAL + ".lock")
 WORKER_LOG = "worker-{}.log"
-HOLDS = {
-    BEST: "the best settings; sgdph compare --settings takes them",
-    SENSITIVITY: "validation accuracy over learning rate and weight decay",
-    BUDGET: "the best validation accuracy so far, over trials and seconds",
-    TRIALS: "every trial, for programs",
-    TUNING: "what was searched; --resume reads it",
-    **dict.fromkeys((DATABASE, JOURNAL), "the trials, for the sampler"),
-    **dict.fromkeys(BASELINES, "a folder of trials, each with its run"),
-    WORKER_LOG.format("*"): "what parallel workers said",
-    "*.lock": "held while a process writes here, without a meaning otherwise",
-}
+GENERATOR, HEADING = "sgdph tune", "Tuning of "
+# What earlier versions wrote.
+FORMER = {"tune.md": f"# {HEADING}"}
 SEARCH_DEFAULTS: Mapping[str, Any] = {"trials": 20, "sampler": "tpe", "storage": "sqlite"}
 DEFAULT_PRUNERS = {"tpe": "median", "random": "median", "grid": "none"}
 
@@ -233,7 +225,8 @@ class TuneDirectory(DirectoryOfRuns):
         path: The directory; it need not exist yet.
     """
 
-    what = "tuning"
+    what, former = "tuning", FORMER
+    marks = page_marks(GENERATOR, f"# {HEADING}", "trial,optimizer,status,")
     files = (*PAGE_FILES, BEST, TRIALS, SENSITIVITY, BUDGET, *DATABASE_FILES, TUNING)
 
     @property
