@@ -322,5 +322,5 @@ def test_without_ray_it_is_said_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LabError, match="pip install ray"):
+    with pytest.raises(LabError, match="pip install 'ray"):
         train_all(tmp_path, tiny_runs(1), Console(quiet=True), ray="local")

@@ -4,6 +4,7 @@ import math
 import shutil
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -14,7 +15,7 @@ from sgdph.lab.run.claims import LOCK
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import default_space
-from sgdph.lab.tune.study import STARTUP, Studies
+from sgdph.lab.tune.study import STARTUP, Studies, TrialInHand
 
 from .conftest import TINY, facts, searches
 
@@ -157,6 +158,21 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
             assert "resumed" not in run.read_env()
     logs = [(out / "logs" / f"worker-{number}.log").read_text() for number in (1, 2)]
     assert sum(log.count("1 epoch of 4 steps") for log in logs) == 4
+
+
+def test_a_trial_that_ended_untold_takes_no_other_s_place(
+    sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ["tune", *TINY, "--optimizers=sgdm", "--trials=3", "--jobs=1", f"--out={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialInHand, "finish", die)
+        assert sgdph(*words)[0] == 130
+    assert RunDirectory(tmp_path / "sgdm" / "trial-000").status() == "finished"
+    assert sgdph(*words)[0] == 0
+    assert [trial[1] for trial in facts(tmp_path)["sgdm"]] == ["finished"] * 3
 
 
 @pytest.mark.usefixtures("forked_workers")

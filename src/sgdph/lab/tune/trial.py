@@ -22,7 +22,9 @@ from sgdph.lab.tune.study import Studies, TrialInHand
 def train_next_trial(path: Path, place: Mapping[str, Any], worker: Worker) -> bool:
     """Take a trial of a tuning, if there is one to take, and train it.
 
-    Where a trial has failed, no more are taken: what is wrong may be wrong for all of them.
+    Where a trial has failed, no more are taken: what is wrong may be wrong for all of them. Trials
+    whose process died between their end and telling the study are told of first; they count as
+    over, so they must not take the place of one that is left.
 
     Args:
         path: The tuning's directory.
@@ -33,12 +35,15 @@ def train_next_trial(path: Path, place: Mapping[str, Any], worker: Worker) -> bo
         True: who trains what is settled where it is taken.
     """
     directory = TuneDirectory(path)
-    if not failures(path):
+    is_over = True
+    while is_over and not failures(path):
         with Studies(directory).take() as hand:
-            if hand is not None:
-                config = directory.read().config(hand.optimizer, hand.settings, place)
-                with worker.noting_failure(path, f"{hand.optimizer}/{hand.run.path.name}"):
-                    run_trial(hand, config, worker.dataset(config), worker.reporter)
+            if hand is None:
+                break
+            is_over = hand.run.exists() and hand.run.status() in OVER
+            config = directory.read().config(hand.optimizer, hand.settings, place)
+            with worker.noting_failure(path, f"{hand.optimizer}/{hand.run.path.name}"):
+                run_trial(hand, config, worker.dataset(config), worker.reporter)
     return True
 
 
