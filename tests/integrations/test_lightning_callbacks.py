@@ -62,12 +62,11 @@ def trainer(folder: Path, callbacks: list[Any], package: Any = lightning, **opti
     return package.Trainer(
         accelerator="cpu",
         devices=1,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=callbacks,
-        **options,
+        **{"logger": False, **options},
     )
 
 
@@ -370,19 +369,14 @@ def test_multipliers_are_logged_where_the_trainer_logs(
 
     monkeypatch.setattr("sgdph.integrations.lightning.read_multipliers", read)
     logger, module = Remembering(), Module()
-    callbacks = [PartialHessianCallback(log_multipliers=True), Reading()]
-    lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
+    trainer(
+        tmp_path,
+        [PartialHessianCallback(log_multipliers=True), Reading()],
         logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         enable_checkpointing=False,
         log_every_n_steps=2,
         accumulate_grad_batches=accumulate,
         max_steps=4,
-        default_root_dir=tmp_path,
-        callbacks=callbacks,
     ).fit(module, loader(4 * accumulate))
     after_steps = seen[accumulate - 1 :: accumulate]
     assert list(logger.told) == [1, 3]
