@@ -1,10 +1,11 @@
-"""Which optimizers of torch, timm, pytorch_optimizer and schedulefree serve in PartialHessian.
+"""Check which optimizers of torch, timm, pytorch_optimizer and schedulefree work in PartialHessian.
 
     python benchmarks/beside_every_optimizer.py [--steps 6]
 
-Each is built over all parameters of a small network and taken into PartialHessian. A twin walks
-beside it: the bare optimizer, whose groups hold the first-order parameters alone, and SGDPH over
-the Newton parameters. Both must end at the same bits. Prints what does not, and why.
+Each optimizer is built with all parameters of a small network and wrapped in PartialHessian. A
+second copy of the network takes the same steps without it: the bare optimizer updates only the
+first-order parameters, and SGDPH the Newton parameters. Both must end with bitwise equal
+parameters. The script prints the optimizers that do not work, and why.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Kind = type[Optimizer]
 
 
 def kinds() -> Iterator[tuple[str, Kind]]:
-    """Yield every optimizer class that can be made here, with its package."""
+    """Yield every available optimizer class, named with its package."""
     for name, kind in vars(torch.optim).items():
         if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer:
             yield f"torch.{name}", kind
@@ -46,14 +47,14 @@ def kinds() -> Iterator[tuple[str, Kind]]:
         try:
             kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
         except (ImportError, RuntimeError, AssertionError):
-            continue  # wants apex or bitsandbytes
+            continue  # needs apex or bitsandbytes
         if kind not in seen:
             seen.add(kind)
             yield f"timm.{name}", kind
 
 
 def network(dtype: torch.dtype) -> nn.Module:
-    """Make a network with kernels, a matrix, a norm and biases."""
+    """Build a network with convolution kernels, a matrix, a norm layer and biases."""
     torch.manual_seed(0)
     return nn.Sequential(
         *(nn.Conv2d(1, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU()),
@@ -62,7 +63,7 @@ def network(dtype: torch.dtype) -> nn.Module:
 
 
 def make(kind: Kind, model: nn.Module) -> Optimizer:
-    """Build an optimizer over a model, with what it asks for."""
+    """Build an optimizer for a model, with the arguments that it requires."""
     taken = inspect.signature(kind.__init__).parameters
     given = {
         name: value
@@ -75,7 +76,7 @@ def make(kind: Kind, model: nn.Module) -> Optimizer:
     optimizer: Optimizer
     if "model" in taken:
         optimizer = kind(model, **given)
-    # These two take no other parameters.
+    # These two take only matrices.
     elif kind is getattr(torch.optim, "Muon", None) or kind.__name__ == "SpectralSphere":
         optimizer = kind([p for p in params if p.ndim == 2], **given)
     elif any("use_muon" in inspect.getsource(base) for base in kind.__mro__ if is_library_s(base)):
@@ -87,12 +88,12 @@ def make(kind: Kind, model: nn.Module) -> Optimizer:
 
 
 def is_library_s(kind: type) -> bool:
-    """Tell whether a class is of ``pytorch_optimizer``."""
+    """Return whether a class is from ``pytorch_optimizer``."""
     return kind.__module__.startswith("pytorch_optimizer.optimizer")
 
 
 def losses(model: nn.Module, steps: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield one loss for each step, and seed what optimizers draw from."""
+    """Yield one loss for each step, and seed the random generators that optimizers use."""
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(5, 1, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
@@ -105,7 +106,7 @@ def losses(model: nn.Module, steps: int, dtype: torch.dtype) -> Iterator[Tensor]
 
 
 def bare_path(kind: Kind, steps: int, dtype: torch.dtype) -> list[Tensor]:
-    """Walk with the bare optimizer and SGDPH beside one another."""
+    """Train with the bare optimizer and SGDPH side by side; return the final parameters."""
     model = network(dtype)
     groups = [group for group in sgdph.param_groups(model) if group["channelwise"]]
     bare, newton = make(kind, model), sgdph.SGDPH(groups)
@@ -121,7 +122,7 @@ def bare_path(kind: Kind, steps: int, dtype: torch.dtype) -> list[Tensor]:
 
 
 def verdict(kind: Kind, steps: int, dtype: torch.dtype) -> str:
-    """Say whether an optimizer serves, and if not, why."""
+    """Return whether an optimizer works, and if not, why."""
     model = network(dtype)
     try:
         first_order = make(kind, model)
@@ -147,13 +148,13 @@ def verdict(kind: Kind, steps: int, dtype: torch.dtype) -> str:
 
 
 def main() -> None:
-    """Walk all of them."""
+    """Check all optimizers, and print those that do not work."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=6)
     steps = parser.parse_args().steps
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    # Some of them ask for the number of ranks.
+    # Some of them need the number of ranks.
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     counts: dict[str, Counter[str]] = {}
     for name, kind in kinds():

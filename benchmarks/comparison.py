@@ -1,4 +1,4 @@
-"""The systems of a comparison, each beside SGDM: what ``systems.md`` and its picture show."""
+"""Comparison of each system with SGDM: the values in ``systems.md`` and its picture."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BASELINE = "SGDM"
 
 @dataclass(frozen=True)
 class Row:
-    """One system beside the baseline.
+    """One system compared with the baseline.
 
     Attributes:
-        final: Final test accuracies, 0 to 1.
-        area: Mean accuracies over all epochs, likewise.
-        times: Seconds per epoch as ratios to the baseline's mean; empty where they say nothing.
+        final: Final test accuracy of each run, 0 to 1.
+        area: Mean accuracy over all epochs of each run, 0 to 1.
+        times: Seconds per epoch as ratios to the baseline's mean; empty if not comparable.
         p: Welch's p-value of the final accuracy against the baseline's, corrected by Holm's method
-            for the number of tests; ``None`` for the baseline, and where there is no test.
+            for the number of tests; ``None`` for the baseline, or if there is no test.
     """
 
     final: tuple[float, ...]
@@ -31,17 +31,17 @@ class Row:
     p: float | None
 
     def over(self, baseline: Row) -> Difference | None:
-        """Return the difference of the mean final accuracies; ``None`` where there is no test."""
+        """Return the difference of mean final accuracies, ``None`` if there is no test."""
         return difference(Spread.of(self.final), Spread.of(baseline.final))
 
     def outcome(self, baseline: Row) -> str:
-        """Say what the comparison with the baseline shows; nothing where there is none."""
+        """Return the outcome of the comparison with the baseline, empty if there is no test."""
         found = self.over(baseline)
         return "" if self.p is None or found is None else outcome(self.p, found)
 
 
 def by_system(folder: Path, labels: Sequence[str] = ()) -> dict[str, list[RunRecord]]:
-    """Read the finished runs of each label, in the order of the labels if these are given."""
+    """Read the finished runs of each label, in the order of ``labels`` if it is given."""
     runs = [run for run in read_runs([folder]).records if run.status == "finished"]
     names = labels or list(dict.fromkeys(run.config.label or "" for run in runs))
     found = {label: [run for run in runs if run.config.label == label] for label in names}
@@ -54,8 +54,8 @@ def compare(
     """Compare every system with the baseline.
 
     Args:
-        systems: Label to runs; the baseline among them.
-        untimed: Labels whose seconds say nothing.
+        systems: Maps labels to runs, including the baseline.
+        untimed: Labels of systems whose seconds are not comparable.
     """
     finals = {
         label: [run.figure("final") or 0.0 for run in runs] for label, runs in systems.items()
@@ -66,7 +66,7 @@ def compare(
         for label, spread in spreads.items()
         if label != BASELINE
     }
-    # With a single seed there is no test yet, and none that the others must be corrected for.
+    # With a single seed there is no test, so the others are not corrected for it.
     known = {label: found.p for label, found in tests.items() if found is not None}
     adjusted = dict(zip(known, holm(list(known.values())), strict=True))
     plain = statistics.mean(_seconds(run) for run in systems[BASELINE])
@@ -87,5 +87,5 @@ def _seconds(run: RunRecord) -> float:
 
 
 def percent(values: Sequence[float]) -> str:
-    """Write mean ± sample standard deviation of shares in percent."""
+    """Format mean ± sample standard deviation of shares in percent."""
     return Spread.of(values).show(100, 2)

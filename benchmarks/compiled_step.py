@@ -1,11 +1,11 @@
-"""Training steps of sgdph.compiled against the uncompiled model, as a ratio.
+"""Time training steps with sgdph.compiled, as a ratio to the uncompiled model.
 
     python benchmarks/compiled_step.py [--networks NAMES] [--interval 10] [--rounds 5] [--threads 1]
 
-A round is as many steps as the interval, one of them due, of each contestant in turn:
-torch.optim.SGD and SGDPH, uncompiled and compiled by inductor. All in one process, by process time;
-the figure is the median over rounds of the ratio to uncompiled SGDPH within a round. Compilation
-comes before.
+The contestants are torch.optim.SGD and SGDPH, uncompiled and compiled by inductor. In a round, each
+takes as many steps as the interval. One of SGDPH's steps is a refresh. All run in one process, and
+times are CPU times of the process. The result is the median over rounds of the ratio to uncompiled
+SGDPH within a round. Compilation is not timed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LENGTH, WORDS, WIDTH = 64, 256, 128
 
 
 class Transformer(nn.Module):
-    """Four pre-norm layers of width 128, four heads, the mean over 64 positions."""
+    """A transformer: 4 pre-norm layers of width 128 with 4 heads, mean over 64 positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Transformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Map ids ``(N, 64)`` to logits."""
+        """Map token ids ``(N, 64)`` to logits ``(N, 10)``."""
         x = self.tokens(ids)
         for layer in self.layers:
             x = layer(x)
@@ -51,12 +51,12 @@ class Transformer(nn.Module):
 
 
 def transformer4() -> tuple[nn.Module, Tensor]:
-    """Make the transformer and its batch of 16."""
+    """Build the transformer and a batch of 16 texts."""
     return Transformer(), torch.randint(0, WORDS, (16, LENGTH))
 
 
 def resnet8() -> tuple[nn.Module, Tensor]:
-    """Make CIFAR's ResNet-8 with batch norm and its batch of 32."""
+    """Build ResNet-8 for CIFAR with batch norm, and a batch of 32 images."""
     return cifar_resnet(3, 10, blocks=1), torch.randn(32, 3, 32, 32)
 
 
@@ -64,7 +64,7 @@ NETWORKS = {"transformer4": transformer4, "resnet8": resnet8}
 
 
 def contestant(network: str, kind: str, compile_it: bool, interval: int) -> Callable[[], None]:
-    """Make a function that trains as many steps as the interval."""
+    """Return a function that takes as many training steps as the interval."""
     torch.manual_seed(0)
     model, x = NETWORKS[network]()
     y = torch.randint(0, 10, (len(x),))
@@ -110,7 +110,7 @@ def main() -> None:
             for name, steps in runs.items():
                 began = time.process_time()
                 steps()
-                # The first two compile.
+                # The first two rounds are not timed: they include the compilation.
                 if rounds > 1:
                     times[name].append((time.process_time() - began) / options.interval)
         for name, each in times.items():

@@ -1,12 +1,12 @@
-"""What a training step costs on an NVIDIA GPU: time by CUDA events, and memory by the allocator.
+"""Measure a training step on an NVIDIA GPU: time by CUDA events, and memory by the allocator.
 
     PYTHONPATH=src python3 benchmarks/cost_cuda.py                       # make cost-cuda
-    PYTHONPATH=src python3 benchmarks/cost_cuda.py --device cpu --quick  # a rehearsal
+    PYTHONPATH=src python3 benchmarks/cost_cuda.py --device cpu --quick  # a test run
 
-It needs torch alone. Systems alternate in one process; every figure is a ratio to SGDM's step of
-the same round. Newton parameters are visited evenly over the depth. ``--out`` gets ``cost.json``,
-with each round's figures, and ``cost.csv``, of which ``make tables`` makes the table of
-``docs/cost.md``.
+The script needs only torch. The systems alternate in one process. Times are ratios to SGDM's step
+in the same round, and peaks are ratios to SGDM's mean peak. The visited Newton parameters are
+spread evenly over the depth. ``--out`` gets ``cost.json`` with the results of each round, and
+``cost.csv``, from which ``make tables`` makes the table in ``docs/cost.md``.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ COLUMNS = (
 
 
 class Clock:
-    """Notes stretches of a device's work, and reads them when all of it is done."""
+    """A timer for sections of work on a device, which reads the times when all work is done."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
         self._stretches: list[tuple[Any, Any]] = []
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do some work, and note when it began and ended on the device."""
+        """Run some work, and record its start and end on the device."""
         start = self._now()
         work()
         self._stretches.append((start, self._now()))
 
     def milliseconds(self) -> list[float]:
-        """Return how long each stretch took, and begin anew."""
+        """Return the time of each section in milliseconds, and reset the timer."""
         if self._is_cuda:
             torch.cuda.synchronize()
         found = [a.elapsed_time(b) if self._is_cuda else b - a for a, b in self._stretches]
@@ -75,18 +75,18 @@ Figures = dict[str, dict[Kind, list[float]]]
 
 
 def spread(count: int, visits: int) -> list[int]:
-    """Choose places among ``count``, evenly from the first to the last."""
+    """Choose ``visits`` of ``count`` indices, evenly from the first to the last."""
     visits = min(visits, count)
     return [round(i * (count - 1) / max(visits - 1, 1)) for i in range(visits)]
 
 
 def steps_of(contestants: Sequence[Contestant], places: Sequence[int]) -> list[Step]:
-    """List the steps of a round, the systems in turn at each place."""
+    """List the steps of a round: at each place, all systems in turn."""
     return [(p, each, kind) for p in places for each in contestants for kind in each.system.weights]
 
 
 def by_kind(steps: Sequence[Step], values: Sequence[float]) -> Figures:
-    """Sort what was measured by system and kind of step."""
+    """Group the values of steps by system and kind of step."""
     found: Figures = {}
     for (_, contestant, kind), value in zip(steps, values, strict=True):
         found.setdefault(contestant.system.name, {}).setdefault(kind, []).append(value)
@@ -94,20 +94,20 @@ def by_kind(steps: Sequence[Step], values: Sequence[float]) -> Figures:
 
 
 def mean_of_run(name: str, figures: Figures) -> float:
-    """Return the mean over a run's steps, whose kinds have their shares."""
+    """Return the mean over a run's steps: the kinds of step are weighted by their shares."""
     shares = SYSTEMS[name].weights
     return sum(share * statistics.fmean(figures[name][kind]) for kind, share in shares.items())
 
 
 def measure(cell: Cell, device: torch.device, visits: int, rounds: int, end: float) -> Any:
-    """Measure a cell, in as many rounds as there is time for: one at least.
+    """Measure a cell, with at least one round and at most as many as there is time for.
 
     Args:
-        cell: What to measure.
-        device: Where.
-        visits: How many Newton parameters to visit.
-        rounds: How often to time each step.
-        end: When to stop, by ``time.monotonic``.
+        cell: The cell to measure.
+        device: The device to measure on.
+        visits: Number of Newton parameters to visit.
+        rounds: Maximum number of rounds.
+        end: Time at which no further round starts, by ``time.monotonic``.
     """
     workload = cell.build(cell, device)
     places = spread(len(newton_names(workload.model)), visits)
@@ -154,14 +154,17 @@ def measure(cell: Cell, device: torch.device, visits: int, rounds: int, end: flo
 
 
 def attention_of(names: set[str]) -> str:
-    """Name the attention kernel by the nodes of a graph."""
+    """Return the name of the attention kernel from the names of a graph's nodes."""
     found = (re.match(r"ScaledDotProduct(\w+)Attention", name) for name in names)
     fused = sorted({match[1].lower() for match in found if match is not None})
     return ", ".join(fused) or ("math" if "SafeSoftmaxBackward0" in names else "")
 
 
 def rows_of(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """Sum up a cell: a row for each system, ratios to SGDM's step of the same round."""
+    """Summarise a cell with one row per system.
+
+    Times are ratios to SGDM's step in the same round, peaks are ratios to SGDM's mean peak.
+    """
     peaks, rows = measured["peak_bytes"], []
     base_peak = mean_of_run("sgdm", peaks)
     for name in MEASURED:
@@ -202,11 +205,11 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 class Written:
-    """The figures so far, printed and written as they come.
+    """The results so far, which are printed and written as they arrive.
 
     Args:
-        out: The directory to write to, if any.
-        environment: What they were measured on.
+        out: The directory to write to; ``None`` to write nothing.
+        environment: The machine and versions of the measurement.
     """
 
     def __init__(self, out: Path | None, environment: dict[str, Any]) -> None:
@@ -215,7 +218,7 @@ class Written:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, measured: dict[str, Any]) -> None:
-        """Add a cell's."""
+        """Add the results of a cell."""
         rows = rows_of(measured)
         show(rows)
         self._rows += rows
@@ -232,7 +235,7 @@ class Written:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, print and write; return the exit code."""
+    """Measure all cells, print and write the results; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny networks, one round")
@@ -247,7 +250,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     device = torch.device(given.device)
     torch.set_float32_matmul_precision("high")
-    # Found out in the first steps, which are not timed.
+    # cuDNN selects its kernels in the first steps, which are not timed.
     torch.backends.cudnn.benchmark = True
     environment = describe_environment(device)
     environment |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -262,7 +265,7 @@ def main(words: Sequence[str] | None = None) -> int:
         try:
             figures.add(measure(cell, device, visits, rounds, end))
         except Exception:
-            # A GPU's time is dear: the other cells are measured all the same.
+            # GPU time is expensive, so the other cells are measured anyway.
             traceback.print_exc()
             failed = True
     print(f"\n{time.monotonic() - begin:.0f} seconds")

@@ -1,4 +1,4 @@
-"""What ``cost_cuda.py`` measures: networks, batches, precisions."""
+"""The networks, batch sizes and precisions that ``cost_cuda.py`` measures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sgdph.lab.cost.step import Workload, build_workload
 
 
 class ViT(nn.Module):
-    """A vision transformer (Dosovitskiy et al., 2021); by default of ViT-tiny's shape.
+    """A vision transformer (Dosovitskiy et al., 2021), by default with the shape of ViT-tiny.
 
     Args:
         size: Height and width of an image.
         patch: Height and width of a patch.
-        width: Features of a token.
+        width: Number of features of a token.
         heads: Number of heads.
         layers: Number of layers.
     """
@@ -50,13 +50,14 @@ class ViT(nn.Module):
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured.
+    """One measurement: a network, a batch size and a precision.
 
     Attributes:
-        network: Its name.
-        batch: Inputs in the batch.
-        precision: ``tf32``, or ``bfloat16`` under autocast; convolutions are then channels last.
-        build: Makes the workload, of the cell and a device.
+        network: The network's name.
+        batch: Number of inputs in the batch.
+        precision: ``tf32``, or ``bfloat16`` under autocast. With ``bfloat16``, the laboratory's
+            networks are channels last.
+        build: Builds the workload from the cell and a device.
     """
 
     network: str
@@ -66,7 +67,7 @@ class Cell:
 
 
 def of_laboratory(cell: Cell, device: torch.device) -> Workload:
-    """Build one of the laboratory's networks, and a batch for it."""
+    """Build one of the laboratory's networks with a batch."""
     half = cell.precision == "bfloat16"
     precision = "bfloat16" if half else "float32"
     settings = CostSettings(systems=(), precision=precision, channels_last=half)
@@ -74,7 +75,7 @@ def of_laboratory(cell: Cell, device: torch.device) -> Workload:
 
 
 def vision_transformer(cell: Cell, device: torch.device, **shape: int) -> Workload:
-    """Build a vision transformer, and a batch for it."""
+    """Build a vision transformer with a batch."""
     torch.manual_seed(0)
     model = ViT(**shape).to(device)
     size = shape.get("size", 224)

@@ -1,12 +1,13 @@
-"""Say which share of an epoch on a CPU is not the network's own arithmetic.
+"""Measure the share of an epoch on a CPU that is not the network's own arithmetic.
 
     python benchmarks/epoch_parts.py [--model resnet8,resnet18] [--batch-size 128] [--rounds 3]
 
-The network's own is its forward, in training and evaluation, the backward and the optimizer's step.
-All else is overhead: order, augmentation, loss, sums, checkpoint. Each is measured per image or per
-epoch on noise, and put together for an epoch of CIFAR-10: 50,000 images, and 10,000 to evaluate on.
-Time is the process's, so other programs count little; of the checkpoint it is the clock's, for the
-disk is waited for. It needs torch alone.
+The network's own arithmetic is its forward pass in training and evaluation, the backward pass and
+the optimizer's step. The rest is overhead: order, augmentation, loss, sums, checkpoint. Each part
+is measured per image or per epoch on random images, and scaled to an epoch of CIFAR-10: 50,000
+training images and 10,000 evaluation images. Times are CPU times of the process, so that other
+programs have little influence. The checkpoint's time is wall time, because it waits for the disk.
+The script needs only torch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from sgdph.lab.run.writer import write_checkpoint
 
 
 class Parts:
-    """Process seconds by part; what runs within another part is not that one's."""
+    """CPU seconds of the process by part. The time of a nested part counts for that part alone."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -51,7 +52,7 @@ class Parts:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what runs within towards a part."""
+        """Count the time in the context towards a part."""
         self._turn()
         self._open.append(name)
         try:
@@ -61,7 +62,7 @@ class Parts:
             self._open.pop()
 
     def within(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the same function, counted towards a part."""
+        """Wrap a function so that its time counts towards a part."""
 
         def counted(*arguments: Any, **options: Any) -> Any:
             with self.part(name):
@@ -71,7 +72,7 @@ class Parts:
 
 
 def epoch_parts(cell: Cell, steps: int) -> dict[str, float]:
-    """Measure the parts of an epoch of CIFAR-10, in seconds, from a few of its steps."""
+    """Estimate the seconds of each part of an epoch of CIFAR-10, from a few of its steps."""
     parts = Parts()
     forward = mock.patch.object(cell.model, "forward", parts.within("network", cell.model.forward))
     step = mock.patch.object(
@@ -102,7 +103,7 @@ def epoch_parts(cell: Cell, steps: int) -> dict[str, float]:
 def timed(
     parts: Parts, batches: Iterator[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches, counted towards the augmentation."""
+    """Yield the batches; the time to make them counts towards the augmentation."""
     following = parts.within("augmentation", lambda: next(batches, None))
     while (batch := following()) is not None:
         yield batch
@@ -119,7 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     batch, rounds = arguments.batch_size, arguments.rounds
-    # An epoch's order is of all images; few of them are trained on.
+    # The order of an epoch covers all images, but only a few of them are trained on.
     data = noise(TRAIN, 2 * batch, torch.device("cpu"))
     for model, optimizer in itertools.product(arguments.model.split(","), SETTINGS):
         cell = make_cell(model, optimizer, "float32", data, batch)

@@ -1,18 +1,20 @@
-"""The paper's comparison at CPU scale, fairly: each system tuned with one budget, then seeds.
+"""The paper's comparison at CPU scale: all systems tuned with equal budgets, then run with seeds.
 
     python benchmarks/evidence.py mnist5k --jobs 2
     python benchmarks/evidence.py mnist5k-vgg --jobs 2
     python benchmarks/evidence.py cifar10 --data-dir DIR --jobs 2
 
-Three steps, each a command of the laboratory, carried on where it stopped when the call
-is repeated; ``--systems`` takes some of the systems now and leaves the others to later calls. All
-lies in ``runs/evidence/TASK``; ``results/evidence/TASK`` has what is kept of it.
+There are three steps. If a call is interrupted, the same call resumes it. ``--systems`` selects
+some systems and leaves the others for later calls. All files are in ``runs/evidence/TASK``.
+``results/evidence/TASK`` holds the files that are kept.
 
-1. ``sgdph tune``, once for each system: equally many trials over equally wide ranges of lr and
-   weight decay (and τ, where a system's name says so), judged on held-out training images;
-2. ``tuning.csv``, ``tuning.json``: all that they found; ``recipe.yaml``: the best of it, which
-   ``sgdph reproduce`` takes as it is;
-3. ``sgdph reproduce recipe.yaml``: all training images, the test set, all seeds.
+1. ``sgdph tune`` runs once for each system. All have the same number of trials, and equally wide
+   ranges of lr and weight decay (and of τ, if the system's name says so). The trials are evaluated
+   on held-out training images.
+2. ``tuning.csv`` and ``tuning.json`` get all results. ``recipe.yaml`` gets the best settings, in
+   the format that ``sgdph reproduce`` takes.
+3. ``sgdph reproduce recipe.yaml`` trains on all training images with all seeds, and evaluates on
+   the test set.
 """
 
 from __future__ import annotations
@@ -36,19 +38,20 @@ from sgdph.lab.tune.record import TRIALS
 
 OUT = Path("runs/evidence")
 TUNING, SEARCHES = "tuning.csv", "tuning.json"
-# τ over two decades and a half around the paper's, for the systems that have it tuned.
+# Range of τ: two and a half decades around the paper's value. For the systems with τ tuned.
 TAU = "second_order_lr=3e-4:1e-1:log"
 JOINT = {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99}
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """What is compared.
+    """One system of the comparison.
 
     Attributes:
         optimizer: Its name in the laboratory.
-        options: What sets it apart.
-        tunes_tau: Whether τ is searched beside lr and weight decay, with the same number of trials.
+        options: The options that distinguish it from other systems.
+        tunes_tau: Whether τ is tuned together with lr and weight decay, with the same number of
+            trials.
     """
 
     optimizer: str
@@ -62,7 +65,7 @@ PAPER = {
     "AdamW": System("adamw"),
     "AdaBelief": System("adabelief"),
     "AdaHessian": System("adahessian"),
-    # Its author's 500 steps of warm-up are more than the MNIST runs have.
+    # Shorter than its author's 500 steps of warm-up, which the MNIST runs do not have.
     "Apollo": System("apollo", {"optimizer_args": {"warmup_steps": 40}}),
     "SGD-PH": System("sgdph"),
 }
@@ -71,7 +74,7 @@ VARIANTS = {
     "SGD-PH, Hutchinson": System("sgdph", {"estimator": "hutchinson"}),
     "SGD-PH, Hutchinson all": System("sgdph", JOINT),
 }
-# What a preset would be, and what it has to beat: the same τ without curvature.
+# Possible presets, and the controls that they have to beat: τ tuned, but no curvature.
 PRESETS = {
     "SGD-PH, interval 10, τ tuned": System("sgdph", {"hessian_interval": 10}, tunes_tau=True),
     "SGD-PH, Hutchinson all, interval 10, τ tuned": System(
@@ -95,16 +98,17 @@ VGG = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all systems of one comparison are trained on.
+    """The task of one comparison, on which all its systems are trained.
 
     Attributes:
-        title: Above the table.
-        options: The laboratory's options, for tuning and seeds.
-        systems: The systems, by the label that the table has for each.
-        seeds: Of the comparison.
-        trials: Of each system's tuning.
-        tuning: Options of the tuning alone.
-        untimed: Systems whose committed seeds ran beside other work: their seconds say nothing.
+        title: Title above the table.
+        options: Options of the laboratory, for tuning and final runs.
+        systems: Maps labels in the table to systems.
+        seeds: Seeds of the final runs.
+        trials: Number of trials for each system's tuning.
+        tuning: Options for the tuning only.
+        untimed: Systems whose committed runs shared the machine with other work. Their seconds are
+            not comparable.
     """
 
     title: str
@@ -145,7 +149,7 @@ TASKS = {
         {**PAPER, **VARIANTS, **PRESETS},
         seeds=range(5),
         trials=12,
-        # Half as long as the comparison: with it tuning would take most of the hours.
+        # Half as long as the final runs. Otherwise the tuning would take most of the time.
         tuning={"epochs": 6, "validation_size": 2000},
         untimed=frozenset(
             {
@@ -161,12 +165,12 @@ TASKS = {
 
 
 def slug(label: str) -> str:
-    """Make a folder's name of a label."""
+    """Convert a label to a directory name."""
     return "-".join("".join(c if c.isalnum() else " " for c in label.lower()).split())
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
-    """Write options as the command line has them."""
+    """Convert options to command-line arguments."""
     words = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -178,7 +182,7 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def tune(task: Task, label: str, out: Path, place: Sequence[str], jobs: int) -> dict[str, Any]:
-    """Tune one system as far as that is not done, and return its record."""
+    """Run or resume the tuning of one system, and return its record."""
     system = task.systems[label]
     words = ["tune", *flags({**task.options, **system.options, **task.tuning}), *place]
     words += [f"--optimizers={system.optimizer}", f"--trials={task.trials}", f"--out={out}"]
@@ -192,7 +196,7 @@ def tune(task: Task, label: str, out: Path, place: Sequence[str], jobs: int) -> 
 
 
 def write_tuning(directory: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the searches of all systems: a line per trial, and what each searched and where."""
+    """Write the tunings of all systems: one CSV line per trial, and the settings of each search."""
     rows, searches = [], {}
     for label, record in found.items():
         ((optimizer, search),) = record["optimizers"].items()
@@ -213,7 +217,7 @@ def write_tuning(directory: Path, found: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def best_cells(task: Task, directory: Path) -> list[dict[str, Any]]:
-    """Return each tuned system's options with the best settings that were found for it."""
+    """Return each tuned system's options, with the best settings that were found."""
     with (directory / TUNING).open(encoding="utf-8", newline="") as file:
         best = [row for row in csv.DictReader(file) if row["best"] == "True"]
     cells = []
@@ -228,7 +232,7 @@ def best_cells(task: Task, directory: Path) -> list[dict[str, Any]]:
 
 
 def recipe(task: Task, cells: Sequence[Mapping[str, Any]], command: str) -> str:
-    """Write the recipe of the comparison."""
+    """Return the text of the comparison's recipe."""
     scale = {
         "description": f"Each system's settings are the best of {task.trials} trials on held-out "
         "training images.",
@@ -251,7 +255,7 @@ def recipe(task: Task, cells: Sequence[Mapping[str, Any]], command: str) -> str:
 
 
 def main() -> int:
-    """Tune, write the recipe, train."""
+    """Tune, write the recipe and train; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, help=f"default: {OUT}/TASK")
@@ -263,7 +267,7 @@ def main() -> int:
     asked = given.systems.split(";") if given.systems else list(task.systems)
     if unknown := [label for label in asked if label not in task.systems]:
         parser.error(f"no system {unknown}; choose from {'; '.join(task.systems)}")
-    # What earlier calls had is in the table too, in the task's order.
+    # Systems of earlier calls are in the table too, in the task's order.
     labels = [x for x in task.systems if x in asked or (out / "tuning" / slug(x)).exists()]
     place = [f"--data-dir={given.data_dir}"] if given.data_dir else []
     found = {x: tune(task, x, out / "tuning" / slug(x), place, given.jobs) for x in labels}

@@ -1,11 +1,11 @@
-"""The picture of a comparison of ``evidence.py``: each system's final accuracies and its time.
+"""Draw the picture of a comparison of ``evidence.py``: final accuracies and times of each system.
 
     python benchmarks/evidence_summary.py mnist5k
 
-Read from the runs in ``results/evidence/TASK/table``, written as ``systems.png`` beside them: every
-seed's final test accuracy, and the time per epoch. ``make tables`` writes the table of the same.
-Where there is ``TASK-carried``, README's setting is drawn too: SGD-PH as in the snippet, with the
-lr and weight decay of SGDM.
+The picture shows every seed's final test accuracy, and the time per epoch. The runs are read from
+``results/evidence/TASK/table``. The picture is written to ``results/evidence/TASK/systems.png``.
+``make tables`` writes a table of the same values. If there is a directory ``TASK-carried``, the
+README's setting is drawn too: SGD-PH as in the snippet, with the lr and weight decay of SGDM.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from sgdph.lab.run.records import RunRecord
 
 RESULTS = Path("results/evidence")
 BLUE, ORANGE, _, _, _, _, BLACK, *_ = COLOURS
-# What README recommends, as its runs are labelled, and as it is called here.
+# The setting that README recommends: the label of its runs, and its name in the picture.
 CHEAP = "SGD-PH, Hutchinson, interval 10"
 RECOMMENDED = "SGD-PH as in README: Hutchinson, interval 10, SGDM's settings"
 
 
 def colour(label: str) -> str:
-    """Tell SGD-PH, controls without curvature, and everybody else apart."""
+    """Return the colour for SGD-PH, for controls without curvature, or for other systems."""
     if label.startswith("control"):
         return BLACK
     return ORANGE if label.startswith("SGD-PH") else BLUE
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the sample standard deviation, 0 where one value has none."""
+    """Return the mean and the sample standard deviation, which is 0 for a single value."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def draw(systems: Mapping[str, Row], title: str, path: Path) -> None:
-    """Draw the picture."""
+    """Draw the picture into a file."""
     with figure(path, WIDTH, 0.8 + 0.42 * len(systems), title) as made:
         left, right = made.subplots(1, 2, sharey=True, width_ratios=(5, 3))
         for i, (label, row) in enumerate(systems.items()):
@@ -75,14 +75,14 @@ def draw(systems: Mapping[str, Row], title: str, path: Path) -> None:
 
 
 def recommended(folder: Path) -> list[RunRecord]:
-    """Read the runs of README's setting; none where it was not run."""
+    """Read the runs of README's setting; empty if there are none."""
     return by_system(folder, [CHEAP]).get(CHEAP, []) if folder.is_dir() else []
 
 
 def with_recommended(
     systems: Mapping[str, list[RunRecord]], runs: list[RunRecord]
 ) -> dict[str, list[RunRecord]]:
-    """Put README's setting in front of the first SGD-PH."""
+    """Insert README's setting before the first SGD-PH."""
     found: dict[str, list[RunRecord]] = {}
     for label, group in systems.items():
         if label.startswith("SGD-PH"):
@@ -92,7 +92,7 @@ def with_recommended(
 
 
 def main() -> None:
-    """Draw one task's picture."""
+    """Draw the picture of one task."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, help=f"default: {RESULTS}/TASK")
@@ -108,7 +108,7 @@ def main() -> None:
     if carried:
         systems = with_recommended(systems, carried)
     path = out / "systems.png"
-    # README's row is not tuned: it takes SGDM's settings, as its name says.
+    # The README's setting is not tuned: it uses SGDM's settings, as its name says.
     named = (
         task.title.removesuffix(", every system tuned") if RECOMMENDED in systems else task.title
     )

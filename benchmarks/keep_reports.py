@@ -1,11 +1,12 @@
-"""The reports and pictures in ``results``, drawn again from the runs and figures kept beside them.
+"""Recreate the reports and pictures in ``results`` from the runs and measurements kept with them.
 
     python benchmarks/keep_reports.py                  # all of them
     python benchmarks/keep_reports.py results/demo results/cost/depth
 
-Of a report, ``results`` keeps the text, the table and the pictures. Where the picture over seconds
-was deleted, it stays away, and the costs too. Of a path in a recorded command the last part is
-kept: the folders of the machine that ran it say nothing.
+``results`` keeps only the text, the table and the pictures of a report. If the picture over seconds
+was deleted, it is not written again, and the lines on cost are left out of the text. Absolute paths
+in recorded commands are shortened to their last part, because the directories of the machine that
+ran them are meaningless elsewhere.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ NOT_KEPT = (PAGE, LATEX, TARGETS)
 
 
 def kept_folders(root: Path) -> Iterator[Path]:
-    """Find the folders that hold what a report is made of."""
+    """Yield the folders that contain the data of a report."""
     for name in (RUNS, FIGURES):
         yield from sorted(file.parent for file in root.rglob(name))
 
 
 def write_again(folder: Path, made: Path) -> None:
-    """Make a folder's report anew in another one."""
+    """Recreate a folder's report in another folder."""
     for name in (FIGURES, EPOCHS, RUNS):
         if (folder / name).is_file():
             shutil.copy(folder / name, made)
@@ -50,7 +51,10 @@ def write_again(folder: Path, made: Path) -> None:
 
 
 def cleaned(text: str, not_kept: Collection[str]) -> str:
-    """Leave out what is said of files that are not kept, and the folders of absolute paths."""
+    """Remove all references to files that are not kept, and the folders of absolute paths.
+
+    If the picture over seconds is not kept, the lines on cost are removed too.
+    """
     left_out = tuple(f"| {name} |" for name in not_kept)
     if SECONDS in not_kept:
         left_out += ("* Cost: ",)
@@ -67,7 +71,7 @@ def keep(folder: Path) -> None:
         made = Path(place)
         write_again(folder, made)
         pictures = [file.name for file in made.glob("*.png")]
-        # Seconds that say nothing are left out by hand, once.
+        # Pictures over meaningless seconds are deleted by hand, once. They must not come back.
         dropped = [SECONDS] if SECONDS in pictures and not (folder / SECONDS).exists() else []
         text = cleaned((made / TEXT).read_text(encoding="utf-8"), (*NOT_KEPT, *dropped))
         (folder / TEXT).write_text(text, encoding="utf-8")
@@ -77,7 +81,7 @@ def keep(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write the reports that were named, or all."""
+    """Recreate the named reports, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folders", type=Path, nargs="*")
     for folder in parser.parse_args().folders or kept_folders(RESULTS):

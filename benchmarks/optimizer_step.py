@@ -1,11 +1,12 @@
-"""How long ``optimizer.step()`` alone takes on ResNet50's 161 tensors, as a ratio to torch's SGD.
+"""Time ``optimizer.step()`` alone on ResNet50's 161 tensors, as a ratio to torch's SGD.
 
     python benchmarks/optimizer_step.py [--rounds 15] [--steps 20] [--threads 1]
 
-Gradients stay the same noise; no network runs. SGDPH is measured at steps without a refresh, and at
-steps that take in the pending curvature of one parameter, in turn; that curvature is made outside
-the timed part, from a quadratic in this parameter alone. The optimizers alternate in one process,
-by process time; the figure is the median over rounds of the ratio within a round.
+The gradients are constant noise, and no network runs. SGDPH is measured at steps without a refresh,
+and at steps that process the pending curvature of one parameter, one after another. This curvature
+is computed outside the timed part, from a quadratic in the parameter alone. The optimizers
+alternate in one process. Times are CPU times of the process. The result is the median over rounds
+of the ratio within a round.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Prepare = Callable[[], None]
 
 
 def network() -> nn.Module:
-    """Build ResNet50 with a gradient of noise at every parameter."""
+    """Build ResNet50, with random gradients for all parameters."""
     torch.manual_seed(0)
     model = resnet50()
     for p in model.parameters():
@@ -43,12 +44,12 @@ def nothing() -> None:
 
 
 def sgd(**settings: bool) -> tuple[torch.optim.Optimizer, Prepare]:
-    """Make torch's SGD."""
+    """Build torch's SGD."""
     return torch.optim.SGD(network().parameters(), **SETTINGS, **settings), nothing
 
 
 def sgdph_between_refreshes(foreach: bool | None) -> tuple[torch.optim.Optimizer, Prepare]:
-    """Make SGDPH, at steps without a refresh."""
+    """Build SGDPH, prepared for steps without a refresh."""
     groups = sgdph.param_groups(network())
     optimizer = sgdph.SGDPH(groups, **SETTINGS, hessian_interval=10**9, foreach=foreach)
 
@@ -60,7 +61,7 @@ def sgdph_between_refreshes(foreach: bool | None) -> tuple[torch.optim.Optimizer
 
 
 def sgdph_at_refreshes(foreach: bool | None) -> tuple[torch.optim.Optimizer, Prepare]:
-    """Make SGDPH, at steps that refresh one parameter, each in turn."""
+    """Build SGDPH, prepared for steps that each refresh the next parameter."""
     optimizer = sgdph.SGDPH(sgdph.param_groups(network()), **SETTINGS, foreach=foreach)
     newton: list[Tensor] = optimizer.param_groups[0]["params"]
     assert len(newton) == len(optimizer.multipliers())
@@ -73,7 +74,7 @@ def sgdph_at_refreshes(foreach: bool | None) -> tuple[torch.optim.Optimizer, Pre
 
 
 def main() -> None:
-    """Print the ratios."""
+    """Measure the steps, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20)

@@ -1,12 +1,12 @@
 """Time a cell of the paper's Table 1, ResNet18 on CIFAR-10, as the laboratory trains it.
 
     PYTHONPATH=src python3 benchmarks/paper_cell.py                # a GPU; meant for 90 seconds
-    PYTHONPATH=src python3 benchmarks/paper_cell.py --device cpu   # a rehearsal on few images
+    PYTHONPATH=src python3 benchmarks/paper_cell.py --device cpu   # a test run on few images
 
-It needs torch alone, and runs the laboratory's own epoch: augmentation, steps, evaluation, the
-epoch's one look at the device, a checkpoint. The images are noise of CIFAR-10's shape and number.
-The figures go to ``results/cost/cuda/paper-cell.json``; a rehearsal's nowhere, unless ``--out`` is
-given.
+The script needs only torch. It runs the laboratory's own epoch: augmentation, steps, evaluation, a
+single read of results from the device, and a checkpoint. The images are noise, in the shape and
+number of CIFAR-10. A GPU's results go to ``results/cost/cuda/paper-cell.json``. Results of a test
+run are not written, unless ``--out`` is given.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sgdph.lab.run.newton_steps import multiplier_summary
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.writer import Snapshot, Writer, write_checkpoint
 
-# The recipe's: sgdph reproduce table1 --scale paper.
+# The values of the recipe: sgdph reproduce table1 --scale paper.
 EPOCHS, TRAIN, TEST = 200, 50_000, 10_000
 SETTINGS = {
     "sgdm": {"lr": 0.1, "weight_decay": 5e-4},
@@ -46,13 +46,13 @@ SETTINGS = {
 }
 MINUTES = 8
 OUT = Path(__file__).parents[1] / "results" / "cost" / "cuda" / "paper-cell.json"
-# Before the clock starts: kernels are loaded and memory is taken.
+# Steps before the timing starts, in which kernels are loaded and memory is allocated.
 WARM_UP_STEPS = 50
 
 
 @dataclass
 class Cell:
-    """A network with its optimizer and data, as a run has them."""
+    """A network with its optimizer and data, as in a run."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -62,7 +62,7 @@ class Cell:
     batch: int
 
     def train(self, steps: int) -> TrainingSums:
-        """Take the first steps of an epoch."""
+        """Train the first ``steps`` steps of an epoch."""
         self.model.train()
         plan = plan_epoch(self.data, self.generator)
         batches = self.data.training_batches(plan, self.batch)
@@ -72,16 +72,16 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """How many steps an epoch has."""
+        """The number of steps in an epoch."""
         return -(-self.data.train_count // self.batch)
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint holds, but for small things."""
+        """Return the content of a checkpoint, without small items."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
 
 def make_cell(model: str, optimizer: str, precision: str, data: TensorDataset, batch: int) -> Cell:
-    """Make a cell as the laboratory does, on the data's device."""
+    """Build a cell as the laboratory does, on the data's device."""
     torch.manual_seed(0)
     arithmetic = Arithmetic(precision)  # type: ignore[arg-type]
     arithmetic.set_backends(data.device)
@@ -93,15 +93,15 @@ def make_cell(model: str, optimizer: str, precision: str, data: TensorDataset, b
 
 
 def noise(images: int, tests: int, device: torch.device) -> TensorDataset:
-    """Make images of noise, augmented like CIFAR-10's."""
+    """Make a data set of noise images, augmented like CIFAR-10."""
     return noise_dataset("cifar10", (3, 32, 32), 10, train=images, test=tests).to(device)
 
 
 def one_epoch(cell: Cell, writer: Writer, path: Path) -> tuple[float, float]:
-    """Train and evaluate an epoch as ``sgdph.lab.run.training`` does.
+    """Train and evaluate an epoch like ``sgdph.lab.run.training``.
 
     Returns:
-        Seconds of the epoch, and of its training.
+        Seconds of the whole epoch, and seconds of its training.
     """
     started, watch = time.perf_counter(), Stopwatch(cell.data.device)
     trained = cell.train(cell.steps)
@@ -115,13 +115,13 @@ def one_epoch(cell: Cell, writer: Writer, path: Path) -> tuple[float, float]:
 
 
 def time_cell(cell: Cell, epochs: int) -> dict[str, Any]:
-    """Time whole epochs, after a warm-up."""
+    """Time whole epochs, and single steps, after a warm-up."""
     beside = cell.data.device.type == "cuda"
     if beside:
         torch.cuda.reset_peak_memory_stats()
     cell.train(min(WARM_UP_STEPS, cell.steps))
     with tempfile.TemporaryDirectory() as folder, Writer(beside) as writer:
-        # The first one loads what evaluation and checkpoint need.
+        # The first epoch is dropped: it also loads what evaluation and checkpoint need.
         found = [one_epoch(cell, writer, Path(folder) / "last.pt") for _ in range(epochs + 1)][1:]
         writer.wait()
     seconds = statistics.median(whole for whole, _ in found)
@@ -138,9 +138,9 @@ def time_cell(cell: Cell, epochs: int) -> dict[str, Any]:
 
 
 def step_times(cell: Cell, count: int = 10) -> tuple[float, float]:
-    """Return the median seconds of a lone step, and of launching it.
+    """Return the median seconds of a single step, and of launching it.
 
-    Where launching takes as long as the step, the device waits for the host.
+    If launching takes as long as the step, the device waits for the host.
     """
     wait: Callable[[], None] = (
         torch.cuda.synchronize if cell.data.device.type == "cuda" else lambda: None
@@ -164,7 +164,7 @@ def show_times(
     device: torch.device,
     write: Callable[[Sequence[Mapping[str, Any]]], None],
 ) -> None:
-    """Print what a cell takes, by optimizer and precision, and write what is known after each."""
+    """Print a cell's times for each optimizer and precision; write the results after each."""
     rows = []
     images = arguments.images or (TRAIN if device.type == "cuda" else 4 * arguments.batch_size)
     data = noise(images, max(1, images * TEST // TRAIN), device)
@@ -186,7 +186,7 @@ def show_times(
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the figures where that was asked for."""
+    """Measure, print the results and write them if requested; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model", default="resnet18")

@@ -1,9 +1,10 @@
-"""What each part of the cheaper step buys: the same step, with one part taken out at a time.
+"""Measure what each part of the cheaper step saves, by removing one part at a time.
 
     python benchmarks/step_parts.py [--model resnet18] [--batch-size 16] [--visits 8] [--rounds 3]
 
-Time is the process's, memory the peak of what a step allocates, both as ratios to SGDM's step; the
-Newton parameters visited are spread evenly over the depth; the variants alternate in one process.
+Time is CPU time of the process, and memory is the peak that a step allocates. Both are ratios to
+SGDM's step. The visited Newton parameters are spread evenly over the depth. The variants alternate
+in one process.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @contextlib.contextmanager
 def without(*operations: str) -> Iterator[None]:
-    """Leave some operations to torch."""
+    """Let torch handle some operations, as if the package had no code for them."""
     with contextlib.ExitStack() as stack:
         for table in (LEAN, RELEASING):
             others: dict[str, Any] = {k: hook for k, hook in table.items() if k not in operations}
@@ -75,7 +76,7 @@ class Variant(Contestant):
         super().__init__(SYSTEMS[system], workload, compiled=False)
 
     def step(self, kind: Kind, *, eager: bool = False) -> None:
-        """Take a step without the parts."""
+        """Take a step without these parts."""
         with self._parts_taken_out():
             super().step(kind, eager=eager)
 
@@ -88,7 +89,7 @@ class Variant(Contestant):
 
 
 def peaks(variant: Variant, places: list[int]) -> list[int]:
-    """Measure the peak bytes of a step at each place, after one that makes the state."""
+    """Measure the peak bytes of a step at each place, after steps that create the state."""
     (kind,) = variant.system.weights
     variant.step(kind)
     with watch_memory(torch.device("cpu")) as memory:
@@ -105,7 +106,7 @@ def peaks(variant: Variant, places: list[int]) -> list[int]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure all variants, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--batch-size", type=int, default=16)

@@ -1,13 +1,14 @@
-"""A joint due step of the networks that people train, each beside double backward by plain torch.
+"""Compare a refresh of all Newton parameters at once with plain torch's double backward.
 
     python benchmarks/zoo.py                        # all: 25 minutes on one core
     python benchmarks/zoo.py --only 'timm/*vit*'    # some of them
     python benchmarks/zoo.py --only 'timm/*vit*' --again
 
-Torchvision's classifiers, detectors and networks for segmentation, the smallest of each family of
-timm, tiny ones of Hugging Face's families: random weights, small images, default attention. Each
-in a process of its own. ``results/zoo/networks.csv`` has a line for each; a call that was
-interrupted is carried on by the same call. ``make tables`` then writes the tables.
+The networks are torchvision's classifiers, detectors and segmentation networks, the smallest of
+each family in timm, and tiny ones of Hugging Face's families. They have random weights, small
+images and default attention. Each runs in its own process. ``results/zoo/networks.csv`` has one
+line for each. If a call is interrupted, the same call resumes it. ``make tables`` then writes the
+tables.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from network_zoo.network import Network
 from network_zoo.row import PACKAGES, Row
 
 ROOT = Path(__file__).resolve().parents[1]
-# What every process needs: imported once, by the one that they are forks of.
+# Modules that every process needs. The fork server imports them once.
 PRELOADED = ["torch", "torchvision", "timm", "transformers", "sgdph", "torch._dynamo"]
 
 
@@ -43,7 +44,7 @@ def networks(packages: Sequence[str] = PACKAGES) -> list[Network]:
 
 
 def run_one(network: Network, connection: Connection, memory: int) -> None:
-    """Compare one network, in a process of its own, and send its row."""
+    """Compare one network, in its own process, and send its row."""
     import torch
     from network_zoo.comparison import compare
 
@@ -54,7 +55,7 @@ def run_one(network: Network, connection: Connection, memory: int) -> None:
 
 
 def row_of(network: Network, timeout: float, memory: int) -> Row:
-    """Compare one network; whatever happens to its process is in the row."""
+    """Compare one network in a new process; the row also records a timeout or a crash."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
@@ -77,7 +78,7 @@ def row_of(network: Network, timeout: float, memory: int) -> Row:
 
 
 def versions(package: str) -> dict[str, str]:
-    """Return what a row was made with."""
+    """Return the versions that a row was made with."""
     names = {"version": package, "torch": "torch"}
     told = {key: importlib.metadata.version(name) for key, name in names.items()}
     changed = git("status", "--porcelain", "--", "src", "benchmarks")
@@ -85,13 +86,13 @@ def versions(package: str) -> dict[str, str]:
 
 
 def git(*arguments: str) -> str:
-    """Ask git about this repository; empty where there is none."""
+    """Return the output of a git command in this repository; empty if there is no repository."""
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def read(path: Path) -> dict[str, Row]:
-    """Read the rows that there are, by their keys; of two the later."""
+    """Read the existing rows by key; of rows with the same key, the last is kept."""
     if not path.exists():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -100,7 +101,7 @@ def read(path: Path) -> dict[str, Row]:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows, those of a package together and sorted."""
+    """Write rows, sorted by package and family."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [each.name for each in fields(Row)], lineterminator="\n")
     writer.writeheader()
@@ -113,7 +114,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """Say for each package how many networks are right, and the largest errors."""
+    """Describe for each package how many networks are right, and the largest error."""
     lines = []
     for package in PACKAGES:
         own = [row for row in rows if row.package == package]
@@ -130,7 +131,11 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def main() -> int:
-    """Compare what is not there yet; return 1 if a product is wrong or a network failed."""
+    """Compare the networks that have no row yet.
+
+    Returns:
+        The exit code: 1 if a product or first gradient is wrong or a network failed, otherwise 0.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", metavar="PATTERN", help="as timm/vision* or */mobilenet*")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "zoo")
@@ -147,7 +152,7 @@ def main() -> int:
     for i, network in enumerate(wanted, 1):
         row = row_of(network, given.timeout, int(given.memory * 2**30))
         done[network.key] = row
-        # Written each time: an interruption then loses only the network that is at work.
+        # Written each time, so that an interruption loses only the current network.
         write(path, list(done.values()))
         print(f"[{i}/{len(wanted)}] {network.key}: {row.told()}", flush=True)
     rows = [done[x.key] for x in chosen]

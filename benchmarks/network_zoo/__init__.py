@@ -1,1 +1,1 @@
-"""What ``benchmarks/zoo.py`` runs: networks of other packages, and the comparison with torch."""
+"""The networks of other packages that ``benchmarks/zoo.py`` compares with torch."""

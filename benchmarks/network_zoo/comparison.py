@@ -1,4 +1,4 @@
-"""A joint due step of one network, beside double backward by plain torch."""
+"""Comparison of a refresh of all Newton parameters at once with plain torch's double backward."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from sgdph.curvature.probes import rademacher_probe
 from sgdph.roles import newton_parameters
 
 BETA2 = 0.99
-# The largest relative error that rounding explains.
+# The largest relative error that rounding can explain.
 TOLERANCES = {"float64": 1e-9, "float32": 2e-3}
-# A parameter's error is relative to its own largest entry, or to this part of the network's, where
-# that is more: a bias that batch norm follows has no curvature but rounding's.
+# A parameter's error is relative to its own largest entry, or to this share of the largest entry of
+# all parameters if that is larger. Otherwise a bias before batch norm would have a large error,
+# because its curvature is only rounding.
 FLOOR = 1e-3
 
 
 def take_step(optimizer: sgdph.SGDPH, loss: Tensor) -> None:
-    """Take a step at which the curvature is due."""
+    """Take a step that refreshes the curvature."""
     optimizer.backward(loss)
     optimizer.step()
 
 
 def compare(network: Network, step: Callable[[sgdph.SGDPH, Tensor], None] = take_step) -> Row:
-    """Take a joint due step of a network, and hold it to plain torch.
+    """Take a step that refreshes all Newton parameters, and compare it with plain torch.
 
     Args:
-        network: Which.
+        network: The network.
         step: Takes the step.
+
+    Returns:
+        The result. An error is recorded in its ``reason``.
     """
     started = time.perf_counter()
     row = Row(network.package, network.family)
@@ -95,7 +99,7 @@ def _verdict(row: Row, lack: str) -> tuple[str, str]:
     off = [
         f"{what} off by {error:.1e}"
         for what, error in errors.items()
-        # Not "more than": an error may be no number.
+        # Not ``error > ...``: this also catches NaN.
         if error is not None and not error <= TOLERANCES[row.dtype]
     ]
     if off:
@@ -110,11 +114,11 @@ class _Run(NamedTuple):
 
 
 def _first_run(built: Built) -> _Run:
-    """Run a network in the first precision that it runs in."""
+    """Run a network in float64, or in float32 if it cannot run in float64."""
     try:
         return _run(Trial(built, torch.float64))
     except RuntimeError:
-        # Some kernels know float32 and less alone.
+        # Some kernels support at most float32.
         return _run(Trial(built, torch.float32))
 
 
@@ -124,7 +128,7 @@ def _run(trial: Trial) -> _Run:
 
 
 def trainable(model: nn.Module) -> list[Tensor]:
-    """List the parameters that have gradients."""
+    """List the parameters that require gradients."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -134,7 +138,7 @@ def newton_of(model: nn.Module) -> list[Tensor]:
 
 
 def oracle(trial: Trial) -> tuple[list[Tensor | None] | None, str]:
-    """Return the signed curvature by plain torch; or ``None``, and why there is none."""
+    """Return the signed curvature by plain torch, or ``None`` and the reason that it is missing."""
     model = trial.model()
     try:
         with sdpa_kernel(SDPBackend.MATH), plain_kernels():
@@ -149,7 +153,7 @@ def oracle(trial: Trial) -> tuple[list[Tensor | None] | None, str]:
 
 
 def double_backward(loss: Tensor, newton: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return ``z * (H z)`` for each parameter, of one product for all of them."""
+    """Return ``z * (H z)`` for each parameter, from one product for all of them."""
     asked = [(i, p) for i, p in enumerate(newton) if p.requires_grad]
     params = [p for _, p in asked]
     gradients = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
@@ -165,13 +169,16 @@ def double_backward(loss: Tensor, newton: Sequence[Tensor]) -> list[Tensor | Non
 
 
 def curvature_in(optimizer: sgdph.SGDPH, p: Tensor) -> Tensor | None:
-    """Return what the only refresh so far brought; ``None`` if there was none."""
+    """Return the curvature from the only refresh so far; ``None`` if there was none."""
     state = optimizer.state.get(p, {})
     return state["hessian"] / (1 - BETA2) if state.get("refreshes", 0) == 1 else None
 
 
 def worst_error(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
-    """Return the largest relative error of a parameter; infinite where one has none."""
+    """Return the largest relative error over the parameters.
+
+    It is infinite if only one of the two values of a parameter is ``None``, and NaN if an error is.
+    """
     if any((a is None) != (b is None) for a, b in zip(found, expected, strict=True)):
         return float("inf")
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and a.numel()]
@@ -188,13 +195,13 @@ def worst_error(found: Sequence[Tensor | None], expected: Sequence[Tensor | None
 
 
 def first_line(error: BaseException) -> str:
-    """Say what an error says, without the lines after its first."""
+    """Return the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 
 
 def refusal(error: RuntimeError) -> str | None:
-    """Say why there is no partial Hessian, without the workarounds; ``None`` of other errors."""
+    """Return why there is no partial Hessian, without workarounds; ``None`` for other errors."""
     _, sign, reason = str(error).partition("no partial Hessian can be taken from this loss: ")
     if not sign:
         return None

@@ -1,4 +1,4 @@
-"""What the zoo holds: a network of another package, and how to make it."""
+"""An entry of the network zoo: a network from another package, and how to build it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 class Built(NamedTuple):
-    """A network, and a batch for it.
+    """A network with a batch.
 
     Attributes:
-        name: As its package names it, with what was changed to make it small.
+        name: Its name in the package, with the changes that make it small.
         model: The network, in training mode.
-        inputs: Tensors, in any nest of tuples, lists and dicts. Those of real numbers get the
-            network's dtype.
-        loss: Runs the network on the inputs, once.
+        inputs: Tensors, nested in tuples, lists and dicts. Floating-point tensors get the network's
+            dtype.
+        loss: Runs the network on the inputs once, and returns the loss.
     """
 
     name: str
@@ -32,9 +32,9 @@ class Network:
     """One network of the zoo.
 
     Attributes:
-        package: Where it is from.
+        package: The package that it is from.
         family: Its name in the zoo, unique in the package.
-        build: Makes it.
+        build: Builds the network and a batch.
     """
 
     package: str
@@ -43,17 +43,17 @@ class Network:
 
     @property
     def key(self) -> str:
-        """What it is chosen by."""
+        """The key that selects this network."""
         return f"{self.package}/{self.family}"
 
 
 def cross_entropy(output: Any, labels: Tensor) -> Tensor:
-    """Cross-entropy of scores, summed over a network's outputs where there are several.
+    """Return the cross-entropy of scores, summed over all outputs if there are several.
 
     Args:
-        output: Scores with the classes in the second dimension; or several in a tuple, list or
-            dict, as auxiliary classifiers have them.
-        labels: One for each image, or one for each pixel.
+        output: Scores, with the classes in the second dimension. Or several scores in a tuple, list
+            or dict, for networks with auxiliary classifiers.
+        labels: One label for each image, or one for each pixel.
     """
     if isinstance(output, Tensor):
         return nn.functional.cross_entropy(output, labels)
@@ -69,5 +69,5 @@ def classification(model: nn.Module, inputs: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def images(size: int, batch: int = 2) -> Tensor:
-    """Draw square images."""
+    """Draw random square images ``(batch, 3, size, size)``."""
     return torch.randn(batch, 3, size, size)

@@ -1,4 +1,4 @@
-"""Operations without a second derivative in torch, made of some that have one: for the oracle."""
+"""Replacements for operations that have no second derivative in torch, used by the oracle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 
 class _Hardsigmoid(torch.autograd.Function):
-    """Torch's kernel of the gradient takes float32's sixth, also in float64."""
+    """Hardsigmoid whose gradient uses 1/6 in float32, as torch's kernel does even in float64."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _Hardsigmoid(torch.autograd.Function):
 
 
 def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    """As ``torch.nn.functional.hardsigmoid``, and never in place."""
+    """Replace ``torch.nn.functional.hardsigmoid``; never in place."""
     return _Hardsigmoid.apply(x)
 
 
@@ -43,7 +43,7 @@ def ctc_loss(
     reduction: str = "mean",
     zero_infinity: bool = False,
 ) -> Tensor:
-    """As ``torch.nn.functional.ctc_loss``: the recursion over the frames (Graves et al., 2006)."""
+    """Replace ``torch.nn.functional.ctc_loss``: recursion over frames (Graves et al., 2006)."""
     if targets.dim() == 1:
         pieces = targets.split(target_lengths.tolist())
     else:
@@ -63,10 +63,10 @@ def ctc_loss(
 def _log_probability(frames: Tensor, target: Tensor, blank: int) -> Tensor:
     labels = torch.full((2 * len(target) + 1,), blank, dtype=torch.long)
     labels[1::2] = target
-    # A label may be left out between two others that differ.
+    # A blank may be skipped between two labels that differ.
     skips = torch.zeros(len(labels), dtype=torch.bool)
     skips[3::2] = labels[3::2] != labels[1:-2:2]
-    # Not minus infinity, whose derivative is not a number.
+    # Not minus infinity, because its derivative is NaN.
     never = frames.new_full((2,), -1e30)
     alpha = torch.cat([frames[0, labels[:2]], never.new_full((len(labels) - 2,), -1e30)])
     for frame in frames[1:]:
@@ -79,18 +79,18 @@ def _log_probability(frames: Tensor, target: Tensor, blank: int) -> Tensor:
 def roi_align(
     kernel: Callable[..., Tensor], input: Tensor, rois: Tensor, *arguments: Any
 ) -> Tensor:
-    """As ``torch.ops.torchvision.roi_align``: torchvision's own version in Python."""
+    """Replace ``torch.ops.torchvision.roi_align`` by torchvision's own version in Python."""
     if not input.requires_grad:
-        # A target's mask, of which the Python version would sample every pixel.
+        # A target's mask. The Python version would sample every pixel of it.
         return kernel(input, rois, *arguments)
     python = sys.modules["torchvision.ops.roi_align"]._roi_align
-    # It compiles itself otherwise, and what is compiled has no second derivative.
+    # Unwrapped, because it compiles itself, and compiled code has no second derivative.
     return getattr(python, "__wrapped__", python)(input, rois, *arguments)
 
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Let the forwards made meanwhile use operations that torch can differentiate twice."""
+    """Let forward passes in the context use operations that torch can differentiate twice."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             mock.patch.multiple(functional, hardsigmoid=hardsigmoid, ctc_loss=ctc_loss)

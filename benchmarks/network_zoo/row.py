@@ -1,4 +1,4 @@
-"""What came of one network."""
+"""The result for one network."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ PACKAGES = ("torchvision", "timm", "transformers")
 
 @dataclass
 class Row:
-    """What came of one network.
+    """The result for one network.
 
     Attributes:
-        package: Where it is from.
+        package: The package that it is from.
         family: Its name in the zoo.
         name: Its name in the package.
-        parameters: How many numbers it learns.
-        newton: How many of them take Newton steps.
-        fused_attentions: How many of its operations are one.
-        dtype: Of the comparison.
-        result: ``ok``; ``wrong`` (the product or a first gradient is not torch's); ``no oracle``
-            (there is a product, and torch has none); ``refused`` (by an error that explains);
-            ``failed`` (anything else).
+        parameters: Number of trainable parameters (elements).
+        newton: Number of them that take Newton steps.
+        fused_attentions: Number of fused attention operations.
+        dtype: The dtype of the comparison.
+        result: ``ok``; ``wrong`` (the product or a first gradient differs from torch's); ``no
+            oracle`` (there is a product, but torch has none to compare with); ``refused`` (an error
+            explains why there is no product); ``failed`` (anything else).
         reason: Why it is not ``ok``.
-        error: The product's, relative to torch's.
-        gradient_error: The first gradients'; 0 where they are torch's to the bit.
-        seconds: For all of it.
-        version: Of the package.
-        torch: Its version.
-        commit: Of this repository.
+        error: Error of the product, relative to torch's.
+        gradient_error: Error of the first gradients; 0 if they are bitwise equal to torch's.
+        seconds: Seconds for the whole comparison.
+        version: Version of the package.
+        torch: Version of torch.
+        commit: Commit of this repository.
     """
 
     package: str
@@ -50,12 +50,12 @@ class Row:
 
     @property
     def key(self) -> str:
-        """What it is chosen by."""
+        """The key that selects this network."""
         return f"{self.package}/{self.family}"
 
     @classmethod
     def of(cls, line: Mapping[str, str]) -> Row:
-        """Read a line of a table."""
+        """Parse a line of the CSV table."""
         row = cls(**line)  # type: ignore[arg-type]
         for name in ("parameters", "newton", "fused_attentions"):
             setattr(row, name, int(line[name]))
@@ -64,7 +64,7 @@ class Row:
         return row
 
     def told(self) -> str:
-        """Say it in a line."""
+        """Summarise the result in one line."""
         words = [f"{self.name} {self.result}", f"{self.seconds:.1f} s"]
         if self.error is not None:
             words.insert(1, f"{self.error:.1e} in {self.dtype}")

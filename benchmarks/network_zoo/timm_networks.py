@@ -1,4 +1,4 @@
-"""The smallest network of each of timm's families, which are its modules."""
+"""The smallest network of each family in timm. A family is a module of timm."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import nn
 from network_zoo.network import Built, Network, classification, images
 
 CLASSES = 5
-# Image sizes, the least first; after them the network's own.
+# Image sizes to try, the smallest first. The network's own size is tried last.
 SIZES = (64, 96, 128, 160, 192, 224)
-# Families whose smallest network is large: fewer blocks of the same kind.
+# Families whose smallest network is still large. They get fewer blocks of the same kind.
 SHALLOW: dict[str, dict[str, Any]] = {
     "deepseek_vit": {"depth": 2},
     "gemma4_vit": {"depth": 2},
@@ -33,7 +33,7 @@ def networks() -> Iterator[Network]:
 
 
 def smallest(family: str) -> str:
-    """Name the network of a family that has the fewest parameters."""
+    """Return the name of the network with the fewest parameters in a family."""
     import timm
 
     sizes = {}
@@ -45,7 +45,7 @@ def smallest(family: str) -> str:
 
 
 def build(family: str) -> Built:
-    """Make a family's smallest network, for the smallest images that it takes."""
+    """Build a family's smallest network, for the smallest images that it accepts."""
     name = smallest(family)
     changes = SHALLOW.get(family, {})
     model, size = _fitted(name, changes)
@@ -60,7 +60,7 @@ def _fitted(name: str, changes: dict[str, Any]) -> tuple[nn.Module, int]:
 
     own = timm.get_pretrained_cfg(name).input_size[-1]
     for size in (*(each for each in SIZES if each < own), own):
-        # Where the size is part of the network it is an argument.
+        # If the network depends on the image size, the size is an argument.
         for arguments in ({"img_size": size}, {}):
             try:
                 torch.manual_seed(0)
@@ -74,6 +74,6 @@ def _fitted(name: str, changes: dict[str, Any]) -> tuple[nn.Module, int]:
                     raise
                 continue
             torch.manual_seed(0)
-            # The trial has changed batch norm's statistics.
+            # Built again, because the trial has changed batch norm's statistics.
             return timm.create_model(name, num_classes=CLASSES, **changes, **arguments), size
     raise AssertionError("the last trial returns or raises")

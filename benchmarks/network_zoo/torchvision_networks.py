@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from network_zoo.network import Built, Network, classification, images
 
 CLASSES = 5
-# One for each graph. Left out are those that repeat the blocks of another one in other numbers,
-# widths or sizes.
+# One for each kind of graph. Networks that only change the number, width or size of another one's
+# blocks are left out.
 CLASSIFICATION = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s"),
     *("googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_large"),
@@ -22,12 +22,12 @@ CLASSIFICATION = (
     *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t"),
     *("swin_v2_t", "vgg11", "vgg11_bn", "vit_b_32"),
 )
-# Those that need more than the 64 pixels that do for the others.
+# Image sizes of the networks that need more than the 64 pixels of the others.
 SIZES = {
     "googlenet": 96,
     "inception_v3": 299,
     "maxvit_t": 224,
-    # Smaller images fill its windows up with zeros, whose norm has no second derivative.
+    # Its windows pad smaller images with zeros, whose norm has no second derivative.
     "swin_v2_t": 256,
     "vit_b_32": 224,
 }
@@ -40,7 +40,7 @@ FEW_PROPOSALS = {
 
 
 def networks() -> Iterator[Network]:
-    """Yield the classifiers, all detectors and all networks for segmentation."""
+    """Yield the selected classifiers, all detectors and all segmentation networks."""
     from torchvision import models
 
     for name in CLASSIFICATION:
@@ -61,7 +61,7 @@ def _model(name: str, **arguments: Any) -> nn.Module:
 def _classifier(name: str) -> Built:
     size = SIZES.get(name, 64)
     arguments = {"input_size": (size, size)} if name == "maxvit_t" else {}
-    # They draw their first weights by scipy otherwise, which takes a minute, and warn.
+    # Otherwise they warn, and initialise their weights with scipy, which takes a minute.
     if name in ("googlenet", "inception_v3"):
         arguments = {"init_weights": False}
     labels = torch.randint(CLASSES, (2,))
@@ -87,7 +87,7 @@ def _target() -> dict[str, Tensor]:
     masks = torch.zeros(2, DETECTION_SIZE, DETECTION_SIZE, dtype=torch.uint8)
     masks[:, 30:80, 50:60] = 1
     places = np.arange(17)
-    # They have to be of float32, whatever the network is of.
+    # Keypoints must be float32, whatever the dtype of the network.
     keypoints = np.stack([30 + places, 50 + 2 * places, np.ones(17)], axis=1).astype(np.float32)
     return {
         "boxes": torch.tensor([[10.0, 14.0, 60.0, 90.0], [50.0, 30.0, 120.0, 100.0]]),

@@ -1,4 +1,4 @@
-"""Tiny networks with random weights of Hugging Face's families."""
+"""Tiny networks of Hugging Face's families, with random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
 
 
-# What the configurations call the same things by.
+# Settings with the names that most configurations use.
 TEXT: dict[str, Any] = {
     "vocab_size": 60,
     "hidden_size": 32,
@@ -29,7 +29,7 @@ TEXT: dict[str, Any] = {
     "eos_token_id": 2,
 }
 GROUPED = {**TEXT, "num_key_value_heads": 2, "head_dim": 8}
-# Whose sequences end with their padding.
+# Lengths of the sequences in a batch. The shorter one ends with padding.
 LENGTHS = (12, 9)
 IMAGE = {**TEXT, "image_size": 32, "patch_size": 8, "num_labels": 5}
 SPEECH = {
@@ -187,12 +187,12 @@ TRANSCRIBED: Mapping[str, Mapping[str, Any]] = {
         "max_target_positions": 20,
     }
 }
-# With dropout, attention takes the math kernel on the CPU: these are there without it as well.
+# On the CPU, attention with dropout uses the math kernel. So these also run without dropout.
 WITH_DROPOUT = ("gpt2", "bert", "roberta", "distilbert", "electra", "mpnet", "wav2vec2", "hubert")
 
 
 def networks() -> Iterator[Network]:
-    """Yield one network of each family."""
+    """Yield one network of each family, for some families also one without dropout."""
     kinds = (
         ("AutoModelForCausalLM", CAUSAL, _text),
         ("AutoModelForMaskedLM", MASKED, _text),
@@ -220,7 +220,7 @@ def _build(
 ) -> Built:
     import transformers
 
-    # What it would run faster by is not of interest here.
+    # Hide advice on how to run faster.
     transformers.logging.set_verbosity_error()
     config = transformers.AutoConfig.for_model(family, **settings)
     if not dropout:

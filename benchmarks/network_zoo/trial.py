@@ -1,4 +1,4 @@
-"""Runs of one network from the same state, in double precision where it can be had."""
+"""Repeated runs of one network from the same state, in double precision if possible."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Trial:
 
     Args:
         built: The network.
-        dtype: Of its weights and inputs.
+        dtype: Dtype of its weights and inputs.
     """
 
     def __init__(self, built: Built, dtype: torch.dtype) -> None:
@@ -38,21 +38,21 @@ class Trial:
         return x.to(self.dtype) if x.is_floating_point() else x
 
     def model(self) -> nn.Module:
-        """Copy the network: a run changes statistics and caches."""
+        """Return a copy of the network, because a run changes statistics and caches."""
         return copy.deepcopy(self._model)
 
     def loss(self, model: nn.Module) -> Tensor:
-        """Run a copy forward, with the same random numbers each time."""
+        """Run a copy forward and return the loss, with the same random numbers each time."""
         seed_everything()
         with same_each_time(self.dtype):
             return self._loss(model, self._inputs)
 
 
 def spread(model: nn.Module) -> None:
-    """Spread out parameters that start with equal entries.
+    """Add noise to parameters whose entries are all equal.
 
-    Some networks start with a head or with layer scales of zero, or nearly so: the product would be
-    zero, and right whatever is wrong with it.
+    Some networks start with a head or layer scales that are zero, or nearly zero. The product would
+    then be zero, and errors in it would not be noticed.
     """
     seed_everything()
     with torch.no_grad():
@@ -62,17 +62,18 @@ def spread(model: nn.Module) -> None:
 
 
 def seed_everything() -> None:
-    """Start every generator that networks draw from."""
+    """Seed every random generator that networks use."""
     torch.manual_seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002  the masks of some networks are numpy's
     random.seed(SEED)
 
 
 class _SameEachTime(TorchFunctionMode):
-    """Lets a network compute the same under any attention kernel, and in double precision.
+    """Makes a network compute the same with any attention kernel, and in double precision.
 
-    Dropout draws its mask in the order of memory, and that depends on the kernel of the attention
-    before it. What asks for float32 by name, where half precision would not do, gets float64.
+    Dropout draws its mask in memory order, which depends on the attention kernel before it. So its
+    input is made contiguous. Some networks request float32 explicitly, because half precision would
+    not suffice. In double precision, they get float64 instead.
     """
 
     def __init__(self, double: bool) -> None:
@@ -96,7 +97,7 @@ def _doubled(value: Any) -> Any:
 
 @contextlib.contextmanager
 def same_each_time(dtype: torch.dtype) -> Iterator[None]:
-    """Let what asks for float32, or for no dtype, have this one; and dropout the same masks."""
+    """Make ``dtype`` the default and fix dropout masks; if float64, it also replaces float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -118,10 +119,10 @@ def graph_nodes(loss: Tensor) -> Iterator[Any]:
 
 
 def computes_in(loss: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether a gradient of this dtype passes through the loss's graph."""
+    """Return whether a gradient of this dtype passes through the loss's graph."""
     return any(each.dtype == dtype for node in graph_nodes(loss) for each in node._input_metadata)
 
 
 def fused_attentions(loss: Tensor) -> int:
-    """Count the fused attentions of a loss's graph."""
+    """Count the fused attention operations in a loss's graph."""
     return sum(type(node).__name__.startswith("ScaledDotProduct") for node in graph_nodes(loss))

@@ -1,4 +1,4 @@
-"""The tables of figures in README, docs and results, made of the files in ``results``."""
+"""The tables of results in README, docs and results, made from the files in ``results``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of accuracies, made of the runs in ``results``."""
+"""Tables of accuracies, made from the runs in ``results``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgdph.lab.run.records import group_runs, read_runs
 
 AGAINST = "minus SGDM's (95% interval)"
 CHEAP = "SGD-PH, Hutchinson, interval 10"
-# What the pages call a system, where its label in the runs says less; the order is the pages'.
+# Maps the label of a system in the runs to its name on the pages, in the order of the pages.
 NAMES = {
     "SGD-PH": "SGD-PH (the paper's)",
     "SGD-PH, interval 10": "SGD-PH, `hessian_interval=10`",
@@ -55,12 +55,12 @@ def rows_of(study: str) -> Mapping[str, Row]:
 
 
 def p_value(row: Row) -> str:
-    """Write a p-value with two digits."""
+    """Format a p-value with two significant digits; empty if there is none."""
     return "" if row.p is None else f"{row.p:.2g}"
 
 
 def over_baseline(rows: Mapping[str, Row], label: str) -> str:
-    """Write a difference to the baseline with its interval, nothing for the baseline itself."""
+    """Format a difference to the baseline with its interval; empty for the baseline itself."""
     found = None if label == BASELINE else rows[label].over(rows[BASELINE])
     if found is None:
         return ""
@@ -68,12 +68,12 @@ def over_baseline(rows: Mapping[str, Row], label: str) -> str:
 
 
 def outcome_of(rows: Mapping[str, Row], label: str) -> str:
-    """Write what a comparison with the baseline shows, nothing for the baseline itself."""
+    """Return the outcome of a comparison with the baseline; empty for the baseline itself."""
     return rows[label].outcome(rows[BASELINE])
 
 
 def all_systems(study: str) -> str:
-    """Every system of a study, with all that is told of it."""
+    """Make the table of all systems in a study, with all values."""
     rows = rows_of(study)
     return markdown(
         [
@@ -92,7 +92,7 @@ def all_systems(study: str) -> str:
 
 
 def claims(study: str, names: Mapping[str, str] = NAMES) -> str:
-    """The systems of a study as the page of claims has them."""
+    """Make the table of a study's systems for the page of claims."""
     rows = rows_of(study)
     order = sorted(rows, key=lambda label: list(names).index(label) if label in names else -1)
     return markdown(
@@ -111,12 +111,12 @@ def claims(study: str, names: Mapping[str, str] = NAMES) -> str:
 
 
 def mean(values: Sequence[float]) -> str:
-    """Write a mean, a dash for none."""
+    """Format a mean; a dash if there are no values."""
     return f"{statistics.mean(values):.2f}" if values else "–"
 
 
 def readme_accuracy() -> str:
-    """The short form of the two comparisons of README."""
+    """Make README's short table of the two comparisons."""
     systems = [
         ("SGDM", "SGDM", ""),
         ("SGD-PH, the paper's setting", "SGD-PH", ""),
@@ -137,14 +137,14 @@ def readme_accuracy() -> str:
 
 
 def with_interval(rows: Mapping[str, Row], label: str) -> str:
-    """Write a difference to the baseline with its interval and what it shows."""
+    """Format a difference to the baseline with its interval and outcome; empty for the baseline."""
     if label == BASELINE:
         return ""
     return f"{over_baseline(rows, label)}, {outcome_of(rows, label)}"
 
 
 def carried() -> str:
-    """SGDM's lr and weight decay taken over by SGD-PH, beside each system tuned for itself."""
+    """Make the table of systems with SGDM's lr and weight decay, next to tuned systems."""
     shuffled = "control: multipliers shuffled, Hutchinson, interval 10"
     systems = {
         "SGDM": "SGDM",
@@ -170,7 +170,7 @@ def carried() -> str:
 
 @cache
 def finals(study: str) -> Mapping[tuple[Any, ...], tuple[float, ...]]:
-    """Read a sweep's final accuracies by optimizer, network, data set and what it varies."""
+    """Read a sweep's final accuracies by optimizer, data set, network and varied settings."""
     groups = group_runs(read_runs([RESULTS / "evidence" / study]).records)
     return {
         (
@@ -183,7 +183,7 @@ def finals(study: str) -> Mapping[tuple[Any, ...], tuple[float, ...]]:
 
 
 def finals_with(study: str, **wanted: Any) -> list[tuple[float, ...]]:
-    """Return the final accuracies of each entry of a sweep that has some settings."""
+    """Return the final accuracies of each entry of a sweep that has the wanted settings."""
     names = (
         *("optimizer", "dataset", "model", "lr", "weight_decay"),
         *("second_order_lr", "hessian_momentum", "batch_size"),
@@ -196,13 +196,13 @@ def finals_with(study: str, **wanted: Any) -> list[tuple[float, ...]]:
 
 
 def final(study: str, **wanted: Any) -> str:
-    """Return the one final accuracy of a sweep that has some settings."""
+    """Format the final accuracies of the only entry of a sweep that has the wanted settings."""
     (found,) = finals_with(study, **wanted)
     return percent(found)
 
 
 def robust_to_lr() -> str:
-    """Claim 6: factors around the tuned lr and weight decay."""
+    """Make the table for claim 6: factors around the tuned lr and weight decay."""
     tuned = {"sgdph": (0.0769, 0.00284), "sgdm": (0.124, 0.000205)}
     factors = ((1, 2), (1, 0.4), (1, 1), (2, 1), (0.5, 1))
 
@@ -218,7 +218,7 @@ def robust_to_lr() -> str:
 
 
 def robust_to_tau() -> str:
-    """Claim 7."""
+    """Make the table for claim 7: robustness to τ."""
     tasks = {
         ("mnist5k", "resnet8"): "MNIST-5k, ResNet-8",
         ("mnist5k", "vgg8-bn"): "MNIST-5k, VGG-8 with batch norm",
@@ -241,14 +241,14 @@ def robust_to_tau() -> str:
 
 
 def robust_to_beta2() -> str:
-    """Claim 8."""
+    """Make the table for claim 8: robustness to β₂."""
     values = (0.8, 0.9, 0.99)
     cells = [final("table7", hessian_momentum=value) for value in values]
     return markdown(["", *(f"β₂ = {value:g}" for value in values)], [["SGD-PH", *cells]])
 
 
 def robust_to_batch() -> str:
-    """Claim 9."""
+    """Make the table for claim 9: robustness to the batch size."""
     sizes = (16, 32, 64, 128, 256)
     systems = {"sgdph": "SGD-PH", "sgdm": "SGDM"}
     return markdown(

@@ -1,4 +1,4 @@
-"""Tables of costs, made of ``results/cost``."""
+"""Tables of costs, made from ``results/cost``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sgdph.lab.cost.figures import MATH_BASE
 from sgdph.lab.cost.summary import summarise
 from sgdph.lab.reports.numbers import fixed
 
-# What `make cost-cuda` writes.
+# The directory that `make cost-cuda` writes.
 CUDA = RESULTS / "cost" / "cuda"
 NOT_RUN = "Not run on a GPU yet.\n"
 COLUMNS = ("process_median", "floor", "mean_peak", "worst_peak")
@@ -22,7 +22,7 @@ PRECISIONS = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
 
 
 def costs(study: str) -> dict[str, dict[str, str]]:
-    """Read a cost study's table by system; of several networks, ``STUDY/NETWORK`` names one."""
+    """Read a cost study's table by system; ``STUDY/NETWORK`` selects one of several networks."""
     study, _, model = study.partition("/")
     with (RESULTS / "cost" / study / "table.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if model in ("", row["model"])]
@@ -30,24 +30,24 @@ def costs(study: str) -> dict[str, dict[str, str]]:
 
 
 def ratio(text: Any) -> str:
-    """Write a ratio with two digits, SGDM's 1.00 where it has no floor of its own."""
+    """Format a ratio with two decimals; a missing floor is shown as 1.00, that of SGDM."""
     return f"{float(text or 1.0):.2f}"
 
 
 def with_range(row: Mapping[str, str]) -> str:
-    """Write a step's time, with its range over rounds."""
+    """Format a step's time, with its range over rounds."""
     low, high = ratio(row["process_lowest"]), ratio(row["process_highest"])
     return f"{ratio(row['process_median'])} ({low} to {high})"
 
 
 def cost_lines(study: str, names: Mapping[str, str], columns: Sequence[str]) -> list[list[str]]:
-    """Write some systems' columns of a cost study."""
+    """Format some columns of a cost study, for some systems."""
     found = costs(study)
     return [[name, *(ratio(found[key][each]) for each in columns)] for key, name in names.items()]
 
 
 def readme_cost() -> str:
-    """Default and every tenth step on several networks, for README."""
+    """Make README's table: the default and a refresh at every tenth step, on several networks."""
     names = {
         "resnet18-every-parameter": "ResNet18 for CIFAR, batch 16",
         "transformers/gpt6": "GPT, 6 layers of width 256, 64 tokens, batch 8",
@@ -68,7 +68,7 @@ def readme_cost() -> str:
 
 
 def cost_settings() -> str:
-    """The same for the page of costs."""
+    """Make the table of several settings of SGD-PH on ResNet18."""
     names = {
         "sgdph": "SGD-PH, default",
         "sgdph-plain": "`update_hessian(loss)` + `loss.backward()`",
@@ -83,7 +83,7 @@ def cost_settings() -> str:
 
 
 def cost_others() -> str:
-    """Other optimizers on ResNet18."""
+    """Make the table that compares SGD-PH with other optimizers on ResNet18."""
     names = {
         "sgdph": "SGD-PH, default",
         "sgdph-interval10": "SGD-PH, `hessian_interval=10`",
@@ -96,7 +96,7 @@ def cost_others() -> str:
 
 
 def cost_networks() -> str:
-    """Other networks: the default, the plain order, the joint product."""
+    """Make the table of other networks: the default, the plain order, the joint product."""
     names = {
         "vgg19-bn": "CIFAR VGG19 with batch norm, 16",
         "resnet20": "ResNet-20, 128",
@@ -120,7 +120,7 @@ def cost_networks() -> str:
 
 
 def cost_sweeps() -> str:
-    """The default on ResNets of several depths, and at several batch sizes."""
+    """Make the table of the default on ResNets of several depths and at several batch sizes."""
     rows = []
     for study in ("depth", "batch-size"):
         with (RESULTS / "cost" / study / "table.csv").open(encoding="utf-8", newline="") as file:
@@ -135,7 +135,7 @@ def cost_sweeps() -> str:
 
 
 def cost_transformers() -> str:
-    """Transformers, and networks with their operations: the default, and every tenth step."""
+    """Make the table of transformers and similar networks: the default, and interval 10."""
     names = {
         "transformers/gpt6": "GPT, 6 layers of width 256, 64 tokens, 8",
         "transformers/encoder12": "encoder, 12 layers of width 256, 64 tokens, 8",
@@ -161,7 +161,7 @@ def cost_transformers() -> str:
 
 
 def cost_math() -> str:
-    """Transformers as ratios to SGDM with math attention, within each round."""
+    """Make the table of transformers, as ratios to SGDM with math attention in the same round."""
     names = {"gpt6": "GPT", "encoder12": "encoder"}
     shown = {"SGDM": "SGDM", "SGD-PH": "SGD-PH, default"}
     _, cells = CostDirectory(RESULTS / "cost" / "transformers").read()
@@ -178,7 +178,7 @@ def cost_math() -> str:
 
 
 def cost_parts_of_gpt() -> str:
-    """What each part of the step buys on a GPT."""
+    """Make the table of what each part of the step saves on a GPT."""
     names = {
         "all parts": "all parts",
         "without: matrix products": "without the matrix products'",
@@ -193,7 +193,7 @@ def cost_parts_of_gpt() -> str:
 
 
 def cost_parts() -> str:
-    """What each part of the step buys, out of what ``step_parts.py`` printed."""
+    """Make the table of what each part of the step saves, from the output of ``step_parts.py``."""
     names = {
         "all parts": "all parts",
         "without: convolution": "without the convolution's",
@@ -216,7 +216,7 @@ def _parts(file: str, names: Mapping[str, str]) -> str:
 
 
 def cost_of_step() -> str:
-    """``step()`` alone, out of what ``optimizer_step.py`` printed."""
+    """Make the table of ``step()`` alone, from the output of ``optimizer_step.py``."""
     text = (RESULTS / "cost" / "optimizer-step.txt").read_text(encoding="utf-8")
     line = re.compile(r"^(\S.*?) {2,}([\d.]+) ms +([\d.]+) \(([\d.]+) to ([\d.]+)\)$", re.MULTILINE)
     rows = [
@@ -228,7 +228,7 @@ def cost_of_step() -> str:
 
 
 def cost_cuda() -> str:
-    """Training steps on a GPU, where they were measured: ``make cost-cuda``."""
+    """Make the table of training steps on a GPU, if ``make cost-cuda`` has measured them."""
     if not (CUDA / "cost.csv").exists():
         return NOT_RUN
     with (CUDA / "cost.csv").open(encoding="utf-8", newline="") as file:
@@ -265,7 +265,7 @@ def cost_cuda() -> str:
 
 
 def paper_cell() -> str:
-    """A run of the paper's scale on a GPU, where it was timed: ``make cost-cuda``."""
+    """Make the table of runs at the paper's scale on a GPU, if ``make cost-cuda`` timed them."""
     file = CUDA / "paper-cell.json"
     if not file.exists():
         return NOT_RUN
@@ -293,7 +293,7 @@ def paper_cell() -> str:
 
 
 def _where(environment: Mapping[str, Any]) -> str:
-    """Say where a GPU's figures were measured."""
+    """Describe the GPU and versions of a measurement."""
     return (
         f"{environment['device_name'] or environment['cpu']}, torch {environment['torch']}, commit "
         f"{environment['git_commit'] or 'unknown'}, `make cost-cuda`."

@@ -1,4 +1,4 @@
-"""A table as Markdown has it."""
+"""Tables in Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """Write a table, its first columns aligned left and the others right."""
+    """Render a table; the first ``texts`` columns are aligned left, the others right."""
     lines = [headings, ["---"] * texts + ["---:"] * (len(headings) - texts), *rows]
     assert all(len(line) == len(headings) for line in lines), lines
     written = [

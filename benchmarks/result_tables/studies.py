@@ -1,4 +1,4 @@
-"""Tables of the studies that have a form of their own."""
+"""Tables of studies with their own file formats or table layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sgdph.lab.reports.statistics import outcome as judged
 
 
 def with_controls(task: str) -> str:
-    """SGD-PH beside controls without curvature."""
+    """Make the table of SGD-PH and controls without curvature."""
     names = {
         "sgdm": "SGDM",
         "row-sum": "SGD-PH, row sum (the paper)",
@@ -57,7 +57,7 @@ def with_controls(task: str) -> str:
 
 
 def _over_row_sum(runs: Sequence[Mapping[str, Any]], system: str) -> Difference:
-    """Compare a system with the row sum, seed by seed: a paired t-test."""
+    """Compare a system with the row sum by a paired t-test over seeds."""
     accuracies = {(run["system"], run["seed"]): run["accuracy"] for run in runs}
     seeds = [seed for name, seed in accuracies if name == system]
     first = [accuracies[system, seed] for seed in seeds]
@@ -69,7 +69,7 @@ def _over_row_sum(runs: Sequence[Mapping[str, Any]], system: str) -> Difference:
 
 
 def differences() -> str:
-    """How far differences of gradients lie from the exact product."""
+    """Make the table of the errors of gradient differences against the exact product."""
     file = RESULTS / "finite-difference" / "errors.json"
     found = [row for row in json.loads(file.read_text(encoding="utf-8"))["rows"] if row["trained"]]
     by = {(row["network"], row["estimator"], row["arithmetic"]): row for row in found}
@@ -97,7 +97,7 @@ def differences() -> str:
 
 
 def search_points() -> list[dict[str, Any]]:
-    """Read the search on MNIST-5k that the defaults come from."""
+    """Read the points of the search on MNIST-5k that gave the defaults."""
     return [
         point
         for optimizer in ("sgdm", "sgdph", "adamw")
@@ -108,7 +108,7 @@ def search_points() -> list[dict[str, Any]]:
 
 
 def search() -> str:
-    """All points of that search."""
+    """Make the table of all points of the search on MNIST-5k."""
     rows: dict[tuple[str, float], list[tuple[float, str]]] = {}
     for point in search_points():
         cell = percent(point["validation_accuracy"])
@@ -127,7 +127,7 @@ def search() -> str:
 
 
 def search_over_lr() -> str:
-    """The points of that search at one weight decay."""
+    """Make the table of that search's points for SGDM and SGD-PH at weight decay 5e-4."""
     rates = (0.01, 0.03, 0.1, 0.3)
     cells = {
         (point["optimizer"], point["lr"]): percent(point["validation_accuracy"])
@@ -144,14 +144,17 @@ def search_over_lr() -> str:
 
 
 def transcribed(name: str, texts: int) -> str:
-    """A table of which only the page's figures were kept."""
+    """Make a table from values that were copied from a page, because the data were not kept."""
     with (RESULTS / "transcribed" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         headings, *rows = csv.reader(file)
     return markdown(headings, rows, texts)
 
 
 def paper_regime() -> str:
-    """The paper's 200 epochs: test accuracy where the lr falls and at the end, and multipliers."""
+    """Make the table of the paper's 200 epochs.
+
+    It shows test accuracy where the lr falls and at the end, training loss and multipliers.
+    """
     found = by_system(RESULTS / "evidence" / "cifar10-paper" / "table")
     rows = []
     for label in sorted(found, key=["SGDM", "SGD-PH"].index):
@@ -173,7 +176,7 @@ def paper_regime() -> str:
 
 
 def eps_warmup(task: str) -> str:
-    """The authors' bias correction beside ours, with two settings."""
+    """Make the table that compares the authors' bias correction with ours, for two settings."""
     found = by_system(RESULTS / "evidence" / "eps-warmup" / task)
     names = {"SGDM's settings": "SGDM's lr and weight decay", "tuned": "tuned for SGD-PH"}
     pairs = {

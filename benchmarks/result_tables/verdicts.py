@@ -22,7 +22,7 @@ FAILS = "**does not hold**"
 
 
 def verdicts() -> str:
-    """Every claim with what was measured of it."""
+    """Make the table of all claims, with the measured values and verdicts."""
     claim_2 = "[2. Better test accuracy](#2-better-test-accuracy)"
     sgdph = "SGD-PH minus SGDM"
     cifar = "CIFAR-10 (10,000 images), ResNet-8, 12 epochs"
@@ -61,7 +61,7 @@ def verdicts() -> str:
 
 
 def _block() -> list[str]:
-    """Claim 1, out of the study of blocks."""
+    """Return the row of claim 1, from the study of blocks."""
     text = (RESULTS / "diagonality" / "blocks.json").read_text(encoding="utf-8")
     shares = [each["off_diagonal_share_mean"] for each in json.loads(text)]
     return [
@@ -73,13 +73,13 @@ def _block() -> list[str]:
 
 
 def _over(name: str, study: str, first: str, second: str) -> str:
-    """Write the difference of two systems of a study."""
+    """Format the difference of two systems in a study."""
     rows = rows_of(study)
     return _shown(name, rows[first].over(rows[second]))
 
 
 def _means(study: str) -> str:
-    """Write the means of runs that are too few for an interval."""
+    """Format the means of a study that has too few runs for an interval."""
     finals = {label: row.final for label, row in rows_of(study).items()}
     (n,) = {len(values) for values in finals.values()}
     means = " and ".join(f"{label} {percent(values)}%" for label, values in finals.items())
@@ -94,7 +94,7 @@ def _shown(name: str, found: Difference | None) -> str:
 
 
 def _cost() -> list[str]:
-    """Claim 4, out of the study of costs: ranges over rounds in place of an interval."""
+    """Return the row of claim 4, from the cost study: ranges over rounds instead of an interval."""
     found = costs("resnet18")
     ours, theirs = with_range(found["sgdph"]), with_range(found["adahessian-timm"])
     return [
@@ -106,7 +106,7 @@ def _cost() -> list[str]:
 
 
 def cost() -> str:
-    """What claim 4 compares."""
+    """Make the table of the costs that claim 4 compares."""
     names = {
         "sgdph": "SGD-PH, default",
         "sgdph-interval10": "SGD-PH, `hessian_interval=10`",
@@ -124,7 +124,7 @@ def cost() -> str:
 
 
 def _weight_norm() -> list[str]:
-    """Claim 5."""
+    """Return the row of claim 5."""
     return [
         "[5. Weight normalisation with SGD-PH comes close to batch norm]"
         "(#5-weight-normalisation-and-sgd-ph)",
@@ -140,9 +140,11 @@ def _weight_norm() -> list[str]:
 
 
 def _robustness() -> list[list[str]]:
-    """Claims 6 to 9: the best of the values that were tried, less the worst.
+    """Return the rows of claims 6 to 9.
 
-    A pair that was chosen for being furthest apart has no interval of 95%, so none is shown.
+    Claims 6 to 8 show the best mean minus the worst, over the values that were tried. No 95%
+    interval is valid for a pair that was chosen because it is furthest apart, so none is shown.
+    Claim 9 shows batch size 16 minus 256, with an interval.
     """
     place = "#6-to-9-robust-to-its-settings"
     tau = [
@@ -180,7 +182,7 @@ def _batch_size(size: int) -> Spread:
 
 
 def _range(tables: Sequence[Any]) -> str:
-    """Write how far the highest mean of a table is above its lowest, where that is most."""
+    """Format the largest gap, over some tables, between a table's highest and lowest mean."""
     spreads = [[Spread.of(values) for values in entries] for entries in tables]
     means = [[each.mean or 0.0 for each in entries] for entries in spreads]
     n = {each.n for entries in spreads for each in entries}

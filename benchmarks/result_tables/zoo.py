@@ -1,4 +1,4 @@
-"""Tables of the zoo, made of ``results/zoo``."""
+"""Tables of the network zoo, made from ``results/zoo``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _power(error: float | None) -> str:
 
 
 def summary() -> str:
-    """How many networks of each package are right."""
+    """Make the table of how many networks of each package are right."""
     lines = []
     for package in PACKAGES:
         rows = _rows(package)
@@ -58,7 +58,7 @@ def summary() -> str:
 
 
 def networks(package: str) -> str:
-    """Every network of a package."""
+    """Make the table of all networks of a package."""
     return markdown(
         [
             *("family", "network", "result", "dtype", "parameters", "Newton parameters"),

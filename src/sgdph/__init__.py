@@ -1,7 +1,7 @@
 """SGD with Partial Hessian (SGD-PH) for PyTorch.
 
-The public names are imported when they are first used (PEP 562): the command line begins, and
-``sgdph.__version__`` is read, without torch.
+The public names are imported when they are first used (PEP 562). So the command line can start,
+and ``sgdph.__version__`` can be read, without importing torch.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    # From now on it is found without this function.
+    # From now on Python finds the name without calling this function.
     globals()[name] = found
     return found
 

@@ -1,6 +1,6 @@
 """Algorithm 1 on tensors: the average of the curvature, the multiplier, the Newton step.
 
-Everything but the statistics runs on the parameters' device and never asks the host.
+Everything except the statistics runs on the parameters' device and never waits for the host.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import Tensor
 
 
 def curvature_dtype(p: Tensor) -> torch.dtype:
-    """Return the dtype of ``p``'s Hessian average: float32, or float64 where ``p`` is."""
+    """Return the dtype of ``p``'s Hessian average: float32, or float64 if ``p`` is float64."""
     return _at_least_float32(p.dtype)
 
 
 @cache
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    # Remembered, because every parameter is asked at every step.
+    # Cached, because every step calls it for every parameter.
     return torch.promote_types(dtype, torch.float32)
 
 
 def average_curvature(
     average: Tensor, refreshes: Tensor, h: Tensor, valid: Tensor | None, beta2: float
 ) -> None:
-    """Let ``D ← β₂ D + (1-β₂) h`` and ``v ← v + 1``, in place (Eq. 5).
+    """Set ``D ← β₂ D + (1-β₂) h`` and ``v ← v + 1``, in place (Eq. 5).
 
-    Neither moves where ``h`` has a non-finite entry or ``valid`` is false.
+    Neither changes if ``h`` has a non-finite entry or ``valid`` is false.
 
     Args:
         average: D, of the parameter's shape.
         refreshes: v, a float tensor of shape ``()``.
-        h: The new curvature, shaped like D: rectified already where it is to be (Eq. 4).
+        h: The new curvature, shaped like D. The caller has rectified it, if needed (Eq. 4).
         valid: A boolean of shape ``()``, or ``None`` for true.
         beta2: β₂, in [0, 1).
     """
@@ -48,7 +48,7 @@ def average_curvature(
 
 
 def corrected_average(average: Tensor, refreshes: Tensor, beta2: float) -> Tensor:
-    """Return ``D̂ = |D| / (1 - β₂ᵛ)``; not a number before the first refresh.
+    """Return ``D̂ = |D| / (1 - β₂ᵛ)``; it is NaN before the first refresh.
 
     Args:
         average: D, of any shape.
@@ -59,7 +59,7 @@ def corrected_average(average: Tensor, refreshes: Tensor, beta2: float) -> Tenso
 
 
 def bias_correction(refreshes: Tensor, dtype: torch.dtype, beta2: float) -> Tensor:
-    """Return ``1 - β₂ᵛ``, without the cancellation that β₂ near 1 brings in float32."""
+    """Return ``1 - β₂ᵛ``, without the float32 cancellation for β₂ near 1."""
     exponent = math.log(beta2) if beta2 > 0 else -math.inf
     return -torch.expm1(refreshes.to(dtype) * exponent)
 
@@ -73,10 +73,10 @@ def newton_multiplier(
     beta2: float,
     eps_warmup: bool = False,
 ) -> Tensor:
-    """Return ``τ / (D̂ + ε)`` with ``D̂ = |D| / (1 - β₂ᵛ)``, and 1 before the first refresh.
+    """Return ``τ / (D̂ + ε)`` with ``D̂ = |D| / (1 - β₂ᵛ)``, or 1 before the first refresh.
 
-    With ``eps_warmup`` it is ``τ (1 - β₂ᵛ) / (|D| + ε)``, as in the code that the authors of
-    SGD-PH (Sun, Yong & Zhang, 2024) released: ε is corrected as D is, so the cap starts at
+    With ``eps_warmup`` it is ``τ (1 - β₂ᵛ) / (|D| + ε)``, as in the released code of the authors
+    of SGD-PH (Sun, Yong & Zhang, 2024). ε is then bias-corrected like D, so the cap starts at
     ``(1 - β₂) τ/ε`` and grows to τ/ε.
 
     Args:
@@ -85,7 +85,7 @@ def newton_multiplier(
         second_order_lr: τ.
         eps: ε.
         beta2: β₂.
-        eps_warmup: Whether ε is corrected too.
+        eps_warmup: Whether ε is bias-corrected too.
     """
     if eps_warmup:
         correction = bias_correction(refreshes, average.dtype, beta2)
@@ -107,9 +107,9 @@ def newton_step(
     maximize: bool,
     foreach: bool | None,
 ) -> None:
-    """Let ``m ← β₁ m + g`` and ``w ← w - lr (multiplier · m + λ w)``, in place (Eq. 6, 7).
+    """Set ``m ← β₁ m + g`` and ``w ← w - lr (multiplier · m + λ w)``, in place (Eq. 6, 7).
 
-    ``momentum_buffers`` is filled where it holds ``None`` (``m ← g`` at first), as in
+    Entries of ``momentum_buffers`` that are ``None`` are filled (``m ← g``), as in
     ``torch.optim.sgd.sgd``, which makes the first-order steps.
     """
     if not params:
@@ -175,9 +175,9 @@ def _newton_foreach(
 
 
 class _Remembered(NamedTuple):
-    """A multiplier, and what it was made of.
+    """A cached multiplier, and what it was computed from.
 
-    The average is held itself, because the ``id`` of one that is gone may be another's by now.
+    The average itself is kept, because another tensor may reuse the ``id`` of a freed one.
     """
 
     average: Tensor | None
@@ -186,24 +186,24 @@ class _Remembered(NamedTuple):
 
 
 def start_average(p: Tensor, state: dict[str, Any]) -> None:
-    """Let a Newton parameter have an average, of nothing as yet, unless it has one."""
+    """Give a Newton parameter an empty average, unless it has one."""
     if "hessian" not in state:
         state["hessian"] = _zeros_like(p)
         state["refreshes"] = torch.zeros((), dtype=torch.float32, device=p.device)
 
 
 def _zeros_like(p: Tensor) -> Tensor:
-    """Make a plain tensor like ``p``, also where that is a ``DTensor``: averages are whole."""
+    """Make a plain tensor of zeros like ``p``, also for a ``DTensor``: averages are whole."""
     layout = torch.empty_strided(p.shape, p.stride(), device="meta")
     return torch.zeros_like(layout, dtype=curvature_dtype(p), device=p.device)
 
 
 class CurvatureAverages:
-    """Moves ``D`` and ``v`` in a parameter's state, and remembers the multiplier in between.
+    """The averages ``D`` and ``v`` in the parameters' states, and a cache of the multipliers.
 
-    A cyclic refresh reaches one parameter of many, so most multipliers are those of the step
-    before. The averages live in the optimizer's state, where others may clear, load or move them,
-    so a remembered multiplier is looked at before it is used again.
+    A cyclic refresh changes one parameter of many, so most multipliers are the same as at the
+    previous step. The averages live in the optimizer's state, where other code may clear, load or
+    move them. So a cached multiplier is checked before it is used again.
     """
 
     def __init__(self) -> None:
@@ -212,17 +212,17 @@ class CurvatureAverages:
     def add(
         self, p: Tensor, state: dict[str, Any], h: Tensor, valid: Tensor | None, beta2: float
     ) -> None:
-        """Let ``h`` enter the average of ``p``; see :func:`average_curvature`."""
+        """Add ``h`` to the average of ``p``; see :func:`average_curvature`."""
         with torch.no_grad():
             start_average(p, state)
             average_curvature(state["hessian"], state["refreshes"], h, valid, beta2)
 
     def multiplier(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-        """Return ``τ / (D̂ + ε)``, shaped like ``p``, under its group's hyperparameters."""
+        """Return ``τ / (D̂ + ε)``, shaped like ``p``, with its group's hyperparameters."""
         tau, eps, beta2 = group["second_order_lr"], group["eps"], group["hessian_momentum"]
         warmup = bool(group["eps_warmup"])
         average = state.get("hessian")
-        # None of it asks the device. A write moves the version, but not an exchange of the data.
+        # Nothing here waits for the device. Writes change the version; assigning .data does not.
         if average is None:
             made_of: tuple[object, ...] = (tau, eps, beta2, p.get_device(), p.dtype)
         else:
@@ -247,13 +247,13 @@ class CurvatureAverages:
 
 @dataclass(frozen=True)
 class MultiplierStatistics:
-    """``τ / (D̂ + ε)`` over the entries of one parameter: how many times SGD's step it takes.
+    """``τ / (D̂ + ε)`` over the entries of one parameter: its step as a multiple of SGD's.
 
     Attributes:
         min: Smallest, where the curvature is largest.
         median: The lower median.
         mean: Arithmetic mean.
-        max: Largest; at most τ/ε.
+        max: Largest; at most τ/ε once refreshed.
         refreshes: How many partial Hessians have entered the average.
     """
 
@@ -267,7 +267,7 @@ class MultiplierStatistics:
     def of_each(
         cls, multipliers: Sequence[Tensor], refreshes: Sequence[Tensor | None]
     ) -> list[MultiplierStatistics]:
-        """Summarise several, as :meth:`of` does one, and wait for the device twice."""
+        """Summarise several multipliers like :meth:`of`. Waits for the device only twice."""
         counts = iter(_on_cpu([count for count in refreshes if count is not None]))
         here = [None if count is None else next(counts) for count in refreshes]
         return [cls.of(*pair) for pair in zip(_on_cpu(multipliers), here, strict=True)]
@@ -289,7 +289,7 @@ class MultiplierStatistics:
 
 
 def _on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors to the CPU, flat, those of one device and type in one transfer."""
+    """Copy tensors to the CPU, flattened, with one transfer per device and dtype."""
     kinds = [(tensor.device, tensor.dtype) for tensor in tensors]
     found: dict[int, Tensor] = {}
     for kind in dict.fromkeys(kinds):

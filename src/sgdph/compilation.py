@@ -1,7 +1,7 @@
-"""Compiled models: uncompiled on steps that want a partial Hessian, compiled on all others.
+"""Compiled models: uncompiled on steps that need a partial Hessian, compiled on all others.
 
-Compiled code has no second derivative. ``torch.compiler.set_stance`` runs it as it was written, and
-leaves what was compiled in its cache, so that changing to and fro compiles nothing anew.
+Compiled code has no second derivative. ``torch.compiler.set_stance`` runs the original code and
+keeps the compiled code in its cache, so switching back and forth does not recompile.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ ModelOrFunction = TypeVar("ModelOrFunction", bound=Callable[..., Any])
 def compiled(
     model_or_loss_fn: ModelOrFunction, optimizer: object, **compile_options: Any
 ) -> ModelOrFunction:
-    """Compile a model or a function, and run it uncompiled where a partial Hessian is due.
+    """Compile a model or a function, and run it uncompiled when a partial Hessian is due.
 
     While ``optimizer.hessian_due`` is true and gradients are enabled, calls run uncompiled, because
     compiled code has no second derivative. This holds for all micro-batches of such a step. All
     other calls run compiled, and so does every call under ``no_grad``. Switching between the two
     does not recompile.
 
-    A module is compiled in place, like by ``module.compile()``, and is returned. Its class,
+    A module is compiled in place, as by ``module.compile()``, and is returned. Its class,
     parameters, buffers and the keys of its ``state_dict()`` do not change. A copy of it, by
     ``copy.deepcopy`` or by pickling, is not compiled. A function is not changed; the returned
     function calls it.
 
-    Code that is compiled already is not compiled again, but also runs uncompiled when a partial
-    Hessian is due: results of ``torch.compile`` or of a framework, modules after
-    ``module.compile()``, models with some compiled blocks.
+    Code that is already compiled is not compiled again, but it also runs uncompiled when a partial
+    Hessian is due. This covers results of ``torch.compile`` or of a framework, modules after
+    ``module.compile()``, and models with some compiled blocks.
 
-    If another optimizer takes over, call it again: the last call counts.
+    If you switch to another optimizer, call ``compiled`` again: the last call counts.
 
     Args:
-        model_or_loss_fn: The model, also one inside ``DistributedDataParallel``; or a function that
-            takes part in the loss, or computes all of it.
+        model_or_loss_fn: The model, which may be inside ``DistributedDataParallel``; or a function
+            that computes the loss or part of it.
         optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian` that trains it, or a
-            framework's wrapper around one. A list of several, if the losses of several optimizers
-            pass through the model.
+            framework's wrapper around one. Pass a list if the losses of several optimizers pass
+            through the model.
         compile_options: Options of ``torch.compile``: ``mode``, ``backend``, ``dynamic``,
             ``fullgraph``, ``options``.
 
@@ -61,7 +61,7 @@ def compiled(
     Raises:
         TypeError: ``model_or_loss_fn`` is not a module or function, or is scripted, a generator or
             async; ``optimizer`` contains no :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`.
-        ValueError: Options were given for code that is compiled already.
+        ValueError: Options were given for code that is already compiled.
 
     Example:
         >>> optimizer = SGDPH(param_groups(model), hessian_interval=10)
@@ -72,7 +72,7 @@ def compiled(
         ...     optimizer.zero_grad()
     """
     unfit = (type, torch.jit.ScriptModule, torch.jit.ScriptFunction)
-    # What such a function returns runs when the call has ended.
+    # The body of such a function runs after the call has returned.
     runs_later = (inspect.isgeneratorfunction, inspect.iscoroutinefunction)
     fits = callable(model_or_loss_fn) and not isinstance(model_or_loss_fn, unfit)
     if not fits or any(tells(model_or_loss_fn) for tells in runs_later):
@@ -93,14 +93,15 @@ def compiled(
 def uncompiled_while_due(optimizers: Iterable[SecondOrderOptimizer]) -> Iterator[None]:
     """Run all compiled code uncompiled while a partial Hessian is due.
 
-    For what trains a step inside a framework's loop. A step of an optimizer inside ends it.
+    Use it around code that trains one step inside a framework's loop. After a step of one of the
+    optimizers inside the context, the rest runs compiled again, unless one is due.
 
     Args:
-        optimizers: Those whose losses the code computes.
+        optimizers: The optimizers whose losses the code computes.
     """
     optimizers = list(optimizers)
     with contextlib.ExitStack() as inside, contextlib.ExitStack() as stance:
-        # Torch calls hooks on a step in the code around it, which may be compiled.
+        # Torch calls step hooks from the surrounding code, which may be compiled.
         @_disable_dynamo
         def follow(*_: object) -> None:
             stance.close()
@@ -114,7 +115,7 @@ def uncompiled_while_due(optimizers: Iterable[SecondOrderOptimizer]) -> Iterator
 
 
 class _Switch:
-    """Calls a function as it was written while a partial Hessian is due, and else compiled."""
+    """A function that runs uncompiled while a partial Hessian is due, and compiled otherwise."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class _Switch:
     ) -> None:
         self.plain, self.fast, self.optimizers = plain, fast, optimizers
 
-    # Code that somebody else compiles would otherwise have the answer traced into it.
+    # Otherwise, compiling code that calls this would trace the present answer into it.
     @_disable_dynamo
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if torch.is_grad_enabled() and any(each.hessian_due for each in self.optimizers):
@@ -133,15 +134,15 @@ class _Switch:
         return self.fast(*arguments, **named)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        # A parametrized module copies all that it has: this would call the one that was copied.
+        # A parametrized module copies its attributes. A copied switch would call the old module.
         return type(None), ()
 
 
 def _compile_module(module: Any, optimizers: Sequence[SecondOrderOptimizer], options: Any) -> Any:
-    # Not by getattr and setattr: Fabric's wrapper passes both on to the module inside.
+    # No getattr or setattr: Fabric's wrapper forwards both to the module inside.
     plain, fast = module._call_impl, vars(module).get("_compiled_call_impl")
     if fast is None and isinstance(module, DistributedDataParallel):
-        # What torch compiles of the wrapper is the module inside; but of torch's own classes none.
+        # Compiling the wrapper compiles the module inside, but not if that is a class of torch.
         _compile_module(module.module, optimizers, options)
         return module
     parts = {name: each for name, each in module.named_modules() if _is_compiled(each, module)}
@@ -155,24 +156,24 @@ def _compile_module(module: Any, optimizers: Sequence[SecondOrderOptimizer], opt
         fast = plain if parts else torch.compile(_traceable(plain, module.forward), **options)
     for part in parts.values():
         if part is not module:
-            # Checkpointing calls it again in the backward, outside of the whole model's call.
+            # Checkpointing calls the part again in the backward, outside the whole model's call.
             _compile_module(part, optimizers, {})
     object.__setattr__(module, "_compiled_call_impl", _Switch(plain, fast, optimizers))
     return module
 
 
 def _traceable(call: Callable[..., Any], written: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what torch has to compile of a function.
+    """Return the function that has to be passed to ``torch.compile`` in place of ``call``.
 
     Args:
-        call: What is called.
-        written: Where its code was written: of a module, ``forward``.
+        call: The function that is called.
+        written: The function that holds the code: for a module, its ``forward``.
     """
 
     def inlined(*arguments: Any, **named: Any) -> Any:
         return call(*arguments, **named)
 
-    # Torch's own code is compiled where other code calls it, but in older versions not by itself.
+    # Older torch compiles its own code only if other code calls it.
     return inlined if (getattr(written, "__module__", None) or "").startswith("torch.") else call
 
 
@@ -191,7 +192,7 @@ def _compile_function(
     while _is_of_torch_compile(plain):
         plain, fast = plain._torchdynamo_orig_callable, function  # type: ignore[attr-defined]
     if fast is None and hasattr(plain, "_torchdynamo_orig_callable"):
-        # It wraps a compiled function. Torch would take it for that, and leave the wrapper out.
+        # A wrapper around a compiled function. Torch would compile that one and skip the wrapper.
         fast = plain
     if fast is None:
         fast = torch.compile(_traceable(plain, plain), **options)
@@ -208,13 +209,13 @@ def _compile_function(
 
 
 def _switch_of(function: Callable[..., Any]) -> _Switch | None:
-    # Who wraps such a function by functools.wraps has its attributes as well.
+    # The attribute alone proves nothing: functools.wraps copies it to other wrappers.
     is_ours = getattr(function, "__globals__", None) is globals()
     return getattr(function, "_switch", None) if is_ours else None
 
 
 def _is_of_torch_compile(function: Callable[..., Any]) -> bool:
-    # Its attributes are not proof: functools.wraps copies them.
+    # Its attributes prove nothing: functools.wraps copies them.
     return getattr(function, "__globals__", {}).get("__name__") == "torch._dynamo.eval_frame"
 
 

@@ -1,7 +1,7 @@
-"""Ranks with different numbers of batches: what one does that has run out of them.
+"""Ranks with different numbers of batches: what a rank does once it has run out of them.
 
-Inside ``torch.distributed.algorithms.join.Join([model, optimizer])`` such a rank goes on answering
-the collectives of the others, and takes over their result when all have run out.
+Inside ``torch.distributed.algorithms.join.Join([model, optimizer])`` such a rank keeps taking part
+in the collectives of the others. When all have run out, it takes over their result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer
 from sgdph.curvature.curvature import Curvature
 from sgdph.roles import Groups
 
-# In a group, and each rank's own: a scheduler's, or which parameters they are.
+# Group entries that stay each rank's own: what a scheduler sets, and which parameters there are.
 _OF_THE_RANK = {
     *("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "momentum"),
     *("base_momentum", "max_momentum", "betas", "weight_decay"),
@@ -36,9 +36,10 @@ class JoinableOptimizer(Optimizer):
         return Groups(self.param_groups, self.param_groups)
 
     def join_hook(self, **settings: Any) -> CurvatureJoinHook:
-        """For ``Join([model, optimizer])`` (``torch.distributed.algorithms.join``): uneven inputs.
+        """Return the hook for ``Join([model, optimizer])``, for ranks with uneven inputs.
 
-        Each forward of the model must then have its ``step``: no accumulation, no skipped steps.
+        ``Join`` is in ``torch.distributed.algorithms.join``. Each forward of the model must then
+        be followed by a ``step``: no accumulation, no skipped steps.
         """
         return CurvatureJoinHook(self, self._curvature, settings)
 
@@ -55,7 +56,7 @@ class JoinableOptimizer(Optimizer):
         return self._curvature.ranks.process_group or torch.distributed.group.WORLD
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # How a join context says what it is, before it begins.
+        # A join context sets its configuration as this attribute before it begins.
         if name == "_join_config":
             refuse_to_lead(value)
             if value.enable:
@@ -64,12 +65,12 @@ class JoinableOptimizer(Optimizer):
 
 
 class CurvatureJoinHook:
-    """Answers the optimizer's collectives for a rank that has no batches left.
+    """The part of a rank without batches in the optimizer's collectives.
 
     Args:
-        optimizer: The rank's own.
-        curvature: Its curvature.
-        settings: What the join context was called with.
+        optimizer: The rank's own optimizer.
+        curvature: The optimizer's curvature.
+        settings: The keyword arguments of the join context.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class CurvatureJoinHook:
         curvature.ranks.over_active = not settings.get("divide_by_initial_world_size", True)
 
     def main_hook(self) -> None:
-        """Shadow one step of the others: this rank's curvature counts as zero, as its gradient."""
+        """Shadow one step of the other ranks: this rank's curvature and gradient count as zero."""
         groups = self._optimizer._groups
         due = self._curvature.is_due(groups)
         collected = self._curvature.collect(groups, None, active=False) if due else []
@@ -88,11 +89,11 @@ class CurvatureJoinHook:
         self._curvature.finish_step(groups)
 
     def post_hook(self, is_last_joiner: bool) -> None:
-        """Take over momenta and averages from a rank that ran to the end, as the model's weights.
+        """Take over momenta and averages from a rank that ran to the end, as ``Join`` does weights.
 
-        Settings (learning rates) stay each rank's own: they are the scheduler's.
+        Settings such as learning rates stay each rank's own, because a scheduler sets them.
         """
-        # It may have been left without a step.
+        # There may have been no step inside the context.
         self._curvature.ranks.accept_join(self._curvature.cycle.newton)
         optimizer, group = self._optimizer, self._curvature.ranks.process_group
         rank = dist.get_rank(group)
@@ -108,13 +109,15 @@ class CurvatureJoinHook:
             mine = optimizer.state_dict()
             mine["state"] = sent["state"]
             for ours, theirs in zip(mine["param_groups"], sent["param_groups"], strict=True):
-                # What an optimizer counts in its groups; the cycle's place is among it.
+                # Counters that optimizers keep in their groups, such as the place in the cycle.
                 ours.update((key, theirs[key]) for key in theirs.keys() - _OF_THE_RANK)
             optimizer.load_state_dict(mine)
 
 
 def refuse_to_lead(join_config: Any) -> None:
-    """Refuse to be the first in a join context, which counts the forwards of a model.
+    """Raise an error if the optimizer is the first member of a join context.
+
+    The first member must be a model, because the context counts its forwards.
 
     Raises:
         ValueError: The context is enabled, and the optimizer is its first member.
@@ -127,7 +130,7 @@ def refuse_to_lead(join_config: Any) -> None:
 
 
 def _on_cpu(state_dict: dict[str, Any]) -> dict[str, Any]:
-    # A pickled tensor comes back on the device that it was on, which is another rank's.
+    # Unpickling puts a tensor on the device it was pickled from, which is another rank's.
     states = {
         index: {
             key: value.cpu() if isinstance(value, Tensor) else value for key, value in kept.items()

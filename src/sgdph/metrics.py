@@ -1,4 +1,4 @@
-"""Newton multipliers and refresh counts as named figures, for a logger."""
+"""Newton multipliers and refresh counts as named numbers, for a logger."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ def log_multipliers(
 ) -> dict[str, float]:
     """Read the Newton multipliers and refresh counts, and send them to a logger.
 
-    The figures, by name (all without a unit):
+    The figures, by name (none has a unit):
 
     ==================================  ========================================================
     ``sgdph/refreshed``                 how many Newton parameters were refreshed at least once
-    ``sgdph/multiplier_min``            smallest of these parameters' median multipliers; left
-                                        out before the first refresh, as the next two are
-    ``sgdph/multiplier_median``         middle one (the upper of two)
-    ``sgdph/multiplier_max``            largest one
-    ``sgdph_multiplier/NAME``           median multiplier of the parameter NAME: how many times
-                                        SGD's step it takes; 1 before its first refresh
+    ``sgdph/multiplier_min``            smallest of these parameters' median multipliers; like
+                                        the next two, left out before the first refresh
+    ``sgdph/multiplier_median``         median of them (the upper one if their number is even)
+    ``sgdph/multiplier_max``            largest of them
+    ``sgdph_multiplier/NAME``           median multiplier of the parameter NAME: its step as a
+                                        multiple of SGD's; 1 before its first refresh
     ``sgdph_refreshes/NAME``            how many partial Hessians entered its average
     ==================================  ========================================================
 
-    Reading waits for the device twice, so do it every so many steps. No collective is run: one rank
-    may log alone.
+    Reading waits for the device twice, so do not log at every step. No collective is run, so one
+    rank can log alone.
 
     Args:
         optimizer: An :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, or a wrapper around one
             (Accelerate, Lightning, ``Lookahead``).
-        to: Where to send them: a TensorBoard ``SummaryWriter``; ``wandb`` or one of its runs, or
-            whatever has their ``log(figures, step=…)`` (Accelerate, Trackio); whatever has
+        to: Where to send them: a TensorBoard ``SummaryWriter``; ``wandb``, one of its runs, or any
+            object with the same ``log(figures, step=…)`` (Accelerate, Trackio); an object with
             ``log_metrics(figures, step=…)`` (Lightning's loggers, MLflow, Comet) or
             ``log_dict(figures, step=…)`` (Fabric). ``None`` sends nothing.
-        step: The number of the training step; needed with ``to``.
-        prefix: What the names start with. Two optimizers in one log need two.
+        step: The number of the training step; required with ``to``.
+        prefix: The prefix of the names. Give each optimizer in one log a prefix of its own.
 
     Returns:
         The figures.
 
     Raises:
-        TypeError: There is no Newton step in ``optimizer``; ``to`` is none of these.
-        ValueError: ``to`` without ``step``.
-        RuntimeError: Newton parameters were exchanged inside ``param_groups``.
+        TypeError: ``optimizer`` contains no :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`;
+            or ``to`` is none of the above.
+        ValueError: ``to`` was given without ``step``.
+        RuntimeError: Newton parameters were replaced inside ``param_groups``.
 
     Example:
         >>> sgdph.log_multipliers(optimizer, writer, step)  # TensorBoard
@@ -64,7 +65,7 @@ def log_multipliers(
     refreshed = sorted(each.median for each in statistics.values() if each.refreshes > 0)
     figures = {f"{prefix}/refreshed": float(len(refreshed))}
     if any(map(math.isnan, refreshed)):
-        # In an order with NaN no place means anything.
+        # Sorting numbers with a NaN among them gives no meaningful order.
         refreshed = [math.nan] * len(refreshed)
     if refreshed:
         figures[f"{prefix}/multiplier_min"] = refreshed[0]
@@ -79,7 +80,7 @@ def log_multipliers(
 
 
 def _sender(to: Any) -> Callable[[dict[str, float], int], object]:
-    # Fabric has log(name, value) beside log_dict, so log comes last.
+    # Fabric also has log(name, value), so log is tried last.
     for name in ("log_metrics", "log_dict", "log"):
         method = getattr(to, name, None)
         if callable(method) and _takes_figures_and_step(method):
@@ -108,6 +109,6 @@ def _takes_figures_and_step(method: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     except ValueError:
-        # It does not tell its arguments.
+        # Its signature is not available.
         return True
     return True

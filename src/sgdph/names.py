@@ -1,4 +1,4 @@
-"""The names of the estimators and of the orders of refreshes; the module imports nothing heavy."""
+"""The names of the estimators and of the refresh orders. This module imports nothing heavy."""
 
 from __future__ import annotations
 

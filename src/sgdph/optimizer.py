@@ -40,8 +40,9 @@ class SGDPH(SecondOrderOptimizer):
 
     Most parameters take the steps of SGD with momentum. Channel-wise parameters (scales and shifts
     of norm layers, biases, lengths of weight-normalised weights) take a Newton-type step: the
-    momentum times the multiplier ``τ / (D̂ + ε)``. ``D̂`` is a bias-corrected running average of the
-    absolute value of a partial Hessian: a product of a vector with the parameter's Hessian block.
+    momentum times the multiplier ``τ / (D̂ + ε)``. ``D̂`` is a bias-corrected running average of
+    the absolute value of a partial Hessian: a product of a vector with the parameter's Hessian
+    block.
 
     When a partial Hessian is due, take it in one of three ways:
 
@@ -143,7 +144,7 @@ class SGDPH(SecondOrderOptimizer):
             "channelwise": None,
         }
         check_group({**defaults, "params": []})
-        # Where in its model a parameter stands, if param_groups made its group.
+        # The positions of parameters in their model, if param_groups made their group.
         self._positions: list[tuple[Tensor, int]] = []
         self.__dict__.pop("_curvature", None)
         super().__init__(params, defaults)
@@ -165,8 +166,8 @@ class SGDPH(SecondOrderOptimizer):
                 optimizer is then unchanged.
             ValueError: As in the constructor. The optimizer is then unchanged.
         """
-        # Torch's constructor adds the first groups: their roles depend on one another. By
-        # hasattr, because Lightning's wrapper is an instance of this class without its attributes.
+        # Torch's constructor adds the first groups, whose roles depend on one another. hasattr,
+        # because Lightning's wrapper is an instance of this class without its attributes.
         is_later = hasattr(self, "_curvature")
         if is_later:
             param_group = like_the_others(self.param_groups, param_group)
@@ -179,7 +180,7 @@ class SGDPH(SecondOrderOptimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        # Not left in the group: a checkpoint of torch.distributed has to have each of its keys.
+        # Removed, because torch.distributed.checkpoint expects every key of a group to be saved.
         positions = group.pop("positions", ())
         if len(positions) == len(group["params"]):
             self._positions += zip(group["params"], positions, strict=True)
@@ -189,7 +190,7 @@ class SGDPH(SecondOrderOptimizer):
             warn_of_joint_noise(self.param_groups)
 
     def _add_newton_parameters(self, group: dict[str, Any]) -> None:
-        """Let the Newton parameters of a group that came later join the cycle."""
+        """Add the Newton parameters of a later group to the cycle."""
         for p in group["params"]:
             if is_newton(p, group) and p not in self._curvature.cycle:
                 self._curvature.append(p)
@@ -201,9 +202,10 @@ class SGDPH(SecondOrderOptimizer):
             self._groups_assigned(before)
 
     def _groups_assigned(self, before: list[dict[str, Any]]) -> None:
-        """Treat groups of new parameters as :meth:`add_param_group` does; a step checks the rest.
+        """Handle assigned groups of new parameters like :meth:`add_param_group`.
 
-        Lightning's finetuning callbacks assign the groups of the run that they resume.
+        The next step checks all other groups. Lightning's finetuning callbacks assign the groups
+        of the run that they resume.
         """
         known = {id(p) for group in before for p in group["params"]}
         try:
@@ -220,16 +222,16 @@ class SGDPH(SecondOrderOptimizer):
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resume to the bit needs.
+        """Return everything that is needed to resume training bit for bit.
 
-        Newton parameters that no partial Hessian has reached yet get an average of nothing first,
-        so that the keys do not depend on when it was saved: ``torch.distributed.checkpoint`` loads
-        into the keys of a state that training has not begun with.
+        Newton parameters that no partial Hessian has reached yet first get an empty average, so
+        the keys do not depend on when the state was saved. ``torch.distributed.checkpoint`` needs
+        this: it loads into the keys of a state from before training.
         """
         if self.state:
             newton = (p for p in self._curvature.cycle.newton if p.requires_grad)
             complete_averages(self.state, newton)
-        # Before the user's own hooks see it.
+        # Runs before the user's own hooks.
         handle = self.register_state_dict_post_hook(
             lambda _, saved: complete_saved(saved, self.param_groups, self._curvature.cycle),
             prepend=True,
@@ -240,18 +242,19 @@ class SGDPH(SecondOrderOptimizer):
             handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, exactly; tensors are copied. Pending curvature is dropped.
+        """Load a state exactly. Tensors are copied, and pending curvature is dropped.
 
-        A state that lacks newer keys keeps this optimizer's values for them. So does a state of
-        ``torch.optim.SGD``: a warm start, with its momentum, and, as in every ``load_state_dict``,
-        its lr and weight decay. It may be of the same groups; or of ``model.parameters()``, where
-        these are ``param_groups(model)``; or of any groups, where both have the same names.
+        If the state lacks newer keys, this optimizer keeps its own values for them. A state of
+        ``torch.optim.SGD`` can be loaded too, as a warm start: its momentum, lr and weight decay
+        are loaded, as in every ``load_state_dict``. It must be over the same groups; or over
+        ``model.parameters()``, if this optimizer was built from ``param_groups(model)``; or over
+        any groups with the same parameter names.
 
         Raises:
-            TypeError: It is no dict.
-            ValueError: Groups or roles do not match; a parameter's state cannot be what it was, by
-                type, shape or missing keys; or a loaded hyperparameter is out of its range. The
-                optimizer is then as it was.
+            TypeError: ``state_dict`` is not a mapping.
+            ValueError: Groups or roles do not match; a parameter's state has a wrong type or shape
+                or lacks a key; or a loaded hyperparameter is out of its range. The optimizer is
+                then unchanged.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(
@@ -264,7 +267,7 @@ class SGDPH(SecondOrderOptimizer):
             fitted.update(fit_state(loaded, self.param_groups, self._curvature.cycle, positions))
             return fitted
 
-        # Registered last, so it sees what the user's own hooks have made of the state.
+        # Registered last, so it sees the state after the user's own hooks.
         handle = self.register_load_state_dict_pre_hook(fit)
         before = self.param_groups, self.state
         try:
@@ -289,7 +292,7 @@ class SGDPH(SecondOrderOptimizer):
         return {**super().__getstate__(), **ours}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # load_state_dict comes this way too: with groups and state, but to an optimizer in being.
+        # load_state_dict also calls this, with groups and state only, on an existing optimizer.
         newton, turns = state.pop("newton", None), state.pop("turns", None)
         if newton is not None:
             state.setdefault("_positions", [])
@@ -300,7 +303,7 @@ class SGDPH(SecondOrderOptimizer):
         for group, current in zip(self.param_groups, known, strict=True):
             complete_group(group, current)
             if newton is None:
-                # Roles never change after construction, whatever the state that is loaded says.
+                # Roles never change after construction, whatever the loaded state says.
                 group["channelwise"] = current["channelwise"]
         if newton is not None:
             self._curvature = Curvature(newton, None, self.param_groups)
@@ -310,7 +313,7 @@ class SGDPH(SecondOrderOptimizer):
         for group in self.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             first = [p for p in live if p not in self._curvature.cycle]
-            # The multi-tensor path takes no plain tensors beside sharded ones.
+            # The multi-tensor path cannot mix plain and sharded tensors.
             sharded = [p for p in first if is_dtensor(p)]
             plain = [p for p in first if not is_dtensor(p)] if sharded else first
             for params in filter(None, (plain, sharded)):
@@ -318,7 +321,7 @@ class SGDPH(SecondOrderOptimizer):
 
     def _sgd_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         buffers = self._momentum_buffers(params)
-        # torch's own function, so that these steps are torch.optim.SGD's to the bit.
+        # torch's own function, so that these steps equal torch.optim.SGD's bit for bit.
         sgd(
             params,
             [p.grad for p in params if p.grad is not None],

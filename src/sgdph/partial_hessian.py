@@ -1,4 +1,4 @@
-"""The Newton step of Algorithm 1 beside any first-order optimizer."""
+"""The Newton step of Algorithm 1, combined with any first-order optimizer."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class PartialHessian(CompoundOptimizer):
 
     The Newton half, the three ways to take a partial Hessian, ``step`` and accumulation are those
     of :class:`sgdph.SGDPH`. With ``torch.optim.SGD`` as the first-order half, a new optimizer takes
-    the same steps, to the bit.
+    the same steps as SGDPH, bit for bit.
 
-    The first-order optimizers give up the Newton parameters that they hold, and these parameters'
-    moments are dropped. Afterwards call ``step``, ``zero_grad`` and ``state_dict`` of this
-    optimizer only. Its ``param_groups`` are the groups of the first-order optimizers (the same
-    dicts), followed by those of the Newton parameters.
+    The Newton parameters are removed from the first-order optimizers, and their moments are
+    dropped. Afterwards call ``step``, ``zero_grad`` and ``state_dict`` of this optimizer only. Its
+    ``param_groups`` are the groups of the first-order optimizers (the same dicts), followed by
+    those of the Newton parameters.
 
     ``train()`` and ``eval()`` are passed on to schedule-free optimizers, which need them. Their
     averages cover the first-order parameters only.
@@ -43,10 +43,10 @@ class PartialHessian(CompoundOptimizer):
     Args:
         first_order: One ``torch.optim.Optimizer`` or several, built over the parameters of the
             model or over a part of them.
-        params: The Newton parameters, possibly among others. Of the groups of
-            :func:`sgdph.param_groups`, those with ``channelwise=True`` are used. Of tensors,
-            ``(name, tensor)`` pairs or other groups, those are used that would be Newton parameters
-            of SGDPH. The others stay in ``first_order``, with their settings there.
+        params: The Newton parameters, possibly among others. From the groups of
+            :func:`sgdph.param_groups`, those with ``channelwise=True`` are used. From tensors,
+            ``(name, tensor)`` pairs or other groups, the parameters are used that SGDPH would treat
+            as Newton parameters. The others stay in ``first_order``, with their settings there.
         lr: Learning rate of the Newton steps.
         momentum: β₁, the momentum of the Newton parameters' gradient.
         weight_decay: λ of Newton parameters, added after the multiplier.
@@ -129,11 +129,11 @@ class PartialHessian(CompoundOptimizer):
         super().__init__(optimizers, newton, before, unheld)
 
     def train(self) -> None:
-        """Tell schedule-free first-order optimizers that training goes on."""
+        """Switch schedule-free first-order optimizers to training mode."""
         self._tell("train")
 
     def eval(self) -> None:
-        """Tell schedule-free first-order optimizers that the model is to be evaluated."""
+        """Switch schedule-free first-order optimizers to evaluation mode."""
         self._tell("eval")
 
     def _tell(self, mode: str) -> None:
@@ -154,17 +154,17 @@ class PartialHessian(CompoundOptimizer):
 def _keep_newton_parameters(
     newton: SGDPH, optimizers: Sequence[Optimizer], given: Sequence[set[str]]
 ) -> dict[str, Tensor]:
-    """Leave the first-order parameters of the Newton half's groups to those who hold them.
+    """Remove first-order parameters from the Newton half's groups; ``optimizers`` hold them.
 
     Returns:
-        The frozen ones that nobody holds, by name.
+        The frozen parameters that no optimizer holds, by name.
     """
     groups = newton.param_groups
     in_newton = {id(p) for p in newton.newton_parameters}
     first = [p for p in parameters_of(newton) if id(p) not in in_newton]
     unheld = check_held(first, optimizers, parameter_names(groups))
     ignored: list[str] = []
-    # Where bare tensors were given they made one group, and no settings.
+    # Bare tensors make one group without settings, so the two lengths may differ.
     for group, settings in zip(groups, given, strict=False):
         theirs = {**group, "params": [p for p in group["params"] if id(p) not in in_newton]}
         ignored += contradictions(theirs, settings, optimizers)
@@ -189,10 +189,10 @@ def _keep_newton_parameters(
 
 
 def _check_directions(newton: SGDPH, optimizers: Sequence[Optimizer]) -> None:
-    """Check that both halves go uphill, or both downhill.
+    """Check that both halves maximise, or both minimise.
 
     Raises:
-        ValueError: One does and the other does not.
+        ValueError: One half maximises and the other minimises.
     """
     uphill = {bool(group["maximize"]) for group in newton.param_groups}
     theirs = {bool(g.get("maximize", False)) for o in optimizers for g in o.param_groups}

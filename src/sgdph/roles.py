@@ -1,7 +1,7 @@
 """Which parameters are channel-wise, and the groups made of them.
 
 A channel-wise parameter holds one number per output channel: the scale and shift of a norm layer,
-a bias, the length of a weight-normalised weight. Those get a Newton step; all others SGD's.
+a bias, the length of a weight-normalised weight. These get a Newton step; all others get SGD's.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Groups(NamedTuple):
     """An optimizer's parameter groups.
 
     Attributes:
-        newton: Those with the settings of Newton steps, and the place in the cycle.
-        every: Those and all others: the groups that the parameters are named by.
+        newton: The groups with the settings of Newton steps and the place in the cycle.
+        every: All groups. Parameters get their names from these.
     """
 
     newton: Sequence[dict[str, Any]]
@@ -42,11 +42,11 @@ _NORM_LAYERS: tuple[type[nn.Module], ...] = (
 def is_channelwise(p: Tensor) -> bool:
     """Guess from a tensor's shape alone whether it is channel-wise.
 
-    True where ``p`` is real and ``p.ndim >= 1 and p.numel() == p.shape[0]``. The second condition,
-    and not ``p.ndim == 1``, because torch's weight norm keeps its lengths as ``(C, 1, 1, 1)``.
+    True if ``p`` is real and ``p.ndim >= 1 and p.numel() == p.shape[0]``. The condition is not
+    ``p.ndim == 1``, because torch's weight norm stores its lengths with shape ``(C, 1, 1, 1)``.
 
-    It is only a guess: it also takes a ``Linear(1, C)`` weight or a learned temperature of shape
-    ``(1,)``, and misses a ``LayerNorm((C, H, W))``. :func:`param_groups` goes by role instead.
+    It is only a guess: it also accepts a ``Linear(1, C)`` weight or a learned temperature of shape
+    ``(1,)``, and misses a ``LayerNorm((C, H, W))``. :func:`param_groups` uses the role instead.
 
     Args:
         p: A parameter of any shape.
@@ -55,7 +55,7 @@ def is_channelwise(p: Tensor) -> bool:
 
 
 def is_newton(p: Tensor, group: Mapping[str, Any]) -> bool:
-    """Tell whether ``p`` takes Newton steps: its group's word goes before its shape."""
+    """Return whether ``p`` takes Newton steps, by its group's flag or, without one, its shape."""
     flag = group.get("channelwise")
     return is_channelwise(p) if flag is None else bool(flag)
 
@@ -184,8 +184,8 @@ def parameters_with_roles(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Mo
 def output_layer(model: nn.Module) -> nn.Module | None:
     """Find the last module, in registration order, that owns parameters itself.
 
-    The originals of a parametrised layer, and what its parametrisations own, live in children of
-    it; the layer is then the owner.
+    A parametrised layer keeps its original parameters, and those of its parametrisations, in child
+    modules. The layer itself counts as their owner.
     """
     last = None
     within: set[nn.Module] = set()
@@ -202,8 +202,8 @@ def output_layer(model: nn.Module) -> nn.Module | None:
 
 
 def _is_channelwise_by_name(module: nn.Module, local: str) -> bool:
-    # Many networks bring a norm layer of their own (LlamaRMSNorm, T5LayerNorm) that inherits from
-    # none of torch's.
+    # Many networks define their own norm layer (LlamaRMSNorm, T5LayerNorm), which does not inherit
+    # from torch's.
     return "Norm" in type(module).__name__ or _is_bias_name(local)
 
 
@@ -213,10 +213,10 @@ def _is_bias_name(local: str) -> bool:
 
 
 def _weight_norm_lengths(module: nn.Module) -> set[str]:
-    """Name the parameters of ``module`` that are lengths ``g`` of torch's weight norm."""
+    """Return the names of the parameters of ``module`` that are lengths ``g`` of weight norm."""
     if isinstance(module, parametrize.ParametrizationList):
         # parametrizations.weight_norm splits a weight into original0 = g and original1 = v. Its
-        # class is private, so it is told by its name.
+        # class is private, so it is recognised by its name.
         first = next(iter(module), None)
         return {"original0"} if type(first).__name__ == "_WeightNorm" else set()
     hooks = module._forward_pre_hooks.values()
@@ -224,7 +224,7 @@ def _weight_norm_lengths(module: nn.Module) -> set[str]:
 
 
 def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
-    """Name ``p``: as its group does, else ``"group.place"``.
+    """Return the name of ``p`` from its group, or ``"group.place"`` if it has none there.
 
     Raises:
         KeyError: ``p`` is in none of the groups.
@@ -237,7 +237,7 @@ def parameter_name(groups: Sequence[dict[str, Any]], p: Tensor) -> str:
 
 
 def parameter_names(groups: Sequence[dict[str, Any]]) -> dict[int, str]:
-    """Name every parameter as :func:`parameter_name` does, by its ``id``."""
+    """Return the name of every parameter, as :func:`parameter_name` gives it, by its ``id``."""
     return {
         id(p): _name_at(group, i, j)
         for i, group in enumerate(groups)
@@ -246,23 +246,24 @@ def parameter_names(groups: Sequence[dict[str, Any]]) -> dict[int, str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Name up to three, and say how many more there are."""
+    """Join up to three names, and say how many more there are."""
     rest = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{rest}"
 
 
 def _name_at(group: dict[str, Any], i: int, j: int) -> str:
-    # Fewer names than parameters, where somebody has changed the list by hand.
+    # There are fewer names than parameters if a user has changed the list.
     names = group.get("param_names") or []
     return str(names[j]) if j < len(names) else f"{i}.{j}"
 
 
 def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
-    """Let a group that comes later fit those that are there, without changing it.
+    """Return a copy of a later group that fits the existing groups.
 
-    It takes over what is one for all groups, which may have changed since the optimizer's defaults
-    were set, and gets names where the others have some, because torch wants all groups to, or none.
-    What is no group with a list of parameters is left to torch to refuse.
+    Settings that must be the same in all groups are taken from the existing ones, because they may
+    have changed since the optimizer's defaults were set. Parameters get names if those of the other
+    groups have names, because torch requires names in all groups or in none. Anything that is not a
+    valid group is returned as it is, so that torch raises the error.
     """
     if not isinstance(group, dict):
         return group
@@ -270,7 +271,7 @@ def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> 
 
 
 def named_like(group: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Give a group's parameters names where those of the other groups have some."""
+    """Give a group's parameters names if those of the other groups have names."""
     params = group.get("params")
     if "param_names" in group or not groups or "param_names" not in groups[0]:
         return group

@@ -1,11 +1,10 @@
-"""Loading an optimizer's state without losing a bit, and from optimizers that know less.
+"""Loading an optimizer's state exactly, including states of optimizers with fewer settings.
 
-The last part serves ``torch.distributed.checkpoint``, which takes a step only to have a state made.
-It fills nothing but the keys that are in the state dict it is given. So it gives a new optimizer's
-parameters gradients of zero, sets every learning rate to 0, calls ``step()`` and takes for granted
-that all keys of a state in mid-training are there afterwards
-(``torch.distributed.checkpoint.state_dict._init_optim_state``). No loss comes before such a
-rehearsal, and so no curvature.
+The last part serves ``torch.distributed.checkpoint``, which fills only keys that already exist in a
+state dict. To make a new optimizer create its state, it sets all gradients and all learning rates
+to zero and calls ``step()``. Afterwards it expects all keys of a state in mid-training
+(``torch.distributed.checkpoint.state_dict._init_optim_state``). Such a step is called a rehearsal
+here. No loss precedes it, so there is no curvature.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from sgdph.state_matching import check_roles, match_groups, save_roles
 Groups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
 
-# Of a Newton parameter, and exactly as they were: never rounded to the parameter's own dtype.
+# State of a Newton parameter that is kept exactly: never rounded to the parameter's own dtype.
 _AVERAGE = ("hessian", "refreshes")
 EXACT_KEYS = (*_AVERAGE, TURN)
 
@@ -46,20 +45,20 @@ def fit_state(
     cycle: Cycle,
     positions: Mapping[int, int],
 ) -> dict[str, Any]:
-    """Check a saved state, and fit it to the optimizer that is to load it.
+    """Check a saved state, and fit it to the optimizer that loads it.
 
     Args:
         saved: A state dict. It is not changed.
         groups: The optimizer's parameter groups.
         cycle: The Newton parameters.
-        positions: The place in its model of each parameter that has one, by ``id``.
+        positions: The position of each parameter in its model, if it is known, by ``id``.
 
     Returns:
-        The state dict with groups like ``groups``, and tensors where they belong.
+        The state dict, with groups arranged like ``groups`` and refresh counts as tensors.
 
     Raises:
-        ValueError: It is no state of an optimizer; it is not known which parameter is which; roles
-            differ; or a parameter's state cannot be what it was.
+        ValueError: ``saved`` is not an optimizer's state; its parameters cannot be matched; roles
+            differ; or a parameter's state has a wrong type or shape or lacks a key.
     """
     _check_form(saved)
     fitted = match_groups(saved["param_groups"], groups, positions)
@@ -97,7 +96,7 @@ def _check_form(saved: Mapping[str, Any]) -> None:
 
 
 def _fit_entry(entry: Any, p: Tensor, is_newton: bool, name: str) -> dict[str, Any]:
-    """Check what a state holds of one parameter, and return it with a count that is a tensor."""
+    """Check the saved state of one parameter, and return it with its refresh count as a tensor."""
     if not isinstance(entry, Mapping):
         raise ValueError(
             f"the loaded state of parameter {name} must be a dict, got {type(entry).__name__}. "
@@ -140,7 +139,7 @@ def _check_tensor(value: Any, key: str, p: Tensor, name: str) -> None:
             f"{key!r} in the loaded state of parameter {name} is one rank's part of a tensor, but "
             "the parameter is not sharded. Load it with torch.distributed.checkpoint"
         )
-    # A shard's shape may be another's while it is loaded.
+    # While a state is loaded, a shard may have another shape.
     if value.shape != p.shape and not is_sharded(p):
         raise ValueError(
             f"{key!r} in the loaded state of parameter {name} has shape {tuple(value.shape)}, the "
@@ -150,10 +149,10 @@ def _check_tensor(value: Any, key: str, p: Tensor, name: str) -> None:
 
 
 def _count(value: Any, name: str) -> Tensor:
-    """Return how many partial Hessians entered an average; a plain number becomes a tensor."""
+    """Return the number of partial Hessians in an average; a plain number becomes a tensor."""
     if isinstance(value, Real):
         value = torch.tensor(float(value))
-    # Its value is looked at because a negative one would change the sign of the average.
+    # The value is checked because a negative one would change the sign of the average.
     if not isinstance(value, Tensor) or value.numel() != 1 or not 0 <= float(value) < math.inf:
         raise ValueError(
             f"'refreshes' in the loaded state of parameter {name} must be a number from 0 up, got "
@@ -163,10 +162,10 @@ def _count(value: Any, name: str) -> Tensor:
 
 
 def complete_saved(saved: dict[str, Any], groups: Sequence[dict[str, Any]], cycle: Cycle) -> None:
-    """Add roles and turns to a state dict that was just made, in place.
+    """Add roles and turns to a new state dict, in place.
 
     Args:
-        saved: The state dict. The optimizer's own state is left as it is.
+        saved: The state dict. The optimizer's own state is not changed.
         groups: The optimizer's parameter groups.
         cycle: The Newton parameters.
     """
@@ -180,9 +179,10 @@ def complete_saved(saved: dict[str, Any], groups: Sequence[dict[str, Any]], cycl
 
 
 def complete_group(saved: dict[str, Any], current: Mapping[str, Any]) -> None:
-    """Fill what a saved group lacks from the group it is loaded into, in place.
+    """Add settings that a saved group lacks from the group it is loaded into, in place.
 
-    So an older state, or one of ``torch.optim.SGD``, keeps the settings it does not know.
+    So the optimizer keeps its own values for settings that an older state, or one of
+    ``torch.optim.SGD``, does not have.
     """
     for name in _SGD_ONLY:
         saved.pop(name, None)
@@ -195,11 +195,11 @@ def restore_exactly(
     groups: list[dict[str, Any]],
     saved: Mapping[str, Any],
 ) -> None:
-    """Undo what ``Optimizer.load_state_dict`` did to the tensors of ``saved``.
+    """Restore tensors of ``saved`` that ``Optimizer.load_state_dict`` has rounded or shared.
 
-    It rounds every tensor to its parameter's dtype, which would cost a bfloat16 parameter its
-    float32 average, and shares the others with the state that was loaded, so that two optimizers
-    would go on to write into one momentum.
+    It rounds every tensor to its parameter's dtype, so a bfloat16 parameter would lose its float32
+    average. It shares the other tensors with the loaded state, so two optimizers would write into
+    the same momentum.
 
     Args:
         state: The optimizer's state after loading, changed in place.
@@ -213,7 +213,7 @@ def restore_exactly(
             if not isinstance(value, Tensor):
                 continue
             if key in EXACT_KEYS:
-                # A count stays what it is, whatever is counted.
+                # Counts keep their own dtype.
                 dtype = curvature_dtype(p) if key == "hessian" else value.dtype
                 device = torch.device("cpu") if key == TURN else p.device
                 value = whole(value)
@@ -225,14 +225,14 @@ def restore_exactly(
 
 
 def is_without_learning_rate(groups: Groups) -> bool:
-    """Tell whether a step would move nothing: a rehearsal, or a warm-up that begins at 0."""
+    """Return whether all learning rates are 0: in a rehearsal, or a warm-up that begins at 0."""
     return all(bool(group.get("lr") == 0) for group in groups)
 
 
 def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
-    """Tell whether the gradients are a rehearsal's: there for all, and zero. Waits for the device.
+    """Return whether all gradients exist and those of ``newton`` are zero, as in a rehearsal.
 
-    Newton parameters stand for all.
+    Waits for the device.
 
     Args:
         groups: The parameter groups.
@@ -248,18 +248,18 @@ def is_without_backward(groups: Groups, newton: Iterable[Tensor]) -> bool:
 def is_rehearsal(
     groups: Groups, newton: Sequence[Tensor], has_come: Callable[[Sequence[Tensor]], bool]
 ) -> bool:
-    """Tell whether a step without a state is taken to have one made, and for nothing else.
+    """Return whether a step of an optimizer without state is a rehearsal, only to create it.
 
-    Such a rehearsal has no learning rate, no curvature, and gradients of zero. A warm-up that
-    begins at a learning rate of 0 has curvature, even where a head of zeros hides its gradients.
-    The device is asked last: of a step of training only if it has no learning rate, no curvature
-    and no state.
+    A rehearsal has learning rates of 0, no curvature, and gradients of zero. A warm-up that begins
+    at a learning rate of 0 has curvature, even if a head of zeros makes its gradients zero. The
+    gradients are checked last, so a step of training waits for the device only if it has no
+    learning rate, no curvature and no state.
 
     Args:
         groups: The parameter groups.
-        newton: The Newton parameters. Without any, no step is one: an ordinary one then makes all
-            the state.
-        has_come: Tells whether curvature was taken for any of some parameters.
+        newton: The Newton parameters. Without any, no step is a rehearsal: an ordinary step then
+            creates all the state.
+        has_come: Returns whether curvature was taken for any of the given parameters.
     """
     if not newton or not is_without_learning_rate(groups) or has_come(newton):
         return False
@@ -267,7 +267,7 @@ def is_rehearsal(
 
 
 def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:
-    """Make the state that trainable parameters have in training, where there is none yet."""
+    """Create the state that trainable parameters have in training, where it is missing."""
     for group in groups:
         for p in group["params"]:
             if group["momentum"] != 0 and p.requires_grad:
@@ -276,7 +276,7 @@ def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:
 
 
 def complete_averages(state: State, newton: Iterable[Tensor]) -> None:
-    """Make the averages of those Newton parameters that no partial Hessian has reached yet."""
+    """Create empty averages for Newton parameters that no partial Hessian has reached yet."""
     with torch.no_grad():
         for p in newton:
             start_average(p, state[p])

@@ -1,14 +1,14 @@
 """Whether a saved state fits an optimizer: the same parameters, in the same roles.
 
-``Optimizer.load_state_dict`` goes by place alone. A state of ``torch.optim.SGD`` over
-``model.parameters()`` has one group, in the model's order, and those of
-:func:`sgdph.param_groups` go by role.
+``Optimizer.load_state_dict`` matches parameters by position only. But a state of
+``torch.optim.SGD`` over ``model.parameters()`` has one group, in the model's order, while
+:func:`sgdph.param_groups` orders parameters by role.
 
-The roles stand in each saved group under ``channelwise``: one bool where all its parameters have
-one role, a list of bools otherwise. In the groups of an optimizer the same key is the user's own
-word, ``None`` where shapes decide; shapes alone do not tell the roles, because the last
-channel-wise parameter of those that the optimizer was built with is first-order. No further key,
-because ``torch.distributed.checkpoint`` refuses checkpoints that lack one.
+The roles are saved in each group under ``channelwise``: one bool if all its parameters have the
+same role, else a list of bools. In an optimizer's own groups, the same key is the user's flag, and
+``None`` means that shapes decide. Shapes alone do not give the roles, because the last channel-wise
+parameter among those that the optimizer was built with is first-order. There is no further key,
+because ``torch.distributed.checkpoint`` rejects checkpoints that lack a key.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ from sgdph.roles import listed, parameter_names
 SavedGroups = Sequence[Mapping[str, Any]]
 Groups = Sequence[dict[str, Any]]
 
-# What says which parameter is which; all else in a group is a setting.
+# The keys that identify parameters. All other keys of a group are settings.
 _IDENTITY = ("params", "param_names", "positions", "channelwise")
 
 
 def match_groups(
     saved: SavedGroups, groups: SavedGroups, positions: Mapping[int, int]
 ) -> list[dict[str, Any]]:
-    """Arrange the groups of a saved state as an optimizer's are.
+    """Arrange the groups of a saved state like an optimizer's.
 
-    Groups of the same sizes match as they stand, unless names contradict. Otherwise parameters are
-    matched by name, or by their places in the model where the state has one group. The settings of
-    a parameter's saved group go to its new one.
+    Groups of the same sizes are matched in order, unless names contradict. Otherwise parameters of
+    a ``torch.optim.SGD`` are matched by name or, if the state has one group, by their positions in
+    the model. The settings of a parameter's saved group go to its new group.
 
     Args:
         saved: The groups of the state.
-        groups: The optimizer's.
-        positions: The place in its model of each parameter that has one, by ``id``.
+        groups: The optimizer's groups.
+        positions: The position of each parameter in its model, if it is known, by ``id``.
 
     Raises:
-        ValueError: It is not known which parameter is which.
+        ValueError: The parameters cannot be matched; or the state is one of SGDPH, with other
+            groups.
     """
     params = [p for group in groups for p in group["params"]]
     names, own_names = names_of(saved), names_of(groups)
     same_names = names is not None and own_names is not None and set(names) == set(own_names)
     in_order = not same_names or names == own_names
     same_sizes = [len(g["params"]) for g in saved] == [len(g["params"]) for g in groups]
-    # Saved under names: torch.distributed.checkpoint has put them in order already.
+    # Saved under names: torch.distributed.checkpoint has already ordered them.
     by_checkpoint = all(isinstance(i, str) for g in saved for i in g["params"])
     if same_sizes and (in_order or by_checkpoint):
         return [dict(group) for group in saved]
@@ -69,7 +70,7 @@ def match_groups(
 
 
 def names_of(groups: SavedGroups) -> list[str] | None:
-    """List the names of all parameters; ``None`` unless each has one of its own."""
+    """Return the names of all parameters, or ``None`` unless each has a unique name."""
     names = [str(name) for group in groups for name in group.get("param_names") or []]
     count = sum(len(group["params"]) for group in groups)
     return names if len(names) == count == len(set(names)) else None
@@ -78,12 +79,12 @@ def names_of(groups: SavedGroups) -> list[str] | None:
 def rearranged(
     saved: SavedGroups, groups: SavedGroups, order: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Arrange the groups of a saved state as others are.
+    """Arrange the groups of a saved state like other groups.
 
     Args:
         saved: The groups of the state.
-        groups: The others.
-        order: For each of their parameters its place in the state.
+        groups: The groups that give the arrangement.
+        order: The position in the state of each parameter of ``groups``.
     """
     entries = [(i, group) for group in saved for i in group["params"]]
     places = iter(order)
@@ -96,7 +97,7 @@ def rearranged(
 
 
 def _common_settings(sources: SavedGroups) -> dict[str, Any]:
-    """Return the settings that all the saved groups have, and have alike."""
+    """Return the settings that all the saved groups have with the same value."""
     distinct = list({id(group): group for group in sources}.values())
     return {
         key: value
@@ -106,7 +107,7 @@ def _common_settings(sources: SavedGroups) -> dict[str, Any]:
 
 
 def _warn_of_equalised(arranged: SavedGroups, groups: SavedGroups) -> None:
-    """Warn where settings in which the groups differ are replaced by one of the state's."""
+    """Warn if a setting that differs between the groups is replaced by one value of the state."""
     for key in ("lr", "momentum", "weight_decay"):
         now, then = [g.get(key) for g in groups], [g.get(key) for g in arranged]
         if _all_same(then) and then[0] is not None and not _all_same(now):
@@ -167,7 +168,7 @@ def save_roles(saved: Groups, groups: Groups, cycle: Cycle) -> None:
 
     Args:
         saved: The groups of a state dict.
-        groups: The optimizer's, from which they were made.
+        groups: The optimizer's groups, from which ``saved`` was made.
         cycle: The Newton parameters.
     """
     for packed, group in zip(saved, groups, strict=True):
@@ -177,13 +178,13 @@ def save_roles(saved: Groups, groups: Groups, cycle: Cycle) -> None:
 
 
 def check_roles(saved: Groups, groups: Groups, cycle: Cycle) -> None:
-    """Check that the parameters of a saved state have the roles that they have here.
+    """Check that the parameters of a saved state have the same roles as in this optimizer.
 
-    Groups that tell no roles (older states, ``torch.optim.SGD``'s) pass.
+    Groups without saved roles (older states, ``torch.optim.SGD``'s) pass.
 
     Args:
         saved: The groups of a state dict, of the same sizes as ``groups``.
-        groups: The optimizer's.
+        groups: The optimizer's groups.
         cycle: The Newton parameters.
 
     Raises:
@@ -212,15 +213,15 @@ def check_roles(saved: Groups, groups: Groups, cycle: Cycle) -> None:
 
 
 def _saved_roles(packed: Mapping[str, Any]) -> list[bool | None]:
-    """Return the role of each parameter of a saved group, ``None`` where it is not told."""
-    # torch.optim.SGD over the groups of param_groups keeps their word, and means nothing by it.
+    """Return the role of each parameter of a saved group, ``None`` if it was not saved."""
+    # torch.optim.SGD over groups of param_groups keeps this key too, without using it.
     roles = packed.get("channelwise") if "second_order_lr" in packed else None
     params = packed["params"]
     if not isinstance(roles, Sequence) or isinstance(roles, str):
         return [None if roles is None else bool(roles)] * len(params)
     names = packed.get("param_names") or []
     if len(names) == len(roles) and all(isinstance(p, str) for p in params):
-        # torch.distributed.checkpoint has put the parameters in this optimizer's order, by name.
+        # torch.distributed.checkpoint has ordered the parameters as in this optimizer, by name.
         by_name = dict(zip(names, roles, strict=True))
         return [by_name.get(p) for p in params]
     return list(roles) if len(roles) == len(params) else [None] * len(params)

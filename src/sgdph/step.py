@@ -1,4 +1,4 @@
-"""What an optimizer with Newton parameters does: take curvature where due, average it, step."""
+"""What an optimizer with Newton parameters does: take curvature when due, average it, step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sgdph.roles import parameter_names
 from sgdph.state_dict import State, is_rehearsal, rehearse
 from sgdph.validation import check_groups_agree
 
-# What a first-order and a Newton step have in common.
+# The settings that first-order and Newton steps have in common.
 OF_BOTH_STEPS = ("lr", "momentum", "weight_decay", "maximize", "foreach")
 
 
 class SecondOrderOptimizer(JoinableOptimizer):
-    """Steps Newton parameters by Algorithm 1; how the others are stepped, a subclass says.
+    """Base class that steps Newton parameters by Algorithm 1; a subclass steps the others.
 
-    It sets ``_curvature`` once its groups are there.
+    The subclass sets ``_curvature`` once its groups exist.
     """
 
     @property
@@ -47,8 +47,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
         check_groups_agree(groups.newton)
         return self._curvature.is_due(groups)
 
-    # Under torch.compile these run as they are, like torch's own methods: a trace would be made
-    # anew at each step. Not by torch.compiler.disable, which would import the compiler.
+    # Like torch's own methods, these are not traced by torch.compile: every step would be traced
+    # again. torch.compiler.disable is not used, because it would import the compiler.
     @_disable_dynamo
     def update_hessian(
         self,
@@ -57,7 +57,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         *,
         closure: Callable[[], Tensor] | None = None,
     ) -> None:
-        """Take the partial Hessian for the coming step; does nothing if none is due.
+        """Take the partial Hessian for the coming step, if one is due.
 
         Call it before ``loss.backward()``: it keeps the graph and does not change ``.grad``. Signed
         curvature of micro-batches adds up until the step, which drops a sum that is not finite.
@@ -72,21 +72,22 @@ class SecondOrderOptimizer(JoinableOptimizer):
             closure: Computes the loss from the model and a batch and returns it, without a
                 backward. It is called at weights near the present ones. Weights, the modules'
                 buffers and the global random generators of torch, numpy and Python are restored
-                to the bit. It must return the same loss for the same weights: fetch the batch
+                exactly. It must return the same loss for the same weights: fetch the batch
                 outside, and use no other generators.
-            loss_scale: The factor that the loss is too large by; the curvature is divided by it. It
-                is n, for example, if gradients of n micro-batches are divided by n only after this
-                call. ``None`` is 1, or the scale of a ``GradScaler`` if the loss is
+            loss_scale: The factor by which the loss is too large; the curvature is divided by it.
+                For example, it is n if gradients of n micro-batches are divided by n only after
+                this call. ``None`` is 1, or the scale of a ``GradScaler`` if the loss is
                 ``scaler.scale(loss)`` and that scaler calls ``step``. Pass any other scale.
 
         Raises:
             TypeError, ValueError: ``loss`` is not a real scalar tensor; ``loss_scale`` is not above
                 0; both or neither of ``loss`` and ``closure`` were given; groups disagree about the
-                cycle, or shards were put into them.
+                cycle, or sharded parameters were put into them.
             RuntimeError: ``loss`` has no graph, depends on no parameter of this optimizer, or
                 cannot be differentiated twice; a channel-wise parameter has a sparse gradient;
                 parameters were replaced after construction, in the model or in ``param_groups``;
-                ``closure`` returns another loss at the same weights; a CUDA graph is captured.
+                ``closure`` returns another loss at the same weights; a CUDA graph is being
+                captured.
         """
         if (loss is None) == (closure is None):
             raise TypeError(
@@ -116,7 +117,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
             low_memory: Take the partial Hessian first, free its graph, and then run the backward,
                 as :meth:`update_hessian` with ``loss.backward()`` does. This takes more time, and
                 less memory on ResNets; on VGG and transformers about the same (``docs/cost.md``).
-                By default both share one pass, unless a hook or a gradient would show it.
+                By default both share one pass, unless hooks or custom functions prevent this.
 
         Raises:
             TypeError, ValueError, RuntimeError: As in :meth:`update_hessian`.
@@ -124,7 +125,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         finish_backward = None
         if self.hessian_due:
             self._check_ready()
-            # Of update_hessian, called for the same loss just before.
+            # Drop the curvature of update_hessian, if it was called for the same loss before.
             self._curvature.pending.drop_loss(getattr(loss, "grad_fn", None))
             finish_backward = self._curvature.take(
                 loss, loss_scale, self._groups, share=not low_memory
@@ -142,7 +143,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and the curvature that belongs to them.
 
-        Curvature whose backward is still to come stays.
+        Curvature whose backward has not run yet is kept.
         """
         self._curvature.pending.gradients_cleared()
         super().zero_grad(set_to_none)
@@ -178,9 +179,9 @@ class SecondOrderOptimizer(JoinableOptimizer):
         Raises:
             RuntimeError: A partial Hessian is due but was not taken; a channel-wise parameter has
                 a sparse gradient; a parameter was moved or converted since its state was made;
-                Newton parameters in ``param_groups`` were replaced; a CUDA graph is captured.
-            ValueError: Groups disagree about the cycle; shards were put into them; ``loss_scale``
-                is not above 0 and finite.
+                Newton parameters in ``param_groups`` were replaced; a CUDA graph is being captured.
+            ValueError: Groups disagree about the cycle; sharded parameters were put into them;
+                ``loss_scale`` is not above 0 and finite.
         """
         check_call(loss_scale)
         loss = evaluate(closure)
@@ -195,7 +196,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         if self._has_gradients() or not self._curvature.is_alone():
             collected = self._curvature.collect(groups, loss_scale) if due else []
             with torch.no_grad():
-                # First what others have written, and what may raise there.
+                # First the first-order steps: they may be other optimizers' code, and may raise.
                 self._first_order_step()
                 self._curvature.average(collected, groups, self._newton_state)
                 for group in groups.newton:
@@ -205,7 +206,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         return loss
 
     def multipliers(self) -> dict[str, Tensor]:
-        """Return ``τ / (D̂ + ε)`` of every Newton parameter; 1 before its first refresh.
+        """Return ``τ / (D̂ + ε)`` for every Newton parameter; it is 1 before its first refresh.
 
         Returns:
             Tensors of the parameters' shapes, on their devices, by parameter name (or by
@@ -249,7 +250,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         return dict(zip(multipliers, found, strict=True))
 
     def _check_ready(self) -> None:
-        """Raise where the model is not ready to be trained."""
+        """Raise an error if the model is not ready to be trained."""
 
     def _first_order_step(self) -> None:
         """Step the parameters that are not Newton parameters and have a gradient."""
@@ -276,7 +277,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         return any(p.grad is not None for group in self.param_groups for p in group["params"])
 
     def _is_rehearsed(self) -> bool:
-        """Make the state and nothing else, where a step is taken for that alone."""
+        """Return whether the step is a rehearsal; if so, create the state."""
         newton, pending = self._curvature.cycle.newton, self._curvature.pending
         is_one = not self.state and is_rehearsal(self.param_groups, newton, pending.has_come)
         if is_one:

@@ -1,4 +1,4 @@
-"""What a parameter group may hold, and the errors where it holds something else."""
+"""Checks of parameter groups and arguments, with the errors and warnings they raise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unknown_estimator(estimator: NoReturn) -> ValueError:
 
 
 def is_stochastic(estimator: Estimator) -> bool:
-    """Tell whether the estimator needs probes, and averages its signed noise away.
+    """Return whether the estimator needs probes, whose signed noise has to average out.
 
     Raises:
         ValueError: The estimator is unknown.
@@ -40,9 +40,10 @@ def is_stochastic(estimator: Estimator) -> bool:
 
 
 class SettingTypeError(ValueError, TypeError):
-    """A hyperparameter of a wrong type: a ``ValueError``, as for every wrong hyperparameter.
+    """Error for a hyperparameter of a wrong type.
 
-    And a ``TypeError``, for code that catches what Python raises where it compares such a value.
+    It is a ``ValueError``, as for every wrong hyperparameter. It is also a ``TypeError``, for code
+    that catches the error that Python raises when it compares such a value.
     """
 
 
@@ -88,13 +89,13 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def check_groups_agree(groups: Sequence[dict[str, Any]]) -> None:
-    """Check that what belongs to the whole cycle is the same in every group.
+    """Check that the settings of the whole cycle are the same in every group.
 
     Raises:
         ValueError: ``estimator``, ``refresh``, ``hessian_interval`` or ``seed`` differ.
     """
     for name in ONE_FOR_ALL_GROUPS:
-        # A group that was added by hand may lack it.
+        # A group that was added by hand may lack the setting.
         values = [group.get(name) for group in groups]
         if any(value != values[0] for value in values):
             raise ValueError(
@@ -104,7 +105,7 @@ def check_groups_agree(groups: Sequence[dict[str, Any]]) -> None:
 
 
 def _number(name: str, value: object) -> Any:
-    """Return a hyperparameter that is a number, or a tensor that holds one."""
+    """Check that a hyperparameter is a number, or a tensor that holds one, and return it."""
     if isinstance(value, Tensor):
         if value.numel() == 1:
             return value
@@ -119,7 +120,7 @@ def _number(name: str, value: object) -> Any:
 def _check_switch(name: str, value: object, none: str = "") -> None:
     if value is None and none:
         return
-    # Not by identity: numpy's booleans pass, and 1 and 0 of configuration files.
+    # Not by identity, so that numpy's booleans and the 1 and 0 of configuration files pass.
     if getattr(value, "ndim", 0) == 0 and value in (True, False):
         return
     expected = f"True, False, or None ({none})" if none else "True or False"
@@ -145,9 +146,10 @@ def _check_parameter(p: Tensor, channelwise: bool | None) -> None:
 
 
 def check_loss_scale(loss_scale: float | Tensor | None) -> None:
-    """Check a loss scale; a tensor is taken at its word, because a look would wait for the device.
+    """Check a loss scale. A tensor is not checked, because that would wait for the device.
 
     Raises:
+        TypeError: It is neither a number nor a tensor.
         ValueError: It is not above 0, or not finite.
     """
     if loss_scale is None or isinstance(loss_scale, Tensor):
@@ -166,12 +168,12 @@ def refuse_sparse_gradients(
     gradients: Iterable[Tensor | None],
     name: Callable[[Tensor], str],
 ) -> None:
-    """Refuse sparse gradients where a partial Hessian or a Newton step is to be made of them.
+    """Raise an error if a gradient is sparse: partial Hessians and Newton steps need dense ones.
 
     Args:
         params: Newton parameters.
-        gradients: Theirs.
-        name: Names a parameter.
+        gradients: Their gradients.
+        name: Returns the name of a parameter.
 
     Raises:
         RuntimeError: A gradient is sparse.
@@ -185,7 +187,7 @@ def refuse_sparse_gradients(
 
 
 def refuse_graph_capture() -> None:
-    """Refuse to be captured in a CUDA graph.
+    """Raise an error if a CUDA graph is being captured.
 
     Raises:
         RuntimeError: The current stream is being captured.
@@ -199,7 +201,7 @@ def refuse_graph_capture() -> None:
 
 
 def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
-    """Warn where joint Hutchinson probes are averaged over too few refreshes."""
+    """Warn if joint Hutchinson probes are averaged over too few refreshes."""
     joint = is_stochastic(groups[0]["estimator"]) and groups[0]["refresh"] == "all"
     lowest = min(group["hessian_momentum"] for group in groups)
     if joint and lowest < 0.98:
@@ -212,7 +214,7 @@ def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
 
 
 def warn_of_unrefreshed(names: Sequence[str], sweeps: int) -> None:
-    """Warn of Newton parameters that no loss has reached for too long."""
+    """Warn about Newton parameters that no loss has reached for too long."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     warnings.warn(
         f"no partial Hessian has reached parameter {', '.join(names[:3])}{rest} during {sweeps} "

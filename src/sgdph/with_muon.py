@@ -1,4 +1,4 @@
-"""Muon, AdamW and Newton steps, each for the parameters that it is made for."""
+"""Muon, AdamW and Newton steps, each for the parameters that it suits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def muon(
     channelwise_weight_decay: float | None = None,
     **newton: Any,
 ) -> PartialHessian:
-    """Make Muon for hidden weights, AdamW for the rest, and Newton steps for norms and biases.
+    """Combine Muon for hidden weights, AdamW for the rest, and Newton steps for norms and biases.
 
     The role of a parameter in the model decides:
 
@@ -35,14 +35,14 @@ def muon(
     * Muon for the hidden weights: parameters of two or more dimensions that their layer calls a
       weight (``weight``, ``in_proj_weight``, …). Kernels are orthogonalised as matrices, one row
       for each output channel.
-    * AdamW for all others: embeddings (``torch.nn.Embedding``, and what modules whose class is
-      named ``…Embed…`` own), the output layer, position tables, class tokens, scalars, stacked
+    * AdamW for all others: embeddings (``torch.nn.Embedding``, and parameters of modules whose
+      class is named ``…Embed…``), the output layer, position tables, class tokens, scalars, stacked
       experts. Also for the kernel of the first layer, if it is a convolution and not the only
       hidden weight (Jordan et al., 2024).
 
     ``torch.optim.Muon`` is used if it exists (torch 2.9 or later) and all hidden weights are
     matrices; otherwise ``pytorch_optimizer.Muon``, which also takes kernels. Both scale a step by
-    √max(1, rows/columns). Settings without an argument here have the default of their optimizer.
+    √max(1, rows/columns). Settings without an argument here keep the default of their optimizer.
 
     Args:
         model: The network. Its parameters are not touched.
@@ -89,7 +89,7 @@ def muon(
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
-    """List the parameters that are Muon's, in registration order: see :func:`muon`."""
+    """Return the parameters that Muon trains, in registration order; see :func:`muon`."""
     output = output_layer(model)
     elsewhere = {id(p) for p in _embeddings(model)}
     elsewhere |= {id(p) for p in output.parameters()} if output is not None else set()
@@ -106,20 +106,20 @@ def hidden_weights(model: nn.Module) -> list[Tensor]:
 def _embeddings(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(module, _EMBEDDINGS):
-            # With those of its parametrisations.
+            # Including the parameters of its parametrisations.
             yield from module.parameters()
         elif "Embed" in type(module).__name__:
             yield from module.parameters(recurse=False)
 
 
 def _is_weight(p: Tensor, owner: nn.Module, local: str) -> bool:
-    """Tell a layer's matrix or kernel from tables and other tensors that a module may hold."""
+    """Return whether ``p`` is a layer's matrix or kernel, and not a table or another tensor."""
     is_named_so = "weight" in local or isinstance(owner, parametrize.ParametrizationList)
     return is_named_so and p.ndim >= 2 and not p.is_complex()
 
 
 def _muon(groups: list[dict[str, Any]], lr: float) -> Optimizer:
-    """Make torch's Muon where it can serve, else that of ``pytorch_optimizer``."""
+    """Build torch's Muon if it can be used, else that of ``pytorch_optimizer``."""
     shapes = [p.ndim for group in groups for _, p in group["params"]]
     if hasattr(torch.optim, "Muon") and all(ndim == 2 for ndim in shapes):
         return torch.optim.Muon(groups, lr)

@@ -14,8 +14,8 @@ def wrapped_sgdph(optimizer: object) -> SecondOrderOptimizer:
     Wrappers pass on ``step``, ``zero_grad`` and states, but not ``backward`` or ``multipliers``.
 
     Args:
-        optimizer: An optimizer, or a wrapper around one, or around such a wrapper: Accelerate's,
-            Lightning's, ``Lookahead`` of ``pytorch_optimizer`` and of timm.
+        optimizer: An optimizer, or one or more wrappers around it: Accelerate's, Lightning's,
+            ``Lookahead`` of ``pytorch_optimizer`` and of timm.
 
     Returns:
         The optimizer inside, of either class.
@@ -29,7 +29,7 @@ def wrapped_sgdph(optimizer: object) -> SecondOrderOptimizer:
         >>> optimizer.step()
     """
     inner: object = optimizer
-    # Lightning's wrapper passes for an instance of what it wraps, so the innermost is taken.
+    # Lightning's wrapper passes isinstance checks for what it wraps, so take the innermost.
     while (held := _held(inner)) is not None:
         inner = held
     if not isinstance(inner, SecondOrderOptimizer):

@@ -1,1 +1,1 @@
-"""What is asked of torch's graph, and second derivatives at the cost of a product."""
+"""Functions that read torch's graph, and second derivatives that compute only what is needed."""

@@ -1,4 +1,4 @@
-"""Activations: leaner second derivatives than torch's, and those that torch has none of."""
+"""Activations: cheaper second derivatives than torch's, and those that torch lacks."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from sgdph.autograd.released import ReleasedInputs
 
 RELU = "ReluBackward0"
 
-# Numbers whose second derivative is computed at a time. On the CPU, temporary tensors of this size
-# are memory that has just been used; larger ones would be new pages each time.
+# How many entries are computed at a time. On the CPU, temporary tensors of this size reuse recent
+# memory; larger ones would need new pages each time.
 PIECE = 2**16
 
 
 def relu_hook(node: Node, region: Region, released: ReleasedInputs | None) -> Hook | None:
-    """Make the hook that gives a ReLU's gradient a derivative without a tensor of zeros.
+    """Return the hook that gives a ReLU's gradient a derivative without a tensor of zeros.
 
-    Torch's would be held until the product comes by again. It is kept where the result was packed
-    (:func:`~sgdph.autograd.graph.is_packed`).
+    Torch's derivative would hold that tensor until the product passes. Torch's derivative is kept
+    if the result was packed (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
         node: One of type ``RELU``.
-        region: What lies behind the parameters of a product.
-        released: Where to let go of what nobody will read any more; or none.
+        region: The nodes between the loss and the parameters of a product.
+        released: Releases saved tensors that are no longer needed; ``None`` releases nothing.
     """
     if is_packed(node, "result"):
         return None
@@ -63,7 +63,7 @@ def relu_hook(node: Node, region: Region, released: ReleasedInputs | None) -> Ho
 
 
 class _ReluGradient(Function):
-    """The gradient of a ReLU's input, as a function of its output's gradient."""
+    """The gradient of a ReLU's input as a function of its output's gradient."""
 
     @staticmethod
     def forward(ctx: Any, grad_output: Tensor, result: Tensor, gradients: list[Tensor]) -> Tensor:
@@ -77,14 +77,14 @@ class _ReluGradient(Function):
 
 
 def elementwise_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives an activation's gradient a lean derivative.
+    """Return the hook that gives an activation's gradient a lean derivative.
 
-    It keeps torch's where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
+    Torch's derivative is kept if the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
         node: One of ``ELEMENTWISE``.
-        region: What lies behind the parameters of a product.
-        once: Whether there will be a single product; what was kept for it goes as it passes by.
+        region: The nodes between the loss and the parameters of a product.
+        once: Whether only one product will be taken; it then frees the tensors kept for it.
     """
     if is_packed(node, "self"):
         return None
@@ -111,10 +111,10 @@ class _Activation(NamedTuple):
     """The derivatives of a function of one number.
 
     Attributes:
-        gradient: Of the gradient of its output and its input, the gradient of its input.
-        bend: The second derivative at the input.
-        is_composite: Whether torch takes another formula for the gradient where that will be
-            differentiated, which rounds otherwise.
+        gradient: Returns the input's gradient, given the output's gradient and the input.
+        bend: Returns the second derivative at the input.
+        is_composite: Whether torch uses another formula, which rounds differently, for a gradient
+            that will be differentiated.
     """
 
     gradient: Callable[[Tensor, Tensor], Tensor]
@@ -125,8 +125,9 @@ class _Activation(NamedTuple):
 class _ElementwiseGradient(Function):
     r"""The gradient :math:`g f'(x)` of an activation's input.
 
-    The derivative of :math:`\langle v, g f'(x) \rangle` is :math:`v f'(x)` by :math:`g`, and
-    :math:`v g f''(x)` by :math:`x`. Half precision is computed in float32.
+    The derivative of :math:`\langle v, g f'(x) \rangle` is :math:`v f'(x)` with respect to
+    :math:`g`, and :math:`v g f''(x)` with respect to :math:`x`. Half precision is computed in
+    float32.
     """
 
     @staticmethod
@@ -152,7 +153,7 @@ class _ElementwiseGradient(Function):
 
 
 def _to_input(activation: _Activation, x: Tensor, g: Tensor, v: Tensor) -> Tensor:
-    """Return ``v g f''(x)``, a piece at a time where that is possible."""
+    """Return ``v g f''(x)``, computed a piece at a time if all tensors are contiguous."""
     exact = exact_dtype(x.dtype)
     if not (x.is_contiguous() and g.is_contiguous() and v.is_contiguous()):
         return activation.bend(x.to(exact)).mul_(g).mul_(v).to(x.dtype)
@@ -165,7 +166,10 @@ def _to_input(activation: _Activation, x: Tensor, g: Tensor, v: Tensor) -> Tenso
 
 
 def _gelu(node: Node) -> _Activation:
-    """Make GELU's (Hendrycks & Gimpel, 2016, "Gaussian Error Linear Units"), in either form."""
+    """Return GELU's derivatives (Hendrycks & Gimpel, 2016, "Gaussian Error Linear Units").
+
+    Both the exact form and the tanh form are supported.
+    """
     approximate = node._saved_approximate
     return _Activation(
         lambda v, x: torch.ops.aten.gelu_backward(v, x, approximate=approximate),
@@ -187,8 +191,8 @@ def _bend_of_gelu_tanh(x: Tensor) -> Tensor:
     root, cubic = math.sqrt(2 / math.pi), 0.044715
     square = x * x
     slope = (square * (3 * root * cubic)).add_(root)
-    # With q = sigmoid(-2 |u|), which torch computes several times as fast as the tanh:
-    # |t| = 1 - 2 q and 1 - t^2 = 4 q (1 - q), without a difference of two large numbers.
+    # With q = sigmoid(-2 |u|), |t| = 1 - 2 q and 1 - t^2 = 4 q (1 - q). There is no cancellation,
+    # and torch computes the sigmoid several times as fast as the tanh.
     size = x.abs()
     q = (square * (-2 * root * cubic)).sub_(2 * root).mul_(size).sigmoid_()
     bend = square.mul_(3 * root * cubic).add_(slope)
@@ -197,19 +201,22 @@ def _bend_of_gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _silu(node: Node) -> _Activation:
-    """Make SiLU's (Elfwing et al., 2018, "Sigmoid-weighted linear units")."""
+    """Return SiLU's derivatives (Elfwing et al., 2018, "Sigmoid-weighted linear units")."""
     return _Activation(torch.ops.aten.silu_backward, _bend_of_silu, is_composite=True)
 
 
 def _bend_of_silu(x: Tensor) -> Tensor:
-    r"""Return :math:`\sigma (1 - \sigma) (2 + x (1 - 2 \sigma))`, with the logistic function."""
+    r"""Return :math:`\sigma (1 - \sigma) (2 + x (1 - 2 \sigma))`; σ is the logistic function."""
     sigmoid = x.sigmoid()
     bend = (sigmoid * -2).add_(1).mul_(x).add_(2)
     return bend.mul_(sigmoid).mul_(sigmoid.neg_().add_(1))
 
 
 def _mish(node: Node) -> _Activation:
-    """Make Mish's (Misra, 2019, "Mish: A Self Regularized Non-Monotonic Activation Function")."""
+    """Return Mish's derivatives (Misra, 2019).
+
+    The paper is "Mish: A Self Regularized Non-Monotonic Activation Function".
+    """
     return _Activation(torch.ops.aten.mish_backward, _bend_of_mish, is_composite=True)
 
 
@@ -225,7 +232,7 @@ def _bend_of_mish(x: Tensor) -> Tensor:
 
 
 def _hardswish(node: Node) -> _Activation:
-    """Make hardswish's (Howard et al., 2019, "Searching for MobileNetV3")."""
+    """Return hardswish's derivatives (Howard et al., 2019, "Searching for MobileNetV3")."""
     return _Activation(torch.ops.aten.hardswish_backward, _bend_of_hardswish)
 
 
@@ -243,10 +250,11 @@ ELEMENTWISE: dict[str, Callable[[Node], _Activation]] = {
 
 
 def _hardsigmoid(saved: Saved) -> Formula:
-    r"""``relu6(x + 3) / 6`` (Howard et al., 2019, "Searching for MobileNetV3").
+    r"""Return the gradient's formula for ``relu6(x + 3) / 6`` (Howard et al., 2019).
 
-    The gradient :math:`g / 6` inside :math:`(-3, 3)`, 0 outside, depends on :math:`g` alone. The
-    slope is the kernel's own: in float64 too, its sixth is one of float32.
+    The paper is "Searching for MobileNetV3". The gradient is :math:`g / 6` inside :math:`(-3, 3)`,
+    and 0 outside, so only :math:`g` gets a derivative. The slope comes from torch's kernel, whose
+    1/6 is a float32 number even in float64.
     """
 
     def gradient(g: Tensor, x: Tensor) -> tuple[Tensor]:

@@ -1,12 +1,12 @@
 r"""Fused attention's second derivative, which torch lacks.
 
 Torch's fused kernels (flash attention on the CPU; flash, memory-efficient and cuDNN attention on
-CUDA; Dao et al., 2022, "FlashAttention") compute attention and its first derivative without holding
-the T x T matrix of scores. The kernels of the first derivative have none of their own. Here they
-get one, registered by :func:`make_attention_twice_differentiable` as their autograd kernel: the
-gradients stay torch's, to the bit, and their derivative computes the scores anew, a few heads or
-rows at a time. So every way of differentiating twice has it, ``loss.backward(create_graph=True)``
-and ``torch.autograd.grad`` included.
+CUDA; Dao et al., 2022, "FlashAttention") compute attention and its first derivative without storing
+the T x T matrix of scores. The kernels of the first derivative cannot be differentiated. Here they
+get a derivative, which :func:`make_attention_twice_differentiable` registers as their autograd
+kernel. The gradients stay torch's, bit for bit. Their derivative recomputes the scores, a few heads
+or rows at a time. It works for every way to differentiate twice, including
+``loss.backward(create_graph=True)`` and ``torch.autograd.grad``.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ THIRD_DERIVATIVE_OF_FUSED_ATTENTION = (
 
 @functools.cache
 def make_attention_twice_differentiable() -> torch.library.Library:
-    """Register the second derivative of torch's fused attention, once for this process.
+    """Register the second derivative of torch's fused attention, once per process.
 
-    Ordinary backwards compute what they did before.
+    Ordinary backwards do not change.
 
     Returns:
-        What holds the registration. It lasts as long as this does.
+        The library that holds the registration. The registration lasts as long as this object.
     """
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name, device in _KERNELS.items():
@@ -72,7 +72,7 @@ def make_attention_twice_differentiable() -> torch.library.Library:
 
 
 def _autograd_kernel(kernel: Any) -> Callable[..., Gradients]:
-    """Wrap a kernel of attention's first derivative so that its gradients have a derivative."""
+    """Wrap a kernel of attention's first derivative, so that its gradients have a derivative."""
     names = [argument.name.rstrip("_") for argument in kernel._schema.arguments]
 
     def gradients_of(*arguments: Any, **named: Any) -> Gradients:
@@ -92,16 +92,16 @@ def _autograd_kernel(kernel: Any) -> Callable[..., Gradients]:
             known.get("is_causal", False), known.get("scale"), known["dropout_p"]
         )
         is_whole = _is_whole(known["out"], inputs[1:])
-        # A transform of torch.func has entered its level already, and would do so once more.
+        # A transform of torch.func has already entered its level, and must not enter it again.
         with enable_single_level_autograd_function():
             return _AttentionGradients.apply(  # type: ignore[attr-defined,no-any-return]
                 *inputs,
                 bias if wants_bias or bias is None else bias.detach(),
-                # What it depends on is in the formulas.
+                # Detached, because the formulas include its dependence on the inputs.
                 known["out"].detach(),
                 settings,
                 is_whole,
-                # Not as arguments of their own: these would be returned as views of themselves.
+                # In a list: as arguments of their own they would be returned as views.
                 list(gradients),
             )
 
@@ -109,13 +109,13 @@ def _autograd_kernel(kernel: Any) -> Callable[..., Gradients]:
 
 
 def _is_whole(out: Tensor, inputs: Sequence[Tensor]) -> bool:
-    """Tell whether an attention's result was computed from these queries, keys and values.
+    """Return whether an attention's result was computed from these queries, keys and values.
 
-    Who computes attention in parts, over blocks or ranks, calls the kernel with parts of the keys
-    and with the result of the whole.
+    Code that computes attention in parts, over blocks or ranks, calls the kernel with some of the
+    keys and with the result for all keys.
     """
     if torch._C._are_functorch_transforms_active():
-        # A third derivative is refused anyway, and edges are those of another level.
+        # A third derivative raises an error anyway, and the edges belong to another level.
         return True
     edges = () if out.grad_fn is None else out.grad_fn.next_functions
     return len(edges) >= 3 and all(
@@ -126,7 +126,7 @@ def _is_whole(out: Tensor, inputs: Sequence[Tensor]) -> bool:
 
 
 def _refuse_tangents(arguments: Iterable[Any]) -> None:
-    """Raise an error, as torch does, where forward-mode differentiation comes by.
+    """Raise an error under forward-mode differentiation, as torch does.
 
     Raises:
         NotImplementedError: One of the tensors has a tangent.
@@ -142,7 +142,7 @@ def _refuse_tangents(arguments: Iterable[Any]) -> None:
 
 
 class _AttentionGradients(_SingleLevelFunction):
-    """The gradients of an attention's inputs, as functions of all that they depend on."""
+    """The gradients of an attention's inputs, as functions of everything they depend on."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Gradients:

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from sgdph.autograd.graph import exact_dtype, piece_size
 
-# Scores that are held at a time on the CPU, some six times over. Fewer cost calls, more leave the
-# cache.
+# How many scores are held at a time on the CPU, in about six tensors. Fewer would need more calls;
+# more would not fit in the cache.
 SCORES = 2**16
 
 
 class AttentionSettings(NamedTuple):
-    """What else an attention is given.
+    """The settings of an attention.
 
     Attributes:
-        is_causal: Whether the query at place i sees no key after place i.
-        scale: What scores are multiplied by; ``None`` for one over the root of the head's width.
-        dropout: The share of the probabilities that were dropped.
+        is_causal: Whether the query at position i sees no key after position i.
+        scale: The factor of the scores; ``None`` for one over the root of the head's width.
+        dropout: The probability of dropout.
     """
 
     is_causal: bool
@@ -30,7 +30,7 @@ class AttentionSettings(NamedTuple):
 
 
 class _Vectors(NamedTuple):
-    """What belongs to some keys: the keys, the values, and the vectors along their gradients."""
+    """Some keys, their values, and the vectors ``B``, ``C`` along the gradients of both."""
 
     key: Tensor
     value: Tensor
@@ -41,9 +41,9 @@ class _Vectors(NamedTuple):
 class AttentionDerivative:
     r"""The derivative of attention's gradients along given vectors.
 
-    For one head, with :math:`G` the output's gradient, :math:`s` the scale, :math:`M` mask or bias,
-    :math:`P = \operatorname{softmax}(s Q K^\top + M)`, :math:`O = P V`, and row sums over keys, the
-    gradients are
+    For one head, let :math:`G` be the output's gradient, :math:`s` the scale, :math:`M` the mask or
+    bias, :math:`P = \operatorname{softmax}(s Q K^\top + M)` and :math:`O = P V`. Row sums are over
+    keys. The gradients are
 
     .. math::
         R = G V^\top - \operatorname{rowsum}(G \circ O), \quad
@@ -64,17 +64,17 @@ class AttentionDerivative:
         \partial\varphi/\partial Q &= s (S' K + S B), &
         \partial\varphi/\partial K &= s (S'^\top Q + S^\top A).
 
-    These are twelve products; the first derivative has five. Queries that share a key are further
-    rows of its matrix. Half precision is computed in float32.
+    These are twelve matrix products; the first derivative has five. The queries of all heads that
+    share a key are rows of one matrix. Half precision is computed in float32.
 
     Args:
         inputs: ``G`` of shape ``(B, H, T, d_v)``, ``Q`` ``(B, H, T, d)``, ``K`` ``(B, H_k, S, d)``
             and ``V`` ``(B, H_k, S, d_v)``, where ``H_k`` divides ``H``.
         bias: Broadcast to ``(B, H, T, S)``, or ``None``.
         output: ``(B, H, T, d_v)``.
-        settings: What else the attention is given.
-        vectors: ``A, B, C``, and ``E`` where the bias has a gradient; each may be ``None``.
-        needs: Which of the derivatives by ``G, Q, K, V, M`` are wanted.
+        settings: The attention's settings.
+        vectors: ``A, B, C``, and ``E`` if the bias has a gradient; each may be ``None``.
+        needs: Which of the derivatives with respect to ``G, Q, K, V, M`` are needed.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class AttentionDerivative:
             torch.empty_like(t) if needed else None
             for t, needed in zip((g, query), needs, strict=False)
         )
-        # Added to block by block, so in the precision of the blocks.
+        # In the precision of the blocks, because the blocks are added up in them.
         self._to_key, self._to_value = (
             t.new_zeros(t.shape, dtype=self._dtype) if needed else None
             for t, needed in zip((key, value), needs[2:], strict=False)
@@ -116,7 +116,7 @@ class AttentionDerivative:
         self._to_bias = query.new_zeros(scores) if bias is not None and needs[4] else None
 
     def compute(self) -> list[Tensor | None]:
-        """Return the derivatives by ``G, Q, K, V, M``, where wanted."""
+        """Return the derivatives with respect to ``G, Q, K, V, M``; ``None`` if not needed."""
         for heads in self._blocks_of_heads():
             self._compute_heads(heads)
         to_bias = self._to_bias
@@ -128,11 +128,11 @@ class AttentionDerivative:
         return [self._to_g, self._to_query, to_key, to_value, to_bias]
 
     def _grouped(self, t: Tensor) -> Tensor:
-        """Split the heads of the queries by the keys that they share."""
+        """Split the heads of the queries into groups that share keys."""
         return t.view(t.shape[0], self._heads, self._group, *t.shape[2:])
 
     def _blocks_of_heads(self) -> Iterator[tuple[slice, slice]]:
-        """Cut batch and heads into blocks with few enough scores, or single heads."""
+        """Yield blocks of the batch and heads that have few enough scores, or single heads."""
         count = max(self._at_a_time // (self._group * self._places * self._keys), 1)
         heads, batch = min(count, self._heads), max(count // self._heads, 1)
         for b in range(0, self._batch, batch):
@@ -143,7 +143,7 @@ class AttentionDerivative:
         key, value, b, c = (None if t is None else self._by_key(t[heads]) for t in self._vectors)
         assert key is not None
         assert value is not None
-        # Of all heads, or of one sample: these are views.
+        # Blocks span all heads or one sample, so these are views.
         to_key = None if self._to_key is None else self._to_key[heads].flatten(0, 1)
         to_value = None if self._to_value is None else self._to_value[heads].flatten(0, 1)
         step = max(self._at_a_time // (self._group * self._keys), 1)
@@ -168,7 +168,7 @@ class AttentionDerivative:
         to_key: Tensor | None,
         to_value: Tensor | None,
     ) -> None:
-        """Compute what the queries of some places contribute."""
+        """Add the contribution of the queries at some positions."""
         key, value, b, c = vectors
         g, query = self._by_query(self._g[where]), self._by_query(self._query[where])
         dots = self._by_query(self._dots[where])
@@ -222,7 +222,7 @@ class AttentionDerivative:
         scores = torch.baddbmm(
             scores, query, key.mT, beta=0 if bias is None else 1, alpha=self._scale
         )
-        # Where a mask hides every key from a query, torch gives it nothing.
+        # If a mask hides every key from a query, torch sets its probabilities to 0.
         return scores.softmax(2) if self._bias is None else torch._safe_softmax(scores, 2)
 
     def _store(self, whole: Tensor, where: tuple[slice, ...], block: Tensor | None) -> None:
@@ -240,7 +240,7 @@ def _transposed(t: Tensor | None) -> Tensor | None:
 def _sum_of_products(
     pairs: Sequence[tuple[Tensor | None, Tensor | None]], scale: float = 1.0
 ) -> Tensor | None:
-    """Add up ``scale * left @ right`` over the pairs that are there; ``None`` where none is."""
+    """Sum ``scale * left @ right`` over the pairs without ``None``; ``None`` if there are none."""
     total: Tensor | None = None
     for left, right in pairs:
         if left is not None and right is not None:

@@ -1,4 +1,4 @@
-"""Batch norm's second derivative in one expression, in training and in evaluation."""
+"""Batch norm's second derivative as one expression, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BATCH_NORMS = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
 
 
 def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives batch norm's gradients a lean derivative.
+    """Return the hook that gives batch norm's gradients a lean derivative.
 
-    They keep torch's where the input was packed (:func:`is_packed`).
+    Torch's derivative is kept if the input was packed (:func:`is_packed`).
 
     Args:
         node: One of ``BATCH_NORMS``.
-        region: What lies behind the parameters of a product.
-        once: Whether there will be a single product; what was kept for it goes as it passes by.
+        region: The nodes between the loss and the parameters of a product.
+        once: Whether only one product will be taken; it then frees the tensors kept for it.
     """
     if is_packed(node, "input"):
         return None
@@ -71,10 +71,10 @@ def batch_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
 class _BatchNormGradients(Function):
     r"""Batch norm's gradients as functions of its output's gradient, its input and its weight.
 
-    Per channel, with the batch's mean :math:`\mu` and
-    :math:`s = 1 / \sqrt{\sigma^2 + \epsilon}`, bars for means over the :math:`N` places,
-    :math:`\hat x = s (x - \mu)` and :math:`b = \overline{g \hat x}`, the gradients are (Ioffe &
-    Szegedy, 2015)
+    Per channel, let :math:`\mu` be the batch's mean,
+    :math:`s = 1 / \sqrt{\sigma^2 + \epsilon}`, :math:`\hat x = s (x - \mu)` and
+    :math:`b = \overline{g \hat x}`. Bars are means over the channel's :math:`N` entries. The
+    gradients are (Ioffe & Szegedy, 2015)
 
     .. math::
         g_x = \gamma s (g - \bar g - b \hat x), \quad g_\gamma = N b, \quad g_\beta = N \bar g.
@@ -157,7 +157,7 @@ class _BatchNormGradients(Function):
 
 
 class _EvaluationGradients(Function):
-    r"""The same in evaluation, where :math:`\mu` and :math:`s` are constants.
+    r"""Batch norm's gradients in evaluation, where :math:`\mu` and :math:`s` are constants.
 
     The gradients are :math:`g_x = \gamma s g`, :math:`g_\gamma = \sum g \hat x` and
     :math:`g_\beta = \sum g`, and
@@ -180,7 +180,7 @@ class _EvaluationGradients(Function):
         once: bool,
     ) -> Gradients:
         ctx.save_for_backward(x, weight, mean, inverse_std)
-        # Read for a derivative by the input or the weight alone.
+        # It is read only for derivatives with respect to the input or the weight.
         is_read = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         keep_gradient(ctx, grad_output if is_read else None, once)
         ctx.set_materialize_grads(False)
@@ -225,14 +225,14 @@ def _exact(*tensors: Any) -> Any:
 
 
 def _like(tensors: Gradients, likes: Gradients) -> Gradients:
-    """Convert derivatives to the types of what they belong to."""
+    """Convert each derivative to the dtype of the tensor in ``likes``."""
     pairs = zip(tensors, likes, strict=True)
     return tuple(t if t is None or like is None else t.to(like.dtype) for t, like in pairs)
 
 
 def _channel_sums(g: Tensor, x: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``Σ g s (x - mean)`` and ``Σ g`` per channel, in the one pass of torch's kernel."""
-    # The sums do not depend on the weight, but CUDA's kernel makes them like it: of none, nothing.
+    """Return ``Σ g s (x - mean)`` and ``Σ g`` per channel, in one pass of torch's kernel."""
+    # The sums do not depend on the weight. But CUDA's kernel shapes them like it, so it needs one.
     weight = s
     _, dots, sums = torch.ops.aten.native_batch_norm_backward(
         g, x, weight, None, None, mean, s, True, 0.0, [False, True, True]
@@ -248,7 +248,7 @@ def _combine(
     s: Tensor,
     constant: Tensor,
 ) -> Tensor:
-    """Add up tensors like ``x``, ``s (x - mean)`` and 1, each times a factor per channel."""
+    """Sum tensors like ``x``, ``s (x - mean)`` and 1, each times a factor per channel."""
     of_x = of_x_hat * s
     total = x * per_channel(of_x, x.dim())
     for factor, tensor in terms:

@@ -1,15 +1,15 @@
 r"""A convolution's gradients, and the one convolution that is their derivative.
 
-The convolution :math:`y = A x` of any kind has the input gradient :math:`A^\top g`, linear in
-:math:`g`, so that the derivative of :math:`\langle v, A^\top g\rangle` is :math:`A v`: the forward
-convolution, without its bias. Torch's own formula computes the weight's second gradient besides, as
-much work again, also where nobody asks for it.
+Any convolution :math:`y = A x` has the input gradient :math:`A^\top g`, which is linear in
+:math:`g`. So the derivative of :math:`\langle v, A^\top g\rangle` is :math:`A v`: the forward
+convolution without its bias. Torch's own formula also computes the weight's second gradient, even
+if it is not needed, which doubles the work.
 
 A weight that itself depends on the parameter (weight normalisation) has the gradient
 :math:`B(x, g)`, linear in both, with :math:`\langle w, B(x, g) \rangle = \langle g, A_w x \rangle`.
-So the derivative of :math:`\langle w, B(x, g) \rangle` is :math:`A_w x` by :math:`g` and
-:math:`A_w^\top g` by :math:`x`, and that of :math:`\langle v, A^\top g \rangle` by the weight is
-:math:`B(v, g)`.
+So the derivative of :math:`\langle w, B(x, g) \rangle` is :math:`A_w x` with respect to :math:`g`,
+and :math:`A_w^\top g` with respect to :math:`x`. The derivative of
+:math:`\langle v, A^\top g \rangle` with respect to the weight is :math:`B(v, g)`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ CONVOLUTION = "ConvolutionBackward0"
 
 
 def convolution_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives a convolution's gradients a lean derivative.
+    """Return the hook that gives a convolution's gradients a lean derivative.
 
-    They keep torch's where what is needed was packed (:func:`is_packed`).
+    Torch's derivative is kept if a saved tensor that is needed was packed (:func:`is_packed`).
 
     Args:
         node: One of type ``CONVOLUTION``.
-        region: What lies behind the parameters of a product.
-        once: Whether there will be a single product; what was kept for it goes as it passes by.
+        region: The nodes between the loss and the parameters of a product.
+        once: Whether only one product will be taken; it then frees the tensors kept for it.
     """
     by_input, by_weight = region.leads_on(node, 0), region.leads_on(node, 1)
     if is_packed(node, "weight") or (by_weight and is_packed(node, "input")):
@@ -79,7 +79,7 @@ def convolution_hook(node: Node, region: Region, once: bool) -> Hook | None:
 
 
 class Convolution:
-    """What a convolution's node remembers of its forward.
+    """The data that a convolution's node saved in its forward.
 
     Args:
         node: The node.
@@ -100,7 +100,7 @@ class Convolution:
         )
 
     def gradients(self, grad_output: Tensor, places: Container[int]) -> Gradients:
-        """Compute the gradients of input, weight and bias (places 0, 1, 2), those that are wanted.
+        """Compute the gradients of input, weight and bias (places 0, 1, 2) that are in ``places``.
 
         Raises:
             RuntimeError: The graph was freed.
@@ -116,7 +116,7 @@ class Convolution:
         )
 
     def weight_gradient(self, grad_output: Tensor) -> Callable[[], Tensor]:
-        """Prepare the weight's gradient, to be computed even when the graph is freed."""
+        """Return a function that computes the weight's gradient, even after the graph is freed."""
         x, weight = self._node._saved_input.detach(), self._node._saved_weight.detach()
         arguments = self.arguments
 
@@ -155,7 +155,7 @@ class _ConvolutionGradients(Function):
         once: bool,
     ) -> Gradients:
         ctx.save_for_backward(x, weight)
-        # Only a derivative by the weight or the input reads it.
+        # It is read only for derivatives with respect to the weight or the input.
         keep_gradient(ctx, None if x is None else grad_output, once)
         ctx.shape = grad_output.shape
         ctx.arguments = arguments

@@ -1,4 +1,4 @@
-r"""Connectionist temporal classification, whose first derivative has none in torch.
+r"""The second derivative of connectionist temporal classification (CTC), which torch lacks.
 
 The loss is the negative logarithm of the summed probability of all alignments of a target (Graves
 et al., 2006, "Connectionist Temporal Classification"). Torch's kernel returns the gradient of the
@@ -7,9 +7,9 @@ scores in front of the log-softmax,
 .. math::
     G_{tk} = g \left( e^{\ell_{tk}} + \frac{\partial L}{\partial \ell_{tk}} \right),
 
-as the gradient of the log-probabilities :math:`\ell`. The log-softmax's own derivative leaves it as
-it is, because :math:`\sum_k G_{tk} = 0`. Here :math:`L` is computed by the forward recursion, in
-operations that torch can differentiate twice.
+as the gradient of the log-probabilities :math:`\ell`. The log-softmax's own derivative does not
+change it, because :math:`\sum_k G_{tk} = 0`. Here :math:`L` is computed by the forward recursion,
+with operations that torch can differentiate twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional
 from sgdph.autograd.graph import Hook, Node, Region
 from sgdph.autograd.recomputed import Formula, Operation, Saved
 
-# Stands for the logarithm of 0: sums of it stay finite, and so do their derivatives.
+# Replaces the logarithm of 0, so that its sums and their derivatives stay finite.
 _LOG_ZERO = -1e30
 CTC_WITHOUT_INPUTS = tuple(
     f"{library}CtcLossBackward{overload}"
@@ -31,7 +31,7 @@ CTC_WITHOUT_INPUTS = tuple(
 
 
 def _ctc(saved: Saved) -> Formula:
-    """The gradient as a function of the log-probabilities, of shape (time, batch, class)."""
+    """Return the gradient as a function of log-probabilities of shape (time, batch, class)."""
     zero_infinity = saved("zero_infinity")
     blank, targets = saved("blank"), saved("targets")
     input_lengths, target_lengths = saved("input_lengths"), saved("target_lengths")
@@ -56,10 +56,10 @@ def _ctc(saved: Saved) -> Formula:
 def _labels(
     targets: Tensor, target_lengths: object, blank: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Put blanks around each target's labels, and tell where each target ends.
+    """Put blanks around each target's labels, and find where each target ends.
 
     Returns:
-        The labels, of shape (batch, 2 * longest target + 1), and the places of the last blanks.
+        The labels, of shape (batch, 2 * longest target + 1), and the positions of the last blanks.
     """
     lengths = torch.as_tensor(target_lengths, device="cpu")
     targets = targets.to(device).long()
@@ -75,10 +75,10 @@ def _labels(
 def _losses(
     log_probs: Tensor, input_lengths: Tensor, labels: Tensor, target_ends: Tensor
 ) -> Tensor:
-    """Compute the loss of each sample by the forward recursion, in logarithms."""
+    """Compute the loss of each sample by the forward recursion, in log space."""
     places = labels.expand(len(log_probs), *labels.shape)
     emitted = log_probs.clamp(min=_LOG_ZERO).gather(2, places)
-    # A label may follow another one without the blank between them, if the two are different.
+    # A label may follow another one without a blank in between if the two are different.
     skips = labels[:, 2:] != labels[:, :-2]
     start = torch.arange(labels.shape[1], device=labels.device) < 2
     alpha = torch.where(start, emitted[0], _LOG_ZERO)
@@ -95,10 +95,10 @@ def _losses(
 
 
 def _log_sum(*logarithms: Tensor) -> Tensor:
-    """Add up numbers given by their logarithms.
+    """Return the logarithm of a sum, given the logarithms of its terms.
 
-    The slopes add up to 1 also where all are the logarithm of 0. Those of torch's ``logsumexp`` are
-    1 each there, and would grow with time beyond all numbers.
+    The slopes sum to 1 even if all terms are the logarithm of 0. Those of torch's ``logsumexp`` are
+    then 1 each, and would grow over time without bound.
     """
     terms = torch.stack(logarithms)
     highest = terms.detach().amax(0)
@@ -112,9 +112,9 @@ CTC = {
 
 
 def refuse_ctc_without_inputs(node: Node, region: Region, once: bool) -> Hook | None:
-    """Refuse cuDNN's CTC: its node saves the gradient and nothing that it was computed from.
+    """Raise an error for cuDNN's CTC, whose node saves only the gradient and none of its inputs.
 
-    Torch takes that gradient for a constant, so the curvature of the loss would be lost silently.
+    Torch treats that gradient as a constant, so the curvature of the loss would be lost silently.
 
     Raises:
         RuntimeError: Always.

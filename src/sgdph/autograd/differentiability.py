@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 
 def no_partial_hessian(reason: str) -> RuntimeError:
-    """Make the error that a loss cannot be differentiated twice, for this reason."""
+    """Return the error for a loss that cannot be differentiated twice, with the reason."""
     return RuntimeError(f"no partial Hessian can be taken from this loss: {reason}")
 
 
 def refuse_compiled_autograd() -> None:
-    """Refuse to differentiate twice where torch compiles each backward.
+    """Raise an error if compiled autograd is on: it compiles each backward.
 
     Raises:
-        RuntimeError: It does.
+        RuntimeError: Compiled autograd is on.
     """
     module = sys.modules.get("torch._dynamo.compiled_autograd")
     if getattr(module, "compiled_autograd_enabled", False):
@@ -67,10 +67,11 @@ COMPILED_WORKAROUND = (
     + BY_DIFFERENCES
 )
 
-# What torch says where a second derivative is missing, and a workaround for each.
+# Parts of torch's error messages about a missing second derivative, with a workaround for each.
 _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
     (
-        # Torch's own on other devices than CPU and CUDA; then kernels beside it, and of packages.
+        # Torch's attention on devices other than CPU and CUDA; then other kernels of torch and of
+        # packages.
         (
             "scaled_dot_product",
             "flash_attention",
@@ -151,7 +152,7 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @contextlib.contextmanager
 def explain_missing_derivatives() -> Iterator[None]:
-    """Add a workaround to torch's errors about a missing second derivative; leave all others."""
+    """Add a workaround to torch's errors about a missing second derivative; keep other errors."""
     try:
         yield
     except RuntimeError as error:

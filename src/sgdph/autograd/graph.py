@@ -1,6 +1,6 @@
-"""What is asked of autograd's graph: its nodes, and the region that a product visits.
+"""Functions that read autograd's graph: its nodes, and the region that a product visits.
 
-A region is the part of a loss's graph that lies behind some of its leaves.
+A region is the part of a loss's graph between the loss and some of its leaves.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ Hook: TypeAlias = Callable[[Gradients, Gradients], Any]
 
 
 def is_leaf(node: Node) -> bool:
-    """Tell whether a node is an end of the graph, which adds to a leaf's ``.grad``."""
+    """Return whether a node is an end of the graph, where a leaf's ``.grad`` is accumulated."""
     return type(node).__name__ == "AccumulateGrad"
 
 
 def is_packed(node: Node, name: str) -> bool:
-    """Tell whether a saved tensor went through a pack hook (checkpointed, moved to the host).
+    """Return whether a saved tensor went through a pack hook (checkpointed, moved to the host).
 
-    Such a one should not be unpacked more often than the node does it: what was checkpointed is
-    computed anew or raises, what was moved is copied. Older versions of torch do not tell; there,
-    none looks packed, nor does what the node does not save.
+    A packed tensor should be unpacked only by the node itself: a checkpointed one is recomputed or
+    raises an error, and a moved one is copied. Returns false if the node does not save the tensor,
+    or in older versions of torch, which do not tell.
     """
     return getattr(getattr(node, f"_raw_saved_{name}", None), "unpack_hook", None) is not None
 
 
 def has_packed(node: Node) -> bool:
-    """Tell whether any of a node's saved tensors went through a pack hook."""
+    """Return whether any of a node's saved tensors went through a pack hook."""
     prefix = "_raw_saved_"
     names = [name.removeprefix(prefix) for name in dir(node) if name.startswith(prefix)]
     return any(is_packed(node, name) for name in names)
 
 
 def has_packed_tensors(node: Node) -> bool:
-    """Tell whether any saved tensor of a Python function's node went through a pack hook.
+    """Return whether any saved tensor of a Python function's node went through a pack hook.
 
     Raises:
         RuntimeError: The graph was freed.
@@ -62,20 +62,20 @@ def has_packed_tensors(node: Node) -> bool:
 
 
 def function_of(node: Node) -> type[Any]:
-    """Return the class of the Python function that a node runs the backward of."""
+    """Return the class of the Python function whose backward a node runs."""
     function: type[Any] = type(node)._forward_cls
     return function
 
 
 def function_name(node: Node) -> str:
-    """Name the function that a node belongs to, as its author knows it."""
+    """Return the name of a node's function, as its author knows it."""
     if not isinstance(node, BackwardCFunction):
         return str(node.name())
     return function_of(node).__qualname__.rpartition(">.")[2]
 
 
 def has_hooks(node: Node) -> bool:
-    """Tell whether anybody has registered a hook on the gradients that the node returns."""
+    """Return whether a hook is registered on the gradients that the node returns."""
     handle = node.register_hook(lambda *_: None)
     hooks = handle.hooks_dict_ref()
     handle.remove()
@@ -83,9 +83,10 @@ def has_hooks(node: Node) -> bool:
 
 
 def fitted(gradient: Tensor, edge: Edge) -> Tensor:
-    """Make a gradient that a node returned what its edge wants, as the engine does in between.
+    """Convert a node's gradient to the shape, device and dtype that its edge needs.
 
-    A node returns the gradient of a broadcast input, or of a converted one, as it computed it.
+    The engine does the same. A node returns the gradient of a broadcast or converted input as it
+    computed it.
     """
     node, place = edge
     wanted = node._input_metadata[place]
@@ -102,20 +103,20 @@ def detached(tensor: Tensor | None) -> Tensor | None:
 def keep_gradient(ctx: Any, gradient: Tensor | None, once: bool) -> None:
     """Keep an output's gradient for the backward of a function of gradients.
 
-    It is not saved as the function's other tensors are: those are held by the loss's own graph
-    anyway, and this one would be held as long.
+    It is not saved with ``save_for_backward`` like the function's other tensors. The loss's own
+    graph holds those anyway, and would hold this one as long.
 
     Args:
         ctx: The function's context.
-        gradient: What to keep; ``None`` where the backward will not read it.
-        once: Whether there will be a single product; it is let go of as that passes by.
+        gradient: The gradient to keep; ``None`` if the backward will not read it.
+        once: Whether only one product will be taken; the gradient is freed when that reads it.
     """
     ctx.grad_output = detached(gradient)
     ctx.once = once
 
 
 def kept_gradient(ctx: Any) -> Any:
-    """Return what :func:`keep_gradient` kept, and let go of it where nobody will ask again."""
+    """Return the gradient that :func:`keep_gradient` kept, and free it if it is read only once."""
     gradient = ctx.grad_output
     if ctx.once:
         ctx.grad_output = None
@@ -128,7 +129,7 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Compute in the types that tensors have, also inside autocast."""
+    """Return a context in which autocast is off, so that tensors keep their dtypes."""
     kind = device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return contextlib.nullcontext()
@@ -136,23 +137,24 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def piece_size(of_cpu: int, device: torch.device) -> int:
-    """Return how many numbers to compute at a time.
+    """Return how many entries to compute at a time.
 
     Args:
-        of_cpu: How many on a CPU, whose cache they should fit in.
-        device: Where they are. On others, a kernel has to take longer than its launch, some
-            microseconds: those of 2²² numbers do, and float32 ones fit in a large GPU's cache.
+        of_cpu: The number for a CPU, such that the entries fit in its cache.
+        device: The device of the entries. On devices other than the CPU, a kernel should take
+            longer than its launch of some microseconds. With 2²² entries it does, and float32
+            entries fit in a large GPU's cache.
     """
     return of_cpu if device.type == "cpu" else max(of_cpu, 2**22)
 
 
 def per_channel(values: Tensor, dimensions: int) -> Tensor:
-    """View ``(C,)`` as ``(1, C, 1, ...)`` with so many dimensions."""
+    """View a tensor of shape ``(C,)`` as ``(1, C, 1, ...)`` with ``dimensions`` dimensions."""
     return values.view(1, -1, *[1] * (dimensions - 2))
 
 
 def graph_nodes(roots: Iterable[Tensor | Node]) -> list[Node]:
-    """List the autograd nodes that the graphs of ``roots`` are made of, each once.
+    """Return all autograd nodes in the graphs of ``roots``, each once.
 
     Args:
         roots: Tensors, or the nodes that made them.
@@ -175,8 +177,8 @@ class Graph:
         loss: A tensor with a graph, or the node that made it.
 
     Attributes:
-        following: Where each node's gradients go. The nodes come in an order in which each follows
-            all of those that it leads to.
+        following: The edges of each node, along which its gradients go. A node comes after all
+            nodes that it leads to.
     """
 
     def __init__(self, loss: Tensor | Node) -> None:
@@ -186,7 +188,7 @@ class Graph:
             self._walk(root)
 
     def _walk(self, root: Node) -> None:
-        # Depth first with a stack of our own: a deep network is deeper than Python's.
+        # Depth first with an explicit stack: a deep network would exceed Python's recursion limit.
         begun: dict[Node, Sequence[Edge]] = {}
         stack = [root]
         while stack:
@@ -202,19 +204,19 @@ class Graph:
                 self.following[node] = begun[node]
 
     def reaches(self, leaf: Tensor) -> bool:
-        """Tell whether the loss depends on a leaf tensor, as far as the graph shows."""
+        """Return whether the loss depends on a leaf tensor, as far as the graph shows."""
         return leaf.requires_grad and get_gradient_edge(leaf).node in self.following
 
 
 class Region:
-    """The nodes on the paths from a loss to some leaves, the leaves' own nodes left out.
+    """The nodes on the paths from a loss to some leaves, without the leaves' own nodes.
 
     Args:
         loss: A tensor with a graph, the node that made it, or that graph.
-        leaves: Leaf tensors. One that the loss does not depend on makes the region no larger.
+        leaves: Leaf tensors. A leaf that the loss does not depend on adds no nodes.
 
     Attributes:
-        nodes: The region's nodes, each after all of those it leads to.
+        nodes: The region's nodes, each after all nodes that it leads to.
     """
 
     def __init__(self, loss: Tensor | Node | Graph, leaves: Iterable[Tensor]) -> None:
@@ -234,16 +236,16 @@ class Region:
         }
 
     def edges(self, node: Node) -> Sequence[Edge]:
-        """List where a node's gradients go, by forward input; to ``None`` where none is wanted."""
+        """Return a node's edges, by forward input; unused edges lead to ``None``."""
         return self._following[node]
 
     def leads_on(self, node: Node, place: int) -> bool:
-        """Tell whether the node's gradient at ``place`` goes on towards one of the leaves."""
+        """Return whether the node's gradient at ``place`` leads to one of the leaves."""
         edges = self._following[node]
         return place < len(edges) and edges[place][0] in self._leading
 
     def crossings(self, node: Node) -> list[int]:
-        """List the places at which the node's gradients leave the region, or reach a leaf."""
+        """Return the places at which the node's gradients leave the region, or reach a leaf."""
         return [
             place
             for place, (child, _) in enumerate(self._following[node])
@@ -251,5 +253,5 @@ class Region:
         ]
 
     def closes(self, node: Node) -> bool:
-        """Tell whether all gradients that reach a node come out of the region."""
+        """Return whether all gradients that reach a node come from the region."""
         return node not in self._entered_from_outside

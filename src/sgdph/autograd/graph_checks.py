@@ -1,9 +1,9 @@
-"""Checks of a loss's graph for what would make a partial Hessian wrong without an error.
+"""Checks of a loss's graph for functions that would make a partial Hessian silently wrong.
 
-Torch's own operations differentiate twice, or raise. A function written by hand may do neither: its
-backward may make no graph, or may compute with tensors that were saved without a history. What lies
-between a loss and a parameter is known, so each such function is found before or while the
-gradients are taken. A graph of torch's operations alone costs one look at each node's class.
+Torch's own operations can be differentiated twice, or raise an error. A custom function may do
+neither: its backward may create no graph, or may use tensors that were saved without their history.
+All nodes between a loss and a parameter are known, so each such function is found before or while
+the gradients are taken. For a graph of torch's operations only, just each node's class is checked.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from sgdph.autograd.graph import (
 from sgdph.autograd.saved_tensors import warn_of_lost_history
 from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM
 
-# Where AOTAutograd, which every compiling backend goes through, defines what runs its graphs.
+# The modules in which AOTAutograd, which every compiler backend uses, defines its functions.
 _AOT_AUTOGRAD = ("torch._functorch._aot_autograd", "torch._functorch.aot_autograd")
 
-# The wrapper is the same code for every function that it wraps.
+# The wrapper has the same code object for every function that it wraps.
 _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx, *grads: None).__code__
 
-# Operations whose derivative torch gets wrong or lacks, and at which of their inputs. Batch norm's
-# is wrong without an error in torch 2.6.
+# Operations whose derivative torch gets wrong or lacks: the place of the affected input, and the
+# message. Batch norm's is wrong without an error in torch 2.6.
 WRONG_IN_TORCH = {
     "NativeLayerNormBackwardBackward0": (1, LAYER_NORM_WORKAROUND),
     "NativeBatchNormBackwardBackward0": (1, BATCH_NORM_WORKAROUND),
@@ -57,24 +57,24 @@ WRONG_IN_TORCH = {
 
 
 def is_custom(node: Node) -> bool:
-    """Tell whether a node is a function of Python's, or of a C++ extension's."""
+    """Return whether a node is a Python function, or one of a C++ extension."""
     return isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction"
 
 
 def check_region(region: Region, *, corrected: bool = True) -> list[Node]:
-    """Look at the operations between a loss and some parameters.
+    """Check the operations between a loss and some parameters.
 
     Args:
-        region: What lies between the two.
-        corrected: Whether :func:`~sgdph.autograd.lean.lean_second_derivatives` will correct what
-            torch gets wrong of weight normalisation.
+        region: The nodes between the loss and the parameters.
+        corrected: Whether :func:`~sgdph.autograd.lean.lean_second_derivatives` will correct torch's
+            wrong derivative of weight normalisation.
 
     Returns:
         The custom functions among them, for :func:`refuse_graphless_gradients`.
 
     Raises:
-        RuntimeError: One is a compiled graph, is marked ``once_differentiable``, or has a
-            derivative that torch gets wrong.
+        RuntimeError: An operation is a compiled graph or torch's scan, is marked
+            ``once_differentiable``, or has a derivative that torch gets wrong.
     """
     custom = []
     for node in region.nodes:
@@ -92,12 +92,12 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
         return None
     if name in WRONG_IN_TORCH:
         place, message = WRONG_IN_TORCH[name]
-        # Batch norm in evaluation is right; only its own node tells.
+        # Batch norm in evaluation is right. Only its own node shows the mode.
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
     elif isinstance(node, BackwardCFunction):
         if function_of(node).__name__ == "ScanAutogradOp":
-            # torch's scan computes gradients without a graph of their own.
+            # torch's scan computes gradients without a graph.
             return f"it passes through torch's scan; {OPERATION_WORKAROUND}"
         if _is_compiled(node):
             return COMPILED_WORKAROUND
@@ -116,7 +116,7 @@ def _is_compiled(node: Node) -> bool:
 def _is_once_differentiable(node: Node) -> bool:
     function = function_of(node)
     for backward in (function.backward, function.vjp):
-        # Other decorators may stand around it, as torch.amp.custom_bwd does.
+        # Other decorators may wrap it, such as torch.amp.custom_bwd.
         while backward is not None:
             if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
                 return True
@@ -126,20 +126,20 @@ def _is_once_differentiable(node: Node) -> bool:
 
 @contextlib.contextmanager
 def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterator[None]:
-    """Check that the custom functions that run meanwhile make a graph of their gradients.
+    """Check that custom functions that run inside the context create a graph of their gradients.
 
-    One whose backward is a kernel, runs under ``no_grad`` or detaches what it is given returns
-    gradients without a graph, and everything behind it then looks linear. One that adds a constant
-    to a gradient adds it to each product as well. Only a gradient that is always zero is right
-    without a graph. To learn whether one always is, the function runs once more; so a function that
-    makes a graph runs no more often than before.
+    A function whose backward is a kernel, runs under ``no_grad`` or detaches its inputs returns
+    gradients without a graph. Everything behind it then looks linear. A function that adds a
+    constant to a gradient also adds it to each product. Without a graph, only a gradient that is
+    always zero is right. To find out whether it always is, the function runs once more. A function
+    that creates a graph does not run again.
 
     Args:
-        custom: What :func:`check_region` found.
-        region: What lies between the loss and the parameters.
+        custom: The functions that :func:`check_region` found.
+        region: The nodes between the loss and the parameters.
 
     Raises:
-        RuntimeError: One makes none.
+        RuntimeError: A function returns a gradient without a graph that is not always zero.
     """
     handles = [node.register_hook(_graph_hook(node, region)) for node in custom]
     try:
@@ -172,22 +172,22 @@ def _graph_hook(node: Node, region: Region) -> Hook:
 
 
 def _leads_to(gradient: Tensor, grad_outputs: Gradients) -> bool:
-    """Tell whether a gradient was computed from the output gradients, and not from copies of them.
+    """Return whether a gradient was computed from the output gradients, not from copies of them.
 
-    It may require grad all the same, through an input that the function saved.
+    Even if it was not, it may require grad, through an input that the function saved.
     """
     outputs = [g for g in grad_outputs if g is not None and g.requires_grad]
     wanted = {graph.get_gradient_edge(g).node for g in outputs}
     oldest = 0
     if gradient.device.type == "cpu":
-        # What the backward made is younger than what it was given. On an accelerator another
-        # thread counts.
+        # Nodes that the backward created are younger than its inputs. On an accelerator another
+        # thread counts, so their numbers cannot be compared.
         oldest = min(node._sequence_nr() for node in wanted)
     stack = [graph.get_gradient_edge(gradient).node]
     seen = set(stack)
     while stack:
         current = stack.pop()
-        # What torch raises an error for, or hangs a dead end on, is told elsewhere.
+        # For an Error node, torch raises an error, or check_gradients does.
         if current in wanted or type(current).__name__ == "Error":
             return True
         for following, _ in current.next_functions:
@@ -210,7 +210,7 @@ def _are_always_zero(node: Node, gradients: dict[int, Tensor], grad_outputs: Gra
             run = node.apply if isinstance(node, BackwardCFunction) else node
             after = run(*others)
     except Exception:
-        # It cannot run twice, and few functions return zero for a gradient.
+        # The function cannot run twice. Few functions return zero for a gradient.
         return False
     after = after if isinstance(after, tuple) else (after,)
     return not any(bool(after[place].any()) for place in gradients if after[place] is not None)
@@ -221,19 +221,19 @@ def _other_gradient(output: Any, gradient: Tensor | None) -> Tensor:
     if gradient is None or not (output.dtype.is_floating_point or output.dtype.is_complex):
         return torch.zeros(output.shape, **kind)
     count = gradient.numel()
-    # Not a constant: softmax's and the norms' backwards do not see one.
+    # Not constant, because the backwards of softmax and norms map a constant to zero.
     return torch.arange(1, count + 1, device=output.device).sin().reshape(gradient.shape).to(**kind)
 
 
 def check_gradients(gradients: Iterable[Tensor | None]) -> None:
-    """Look for dead ends in the graphs of some gradients.
+    """Check that the graphs of some gradients have no dead ends.
 
-    A ``once_differentiable`` function ends the graph in a node that raises when it is reached. A
-    product for one parameter asks only for what leads to that parameter, the dead end leads
-    nowhere, and the product comes out wrong without a word.
+    A ``once_differentiable`` function ends the graph in a node that raises an error when it is
+    reached. A product for one parameter visits only nodes that lead to this parameter. The dead end
+    does not, so it is not reached and the product is silently wrong.
 
     Raises:
-        RuntimeError: There is one.
+        RuntimeError: There is a dead end.
     """
     nodes = graph_nodes(g for g in gradients if g is not None)
     errors = [node for node in nodes if type(node).__name__ == "Error"]
@@ -252,8 +252,8 @@ def check_gradients(gradients: Iterable[Tensor | None]) -> None:
 
 
 def _is_dead_end(error: Node, reached: set[Node]) -> bool:
-    # once_differentiable hangs its error on copies of its outputs, leaves that nobody else knows.
-    # Torch's own errors about missing derivatives lead on, and are raised when reached.
+    # once_differentiable puts its error node on copies of its outputs: leaves without other uses.
+    # Torch's own error nodes about missing derivatives lead further, and raise when reached.
     following = [n for n, _ in error.next_functions if n is not None]
     return all(
         is_leaf(n) and n not in reached and not isinstance(n.variable, nn.Parameter)

@@ -1,4 +1,4 @@
-"""Group norm: what its node remembers."""
+"""Group norm: the data that its node saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GROUP_NORM = "NativeGroupNormBackward0"
 
 
 def group_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives a group norm's gradients a lean derivative."""
+    """Return the hook that gives a group norm's gradients a lean derivative."""
     return row_norm_hook(node, region, once, _saved)
 
 
@@ -22,7 +22,7 @@ def _saved(node: Node) -> RowNorm:
     mean, inverse_std = node._saved_result1.detach(), node._saved_result2.detach()
 
     def gradients(g: Tensor, wanted: list[bool]) -> Gradients:
-        # As torch calls its kernel, which rounds otherwise in another layout.
+        # Torch calls its kernel with this layout; with another one it rounds differently.
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         layout = torch.channels_last if last and not x.is_cuda else torch.contiguous_format
         g, own = g.contiguous(memory_format=layout), x.contiguous(memory_format=layout)

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm: what their nodes remember."""
+"""Layer norm and RMS norm: the data that their nodes saved."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RMS_NORM = "FusedRmsNormBackward0"
 
 
 def layer_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives the gradients of a layer norm or RMS norm a lean derivative.
+    """Return the hook that gives the gradients of a layer norm or RMS norm a lean derivative.
 
-    RMS norm (Zhang & Sennrich, 2019, "Root Mean Square Layer Normalization") takes off no mean.
+    RMS norm (Zhang & Sennrich, 2019, "Root Mean Square Layer Normalization") subtracts no mean.
     """
     return row_norm_hook(node, region, once, _saved)
 

@@ -1,29 +1,31 @@
-"""Second derivatives at the cost of what a product needs of them.
+"""Second derivatives that compute only what a product needs.
 
-A product for one parameter differentiates the gradients that pass through the layers behind it.
-Torch's formulas for that are general. Here the first gradients of the layers that cost most stay as
-torch computed them, to the bit, and get the one derivative that is needed:
+A product for one parameter differentiates the gradients that pass through the layers between the
+loss and the parameter. Torch's formulas for this are general. Here the first gradients of the most
+expensive layers stay as torch computed them, bit for bit, and get only the derivative that is
+needed:
 
 * a convolution's is one convolution instead of two (:mod:`sgdph.autograd.convolution`);
-* batch norm's is one expression instead of some twenty (:mod:`sgdph.autograd.batch_norm`);
+* batch norm's is one expression instead of about twenty (:mod:`sgdph.autograd.batch_norm`);
 * layer norm's, RMS norm's and group norm's are one expression (:mod:`sgdph.autograd.row_norm`);
-* a matrix product's keeps nothing but its weight (:mod:`sgdph.autograd.matmul`);
-* those of activations are their formulas (:mod:`sgdph.autograd.activations`), and a ReLU's leaves
-  out a tensor of zeros;
-* softmax's, its logarithm's and the loss's behind it keep what they need
+* a matrix product's keeps only its weight (:mod:`sgdph.autograd.matmul`);
+* those of activations are their formulas, and a ReLU's omits a tensor of zeros
+  (:mod:`sgdph.autograd.activations`);
+* those of softmax, log-softmax and the loss after it keep only what they need
   (:mod:`sgdph.autograd.softmax`).
 
 Those of fused attention and of RoI align are registered with torch
 (:mod:`sgdph.autograd.attention`, :mod:`sgdph.autograd.roi_align`).
 
-Some operations have no second derivative in torch. Theirs is that of a formula for the first
-(:mod:`sgdph.autograd.recomputed`): hardsigmoid (:mod:`sgdph.autograd.activations`), the multi-class
-margin losses (:mod:`sgdph.autograd.margin_losses`) and CTC (:mod:`sgdph.autograd.ctc`). So is that
-of a weight-normalised weight's direction, which torch gets wrong
+Some operations have no second derivative in torch. Here it is the derivative of a formula for the
+first one (:mod:`sgdph.autograd.recomputed`). These are hardsigmoid
+(:mod:`sgdph.autograd.activations`), the multi-class margin losses
+(:mod:`sgdph.autograd.margin_losses`) and CTC (:mod:`sgdph.autograd.ctc`). The same is done for the
+direction of a weight-normalised weight, whose second derivative is wrong in torch
 (:mod:`sgdph.autograd.weight_norm_gradients`).
 
-All else is left to torch, and so is a layer whose node has a hook of the user's, and what a
-checkpoint will compute anew.
+Everything else is left to torch. So are layers whose node has a user's hook, and tensors that a
+checkpoint will recompute.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ LEAN: dict[str, HookFactory] = {
     **dict.fromkeys((SOFTMAX, LOG_SOFTMAX), softmax_hook),
     **dict.fromkeys(NLL_LOSSES, nll_loss_hook),
 }
-# ... those that may besides let go of what they saved ...
+# ... those that may also release what they saved ...
 RELEASING: dict[str, Callable[[Node, Region, ReleasedInputs | None], Hook | None]] = {
     **dict.fromkeys(MATRIX_PRODUCTS, matrix_product_hook),
     RELU: relu_hook,
@@ -77,7 +79,7 @@ RECOMPUTED: dict[str, Operation] = {**ACTIVATIONS, **MARGIN_LOSSES, **CTC}
 
 
 def register_second_derivatives() -> None:
-    """Register with torch, once, the second derivatives of kernels that it has none of."""
+    """Register second derivatives of kernels that have none in torch, once per process."""
     make_attention_twice_differentiable()
     make_roi_align_twice_differentiable()
 
@@ -86,17 +88,18 @@ def register_second_derivatives() -> None:
 def lean_second_derivatives(
     region: Region, once: bool, *, lean: bool = True, shared: SharedBackward | None = None
 ) -> Iterator[None]:
-    """Give the gradients taken meanwhile, with ``create_graph=True``, lean derivatives.
+    """Give gradients taken inside the context, with ``create_graph=True``, lean derivatives.
 
     Args:
-        region: What lies behind the parameters that the gradients are taken of.
-        once: Whether there will be a single product.
-        lean: Whether to replace torch's derivatives too, and not only to bring those it lacks.
-        shared: The backward that is to go on from here, where one is: layers' inputs that it will
-            not need are let go of.
+        region: The nodes between the loss and the parameters of the gradients.
+        once: Whether only one product will be taken.
+        lean: Whether to also replace torch's correct derivatives, and not only to correct wrong
+            ones and add missing ones.
+        shared: The backward that continues from here, if there is one. Inputs of layers that it
+            will not need are released.
 
     Raises:
-        RuntimeError: The region holds an operation whose second derivative cannot be had.
+        RuntimeError: The region contains an operation that cannot get a second derivative.
     """
     hooks: list[tuple[Node, Hook | None]] = []
     recomputed: list[tuple[Node, Operation]] = []

@@ -1,4 +1,4 @@
-"""Multi-class margin losses, whose first derivatives torch computes in kernels without one."""
+"""Second derivatives of multi-class margin losses, which torch lacks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from torch import Tensor
 
 from sgdph.autograd.recomputed import Formula, Operation, Saved
 
-_MEAN = 1  # torch's number of the reduction
+_MEAN = 1  # torch's number for the reduction "mean"
 
 
 def _multi_margin(saved: Saved) -> Formula:
-    r"""Weston & Watkins (1999): :math:`\frac{w_y}{C} \sum_{j \ne y} \max(0, m - x_y + x_j)^p`.
+    r"""Return the gradient's formula for the multi-margin loss of Weston & Watkins (1999).
 
-    With :math:`h_j = \frac{w_y}{C}\, p \max(0, m - x_y + x_j)^{p-1}` where the maximum is positive
-    and :math:`j \ne y`, the gradient is :math:`g h_j`, and :math:`-g \sum_j h_j` at :math:`j = y`.
-    For :math:`p = 1` it depends on :math:`g` alone.
+    The loss is :math:`\frac{w_y}{C} \sum_{j \ne y} \max(0, m - x_y + x_j)^p`. Let
+    :math:`h_j = \frac{w_y}{C}\, p \max(0, m - x_y + x_j)^{p-1}` if the maximum is positive and
+    :math:`j \ne y`, and 0 otherwise. The gradient is :math:`g h_j`, and :math:`-g \sum_j h_j` at
+    :math:`j = y`. For :math:`p = 1` its derivative with respect to :math:`x` is zero.
     """
     target, weight = saved("target"), saved("weight")
     p, margin, reduction = saved("p"), saved("margin"), saved("reduction")
@@ -35,9 +36,11 @@ def _multi_margin(saved: Saved) -> Formula:
 
 
 def _multilabel_margin(saved: Saved) -> Formula:
-    r"""The sum of :math:`\max(0, 1 - x_j + x_k) / C` over targets :math:`j` and others :math:`k`.
+    r"""Return the gradient's formula for the multi-label margin loss.
 
-    It is piecewise linear, so the gradient is linear in :math:`g` and depends on nothing else.
+    The loss is the sum of :math:`\max(0, 1 - x_j + x_k) / C` over targets :math:`j` and other
+    classes :math:`k`. It is piecewise linear, so the gradient is linear in :math:`g`, and its
+    derivative with respect to :math:`x` is zero.
     """
     target, is_target, reduction = saved("target"), saved("is_target"), saved("reduction")
 

@@ -1,9 +1,9 @@
 r"""Linear layers and matrix products: one product as the derivative of an input's gradient.
 
-For :math:`Y = \alpha A B` the gradient :math:`\alpha G B^\top` of :math:`A` is linear in :math:`G`,
-so that the derivative of :math:`\langle V, \alpha G B^\top \rangle` is :math:`\alpha V B`. Torch
-computes the same, and besides keeps :math:`G` for the gradient of the weight :math:`B`, of which
-nobody asks a derivative.
+For :math:`Y = \alpha A B` the gradient :math:`\alpha G B^\top` of :math:`A` is linear in :math:`G`.
+So the derivative of :math:`\langle V, \alpha G B^\top \rangle` is :math:`\alpha V B`. Torch
+computes the same. But it also keeps :math:`G` to differentiate the gradient of the weight
+:math:`B`, which is not needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sgdph.autograd.released import ReleasedInputs
 
 
 class _Product(NamedTuple):
-    """Where a node has its two factors: their places among its inputs, and their names."""
+    """The two factors of a node: their places among its inputs, and the names it saves them by."""
 
     left: tuple[int, str]
     right: tuple[int, str]
@@ -34,15 +34,15 @@ MATRIX_PRODUCTS = {
 
 
 def matrix_product_hook(node: Node, region: Region, released: ReleasedInputs | None) -> Hook | None:
-    """Make the hook that gives a matrix product's gradients a lean derivative.
+    """Return the hook that gives a matrix product's gradients a lean derivative.
 
-    They keep torch's where the product passes through both factors, and where the other one was
-    packed (:func:`~sgdph.autograd.graph.is_packed`).
+    Torch's derivative is kept if the product passes through both factors, or if the factor that it
+    does not pass through was packed (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
         node: One of ``MATRIX_PRODUCTS``.
-        region: What lies behind the parameters of a product.
-        released: Where to let go of a layer's input that nobody will read any more; or none.
+        region: The nodes between the loss and the parameters of a product.
+        released: Releases a layer's input that is no longer needed; ``None`` releases nothing.
     """
     left, right = MATRIX_PRODUCTS[type(node).__name__]
     passes_left, passes_right = (region.leads_on(node, place) for place, _ in (left, right))
@@ -75,7 +75,7 @@ def matrix_product_hook(node: Node, region: Region, released: ReleasedInputs | N
 
 
 class _InputGradient(Function):
-    """The gradient of one factor, as a function of the product's gradient."""
+    """The gradient of one factor as a function of the product's gradient."""
 
     @staticmethod
     def forward(

@@ -1,9 +1,9 @@
-"""Second derivatives that torch lacks, from the first one written down anew.
+"""Second derivatives that torch lacks, from a formula for the first derivative.
 
-Torch has the first derivative of some operations as a kernel without a derivative of its own. The
-kernel's value stays, to the bit. Its derivative is that of a formula for the same value, in
-operations that torch can differentiate. The formula is evaluated when the product comes by, so a
-step without a product never does.
+For some operations, torch computes the first derivative by a kernel that cannot be differentiated.
+The kernel's value is kept, bit for bit. Its derivative is taken from a formula for the same value,
+with operations that torch can differentiate. The formula is evaluated only during a product, so
+steps without a product do not pay for it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Formula: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 
 class Operation(NamedTuple):
-    """An operation whose first derivative is written down anew.
+    """An operation whose first derivative has a formula here.
 
     Attributes:
-        inputs: The names under which its node saves its first inputs, which may want gradients.
-        formula: Makes the formula out of what else the node saved.
+        inputs: The names by which its node saves its first inputs, which may need gradients.
+        formula: Returns the formula, given the other data that the node saved.
         backward: The kernel of the first derivative, in ``torch.ops.aten``.
     """
 
@@ -50,14 +50,13 @@ class Operation(NamedTuple):
 
 
 class PackedArguments(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the arguments of the kernels of first derivatives as they run.
+    """A mode that records the arguments of first-derivative kernels when they run.
 
-    What a node saved through a pack hook (checkpointed, moved to the host) may be unpacked by the
-    node alone (:func:`~sgdph.autograd.graph.is_packed`). The kernel's arguments are the same
-    tensors.
+    A tensor that went through a pack hook (checkpointed, moved to the host) may be unpacked only by
+    its node (:func:`~sgdph.autograd.graph.is_packed`). The kernel's arguments are the same tensors.
 
     Args:
-        operations: Whose kernels to look at.
+        operations: The operations whose kernels are recorded.
     """
 
     def __init__(self, operations: Iterable[Operation]) -> None:
@@ -67,7 +66,7 @@ class PackedArguments(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def of(cls, nodes: Iterable[tuple[Node, Operation]]) -> PackedArguments | None:
-        """Make one where some of the nodes may need it."""
+        """Return a mode if any of the nodes may need it, else ``None``."""
         if all(TELLS_PACKED and not has_packed(node) for node, _ in nodes):
             return None
         return cls(operation for _, operation in nodes)
@@ -77,13 +76,13 @@ class PackedArguments(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         if func.overloadpacket.__name__ in self._kernels:
-            # Arguments that equal their defaults are not passed on.
+            # Arguments that equal their defaults are not in args or kwargs.
             known = {argument.name: argument.default_value for argument in func._schema.arguments}
             self._latest = {**known, **dict(zip(known, args, strict=False)), **kwargs}
         return func(*args, **kwargs)
 
     def take(self) -> dict[str, Any]:
-        """Return the arguments of the kernel that ran last, by name; and let go of them."""
+        """Return the arguments of the last kernel, by name, and release them here."""
         latest, self._latest = self._latest, {}
         return latest
 
@@ -91,13 +90,13 @@ class PackedArguments(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def recomputed_hook(
     node: Node, operation: Operation, once: bool, packed: PackedArguments | None
 ) -> Hook:
-    """Make the hook that gives a node's gradients the derivative of a formula.
+    """Return the hook that gives a node's gradients the derivative of a formula.
 
     Args:
-        node: One of the operation's.
-        operation: What it is.
-        once: Whether there will be a single product; what was kept for it goes as it passes by.
-        packed: Where to find what the node saved, if it was packed.
+        node: A node of the operation.
+        operation: The operation.
+        once: Whether only one product will be taken; it then frees the tensors kept for it.
+        packed: Holds the node's saved tensors, if they may be packed.
     """
     edges = zip(operation.inputs, node.next_functions, strict=False)
     leaves = {name: end.variable for name, (end, _) in edges if end is not None and is_leaf(end)}
@@ -121,7 +120,7 @@ def recomputed_hook(
 
 
 class _RecomputedGradients(Function):
-    """Gradients as they came, with the derivative of a formula for them."""
+    """The given gradients, with the derivative of a formula for them."""
 
     @staticmethod
     def forward(
@@ -151,7 +150,7 @@ class _RecomputedGradients(Function):
         used = [(g, v) for g, v in pairs if v is not None and g.requires_grad]
         wanted = [variable for variable in variables if variable.requires_grad]
         if not used:
-            # Linear here: what the gradients depend on wants no derivative.
+            # The gradients depend on nothing that needs a derivative.
             return None, None, None, *(None for _ in needed)
         outputs, cotangents = zip(*used, strict=True)
         found = iter(torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True))

@@ -1,9 +1,8 @@
-"""Lets go of linear layers' inputs where nobody will read them any more.
+"""Release of linear layers' inputs that are no longer needed.
 
-In a backward that begins with the pass that a product needs
-(:mod:`sgdph.autograd.shared_backward`), the gradient of a linear layer's weight is taken on the
-way. The layer's input is not read after that, but its graph node would hold it until the product
-has come by.
+If a backward shares its first pass with a product (:mod:`sgdph.autograd.shared_backward`), this
+pass also computes the gradients of linear layers' weights. After that, a layer's input is not read
+any more, but its graph node would hold it until the product has passed.
 """
 
 from __future__ import annotations
@@ -24,30 +23,31 @@ _MESSAGE = (
 
 
 class ReleasedInputs:
-    """What is let go of for the sake of one product.
+    """The saved tensors that were released for one product.
 
-    The product's own pass comes by the layers once more. Their nodes unpack their inputs whether
-    they need them or not: that pass finds zeros there, which take no memory. So does a user's hook
-    that looks into a node meanwhile. Passes of others get an error.
+    The product's own pass visits the layers again. Their nodes unpack their inputs even if they do
+    not need them. This pass finds zeros there, which take no memory; so does a user's hook that
+    reads a node during it. In any other pass, reading them raises an error.
 
-    No node is held here: what is held here lives as long as the graph, which would hold itself.
+    This object must not hold nodes: the graph holds this object, so it would keep itself alive.
 
     Attributes:
-        is_empty: Whether nothing was let go of so far.
-        writer: The pass that alone lets go of anything, the first, once that has begun.
+        is_empty: Whether nothing has been released yet.
+        writer: The id of the first pass, the only one that releases tensors; ``None`` before it.
     """
 
     def __init__(self) -> None:
         self.is_empty = True
-        # Where what was released lay.
+        # The addresses of the released tensors.
         self._memory: set[int] = set()
         self.writer: int | None = None
         self._reader: int | None = None
 
     def release(self, node: Node, name: str) -> None:
-        """Let go of a tensor that a node saved, by the name under which it did.
+        """Release the tensor that a node saved under this name.
 
-        Nothing happens where this torch does not tell which tensors went through hooks of others.
+        Does nothing if the tensor went through a user's pack hook, or if this version of torch does
+        not tell.
         """
         saved = self._own(node, name)
         if saved is not None:
@@ -56,18 +56,18 @@ class ReleasedInputs:
             self._replace(node, name, lambda: zeros)
 
     def release_all_but_signs(self, node: Node, name: str) -> Tensor | None:
-        """Keep of a tensor that a node saved only where it is positive.
+        """Replace a tensor that a node saved by a mask of its positive entries.
 
-        A ReLU's node needs no more. As a rule the memory is that of the input of a layer, so this
-        is done where that was released.
+        A ReLU's node needs only the mask. Usually a layer's input has the same memory, so this is
+        done only if that input was released.
 
         Returns:
-            Where it is positive; ``None`` where nothing was released.
+            The mask; ``None`` if nothing was replaced.
         """
         saved = self._own(node, name)
         if saved is None or saved.untyped_storage().data_ptr() not in self._memory:
             return None
-        # Not a number counts as positive, as in ReLU's own kernel.
+        # NaN counts as positive, as in ReLU's own kernel.
         positive, dtype = (saved <= 0).logical_not_(), saved.dtype
         self._replace(node, name, lambda: positive.to(dtype))
         return positive
@@ -76,11 +76,11 @@ class ReleasedInputs:
         raw = getattr(node, f"_raw_saved_{name}", None)
         if raw is None or not TELLS_PACKED or raw.unpack_hook is not None:
             return None
-        # Not in a pass that a user's hook runs meanwhile.
+        # Does nothing in a pass that a user's hook runs meanwhile.
         if self.writer is None or self.writer != torch._C._current_graph_task_id():
             return None
         saved: Tensor | None = getattr(node, f"_saved_{name}")
-        # No subclass, which may have no memory.
+        # Not for subclasses, which may have no memory.
         if saved is None or saved.is_leaf or type(saved) is not Tensor:
             return None
         self.is_empty = False
@@ -96,10 +96,10 @@ class ReleasedInputs:
 
     @contextmanager
     def reading(self, roots: Iterable[Tensor | None]) -> Iterator[None]:
-        """Let the pass read that is made meanwhile, and that begins at some of these tensors."""
+        """Let the pass inside the context, which begins at some of these tensors, read."""
 
         def begin(_: object) -> None:
-            # A user's hook may begin passes of its own there later.
+            # Only the first pass: a user's hook may later begin its own passes there.
             if self._reader is None:
                 self._reader = torch._C._current_graph_task_id()
 

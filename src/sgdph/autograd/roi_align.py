@@ -1,8 +1,8 @@
 """RoI align's second derivative, which torchvision lacks.
 
-Detection networks pool features by torchvision's ``roi_align`` (He et al., 2017, "Mask R-CNN"),
-which is linear in the features: its gradient is linear in the output's gradient, and the derivative
-of that is ``roi_align`` itself. Boxes have no gradient in torchvision.
+Detection networks pool features by torchvision's ``roi_align`` (He et al., 2017, "Mask R-CNN"). It
+is linear in the features, so its gradient is linear in the output's gradient. The derivative of the
+gradient is ``roi_align`` itself. Boxes have no gradient in torchvision.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KERNEL = "_roi_align_backward"
 
 
 def make_roi_align_twice_differentiable() -> None:
-    """Register the second derivative of torchvision's RoI align, where torchvision is imported."""
+    """Register the second derivative of torchvision's RoI align, if torchvision is imported."""
     if hasattr(torch.ops.torchvision, _KERNEL):
         _register()
 
@@ -34,7 +34,7 @@ def _register() -> torch.library.Library:
 
 
 def _gradient(grad_output: Tensor, *arguments: Any) -> Tensor:
-    """Compute the features' gradient, given that of the output."""
+    """Compute the features' gradient, given the output's gradient."""
     if not (torch.is_grad_enabled() and grad_output.requires_grad):
         return _below_autograd(_KERNEL, grad_output, *arguments)
     gradient: Tensor = _RoiAlignGradient.apply(grad_output, *arguments)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The second derivative, in one expression, of norms that take their statistics from rows."""
+"""The second derivative of norms whose statistics are per row, as one expression."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sgdph.autograd.graph import (
 
 
 class RowNorm(NamedTuple):
-    """What a norm's node remembers of its forward.
+    """The data that a norm's node saved in its forward.
 
     Attributes:
-        x: The input, in memory as rows of ``width``.
+        x: The input, stored as rows of ``width`` entries.
         weight: The scale, or ``None``.
-        mean: Of each row, or ``None`` where none is taken off.
-        inverse_std: Of each row.
-        width: How many numbers are normalised together.
-        shape: The input's shape, as the scale is broadcast to it.
-        scale_shape: The scale's shape for that.
-        gradients: Computes the first gradients, where torch takes another formula for them if they
-            will be differentiated, which rounds otherwise. Given the output's gradient, and which
-            of the three are wanted.
+        mean: The mean of each row, or ``None`` if none is subtracted.
+        inverse_std: The inverse standard deviation of each row.
+        width: The number of entries that are normalised together.
+        shape: The input's shape to which the scale is broadcast.
+        scale_shape: The scale's shape for this broadcast.
+        gradients: Computes the first gradients, given the output's gradient and which of the three
+            are needed. ``None`` to use torch's gradients. It is set if torch uses another formula,
+            which rounds differently, for gradients that will be differentiated.
     """
 
     x: Tensor
@@ -51,15 +51,15 @@ class RowNorm(NamedTuple):
 def row_norm_hook(
     node: Node, region: Region, once: bool, saved: Callable[[Node], RowNorm]
 ) -> Hook | None:
-    """Make the hook that gives a norm's gradients a lean derivative.
+    """Return the hook that gives a norm's gradients a lean derivative.
 
-    They keep torch's where the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
+    Torch's derivative is kept if the input was packed (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
-        node: The norm's.
-        region: What lies behind the parameters of a product.
-        once: Whether there will be a single product; what was kept for it goes as it passes by.
-        saved: Reads what the node saved.
+        node: The norm's node.
+        region: The nodes between the loss and the parameters of a product.
+        once: Whether only one product will be taken; it then frees the tensors kept for it.
+        saved: Reads the data that the node saved.
     """
     if is_packed(node, "input"):
         return None
@@ -67,7 +67,7 @@ def row_norm_hook(
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
         grad_output, *others = grad_outputs
-        # A loss that contains a gradient passes through the statistics too.
+        # In a loss that contains a gradient, gradients also pass through the statistics.
         if grad_output is None or any(other is not None for other in others):
             return None
         try:
@@ -97,13 +97,12 @@ def row_norm_hook(
 class _RowNormGradients(Function):
     r"""A norm's gradients as functions of its output's gradient, its input and its scale.
 
-    Per row of :math:`D` numbers that are normalised together, with mean :math:`\mu`,
-    :math:`s = 1 / \sqrt{\sigma^2 + \epsilon}`, bars for means over the row,
-    :math:`\hat x = s (x - \mu)`, and
+    A row is :math:`D` entries that are normalised together, with mean :math:`\mu`. Let
+    :math:`s = 1 / \sqrt{\sigma^2 + \epsilon}`, :math:`\hat x = s (x - \mu)`, and
 
-    .. math:: L(u) = s (u - \bar u - \overline{u \hat x} \hat x),
+    .. math:: L(u) = s (u - \bar u - \overline{u \hat x} \hat x).
 
-    the gradients are :math:`g_x = L(\gamma g)`, and the sums over rows
+    Bars are means over the row. The gradients are :math:`g_x = L(\gamma g)`, and the sums over rows
     :math:`g_\gamma = \sum g \hat x`, :math:`g_\beta = \sum g` (Ba et al., 2016, "Layer
     Normalization"; Wu & He, 2018, "Group Normalization"). For
     :math:`\varphi = \langle v, g_x \rangle + \langle v_\gamma, g_\gamma \rangle + \langle v_\beta,
@@ -133,7 +132,7 @@ class _RowNormGradients(Function):
     ) -> Gradients:
         ctx.save_for_backward(x, weight)
         keep_gradient(ctx, grad_output, once)
-        # Without the tensors that are saved: these are freed with the graph.
+        # Without the saved tensors, which must be freed with the graph.
         ctx.norm = norm._replace(x=norm.x.new_empty(0), weight=None, gradients=None)
         ctx.set_materialize_grads(False)
         return tuple(gradients)
@@ -149,7 +148,7 @@ class _RowNormGradients(Function):
 
 
 class _Rows:
-    """A norm's input as a matrix ``(rows, D)``, with the figures of each row."""
+    """A norm's input as a matrix ``(rows, D)``, with the statistics of each row."""
 
     def __init__(self, norm: RowNorm) -> None:
         self._norm = norm
@@ -161,7 +160,7 @@ class _Rows:
     def derivatives(
         self, grad_output: Tensor, vectors: Gradients, needs: tuple[bool, ...]
     ) -> Gradients:
-        """Return the derivatives by the output's gradient, the input and the scale, if wanted."""
+        """Return the derivatives with respect to output gradient, input and scale, if needed."""
         needs_g, needs_x, needs_weight = needs[:3]
         g = self._matrix(grad_output)
         v = None if vectors[0] is None else self._matrix(vectors[0])
@@ -212,11 +211,11 @@ class _Rows:
         return t.reshape(-1, self._norm.width).to(self._dtype)
 
     def _factor(self, scale: Tensor) -> Tensor:
-        """Shape the scale, or what is like it, to be broadcast to the input."""
+        """Reshape the scale, or a tensor shaped like it, for broadcasting to the input."""
         return scale.reshape(self._norm.scale_shape).to(self._dtype)
 
     def _scaled(self, matrix: Tensor, scale: Tensor | None) -> Tensor:
-        """Multiply a matrix by the scale, or by what is like it; where there is one."""
+        """Multiply a matrix by the scale, or a tensor shaped like it; ``None`` means 1."""
         if scale is None:
             return matrix
         return (matrix.view(self._norm.shape) * self._factor(scale)).view(matrix.shape)
@@ -232,14 +231,14 @@ class _Rows:
         return dots.unsqueeze(1) / self._norm.width
 
     def _dot_normalised(self, u: Tensor, u_mean: Tensor | float) -> Tensor:
-        """Return the means of ``u`` times the normalised input."""
+        """Return the row means of ``u`` times the normalised input."""
         dot = self._dot(u, self._x)
         return (dot if self._mean is None else dot - self._mean * u_mean) * self._s
 
     def _combine(
         self, terms: list[tuple[Tensor, Tensor]], of_x_hat: Tensor, constant: Tensor
     ) -> Tensor:
-        """Add up matrices, the normalised input and 1, each times a factor per row."""
+        """Sum matrices, the normalised input and 1, each times a factor per row."""
         of_x = of_x_hat * self._s
         total = self._x * of_x
         for factor, matrix in terms:

@@ -16,10 +16,10 @@ from sgdph.autograd.saved_tensors import warn_of_lost_history
 
 
 class RunningBackward:
-    """Looks at the graph of the ``loss.backward(create_graph=True)`` that is running.
+    """Checks of the graph of the ``loss.backward(create_graph=True)`` that is running.
 
-    The loss is not passed to us in this way, and the gradients' graph does not show all. So we look
-    what the calling backward was called with.
+    The loss is not passed to this package in that case, and the gradients' graph does not show
+    everything. So the arguments of the calling backward are read from its frame.
     """
 
     def __init__(self) -> None:
@@ -27,14 +27,15 @@ class RunningBackward:
         self._is_plain = True
 
     def objection(self, p: Tensor) -> str | None:
-        """Tell why a partial Hessian from the gradient that reaches ``p`` would be wrong.
+        """Return why a partial Hessian from the gradient that reaches ``p`` would be wrong.
 
         Returns:
-            The message of the error to raise if it is to be taken; ``None`` if nothing was found.
+            The message of the error to raise if a partial Hessian is taken; ``None`` if nothing
+            was found.
         """
         task = torch._C._current_graph_task_id()
         if task != self._task:
-            # Once per backward. The roots themselves would outlive it here.
+            # Once per backward. The roots are not stored, because they would outlive it.
             self._task = task
             self._is_plain = not any(
                 is_custom(node) or type(node).__name__ in WRONG_IN_TORCH
@@ -56,14 +57,14 @@ class RunningBackward:
 def _roots_of_running_backward() -> list[Node]:
     frames = sys._current_frames()
     own = _roots_in(frames.pop(threading.get_ident()))
-    # On an accelerator the hooks run in a thread of the engine's, and the caller waits in its own.
+    # On an accelerator the hooks run in a thread of the engine, while the caller's thread waits.
     return own or [root for frame in frames.values() for root in _roots_in(frame)]
 
 
 def _roots_in(frame: FrameType | None) -> list[Node]:
     code = graph._engine_run_backward.__code__
     while frame is not None:
-        # Looking at any other frame's locals would keep them alive.
+        # Reading the locals of other frames would keep them alive.
         if frame.f_code is code:
             roots = frame.f_locals[code.co_varnames[0]]
             return [root.grad_fn if isinstance(root, Tensor) else root.node for root in roots]

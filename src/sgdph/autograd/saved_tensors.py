@@ -1,4 +1,4 @@
-"""Functions that saved a tensor without the history that its derivative needs."""
+"""A warning for functions that saved a tensor without the history that its derivative needs."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ _warned: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def warn_of_lost_history(node: Node, region: Region) -> None:
-    """Warn once of a Python function that saved what it computed in its forward as a constant.
+    """Warn once per Python function if its forward saved computed tensors without a history.
 
-    A forward runs without gradients. Of what it saves, inputs and outputs have a history; a
-    statistic, a gradient computed ahead, or a view of an input, has none, and its derivative is
-    lost. Torch does not tell which saved tensors were inputs. So these pass, as they may be right:
+    A forward runs without gradients. Saved inputs and outputs have a history. A saved statistic, a
+    gradient computed in advance, or a view of an input has none, so its derivative is lost. Torch
+    does not show which saved tensors were inputs. So these may be right, and cause no warning:
 
     * as many tensors without a gradient as there are inputs without one, except those that are
-      shaped like an input with a gradient and that nobody else holds;
-    * tensors of two values or fewer: masks;
-    * all of a function whose saved tensors went through pack hooks (checkpointed, moved).
+      shaped like an input with a gradient and have no other references;
+    * masks: tensors with at most two distinct values;
+    * all tensors of a function if they went through pack hooks (checkpointed, moved).
 
     Args:
         node: A node of the region.
-        region: What lies between the loss and the parameters.
+        region: The nodes between the loss and the parameters.
     """
     if not isinstance(node, BackwardCFunction) or function_of(node) in _warned:
         return
     saved = _saved_tensors(node)
     edges = region.edges(node)
     leaves = {id(child.variable) for child, _ in edges if child is not None and is_leaf(child)}
-    # A view of an input says that it requires a gradient, though nothing leads back from it.
+    # A view of an input requires a gradient, but has no graph back to the input.
     lost = [
         i
         for i, t in enumerate(saved)
@@ -78,14 +78,14 @@ def _saved_tensors(node: Any) -> tuple[Tensor, ...]:
     try:
         saved = node.saved_tensors
     except RuntimeError:
-        # The graph was freed, or a saved tensor was changed: the gradients say so.
+        # The graph was freed, or a saved tensor was changed. Taking the gradients raises the error.
         return ()
     kept = [t for t in (*saved, *_values(vars(node).values())) if isinstance(t, Tensor)]
     return tuple({id(t): t for t in kept}.values())
 
 
 def _values(attributes: Iterable[Any]) -> Iterator[Any]:
-    """Yield values, and those inside of lists, tuples and dicts."""
+    """Yield values, and the values inside lists, tuples and dicts."""
     for value in attributes:
         if isinstance(value, dict):
             yield from value.values()
@@ -109,7 +109,7 @@ def _is_mask(tensor: Tensor) -> bool:
 
 
 def _is_held(tensors: Sequence[Tensor], i: int) -> bool:
-    """Tell whether anybody but the graph and ``tensors`` refers to the tensor."""
+    """Return whether anything except the graph and ``tensors`` refers to the tensor."""
     return sys.getrefcount(tensors[i]) > _references_of_a_saved_tensor()
 
 
@@ -122,7 +122,7 @@ def _references_of_a_saved_tensor() -> int:
 
 
 class _Saving(Function):
-    """Saves a tensor that nobody else refers to."""
+    """A function that saves a tensor without other references."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """A backward in two phases: the first shares the pass that a product needs anyway.
 
-The gradient of a parameter is found by differentiating all that lies behind it. An ordinary
-backward does the same once more, and goes on. Here the first pass writes down the gradients that
-leave the region behind the parameter, towards leaves and into the rest of the graph; once the
-product is taken, one run of the engine goes on from there. So every hook on a parameter, and
-whatever a distributed wrapper has hung on it, sees one ordinary backward.
+A parameter's gradient is found by differentiating the region between the loss and the parameter. An
+ordinary backward would do this again, and then continue. Here the first pass records the gradients
+that leave the region, to leaves and to the rest of the graph. After the product, one run of the
+engine continues from these gradients. So every hook on a parameter, including those of a
+distributed wrapper, sees one ordinary backward.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from sgdph.autograd.released import ReleasedInputs
 
 
 class SharedBackward:
-    """Collects, while gradients are taken in a region, what the backward still has to deliver.
+    """The gradients that the first pass finds and that the rest of the backward has to deliver.
 
     Gradients leave the region over edges of three kinds:
 
-    * Most lead to a node that is entered out of the region alone. They are asked for in the first
+    * Most lead to a node that is entered only from the region. They are requested in the first
       pass, and found there.
-    * Some lead to a node that other gradients reach too, as a residual connection's does. To ask
-      for such a node would run all that leads to it. The node where the edge begins is run once
-      more by itself instead; as a rule it is a sum.
-    * A convolution's weight gradient is worked out when it is delivered, where the output's
-      gradient, kept till then, is smaller.
+    * Some lead to a node that other gradients reach too, such as that of a residual connection.
+      Requesting such a node would run everything that leads to it. Instead, the node where the edge
+      begins is run once more by itself; usually it is a sum.
+    * A convolution's weight gradient is computed when it is delivered, if the output's gradient,
+      which is kept until then, is smaller.
 
-    It is for regions of torch's own nodes. A Python function may do anything in its backward (start
-    a collective, call a module's hooks), and must see the ordinary one.
+    Only regions with torch's own nodes are supported. A Python function may do anything in its
+    backward (start a collective, call a module's hooks), and must see the ordinary one.
 
     Args:
-        region: What lies behind the parameters whose curvature is wanted.
+        region: The nodes between the loss and the parameters whose curvature is needed.
 
     Attributes:
-        asked: The edges to ask for in the first pass.
+        asked: The edges that are requested in the first pass.
         asked_leaves: The leaves that some of them lead to.
-        released: What its first pass lets go of.
-        is_complete: Whether all was found. If not, what was saved for the ordinary backward may not
-            be read once more (:func:`is_packed`), and that backward has to do it all.
+        released: The tensors that the first pass releases.
+        is_complete: Whether all gradients were found. If not, saved tensors could not be read a
+            second time (:func:`is_packed`), and the ordinary backward has to do everything.
     """
 
     def __init__(self, region: Region) -> None:
@@ -86,10 +86,10 @@ class SharedBackward:
 
     @classmethod
     def through(cls, region: Region) -> SharedBackward | None:
-        """Plan one, unless somebody would notice that the region has no backward of its own.
+        """Return a shared backward for a region; ``None`` if it cannot be shared unnoticed.
 
         Args:
-            region: What lies behind the parameters whose curvature is wanted.
+            region: The nodes between the loss and the parameters whose curvature is needed.
         """
         python = any(isinstance(node, BackwardCFunction) for node in region.nodes)
         if python or not region.nodes:
@@ -112,7 +112,7 @@ class SharedBackward:
         if type(node).__name__ != CONVOLUTION:
             return False
         (before, _), (weight, _), *_ = self._region.edges(node)
-        # A hook on another leaf may step an input that is a leaf itself before it is needed here.
+        # If the input is a leaf, a hook on another leaf may step it before it is read here.
         if not is_leaf(weight) or (before is not None and is_leaf(before)):
             return False
         output_size = math.prod(node._input_metadata[0].shape)
@@ -123,13 +123,13 @@ class SharedBackward:
         )
 
     def released_at(self, node: Node) -> ReleasedInputs | None:
-        """Return where the node may let go of its input; none if it will be run again."""
+        """Return the object that may release the node's input; ``None`` if it will run again."""
         return None if node in self._rerun_at else self.released
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Write down what leaves the region in the pass that is made meanwhile."""
-        # The last node is the loss's own: with it the pass begins.
+        """Record the gradients that leave the region in the pass inside the context."""
+        # The last node is the loss's own, where the pass begins.
         nodes = {self._region.nodes[-1], *self._asked_at, *self._rerun_at, *self._late_at}
         handles = [node.register_hook(self._recorder(node)) for node in nodes]
         try:
@@ -141,7 +141,7 @@ class SharedBackward:
 
     def _recorder(self, node: Node) -> Hook:
         def record(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
-            # A user's hook may run passes of its own through the same nodes meanwhile.
+            # A user's hook may run its own passes through the same nodes meanwhile.
             current = torch._C._current_graph_task_id()
             if self.released.writer is None:
                 self.released.writer = current
@@ -159,12 +159,12 @@ class SharedBackward:
     def _find(
         self, node: Node, place: int, gradient: Tensor | None, grad_outputs: Gradients
     ) -> None:
-        """Write down a gradient; none also, for a leaf's hooks fire all the same."""
+        """Record a gradient. ``None`` is recorded too, because a leaf's hooks fire for it."""
         edge = self._region.edges(node)[place]
         own = False
         if gradient is not None:
             self._users[_memory(gradient)] += 1
-            # What a node passes through, or a hook puts in, may be held by others.
+            # A gradient that the node passes through, or that a hook returns, may be in use.
             passing = {_memory(g) for g in grad_outputs if g is not None}
             own = node not in self._hooked and _memory(gradient) not in passing
         self._found.append(_Found(edge, detached(gradient), own))
@@ -192,15 +192,15 @@ class SharedBackward:
                 self._find(node, place, gradient, grad_outputs)
 
     def _fail(self) -> None:
-        """Leave it all to the ordinary backward; while handling the error that made it so."""
+        """Leave everything to the ordinary backward. Called while the causing error is handled."""
         if not self.released.is_empty:
-            # That backward would not find what was let go of.
+            # The ordinary backward would need the released tensors, so raise the error again.
             raise
         self.is_complete = False
 
     def finish_backward(self) -> None:
-        """Run the rest of the backward: as ``loss.backward()``, for all that is still to come."""
-        # The engine begins with what was made last: it is to be what was found first.
+        """Run the rest of the backward, so that the result is that of ``loss.backward()``."""
+        # The engine starts with the node made last. So what was found first is made last.
         deliveries = [
             _deliver(leaf, supply) for leaf, supply in reversed(self._late) if leaf.requires_grad
         ]
@@ -225,12 +225,12 @@ class SharedBackward:
 
 
 class _Found(NamedTuple):
-    """A gradient on its way out of the region.
+    """A gradient that leaves the region.
 
     Attributes:
-        edge: Where it goes.
-        gradient: What it is, without a graph.
-        own: Whether the node made it for this edge.
+        edge: The edge along which it leaves.
+        gradient: Its value, without a graph.
+        own: Whether the node made it for this edge, so that nothing else uses it.
     """
 
     edge: Edge
@@ -239,7 +239,7 @@ class _Found(NamedTuple):
 
 
 def _gradients(node: Node, grad_outputs: Gradients, places: list[int]) -> list[Tensor | None]:
-    """Run a node by itself, for its gradients at some places."""
+    """Run a single node, and return its gradients at some places."""
     with torch.no_grad():
         if type(node).__name__ == CONVOLUTION and grad_outputs[0] is not None:
             gradients = Convolution(node).gradients(grad_outputs[0], places)
@@ -251,7 +251,7 @@ def _gradients(node: Node, grad_outputs: Gradients, places: list[int]) -> list[T
 
 
 def _memory(tensor: Tensor) -> int:
-    # A sparse gradient has no memory of this kind, and is copied where there are two.
+    # A sparse gradient has no such address. All share 0, so they are copied if there are several.
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
@@ -261,9 +261,9 @@ def _deliver(leaf: Tensor, supply: Callable[[], Tensor | None]) -> Tensor:
 
 
 class _Delivery(Function):
-    """Hands a leaf its gradient, made or let go of only then.
+    """A function whose backward gives a leaf its gradient, which is made or released only then.
 
-    Nobody else holds on to it, so the engine makes it the leaf's own without a copy.
+    Nothing else holds the gradient, so the engine uses it as ``.grad`` without a copy.
     """
 
     @staticmethod

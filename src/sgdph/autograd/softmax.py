@@ -1,4 +1,4 @@
-"""Softmax, its logarithm, and the loss behind it."""
+"""Second derivatives of softmax, log-softmax, and the negative log-likelihood loss."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ NLL_LOSSES = ("NllLossBackward0", "NllLoss2DBackward0")
 
 
 def nll_loss_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that takes the negative log-likelihood's gradient for the constant that it is.
+    """Return the hook that treats the gradient of the negative log-likelihood as a constant.
 
-    It does not depend on the log-probabilities, only on the loss's own gradient. Torch hangs a
-    tensor of zeros on it.
+    The gradient depends only on the loss's own gradient, not on the log-probabilities. Torch's
+    derivative would add a tensor of zeros.
 
     Args:
         node: One of ``NLL_LOSSES``.
-        region: What lies behind the parameters of a product.
-        once: Whether there will be a single product.
+        region: The nodes between the loss and the parameters of a product.
+        once: Whether only one product will be taken.
     """
 
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
@@ -46,15 +46,15 @@ def nll_loss_hook(node: Node, region: Region, once: bool) -> Hook | None:
 
 
 def softmax_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives the gradient of a softmax, or of its logarithm, a lean derivative.
+    """Return the hook that gives the gradient of a softmax, or of its logarithm, a lean derivative.
 
-    It keeps torch's in half precision, and where the result was packed
+    Torch's derivative is kept in half precision, and if the result was packed
     (:func:`~sgdph.autograd.graph.is_packed`).
 
     Args:
         node: One of type ``SOFTMAX`` or ``LOG_SOFTMAX``.
-        region: What lies behind the parameters of a product.
-        once: Whether there will be a single product; what was kept for it goes as it passes by.
+        region: The nodes between the loss and the parameters of a product.
+        once: Whether only one product will be taken; it then frees the tensors kept for it.
     """
     if is_packed(node, "result"):
         return None
@@ -70,7 +70,7 @@ def softmax_hook(node: Node, region: Region, once: bool) -> Hook | None:
             return None
         if not (result.dtype == gradient.dtype == grad_output.dtype and result.dtype.itemsize >= 4):
             return None
-        # Torch saves a negative place as an unsigned number.
+        # Torch saves a negative dimension as an unsigned number.
         dim = node._saved_dim if node._saved_dim < 2**31 else node._saved_dim - 2**64
         return (function.apply(grad_output, result, [gradient.detach()], dim, once),)
 

@@ -1,9 +1,9 @@
-r"""Weight normalisation's second derivative, which torch gets wrong silently.
+r"""Weight normalisation's second derivative, which is silently wrong in torch.
 
-The kernel of ``w = g v / ‖v‖`` (Salimans & Kingma, 2016) also returns the norms. Torch takes them
-for constants when it differentiates twice: the derivative of :math:`1 / \lVert v \rVert` is missing
-wherever a product passes through :math:`v` (seen in torch 2.15). What passes through :math:`g`
-alone, as a rule a Newton parameter, is right.
+The kernel of ``w = g v / ‖v‖`` (Salimans & Kingma, 2016) also returns the norms. Torch treats them
+as constants when it differentiates twice. So the derivative of :math:`1 / \lVert v \rVert` is
+missing if a product passes through :math:`v` (seen in torch 2.15). A product that passes only
+through :math:`g`, which is usually a Newton parameter, is right.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ WEIGHT_NORM = "WeightNormInterfaceBackward0"
 
 
 def weight_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
-    """Make the hook that gives weight normalisation's gradients their true derivative.
+    """Return the hook that gives weight normalisation's gradients their true derivative.
 
     Args:
         node: One of type ``WEIGHT_NORM``.
-        region: What lies behind the parameters of a product.
-        once: Whether there will be a single product.
+        region: The nodes between the loss and the parameters of a product.
+        once: Whether only one product will be taken.
 
     Returns:
-        The hook; ``None`` where no product passes through the direction.
+        The hook; ``None`` if no product passes through the direction.
 
     Raises:
-        RuntimeError: It is needed, and a user's hook on the node is in its way.
+        RuntimeError: The hook is needed, but a user's hook on the node prevents it.
     """
     if not region.leads_on(node, 0):
         return None
@@ -42,7 +42,9 @@ def weight_norm_hook(node: Node, region: Region, once: bool) -> Hook | None:
 
 
 def _formula(saved: Saved) -> Formula:
-    r"""With :math:`n = \lVert v \rVert` and :math:`s = \langle u, v \rangle` per channel.
+    r"""Return the formula of the gradients of ``v`` and ``g``, given the weight's gradient ``u``.
+
+    With :math:`n = \lVert v \rVert` and :math:`s = \langle u, v \rangle` per channel:
 
     .. math:: g_v = \frac{g}{n} \left( u - \frac{s}{n^2} v \right), \quad g_g = \frac{s}{n}.
     """

@@ -1,1 +1,1 @@
-"""Several optimizers as one: each steps its own parameters; saved and scheduled together."""
+"""Several optimizers as one: each steps its own parameters; all are saved and scheduled as one."""

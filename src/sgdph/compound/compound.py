@@ -18,20 +18,20 @@ from sgdph.roles import Groups, listed, named_like
 from sgdph.state_dict import rehearse
 from sgdph.step import SecondOrderOptimizer
 
-# Settings of one name in both halves and of two meanings.
+# Settings that have the same name in both halves, but different meanings.
 _UNCLEAR = ("eps", "momentum")
 
 
 class CompoundOptimizer(SecondOrderOptimizer):
-    """First-order optimizers, and an SGDPH that keeps what belongs to the Newton parameters.
+    """First-order optimizers, and an SGDPH that holds the state of the Newton parameters.
 
-    That one is never stepped itself: it knows their roles and groups, and saves and loads them.
+    The SGDPH itself is never stepped: it holds their roles and groups, and saves and loads them.
 
     Args:
-        first_order: The first-order optimizers, which have given the Newton parameters up.
+        first_order: The first-order optimizers, without the Newton parameters.
         newton: The Newton half, without first-order parameters.
-        before: Copies of the groups of each first-order optimizer before that.
-        unheld: Frozen first-order parameters that none of them holds, by name.
+        before: Copies of each first-order optimizer's groups before parameters were removed.
+        unheld: Frozen first-order parameters that no first-order optimizer holds, by name.
     """
 
     first_order: tuple[Optimizer, ...]
@@ -47,11 +47,11 @@ class CompoundOptimizer(SecondOrderOptimizer):
         self._adopt(owners)
         super().__init__([g for owner in owners for g in owner.param_groups], newton.defaults)
         self._before, self._unheld = before, dict(unheld)
-        # For each group the optimizer that it is of.
+        # For each group, the index of its optimizer.
         self._layout = [k for k, owner in enumerate(owners) for _ in owner.param_groups]
 
     def _adopt(self, owners: Sequence[Optimizer]) -> None:
-        """Take over the owners of the groups: the first-order optimizers, and the Newton half."""
+        """Set the owners of the groups: the first-order optimizers, and the Newton half."""
         newton = owners[-1]
         assert isinstance(newton, SGDPH)
         self.first_order, self._newton = tuple(owners[:-1]), newton
@@ -79,7 +79,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
         return Groups(self._newton.param_groups, self.param_groups)
 
     def _linked(self) -> list[dict[str, Any]]:
-        """List the owners' groups in the order of the whole."""
+        """Return the owners' groups in this optimizer's order."""
         groups_of = [iter(owner.param_groups) for owner in self._owners]
         found = (next(groups_of[k], None) for k in self._layout)
         return [group for group in found if group is not None]
@@ -95,7 +95,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
 
     @state.setter
     def state(self, state: Mapping[Any, Any]) -> None:
-        # Torch's constructor sets an empty one, before there is anything to set it in.
+        # Torch's constructor sets an empty state, before the owners can take it.
         if "_layout" in self.__dict__:
             self.state.replace(state)
 
@@ -121,17 +121,17 @@ class CompoundOptimizer(SecondOrderOptimizer):
         self._first_order_step()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, whose Newton parameters take Newton steps; it goes last.
+        """Add a group at the end. Its Newton parameters take Newton steps.
 
-        First-order parameters in it go to the first-order optimizer, where there is only one. Each
-        half gets the settings that it knows: both the group's ``lr`` and ``weight_decay``.
+        First-order parameters in it go to the first-order optimizer, if there is only one. Each
+        half gets the settings that it knows; both get the group's ``lr`` and ``weight_decay``.
 
         Raises:
             TypeError, ValueError: As :meth:`sgdph.SGDPH.add_param_group`; or there are several
                 first-order optimizers and a first-order parameter; or a group for both halves has
-                a setting that means something else in each. The optimizer is then as it was.
+                a setting with a different meaning in each. The optimizer is then unchanged.
         """
-        # Torch's constructor is calling. By hasattr: Lightning's wrapper has the class alone.
+        # Torch's constructor calls. hasattr: Lightning's wrapper has this class, no attributes.
         if not hasattr(self, "_layout"):
             self.param_groups.append(param_group)
             return
@@ -186,7 +186,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
         super().__setattr__(name, value)
 
     def _give_to_owners(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Let the owners have these groups: each its own, and of new ones those of its kind.
+        """Give each owner its groups. New groups go to the half that their settings belong to.
 
         Lightning's finetuning callbacks assign the groups of the run that they resume.
         """
@@ -211,7 +211,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
         self._layout = layout
 
     def _first_order_home(self, i: int) -> int:
-        """Tell whose a group is that was assigned in the i-th place, and that nobody knows."""
+        """Return the index of the first-order optimizer for a new group assigned at place ``i``."""
         last = len(self.first_order)
         if i < len(self._layout) and self._layout[i] < last:
             return self._layout[i]
@@ -223,12 +223,12 @@ class CompoundOptimizer(SecondOrderOptimizer):
         return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resume to the bit needs: one state dict, as of one optimizer."""
+        """Return all that is needed to resume bit for bit: one state dict, as of one optimizer."""
         groups = self._groups.newton
         if self.state and not self._newton.state:
-            # After a warm start: the keys do not depend on when it is saved.
+            # After a warm start, so that the keys do not depend on when the state is saved.
             rehearse(groups, self._newton.state, self.newton_parameters)
-        # Before the user's own hooks see it.
+        # Runs before the user's own hooks.
         handle = self.register_state_dict_post_hook(
             lambda *_: joined([o.state_dict() for o in self._owners], self._layout, self._kinds),
             prepend=True,
@@ -239,17 +239,17 @@ class CompoundOptimizer(SecondOrderOptimizer):
             handle.remove()
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Load a state; pending curvature is dropped.
+        """Load a state. Pending curvature is dropped.
 
-        Each part goes through the ``load_state_dict`` of the optimizer that it is of. The states of
-        the first-order optimizers alone are loaded as well, as they were saved before their Newton
-        parameters were taken over, or after: one state dict where there is one optimizer, a list
-        of them where there are several. The Newton half then stays as it is.
+        Each part is loaded by the ``load_state_dict`` of its optimizer. States of the first-order
+        optimizers alone can be loaded too: one state dict for one optimizer, or a list of them for
+        several. They may have been saved before or after the Newton parameters were removed. The
+        Newton half is then not changed.
 
         Raises:
-            TypeError: It is neither a state dict nor a sequence of some.
-            ValueError: Groups, first-order optimizers or roles do not match; or as
-                :meth:`sgdph.SGDPH.load_state_dict`. The optimizer is then as it was.
+            TypeError: ``state_dict`` is neither a state dict nor a sequence of state dicts.
+            ValueError: Groups, first-order optimizers or roles do not match; or as in
+                :meth:`sgdph.SGDPH.load_state_dict`. The optimizer is then unchanged.
         """
         bare = bare_states(state_dict, self.first_order)
         if bare is not None:
@@ -263,7 +263,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
             whole = [*parts, self._newton.state_dict()]
             state_dict = joined(whole, self._layout, self._kinds)
         before = [(owner, owner.param_groups, owner.state) for owner in self._owners]
-        # Registered last, so it sees what the user's own hooks have made of the state.
+        # Registered last, so it sees the state after the user's own hooks.
         handle = self.register_load_state_dict_pre_hook(self._load_parts)
         try:
             super().load_state_dict(state_dict)
@@ -276,11 +276,11 @@ class CompoundOptimizer(SecondOrderOptimizer):
             handle.remove()
 
     def _load_parts(self, _: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-        """Let each owner load its part; return what is left for torch to load: nothing."""
+        """Let each owner load its part, and return a state without entries for torch to load."""
         parts = taken_apart(saved, self._layout, self._kinds)
         for owner, part in zip(self._owners, parts, strict=True):
             for group, current in zip(part["param_groups"], owner.param_groups, strict=True):
-                # torch.distributed.checkpoint keeps nothing of a group without parameters.
+                # torch.distributed.checkpoint does not save groups without parameters.
                 for name in current.keys() - group.keys() - {"params"}:
                     group[name] = current[name]
             owner.load_state_dict(part)
@@ -293,7 +293,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "owners" not in state:
-            # The end of torch's load_state_dict: the owners have loaded their parts.
+            # Called by torch's load_state_dict, after the owners have loaded their parts.
             return
         self._adopt(state.pop("owners"))
         super().__setstate__(state)

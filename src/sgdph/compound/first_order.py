@@ -1,4 +1,4 @@
-"""The first-order half of a compound: optimizers that hand their Newton parameters over to it."""
+"""The first-order half of a compound: optimizers whose Newton parameters it takes over."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from sgdph.compound.ownership import is_owned
 from sgdph.optimizer import SGDPH
 from sgdph.roles import is_newton, listed, parameter_names
 
-# What wrappers call the optimizer inside them.
+# The attributes in which wrappers hold the optimizer inside.
 _INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim")
 
-# Their step needs a closure, though its signature does not say so: of pytorch_optimizer.
+# Optimizers of pytorch_optimizer whose step needs a closure, although its signature does not show
+# this.
 _NEED_CLOSURE = ("AliG", "BSAM")
 
-# What is listed once per parameter of a group.
+# The keys of a group whose values are lists with one entry per parameter.
 _PER_PARAMETER = ("params", "param_names", "positions")
 
 # The settings that a group of the Newton half may have.
 _OF_NEWTON_STEPS = inspect.signature(SGDPH).parameters.keys()
 
-# In a group, but no setting of a step.
+# Keys of a group that are not settings of a step.
 _NO_SETTING = (*_PER_PARAMETER, "channelwise", "first_order")
 
 
@@ -34,16 +35,16 @@ def suitable(first_order: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, .
     """Check that optimizers can take the first-order steps.
 
     Args:
-        first_order: One or several.
+        first_order: One optimizer or several.
 
     Returns:
         All of them.
 
     Raises:
-        TypeError: One is no optimizer.
+        TypeError: An element is not an optimizer.
         ValueError: There is none, or one twice; a parameter is in two of them; or one needs a
-            closure or a graph of its own, steps in the backward, wraps another one, or takes Newton
-            steps itself.
+            closure or a graph of its own, steps in the backward, splits the parameters over ranks,
+            wraps another optimizer, uses curvature itself, or belongs to another PartialHessian.
     """
     given: Any = first_order
     one = isinstance(given, Optimizer) or not isinstance(given, Iterable)
@@ -76,7 +77,7 @@ def _described(found: object) -> str:
 
 
 def _unsuitable(optimizer: Optimizer) -> str | None:
-    """Say why an optimizer cannot serve, if it cannot."""
+    """Return why an optimizer cannot take first-order steps, or ``None`` if it can."""
     settings = inspect.signature(optimizer.step).parameters
     closure = settings.get("closure")
     needs_closure = closure is not None and closure.default is inspect.Parameter.empty
@@ -109,11 +110,11 @@ def _unsuitable(optimizer: Optimizer) -> str | None:
 
 
 def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
-    """List what gives the Newton parameters, with groups that nobody else holds.
+    """Return the entries of ``params`` as a list, with groups copied.
 
     Raises:
-        ValueError: A group is a first-order optimizer's, or a copy of one, with that one's settings
-            in it.
+        ValueError: A group belongs to a first-order optimizer, or is a copy of such a group, with
+            that optimizer's settings in it.
     """
     theirs = {id(group) for optimizer in optimizers for group in optimizer.param_groups}
     entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
@@ -128,9 +129,9 @@ def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
 
 
 def _has_settings_of(optimizer: Optimizer, entry: object) -> bool:
-    """Tell whether an optimizer has completed a group: some settings are none of the Newton half's.
+    """Return whether a group has all settings of an optimizer, some unknown to the Newton half.
 
-    Nobody writes all of them by hand.
+    A user would not write all of them by hand, so the optimizer has added them.
     """
     names = optimizer.defaults.keys()
     return isinstance(entry, dict) and names <= entry.keys() and not names <= _OF_NEWTON_STEPS
@@ -144,7 +145,7 @@ def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:
 def check_held(
     params: Collection[Tensor], optimizers: Sequence[Optimizer], names: Mapping[int, str]
 ) -> dict[str, Tensor]:
-    """Check that somebody steps each trainable first-order parameter.
+    """Check that an optimizer holds each trainable first-order parameter.
 
     Args:
         params: The first-order parameters.
@@ -152,10 +153,10 @@ def check_held(
         names: The parameters' names, by ``id``.
 
     Returns:
-        Those that nobody holds and that are frozen, by name.
+        The frozen parameters that no optimizer holds, by name.
 
     Raises:
-        ValueError: Nobody holds one that is trainable.
+        ValueError: No optimizer holds a trainable parameter.
     """
     held = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
     unheld = {names[id(p)]: p for p in params if id(p) not in held}
@@ -171,7 +172,7 @@ def check_held(
 def contradictions(
     group: Mapping[str, Any], given: Collection[str], optimizers: Sequence[Optimizer]
 ) -> list[str]:
-    """Describe settings given for first-order parameters that their optimizers have otherwise.
+    """Describe settings given for first-order parameters that differ from their optimizer's.
 
     Args:
         group: A group with first-order parameters.
@@ -191,20 +192,20 @@ def contradictions(
 
 
 def keep_only(group: dict[str, Any], keep: Sequence[bool]) -> None:
-    """Take parameters out of a group, in place, with what is listed beside them.
+    """Remove parameters from a group, in place, with their names and positions.
 
     Args:
         group: A parameter group.
-        keep: For each of its parameters whether it stays.
+        keep: For each of its parameters, whether to keep it.
     """
     for name in _PER_PARAMETER:
         if name in group and len(group[name]) == len(keep):
-            # In place: schedulers and others hold these lists.
+            # In place, because schedulers and other code hold these lists.
             group[name][:] = [each for each, stays in zip(group[name], keep, strict=True) if stays]
 
 
 def take_over(params: Collection[Tensor], optimizers: Sequence[Optimizer]) -> None:
-    """Take parameters out of optimizers, and their state with them. Emptied groups stay."""
+    """Remove parameters and their state from optimizers. Emptied groups stay."""
     taken = {id(p) for p in params}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -214,21 +215,21 @@ def take_over(params: Collection[Tensor], optimizers: Sequence[Optimizer]) -> No
 
 
 def copied(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a group, and what is listed beside its parameters."""
+    """Copy a group, with its lists of parameters, names and positions."""
     lists = {n: list(group[n]) for n in _PER_PARAMETER if isinstance(group.get(n), list)}
     return {**group, **lists}
 
 
 def tensors_of(group: Mapping[str, Any]) -> list[Tensor]:
-    """Return the tensors of a group, which may be pairs with names."""
+    """Return the tensors of a group, whose parameters may be ``(name, tensor)`` pairs."""
     return [each[1] if isinstance(each, tuple) else each for each in group["params"]]
 
 
 def by_role(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a group that a user gives into its first-order and its Newton parameters.
+    """Split a user's group into its first-order and its Newton parameters.
 
     Raises:
-        TypeError: It is no dict, or its parameters are a set or no tensors.
+        TypeError: It is not a dict, or its parameters are a set or are not tensors.
     """
     if not isinstance(group, dict):
         raise TypeError(f"param_group must be a dict, but got {type(group)}")

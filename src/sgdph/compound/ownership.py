@@ -1,7 +1,8 @@
-"""First-order optimizers that belong to a compound: nobody else may step them, or clear for them.
+"""First-order optimizers that belong to a compound: only the compound may step or clear them.
 
-Stepped or cleared by themselves they would leave the Newton parameters out, which they no longer
-hold. What is noted here lies on the optimizers, and goes when they are copied or pickled.
+Called directly, their ``step`` or ``zero_grad`` would miss the Newton parameters, which they no
+longer hold. The marks are attributes of the optimizers, and are lost when these are copied or
+pickled.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ _OWNED, _STEPPING = "_in_partial_hessian", "_stepped_by_partial_hessian"
 
 
 def is_owned(optimizer: Optimizer) -> bool:
-    """Tell whether an optimizer belongs to a compound."""
+    """Return whether an optimizer belongs to a compound."""
     return bool(getattr(optimizer, _OWNED, False))
 
 
 def own(optimizer: Optimizer) -> None:
-    """Let an optimizer belong to a compound."""
+    """Mark an optimizer as belonging to a compound."""
     if is_owned(optimizer):
         return
     setattr(optimizer, _OWNED, True)

@@ -13,10 +13,10 @@ from sgdph.compound.first_order import parameters_of
 
 
 class JoinedState(MutableMapping[Any, Any]):
-    """The states of several optimizers as one, as ``Optimizer.state`` is: what is missing is made.
+    """The states of several optimizers as one. Like ``Optimizer.state``, it makes missing entries.
 
     Args:
-        owners: The optimizers. What none of them holds goes to the last.
+        owners: The optimizers. Keys that none of them holds go to the last one.
     """
 
     def __init__(self, owners: Sequence[Optimizer]) -> None:
@@ -32,7 +32,7 @@ class JoinedState(MutableMapping[Any, Any]):
         return self._owners[-1].state
 
     def replace(self, state: Mapping[Any, Any]) -> None:
-        """Put another state in the place of this one, each part with its owner."""
+        """Replace this state by another one, and give each part to its owner."""
         stores: dict[int, defaultdict[Any, Any]] = {
             id(owner.state): defaultdict(dict) for owner in self._owners
         }
@@ -54,17 +54,17 @@ class JoinedState(MutableMapping[Any, Any]):
         return any(key in owner.state for owner in self._owners)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Return what there is, without making it."""
+        """Return the entry of ``key``, or ``default``, without making an entry."""
         return self._home(key).get(key, default)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """Return what there is, or put ``default`` there."""
+        """Return the entry of ``key``; if it is missing, set it to ``default`` first."""
         if key not in self:
             self[key] = default
         return self[key]
 
     def pop(self, key: Any, *default: Any) -> Any:
-        """Take out what there is, without making it."""
+        """Remove and return the entry of ``key``, without making one."""
         return self._home(key).pop(key, *default)
 
     def __iter__(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""One state dict of several optimizers: joined, taken apart, and completed from bare states."""
+"""One state dict for several optimizers: joining, splitting, and loading bare states."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ StateDict = dict[str, Any]
 
 _OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 
-# What only Newton groups have: the place in the cycle.
+# A key that only Newton groups have, from the place in the cycle.
 NEWTON = "cursor"
 
-# In the saved Newton groups: the classes of the first-order optimizers. Elsewhere it would be one
-# more key in groups that are not ours. In the whole: what they save beside groups and state.
+# In saved Newton groups, the classes of the first-order optimizers; other groups are not ours, so
+# they get no further key. In the joined state dict, what they save besides groups and state.
 FIRST_ORDER = "first_order"
 
-# Before the number of an optimizer and a key of its state that is no parameter.
+# The prefix of a state key that is not a parameter; an optimizer's number and the key follow.
 _OWN_KEY = f"{FIRST_ORDER}."
 
 
@@ -33,7 +33,7 @@ def joined(
 
     Args:
         parts: The state dicts; the last is that of the Newton parameters.
-        layout: For each group of the whole the part that it is of.
+        layout: For each group of the whole, the index of its part.
         kinds: The classes of the first-order optimizers.
     """
     groups_of = [iter(part["param_groups"]) for part in parts]
@@ -59,23 +59,23 @@ def joined(
 def taken_apart(
     saved: Mapping[str, Any], layout: Sequence[int], kinds: list[str]
 ) -> list[StateDict]:
-    """Split what :func:`joined` made.
+    """Split a state dict that :func:`joined` made.
 
     Args:
         saved: The state dict of the whole. It is not changed.
-        layout: The layout of the optimizer that is to load it.
+        layout: The layout of the optimizer that loads it.
         kinds: The classes of its first-order optimizers.
 
     Returns:
-        One state dict for each part, which shares nothing with ``saved``.
+        One state dict for each part, without shared tensors with ``saved``.
 
     Raises:
-        ValueError: It is no such state, or one of other first-order optimizers or other groups.
+        ValueError: It is not a joined state, or has other first-order optimizers or groups.
     """
     groups = _groups_of(saved)
     last = len(kinds)
     was_newton = [NEWTON in group for group in groups]
-    # Where torch.distributed.checkpoint flattens states, it keeps only what is in live groups too.
+    # If torch.distributed.checkpoint flattens states, it keeps only keys that live groups have too.
     kinds_then = next((list(group[FIRST_ORDER]) for group in groups if FIRST_ORDER in group), kinds)
     if all(was_newton):
         raise ValueError(
@@ -103,7 +103,7 @@ def taken_apart(
         home.update((i, k) for i in group["params"])
     for i, kept in saved["state"].items():
         k, key = _owner_of(i) or (home.get(i, last), i)
-        # Copied, because torch's optimizers go on to write into what they load.
+        # Copied, because torch's optimizers later write into the tensors that they load.
         parts[k]["state"][key] = copy.deepcopy(kept)
     for part, more in zip(parts, saved.get(FIRST_ORDER, ()), strict=False):
         part.update(copy.deepcopy(more))
@@ -111,7 +111,7 @@ def taken_apart(
 
 
 def _owner_of(key: Any) -> tuple[int, str] | None:
-    """Return the optimizer that a key of the joined state is of, and the key there."""
+    """Return the optimizer's number and its own key, for a joined state key with the prefix."""
     if not isinstance(key, str) or not key.startswith(_OWN_KEY):
         return None
     number, _, own = key.removeprefix(_OWN_KEY).partition(".")
@@ -119,19 +119,19 @@ def _owner_of(key: Any) -> tuple[int, str] | None:
 
 
 def _beside(part: Mapping[str, Any]) -> StateDict:
-    """Return what an optimizer of its own kind saves beside groups and state, such as a counter."""
+    """Return what an optimizer saves besides groups and state, such as a counter."""
     return {name: kept for name, kept in part.items() if name not in ("state", "param_groups")}
 
 
 def bare_states(saved: Any, optimizers: Sequence[Optimizer]) -> list[Mapping[str, Any]] | None:
-    """Return the states of bare first-order optimizers, where it is those that are loaded.
+    """Return the states of bare first-order optimizers, or ``None`` for a joined state.
 
     Args:
-        saved: What was given to ``load_state_dict``.
+        saved: The argument of ``load_state_dict``.
         optimizers: The first-order optimizers.
 
     Raises:
-        TypeError: It is neither a state dict nor a sequence of some.
+        TypeError: It is neither a state dict nor a sequence of state dicts.
         ValueError: There are not as many states as optimizers.
     """
     if isinstance(saved, Mapping):
@@ -159,19 +159,19 @@ def without_taken(
     before: Sequence[dict[str, Any]],
     positions: Mapping[int, int],
 ) -> StateDict:
-    """Fit the state of a bare optimizer to the one that has given parameters up.
+    """Fit the state of a bare optimizer to one whose Newton parameters were removed.
 
     Args:
         saved: The state dict.
-        optimizer: The optimizer that is to load it.
-        before: Its groups as they were.
-        positions: The place in its model of each parameter that has one, by ``id``.
+        optimizer: The optimizer that loads it.
+        before: Its groups before the parameters were removed.
+        positions: The position of each parameter in its model, if it is known, by ``id``.
 
     Returns:
-        A state dict for the parameters that it has now.
+        A state dict for the present parameters of ``optimizer``.
 
     Raises:
-        ValueError: The state fits neither.
+        ValueError: The state fits neither the present nor the former groups.
     """
     groups, now = _groups_of(saved), optimizer.param_groups
     _check_kind(groups, optimizer)
@@ -207,7 +207,7 @@ def _order(
     groups: Sequence[dict[str, Any]],
     positions: Mapping[int, int],
 ) -> list[int] | None:
-    """Find the place in a state of each parameter, by name or by the model's order; or ``None``."""
+    """Find each parameter's place in a state, by name or by the model's order, or ``None``."""
     names, own_names = names_of(saved), names_of(groups)
     if names is not None and own_names is not None and set(own_names) <= set(names):
         return [names.index(name) for name in own_names]
@@ -217,7 +217,7 @@ def _order(
 
 
 def _check_kind(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> None:
-    """Check that a bare state is one of such an optimizer.
+    """Check that a bare state comes from the same kind of optimizer.
 
     Raises:
         ValueError: Its groups have other settings.
@@ -225,7 +225,7 @@ def _check_kind(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer) -> No
     known = {*optimizer.defaults, *_OF_SCHEDULERS, "params", "param_names", "positions"}
     for group in groups:
         missing, foreign = optimizer.defaults.keys() - group.keys(), group.keys() - known
-        # A state of an older version lacks some and has no others.
+        # A state of an older version lacks some settings, but has no unknown ones.
         if missing and foreign - {"channelwise"}:
             raise ValueError(
                 f"the loaded state is of another kind than {type(optimizer).__name__}: its groups "

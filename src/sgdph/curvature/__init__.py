@@ -1,1 +1,1 @@
-"""From a loss to one vector per Newton parameter, kept until the step."""
+"""Curvature from a loss: one vector per Newton parameter, kept until the step."""

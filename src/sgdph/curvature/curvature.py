@@ -1,4 +1,4 @@
-"""Takes curvature from losses, collects it over micro-batches and ranks, averages it."""
+"""Take curvature from losses, collect it over micro-batches and ranks, and average it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ State = MutableMapping[Tensor, dict[str, Any]]
 
 
 class Curvature:
-    """All that stands between a loss and the Newton multipliers.
+    """Everything between a loss and the Newton multipliers.
 
-    The groups and the state are the optimizer's, passed in at each call, because loading a state
-    replaces them.
+    The groups and the state belong to the optimizer. They are passed in at each call, because
+    loading a state replaces them.
 
     Args:
         newton: The Newton parameters, in registration order.
@@ -62,12 +62,12 @@ class Curvature:
         self.pending.watch(newton)
 
     def append(self, p: Tensor) -> None:
-        """Let one more Newton parameter join."""
+        """Add one more Newton parameter."""
         self.cycle.append(p)
         self.pending.watch([p])
 
     def is_due(self, groups: Groups) -> bool:
-        """Tell whether the coming step wants a partial Hessian."""
+        """Return whether the coming step needs a partial Hessian."""
         return self.cycle.is_due(groups.newton, alone=self.is_alone())
 
     def take(
@@ -83,10 +83,11 @@ class Curvature:
             loss: See :meth:`SGDPH.update_hessian`.
             loss_scale: See :meth:`SGDPH.update_hessian`.
             groups: The parameter groups.
-            share: Whether the loss's own backward may begin with this pass.
+            share: Whether this pass may also be the first part of the loss's own backward.
 
         Returns:
-            The rest of the backward, where it has begun; the graph is then partly freed.
+            The rest of the backward, if this pass was its first part; the graph is then partly
+            freed. ``None`` otherwise.
         """
         check_loss(loss)
         self.guards.check_take(loss_scale, groups)
@@ -96,7 +97,7 @@ class Curvature:
         if not self.cycle.is_regular(groups.newton):
             targets = list(filter(reaches, targets))
             if not targets:
-                # One that is sought, and is not here either.
+                # The loss does not reach the sought parameter either.
                 return None
         estimator: Estimator = groups.newton[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
@@ -124,7 +125,7 @@ class Curvature:
     def take_differences(
         self, closure: Closure, loss_scale: float | Tensor | None, groups: Groups
     ) -> None:
-        """Take the curvature that is due from differences of gradients.
+        """Take the curvature that is due, from differences of gradients.
 
         Args:
             closure: See :meth:`SGDPH.update_hessian`.
@@ -136,14 +137,14 @@ class Curvature:
 
         def watched() -> Tensor:
             loss = closure()
-            # Before its graph is freed.
+            # Read the factors before the graph is freed.
             if loss_scale is None and isinstance(loss, Tensor):
                 last[0] = loss_factors(Graph(loss))
             return loss
 
         alone = self.is_alone()
         is_free = self._targets.are_free(groups.newton, alone=alone)
-        # What a loss reaches shows only when there is one.
+        # Which parameters a loss reaches is known only once it is computed.
         targets = self._targets.choose(groups.newton, lambda p: True, alone=alone)
         taken, loss = self._differences(watched, targets, groups)
         if is_free and loss is not None and all(h is None for h in taken.values()):
@@ -180,7 +181,7 @@ class Curvature:
         owner: Node | None,
         groups: Groups,
     ) -> None:
-        """Keep what was taken until the step, divided by the loss's scale where that is known."""
+        """Keep what was taken until the step, divided by the loss's scale if that is known."""
         missed = [*self._targets.passed_over, *(p for p, h in taken.items() if h is None)]
         self.guards.check_reached([loss], missed, groups.every)
         for p in self._targets.params:
@@ -193,7 +194,7 @@ class Curvature:
     def collect(
         self, groups: Groups, loss_scale: float | None, *, active: bool = True
     ) -> list[Collected]:
-        """Collect what came for those that are to be refreshed, over all ranks.
+        """Collect the curvature of the parameters to refresh, over all ranks.
 
         Args:
             groups: The parameter groups.
@@ -201,14 +202,14 @@ class Curvature:
             active: Whether this rank still has batches.
 
         Raises:
-            RuntimeError: Nothing came, though there are gradients; or as :meth:`Ranks.check_join`.
+            RuntimeError: There are gradients but no curvature; or as :meth:`Ranks.check_join`.
         """
         self.pending.drop_cleared_graphs(self.cycle.newton)
         alone = self.is_alone()
         if not self._targets.are_chosen:
             self._targets.choose(groups.newton, self.pending.reaches(), alone=alone)
         targets = self._targets.params
-        # What a rank without batches has in .grad is left over from its last one.
+        # On a rank without batches, .grad is left over from its last batch.
         own = targets if active else []
         self._notice_missed_in_gradients([*own, *self._targets.passed_over], groups)
         live = [p for p in own if p.grad is not None]
@@ -230,19 +231,19 @@ class Curvature:
                 self.ranks.check_join(self.cycle.newton)
             collected = self.ranks.mean(collected, active=active)
         none = self.cycle.is_regular(groups.newton) and self._has_none(found.values())
-        # Only a rank that has nothing waits for its device, to learn whether others have.
+        # Only a rank without curvature waits for its device, to learn whether others have any.
         if none and (alone or not any(bool(c.valid) for c in collected)):
             raise none_came(self.cycle.newton)
         return collected
 
     def _has_none(self, found: Iterable[Collected]) -> bool:
-        # The gradient of a frozen parameter is left over: there is nothing to take.
+        # The gradient of a frozen parameter is left over, so no curvature is expected for it.
         return any(c.p.requires_grad for c in found) and not any(
             c.h is not None or self.pending.was_missed(c.p) for c in found
         )
 
     def advance(self, groups: Groups, collected: Sequence[Collected], *, due: bool) -> None:
-        """Complete a step: the next parameters are due."""
+        """Complete a step: advance the cycle, and warn about parameters that waited too long."""
         refreshed = [c.p for c in collected if c.h is not None]
         alone = self.is_alone()
         if unrefreshed := self.cycle.advance(groups.newton, refreshed, due=due, alone=alone):
@@ -250,10 +251,10 @@ class Curvature:
             warn_of_unrefreshed(names, MOST_SWEEPS)
 
     def average(self, collected: Sequence[Collected], groups: Groups, state: State) -> None:
-        """Let what came enter the averages (Eq. 4, 5)."""
+        """Add collected curvature to the averages (Eq. 4, 5)."""
         if not collected:
             return
-        # Noise has mean zero only while it is signed.
+        # Noise has mean zero only if its sign is kept.
         signed = is_stochastic(groups.newton[0]["estimator"])
         beta2 = {p: group["hessian_momentum"] for group in groups.newton for p in group["params"]}
         for p, h, valid in collected:
@@ -263,32 +264,33 @@ class Curvature:
     def multiplier(
         self, p: Tensor, state: Mapping[Tensor, dict[str, Any]], group: Mapping[str, Any]
     ) -> Tensor:
-        """Return ``τ / (D̂ + ε)``, shaped like ``p``; it is remembered, so do not write into it."""
+        """Return ``τ / (D̂ + ε)``, shaped like ``p``. It is cached, so do not write into it."""
         return self._averages.multiplier(p, state.get(p, {}), group)
 
     def is_alone(self) -> bool:
-        """Tell whether there is no other rank to average with."""
+        """Return whether there are no other ranks to average with."""
         return self.ranks.count() <= 1
 
     def finish_step(self, groups: Groups) -> None:
-        """Forget what was pending, and every graph a ``backward(create_graph=True)`` left behind.
+        """Drop pending curvature, and all graphs that ``backward(create_graph=True)`` left.
 
-        Parameter, ``.grad`` and graph hold each other, and no garbage collector sees that cycle.
+        Parameter, ``.grad`` and graph refer to each other, and the garbage collector does not find
+        this cycle.
         """
         self.pending.clear()
         self._targets.clear()
-        # One that was unfrozen meanwhile too.
+        # Includes parameters that were unfrozen since.
         self.pending.watch(self.cycle.newton)
         detach_gradients(p for group in groups.every for p in group["params"])
 
     def load(self, groups: NewtonGroups, turns: Sequence[Tensor | None]) -> None:
-        """Take over a place in the cycle; drop the curvature that was pending at another."""
+        """Load a place in the cycle, and drop the curvature that was pending at the old one."""
         self.pending.clear()
         self._targets.clear()
         self.cycle.load(groups, turns)
 
     def _notice_missed_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
-        """Look where ``backward(create_graph=True)`` left graphs, as ``take`` does at the loss."""
+        """Note missed parameters in the graphs that ``backward(create_graph=True)`` left."""
         gradients = [p.grad for group in groups.every for p in group["params"]]
         roots = [g for g in gradients if g is not None and g.grad_fn is not None]
         if roots:

@@ -1,4 +1,4 @@
-"""The turns of the Newton parameters: which one is refreshed next."""
+"""The order in which Newton parameters are refreshed."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _START = {"step": 0, "cursor": 0, "refreshes": 0, "sought": -1}
 # The key of a parameter's state under which its three integers are saved.
 TURN = "turn"
 
-# A parameter that has waited for so many sweeps over all of them is named in a warning.
+# A warning names parameters that have waited for this many sweeps: passes over all parameters.
 MOST_SWEEPS = 10
 
 
 class Cycle:
     """The Newton parameters in registration order, and the place in the cycle over them.
 
-    The turn is that of the parameter refreshed longest ago, among those that the loss reaches. If
-    every loss reaches all of them, that is one after another in registration order. A parameter
-    that should have had its turn and was not reached is *sought*: the steps up to the next refresh
-    are due for it alone.
+    The next parameter is the one refreshed longest ago, among those that the loss reaches. If
+    every loss reaches all of them, they are refreshed in registration order. A parameter that was
+    next but was not reached is *sought*: the steps until the next regular refresh are due for it
+    alone (if all are refreshed at once, for all that were not reached).
 
-    The place is four integers: ``step``, completed steps; ``refreshes``, those among them at which
-    a partial Hessian was due; ``cursor``, the parameter that is next; ``sought``, the one
-    that is sought, or -1. They live in the parameter groups, the same in each, so that whatever
-    saves and restores groups carries them along. A ``cursor`` that was written by hand begins a new
+    The place is four integers: ``step``, completed steps; ``refreshes``, how many of them had a
+    regular refresh or refreshed a sought parameter; ``cursor``, the parameter that is next;
+    ``sought``, the parameter that is sought, or -1. They are stored in every parameter group, with
+    equal values, so code that saves groups includes them. Writing ``cursor`` by hand starts a new
     cycle there. Three more integers per parameter are kept here. A saved state has them as one
-    tensor of each parameter, ``turn``: the number of its latest refresh; how many probes it has
-    used; the number of the refresh after which it was sought, or -1.
+    tensor per parameter, ``turn``: the number of its latest refresh; how many probes it has used;
+    the number of the refresh after which it was sought, or -1.
 
     Args:
         newton: The Newton parameters.
@@ -46,21 +46,21 @@ class Cycle:
         self.newton = list(newton)
         self._places = {id(p): i for i, p in enumerate(self.newton)}
         count = len(self.newton)
-        # As if a whole cycle had gone before, so that no two are the same.
+        # As if a whole cycle had been completed before, so that all numbers differ.
         self._last_refresh = [i - count for i in range(count)]
         self._probe_count = [0] * count
         self._last_search = [-1] * count
-        # When each was first seen trainable: one that was frozen has not been waiting.
+        # When each was first seen trainable: a frozen parameter does not wait.
         self._trainable_since: dict[int, int] = {}
         self._cursor = 0
 
     def __contains__(self, p: Tensor) -> bool:
-        """Tell whether ``p`` is a Newton parameter."""
+        """Return whether ``p`` is a Newton parameter."""
         return id(p) in self._places
 
     def append(self, p: Tensor) -> None:
-        """Let one more parameter join the cycle, at its end."""
-        # Of equal numbers, the one registered first goes first.
+        """Add one more parameter at the end of the cycle."""
+        # If two numbers are equal, the parameter registered first goes first.
         last = self._last_refresh[-1] if self.newton else -1
         self._places[id(p)] = len(self.newton)
         self.newton.append(p)
@@ -76,7 +76,7 @@ class Cycle:
 
     @staticmethod
     def join(group: dict[str, Any], groups: Groups) -> None:
-        """Put a group that came later where the others are."""
+        """Set a later group's place in the cycle to that of the other groups."""
         group.update(Cycle.place(groups[0]))
 
     @staticmethod
@@ -85,17 +85,17 @@ class Cycle:
         return {name: group[name] for name in _START}
 
     def is_due(self, groups: Groups, *, alone: bool) -> bool:
-        """Tell whether the coming step wants a partial Hessian.
+        """Return whether the coming step needs a partial Hessian.
 
         Args:
             groups: The parameter groups.
-            alone: Whether this is the only rank. Several ranks seek nothing: each would have to
-                know what the others' losses reach.
+            alone: Whether this is the only rank. With several ranks no parameter is sought,
+                because each rank would have to know what the others' losses reach.
         """
         return self.is_regular(groups) or (alone and self._sought(groups) is not None)
 
     def is_regular(self, groups: Groups) -> bool:
-        """Tell whether a partial Hessian is due for what comes next, and not for a sought one."""
+        """Return whether a regular refresh is due, and not one for a sought parameter only."""
         step, interval = groups[0]["step"], groups[0]["hessian_interval"]
         return bool(self.newton) and step % interval == 0
 
@@ -110,12 +110,12 @@ class Cycle:
 
         Args:
             groups: The parameter groups.
-            reaches: Tells whether the loss reaches a parameter; ``None`` where several ranks have
-                to agree without asking one another: the turn is then the cursor's.
+            reaches: Returns whether the loss reaches a parameter. ``None`` if several ranks have to
+                agree without communication; the parameter at the cursor is then next.
 
         Returns:
-            Those to refresh, and those that were passed over because the loss does not reach
-            them. If it reaches none, the turn is the cursor's all the same.
+            The parameters to refresh, and those that were passed over because the loss does not
+            reach them. If it reaches none, the one at the cursor is chosen.
         """
         self._follow(groups)
         cursor = self.newton[groups[0]["cursor"] % len(self.newton)]
@@ -142,11 +142,11 @@ class Cycle:
         return [cursor], passed_over
 
     def _by_waiting(self) -> list[int]:
-        """List the places, the one refreshed longest ago first."""
+        """Return the indices of the parameters, those refreshed longest ago first."""
         return sorted(range(len(self.newton)), key=self._last_refresh.__getitem__)
 
     def _follow(self, groups: Groups) -> None:
-        """Begin a new cycle where somebody has written the cursor."""
+        """Begin a new cycle at the cursor if it was written by hand."""
         if groups[0]["cursor"] != self._cursor:
             self._cursor = groups[0]["cursor"]
             self._last_refresh = self._as_in_a_cycle(groups[0])
@@ -156,11 +156,11 @@ class Cycle:
         return [place["refreshes"] - count + (i - place["cursor"]) % count for i in range(count)]
 
     def probes(self, groups: Groups, params: Iterable[Tensor]) -> list[Tensor] | None:
-        """Draw this refresh's probe for each of ``params``, where the estimator wants any."""
+        """Draw this refresh's probes for ``params``; ``None`` if the estimator needs none."""
         if not is_stochastic(groups[0]["estimator"]):
             return None
         seed = groups[0]["seed"]
-        # Counted here, because a parameter's own count of refreshes lies on its device.
+        # Counted here, because a parameter's own refresh count is stored on its device.
         places = [(p, self._places[id(p)]) for p in params]
         return [rademacher_probe(seed, self._probe_count[i], i, p) for p, i in places]
 
@@ -171,12 +171,12 @@ class Cycle:
 
         Args:
             groups: The parameter groups.
-            refreshed: Those for which a partial Hessian came.
-            due: Whether one was due.
+            refreshed: The parameters with a new partial Hessian.
+            due: Whether a partial Hessian was due.
             alone: See :meth:`is_due`.
 
         Returns:
-            Parameters that have waited for too long: each once.
+            Parameters that have waited for too long. Each is returned only once.
         """
         place = self.place(groups[0])
         regular, number = self.is_regular(groups), place["refreshes"]
@@ -217,10 +217,10 @@ class Cycle:
     def _to_seek(
         self, order: Sequence[int], refreshed: Sequence[Tensor], number: int, cyclic: bool
     ) -> int:
-        """Find the parameter to seek: the one that has waited longest, if it was not reached.
+        """Return the parameter to seek, or -1: the longest waiting one, if it was not reached.
 
-        One that was sought in vain is left alone for some sweeps: part of a model may be out of use
-        for good, and every step would be due for it.
+        A parameter that was sought without success is not sought again for some sweeps. Otherwise,
+        if a part of the model is never used, every step would be due for it.
         """
         found = {id(p) for p in refreshed}
         pause = MOST_SWEEPS * (len(self.newton) if cyclic else 1)
@@ -236,7 +236,7 @@ class Cycle:
                 self._last_search[i] = number
                 if cyclic:
                     return i
-                # One search is for all that were missed.
+                # One search serves all parameters that were missed.
                 sought = i if sought < 0 else sought
         return sought
 
@@ -256,7 +256,7 @@ class Cycle:
         return unrefreshed
 
     def turns(self, groups: Groups) -> list[Tensor]:
-        """Return what each parameter's turn depends on, as :meth:`load` takes it."""
+        """Return each parameter's three integers as a tensor, as :meth:`load` takes them."""
         self._follow(groups)
         lists = (self._last_refresh, self._probe_count, self._last_search)
         return [
@@ -265,12 +265,12 @@ class Cycle:
         ]
 
     def load(self, groups: Groups, turns: Sequence[Tensor | None]) -> None:
-        """Take over a place in the cycle.
+        """Load a place in the cycle.
 
         Args:
             groups: The parameter groups, which hold the place.
-            turns: Those of the Newton parameters. ``None`` for all where the state is older, and
-                knows of a cycle alone.
+            turns: The turns of the Newton parameters. All are ``None`` in an older state, which
+                holds only the place.
         """
         count, place = len(self.newton), groups[0]
         self._cursor = place["cursor"]
@@ -295,5 +295,5 @@ class Cycle:
 
 
 def starting_group(defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return what a group saved before any of today's settings existed stands for."""
+    """Return the group that replaces an old saved group, which has none of today's settings."""
     return {**defaults, **_START}

@@ -1,17 +1,17 @@
 r"""The partial Hessian of a parameter, from a loss's graph.
 
-For a parameter :math:`p` with block :math:`H = \partial^2 L / \partial p^2`, three estimators of
-the vector that takes the place of :math:`H`'s diagonal:
+For a parameter :math:`p` with block :math:`H = \partial^2 L / \partial p^2`, there are three
+estimators of the vector used in place of :math:`H`'s diagonal:
 
-* ``row_sum``: :math:`h = H\mathbf 1` (Eq. 3 of the paper). The paper takes it for the diagonal; it
-  is not, because the block is not diagonal: later layers mix the channels.
+* ``row_sum``: :math:`h = H\mathbf 1` (Eq. 3 of the paper). The paper treats it as the diagonal. It
+  is not, because later layers mix the channels, so the block is not diagonal.
 * ``hutchinson``: :math:`h = z \odot Hz` with Rademacher :math:`z`;
   :math:`\mathbb E[z \odot Hz] = \operatorname{diag}(H)` (Bekas, Kokiopoulou & Saad, 2007). The
-  probes are :mod:`sgdph.curvature.probes`'.
+  probes come from :mod:`sgdph.curvature.probes`.
 * ``exact``: :math:`h = \operatorname{diag}(H)`, one product per element.
 
-Each product is reverse mode over reverse mode (Pearlmutter, 1994), restricted to what lies behind
-the parameter: the engine visits nothing else.
+Each product is reverse mode over reverse mode (Pearlmutter, 1994). The engine visits only the part
+of the graph between the parameter and the loss.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def gradients_with_graph(
     once: bool = False,
     shared: SharedBackward | None = None,
 ) -> list[Tensor | None]:
-    """Differentiate ``loss`` once, ready for a second time; ``.grad`` is untouched.
+    """Differentiate ``loss`` once, with a graph for a second time. ``.grad`` is not changed.
 
     Args:
         loss: A real scalar whose graph has not been freed (:func:`check_loss`). It stays alive.
         params: Leaves of the graph, each of any shape.
-        region: What lies between the two.
+        region: The part of the graph between ``loss`` and ``params``.
         lean: See :func:`~sgdph.autograd.lean.lean_second_derivatives`.
-        once: Whether there will be a single product of these gradients.
-        shared: The backward that is to go on from here, where one is.
+        once: Whether only a single product of these gradients will be taken.
+        shared: The backward that continues from here, if there is one.
 
     Returns:
-        Per parameter its gradient with a graph, or without one where it is constant; ``None``
-        where the loss does not depend on it.
+        Per parameter its gradient, with a graph unless the gradient is constant; ``None`` if the
+        loss does not depend on the parameter.
 
     Raises:
         RuntimeError: ``loss`` cannot be differentiated twice.
@@ -63,12 +63,12 @@ def gradients_with_graph(
         return []
     register_second_derivatives()
     custom = check_region(region)
-    # So that every gradient in the region depends on something, and a custom function that ends
-    # the loss must show whether it makes a graph.
+    # A grad_output with a graph makes every gradient in the region depend on something. Then a
+    # custom function at the end of the loss also shows whether it makes a graph.
     grad_output = None
     if custom:
         with torch.enable_grad():
-            # Not a leaf, whose place among the nodes would tell nothing.
+            # Cloned, because a leaf's position among the nodes would show nothing.
             grad_output = torch.ones_like(loss, requires_grad=True).clone()
     asked = [] if shared is None else shared.asked
     leaves = [] if shared is None else shared.asked_leaves
@@ -98,20 +98,20 @@ def curvature_of_gradients(
     *,
     release: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Estimate each parameter's block from its gradient, where that still carries a graph.
+    """Estimate the curvature of each parameter's block from its gradient and the gradient's graph.
 
     Args:
-        gradients: As :func:`gradients_with_graph` returns them.
-        params: Those the gradients belong to.
+        gradients: As returned by :func:`gradients_with_graph`.
+        params: The parameters of the gradients.
         estimator: One of ``row_sum``, ``hutchinson``, ``exact``. ``hutchinson`` takes one joint
-            product over all ``params``, so that with several of them each estimate carries the
-            noise of the others' cross blocks; the others take each block alone.
+            product over all ``params``. With several of them, each estimate contains the noise of
+            the others' cross blocks. The other estimators take each block alone.
         probes: For ``hutchinson``, a probe per parameter, shaped like it.
-        release: The loss, where its graph is to be freed behind ``params`` by the product; for a
-            single product only.
+        release: The loss, if the product should free its graph between loss and ``params``; only
+            for a single product.
 
     Returns:
-        Per parameter a tensor of its shape, without a graph; ``None`` where its gradient is.
+        Per parameter a tensor of its shape, without a graph; ``None`` if its gradient is ``None``.
 
     Raises:
         RuntimeError: The gradients' graph cannot be differentiated.
@@ -131,7 +131,7 @@ def curvature_of_gradients(
 
 
 def is_one_product(estimator: Estimator, params: Sequence[Tensor]) -> bool:
-    """Tell whether the estimator takes a single product for all of ``params``.
+    """Return whether the estimator takes a single product for all of ``params``.
 
     Raises:
         ValueError: The estimator is unknown.
@@ -142,7 +142,7 @@ def is_one_product(estimator: Estimator, params: Sequence[Tensor]) -> bool:
 
 
 def products_per_block(estimator: Estimator, entries: int) -> int:
-    """Return how many products the estimator takes of one block with so many entries a side.
+    """Return how many products the estimator takes for a block with ``entries`` rows.
 
     Raises:
         ValueError: The estimator is unknown.
@@ -157,7 +157,7 @@ def products_per_block(estimator: Estimator, entries: int) -> int:
 def unit_vectors(like: Tensor) -> Iterator[Tensor]:
     """Yield the unit vectors shaped like ``like``, in the order of its ``flatten()``."""
     for i in range(like.numel()):
-        # Flat first: a permuted tensor has no flat view of its memory.
+        # Made flat first, because a permuted tensor has no flat view of its memory.
         vector = torch.zeros(like.numel(), dtype=like.dtype, device=like.device)
         vector[i] = 1
         yield vector.reshape(like.shape)
@@ -204,14 +204,14 @@ def _product(
     outputs = [gradients[i] for i in curved]
     cotangents = [vectors[i].to(gradients[i]) for i in curved]
     if release is not None:
-        # The product passes over what the gradients do not depend on, a linear end of the loss.
-        # Zero times the loss goes there as well, and has it freed like the rest.
+        # The product skips nodes that the gradients do not depend on, such as a linear end of the
+        # loss. Adding zero times the loss visits these too, so they are freed like the rest.
         outputs.append(release)
         cotangents.append(torch.zeros_like(release))
     if not outputs:
         return [torch.zeros_like(p) for p in params]
-    # The forward's precision is in the graph. A user who runs the backward inside autocast would
-    # have the product's own operations rounded too; on CUDA, in older torch, always to float16.
+    # The graph already has the forward's precision. If the user runs the backward inside autocast,
+    # the product's own operations would be rounded too; on CUDA, in older torch, always to float16.
     with without_autocast(outputs[0].device):
         products = torch.autograd.grad(
             outputs, params, cotangents, retain_graph=release is None, allow_unused=True
@@ -223,8 +223,8 @@ def check_loss(loss: Tensor) -> None:
     """Check that a loss can be differentiated.
 
     Raises:
-        TypeError, ValueError: It is no real scalar tensor.
-        RuntimeError: It has no graph, or none can be made of its gradient here.
+        TypeError, ValueError: It is not a real scalar tensor.
+        RuntimeError: It has no graph, or inference mode is on.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
@@ -247,10 +247,10 @@ def check_loss(loss: Tensor) -> None:
 
 @contextlib.contextmanager
 def silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
-    """Keep tensor hooks on the parameters quiet.
+    """Disable tensor hooks on the parameters inside the context.
 
-    They are meant for the gradient of the user's own backward, and would otherwise fire twice more
-    in every product, on vectors that are no gradients.
+    They are meant for the gradient of the user's own backward. Otherwise they would fire twice more
+    in every product, on vectors that are not gradients.
     """
     silenced = {
         id(hooks): (hooks, dict(hooks))
@@ -263,7 +263,7 @@ def silenced_hooks(params: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         for hooks, saved in silenced.values():
-            # One whose handle was removed meanwhile stays away.
+            # A hook whose handle was removed meanwhile is not put back.
             hooks.update({key: hook for key, hook in saved.items() if key in hooks})
 
 

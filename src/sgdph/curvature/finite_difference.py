@@ -2,14 +2,15 @@ r"""Hessian-vector products from gradients alone, for losses that cannot be diff
 
 The central difference :math:`Hv \approx (g(w + \delta v) - g(w - \delta v)) / 2\delta` has an error
 of :math:`O(\delta^2)` from the third derivative and of :math:`O(u / \delta)` from gradients rounded
-to :math:`u` (Nocedal & Wright, "Numerical Optimization", 2006, section 8.1). Two passes more, and
-no graph of a gradient: cuDNN's recurrent layers, ``SyncBatchNorm`` and compiled models all have
-what it takes.
+to :math:`u` (Nocedal & Wright, "Numerical Optimization", 2006, section 8.1). It needs two more
+passes, but no graph of a gradient. So it also works for cuDNN's recurrent layers,
+``SyncBatchNorm`` and compiled models.
 
 Both passes must see the same function of the weights. Buffers and the global random generators are
-reset for each (:mod:`sgdph.curvature.side_effects`). What else a closure may draw from (a loader, a
-counter, a generator of its own) is noticed by what the passes give anyway: the losses at both ends
-must differ by the integral of the slope between them, which the slopes at both ends estimate.
+reset for each (:mod:`sgdph.curvature.side_effects`). A closure may have other sources of change: a
+loader, a counter, a generator of its own. These are detected without further passes. The losses at
+both ends must differ by the integral of the slope between them, which is estimated from the slopes
+at both ends.
 """
 
 from __future__ import annotations
@@ -33,22 +34,21 @@ Closure = Callable[[], Tensor]
 Check = Callable[[Sequence[Tensor], Sequence[Tensor | None]], None]
 BackwardContext = Callable[[Tensor], contextlib.AbstractContextManager[None]]
 
-# The distance of the two points, as a share of a parameter's scale. Well above the cube root of
-# float32's precision, which would be best for smooth float32 gradients: those of a bfloat16
-# autocast are rounded a thousand times more coarsely, and a share of 5% serves both
-# (docs/second-derivatives.md has the errors).
+# δ as a share of a parameter's scale. The cube root of float32's precision would be best for smooth
+# float32 gradients. 5% is well above it, because gradients of a bfloat16 autocast are rounded a
+# thousand times more coarsely; 5% works for both (docs/second-derivatives.md has the errors).
 _SHARE = 0.05
 _SHARE_OF_FLOAT64 = 1e-5
-# The scale of parameters that are zero, as biases are at first: small against the activations of
+# The scale of parameters that are zero, such as new biases: small compared with the activations of
 # order one that they are added to.
 _LEAST_SCALE = 0.1
-# Two losses at the same weights that differ by a larger share are of two functions. Kernels whose
-# sums run in another order each time stay far below it.
+# If two losses at the same weights differ by a larger share, the closure is not one function.
+# Kernels that sum in a different order each time stay far below it.
 _SAME_LOSS = 1e-4
-# What to expect of the bound on a quadrature's error. Lower, it catches a few more closures, and
-# more right ones must show by further calls that they are right.
+# The expected share of the bound on the quadrature's error. A lower value catches a few more wrong
+# closures, but makes more correct ones prove themselves by further calls.
 _SHARE_OF_BOUND = 0.5
-# How far slopes may be off by rounding: a bfloat16 autocast's are by one percent.
+# The allowed rounding error of slopes: under a bfloat16 autocast it is one percent.
 _SLOPE_ERROR = 0.02
 
 
@@ -62,25 +62,26 @@ def curvature_of_differences(
 ) -> tuple[list[Tensor | None], Tensor]:
     """Estimate each parameter's block from differences of gradients.
 
-    The closure is called twice for each product, with the same random numbers both times. Weights,
-    buffers of the modules that it calls (running statistics) and the random generators are
-    afterwards as they were.
+    The closure is called twice for each product, with the same random numbers both times.
+    Afterwards, the weights, the buffers of the modules that it calls (running statistics) and the
+    random generators are restored.
 
     Args:
-        closure: Computes the loss at the weights as they are then, and returns it with its graph.
+        closure: Computes the loss at the current weights, and returns it with its graph.
         params: Leaves, each of any shape; at least one.
         estimator: See :func:`sgdph.curvature.estimators.curvature_of_gradients`.
         probes: See :func:`sgdph.curvature.estimators.curvature_of_gradients`.
-        check: Looks at the gradients of each pass, and raises where no difference can be made.
+        check: Called with the parameters and gradients of each pass. It raises an error if no
+            difference can be taken.
 
     Returns:
-        Per parameter a tensor of its shape and curvature's dtype, ``None`` where the loss does not
-        depend on it; and a loss that the closure returned, with its graph.
+        Per parameter a tensor of its shape and its curvature's dtype, or ``None`` if the loss does
+        not depend on it; and the loss of the last pass, with what is left of its graph.
 
     Raises:
-        TypeError, ValueError, RuntimeError: The closure returned no real scalar with a graph, or
-            another loss when called again at the same weights; the estimator is unknown; or as
-            ``check``.
+        TypeError, ValueError, RuntimeError: The closure did not return a real scalar with a graph,
+            or returned another loss at the same weights; the estimator is unknown; or ``check``
+            raised.
     """
     differences = GradientDifferences(closure, check)
     found: list[Tensor | None]
@@ -116,8 +117,8 @@ class _Pass(NamedTuple):
 
     Attributes:
         params: The leaves that were moved.
-        steps: By how much.
-        loss: Without its graph.
+        steps: How far each was moved.
+        loss: The loss, without its graph.
         slope: The loss's derivative along the vectors.
         gradients: One per parameter.
     """
@@ -130,15 +131,15 @@ class _Pass(NamedTuple):
 
 
 class GradientDifferences:
-    """Takes products by calling one closure.
+    """Hessian-vector products from calls of one closure.
 
     Args:
         closure: See :func:`curvature_of_differences`.
         check: See :func:`curvature_of_differences`.
-        during_backward: Given a pass's loss, makes a context for the pass's backward.
+        during_backward: Takes a pass's loss, and returns a context for the pass's backward.
 
     Attributes:
-        loss: Of the last pass, with what is left of its graph.
+        loss: The loss of the last pass, with what is left of its graph.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class GradientDifferences:
         Args:
             params: Leaves; at least one.
             vectors: One per parameter, shaped like it, with entries from -1 to 1.
-            share: δ, as a share of the parameters' scale; ``None`` chooses it by their dtype.
+            share: δ as a share of the parameters' scale; ``None`` chooses it by their dtype.
         """
         distance = _distance(params, share)
         steps = [
@@ -186,10 +187,10 @@ class GradientDifferences:
     def check_closure(self) -> None:
         """Check that the closure was one function of the weights in all passes so far.
 
-        It waits for the device, and calls the closure twice more where losses do not fit slopes.
+        Waits for the device. Calls the closure twice more if the losses do not fit the slopes.
 
         Raises:
-            RuntimeError: Called again at the weights of a pass before, it returned another loss.
+            RuntimeError: Called again at the weights of an earlier pass, it returned another loss.
         """
         mismatches, self._mismatches = self._mismatches, []
         if not mismatches or not torch.stack(mismatches).max() > 0:
@@ -232,11 +233,11 @@ class GradientDifferences:
 
 
 def _mismatch(ahead: _Pass, behind: _Pass, distance: Tensor) -> Tensor:
-    """Compare two losses with the slopes between them; above 0 where they may not fit.
+    """Compare two losses with the slopes at both points; above 0 if they may not fit.
 
-    Where the slope only grows or only falls in between, the trapezoidal rule is off by at most the
-    difference of the slopes at both ends, times δ, and mostly by far less. A closure that draws
-    another batch is off by the difference of the batches' losses, which is larger.
+    If the slope is monotonic between the points, the error of the trapezoidal rule is at most the
+    difference of the slopes at both ends times δ, and usually far less. If a closure draws another
+    batch, the error is the difference of the batches' losses, which is larger.
     """
     distance = distance.to(ahead.loss.device)
     rule = ahead.loss - behind.loss - distance * (ahead.slope + behind.slope)
@@ -247,10 +248,10 @@ def _mismatch(ahead: _Pass, behind: _Pass, distance: Tensor) -> Tensor:
 
 
 def refuse_another_loss(first: Tensor, again: Tensor) -> None:
-    """Refuse a closure that returned two losses at the same weights. Waits for the device.
+    """Raise an error if a closure returned two losses at the same weights. Waits for the device.
 
     Raises:
-        RuntimeError: It did.
+        RuntimeError: The losses differ.
     """
     a, b = float(first.detach()), float(again.detach())
     if abs(a - b) > _SAME_LOSS * max(abs(a), abs(b)):
@@ -263,7 +264,7 @@ def refuse_another_loss(first: Tensor, again: Tensor) -> None:
 
 
 def _distance(params: Sequence[Tensor], share: float | None) -> Tensor:
-    """Choose δ: one for all, so that a joint product is one of the joint Hessian."""
+    """Choose δ: one value for all ``params``, so that a joint product uses the joint Hessian."""
     dtype = curvature_dtype(params[0])
     if share is None:
         share = _SHARE_OF_FLOAT64 if dtype == torch.float64 else _SHARE
@@ -275,7 +276,7 @@ def _distance(params: Sequence[Tensor], share: float | None) -> Tensor:
 
 @contextlib.contextmanager
 def _backward_explained() -> Iterator[None]:
-    """Say what to do where torch has no gradient of a closure's loss."""
+    """Replace torch's error by one that says what to do, if a closure's loss has no gradient."""
     try:
         yield
     except RuntimeError as error:

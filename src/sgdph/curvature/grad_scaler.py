@@ -1,9 +1,9 @@
 """The scale by which a ``GradScaler`` has multiplied a loss.
 
-The gradients of a scaled loss are divided by the scale before the step, so its curvature has to be
-as well. Which factor of a loss is a scale, and which is the user's own weight, shows only when a
-``GradScaler`` calls ``step``. So :func:`loss_factors` reads the factors off the end of the loss's
-graph, and :meth:`LossFactors.scale` picks the scaler's own among them later.
+The gradients of a scaled loss are divided by the scale before the step. Its curvature must be
+divided too. Only when a ``GradScaler`` calls ``step`` is it known which factor of the loss is the
+scale, and which is the user's own weight. So :func:`loss_factors` first reads the factors at the
+end of the loss's graph. Later, :meth:`LossFactors.scale` picks the scaler's own factor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from sgdph.autograd.graph import Graph, Node, is_packed
 
-# Linear in each input that has a graph, so that they pass a factor of all their inputs on.
+# Linear in each input that has a graph, so a common factor of their inputs passes through.
 _LINEAR = re.compile(
     "(Add|Addmm|Alias|As_?strided|Bmm|Cat|Clone|Cumsum|Diagonal|Dot|Expand|Flip|Gather|Index|IndexSelect"
     "|MaskedFill|MaskedSelect|Mean|Mm|Mv|Neg|Permute|Repeat|ReshapeAlias|Rsub|Select|Slice"
@@ -28,7 +28,7 @@ _LINEAR = re.compile(
     "|View|Where)Backward[0-9]",
     re.IGNORECASE,
 )
-# Linear in one input alone, where the other is a constant.
+# Linear in one input if the other is a constant.
 _PRODUCTS = frozenset({"MulBackward0", "DivBackward0"})
 _OF_TWO = re.compile("(Bmm|Dot|Mm|Mv|Addmm)Backward[0-9]")
 
@@ -38,11 +38,11 @@ class LossFactor:
     """One factor at the end of a loss.
 
     Attributes:
-        tensor: The tensor itself, kept alive so that nothing else takes its address; ``None`` for
+        tensor: The tensor itself, kept alive so that no other tensor gets its address; ``None`` for
             a number.
-        value: What it was at the time, of one element: a scaler's ``update()`` writes in place.
+        value: A copy of its value, of one element: a scaler's ``update()`` writes in place.
         version: How often the tensor had been written to.
-        power: 1 where the loss was multiplied by it, -1 where it was divided.
+        power: 1 if the loss was multiplied by it, -1 if the loss was divided by it.
     """
 
     tensor: Tensor | None
@@ -52,13 +52,13 @@ class LossFactor:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes two factors the same."""
+        """A key that is equal for equal factors."""
         if self.tensor is None:
             return self.value, self.power
         return self.tensor.device, self.tensor.data_ptr(), self.version, self.power
 
     def is_in(self, scale: Tensor) -> bool:
-        """Tell whether the loss was multiplied by that very tensor."""
+        """Return whether the loss was multiplied by this very tensor."""
         tensor = self.tensor
         return (
             tensor is not None
@@ -68,22 +68,22 @@ class LossFactor:
         )
 
     def resembles(self, scale: float) -> bool:
-        """Tell whether it may be a copy of a scale, or another scaler's. Waits for the device."""
+        """Return whether it may be a copy of ``scale`` or another scale. Waits for the device."""
         if self.power != 1:
             return False
         value = float(self.value)
-        # Scales are powers of two, as good as always; weights of a loss are seldom tensors.
+        # Scales are almost always powers of two; weights of a loss are rarely tensors.
         like_one = self.tensor is not None and value > 1 and math.frexp(value)[0] == 0.5
         return value != 1 and (value == scale or like_one)
 
 
 @dataclass(frozen=True)
 class LossFactors:
-    """What a loss was multiplied by at its end.
+    """The factors of a loss that are found at the end of its graph.
 
     Attributes:
         common: Factors of the whole loss.
-        unclear: Factors of some of its summands only, or behind an operation that is not linear.
+        unclear: Factors of only some of its summands, or beyond a nonlinear operation.
         complete: Whether all constants at the end could be read.
     """
 
@@ -92,12 +92,12 @@ class LossFactors:
     complete: bool = True
 
     def __bool__(self) -> bool:
-        """Tell whether there is any that might be a scale."""
+        """Return whether any factor might be a scale."""
         return bool(self.common or self.unclear or not self.complete)
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes the curvatures of two losses ones that can be added before they are scaled."""
+        """A key. If it is equal for two losses, their curvatures can be added before scaling."""
         return (
             self.complete,
             tuple(factor.key for factor in self.common),
@@ -105,17 +105,17 @@ class LossFactors:
         )
 
     def scale(self, scaler: torch.amp.GradScaler | None) -> Tensor | None:
-        """Return what the loss is too large by: the scale of the scaler that calls ``step``.
+        """Return the scale of the scaler that calls ``step``, by which the loss is too large.
 
         Args:
-            scaler: ``None`` where none calls: all factors are then the user's own weights.
+            scaler: ``None`` if no scaler calls; all factors are then the user's own weights.
 
         Returns:
             A tensor of one element, or ``None`` for 1. Waits for the device only if the loss has
             factors and the scaler's own is not among them.
 
         Raises:
-            RuntimeError: It cannot be told whether the loss was scaled.
+            RuntimeError: It is unclear whether the loss was scaled.
         """
         scale: Tensor | None = getattr(scaler, "_scale", None)
         if scaler is None or scale is None:
@@ -146,15 +146,15 @@ _REMEDY = (
 
 
 def loss_factors(graph: Graph) -> LossFactors:
-    """Read off a loss's graph what the loss was multiplied by.
+    """Read the factors of a loss from its graph.
 
-    The end of the graph is followed as far as it is linear. A factor of the loss is one on all ways
-    down to where it is not.
+    The graph is followed from the loss as long as it is linear. A factor applies to the whole loss
+    if it is on all paths from the loss to the ends of this linear part.
 
     Args:
-        graph: That of a scalar loss. It has not been freed.
+        graph: The graph of a scalar loss. It has not been freed.
     """
-    # Each node after all of those that lead to it.
+    # Each node comes after all nodes that lead to it.
     nodes = list(reversed(graph.following))
     if not nodes:
         return LossFactors()
@@ -198,7 +198,7 @@ def _is_linear(node: Node, name: str, children: int) -> bool:
 
 
 def _hides_constant(node: Node, name: str) -> bool:
-    """Tell whether a product's constant went through a pack hook, and so cannot be compared."""
+    """Return whether a pack hook replaced a product's constant, so that it cannot be compared."""
     if name not in _PRODUCTS:
         return False
     (left, _), (right, _) = node.next_functions
@@ -207,7 +207,7 @@ def _hides_constant(node: Node, name: str) -> bool:
 
 
 def _factor(node: Node) -> LossFactor | None:
-    """Read the constant that a product or quotient has by its side, if that is one number."""
+    """Return the constant operand of a product or quotient, if it is a single number."""
     (left, _), (right, _) = node.next_functions
     divides = type(node).__name__ == "DivBackward0"
     if (left is None) == (right is None) or (divides and left is None):
@@ -218,14 +218,14 @@ def _factor(node: Node) -> LossFactor | None:
     try:
         constant = getattr(node, f"_saved_{name}")
     except RuntimeError:
-        # The graph was freed, which whoever differentiates it explains.
+        # The graph was freed. Differentiating it raises the error that explains this.
         return None
     if constant is None or constant.numel() != 1 or constant.is_complex():
         return None
     power = -1 if divides else 1
     if constant.device.type == "cpu" and constant.dtype in (torch.float64, torch.int64):
-        # What Python's numbers are saved as. A mode that watches operations (FlopCounterMode) would
-        # be handed the bare number in the tensor's place.
+        # Python numbers are saved like this. A mode that watches operations (FlopCounterMode) would
+        # receive the bare number in place of the tensor.
         with _disable_current_modes():
             return LossFactor(None, float(constant), 0, power)
     constant = constant.detach()
@@ -233,15 +233,15 @@ def _factor(node: Node) -> LossFactor | None:
 
 
 def calling_grad_scaler() -> torch.amp.GradScaler | None:
-    """Return the ``GradScaler`` whose ``step`` is calling the optimizer's, if one is.
+    """Return the ``GradScaler`` whose ``step`` is calling the optimizer's ``step``, if any.
 
-    ``GradScaler.step`` hands its scale on to nobody without also handing over the unscaling, which
-    would bar users from clipping. So we look who is calling.
+    ``GradScaler.step`` passes its scale only to optimizers that also unscale the gradients
+    themselves, and then users could not clip. So this function searches the calling frames.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
-        # Looking at any other frame's locals would keep them alive: the loss, and its graph.
+        # Reading the locals of other frames would keep them alive: the loss, and its graph.
         ours = frame.f_globals.get("__name__") == torch.amp.GradScaler.__module__
         if ours or frame.f_code.co_name in ("step", "_maybe_opt_step"):
             caller: Any = frame.f_locals.get("self")

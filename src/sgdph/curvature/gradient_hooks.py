@@ -1,4 +1,4 @@
-"""Hooks on parameters that tell when a backward adds to ``.grad``."""
+"""Hooks on parameters that report when a backward adds to ``.grad``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sgdph.autograd.lean import register_second_derivatives
 
 
 class Listener(Protocol):
-    """Who is told."""
+    """The object that is notified."""
 
     def before_accumulation(self, p: Tensor, gradient: Tensor) -> None:
         """Note the gradient of one backward, just before it is added to ``p.grad``."""
@@ -23,18 +23,18 @@ class Listener(Protocol):
 
 
 class GradientHooks:
-    """Puts hooks on parameters, once on each, and takes them off when the listener goes.
+    """Hooks on parameters, once on each, which are removed when the listener is deleted.
 
     A model may outlive many optimizers, and each would leave its hooks on the parameters.
 
     Args:
-        listener: Who is told. It is not kept alive.
+        listener: The object that is notified. It is not kept alive.
         leaf_of: Returns the tensor that gets a parameter's gradient: the parameter, unless it is
-            sharded; ``None`` where that is not known yet.
+            sharded; ``None`` if that tensor is not known yet.
     """
 
     def __init__(self, listener: Listener, leaf_of: Callable[[Tensor], Tensor | None]) -> None:
-        # A backward(create_graph=True) asks nobody before it begins.
+        # Registered now, because no code of ours runs before a backward(create_graph=True).
         register_second_derivatives()
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._listener = weakref.ref(listener)
@@ -42,11 +42,11 @@ class GradientHooks:
         weakref.finalize(listener, _remove, self._handles).atexit = False
 
     def __contains__(self, p: Tensor) -> bool:
-        """Tell whether ``p`` has the hooks."""
+        """Return whether ``p`` has the hooks."""
         return id(p) in self._handles
 
     def watch(self, p: Tensor) -> None:
-        """Put hooks on ``p``, or on its leaf, unless it has them or that is not known yet."""
+        """Put hooks on the leaf of ``p``, unless it has them or the leaf is not known yet."""
         leaf = None if id(p) in self._handles else self._leaf_of(p)
         if leaf is not None:
             self._handles[id(p)] = _watch_gradient(p, leaf, self._listener)
@@ -75,8 +75,8 @@ def _watch_gradient(
         if listener is not None:
             listener.after_accumulation(p_reference())
 
-    # What is sharded is no leaf of a loss, so the hooks may hold it; torch converts no DTensor that
-    # has a weak reference (``model.to``).
+    # A sharded parameter is not a leaf of the loss, so the hooks may hold it. A weak reference to a
+    # DTensor would prevent torch from converting it (``model.to``).
     p_reference: Any = weakref.ref(p) if leaf is p else lambda: p
     handles: list[RemovableHandle] = [
         leaf.register_hook(before),  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ def _watch_gradient(
 
 
 def detach_gradients(params: Iterable[Tensor]) -> None:
-    """Let go of the graphs that ``backward(create_graph=True)`` has left in ``.grad``."""
+    """Release the graphs that ``backward(create_graph=True)`` has left in ``.grad``."""
     for p in params:
         if p.grad is not None and p.grad.grad_fn is not None:
             p.grad = p.grad.detach()

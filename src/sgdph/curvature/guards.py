@@ -1,4 +1,4 @@
-"""Whether a step may go ahead: parameters that were replaced, exchanged, sharded or converted."""
+"""Checks before a step: whether parameters were replaced, exchanged, sharded or converted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sgdph.validation import check_loss_scale, refuse_graph_capture, refuse_spar
 
 
 def check_call(loss_scale: float | Tensor | None) -> None:
-    """Check what every call asks: no CUDA graph is being captured, and the scale is possible.
+    """Check what every call needs: no CUDA graph is being captured, and the scale is valid.
 
     Raises:
         RuntimeError: A CUDA graph is being captured.
@@ -32,7 +32,7 @@ def check_call(loss_scale: float | Tensor | None) -> None:
 
 
 def none_came(newton: Iterable[Tensor]) -> RuntimeError:
-    """Return the error for a step that wants a partial Hessian when none was taken.
+    """Return the error for a step that needs a partial Hessian when none was taken.
 
     Args:
         newton: The Newton parameters.
@@ -53,12 +53,12 @@ def none_came(newton: Iterable[Tensor]) -> RuntimeError:
 
 
 class Guards:
-    """Tells whether a step, or what is taken for it, may go ahead. It changes nothing.
+    """Checks that raise an error if a step, or taking curvature for it, is not possible.
 
     Args:
         cycle: The Newton parameters.
-        groups: The parameter groups, as the roles were given.
-        sharded: The model around them, where ``fully_shard`` has sharded it.
+        groups: The parameter groups, as at construction.
+        sharded: The model around them, if ``fully_shard`` has sharded it.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Guards:
         """Check that the groups still hold the parameters that take Newton steps.
 
         Raises:
-            RuntimeError: Newton parameters were exchanged inside the groups.
-            ValueError: Sharded parameters were put there.
+            RuntimeError: Newton parameters were replaced inside the groups.
+            ValueError: Sharded parameters were put into the groups.
         """
         self._membership.check(groups)
 
@@ -91,7 +91,7 @@ class Guards:
         self._sharded.check_take(self._cycle.newton, groups.every)
 
     def check_step(self, groups: Groups, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Check whether a step may be made with the gradients that are there.
+        """Check whether a step can be made with the present gradients.
 
         Raises:
             RuntimeError: As :meth:`check_groups`; or a parameter was moved or converted since its
@@ -114,8 +114,8 @@ class Guards:
         """Check that parameters missing from the graph of ``roots`` have not been replaced.
 
         Args:
-            roots: Tensors whose graphs lead to all that the loss depends on.
-            missed: Parameters that were to be refreshed and that the graphs do not reach.
+            roots: Tensors whose graphs lead to everything that the loss depends on.
+            missed: Parameters to refresh that the graphs do not reach.
             groups: The parameter groups.
 
         Raises:
@@ -127,9 +127,9 @@ class Guards:
 
 
 class _ReplacedParameters:
-    """Tells a parameter that sat out one step from one that the model no longer has.
+    """A check that distinguishes a parameter unused at one step from one the model has lost.
 
-    Both are missing from the loss's graph. A replaced one has left a tensor of its shape behind:
+    Both are missing from the loss's graph. But a replaced parameter has a substitute of its shape:
     a leaf that the optimizer does not know and that was not there before.
     """
 
@@ -142,19 +142,19 @@ class _ReplacedParameters:
         missed: Sequence[Tensor],
         groups: Sequence[dict[str, Any]],
     ) -> None:
-        """Raise where the missing parameters look replaced; at the first look, warn already.
+        """Raise an error if missing parameters look replaced. The first call may only warn.
 
-        The graph is walked when a parameter is missing, and once before, to learn which
-        unknown tensors belong there (a second network with an optimizer of its own, say).
+        The graph is searched when a parameter is missing. It is also searched once before, to learn
+        which unknown tensors belong there (such as a second network with its own optimizer).
 
         Args:
-            roots: Tensors whose graphs lead to all that the loss depends on.
+            roots: Tensors whose graphs lead to everything that the loss depends on.
             missed: The parameters that are due and that the graphs do not reach.
             groups: The optimizer's parameter groups.
 
         Raises:
-            RuntimeError: The loss depends on no parameter of the optimizer, or on unknown that
-                look like replacements, or hides some inside a reentrant checkpoint.
+            RuntimeError: A parameter is missing, and the loss depends on no parameter of the
+                optimizer, or on replacements, or contains a reentrant checkpoint.
         """
         if not missed and self._unknown is not None:
             return
@@ -177,7 +177,7 @@ class _ReplacedParameters:
             self._unknown = {id(s) for s in unknown} - {id(s) for s in lookalikes}
         if not missed:
             if first and lookalikes:
-                # First-order parameters have no turn at which they would be missed.
+                # First-order parameters are never due, so they would never be missed.
                 warnings.warn(_described(lookalikes) + _REMEDY, UserWarning, stacklevel=8)
             return
         if len(absent) == len(own):
@@ -210,32 +210,32 @@ _REMEDY = (
 
 
 class _Membership:
-    """Tells whether the groups still hold the parameters that take Newton steps, and no others.
+    """A check that the groups still hold exactly the parameters that take Newton steps.
 
-    To ``torch.optim`` the groups' lists are the user's to change (``params[i] = other`` after net
-    surgery; Accelerate does so under FSDP2). Here another parameter in a Newton parameter's place
-    would have no turn, and train first-order without a word. First-order ones may be exchanged.
+    In ``torch.optim`` users may change the groups' lists (``params[i] = other`` after net surgery;
+    Accelerate does so under FSDP2). Here, a new parameter in a Newton parameter's place would not
+    be in the cycle, and would silently train first-order. First-order ones may be exchanged.
 
     Args:
         cycle: The Newton parameters.
-        groups: The parameter groups, as the roles were given.
+        groups: The parameter groups, as at construction.
     """
 
     def __init__(self, cycle: Cycle, groups: Sequence[dict[str, Any]]) -> None:
         self._cycle = cycle
-        # First-order against their shape: a classifier's bias.
+        # First-order although their shape is channel-wise: a classifier's bias.
         self._excepted = self._without_turn(groups)
         self._checked: list[int] = []
-        # Now, because one that has left the groups has no name any more.
+        # Saved now, because a parameter that has left the groups has no name there.
         self._names = parameter_names(groups)
 
     def check(self, groups: Groups) -> None:
-        """Compare the groups with the cycle, where they have changed since the last look.
+        """Compare the groups with the cycle, if the groups have changed since the last call.
 
         Raises:
-            RuntimeError: A Newton parameter is in no group any more, or one that should take Newton
-                steps came into a group unnoticed.
-            ValueError: It is sharded besides.
+            RuntimeError: A Newton parameter is no longer in any group, or a new parameter in a
+                group should take Newton steps.
+            ValueError: A parameter that should take Newton steps is sharded.
         """
         present = [id(p) for group in groups.newton for p in group["params"]]
         if present == self._checked:
@@ -279,7 +279,7 @@ class _Membership:
 
 
 def _check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tensor], str]) -> None:
-    """Check that a parameter is still what its state was made for.
+    """Check that a parameter still fits its state.
 
     Raises:
         RuntimeError: Its shape, dtype or device has changed since.

@@ -1,15 +1,15 @@
-"""Partial curvature on its way from a loss to the next step.
+"""Curvature that waits between a loss and the next step.
 
-Curvature belongs to a gradient: it adds up over micro-batches as the gradient does, and goes when
-the gradient is cleared. But it is taken before the gradient exists, and the gradient may be cleared
-behind the optimizer's back (``model.zero_grad()``, ``p.grad = None``) or between the loss and its
-backward (older tutorials, Lightning's closures). So each Newton parameter's curvature is kept in
-two parts: what is *fresh*, with no backward since, which no clearing may touch; and what is
-*settled*, whose gradient is there, which goes as soon as that gradient is found to be gone.
+Curvature belongs to a gradient: it adds up over micro-batches like the gradient, and is dropped
+when the gradient is cleared. But it is taken before the gradient exists. And the gradient may be
+cleared without the optimizer (``model.zero_grad()``, ``p.grad = None``), or between the loss and
+its backward (older tutorials, Lightning's closures). So each Newton parameter's curvature is kept
+in two parts. *Fresh* curvature has had no backward since; clearing gradients does not affect it.
+*Settled* curvature has its gradient; it is dropped as soon as that gradient is found to be gone.
 
-A backward may also never come: a batch is skipped, or memory runs out. So fresh curvature has an
+A backward may also never run: a batch is skipped, or memory runs out. So fresh curvature has an
 owner, the graph that it was taken from. If that graph is gone when the next curvature is taken, the
-next takes its place.
+old curvature is replaced.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from sgdph.names import Estimator
 
 
 class PendingCurvature:
-    """Keeps the curvature of each Newton parameter until the step that uses it."""
+    """The curvature of each Newton parameter, kept until the step that uses it."""
 
     def __init__(self, leaf_of: Callable[[Tensor], Tensor | None] = lambda p: p) -> None:
         self._running_backward = RunningBackward()
         self._pending: dict[int, PendingEntry] = {}
-        # Over all parameters: a miss settles with a backward that leaves its own one out.
+        # Counted over all parameters: a miss settles with a backward that skips its parameter.
         self._accumulations = 0
         # The first backward(create_graph=True) since the last step, and what it reached.
         self._first_pass: int | None = None
@@ -45,7 +45,7 @@ class PendingCurvature:
         self._hooks = GradientHooks(self, leaf_of)
 
     def watch(self, params: Iterable[Tensor]) -> None:
-        """Follow the gradients of ``params``; those without ``requires_grad`` are passed over."""
+        """Follow the gradients of ``params``, except those without ``requires_grad``."""
         for p in params:
             if p.requires_grad:
                 self._hooks.watch(p)
@@ -58,12 +58,12 @@ class PendingCurvature:
         owner: Node | None = None,
         end: Node | None = None,
     ) -> None:
-        """Add what was taken from one loss.
+        """Add the curvature taken from one loss.
 
         Args:
             p: A Newton parameter.
-            curvature: Shaped like it; ``None`` where the loss does not depend on ``p``.
-            factors: What the loss was multiplied by, where ``curvature`` is still to be divided.
+            curvature: Shaped like ``p``; ``None`` if the loss does not depend on ``p``.
+            factors: The factors of the loss, if ``curvature`` still has to be divided by the scale.
             owner: A node of the graph that the curvature was taken from, near the parameter;
                 ``None`` for curvature from differences.
             end: The loss's own node.
@@ -80,11 +80,11 @@ class PendingCurvature:
             self.add(p, None)
 
     def holds(self, params: Iterable[Tensor]) -> bool:
-        """Tell whether any of ``params`` has curvature whose backward came or may still come."""
+        """Return whether any of ``params`` has curvature whose backward ran or may still run."""
         return any(self._present_entry(p).holds() for p in params)
 
     def is_cleared(self, params: Iterable[Tensor]) -> bool:
-        """Tell whether nothing is left for ``params``. Waits for the device."""
+        """Return whether all curvature of ``params`` was cleared. Waits for the device."""
         return all(flag is not None and not flag for flag in map(self.validity, params))
 
     def drop_cleared_graphs(self, params: Iterable[Tensor]) -> None:
@@ -108,7 +108,7 @@ class PendingCurvature:
         entry = self._entry(p)
         gradient, entry.incoming = entry.incoming, None
         if entry.fresh:
-            # Taken already; a graph of this backward's gradient would count it twice.
+            # Already taken: using this gradient's graph too would count the curvature twice.
             entry.settle()
         elif gradient is not None:
             current = torch._C._current_graph_task_id()
@@ -123,14 +123,14 @@ class PendingCurvature:
             entry.forgotten = True
         entry.is_averaged = False
         holds = entry.settled or entry.gradient_with_graph is not None
-        # The gradient of a sharded parameter comes later, out of a collective.
+        # The gradient of a sharded parameter arrives later, from a collective.
         if holds and p.grad is not None and not is_dtensor(p):
             entry.stamp = GradientStamp.of(p.grad)
             if entry.dropped or entry.kept is not None:
                 entry.latest = p.grad.detach().clone()
 
     def has_graph(self, p: Tensor) -> bool:
-        """Tell whether a gradient of ``p`` has a graph, of ``backward(create_graph=True)``."""
+        """Return whether ``backward(create_graph=True)`` left a gradient of ``p`` with a graph."""
         return self._gradient_with_graph(p) is not None
 
     def gradients_averaged(self, params: Iterable[Tensor]) -> None:
@@ -139,25 +139,25 @@ class PendingCurvature:
             self._entry(p).note_average(p)
 
     def is_averaged(self, p: Tensor) -> bool:
-        """Tell whether no backward has added to ``p.grad`` since it was averaged over ranks."""
+        """Return whether no backward has added to ``p.grad`` since it was averaged over ranks."""
         return p.grad is None or self._entry(p).is_averaged
 
     def drop_settled(self, p: Tensor) -> None:
-        """Drop what belongs to a gradient of ``p`` that is gone."""
+        """Drop the curvature of ``p`` that belongs to a cleared gradient."""
         self._entry(p).drop_settled()
 
     def drop_loss(self, end: Node | None) -> None:
-        """Drop what was taken of a loss whose backward is still to come."""
+        """Drop the fresh curvature that was taken from the loss with this node."""
         for entry in self._pending.values():
             entry.fresh = [taken for taken in entry.fresh if not taken.owner.is_of_loss(end)]
 
     def drop_fresh(self) -> None:
-        """Drop all whose gradients are not there yet, because they never will."""
+        """Drop all fresh curvature, because its backward will never run."""
         for entry in self._pending.values():
             entry.fresh = []
 
     def gradients_cleared(self) -> None:
-        """Drop all whose gradients are there, because the optimizer clears every gradient now."""
+        """Drop all settled curvature, because the optimizer is clearing every gradient."""
         self._first_pass = None
         self._reached_first.clear()
         for entry in self._pending.values():
@@ -176,25 +176,25 @@ class PendingCurvature:
         *,
         alone: bool = True,
     ) -> list[Tensor | None]:
-        """Sum up the curvature pending for each of ``params``, signed.
+        """Sum the signed curvature that is pending for each of ``params``.
 
         Args:
             params: Newton parameters that have a gradient.
             estimator: See :func:`sgdph.curvature.estimators.curvature_of_gradients`.
-            probes: Draws what :func:`sgdph.curvature.estimators.curvature_of_gradients` takes.
-            loss_scale: What divides products of ``backward(create_graph=True)``; ``None`` asks the
-                calling ``GradScaler``.
-            name: Names a parameter.
-            alone: Whether this is the only rank. Where there are others, ``.grad`` changes after
-                its backward as a matter of course.
+            probes: Draws probes for :func:`sgdph.curvature.estimators.curvature_of_gradients`.
+            loss_scale: The divisor for products of ``backward(create_graph=True)``; ``None`` uses
+                the scale of the calling ``GradScaler``.
+            name: Returns the name of a parameter.
+            alone: Whether this is the only rank. With other ranks, it is normal that ``.grad``
+                changes after its backward.
 
         Returns:
-            Per parameter a tensor of its shape in its curvature's dtype, or ``None`` where nothing
-            came.
+            Per parameter a tensor of its shape in its curvature's dtype, or ``None`` if it has no
+            curvature.
 
         Raises:
-            RuntimeError: A gradient was put together by hand from several backwards, so that its
-                curvature is unknown; or it cannot be told whether a loss was scaled.
+            RuntimeError: A gradient was combined by hand from several backwards, so its curvature
+                is unknown; or it is unclear whether a loss was scaled.
         """
         for p in [p for p in params if alone and is_of_several(self._entry(p), p, name)]:
             entry = self._entry(p)
@@ -222,20 +222,21 @@ class PendingCurvature:
         return sums
 
     def validity(self, p: Tensor) -> Tensor | None:
-        """Tell, on the device, if anything is left of what was taken for ``p``; ``None`` is yes."""
+        """Return, as a tensor, whether curvature of ``p`` was not cleared; ``None`` means true."""
         return self._entry(p).validity()
 
     def _gradient_with_graph(self, p: Tensor) -> Tensor | None:
         if p in self._hooks:
             return self._entry(p).gradient_with_graph
-        # Unfrozen since the last look, so nobody watched: .grad itself still has the graph.
+        # Unfrozen since hooks were placed, so there is none here: .grad itself has the graph.
         return p.grad if p.grad is not None and p.grad.grad_fn is not None else None
 
     def reaches(self) -> Callable[[Tensor], bool]:
-        """Return what tells the parameters that the first ``backward(create_graph=True)`` reached.
+        """Return a function that tells which parameters ``backward(create_graph=True)`` reached.
 
-        All that any of them reached, where nothing is left of the first. And what a backward
-        without a graph reached: there, the partial Hessian was forgotten.
+        The first such backward since the last step counts; if nothing is left of it, all of them
+        count. A parameter reached by a backward without a graph counts too: there, the user forgot
+        to take the partial Hessian.
         """
         first = [self._pending.get(each) for each in self._reached_first]
         is_gone = not any(each and each.gradient_with_graph is not None for each in first)
@@ -251,29 +252,29 @@ class PendingCurvature:
         return reached
 
     def was_missed(self, p: Tensor) -> bool:
-        """Tell whether curvature was asked of a loss that does not depend on ``p``."""
+        """Return whether curvature was taken from a loss that does not depend on ``p``."""
         return self._entry(p).missed_at is not None
 
     def was_passed_over(self, p: Tensor) -> bool:
-        """Tell whether no backward has brought anything for ``p``: its ``.grad`` is left over."""
+        """Return whether no backward has reached ``p``, so that any ``.grad`` is left over."""
         if p.grad is None:
             return True
-        # One with a graph was put there by hand; one that nobody watched may be new.
+        # A .grad with a graph was set by hand; one without hooks may be new.
         if p.grad.grad_fn is not None or p not in self._hooks:
             return False
         entry = self._entry(p)
         return not entry.holds() and not entry.forgotten
 
     def has_come(self, params: Iterable[Tensor]) -> bool:
-        """Tell whether a loss has been asked for the curvature of any of ``params``.
+        """Return whether curvature was taken from a loss for any of ``params``.
 
-        What belongs to gradients that have been cleared since does not count.
+        Curvature that belongs to cleared gradients does not count.
         """
         for p in params:
             entry = self._entry(p)
             if self.was_missed(p) or entry.fresh:
                 return True
-            # Only a look: one that was clipped by replacement still has its curvature.
+            # Nothing is dropped here: a gradient replaced by clipping keeps its curvature.
             replaced = entry.stamp is not None and entry.stamp.is_replaced(p.grad)
             holds = entry.settled or self._gradient_with_graph(p) is not None
             if holds and not replaced:
@@ -281,13 +282,13 @@ class PendingCurvature:
         return False
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Drop everything."""
         self._pending.clear()
         self._first_pass = None
         self._reached_first.clear()
 
     def _present_entry(self, p: Tensor) -> PendingEntry:
-        """Return the entry without what is gone by now."""
+        """Return the entry of ``p``, after dropping curvature that no longer counts."""
         entry = self._entry(p)
         entry.drop_if_cleared(p)
         entry.drop_without_graph()

@@ -1,4 +1,4 @@
-"""The curvature pending for one parameter, and what it belongs to: a gradient, or a graph."""
+"""The curvature that is pending for one parameter, and the gradient or graph it belongs to."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _OWNER = "sgdph.owner"
 
 
 class _Owner:
-    """Lives in the metadata of a node, and so for as long as the node."""
+    """A marker in the metadata of a node, which lives as long as the node."""
 
 
 class Owner:
-    """Tells whether a graph is still there. Nodes themselves take no weak references.
+    """A weak reference to a graph. Nodes themselves cannot have weak references.
 
     Args:
-        node: A node of it: the one nearest to a parameter, which the graphs of losses share that
-            are computed from the same output; ``None`` for curvature without a graph.
-        end: The node that the loss came from.
+        node: A node of the graph, the one nearest to a parameter. Losses that are computed from the
+            same output share it. ``None`` for curvature without a graph.
+        end: The node that produced the loss.
     """
 
     def __init__(self, node: Node | None, end: Node | None = None) -> None:
@@ -37,11 +37,11 @@ class Owner:
         self._end = _reference_to(end)
 
     def is_gone(self) -> bool:
-        """Tell whether no backward can come from that graph any more."""
+        """Return whether no backward can run through that graph any more."""
         return self._reference is None or self._reference() is None
 
     def is_of_loss(self, end: Node | None) -> bool:
-        """Tell whether it is of the loss that came from this node."""
+        """Return whether the graph is that of the loss produced by this node."""
         own = None if self._end is None else self._end()
         return own is not None and end is not None and end.metadata.get(_OWNER) is own
 
@@ -54,11 +54,11 @@ class Taken(NamedTuple):
     """Curvature as it was taken, not yet divided by a scale.
 
     Attributes:
-        curvature: Shaped like the parameter.
-        factors: What the loss was multiplied by.
+        curvature: A tensor shaped like the parameter.
+        factors: The factors of the loss.
         owner: The graph it was taken from.
-        valid: A boolean of shape ``()`` on the device, false where its gradient was cleared since;
-            ``None`` is true.
+        valid: A boolean of shape ``()`` on the device, false if its gradient was cleared since;
+            ``None`` means true.
     """
 
     curvature: Tensor
@@ -69,24 +69,24 @@ class Taken(NamedTuple):
 
 @dataclass
 class GradientStamp:
-    """How a ``.grad`` was when last seen: its storage, which is kept from reuse, and version."""
+    """A ``.grad`` as it was last seen: its storage, kept alive so it is not reused, and version."""
 
     alias: Tensor
     version: int
 
     @classmethod
     def of(cls, gradient: Tensor) -> GradientStamp:
-        """Look at a gradient."""
+        """Return the stamp of a gradient."""
         # A detached alias shares memory and version counter, but keeps no graph alive.
         alias = gradient.detach()
         return cls(alias, alias._version)
 
     def is_replaced(self, gradient: Tensor | None) -> bool:
-        """Tell whether another tensor has taken its place."""
+        """Return whether another tensor, or ``None``, has replaced the gradient."""
         return gradient is None or gradient.data_ptr() != self.alias.data_ptr()
 
     def is_changed(self) -> bool:
-        """Tell whether it was written to."""
+        """Return whether the gradient was written to."""
         return self.alias._version != self.version
 
 
@@ -117,7 +117,7 @@ class PendingEntry:
     """The gradient as the latest backward left it, where some may have been dropped before."""
 
     def drop_settled(self) -> None:
-        """Drop what belongs to gradients that are gone."""
+        """Drop settled curvature, because its gradient is gone."""
         self.dropped |= bool(self.settled) or self.gradient_with_graph is not None
         self.settled = []
         self.gradient_with_graph = self.objection = self.stamp = None
@@ -130,15 +130,15 @@ class PendingEntry:
             self.stamp = GradientStamp.of(p.grad)
 
     def drop_if_cleared(self, p: Tensor) -> None:
-        """Drop what belongs to a gradient that has been cleared since."""
+        """Drop settled curvature if its gradient was cleared since."""
         self.incoming = None
         if self.stamp is None:
             return
         if self.stamp.is_replaced(p.grad):
             self.drop_settled()
         elif self.stamp.is_changed() and p.grad is not None:
-            # Changed in place: cleared with set_to_none=False, or clipped, unscaled, averaged over
-            # ranks? Only a cleared one is all zeros, and that can be asked without a host sync.
+            # Changed in place: cleared with set_to_none=False, clipped, unscaled, or averaged over
+            # ranks. Only a cleared one is all zeros, which can be checked without a host sync.
             kept = p.grad.ne(0).any()
             self.kept = kept if self.kept is None else self.kept & kept
             if self.settled:
@@ -155,7 +155,7 @@ class PendingEntry:
             self.stamp = GradientStamp.of(p.grad)
 
     def drop_cleared_graph(self, p: Tensor) -> None:
-        """Drop the graph of a gradient that was cleared in place, which detaches it."""
+        """Drop the graph of a gradient that was cleared in place. Such clearing detaches it."""
         stamp, gradient = self.stamp, p.grad
         if stamp is None or stamp.is_replaced(gradient) or not stamp.is_changed():
             return
@@ -163,18 +163,18 @@ class PendingEntry:
             self.gradient_with_graph = None
 
     def holds(self) -> bool:
-        """Tell whether there is anything, fresh or settled."""
+        """Return whether there is any curvature, fresh or settled."""
         return bool(self.fresh or self.settled) or self.gradient_with_graph is not None
 
     def has_factors(self) -> bool:
-        """Tell whether anything is still to be divided by the scale of its loss."""
+        """Return whether any curvature may still have to be divided by the scale of its loss."""
         return any(taken.factors for taken in (*self.settled, *self.fresh))
 
     def total(self, scaler: torch.amp.GradScaler | None) -> Tensor | None:
-        """Sum up what was taken, divided by the scales of the losses; ``None`` where nothing was.
+        """Sum the curvature, divided by the scales of the losses; ``None`` if there is none.
 
         Args:
-            scaler: The ``GradScaler`` that calls the step, if one does.
+            scaler: The ``GradScaler`` that calls the step, if any.
         """
         total: Tensor | None = None
         for taken in (*self.settled, *self.fresh):
@@ -196,10 +196,11 @@ class PendingEntry:
         return valid
 
     def is_of_several(self, gradient: Tensor) -> bool:
-        """Tell whether ``.grad`` was put together by hand, after other gradients had been cleared.
+        """Return whether ``.grad`` was combined by hand after other gradients were cleared.
 
-        It may also have been clipped after a skipped batch, and is then a multiple of what the
-        latest backward left. The device is asked only where gradients were cleared before the step.
+        A gradient that was only clipped, after a skipped batch, does not count: it is a multiple of
+        the gradient of the latest backward. Waits for the device only if gradients were cleared, or
+        changed in place between two backwards, since the last step.
         """
         if self.forgotten or self.fresh or self.missed_at is not None:
             return False
@@ -211,7 +212,7 @@ class PendingEntry:
         return stamp is None or not bool(self.is_multiple_of_latest(gradient))
 
     def is_multiple_of_latest(self, gradient: Tensor) -> Tensor:
-        """Tell whether a gradient is what the latest backward left, or that times a number.
+        """Return whether a gradient is a multiple of what the latest backward left.
 
         Returns:
             A boolean of shape ``()`` on the device.
@@ -223,16 +224,16 @@ class PendingEntry:
         length = b.norm()
         direction = b / length.clamp(min=torch.finfo(dtype).tiny)
         rest: Tensor = (a - (a * direction).sum() * direction).norm()
-        # The rounding of a product in the gradient's own precision.
+        # The tolerance covers the rounding of a product in the gradient's own precision.
         return rest.le(64 * torch.finfo(gradient.dtype).eps * a.norm())
 
     def drop_without_graph(self) -> None:
-        """Drop what is fresh and whose backward cannot come any more."""
+        """Drop fresh curvature whose backward can no longer run."""
         if self.fresh:
             self.fresh = [taken for taken in self.fresh if not taken.owner.is_gone()]
 
     def settle(self) -> None:
-        """Note that the gradient of what is fresh is there."""
+        """Turn fresh curvature into settled curvature, because its gradient has arrived."""
         for taken in self.fresh:
             same = [i for i, t in enumerate(self.settled) if t.factors.key == taken.factors.key]
             if same:
@@ -245,10 +246,10 @@ class PendingEntry:
 
 
 def is_of_several(entry: PendingEntry, p: Tensor, name: Callable[[Tensor], str]) -> bool:
-    """Tell whether a gradient was put together by hand, after others had been cleared.
+    """Return whether a gradient was combined by hand after others were cleared, and warn if so.
 
     Raises:
-        RuntimeError: It is another tensor than any backward has left, so that its curvature is
+        RuntimeError: The gradient is a tensor that no backward has left, so its curvature is
             unknown.
     """
     assert p.grad is not None, "only live parameters are collected"

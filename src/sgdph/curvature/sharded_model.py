@@ -1,8 +1,8 @@
-"""The model around the Newton parameters, where ``fully_shard`` (FSDP2) has sharded it.
+"""The model around the Newton parameters, if ``fully_shard`` (FSDP2) has sharded it.
 
-It shards the Newton parameters too, or leaves them alone (``ignored_params``). Either way a product
-can be taken only while the weights stay gathered. The gradients of parameters that it leaves alone
-nobody averages over the ranks.
+``fully_shard`` also shards the Newton parameters, or ignores them (``ignored_params``). In both
+cases a product can be taken only while the weights stay gathered. For parameters that it ignores,
+it does not average the gradients over the ranks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sgdph.distributed.fully_sharded import (
 from sgdph.distributed.reduction import Ranks
 
 _Group = Mapping[str, Any]
-# Not by name: two models in one optimizer may have the same names.
+# Pairs and not a dict: two models in one optimizer may have the same names.
 _Named = Sequence[tuple[str, Tensor]]
 
 _USE_BACKWARD = (
@@ -38,7 +38,7 @@ _USE_BACKWARD = (
 
 
 class ShardedModel:
-    """What is known of ``fully_shard`` around an optimizer's parameters.
+    """The use of ``fully_shard`` around an optimizer's parameters.
 
     Attributes:
         is_gathered: Whether a product can be taken now.
@@ -49,7 +49,7 @@ class ShardedModel:
         self._leaves: dict[int, Tensor] = {}
         self._modules: Sequence[Any] = ()
         self._is_around: bool | None = None
-        # Of what is not sharded: whether all ranks hold the same.
+        # By id of a parameter that is not sharded: whether all ranks hold the same values.
         self._shared: dict[int, bool] = {}
         self._stamps: dict[int, GradientVersions] = {}
 
@@ -62,14 +62,14 @@ class ShardedModel:
         return self._leaves.get(id(p)) if is_dtensor(p) else p
 
     def leaves_of(self, params: Iterable[Tensor]) -> list[Tensor]:
-        """Return the leaf of each parameter; of one that never had a leaf, itself."""
+        """Return the leaf of each parameter, or the parameter itself if there is no leaf."""
         return [p if (leaf := self.leaf_of(p)) is None else leaf for p in params]
 
     def leaves_in(self, graph: Graph, params: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
-        """Return the leaves that a product of a loss's graph is taken for.
+        """Return the leaves for which a product of a loss's graph is taken.
 
-        Where the ranks' losses reach different ones, their passes would gather different layers,
-        and wait for each other: all is gathered before. What is sharded is reached by all.
+        If the ranks' losses reach different leaves, their passes would gather different layers and
+        deadlock, so all layers are gathered first. Sharded parameters are reached on all ranks.
         """
         leaves = self.leaves_of(params)
         if self.is_gathered and ranks.count() > 1 and not all(map(is_dtensor, params)):
@@ -80,12 +80,12 @@ class ShardedModel:
         return leaves
 
     def reached_in(self, graph: Graph) -> Callable[[Tensor], bool]:
-        """Return what tells whether a loss depends on a parameter."""
+        """Return a function that tells whether a loss depends on a parameter."""
         return lambda p: graph.reaches(*self.leaves_of([p]))
 
     @contextlib.contextmanager
     def gathered(self, modules: Sequence[Any]) -> Iterator[None]:
-        """Let products be taken: the weights of these modules stay where they are gathered."""
+        """Allow products inside the context: gathered weights of these modules are not freed."""
         self._leaves = {id(p): leaf for p, leaf in shards(modules) if leaf is not None}
         self._modules = modules
         self.is_gathered = True
@@ -98,12 +98,12 @@ class ShardedModel:
             self._modules = ()
 
     def is_around(self, newton: Sequence[Tensor], groups: Iterable[_Group] = ()) -> bool:
-        """Tell whether ``fully_shard`` was called for a model, or parts, of these parameters.
+        """Return whether ``fully_shard`` was called for a model, or parts, of these parameters.
 
         Args:
             newton: The Newton parameters.
-            groups: All groups of the optimizer. Of a model whose linear layers alone are sharded,
-                no Newton parameter tells.
+            groups: All groups of the optimizer. They are needed if only other parameters, such as
+                those of linear layers, are sharded.
         """
         if any(map(is_dtensor, newton)):
             return True
@@ -116,7 +116,7 @@ class ShardedModel:
         return bool(self._is_around)
 
     def check_take(self, newton: Sequence[Tensor], groups: Iterable[_Group] = ()) -> None:
-        """Check that a product finds the weights it needs.
+        """Check that the weights that a product needs are available.
 
         Args:
             newton: See :meth:`is_around`.
@@ -140,10 +140,10 @@ class ShardedModel:
         pending: PendingCurvature,
         alone: bool,
     ) -> None:
-        """Check that the ranks have the same gradients, and no product is left to be taken.
+        """Check that the ranks have the same gradients, and that no product is still to be taken.
 
         Raises:
-            RuntimeError: They have not; or ``backward(create_graph=True)`` was called.
+            RuntimeError: Gradients were not averaged; or ``backward(create_graph=True)`` was used.
         """
         if not self.is_around(newton, groups):
             return
@@ -162,10 +162,10 @@ class ShardedModel:
     def check_model(
         self, model: nn.Module, newton: Iterable[Tensor], params: _Named, ranks: Ranks
     ) -> list[Any]:
-        """Check that an optimizer is one of a sharded model.
+        """Check that an optimizer belongs to a sharded model.
 
         Args:
-            model: What ``fully_shard`` was called for.
+            model: The sharded model.
             newton: The Newton parameters.
             params: All parameters of the optimizer, with their names.
             ranks: The ranks to average over.
@@ -174,9 +174,9 @@ class ShardedModel:
             The modules that ``fully_shard`` was called for.
 
         Raises:
-            TypeError: ``model`` is no module.
+            TypeError: ``model`` is not a module.
             ValueError: It is not sharded; parameters are not in it, or are gathered copies; or it
-                is sharded over other ranks.
+                is sharded over other ranks or also by tensor parallelism.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected the sharded model, got {type(model).__name__}")
@@ -199,8 +199,8 @@ class ShardedModel:
         known = {id(p) for _, p in params}
         shapes = {p.shape for p, _ in pairs if id(p) not in known}
         for name, p in params:
-            # First-order ones may be another model's, unless they have a name of this one's; or
-            # have none, and the shape of a weight that nobody would train here.
+            # First-order parameters may belong to another model, unless they have a name of this
+            # model; or have no name, and the shape of a weight here that is not in the optimizer.
             is_stale = name.replace(".", "").isdecimal() and p.shape in shapes
             if id(p) not in held and (id(p) in ours or name in present or is_stale):
                 raise ValueError(
@@ -235,7 +235,7 @@ class ShardedModel:
         pending: PendingCurvature,
         ranks: Ranks,
     ) -> None:
-        """Average the gradients that ``fully_shard`` leaves alone, all in one collective.
+        """Average the gradients that ``fully_shard`` ignores, all in one collective.
 
         Args:
             model: See :meth:`check_model`.
@@ -263,7 +263,7 @@ class ShardedModel:
                     f"parameter {name}, which fully_shard ignores, differs between the ranks. "
                     "Broadcast it from one rank before training, or give all ranks the same seed"
                 )
-        # Those that differ are each rank's own.
+        # Parameters that differ between ranks belong to each rank alone.
         alone = [p for p in alone if self._shared[id(p)]]
         if alone:
             mean_gradients(alone, ranks)
@@ -274,7 +274,7 @@ class ShardedModel:
     ) -> None:
         """Drop curvature of sharded parameters whose gradients have been cleared since.
 
-        All ranks do so alike, though a rank's own part may be zero, or empty.
+        All ranks decide the same, although a rank's own part may be zero or empty.
         """
         changed = []
         for p in newton:
@@ -294,7 +294,7 @@ class ShardedModel:
                     pending.drop_settled(p)
 
     def note_gradients(self, newton: Iterable[Tensor]) -> None:
-        """Note the gradients of sharded parameters as a backward has left them."""
+        """Note the gradients of sharded parameters as a backward left them."""
         for p in newton:
             if p.grad is not None and is_dtensor(p):
                 self._stamps[id(p)] = GradientVersions.of(p.grad)

@@ -1,4 +1,4 @@
-"""What a forward pass changes besides its output, undone: buffers and random numbers."""
+"""Context managers that undo the side effects of a forward pass: buffers and random numbers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-# Who runs code uncompiled, in the order in which they began.
+# The active uncompiled contexts, in the order in which they were entered.
 _HELD: list[Any] = []
 _HOLDING = threading.Lock()
 
 
 @contextlib.contextmanager
 def random_numbers_kept(params: Sequence[Tensor]) -> Iterator[None]:
-    """Give the random generators back as they were: torch's, numpy's and Python's global ones.
+    """Restore the global random generators of torch, numpy and Python on exit.
 
-    So every pass draws the same numbers, those that the next forward draws too. A generator of the
-    user's own cannot be found.
+    So every pass draws the same numbers, which the next forward draws too. Generators that the user
+    creates are not restored.
 
     Args:
-        params: Where they are, CUDA's generators are kept as well.
+        params: The generators of these parameters' CUDA devices are restored as well.
     """
     devices = {p.device for p in params if p.device.type == "cuda"}
-    # Not imported: who has not done so draws nothing from it.
+    # numpy is not imported here: if nobody has imported it, nobody draws from it.
     numpy = sys.modules.get("numpy")
     of_python = random.getstate()
     of_numpy = None if numpy is None else numpy.random.get_state(legacy=False)
@@ -47,8 +47,8 @@ def random_numbers_kept(params: Sequence[Tensor]) -> Iterator[None]:
 def buffers_kept() -> Iterator[None]:
     """Let all modules that are called inside work on copies of their buffers.
 
-    Batch norm's statistics are changed in place at every forward. Bringing old values back would
-    be one change more, and invalidate the graph of a loss computed before.
+    Every forward changes batch norm's statistics in place. Restoring the old values in place would
+    be another change, and would invalidate the graph of an earlier loss.
     """
     replaced: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     copies: dict[int, Tensor] = {}
@@ -68,7 +68,8 @@ def buffers_kept() -> Iterator[None]:
     handle = register_module_forward_pre_hook(replace)
     try:
         with uncompiled(), warnings.catch_warnings():
-            # An OptimizedModule and the module inside it are both seen; the second changes nothing.
+            # The hook runs for an OptimizedModule and for the module inside; the second time does
+            # nothing.
             warnings.filterwarnings("ignore", message=r".*when there are global hooks on modules")
             yield
     finally:
@@ -79,10 +80,10 @@ def buffers_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled code as it was written: it has no second derivative, and hooks traced in.
+    """Run compiled code uncompiled: it has no second derivative, and hooks are traced into it.
 
-    The stance is one for all threads, and each of torch's contexts brings back the one it found.
-    Whoever leaves before another that came later therefore passes on what it found.
+    All threads share the stance, and each of torch's contexts restores the stance that it found. So
+    a context that exits before a later one passes the stance that it found on to the later one.
     """
     if "torch._dynamo" not in sys.modules:
         yield
@@ -104,9 +105,9 @@ def uncompiled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
-    """Move the weights, and bring the very same tensors back.
+    """Move the weights inside the context, and restore the very same tensors on exit.
 
-    Through ``.data``: a change in place would invalidate the graph of a loss computed before.
+    It assigns ``.data``, because a change in place would invalidate the graph of an earlier loss.
     """
     before = [p.data for p in params]
     for p, step in zip(params, steps, strict=True):

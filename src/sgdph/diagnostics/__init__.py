@@ -1,1 +1,1 @@
-"""Dense Hessian blocks, the figures about them, and a check of the curvature."""
+"""Dense Hessian blocks, measures of them, and a check of the curvature."""

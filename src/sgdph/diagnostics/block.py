@@ -1,10 +1,10 @@
-"""Dense blocks of a loss's Hessian, to look at.
+"""Dense blocks of a loss's Hessian, for inspection.
 
-A block of ``n`` entries takes ``n`` products, which are taken one by one or many at a time. Neither
-is always the faster. Where tensors are small, the loop spends its time on Python and the engine,
-and batching saves that. Where they are large, batching saves nothing, needs the memory of the whole
-batch, and does without the lean second derivatives (:mod:`sgdph.autograd.lean`), which do not
-batch. So the size of the largest tensor decides.
+A block of ``n`` rows takes ``n`` products, one by one or many at a time. Neither is always faster.
+With small tensors, the loop spends most time on Python and the engine, and batching saves that.
+With large tensors, batching saves nothing and needs the memory of the whole batch. It also cannot
+use the lean second derivatives (:mod:`sgdph.autograd.lean`), which do not support batching. So the
+size of the largest tensor decides.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sgdph.distributed.ddp import static_graph_unnoticed
 LARGEST_SIDE = 16_384
 """Entries a side of the largest block that is built: 1 GiB in float32."""
 
-# Entries of the largest tensor of a batch of products. On the CPU a batch should stay in the cache;
-# elsewhere only memory bounds it.
+# The number of entries of the largest tensor in a batch of products. On the CPU a batch should fit
+# in the cache; on other devices only memory limits it.
 _BATCH_ENTRIES_CPU = 2**19
 _BATCH_ENTRIES = 2**26
-# Batches of fewer products lose against the loop with lean derivatives.
+# Batches of fewer products are slower than the loop with lean derivatives.
 _SMALLEST_BATCH = 8
 
 
@@ -50,16 +50,16 @@ def hessian_block(
     Args:
         loss: A real scalar whose graph has not been freed.
         p: A trainable tensor of any shape with ``n`` entries, or several with ``n`` together.
-        dtype: Dtype of the result; ``None`` is that of ``p``. It converts only, the precision is
-            that of the graph. For a block in float64, convert model and data by ``.double()``
-            before the forward pass.
+        dtype: Dtype of the result; ``None`` is that of ``p``. It only converts the result, whose
+            precision is that of the graph. For a block in float64, convert model and data by
+            ``.double()`` before the forward pass.
         chunk_size: Number of products taken at a time; memory grows with it. ``None`` chooses it by
             the size of the tensors in the graph.
 
     Returns:
         The block, of shape ``(n, n)``, without a graph: row ``i`` is the derivative of the
-        gradient's ``i``-th entry. For several tensors it is their joint block, in the order given,
-        each flattened. It is not made symmetric: rows differ from columns by rounding.
+        gradient's ``i``-th entry. For several tensors it is their joint block, in the given order,
+        each flattened. It is not symmetrised, so rows and columns may differ by rounding.
 
     Raises:
         TypeError: ``loss`` or ``p`` is not a tensor.
@@ -83,9 +83,9 @@ def block_of(
     dtype: torch.dtype | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Build the joint block of parameters whose names errors should tell.
+    """Build the joint block of named parameters; see :func:`hessian_block`.
 
-    See :func:`hessian_block`.
+    Error messages contain the names.
     """
     check_loss(loss)
     check_params(named)
@@ -102,7 +102,7 @@ def block_of(
     _check_side(sum(sizes), dtype, "all these parameters together")
 
     region = Region(loss, params)
-    # Under autocast the products of a float32 graph would be taken in half precision.
+    # Under autocast, products of a float32 graph would be computed in half precision.
     kind = params[0].device.type
     autocast = torch.is_autocast_enabled(kind)
     plain = torch.autocast(kind, enabled=False) if autocast else contextlib.nullcontext()
@@ -119,10 +119,10 @@ def block_of(
 
 
 def listed(params: Iterable[Any]) -> list[Any]:
-    """List what was given where a tensor or several were expected.
+    """Convert an argument that should be several tensors to a list.
 
     Raises:
-        TypeError: It cannot be listed.
+        TypeError: It is not iterable.
     """
     if not isinstance(params, Iterable):
         raise TypeError(f"expected a tensor or several, got {type(params).__name__}")
@@ -130,10 +130,10 @@ def listed(params: Iterable[Any]) -> list[Any]:
 
 
 def check_params(named: Sequence[tuple[str, Tensor]]) -> None:
-    """Check that each parameter can have a block of its own.
+    """Check that each parameter can have its own block.
 
     Raises:
-        TypeError: One is no tensor.
+        TypeError: A parameter is not a tensor.
         ValueError: One is complex, frozen, empty, too large or given twice; or there is none.
     """
     if not named:
@@ -187,7 +187,7 @@ def _gradients(
     gradients = []
     for gradient, (name, p) in zip(found, named, strict=True):
         if gradient is None:
-            # Zeros would look like a parameter in which the loss is flat.
+            # Zeros would mean that the loss is flat in this parameter.
             raise RuntimeError(
                 f"the loss does not depend on {_described(name, p)}: it was not used in the "
                 "forward pass, lies inside a reentrant checkpoint, or was replaced since"
@@ -203,7 +203,7 @@ def _gradients(
 
 def _chunk_size(region: Region, device: torch.device) -> int:
     if any(has_packed(node) for node in region.nodes):
-        # What a checkpoint computes anew should not be computed inside of a batch.
+        # A checkpoint should not recompute inside a batch.
         return 1
     largest = max(
         (
@@ -219,10 +219,10 @@ def _chunk_size(region: Region, device: torch.device) -> int:
 
 
 def _fill(rows: Tensor, gradient: Tensor, params: Sequence[Tensor], at_a_time: int) -> None:
-    """Write the derivative of each entry of ``gradient`` by ``params`` into a row each."""
+    """Write the derivative of each entry of ``gradient`` by ``params`` into one row."""
     if at_a_time > 1:
-        # Not every operation batches in every version of torch, and they fail in many ways. An
-        # error that is not about batching comes again in the loop.
+        # Some operations cannot be batched in some versions of torch, and fail in many ways. An
+        # error with another cause occurs again in the loop.
         with contextlib.suppress(Exception):
             _fill_batched(rows, gradient, params, at_a_time)
             return
@@ -249,7 +249,7 @@ def _fill_batched(rows: Tensor, gradient: Tensor, params: Sequence[Tensor], at_a
 def _unit_vectors(
     rows: Tensor, gradient: Tensor, at_a_time: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield some rows at a time, and the unit vectors that they belong to."""
+    """Yield some rows at a time, with their unit vectors."""
     start = 0
     for some in torch.split(rows, at_a_time):
         vectors = gradient.new_zeros(len(some), gradient.numel())

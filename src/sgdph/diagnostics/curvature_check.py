@@ -1,4 +1,4 @@
-"""A check, by the user and once, that the product the optimizer takes is the loss's."""
+"""A check that the products which the optimizer takes are right for the user's loss."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sgdph.step import SecondOrderOptimizer
 from sgdph.validation import refuse_sparse_gradients
 
 _RTOL = {torch.float64: 1e-4, torch.float32: 3e-2}
-# Distances in shares of a parameter's scale: first those that fit most networks. Differences of
-# gradients rounded to u are best near the cube root of u; kinks ask for less.
+# Distances as shares of a parameter's scale. The first fit most networks. For gradients rounded to
+# u, the best distance is near the cube root of u; kinks need smaller ones.
 _SHARES = {
     torch.float64: (1e-5, 1e-3, 1e-6, 1e-7, 1e-8),
     torch.float32: (5e-3, 1.25e-3, 2e-2, 3e-4, 8e-2),
 }
-# A disagreement counts beyond so many times the difference's own error.
+# Only a disagreement beyond this many times the difference's own error counts.
 _OWN_ERRORS = 3
 _PROBES = 2
 _SEED = 0
@@ -42,7 +42,7 @@ def check_curvature(
 ) -> dict[str, float]:
     """Compare the exact product of each Newton parameter with differences of gradients.
 
-    It is like ``torch.autograd.gradcheck``. Run it once for a network with your own kernels: if a
+    It is like ``torch.autograd.gradcheck``. Run it once for a network with your own kernels. If a
     function's backward makes no graph, or treats as constant something that depends on its input,
     the second derivative is wrong, and torch does not notice. Each parameter's Hessian block is
     multiplied by a random vector, by double backward (as in :meth:`SGDPH.backward`) and by central
@@ -63,11 +63,11 @@ def check_curvature(
     Returns:
         Relative errors by parameter name: the norm of the products' difference, beyond the error of
         the differences, over the larger norm. 0 is agreement; 1 means that one product is zero;
-        ``inf`` that no finite exact product exists. Parameters without influence are left out.
+        ``inf`` means no finite exact product. Parameters that the loss does not reach are left out.
 
     Raises:
-        RuntimeError: Parameters disagree or have no exact product; they are named. The loss reaches
-            none of them, or the closure is not a function of the weights.
+        RuntimeError: Parameters disagree or have no exact product; they are named. Or the loss
+            reaches none of them, or the closure is not a function of the weights.
         ValueError: Something is computed in less than float32; there are no trainable Newton
             parameters; ``rtol`` is not above 0.
         TypeError: ``closure`` is not callable or returns no tensor; ``optimizer`` takes no partial
@@ -82,7 +82,7 @@ def check_curvature(
     together = optimizer._groups.newton[0]["refresh"] == "all"
     with (
         forwards_unnoticed(),
-        # Once more around all: a checkpoint computes its part again in a product.
+        # Around everything, because a checkpoint recomputes its part during a product.
         random_numbers_kept(params),
         buffers_kept(),
         torch.enable_grad(),
@@ -153,7 +153,7 @@ def _call(closure: Closure, params: Sequence[Tensor]) -> Tensor:
 
 
 def _precision(loss: Tensor, params: Sequence[Tensor]) -> torch.dtype:
-    """Find the lowest precision that the loss is computed in."""
+    """Return the lowest precision in the loss's graph; raise an error if it is below float32."""
     outputs = [
         output.dtype
         for node in graph_nodes([loss])
@@ -171,9 +171,9 @@ def _precision(loss: Tensor, params: Sequence[Tensor]) -> torch.dtype:
 
 
 def _probe(p: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a vector with entries of either sign, and of sizes between 1/2 and 1.
+    """Draw a vector with entries of random sign, and of sizes between 1/2 and 1.
 
-    Signs alone would miss much of a small block: a row sum is zero by symmetry often enough.
+    Signs alone would miss errors in a small block, because its row sums are often zero by symmetry.
     """
     size = 0.5 + 0.5 * torch.rand(p.shape, generator=generator, dtype=torch.float64)
     sign = torch.randint(0, 2, p.shape, generator=generator) * 2 - 1
@@ -186,7 +186,7 @@ def _exact_products(
     vectors: Sequence[Tensor],
     name: Callable[[Tensor], str],
 ) -> Sequence[Tensor | RuntimeError | None]:
-    """Take ``z ⊙ Hz`` of each block as the optimizer does, or the error that it would raise."""
+    """Return ``z ⊙ Hz`` for each block as the optimizer does, or the error that it would raise."""
     try:
         region = Region(loss, targets)
         with static_graph_unnoticed(region):
@@ -206,12 +206,12 @@ def _exact_products(
 
 
 class _Comparison:
-    """Compares exact products with differences of gradients.
+    """A comparison of exact products with differences of gradients.
 
     Args:
         closure: Computes the loss.
-        loss: At the present weights, with its graph.
-        rtol: At which relative error the products agree.
+        loss: The loss at the present weights, with its graph.
+        rtol: The largest relative error at which the products agree.
         shares: The distances to try, as shares of a parameter's scale.
     """
 
@@ -223,7 +223,7 @@ class _Comparison:
         self._shares = shares
 
     def error(self, p: Tensor, z: Tensor, product: Tensor) -> float:
-        """Return the relative error of ``product``, which is to be ``z ⊙ Hz``."""
+        """Return the relative error of ``product``, which should be ``z ⊙ Hz``."""
         exact = _flat(product)
         if not exact.isfinite().all():
             return math.inf
@@ -250,11 +250,11 @@ def _relative(difference: Tensor, exact: Tensor, own_error: float = 0.0) -> floa
 
 
 def _error_beyond_own(found: dict[float, Tensor], exact: Tensor) -> float:
-    """Judge by the two neighbouring distances that agree best with one another.
+    """Return the relative error beyond that of the best differences themselves.
 
-    What they differ by is their own error. Where the block is zero it is rounding alone, which
-    grows as the distance shrinks: the smallest distances, with the most of it, tell how large it is
-    at others, lest two that agree by chance seem exact.
+    These are at the two neighbouring distances that agree best; their disagreement is their own
+    error. If the block is zero, it is only rounding, which is largest at the smallest distances. It
+    is estimated there, so that two differences that agree by chance do not seem exact.
     """
     shares = sorted(found, reverse=True)
     pairs = list(pairwise(shares))

@@ -44,7 +44,7 @@ def diagonality(
         optimizer: The optimizer whose running averages and names are used. The joint block has an
             average if every parameter has one.
         joint: Also measure the joint block of all parameters, with joint probes. It contains the
-            single blocks, so it takes no further products.
+            single blocks, so they need no further products.
         chunk_size: See :func:`hessian_block`.
 
     Returns:
@@ -141,7 +141,7 @@ def _group_of(p: Tensor, optimizer: SecondOrderOptimizer) -> dict[str, Any] | No
 
 
 def _running_average(p: Tensor, optimizer: SecondOrderOptimizer | None) -> Tensor | None:
-    """Read ``D̂`` of ``p``, where the optimizer has refreshed it."""
+    """Return ``D̂`` of ``p``, or ``None`` if the optimizer has not refreshed ``p``."""
     group = None if optimizer is None else _group_of(p, optimizer)
     if optimizer is None or group is None:
         return None

@@ -15,18 +15,18 @@ from sgdph.curvature.probes import rademacher_probe
 
 @dataclass(frozen=True)
 class EstimateError:
-    """How far an estimate ``h`` is from a block's diagonal ``d``, signs left aside.
+    """How far an estimate ``h`` is from a block's diagonal ``d``, without regard to signs.
 
-    The Newton step divides by absolute values, so both are compared as such.
+    The Newton step divides by absolute values, so absolute values are compared.
 
-    Where ``h`` is zero but for rounding, as the row sum of a bias before a softmax is, the relative
-    error is 1 and the cosine is that of the rounding errors: it says nothing.
+    If ``h`` is zero except for rounding, such as the row sum of a bias before a softmax, the
+    relative error is 1. The cosine is then that of the rounding errors and means nothing.
 
     Attributes:
-        cosine: Between ``|h|`` and ``|d|``, in [0, 1]: whether the channels stand in the right
-            proportion. 1 where both are zero, 0 where one is.
-        relative_error: ``‖|h| - |d|‖ / ‖d‖``: whether the size is right as well. 0 where both are
-            zero, infinite where ``d`` alone is.
+        cosine: The cosine between ``|h|`` and ``|d|``, in [0, 1]: whether the channels have the
+            right proportions. 1 if both are zero, 0 if one is.
+        relative_error: ``‖|h| - |d|‖ / ‖d‖``: whether the size is right too. 0 if both are zero,
+            infinite if only ``d`` is.
     """
 
     cosine: float
@@ -34,10 +34,10 @@ class EstimateError:
 
     @classmethod
     def of(cls, estimate: Tensor, diagonal: Tensor) -> EstimateError:
-        """Compare two tensors of as many entries, in float64.
+        """Compare two tensors with the same number of entries, in float64.
 
         Raises:
-            ValueError: They have not as many.
+            ValueError: The numbers of entries differ.
         """
         if estimate.numel() != diagonal.numel():
             raise ValueError(
@@ -67,25 +67,25 @@ class EstimateError:
 class Diagonality:
     """How diagonal a Hessian block ``H`` is, and how well its diagonal is estimated.
 
-    All figures are computed in float64, from a block of whatever precision.
+    All figures are computed in float64, for a block of any precision.
 
     Attributes:
-        name: Of the parameter, or ``"joint"`` for all of them together.
-        shape: Of the parameter; ``(n,)`` for several.
-        off_diagonal_share: ``‖H - diag(H)‖ / ‖H‖`` in Frobenius norms: 0 where the block is
-            diagonal or zero, 1 where the diagonal is zero.
+        name: The parameter's name, or ``"joint"`` for all of them together.
+        shape: The parameter's shape; ``(n,)`` for several.
+        off_diagonal_share: ``‖H - diag(H)‖ / ‖H‖`` in Frobenius norms: 0 if the block is diagonal
+            or zero, 1 if the diagonal is zero.
         negative_share: The share of diagonal entries below zero.
         row_sum: The error of ``|H 1|``, which the estimator ``row_sum`` takes.
         hutchinson: The error of one draw ``z ⊙ Hz`` with Rademacher ``z``, which the estimator
             ``hutchinson`` takes: the mean of the errors of ``probes`` single draws.
-        hutchinson_mean: The error of the signed mean of the ``probes`` draws. They are made as the
-            optimizer's are, orthogonal over successive draws (:mod:`sgdph.curvature.probes`): of a
-            block of n entries, n draws (the next power of two) give the diagonal itself.
-        probes: How many draws.
-        constant: The error of the mean of ``|d|`` in every entry. It knows nothing of single
-            channels: an estimate that does no better is worth no more than a learning rate.
-        average: The error of the running average ``D̂`` that an optimizer holds, which was made of
-            other batches and weights as well; ``None`` where there is none, or none was refreshed.
+        hutchinson_mean: The error of the signed mean of the ``probes`` draws. Like the optimizer's,
+            successive draws are orthogonal (:mod:`sgdph.curvature.probes`). So for a block of n
+            rows, n draws (rounded up to a power of two) give the diagonal itself.
+        probes: The number of draws.
+        constant: The error of the mean of ``|d|`` in every entry. It contains nothing about single
+            channels. An estimate that is not better is worth no more than a learning rate.
+        average: The error of the running average ``D̂`` of an optimizer, which also contains other
+            batches and weights; ``None`` if there is none, or the parameter was not refreshed.
     """
 
     name: str
@@ -110,15 +110,15 @@ class Diagonality:
         seed: int = 0,
         average: Tensor | None = None,
     ) -> Diagonality:
-        """Judge one block.
+        """Measure one block.
 
         Args:
-            block: ``(n, n)``, with ``n`` at least 1.
-            name: What to call it.
-            shape: Of the parameter; ``None`` is ``(n,)``.
-            probes: How many Hutchinson draws, at least 1.
-            seed: Of the draws. The global generator is never used.
-            average: An estimate of the diagonal from elsewhere, of ``n`` entries.
+            block: A matrix of shape ``(n, n)``, with ``n`` at least 1.
+            name: The name for the result.
+            shape: The parameter's shape; ``None`` is ``(n,)``.
+            probes: The number of Hutchinson draws, at least 1.
+            seed: The seed of the draws. The global generator is never used.
+            average: An estimate of the diagonal from elsewhere, with ``n`` entries.
 
         Raises:
             ValueError: ``block`` is not square, is empty or has entries that are not finite, or
@@ -140,7 +140,7 @@ class Diagonality:
 
 
 class Subject(NamedTuple):
-    """What a block is of, and what its diagonal is estimated with."""
+    """The name and shape of a block's parameter, with the draws and average to judge."""
 
     name: str
     shape: tuple[int, ...]
@@ -149,11 +149,11 @@ class Subject(NamedTuple):
 
 
 def judge(block: Tensor, subject: Subject) -> Diagonality:
-    """Judge a block; see :meth:`Diagonality.of_block`.
+    """Measure a block; see :meth:`Diagonality.of_block`.
 
     Args:
-        block: ``(n, n)``.
-        subject: With draws and average of ``n`` entries.
+        block: A matrix of shape ``(n, n)``.
+        subject: The block's parameter, with draws and average of ``n`` entries.
 
     Raises:
         ValueError: ``block`` has entries that are not finite.
@@ -190,6 +190,6 @@ def rademacher_draws(probes: int, seed: int, index: int, p: Tensor) -> Tensor:
 
 
 def check_probes(probes: int) -> None:
-    """Raise a ``ValueError`` unless there is at least one."""
+    """Raise a ``ValueError`` unless ``probes`` is a whole number of at least 1."""
     if not isinstance(probes, int) or isinstance(probes, bool) or probes < 1:
         raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}")

@@ -1,10 +1,10 @@
-"""Differences of gradients that do not see the kinks of ReLU and its like.
+"""Differences of gradients that ignore the kinks of ReLU and similar functions.
 
-Automatic differentiation takes a piecewise function for the piece that each entry lies on. A
-difference of gradients compares the pieces at both ends, and counts every entry that has gone from
-one to another. To compare the two, a pass at moved weights takes its slopes from the pieces of the
-pass at the present weights; then only the outputs of entries that have gone over differ, at second
-order in the distance.
+Automatic differentiation treats a piecewise function as the piece that each entry lies on. A
+difference of gradients compares the pieces at both ends, so it also counts entries that have moved
+from one piece to another. To make the two comparable, a pass at moved weights takes its slopes from
+the pieces at the present weights. Then only the outputs of entries that have changed pieces differ,
+to second order in the distance.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.autograd.graph import GradientEdge
 
 from sgdph.autograd.graph import Gradients, Hook, Node, graph_nodes, has_packed
 
-# Their gradient is linear in the output's, with factors or places that change at kinks alone. So
-# the node of the present weights gives the gradient.
+# The gradient is linear in the output's gradient, and its factors or places change only at kinks.
+# So the node at the present weights gives the gradient.
 _LINEAR = re.compile(
     "(Abs|Amax|Amin|Aminmax|Clamp|ClampMax|ClampMin|Cummax|Cummin|Gather|Hardshrink|Hardsigmoid"
     "|Hardtanh|Index|IndexSelect|Kthvalue|LeakyRelu|MaskedFill|Max|Maximum|Median|Min|Minimum|Mode"
@@ -50,7 +50,7 @@ def _prelu(present: Node, moved: Node, g: Tensor) -> Gradients:
     )
 
 
-# Those that are curved in between: the gradient at the moved input, on the piece of the present.
+# Operations that are curved between kinks: the gradient at the moved input, on the present piece.
 _CURVED: Mapping[str, Callable[[Node, Node, Tensor], Gradients]] = {
     "HardswishBackward0": _hardswish,
     "EluBackward0": _elu,
@@ -59,10 +59,10 @@ _CURVED: Mapping[str, Callable[[Node, Node, Tensor], Gradients]] = {
 
 
 class PresentPieces:
-    """Keeps a graph, to take its pieces in the backwards of others like it.
+    """A graph at the present weights, whose pieces are used in backwards of similar graphs.
 
     Args:
-        loss: At the present weights; its graph is kept alive.
+        loss: The loss at the present weights; its graph is kept alive.
     """
 
     def __init__(self, loss: Tensor) -> None:
@@ -71,9 +71,9 @@ class PresentPieces:
 
     @contextlib.contextmanager
     def kept(self, loss: Tensor) -> Iterator[None]:
-        """Let backwards through another loss's graph, made meanwhile, take the present pieces.
+        """Let backwards through another loss's graph use the present pieces inside the context.
 
-        A graph of another structure, and what a checkpoint would compute anew, stay as they are.
+        A graph with another structure, and nodes that a checkpoint would recompute, do not change.
         """
         nodes = graph_nodes([loss])
         same = [type(node).__name__ for node in nodes] == self._names
@@ -90,7 +90,7 @@ class PresentPieces:
 
 
 def _has_pieces(name: str, node: Node) -> bool:
-    """Tell whether an operation's slope at moved weights follows from that at the present ones."""
+    """Return whether an operation's slope at moved weights follows from its present piece."""
     if name == "MultiMarginLossBackward0":
         return bool(node._saved_p == 1)
     if name == "AbsBackward0" and node._saved_self.is_complex():
@@ -103,7 +103,7 @@ def _hook(name: str, present: Node, moved: Node) -> Hook:
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> Gradients | None:
         outputs = zip(grad_outputs, present._input_metadata, strict=False)
         if any(g is not None and tuple(g.shape) != tuple(o.shape) for g, o in outputs):
-            # As many entries as exceed a bound, say, are not as many elsewhere.
+            # For example, the number of entries above a bound may differ at moved weights.
             return None
         if name not in _CURVED:
             found = _gradients(present, grad_outputs)
@@ -120,7 +120,7 @@ def _hook(name: str, present: Node, moved: Node) -> Hook:
 
 
 def _gradients(node: Node, grad_outputs: Gradients) -> Gradients:
-    """Run a node of another graph than that of the backward that is under way."""
+    """Run a node of another graph during a backward, and return its gradients."""
     came = [(GradientEdge(node, i), g) for i, g in enumerate(grad_outputs) if g is not None]
     edges = node.next_functions
     wanted = [GradientEdge(*edge) for edge in edges if edge[0] is not None]

@@ -1,1 +1,1 @@
-"""The mean over ranks, and what DistributedDataParallel must not notice."""
+"""The mean over ranks, and the support of DDP, FSDP2 and tensors split over ranks."""

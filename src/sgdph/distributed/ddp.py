@@ -1,4 +1,4 @@
-"""What ``DistributedDataParallel`` must not notice of our passes, and what we must know of it."""
+"""Hiding our passes from ``DistributedDataParallel``, and checks of its join contexts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ENQUEUED = "_static_graph_delay_allreduce_enqueued"
 
 @contextlib.contextmanager
 def static_graph_unnoticed(region: Region) -> Iterator[None]:
-    """Keep ``DistributedDataParallel(static_graph=True)`` from taking a pass for its backward.
+    """Keep ``DistributedDataParallel(static_graph=True)`` from taking our pass as its backward.
 
-    The first time that a gradient comes out of the wrapped model, it puts a reduction of all
-    gradients at the end of the running backward. In a pass that only looks, there are none, and it
-    would never reduce any.
+    When the first gradient passes the output of the wrapped model, DDP schedules a reduction of all
+    gradients for the end of the running backward. Our pass leaves no gradients to reduce, and DDP
+    would not schedule the reduction again.
     """
     waiting = []
     for node in region.nodes:
@@ -41,11 +41,11 @@ def static_graph_unnoticed(region: Region) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forwards_unnoticed() -> Iterator[None]:
-    """Let every wrapped model that is called inside run its forward and no more.
+    """Let every wrapped model that is called inside run only its forward.
 
-    Without this a wrapper prepares for a backward that never comes: ``static_graph=True`` learns
-    its graph from the wrong pass and then reduces nothing; a join context counts a batch that is
-    none; and buffers are broadcast once more.
+    Without this, a wrapper prepares for a backward that never runs. ``static_graph=True`` would
+    learn its graph from the wrong pass and then reduce nothing. A join context would count an extra
+    batch. Buffers would be broadcast once more.
     """
     changed: list[tuple[DistributedDataParallel, dict[str, object]]] = []
     seen: set[int] = set()
@@ -81,17 +81,17 @@ class Wrappers:
     def accept_joins(self, params: Sequence[Tensor]) -> None:
         """Accept the join contexts that the wrappers of ``params`` are in now.
 
-        A wrapper keeps what it was told of a context when that is left. So it is accepted by
-        identity: the next context, without the optimizer perhaps, tells the wrapper anew.
+        A wrapper keeps a context's configuration after the context ends. So a configuration is
+        accepted by identity. The next context, which may not include the optimizer, sets a new one.
         """
         wrappers = [reference() for reference in self._of(params)]
         self._accepted = [w._join_config for w in wrappers if w is not None]
 
     def refuse_join_without_optimizer(self, params: Sequence[Tensor]) -> None:
-        """Refuse a join context that does not know of the optimizer's collective.
+        """Raise an error inside a join context that does not include the optimizer.
 
-        A rank that has run out of batches shadows the collectives of the model alone there, so that
-        ours would meet another one: gloo ends the process, NCCL may wait for ever.
+        In it, a rank without batches shadows only the collectives of the model. Our collective
+        would be matched with another one: gloo ends the process, and NCCL may wait forever.
 
         Raises:
             RuntimeError: A wrapper of ``params`` is inside such a context.
@@ -111,7 +111,7 @@ class Wrappers:
 
     def _of(self, params: Sequence[Tensor]) -> list[weakref.ref[DistributedDataParallel]]:
         if self._found is None:
-            # Nothing leads from a parameter to its wrapper: look through all objects, this once.
+            # A parameter has no reference to its wrapper, so search all objects, once.
             ours = {id(p) for p in params}
             wrappers = [o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel)]
             self._found = [

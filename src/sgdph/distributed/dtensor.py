@@ -1,8 +1,8 @@
 """A rank's part of a ``DTensor``.
 
-The average of a sharded parameter's curvature is kept whole on every rank, as the curvature itself
-is. It is small; no rank has to ask others for its multipliers; any number of ranks can load it.
-Weights and momentum are split as the gradient is.
+The average of a sharded parameter's curvature is kept whole on every rank, like the curvature
+itself. It is small; no rank needs communication for its multipliers; any number of ranks can load
+it. Weights and momentum are split like the gradient.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from sgdph.algorithm import newton_step
 
 
 def is_dtensor(p: object) -> bool:
-    """Tell whether ``p`` is a ``DTensor``: of FSDP2 or of tensor parallelism."""
+    """Return whether ``p`` is a ``DTensor``, from FSDP2 or tensor parallelism."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(p, module.DTensor)
 
 
 def split_like(t: Any, p: Any) -> Any:
-    """Return a ``DTensor`` split as ``p`` is: itself, where it is."""
+    """Return the ``DTensor`` ``t`` split like ``p``: ``t`` itself if it already is."""
     return t if t.placements == p.placements else t.redistribute(placements=p.placements)
 
 
 def whole(t: Any) -> Tensor:
-    """Return a ``DTensor`` put together, which asks the other ranks, or a plain tensor as it is."""
+    """Return the full tensor of a ``DTensor``, by a collective, or a plain tensor unchanged."""
     tensor: Tensor = t.full_tensor() if is_dtensor(t) else t
     return tensor
 
 
 @torch.no_grad()
 def part_of(gradient: Any) -> Tensor:
-    """Return what this rank holds of a ``DTensor``, without a graph."""
+    """Return this rank's part of a ``DTensor``, without a graph."""
     part: Tensor = gradient.to_local()
     return part
 
 
 class GradientVersions(NamedTuple):
-    """The gradient of a sharded parameter, and how it was when last seen.
+    """The gradient of a sharded parameter, and its versions when it was last seen.
 
-    Not its storage as of a plain tensor: ranks with an empty part would not see it change.
+    The storage is not compared, as for a plain tensor, because it never changes on ranks with an
+    empty part.
     """
 
     gradient: Tensor
@@ -53,13 +54,13 @@ class GradientVersions(NamedTuple):
 
     @classmethod
     def of(cls, gradient: Tensor) -> GradientVersions:
-        """Look at a gradient."""
-        # Operations on the whole do not count as writes to the part, nor the other way round.
+        """Return the versions of a gradient."""
+        # Writes to the whole do not change the version of the part, and vice versa.
         return cls(gradient, (gradient._version, part_of(gradient)._version))
 
 
 def is_zero(t: Any) -> bool:
-    """Tell whether there are only zeros in it, on any rank. Waits for the device."""
+    """Return whether all entries are zero, on all ranks. Waits for the device."""
     if not is_dtensor(t):
         return not bool(t.any())
     part = t.to_local()
@@ -71,14 +72,14 @@ def is_zero(t: Any) -> bool:
 
 @torch.no_grad()
 def part_of_whole(values: Tensor, p: Any) -> Tensor:
-    """Return those entries of a plain tensor, shaped like ``p``, that this rank holds of ``p``."""
+    """Return the entries of a plain tensor, shaped like ``p``, for this rank's part of ``p``."""
     return values.reshape(-1)[_places(p.device_mesh, tuple(p.placements), p.shape, p.device)]
 
 
-# Not by parameter: torch converts no DTensor that has a weak reference (``model.to``).
+# Not cached by parameter: torch cannot convert a DTensor that has a weak reference (``model.to``).
 @functools.lru_cache(maxsize=256)
 def _places(mesh: Any, placements: Any, shape: torch.Size, device: torch.device) -> Tensor:
-    """Tell which entries of a whole of that shape this rank holds."""
+    """Return the flat indices of the entries that this rank holds of a tensor of that shape."""
     from torch.distributed.tensor import DTensor, Replicate
 
     # DTensor's own way of splitting, uneven and empty parts included.
@@ -90,7 +91,7 @@ def _places(mesh: Any, placements: Any, shape: torch.Size, device: torch.device)
 
 @torch.no_grad()
 def assembled(part: Tensor, p: Any) -> Tensor:
-    """Return the ``DTensor`` whose part on this rank is ``part``, split as ``p`` is."""
+    """Return the ``DTensor``, split like ``p``, whose part on this rank is ``part``."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
@@ -105,13 +106,13 @@ def step_newton_parameters(
     multipliers: Sequence[Tensor],
     **settings: Any,
 ) -> None:
-    """Make :func:`~sgdph.algorithm.newton_step`, of sharded parameters on this rank's parts.
+    """Run :func:`~sgdph.algorithm.newton_step`; for sharded parameters, on this rank's parts.
 
     Args:
         params: Parameters with gradients.
-        momentum_buffers: Shaped and split like them; filled where they hold ``None``.
-        multipliers: Shaped like the parameters, whole.
-        settings: As :func:`~sgdph.algorithm.newton_step`.
+        momentum_buffers: Shaped and split like the parameters. ``None`` entries are filled.
+        multipliers: Shaped like the whole parameters, and not split.
+        settings: The keyword arguments of :func:`~sgdph.algorithm.newton_step`.
     """
     if not any(map(is_dtensor, params)):
         grads = [p.grad for p in params]

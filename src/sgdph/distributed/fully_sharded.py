@@ -1,13 +1,12 @@
-"""FSDP2 (``fully_shard``): what a partial Hessian has to know of it, and to tell it.
+"""FSDP2 (``fully_shard``): reading and setting its state for a partial Hessian.
 
-It holds each of its parameters as a ``DTensor``, of which a rank has a part. A loss is computed
-from the *leaf*, a whole copy that is gathered before a layer runs. Its storage is freed behind the
-layer, and again when the first backward has passed, so that a second derivative finds none: while a
-product is taken the weights have to stay.
+FSDP2 holds each of its parameters as a ``DTensor``; each rank has a part. A loss is computed from
+the *leaf*, a whole copy that is gathered before a layer runs. Its storage is freed after the layer,
+and again after the first backward, so a second derivative would find no weights. The weights must
+stay while a product is taken.
 
-torch has methods to set whether they stay, and none to ask. What is asked here of FSDP2's insides
-is asked in :func:`_candidates`, :func:`_groups`, :func:`shards` and
-:func:`weights_gathered`.
+torch has methods to set whether weights stay, but none to read this. The functions that use FSDP2's
+internals are :func:`_candidates`, :func:`_groups`, :func:`shards` and :func:`weights_gathered`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def _fsdp_module() -> type[Any] | None:
 
 
 def fsdp_modules(model: nn.Module | None = None) -> list[Any]:
-    """List the modules that ``fully_shard`` was called for: those of a model, or all there are."""
+    """Return the modules that ``fully_shard`` was called for: in ``model``, or all that exist."""
     known = _fsdp_module()
     if known is None:
         return []
@@ -43,23 +42,23 @@ def fsdp_modules(model: nn.Module | None = None) -> list[Any]:
 
 
 def _candidates() -> list[object]:
-    # Nothing leads from a parameter to its module. torch lists those with a state; if a version
-    # should not, look through all objects.
+    # A parameter has no reference to its module. torch lists the modules with a state. If a version
+    # of torch does not, search all objects.
     states = getattr(sys.modules.get("torch.distributed._composable_state"), _STATES, None)
     return gc.get_objects() if states is None else list(states)
 
 
 def _groups(module: Any) -> list[Any]:
-    """List the groups of parameters that a module gathers together."""
+    """Return the groups of parameters that a module gathers together."""
     state = module._get_fsdp_state()
     if hasattr(state, "_fsdp_param_groups"):
         return list(state._fsdp_param_groups)
-    # Older versions of torch have one.
+    # Older versions of torch have only one group.
     return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 def shards(modules: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield what each module holds: the sharded parameter, and its leaf once there is one."""
+    """Yield each sharded parameter of the modules, with its leaf (``None`` if it has none yet)."""
     for module in modules:
         for group in _groups(module):
             for each in group.fsdp_params:
@@ -67,19 +66,19 @@ def shards(modules: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
 
 
 def fully_sharded() -> set[int]:
-    """Return the ``id`` of every parameter that ``fully_shard`` holds, of all models there are."""
+    """Return the ``id`` of every parameter that ``fully_shard`` holds, of all existing models."""
     return {id(p) for p, _ in shards(fsdp_modules())}
 
 
 @contextlib.contextmanager
 def weights_gathered(modules: Sequence[Any]) -> Iterator[None]:
-    """Let the weights stay where a backward has gathered them, and reduce no gradients.
+    """Keep weights gathered after a backward, and reduce no gradients, inside the context.
 
-    Then the settings are as before: weights that stayed would be trained on, stale, for ever. The
-    backward that follows frees them; where there was an error they are freed at once.
+    On exit the settings are restored. Otherwise the weights would stay gathered, and training would
+    use stale weights forever. The next backward frees them. After an error they are freed at once.
 
     Args:
-        modules: All that ``fully_shard`` was called for, of one model.
+        modules: All modules of one model that ``fully_shard`` was called for.
     """
     groups = [group for module in modules for group in _groups(module)]
     before = [(group, group.reshard_after_backward, group.reduce_grads) for group in groups]
@@ -92,7 +91,7 @@ def weights_gathered(modules: Sequence[Any]) -> Iterator[None]:
             group.reshard_after_backward = reshards
         for module in modules:
             state = module._get_fsdp_state()
-            # The end of a backward, which the engine has not come to.
+            # Run the callback at the end of a backward, which the engine has not reached.
             if state._state_ctx.post_backward_final_callback_queued:
                 state._root_post_backward_final_callback()
         for group, reshards, _ in before:
@@ -107,8 +106,8 @@ def weights_gathered(modules: Sequence[Any]) -> Iterator[None]:
 def mean_gradients(params: Sequence[Tensor], ranks: Ranks) -> None:
     """Average gradients over ranks in place, in one collective.
 
-    What is the same on all ranks stays so, as the sum of earlier micro-batches does. A rank that
-    has no gradient counts as zero.
+    A part that is equal on all ranks, such as the sum of earlier micro-batches, does not change. A
+    rank without a gradient counts as zero.
 
     Args:
         params: Plain tensors, the same on every rank, in the same order.
@@ -119,7 +118,7 @@ def mean_gradients(params: Sequence[Tensor], ranks: Ranks) -> None:
         assert mean is not None
         if p.grad is not None:
             p.grad.detach().copy_(mean)
-        # Only a rank that has none waits for its device.
+        # Only a rank without a gradient waits for its device.
         elif bool(any_has_one):
             p.grad = mean.to(p.dtype, copy=True)
 
@@ -127,7 +126,10 @@ def mean_gradients(params: Sequence[Tensor], ranks: Ranks) -> None:
 def same_on_all_ranks(
     params: Sequence[Tensor], process_group: dist.ProcessGroup | None
 ) -> list[bool]:
-    """Tell of each parameter whether all ranks hold the same numbers. Waits for the device."""
+    """Return, per parameter, whether all ranks hold the same values. Waits for the device.
+
+    Entries that are NaN count as equal.
+    """
     dtype = reduce(torch.promote_types, map(curvature_dtype, params))
     whole = torch.cat([p.detach().reshape(-1).to(params[0].device, dtype) for p in params])
     largest = torch.stack([whole, -whole])

@@ -1,4 +1,4 @@
-"""The norm of gradients of which ranks hold parts, and of others which all ranks hold."""
+"""The norm of gradients: those that are split over ranks, and those that all ranks hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sgdph.distributed.dtensor import is_dtensor, split_like
 
 @torch.no_grad()
 def total_norm(params: Sequence[Any], norm_type: float, foreach: bool | None) -> Tensor:
-    """Return the norm of all gradients together, to the same bits on every rank.
+    """Return the norm of all gradients together, identical bit for bit on every rank.
 
     Args:
         params: Parameters with gradients, in the same order on every rank.
@@ -25,7 +25,7 @@ def total_norm(params: Sequence[Any], norm_type: float, foreach: bool | None) ->
     if not params:
         return torch.tensor(0.0)
     norms = _norms([_own_part(p) for p in params], norm_type, foreach)
-    # By mesh and split, each rank's norms of its parts are gathered, and joined in rank order.
+    # For each mesh and split, gather the ranks' norms of their parts, and join them in rank order.
     kinds: dict[Any, list[int]] = {}
     for i, p in enumerate(params):
         if is_dtensor(p):
@@ -64,7 +64,7 @@ def _own_part(p: Any) -> Tensor:
 
 
 def _norms(parts: Sequence[Tensor], norm_type: float, foreach: bool | None) -> list[Tensor]:
-    # The largest entry of nothing is not defined, that of a rank without a part is 0.
+    # The largest entry of an empty tensor is undefined; a rank with an empty part has norm 0.
     whole = [part if part.numel() else part.new_zeros(1) for part in parts]
     if foreach is False:
         return [torch.linalg.vector_norm(part, norm_type) for part in whole]
@@ -74,7 +74,7 @@ def _norms(parts: Sequence[Tensor], norm_type: float, foreach: bool | None) -> l
 def _joined(norms: Tensor, group: dist.ProcessGroup, norm_type: float) -> Tensor:
     of_ranks = [torch.empty_like(norms) for _ in range(dist.get_world_size(group))]
     dist.all_gather(of_ranks, norms, group=group)
-    # Not their powers' sum, which half precision would not hold.
+    # A sum of powers would overflow half precision.
     if math.isinf(norm_type):
         return torch.stack(of_ranks).amax(0)
     joined: Tensor = torch.linalg.vector_norm(torch.stack(of_ranks), norm_type, dim=0)

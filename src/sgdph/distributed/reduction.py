@@ -19,8 +19,8 @@ class Collected(NamedTuple):
 
     Attributes:
         p: The parameter.
-        h: Its curvature, signed, shaped like it; ``None`` where none came.
-        valid: A boolean of shape ``()`` on the device; ``None`` is true.
+        h: Its signed curvature, shaped like it; ``None`` if there is none.
+        valid: A boolean of shape ``()`` on the device; ``None`` means true.
     """
 
     p: Tensor
@@ -29,11 +29,11 @@ class Collected(NamedTuple):
 
 
 class Ranks:
-    """The ranks that share a mean.
+    """The ranks over which curvature is averaged.
 
     Attributes:
-        over_active: Whether the mean is over the ranks that still have batches, in a join context
-            that asks for it, and not over all of them.
+        over_active: Whether the mean is only over the ranks that still have batches, as a join
+            context may request.
 
     Args:
         process_group: ``None`` for the default group.
@@ -46,28 +46,28 @@ class Ranks:
         self._join_is_new = False
 
     def count(self) -> int:
-        """Return how many: 1 where ``torch.distributed`` is not running, -1 outside the group."""
+        """Return the number of ranks: 1 without ``torch.distributed``, -1 outside the group."""
         if not (dist.is_available() and dist.is_initialized()):
             return 1
         return dist.get_world_size(self.process_group)
 
     def join_begins(self) -> None:
-        """Note that a join context will call here for a rank that has run out of batches."""
+        """Note that a join context that includes the optimizer has begun."""
         self._join_is_new = True
 
     def accept_join(self, newton: Sequence[Tensor]) -> None:
-        """Accept the context that has begun, if one has; the next one must say anew.
+        """Accept the join context that has begun, if any. The next context must be noted again.
 
         Args:
-            newton: The Newton parameters, whose wrappers the context has told of itself.
+            newton: The Newton parameters. The context has set its configuration in their wrappers.
         """
-        # Not when it begins: the context may tell the model of itself after the optimizer.
+        # Not already in join_begins: the context may configure the model after the optimizer.
         if self._join_is_new:
             self._join_is_new = False
             self._wrappers.accept_joins(newton)
 
     def check_join(self, newton: Sequence[Tensor]) -> None:
-        """Check that a join context around the model knows of the optimizer.
+        """Check that a join context around the model includes the optimizer.
 
         Raises:
             RuntimeError: It does not.
@@ -78,14 +78,16 @@ class Ranks:
     def mean(self, collected: Sequence[Collected], *, active: bool = True) -> list[Collected]:
         """Average signed curvature, in one collective.
 
-        The mean is unweighted, as DDP's of the gradients; a rank that has nothing counts as zero.
+        The mean is unweighted, like DDP's mean of gradients. A rank without curvature counts as
+        zero.
 
         Args:
-            collected: This rank's, for the same parameters in the same order on every rank.
+            collected: This rank's curvature, for the same parameters in the same order on every
+                rank.
             active: Whether this rank still has batches.
 
         Returns:
-            The means, valid where any rank had something.
+            The means. Each is valid if any rank had curvature for the parameter.
         """
         params = [a.p for a in collected]
         dtype = reduce(torch.promote_types, (curvature_dtype(p) for p in params))
@@ -100,7 +102,7 @@ class Ranks:
         counted = [h is not None for _, h, _ in collected] + [active] * self.over_active
         counts = torch.tensor(counted, dtype=dtype).to(device, non_blocking=True)
         if any(flag is not None for flag in flags):
-            # Of what a rank took, but whose gradient was cleared, it has nothing.
+            # Curvature whose gradient was cleared does not count.
             left = [
                 count if flag is None else count * flag.to(device, dtype)
                 for count, flag in zip(counts, flags, strict=False)

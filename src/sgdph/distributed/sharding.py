@@ -1,4 +1,4 @@
-"""Parameters of which a rank holds a part only: those that are refused, and what to use."""
+"""Errors for parameters that are sharded in a way that is not supported."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from sgdph.distributed.fully_sharded import fully_sharded
 from sgdph.roles import is_newton
 
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
-# ZeroRedundancyOptimizer's method, SGDPH's constructor and this module, and subclasses in between.
+# How many calling frames are searched: ZeroRedundancyOptimizer's method, SGDPH's constructor, this
+# module, and subclasses in between.
 _DEEPEST = 8
 
 
 def is_sharded(p: Tensor) -> bool:
-    """Tell whether ``p`` is a ``DTensor`` or a shard of FSDP1's."""
+    """Return whether ``p`` is a ``DTensor`` or a shard of FSDP1."""
     return is_dtensor(p) or bool(getattr(p, "_fsdp_flattened", False))
 
 
 def refuse_sharded(group: Mapping[str, Any]) -> None:
-    """Refuse a Newton step for parameters that are sharded by anything but ``fully_shard``.
+    """Raise an error for Newton parameters that are sharded by anything but ``fully_shard``.
 
-    FSDP1 frees and gathers weights around a backward, and a shard's shape says nothing about the
+    FSDP1 frees and gathers weights around a backward, and the shape of its shards does not show a
     parameter's role. Tensor parallelism leaves its parameters in the graph as ``DTensor``.
 
     Raises:
-        ValueError: A parameter is such one, and channel-wise by its group's word or by its shape.
+        ValueError: A parameter is sharded like this, and is channel-wise by its group's flag or its
+            shape.
     """
     suspects = [p for p in group["params"] if is_sharded(p) and is_newton(p, group)]
     held = fully_sharded() if suspects else set()
@@ -46,9 +48,9 @@ def refuse_sharded(group: Mapping[str, Any]) -> None:
 
 
 def refuse_zero(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse to be built by ``ZeroRedundancyOptimizer``, but for first-order groups.
+    """Raise an error if ``ZeroRedundancyOptimizer`` builds this optimizer with Newton groups.
 
-    It gives every rank other parameters, and the curvature of one parameter is a mean over ranks.
+    It gives each rank different parameters, but a parameter's curvature is a mean over all ranks.
 
     Raises:
         ValueError: It is building this optimizer, and a group is not flagged ``channelwise=False``.

@@ -1,1 +1,1 @@
-"""One small module per framework whose loop is not ours; each is imported only when asked for."""
+"""One small module per framework that has its own loop. Each is imported only when it is used."""

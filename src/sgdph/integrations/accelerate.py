@@ -1,8 +1,8 @@
 """Accelerate: ``backward`` in place of ``accelerator.backward``.
 
-Accelerate wraps the optimizer, and its wrapper forwards no ``update_hessian``. Its ``backward``
-divides the loss by the accumulation steps, and under fp16 multiplies it by the gradient scaler's
-scale; a partial Hessian of the bare loss would be n times too large.
+Accelerate wraps the optimizer, and its wrapper does not forward ``update_hessian``. Its
+``backward`` divides the loss by the number n of accumulation steps, and under fp16 multiplies it by
+the gradient scaler's scale. So a partial Hessian of the bare loss would be n times too large.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def backward(accelerator: Accelerator, optimizer: Any, loss: Tensor, **arguments
         arguments: Passed on to ``accelerator.backward``.
 
     Raises:
-        TypeError: ``optimizer`` contains neither.
+        TypeError: ``optimizer`` contains neither of these.
         RuntimeError: DeepSpeed or Megatron controls the backward; FSDP shards the parameters and a
             partial Hessian is due; or as in :meth:`sgdph.SGDPH.update_hessian`.
 

@@ -1,4 +1,4 @@
-"""Acting around a method that a framework calls and offers no hook for."""
+"""Running code around a framework's method that has no hook."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def around(
     """Run each call of ``owner.method(first, …)`` inside ``context(first)``.
 
     Args:
-        owner: The object; only it changes, and only inside the context, not its class.
+        owner: The object. Only this object changes, not its class, and only inside the context.
         method: The method's name.
-        context: Makes what the call is to run inside.
+        context: Returns the context manager in which the call runs.
     """
     plain, own = getattr(owner, method), vars(owner).get(method)
 
@@ -43,7 +43,7 @@ def ahead_of(
     Args:
         owner: See :func:`around`.
         method: See :func:`around`.
-        action: What to do first.
+        action: The function to call first.
     """
 
     @contextlib.contextmanager

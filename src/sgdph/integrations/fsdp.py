@@ -1,6 +1,6 @@
 """FSDP2 (``fully_shard``): ``backward`` in place of ``loss.backward()``, and clipping.
 
-``fully_shard`` frees the weights of a layer as soon as a backward has passed it, but a second
+``fully_shard`` frees a layer's weights as soon as a backward has passed the layer, but a second
 derivative needs them. ``backward`` keeps them for the product.
 """
 
@@ -38,7 +38,7 @@ def backward(
         model: The outermost module that ``fully_shard`` was called for.
         optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, or a wrapper around
             one. It is built from the parameters of the sharded model.
-        loss: This rank's loss: the gradient is the mean of the ranks'.
+        loss: This rank's loss. The gradient is the mean over the ranks.
         loss_scale: See :meth:`sgdph.SGDPH.update_hessian`.
 
     Raises:
@@ -85,20 +85,21 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """Clip the norm of all gradients together, sharded and plain ones: as one process would.
+    """Clip the norm of all gradients, sharded and plain ones together, as a single process would.
 
-    ``torch.nn.utils.clip_grad_norm_`` takes sharded parameters or plain ones, and raises for both
-    at once. Every rank must call this one, with the same parameters in the same order.
+    ``torch.nn.utils.clip_grad_norm_`` takes sharded parameters or plain ones, and raises an error
+    for both at once. Every rank must call this function, with the same parameters in the same
+    order.
 
     Args:
         parameters: The sharded model, or some of its parameters.
-        max_norm: What the norm is to be at most.
+        max_norm: The largest allowed norm.
         norm_type: The p of the p-norm, above 0; ``"inf"`` or ``math.inf`` is the largest entry.
-        error_if_nonfinite: Whether to raise where the norm is not finite.
+        error_if_nonfinite: Whether to raise an error if the norm is not finite.
         foreach: Use the multi-tensor functions. ``None`` leaves it to torch.
 
     Returns:
-        The norm before, a plain tensor of shape ``()``, the same on every rank.
+        The norm before clipping, a plain tensor of shape ``()``, the same on every rank.
 
     Raises:
         RuntimeError: The norm is not finite, and ``error_if_nonfinite`` is set.
@@ -108,7 +109,7 @@ def clip_grad_norm_(
     """
     if isinstance(parameters, nn.Module):
         for module in fsdp_modules(parameters):
-            # What a module shows of gathered weights has no gradient.
+            # While weights are gathered, the module's parameters have no gradients.
             module.reshard()
         parameters = parameters.parameters()
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)

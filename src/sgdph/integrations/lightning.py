@@ -1,7 +1,7 @@
 """Lightning: a callback that takes the partial Hessian before each backward; Fabric: a function.
 
-``lightning`` and ``pytorch_lightning`` (2.4 or later) are the same code under two names; the
-callback serves trainers of both.
+``lightning`` and ``pytorch_lightning`` (2.4 or later) are the same code under two names. The
+callback works with trainers of both.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ except ImportError:
 
 
 class PartialHessianCallback(Callback):
-    """Takes the partial Hessian before each backward; the module needs no change.
+    """A callback that takes the partial Hessian before each backward; the module does not change.
 
     It works for automatic and manual optimisation (``self.manual_backward(loss)``). It uses the
-    loss of the backward: divided by ``accumulate_grad_batches``, and under ``16-mixed`` multiplied
-    by the gradient scaler's scale, which the optimizer gets, too.
+    loss of the backward. That loss is divided by ``accumulate_grad_batches``, and under
+    ``16-mixed`` multiplied by the gradient scaler's scale, which is passed to the optimizer too.
 
     It works with :class:`sgdph.SGDPH` and :class:`sgdph.PartialHessian`. With several optimizers,
     each takes the curvature of a loss that reaches its parameters. Optimizers of other classes are
     ignored.
 
     Schedule-free first-order optimizers of a ``PartialHessian`` are in training mode in each
-    training step. From validation, or the end of an epoch, until the next training step the model
-    has their averaged weights, and so has a checkpoint that is saved then.
+    training step. From validation or the end of an epoch until the next training step, the model
+    has their averaged weights. Checkpoints that are saved then contain these weights.
 
-    A compiled module, and compiled parts of one, run uncompiled in training steps that need a
-    partial Hessian, and compiled in all others.
+    A compiled module, or a module with compiled parts, runs uncompiled in training steps that need
+    a partial Hessian, and compiled in all others.
 
     ``Tuner.lr_find`` and ``Tuner.scale_batch_size`` remove a trainer's callbacks while they train.
     The curvature is then taken just before the strategy's backward.
 
     Args:
         log_multipliers: Send the figures of :func:`sgdph.log_multipliers` to the trainer's loggers,
-            every ``log_every_n_steps`` steps. Several optimizers are told apart by their places:
-            ``sgdph0/multiplier_median``.
+            every ``log_every_n_steps`` steps. With several optimizers, the names contain their
+            numbers: ``sgdph0/multiplier_median``.
 
     Example:
         >>> trainer = lightning.Trainer(callbacks=[PartialHessianCallback()])
@@ -64,7 +64,7 @@ class PartialHessianCallback(Callback):
         self._while_fitting = ExitStack()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Prepare for compiled code, and for a tuner, which calls no hook but this one."""
+        """Prepare for compiled code, and for a tuner, which calls only this hook."""
         self._while_fitting.close()
         if stage == "fit":
 
@@ -84,37 +84,38 @@ class PartialHessianCallback(Callback):
             enter(around(trainer.strategy, "training_step", train))
             enter(ahead_of(trainer.strategy, "backward", take_for_tuner))
             if pl_module.automatic_optimization:
-                # Checkpointing runs code again there. Manual backwards are inside training steps.
+                # Checkpointing reruns code in the backward. Manual backwards run in the training
+                # step.
                 enter(around(trainer.strategy, "backward", uncompiled))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the strategy as it was; called by the trainer."""
+        """Restore the strategy; called by the trainer."""
         self._while_fitting.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the strategy as it was; called by the trainer."""
+        """Restore the strategy; called by the trainer."""
         self._while_fitting.close()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Let schedule-free optimizers put their averages into the model; called by the trainer."""
+        """Let schedule-free optimizers set the averaged weights; called by the trainer."""
         _tell(trainer, "eval")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """As before validation: checkpoints are saved after this; called by the trainer."""
+        """Set the averaged weights, because checkpoints follow; called by the trainer."""
         _tell(trainer, "eval")
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Take what is due from ``loss``; called by the trainer."""
+        """Take the partial Hessian of ``loss`` if one is due; called by the trainer."""
         self._take(trainer, loss)
         self._backward_ran = True
 
     @staticmethod
     def _take(trainer: Any, loss: Tensor) -> None:
-        """Take what is due from a loss that is scaled as the backward will see it."""
+        """Take the partial Hessians that are due from a loss, scaled like in the backward."""
         due = [each for each in _second_order(trainer) if each.hessian_due]
         if len(trainer.optimizers) > 1:
-            # A generator's loss is no business of a discriminator whose parameters are switched
-            # off. Of an only optimizer it must be, and update_hessian says so where it is not.
+            # A generator's loss does not concern a discriminator whose parameters are frozen. A
+            # loss must reach a single optimizer; update_hessian raises an error otherwise.
             due = [each for each in due if _reaches(loss, each)]
         for optimizer in due:
             optimizer.update_hessian(loss, loss_scale=_scale(trainer.precision_plugin))
@@ -122,10 +123,10 @@ class PartialHessianCallback(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the multipliers where the trainer logs; called by the trainer."""
+        """Log the multipliers at steps where the trainer logs; called by the trainer."""
         if not (self._log_multipliers and trainer.loggers):
             return
-        # Lightning's own monitors ask the same. Of micro-batches, only the last one takes a step.
+        # The same test as in Lightning's monitors. Only the last micro-batch takes a step.
         stepped, self._last_step = trainer.global_step != self._last_step, trainer.global_step
         if not (stepped and trainer._logger_connector.should_update_logs):
             return
@@ -136,10 +137,10 @@ class PartialHessianCallback(Callback):
                 pl_module.log_dict(figures, on_step=True, on_epoch=False, batch_size=1)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Let a step that no backward went before do nothing; called by the trainer.
+        """Let a step without a preceding backward do nothing; called by the trainer.
 
-        The pass that ``StochasticWeightAveraging`` adds for batch norm's statistics ends in a step
-        on the gradients left over from training, for which there is no curvature.
+        ``StochasticWeightAveraging`` adds a pass for batch norm's statistics. It ends in a step
+        with gradients left over from training, for which there is no curvature.
         """
         if pl_module.automatic_optimization:
             if isinstance(optimizer, SecondOrderOptimizer) and not self._backward_ran:
@@ -148,21 +149,21 @@ class PartialHessianCallback(Callback):
 
 
 def fabric_backward(fabric: Any, optimizer: Any, loss: Tensor, **arguments: Any) -> None:
-    """Take the partial Hessian where one is due, then run ``fabric.backward(loss)``.
+    """Take the partial Hessian if one is due, then run ``fabric.backward(loss)``.
 
-    Under mixed precision Fabric refuses any differentiation outside its ``backward``; this one
-    happens inside.
+    Under mixed precision, Fabric raises an error for differentiation outside its ``backward``. So
+    the partial Hessian is taken inside it.
 
     Args:
         fabric: The ``lightning.Fabric``.
-        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, as ``fabric.setup``
-            returned it or bare.
-        loss: The loss; divided where micro-batches accumulate.
+        optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`, before or after
+            ``fabric.setup``.
+        loss: The loss. If micro-batches accumulate, divide it by their number.
         arguments: Passed on to ``fabric.backward``.
 
     Raises:
-        TypeError: There is neither in ``optimizer``.
-        RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
+        TypeError: ``optimizer`` contains neither of these.
+        RuntimeError: As in :meth:`sgdph.SGDPH.update_hessian`.
     """
     inner, precision = wrapped_sgdph(optimizer), fabric.strategy.precision
 

@@ -1,8 +1,8 @@
 """timm: ``"sgdph"`` in its registry of optimizers, its scaler, and groups by role.
 
-timm's training script asks an optimizer for ``is_second_order`` and then runs every backward with
-``create_graph=True``. It works unchanged, with memory for a graph of every gradient. In your own
-loop, :class:`PartialHessianScaler` needs less memory.
+timm's training script reads an optimizer's ``is_second_order``. If it is true, every backward runs
+with ``create_graph=True``. The script works unchanged, but needs memory for a graph of every
+gradient. In your own loop, :class:`PartialHessianScaler` needs less memory.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def by_role(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[dict[str
     """Split groups so that each holds parameters of one role, as :func:`sgdph.param_groups` does.
 
     timm's own groups (weight decay, layer decay) have no roles, so SGDPH and PartialHessian would
-    decide by shape.
+    use shapes.
 
     Args:
         model: The model whose parameters the groups hold.
-        groups: Group dicts, as ``timm.optim.param_groups_layer_decay`` returns them.
+        groups: Group dicts, as returned by ``timm.optim.param_groups_layer_decay``.
 
     Returns:
         Groups with the same settings and ``channelwise=True`` or ``False``, in the same order.
@@ -86,8 +86,8 @@ def by_role(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[dict[str
 class PartialHessianScaler(NativeScaler):
     """timm's ``NativeScaler`` that takes the partial Hessian first, from the scaled loss.
 
-    A drop-in for loops that call ``loss_scaler(loss, optimizer, …)``; needs no ``create_graph``,
-    and so works under DDP. A compiled model needs :func:`sgdph.compiled`.
+    It is a drop-in for loops that call ``loss_scaler(loss, optimizer, …)``. It needs no
+    ``create_graph``, so it works under DDP. A compiled model needs :func:`sgdph.compiled`.
     """
 
     def __call__(
@@ -103,12 +103,12 @@ class PartialHessianScaler(NativeScaler):
         """Take the curvature, then scale, run the backward, clip and step as timm does.
 
         Args:
-            loss: The loss, not scaled; divided where micro-batches accumulate.
+            loss: The loss, not scaled. If micro-batches accumulate, divide it by their number.
             optimizer: The :class:`sgdph.SGDPH` or :class:`sgdph.PartialHessian`.
             clip_grad: See ``NativeScaler``.
             clip_mode: See ``NativeScaler``.
             parameters: See ``NativeScaler``.
-            create_graph: Not needed, and not followed: the script sets it for any second order.
+            create_graph: Ignored. timm's script sets it for any second-order optimizer.
             need_update: See ``NativeScaler``.
         """
         take_scaled(wrapped_sgdph(optimizer), loss, self._scaler)

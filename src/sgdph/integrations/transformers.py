@@ -1,7 +1,7 @@
 """Hugging Face ``Trainer``: the partial Hessian before each of its backwards.
 
 No callback of ``Trainer`` runs between a loss and its backward. So a mixin overrides its
-``training_step``; it also works with other trainers (``Seq2SeqTrainer``).
+``training_step``. The mixin also works with other trainers (``Seq2SeqTrainer``).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from sgdph.wrappers import wrapped_sgdph
 
 
 class PartialHessianMixin:
-    """Put before a ``Trainer`` class: ``class Mine(PartialHessianMixin, Seq2SeqTrainer)``.
+    """A mixin for ``Trainer`` classes: ``class Mine(PartialHessianMixin, Seq2SeqTrainer)``.
 
-    The partial Hessian is taken from the loss that the trainer passes to its accelerator: divided
-    by the accumulation steps, or normalised by ``num_items_in_batch``. A model compiled by
-    ``torch_compile=True`` runs uncompiled in the steps that need one, and compiled in all others.
+    The partial Hessian is taken from the loss that the trainer passes to its accelerator. That loss
+    is divided by the accumulation steps, or normalised by ``num_items_in_batch``. A model compiled
+    by ``torch_compile=True`` runs uncompiled in the steps that need a partial Hessian, and compiled
+    in all others.
     """
 
     accelerator: Any
@@ -31,7 +32,7 @@ class PartialHessianMixin:
 
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
         """Run the trainer's own training step; its backward takes the curvature first."""
-        # Only there is the loss final: what happens to it before differs from model to model.
+        # The loss is final only there. How it is scaled before differs between models.
         take = partial(update_hessian, self.accelerator, self.optimizer)
         due = uncompiled_while_due([wrapped_sgdph(self.optimizer)])
         with due, ahead_of(self.accelerator, "backward", take):

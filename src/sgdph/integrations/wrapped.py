@@ -1,4 +1,4 @@
-"""The loss as a framework's scaler passes it on to the optimizer in its wrapper."""
+"""Taking the partial Hessian of a loss that a framework's scaler will scale."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["take_scaled", "wrapped_sgdph"]
 def take_scaled(
     optimizer: SecondOrderOptimizer, loss: Tensor, scaler: Any, times: float = 1.0
 ) -> None:
-    """Take the partial Hessian where one is due, of a loss that a scaler is yet to scale.
+    """Take the partial Hessian, if one is due, of a loss that a scaler has not scaled yet.
 
-    It is scaled as its gradient will be, because what underflows in half precision there does so
-    here.
+    The loss is scaled for the partial Hessian as for the gradient, because both may underflow in
+    half precision.
 
     Args:
         optimizer: The optimizer, not wrapped.
         loss: The loss, not scaled.
-        scaler: A ``torch.amp.GradScaler``; ``None`` where nothing scales.
-        times: What the loss is too large by besides.
+        scaler: A ``torch.amp.GradScaler``; ``None`` if the loss will not be scaled.
+        times: A further factor by which the loss is too large.
 
     Raises:
-        RuntimeError: As :meth:`sgdph.SGDPH.update_hessian`.
+        RuntimeError: As in :meth:`sgdph.SGDPH.update_hessian`.
     """
     if scaler is None:
         optimizer.update_hessian(loss, loss_scale=times)

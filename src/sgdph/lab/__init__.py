@@ -1,5 +1,5 @@
 """The laboratory: commands that train, compare and draw (installed by the extra ``lab``).
 
-The data flows one way, ``config -> training -> runs -> report``: a configuration goes in at one
-end, a directory of facts lies in the middle, and tables and pictures are made of directories alone.
+The data flows one way, ``config -> training -> runs -> report``. Training turns a configuration
+into a run directory. Tables and pictures are made from run directories only.
 """

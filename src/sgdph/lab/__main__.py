@@ -1,4 +1,4 @@
-"""Where the ``sgdph`` command begins: it exists also where the laboratory is not installed."""
+"""Entry point of the ``sgdph`` command, which exists even if the laboratory is not installed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The ``sgdph`` command.
 
-Nothing but the standard library is imported before a command is known, and torch not before it
-runs: help and wrong words are answered at once.
+Only the standard library is imported before the command is known, and torch only when the command
+runs. This makes help and error messages fast.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class Command:
     """A command.
 
     Attributes:
-        summary: What it does, in a sentence.
-        options: Where the class of its options is: ``"module:name"`` below ``sgdph.lab``.
-        run: Where the function is that takes the options and a console, and returns the exit code.
-        more: What else its help says.
+        summary: What it does, in one sentence.
+        options: Location of its options class: ``"module:name"`` below ``sgdph.lab``.
+        run: Location of the function that takes the options and a console, and returns the exit
+            code.
+        more: Further text for its help.
     """
 
     summary: str
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: The arguments; the process's own where ``None``.
+        arguments: The arguments; ``None`` for those of the process (``sys.argv``).
 
     Returns:
         The exit code.
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """Say which commands there are."""
+    """Return the text that lists the commands."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
@@ -145,7 +146,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             f"the commands need the laboratory's packages, and {error.name} is not installed; "
             "install them with: pip install '.[lab]' in a checkout of sgdph"
         ) from error
-    # Where the width is not known, a table is better too wide than broken.
+    # If the width is not known, a table that is too wide is better than a broken one.
     return run(options, screen(None if sys.stdout.isatty() else 140))
 
 
@@ -154,13 +155,13 @@ def parse(name: str, words: Sequence[str]) -> Any:
 
     Args:
         name: The command.
-        words: What follows it.
+        words: The words that follow it.
 
     Returns:
-        The options; ``None`` where the help was asked for, and printed.
+        The options, or ``None`` if help was requested. The help is then printed.
 
     Raises:
-        LabError: There is no such command or option, or a value cannot be read.
+        LabError: If the command or an option is unknown, or a value cannot be read.
     """
     if name not in COMMANDS:
         known = tuple(COMMANDS)

@@ -1,4 +1,4 @@
-"""What ``sgdph train`` does with its options, and what it says."""
+"""The command ``sgdph train``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(options: TrainOptions, console: Console) -> int:
         The exit code: 0 when finished (now or before), 1 when diverged, 130 when interrupted.
 
     Raises:
-        LabError: If the options cannot be followed.
+        LabError: If the run cannot be trained as requested.
     """
     with joined() as team:
         console = console if team.first else Console(quiet=True, force_terminal=False)
@@ -45,7 +45,7 @@ def _train(options: TrainOptions, team: Team, console: Console) -> int:
         return OK if summary["status"] == "finished" else DIVERGED
     try:
         if options.download:
-            # The others find it there.
+            # The other processes then find the files.
             team.from_first(lambda: load_data(config, download=options.download).name)
         with team.agreement():
             prepared = prepare(config, load_data(config, download=options.download), team)
@@ -66,10 +66,10 @@ def _train(options: TrainOptions, team: Team, console: Console) -> int:
 def requested_run(
     directory: RunDirectory, options: TrainOptions, given: Mapping[str, Any]
 ) -> tuple[RunConfig, dict[str, Any] | None]:
-    """Return the configuration asked for, and the summary where the run is at its end already.
+    """Return the requested configuration, and the summary if a resumed run has already ended.
 
     Raises:
-        LabError: If the options cannot be followed.
+        LabError: If the options are invalid or contradict the directory.
     """
     check_target(directory, options)
     if not options.resume:
@@ -80,7 +80,7 @@ def requested_run(
 
 
 def begin(directory: RunDirectory, config: RunConfig, options: TrainOptions) -> None:
-    """Make the claimed directory ready for a run that is begun or carried on."""
+    """Prepare the claimed directory for a run that is started or resumed."""
     if options.overwrite:
         directory.clear()
     if not options.resume:
@@ -88,10 +88,12 @@ def begin(directory: RunDirectory, config: RunConfig, options: TrainOptions) -> 
 
 
 def resumed_config(directory: RunDirectory, given: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration that a run is carried on with: its own, at the place asked for now.
+    """Return the configuration to resume a run with.
+
+    This is the saved one, with the fields of :data:`PLACE_FIELDS` that are given now.
 
     Raises:
-        LabError: If there is no run, or it was another one than what is asked for.
+        LabError: If there is no run, or the given options differ from those of the saved run.
     """
     saved, processes = directory.read_config(), given.get("processes", 1)
     if saved.processes != processes:

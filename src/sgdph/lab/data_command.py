@@ -1,4 +1,4 @@
-"""The command ``sgdph data``: what is there, what is missing, and where it comes from."""
+"""The command ``sgdph data``: which data sets are there or missing, and where they come from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgdph.lab.progress import say
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of looking for a set.
+    """The result of looking for a set.
 
     Attributes:
         state: ``there``, ``checked``, ``missing`` or ``damaged``.
@@ -29,19 +29,19 @@ class Finding:
 
     @property
     def well(self) -> bool:
-        """Whether the set can be trained on, as far as was looked."""
+        """Whether the set can be trained on, as far as it was checked."""
         return self.state in ("there", "checked")
 
 
 def data(options: DataOptions, console: Console) -> int:
-    """List the sets, after downloading and checking what was asked for.
+    """List the sets, after the requested downloads and checks.
 
     Returns:
-        The exit code: 1 if a set that was named is missing or any is damaged, 130 when interrupted,
+        The exit code: 1 if the named set is missing or any set is damaged, 130 when interrupted,
         else 0.
 
     Raises:
-        LabError: If the options cannot be followed, or a download fails.
+        LabError: If the options are invalid, or a download fails.
     """
     names: list[str] = [options.dataset] if options.dataset else list(DATASETS)
     if options.download:
@@ -67,7 +67,7 @@ def data(options: DataOptions, console: Console) -> int:
 
 
 def look(name: str, options: DataOptions, workers: int) -> Finding:
-    """Look for a set, and read it all where that was asked for."""
+    """Look for a set, and read all of it if ``--check`` was given."""
     source = source_of(name)
     missing = source.missing(options.data_dir)
     if missing is not None:
@@ -81,10 +81,10 @@ def look(name: str, options: DataOptions, workers: int) -> Finding:
 
 
 def download(names: list[str], options: DataOptions) -> None:
-    """Fetch those of the sets that torchvision can fetch, where they are missing.
+    """Download the missing sets that torchvision can download.
 
     Raises:
-        LabError: If there is nowhere to put them, the one that was named cannot be fetched, or a
+        LabError: If ``--data-dir`` is not given, torchvision cannot download the named set, or a
             download fails.
     """
     if options.data_dir is None:
@@ -103,9 +103,9 @@ def download(names: list[str], options: DataOptions) -> None:
 
 
 def table(findings: dict[str, Finding]) -> Table:
-    """Lay out the sets and what was found."""
+    """Make the table of the sets and their states."""
     rows = Table("set", "train + test", "classes")
-    # An address that is cut is none.
+    # Fold addresses, because a truncated one is useless.
     rows.add_column("from", overflow="fold")
     rows.add_column("terms")
     rows.add_column("state", no_wrap=True)

@@ -1,7 +1,8 @@
-"""Files: replaced in one step and durable when the call returns; read with errors that name them.
+"""Reading and writing of files.
 
-A file of ours bears a mark under ``format``, by which it is told from a stranger's and from another
-version's. A file of a JSON object per line may end in a line that a kill has cut off.
+Files are replaced in one step, and a write is durable when the call returns. Errors name the file.
+Our own files carry a mark under ``format``. It distinguishes them from files of other programs or
+other versions. A file with one JSON object per line may end in a line that was cut off by a kill.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ PARTIAL_SUFFIX = ".partial"
 
 
 class WriteError(LabError):
-    """A file could not be written: the disk is full, a quota is used up, it is read-only."""
+    """A file could not be written: the disk or a quota is full, or the place is read-only."""
 
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn what the system says about a file that cannot be written into a message.
+    """Turn the system's error about a file that cannot be written into a :class:`WriteError`.
 
     Args:
         path: The file.
-        size: How many bytes are to be written, where that is known.
+        size: Number of bytes to write, if known.
 
     Raises:
-        WriteError: If writing fails within.
+        WriteError: If writing fails within the context.
     """
     try:
         yield
@@ -60,15 +61,15 @@ def _megabytes(size: int) -> str:
 def write_atomically(
     path: Path, write: Callable[[BinaryIO], object], size: int | None = None
 ) -> None:
-    """Replace a file in one step: a crash leaves the old content or the new, never a mixture.
+    """Replace a file in one step: a crash leaves the old or the new content, never a mixture.
 
     Args:
         path: The file; its directory must exist.
-        write: Writes the content to the binary file it is given.
-        size: How many bytes that will be, where it is known.
+        write: Writes the content to the binary file that is passed to it.
+        size: Number of bytes to write, if known.
 
     Raises:
-        WriteError: If the file cannot be written; the old one is still there then.
+        WriteError: If the file cannot be written. The old file is then unchanged.
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     with writing(path, size):
@@ -85,7 +86,7 @@ def write_atomically(
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a rename in a directory durable, where the system can (Windows opens no directories)."""
+    """Make a rename in a directory durable (not on Windows, which cannot open directories)."""
     if os.name != "posix":
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -99,16 +100,16 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Replace a file in one step.
 
     Raises:
-        WriteError: If it cannot be written; the old one is still there then.
+        WriteError: If the file cannot be written. The old file is then unchanged.
     """
     write_atomically(path, lambda file: file.write(content), len(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step, in UTF-8; what UTF-8 lacks is escaped.
+    """Replace a text file in one step, in UTF-8; characters that UTF-8 lacks are escaped.
 
     Raises:
-        WriteError: If it cannot be written; the old one is still there then.
+        WriteError: If the file cannot be written. The old file is then unchanged.
     """
     write_bytes(path, text.encode("utf-8", ESCAPE))
 
@@ -117,16 +118,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file in one step.
 
     Raises:
-        WriteError: If it cannot be written; the old one is still there then.
+        WriteError: If the file cannot be written. The old file is then unchanged.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file, on the disk when this returns.
+    """Append a line to a text file; it is on the disk when this returns.
 
     Raises:
-        WriteError: If it cannot be written; a part of the line may be there then.
+        WriteError: If the line cannot be written. Part of it may then be in the file.
     """
     content = (line + "\n").encode()
     with writing(path, len(content)), path.open("ab") as file:
@@ -143,7 +144,7 @@ def remove_files(directory: Path, names: Sequence[str]) -> None:
 
 
 def bears(file: Path, mark: str) -> bool:
-    """Whether a file bears a mark: an HTML page near its beginning, another file right there."""
+    """Return whether a file starts with a mark (HTML page: has it in its first 1000 characters)."""
     if not file.is_file():
         return False
     with file.open(encoding="utf-8", errors="replace") as stream:
@@ -152,11 +153,12 @@ def bears(file: Path, mark: str) -> bool:
 
 
 def foreign_files(directory: Path, marks: Mapping[str, str | None]) -> list[str]:
-    """Name the files that are there without their marks.
+    """List the files that exist but lack their marks.
 
     Args:
-        directory: Where they lie.
-        marks: Name to mark. A file without a mark of its own is ours if one with its mark is there.
+        directory: The directory of the files.
+        marks: File name to mark, or to ``None`` for a file that has no mark. Such a file counts as
+            ours if the directory also holds a file with its mark.
     """
     there = [name for name in marks if (directory / name).exists()]
     ours = [name for name in there if (mark := marks[name]) and bears(directory / name, mark)]
@@ -164,23 +166,23 @@ def foreign_files(directory: Path, marks: Mapping[str, str | None]) -> list[str]
 
 
 def remove_marked(directory: Path, marks: Mapping[str, str]) -> None:
-    """Delete the files that bear their marks, and nothing else."""
+    """Delete the files that have their marks, and nothing else."""
     remove_files(directory, [name for name, mark in marks.items() if bears(directory / name, mark)])
 
 
 def parse_yaml(text: str, mark: str, source: Path | str, what: str) -> dict[str, Any]:
-    """Read YAML that bears a format mark.
+    """Read YAML that has a format mark.
 
     Args:
         text: The YAML text.
-        mark: What its ``format`` has to be.
-        source: Where it came from, for error messages.
-        what: What it should be, for error messages.
+        mark: The required value of ``format``.
+        source: Where the text came from, for error messages.
+        what: What the text should be, for error messages.
 
     Raises:
         LabError: If the text is not YAML, or lacks the mark.
     """
-    # Here, because writing files needs no YAML.
+    # Imported here, because writing files needs no YAML.
     import yaml
 
     try:
@@ -191,12 +193,12 @@ def parse_yaml(text: str, mark: str, source: Path | str, what: str) -> dict[str,
 
 
 def read_marked(path: Path, mark: str, what: str) -> dict[str, Any]:
-    """Read a YAML or JSON file that bears a format mark.
+    """Read a YAML or JSON file that has a format mark.
 
     Args:
-        path: The file; what it is called ends in ``.json`` where it is JSON.
-        mark: What its ``format`` has to be.
-        what: What it should be, for error messages.
+        path: The file. It is read as JSON if its name ends in ``.json``, else as YAML.
+        mark: The required value of ``format``.
+        what: What the file should be, for error messages.
 
     Raises:
         LabError: If the file cannot be read, or lacks the mark.
@@ -221,7 +223,7 @@ def _marked(content: object, mark: str, source: Path | str, what: str) -> dict[s
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object; empty where there is none.
+    """Read a JSON file that holds an object; return an empty dict if there is no file.
 
     Raises:
         LabError: If it holds something else.
@@ -241,17 +243,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of a JSON object per line; a last line cut off by a kill is left out.
+    """Read a file with one JSON object per line, without a last line that a kill has cut off.
 
     Raises:
-        LabError: If another line is damaged.
+        LabError: If a line before the last is damaged.
     """
     lines = path.read_bytes().splitlines() if path.is_file() else []
     read: list[dict[str, Any]] = []
     try:
         read.extend(dict(json.loads(line)) for line in lines)
     except (ValueError, TypeError) as error:
-        # What was read before stays.
+        # ``read`` holds the lines before the damaged one.
         number = len(read) + 1
         if number < len(lines):
             raise LabError(

@@ -1,8 +1,8 @@
-r"""What is printed and written, whatever the encoding of the output and the bytes of a path.
+r"""Printing and writing of text, for any encoding of the output and any bytes in a path.
 
-A path whose bytes are not text in the file system's encoding reaches Python with lone surrogates in
-place of those bytes, which no encoding takes. They are shown as ``\xe9``. A character that the
-output's encoding lacks is shown in ASCII.
+The bytes of a path may be invalid in the file system's encoding. Python then replaces them by lone
+surrogates, which no encoding accepts. They are shown as ``\xe9``. A character that the output's
+encoding lacks is shown in ASCII.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def _escaped(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
-        # Python's stand-in for a byte of a path (PEP 383).
+        # Python's replacement for an undecodable byte of a path (PEP 383).
         return f"\\x{code - 0xDC00:02x}"
     return _ASCII.get(character) or character.encode("ascii", "backslashreplace").decode()
 
@@ -60,12 +60,12 @@ codecs.register_error(ESCAPE, _escape)
 
 
 def printable(text: object, encoding: str = "utf-8") -> str:
-    """Return a text that an encoding takes, what it lacks escaped."""
+    """Return a text with the characters escaped that an encoding lacks."""
     return str(text).encode(encoding, ESCAPE).decode(encoding)
 
 
 def shell_word(word: object) -> str:
-    r"""Quote a word for a POSIX shell; bytes that are not text become ``$'\xe9'``."""
+    r"""Quote a word for a POSIX shell; undecodable bytes are written as in ``$'\xe9'``."""
     text = str(word)
     if not _SURROGATE.search(text):
         return shlex.quote(text)
@@ -74,23 +74,23 @@ def shell_word(word: object) -> str:
 
 
 def shell_command(words: Iterable[object]) -> str:
-    """Write a command that a POSIX shell reads as these words."""
+    """Return a command that a POSIX shell parses into these words."""
     return " ".join(map(shell_word, words))
 
 
 class OutputClosed(SystemExit):
-    """What is printed can no longer be written, mostly because its reader ended (``| head``).
+    """The output can no longer be written, usually because its reader has ended (``| head``).
 
-    Not an ``Exception``: it ends the program like Ctrl-C does, with what it trained saved, and no
-    run counts as failed by it.
+    It is not an ``Exception``. It ends the program as Ctrl-C does: trained epochs are saved, and no
+    run counts as failed because of it.
     """
 
 
 class StandardStream:
-    """A standard stream that takes every text, and ends the program when it can no longer write.
+    """A standard stream that accepts every text and ends the program if it cannot be written.
 
     Args:
-        stream: The stream that is written to.
+        stream: The stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -103,7 +103,7 @@ class StandardStream:
         """Write a text.
 
         Raises:
-            OutputClosed: If it cannot be written.
+            OutputClosed: If the text cannot be written.
         """
         try:
             return self._stream.write(text)
@@ -111,10 +111,10 @@ class StandardStream:
             self._close(error)
 
     def flush(self) -> None:
-        """Write what is buffered.
+        """Write the buffered text.
 
         Raises:
-            OutputClosed: If it cannot be written.
+            OutputClosed: If the text cannot be written.
         """
         try:
             self._stream.flush()
@@ -123,7 +123,7 @@ class StandardStream:
 
     def _close(self, error: OSError) -> NoReturn:
         with suppress(OSError, ValueError):
-            # What is still buffered goes nowhere, or Python would complain when it ends.
+            # Discard the buffered text. Otherwise Python reports an error when it exits.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -134,16 +134,16 @@ class StandardStream:
 
 
 def utf8_environment() -> dict[str, str]:
-    """Return the environment of a process whose output goes to a log: UTF-8, whatever ours is."""
+    """Return an environment for a process that logs in UTF-8, whatever our own encoding is."""
     return {**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make standard output and error take every text, for as long as the context lasts.
+    """Make standard output and error accept every text within the context.
 
     Raises:
-        OutputClosed: Within the context or at its end, if one of them can no longer be written.
+        OutputClosed: If one of them can no longer be written, within the context or at its end.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_tolerant, before)
@@ -161,7 +161,7 @@ def _tolerant(stream: Any) -> Any:
     if isinstance(stream, StandardStream):
         return stream
     if stream is None:
-        # The program was started with it closed.
+        # The stream was already closed when the program started.
         return Path(os.devnull).open("w", encoding="utf-8")
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors=ESCAPE)

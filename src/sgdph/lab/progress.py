@@ -1,4 +1,4 @@
-"""What a run says while it trains: bars on a terminal, a line per epoch elsewhere."""
+"""Progress of a run: bars on a terminal, one line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from sgdph.lab.output import printable
 
 
 class Reporter(Protocol):
-    """Receives a run's progress; the trainer knows no more of the screen than this."""
+    """Receives a run's progress; the trainer's only interface to the screen."""
 
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
-        """A run begins or carries on after ``done`` of its epochs."""
+        """Report that a run starts, or resumes after ``done`` epochs."""
 
     def batch_finished(self) -> None:
-        """One optimizer step is done."""
+        """Report that one optimizer step is done."""
 
     def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
-        """One epoch is done; ``metrics`` is its metrics line."""
+        """Report that one epoch is done; ``metrics`` is its metrics line."""
 
     def run_finished(self, name: str, message: str) -> None:
-        """The run ended; ``message`` says how."""
+        """Report that the run has ended; ``message`` says how."""
 
 
 class Screen(Console):
-    """A console that shows what its encoding lacks in ASCII, so that tables stay aligned."""
+    """A console that writes what its encoding lacks in ASCII, so that tables stay aligned."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make a text to show."""
+        """Return the text to show."""
         return super().render_str(printable(text, self.encoding), **options)
 
 
@@ -49,23 +49,23 @@ def screen(width: int | None = None) -> Console:
     """Make the console that a command writes to.
 
     Args:
-        width: Columns; ``None`` for the terminal's.
+        width: Number of columns; ``None`` for that of the terminal.
     """
     return Screen(width=width)
 
 
 def say(console: Console, text: str) -> None:
-    """Print a text as it is: no line breaks inside paths, nothing taken for markup."""
+    """Print a text unchanged: without wrapping, and without interpreting markup."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def say_files(console: Console, directory: Path, files: Mapping[str, str]) -> None:
-    """Say where the files of a directory lie, as far as they are there.
+    """Print the paths of those files of a directory that exist.
 
     Args:
-        console: Where it is said.
+        console: Where to print.
         directory: The directory.
-        files: What each is, and its name.
+        files: Title of each file to its name.
     """
     width = max(map(len, files)) + 1
     for title, name in files.items():
@@ -74,12 +74,12 @@ def say_files(console: Console, directory: Path, files: Mapping[str, str]) -> No
 
 
 def evaluated(metrics: Mapping[str, Any]) -> str:
-    """Tell which images an epoch's line was evaluated on: ``"test"`` or ``"validation"``."""
+    """Return which images an epoch was evaluated on: ``"test"`` or ``"validation"``."""
     return "validation" if "validation_loss" in metrics else "test"
 
 
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
-    """Put an epoch's metrics into one line."""
+    """Format an epoch's metrics as one line."""
     split = evaluated(metrics)
     newton = f", Newton {metrics['newton_lr']:.2g}" if "newton_lr" in metrics else ""
     return (
@@ -92,7 +92,7 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
 
 
 class Lines:
-    """Says what it has to say in lines."""
+    """Base class of the reporters that print lines."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -102,27 +102,27 @@ class Lines:
 
 
 class LineReporter(Lines):
-    """A line per epoch, for logs and pipes."""
+    """One line per epoch, for logs and pipes."""
 
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
-        """Say which run begins."""
+        """Print which run starts or resumes."""
         where = f", carrying on after epoch {done}" if done else ""
         self._say(f"{name}: {epochs} epoch{'s' * (epochs != 1)} of {batches} steps{where}")
 
     def batch_finished(self) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
         """Print the epoch's line."""
         self._say(epoch_line(metrics, epochs))
 
     def run_finished(self, name: str, message: str) -> None:
-        """Say how the run ended."""
+        """Print how the run ended."""
         self._say(f"{name}: {message}")
 
 
 class BarReporter(LineReporter):
-    """Bars for runs (where there are several), epochs and batches; finished runs leave a line."""
+    """Bars for runs (if there are several), epochs and batches; each finished run leaves a line."""
 
     def __init__(self, console: Console, progress: Progress, runs: int) -> None:
         super().__init__(console)
@@ -132,17 +132,17 @@ class BarReporter(LineReporter):
         self.batches = progress.add_task("batches", total=None, note="")
 
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
-        """Set the bars for a run."""
+        """Reset the bars for a run."""
         self.progress.reset(self.epochs, total=epochs, completed=done)
         self.progress.update(self.epochs, description=name, note="")
         self.progress.reset(self.batches, total=batches)
 
     def batch_finished(self) -> None:
-        """Move the batch bar."""
+        """Advance the batch bar."""
         self.progress.advance(self.batches)
 
     def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
-        """Move the epoch bar and show the latest figures beside it."""
+        """Advance the epoch bar and show the latest figures beside it."""
         split = evaluated(metrics)
         accuracy = metrics[f"{split}_accuracy"]
         note = f"loss {metrics['train_loss']:.4f}  {split} {accuracy:.2%}"
@@ -150,7 +150,7 @@ class BarReporter(LineReporter):
         self.progress.reset(self.batches)
 
     def run_finished(self, name: str, message: str) -> None:
-        """Move the run bar and leave a line above the bars."""
+        """Advance the run bar and print a line above the bars."""
         self.progress.advance(self.runs)
         super().run_finished(name, message)
 
@@ -162,17 +162,17 @@ def _bars(console: Console, *more: ProgressColumn) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    # Drawn four times a second: each takes milliseconds from the thread that launches a GPU's work.
+    # Only four redraws a second: each costs milliseconds of the thread that launches GPU kernels.
     return Progress(*columns, *more, console=console, transient=True, refresh_per_second=4)
 
 
 @contextmanager
 def reporter_for(console: Console, runs: int = 1) -> Iterator[Reporter]:
-    """Yield bars where the console is a terminal, lines where it is not.
+    """Yield a reporter: bars if the console is a terminal, lines otherwise.
 
     Args:
         console: Where to write.
-        runs: How many runs are to come.
+        runs: Number of runs to come.
     """
     if not console.is_terminal:
         yield LineReporter(console)
@@ -182,39 +182,39 @@ def reporter_for(console: Console, runs: int = 1) -> Iterator[Reporter]:
 
 
 class StepReporter(Protocol):
-    """Receives the progress of a measurement of steps."""
+    """Receives the progress of a measurement of steps, one cell after another."""
 
     def cell_started(self, name: str, steps: int) -> None:
-        """A cell of so many steps begins."""
+        """Report that a cell of ``steps`` steps starts."""
 
     def step_finished(self) -> None:
-        """One of them is done."""
+        """Report that one step of the cell is done."""
 
     def cell_finished(self, name: str, message: str) -> None:
-        """The cell is done, or was before; ``message`` says what came out."""
+        """Report that the cell is done, now or earlier; ``message`` gives its result."""
 
 
 class StepLines(Lines):
-    """A line where a cell begins and where it ends; a cell consists of so many ``units``."""
+    """A line at the start and the end of each cell; ``units`` is what the steps are called."""
 
     def __init__(self, console: Console, units: str) -> None:
         super().__init__(console)
         self.units = units
 
     def cell_started(self, name: str, steps: int) -> None:
-        """Say which cell begins."""
+        """Print which cell starts."""
         self._say(f"{name}: {steps} {self.units}")
 
     def step_finished(self) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def cell_finished(self, name: str, message: str) -> None:
-        """Say what came out."""
+        """Print the result of the cell."""
         self._say(f"{name}: {message}")
 
 
 class StepBars(StepLines):
-    """A bar for cells (where there are several) and one for the steps of a cell."""
+    """A bar for cells (if there are several) and one for the steps of a cell."""
 
     def __init__(self, console: Console, units: str, progress: Progress, cells: int) -> None:
         super().__init__(console, units)
@@ -223,28 +223,28 @@ class StepBars(StepLines):
         self.steps = progress.add_task(units, total=None)
 
     def cell_started(self, name: str, steps: int) -> None:
-        """Set the bar for a cell."""
+        """Reset the step bar for a cell."""
         self.progress.reset(self.steps, total=steps)
         self.progress.update(self.steps, description=name)
 
     def step_finished(self) -> None:
-        """Move the bar."""
+        """Advance the step bar."""
         self.progress.advance(self.steps)
 
     def cell_finished(self, name: str, message: str) -> None:
-        """Move the bar of cells, and leave a line above."""
+        """Advance the cell bar and print a line above the bars."""
         self.progress.advance(self.cells)
         super().cell_finished(name, message)
 
 
 @contextmanager
 def step_reporter_for(console: Console, cells: int, units: str = "turns") -> Iterator[StepReporter]:
-    """Yield bars where the console is a terminal, lines where it is not.
+    """Yield a reporter: bars if the console is a terminal, lines otherwise.
 
     Args:
         console: Where to write.
-        cells: How many cells are to come.
-        units: What a cell consists of.
+        cells: Number of cells to come.
+        units: What the steps of a cell are called.
     """
     if not console.is_terminal:
         yield StepLines(console, units)

@@ -1,4 +1,4 @@
-"""Which layers weight normalisation is asked for, and whether it can be had there."""
+"""Choosing the layers to weight-normalise, and checking that they can be."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Layers: TypeAlias = Iterable[str | type[nn.Module]]
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
-# So many layers are named in an error; a deep network has hundreds.
+# An error names at most this many layers; a deep network has hundreds.
 _LISTED = 20
 
 
 def output_dim(layer: nn.Module) -> int:
-    """Tell which dimension of a layer's weight counts its output channels."""
+    """Return the dimension of a layer's weight that indexes its output channels."""
     return 1 if isinstance(layer, _TRANSPOSED) else 0
 
 
 def choose_layers(model: nn.Module, layers: Layers | None) -> list[nn.Module]:
-    """Find the layers to normalise, each once, and check that all of them can be.
+    """Return the layers to normalise, each once, and check that all of them can be.
 
     Args:
         model: The network.
@@ -54,13 +54,13 @@ def choose_layers(model: nn.Module, layers: Layers | None) -> list[nn.Module]:
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """List the layers of the right kinds under all their names."""
+    """Return the layers of the right kinds under all their names."""
     modules = model.named_modules(remove_duplicate=False)
     return {name: module for name, module in modules if isinstance(module, _KINDS)}
 
 
 def _matched(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
-    """Find the chosen layers, each under the first of its names, in the model's order."""
+    """Return the chosen layers, each under the first of its names, in the model's order."""
     candidates = _candidates(model)
     if layers is None:
         wanted = set(candidates)
@@ -79,7 +79,7 @@ def _matched(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
 
 
 def _names(entry: object, model: nn.Module, candidates: Mapping[str, nn.Module]) -> list[str]:
-    """List the candidates that an entry of ``layers`` means."""
+    """Return the names of the candidates that an entry of ``layers`` matches."""
     if isinstance(entry, type) and issubclass(entry, nn.Module):
         found = [name for name, layer in candidates.items() if isinstance(layer, entry)]
         shown = f"the type {entry.__name__}"
@@ -109,7 +109,7 @@ def _names(entry: object, model: nn.Module, candidates: Mapping[str, nn.Module])
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Name the modules that hold each parameter, by the parameter's id."""
+    """Return the names of the modules that hold each parameter, by the parameter's ``id``."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for p in module._parameters.values():
@@ -119,7 +119,7 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _obstacle(layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
-    """Say why a layer's weight cannot be normalised, and what to do; ``None`` if it can."""
+    """Return why a layer's weight cannot be normalised, and what to do; ``None`` if it can."""
     weight = layer._parameters.get("weight")
     if weight is None:
         return _computed(layer)
@@ -147,7 +147,7 @@ def _computed(layer: nn.Module) -> str:
         steps = cast(nn.ModuleDict, layer.parametrizations)["weight"].children()
         kinds = [type(step).__name__.lstrip("_") for step in steps]
     else:
-        # Weight norm and spectral norm of the older kind have a name, pruning a _tensor_name.
+        # Hooks of the older weight norm and spectral norm have a name; pruning has a _tensor_name.
         kinds = [
             type(hook).__name__
             for hook in layer._forward_pre_hooks.values()
@@ -169,7 +169,7 @@ def _shortened(names: list[str]) -> str:
 
 
 def _listing(candidates: Mapping[str, nn.Module]) -> str:
-    """Say for an error which layers a model has that are of the right kinds."""
+    """Return the part of an error message that lists a model's layers of the right kinds."""
     if not candidates:
         return "has no layer that can be: Conv1d to 3d, ConvTranspose1d to 3d, Linear"
     shown = [f"{_shown(name)} ({type(layer).__name__})" for name, layer in candidates.items()]

@@ -1,4 +1,4 @@
-"""Weight normalisation, there and back.
+"""Applying and removing weight normalisation.
 
 An output channel's weight is written as a length times a direction, ``w = g v / ‖v‖`` (Salimans &
 Kingma, "Weight Normalization", NeurIPS 2016; Eq. 8 of Sun, Yong & Zhang, arXiv:2403.02681). The
@@ -24,7 +24,7 @@ from sgdph.weight_norm.layers import Layers, choose_layers, output_dim
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _WEIGHT = "weight"
-# Directions of channels that have none are drawn from here, the same in every process.
+# The seed for random directions of channels that have none, the same in every process.
 _SEED = 2016
 
 
@@ -56,12 +56,14 @@ def apply_weight_norm(model: ModelT, layers: Layers | None = None) -> ModelT:
         ``original1``, ``v``.
 
     Raises:
-        TypeError: ``model`` is not a module, or an entry of ``layers`` neither a name nor a type.
-        ValueError: There is nothing to normalise; an entry of ``layers`` matches nothing that can
-            be; or a layer cannot be: its weight is computed from others already (weight norm,
-            spectral norm, pruning …), shared, complex or not initialised yet, or it is a transposed
-            convolution with groups, whose weight has no single dimension of output channels; or
-            ``model`` is or holds a ``DistributedDataParallel``. Nothing has been changed then.
+        TypeError: ``model`` is not a module, ``layers`` is not an iterable, or an entry of
+            ``layers`` is neither a name nor a type.
+        ValueError: There is nothing to normalise; an entry of ``layers`` matches no layer that can
+            be normalised; ``model`` is or contains a ``DistributedDataParallel``; or a layer cannot
+            be normalised. Its weight may be computed from others already (weight norm, spectral
+            norm, pruning …), shared, complex, empty or not initialised yet. Or it is a transposed
+            convolution with groups, whose weight has no single dimension of output channels.
+            Nothing has been changed then.
 
     Example:
         >>> model = sgdph.apply_weight_norm(model, layers=["features.*", nn.Linear])
@@ -78,23 +80,24 @@ def apply_weight_norm(model: ModelT, layers: Layers | None = None) -> ModelT:
 def fold_weight_norm(model: ModelT) -> ModelT:
     """Turn a model's weight normalisation back into plain weights, in place.
 
-    It works for both of torch's kinds, the parametrisation and the older hook of
+    It works for both of torch's kinds: the parametrisation, and the older hook of
     :func:`torch.nn.utils.weight_norm`. Each weight becomes a new parameter with the values that
-    the network last computed with, to the bit. Use it before export, before pickling, and to load
+    the network last computed with, bit for bit. Use it before export, before pickling, and to load
     plain weights. Other networks, and copies of this one, do not change.
 
     Args:
         model: The network.
 
     Returns:
-        The model itself. A weight has its former place among its layer's parameters (the first, if
-        :func:`apply_weight_norm` did not make it), and is trainable if its ``g`` or ``v`` was.
+        The model itself. A weight gets its former place among its layer's parameters (the first
+        place, if it was not normalised by :func:`apply_weight_norm`). It is trainable if its ``g``
+        or ``v`` was.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: No weight is normalised; one has another parametrisation on top of it, or is
-            shared with another layer's; or ``model`` is or holds a ``DistributedDataParallel``.
-            Nothing has been changed then.
+        ValueError: No weight is normalised; one also has another parametrisation, or is shared with
+            another layer; or ``model`` is or contains a ``DistributedDataParallel``. Nothing has
+            been changed then.
 
     Example:
         >>> deployed = sgdph.fold_weight_norm(copy.deepcopy(model))
@@ -150,13 +153,13 @@ def _normalise(layer: nn.Module, generator: torch.Generator) -> None:
 
 
 def _point_somewhere(g: Tensor, v: Tensor, dim: int, generator: torch.Generator) -> None:
-    """Give the channels of ``v`` that have no direction a random one of length 1."""
+    """Give channels of ``v`` without a direction a random one of length 1."""
     none = g.detach() == 0
     if v.is_meta or not none.any():
         return
     drawn = torch.randn(v.shape, generator=generator, device="cpu")
     drawn /= torch.norm_except_dim(drawn, 2, dim)
-    # Not in place: v still shares its memory with the weight that it was.
+    # Not in place, because v still shares its memory with the old weight.
     directions = v.detach().clone()
     directions.copy_(torch.where(none, drawn.to(v), directions))
     v.data = directions
@@ -164,7 +167,7 @@ def _point_somewhere(g: Tensor, v: Tensor, dim: int, generator: torch.Generator)
 
 @dataclass(frozen=True)
 class _Fold:
-    """A plain weight, ready to take the place of what it is computed from."""
+    """A plain weight, ready to replace the parameters that it is computed from."""
 
     path: str
     module: nn.Module
@@ -176,14 +179,14 @@ class _Fold:
     """The number of an old-style hook among the module's; ``None`` for a parametrisation."""
 
     def commit(self) -> None:
-        """Take away what computes the weight, and register the plain one."""
+        """Remove the parametrisation or hook, and register the plain weight."""
         if self.hook is None:
             _remove_parametrisation(self.module, self.name)
         else:
             del self.module._forward_pre_hooks[self.hook]
             del self.module._parameters[f"{self.name}_g"]
             del self.module._parameters[f"{self.name}_v"]
-        # Recurrent layers keep a list of their weights, which this assignment brings up to date.
+        # Recurrent layers keep a list of their weights, which this assignment updates.
         setattr(self.module, self.name, self.weight)
         own = self.module._parameters
         for name in [name for name in own if name != self.name][self.place :]:
@@ -195,7 +198,7 @@ def _weight_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for name, steps in cast(nn.ModuleDict, module.parametrizations).items():
-                # Its class is private, so it is told by its name.
+                # Its class is private, so it is recognised by its name.
                 kinds = [type(step).__name__ for step in cast(nn.ModuleList, steps)]
                 if "_WeightNorm" in kinds:
                     yield path, module, name
@@ -229,7 +232,7 @@ def _hooked(path: str, module: nn.Module, number: int, hook: WeightNorm) -> _Fol
 
 def _plain(weight: Tensor, parts: list[nn.Parameter]) -> nn.Parameter:
     trainable = any(part.requires_grad for part in parts)
-    # v keeps the memory format, such as channels-last, which the product of the two loses.
+    # Take the memory format, such as channels-last, from v; the product of g and v loses it.
     plain = torch.empty_like(parts[-1]).copy_(weight.detach())
     return nn.Parameter(plain.detach(), requires_grad=trainable)
 
@@ -248,9 +251,9 @@ def _originals(module: nn.Module, name: str) -> parametrize.ParametrizationList:
 
 
 def _remove_parametrisation(module: nn.Module, name: str) -> None:
-    """Do what torch's ``remove_parametrizations`` does, but spare the module's copies.
+    """Do the same as torch's ``remove_parametrizations``, but without changing the module's copies.
 
-    A deep copy shares its class with the original, and torch deletes the property there.
+    A deep copy shares its class with the original, and torch deletes the property from that class.
     """
     del cast(nn.ModuleDict, module.parametrizations)[name]
     if parametrize.is_parametrized(module):
@@ -264,7 +267,7 @@ def _remove_parametrisation(module: nn.Module, name: str) -> None:
 
 
 def _is_compatibility_hook(hook: Callable[..., object], name: str) -> bool:
-    """Tell torch's hook that turns old states into parametrised ones, and cannot be pickled."""
+    """Return whether it is torch's hook that converts old states, and that cannot be pickled."""
     kind = "weight_norm.<locals>._weight_norm_compat_hook"
     if getattr(hook, "__qualname__", None) != kind:
         return False
@@ -272,7 +275,7 @@ def _is_compatibility_hook(hook: Callable[..., object], name: str) -> bool:
 
 
 def _own_class(module: nn.Module, without: str | None = None) -> type[nn.Module]:
-    """Copy the class that torch made for a parametrised module, less one property."""
+    """Copy the class that torch made for a parametrised module, without one property."""
     made = type(module)
     members = {
         name: member

@@ -1,1 +1,1 @@
-"""What a run is, and how that is written to YAML."""
+"""The configuration of a run, and its YAML form."""

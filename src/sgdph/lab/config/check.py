@@ -1,6 +1,7 @@
-"""Checks of values by their types, with errors that say what was expected and what came.
+"""Checks of values against their types, with errors that say what was expected and what was given.
 
-pydantic checks. It is imported with the first check: the command line's help needs none.
+pydantic does the checks. It is imported at the first check, because the command line's help needs
+none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, TypeAdapter, ValidationError
     from pydantic_core import ErrorDetails
 
-# pydantic's kind of error to what was expected, in plain words; its own words stand for the rest.
+# pydantic's error type to what was expected. Other types keep pydantic's own wording.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -33,17 +34,17 @@ _EXPECTED = {
 
 
 def check_fields(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check values by the names and types of a class's fields.
+    """Check values against the types of a class's fields.
 
     Args:
         fields: Field to type.
         values: Field to value; one for each field.
 
     Returns:
-        The values; whole numbers have become floats where the type says so.
+        The values. Whole numbers are converted to floats if the field is a float.
 
     Raises:
-        LabError: A value is not of its field's type, or out of its bounds.
+        LabError: If a value has the wrong type, or is out of its bounds.
     """
     from pydantic import ValidationError
 
@@ -54,15 +55,15 @@ def check_fields(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 
 
 def parse_value(hint: Any, words: str | list[str], name: str) -> Any:
-    """Make a value of what was written on the command line.
+    """Convert words of the command line to a value.
 
     Args:
-        hint: The type that it must have.
-        words: What was written.
-        name: What to call it in an error.
+        hint: The required type.
+        words: The words.
+        name: The value's name in an error message.
 
     Raises:
-        LabError: It cannot be read as that type, or is out of its bounds.
+        LabError: If the words cannot be read as that type, or the value is out of its bounds.
     """
     from pydantic import ValidationError
 
@@ -76,7 +77,8 @@ def parse_value(hint: Any, words: str | list[str], name: str) -> Any:
 def _model(fields: tuple[tuple[str, Any], ...]) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
-    # Strict: True is not the number 1, and "3" is not 3. No field may be called "model_...".
+    # Strict: True is not accepted as 1, nor "3" as 3. Without protected namespaces, pydantic does
+    # not warn about field names that start with "model_".
     config = ConfigDict(strict=True, protected_namespaces=())
     definitions: dict[str, Any] = {name: (hint, ...) for name, hint in fields}
     return create_model("Fields", __config__=config, **definitions)
@@ -90,16 +92,16 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _explained(error: ValidationError) -> list[str]:
-    """Say what is wrong with each field, once."""
+    """Return one message for each field that is wrong."""
     problems = {str(each["loc"][0]): each for each in reversed(error.errors())}
     return [_explain(problem, name) for name, problem in reversed(problems.items())]
 
 
 def _explain(problem: ErrorDetails, name: str, given: object = None) -> str:
-    """Say what a value must be, and what it was."""
+    """Return a message that says what a value must be, and what it was."""
     value = problem["input"] if given is None else given
     if problem["type"] == "literal_error":
-        # A union of choices and nothing tells of the choices alone.
+        # If ``None`` is allowed too, pydantic still lists the choices only.
         choices = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         return unknown_name(name, value, choices)
     own = problem["msg"].removeprefix("Input should be ")

@@ -1,4 +1,4 @@
-"""What a command line's help says of a field: beside its type, and out of the text below it."""
+"""Command-line options as annotations of a class's fields; the text below a field is its help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-# The headings of a command's help, in their order.
+# The headings of a command's help, in order.
 OPTIMIZER = "optimizer"
 DATA = "data and network"
 TRAINING = "training"
@@ -23,19 +23,21 @@ HEADINGS = (OPTIMIZER, DATA, TRAINING, MEASUREMENT, MACHINE, OUTPUT)
 
 @dataclass(frozen=True)
 class Option:
-    """Marks a field that can be given on the command line, in its annotation.
+    """An annotation that makes a field an option of the command line.
 
     Attributes:
         heading: One of :data:`HEADINGS`.
-        shown: What the help calls the default, where that is not the field's own.
-        metavar: How its value is written; made of the type where it is empty.
-        default: Its value where it is not given, of a field that has to have one in a file.
-        nargs: Number of words, as ``argparse`` has it; made of the type where it is ``None``.
+        shown: What the help shows as the default, if not the field's own default.
+        metavar: Placeholder for its value in the help; derived from the type if empty.
+        default: Its value if it is not given on the command line, for a field that has no default
+            of its own. A file must contain such a field.
+        nargs: Number of words, as in ``argparse``, except that 1 means no list; derived from the
+            type if ``None``.
         positional: Whether it is given without its name.
-        names: What it takes, where the type does not say so, or not shortly.
-        before: The field of a run that the help has it in front of.
-        alone: What it is where no word follows its name; nothing where one has to.
-        help: What it is: the text below the field.
+        names: Accepted values, if the type does not list them, or lists too many to show.
+        before: The :class:`RunConfig` field that it precedes in the help.
+        alone: Its value if no word follows its name; empty if a word is required.
+        help: Its description: the text below the field.
     """
 
     heading: str
@@ -52,7 +54,7 @@ class Option:
 
 @cache
 def options_of(kind: type) -> Mapping[str, tuple[Any, Option]]:
-    """Return a class's fields that are options, each by name with its type and option."""
+    """Return a class's fields that are options: name to type and option."""
     texts = {name: text for each in reversed(kind.__mro__[:-1]) for name, text in _texts(each)}
     return {
         name: (hint, dataclasses.replace(mark, help=texts[name]))
@@ -65,7 +67,7 @@ def options_of(kind: type) -> Mapping[str, tuple[Any, Option]]:
 
 @cache
 def _texts(kind: type) -> list[tuple[str, str]]:
-    """Read the texts below a class's fields, which Python itself does not keep."""
+    """Read the texts below a class's fields from the source, because Python does not keep them."""
     (body,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(body, ast.ClassDef)
     return [

@@ -1,4 +1,4 @@
-"""What a run is: one flat, frozen, fully resolved configuration."""
+"""The configuration of a run: flat, frozen and fully resolved."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ Rate = Annotated[float, Ge(0), Lt(math.inf)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides one training run.
+    """Everything that determines one training run.
 
-    A field is defined here alone. Its type and bounds are checked whenever a configuration is made,
-    also of a file. :class:`Option` makes it an option of the command line, whose help is the text
-    below it. A setting that the optimizer does not have is ``None``.
+    Each field is defined only here. Its type and bounds are checked whenever a configuration is
+    created, also from a file. :class:`Option` makes it an option of the command line; the text
+    below it is the option's help. A setting that the optimizer does not have is ``None``.
 
     Raises:
-        LabError: A value is of a wrong type or out of its bounds.
+        LabError: If a value has the wrong type or is out of its bounds.
     """
 
     optimizer: Annotated[OptimizerName, Option(OPTIMIZER, default="sgdph", names=PATTERNS)]
@@ -151,30 +151,29 @@ class RunConfig:
         return "test" if self.validation_size is None else "validation"
 
     def setting(self, name: str) -> Any:
-        """Return an optimizer's setting or argument; ``None`` where it was not set."""
+        """Return an optimizer's setting or argument; ``None`` if it was not set."""
         return dict(self.optimizer_args or ()).get(name, getattr(self, name, None))
 
 
-# Where a run is computed, not what it computes: these may change when a run is resumed.
+# Where a run is computed, not what it computes: these fields may change when a run is resumed.
 PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "track"})
 
 
 @cache
 def field_types() -> dict[str, Any]:
-    """Resolve the annotations, bounds and options included."""
+    """Return each field's annotation, with its bounds and option."""
     return get_type_hints(RunConfig, include_extras=True)
 
 
 def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
-    """List where explicitly given values disagree with a saved run's.
+    """List the explicitly given values that differ from a saved run's.
 
     Args:
         given: Field name to value, only those that were given.
         saved: The run's configuration.
 
     Returns:
-        One ``"name: the run has x, given y"`` per difference, fields of :data:`PLACE_FIELDS`
-        excepted.
+        One ``"name: the run has x, given y"`` per difference, except in :data:`PLACE_FIELDS`.
     """
     named = {
         name: value
@@ -182,7 +181,7 @@ def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
         if name not in PLACE_FIELDS and name != "optimizer_args"
     }
     lines = [_difference(name, getattr(saved, name), value) for name, value in named.items()]
-    # Only those that were given are asked about, and one may have a field of its own.
+    # Compare only the given arguments. Some of them may be fields of RunConfig.
     lines += [
         _difference(name, saved.setting(name), value)
         for name, value in given.get("optimizer_args") or ()
@@ -191,5 +190,5 @@ def differences(given: Mapping[str, Any], saved: RunConfig) -> list[str]:
 
 
 def _difference(name: str, found: object, value: object) -> str:
-    """Say how two values differ, or nothing where they agree."""
+    """Return a line on how two values differ, or an empty string if they are equal."""
     return "" if found == value else f"{name}: the run has {found!r}, given {value!r}"

@@ -1,4 +1,4 @@
-"""A run's configuration as text: to YAML and back."""
+"""Conversion of a run's configuration to YAML and back."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sgdph.lab.files import parse_yaml
 from sgdph.lab.optimizers.baseline import Setting
 
 FORMAT = "sgdph-run-1"
-# Earlier name of a field to its name now: what was saved under it is still read.
+# Earlier name of a field to its current name, so that older files can still be read.
 RENAMED = {"workers": "data_workers"}
 
 
 def to_yaml(config: RunConfig) -> str:
     """Write a configuration as YAML: a format mark, then one key per field, in the fields' order.
 
-    Settings that the optimizer does not have, and other fields that say nothing, are left out.
+    Fields that are ``None`` are left out, such as settings that the optimizer does not have.
     """
     values = {name: value for name, value in vars(config).items() if value is not None}
     if "optimizer_args" in values:
@@ -32,12 +32,12 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def with_lists(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write options as YAML and JSON have them: tuples as lists."""
+    """Replace tuples by lists, for YAML and JSON."""
     return {name: list(each) if isinstance(each, tuple) else each for name, each in values.items()}
 
 
 def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo :func:`with_lists`, and give options that were renamed since their names of now."""
+    """Replace lists by tuples, and earlier names of options by their current names."""
     return {
         RENAMED.get(name, name): tuple(each) if isinstance(each, list) else each
         for name, each in values.items()
@@ -49,25 +49,25 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
 
     Args:
         text: The YAML text.
-        source: Where it came from, for error messages.
+        source: Where the text came from, for error messages.
 
     Raises:
         LabError: If the text is not YAML, lacks the format mark or a key, has an unknown key, or
-            holds a value of the wrong kind.
+            holds a value of the wrong type.
     """
     values = parse_yaml(text, FORMAT, source, "a run's configuration")
     return from_mapping({key: value for key, value in values.items() if key != "format"}, source)
 
 
 def from_mapping(values: Mapping[str, Any], source: Path | str = "the configuration") -> RunConfig:
-    """Make a configuration of what a file held, by field name.
+    """Make a configuration from the content of a file.
 
     Args:
         values: Field name to value, tuples as lists.
-        source: Where it came from, for error messages.
+        source: Where the values came from, for error messages.
 
     Raises:
-        LabError: If a key is missing or unknown, or a value is of the wrong kind.
+        LabError: If a key is missing or unknown, or a value has the wrong type.
     """
     try:
         given = revived(values)
@@ -80,10 +80,10 @@ def from_mapping(values: Mapping[str, Any], source: Path | str = "the configurat
 
 
 def revived(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn values as YAML has them into those of the fields that they are named after.
+    """Convert values from YAML to the values of the fields with the same names.
 
     Raises:
-        LabError: If a name is not a field's.
+        LabError: If a name is not that of a field.
     """
     hints = field_types()
     given = {}
@@ -98,12 +98,12 @@ def revived(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_pairs(arguments: Mapping[str, Any]) -> tuple[tuple[str, Setting], ...]:
-    """Write an optimizer's arguments, as a file has them, as :class:`RunConfig` holds them."""
+    """Convert an optimizer's arguments from a file to the sorted pairs of :class:`RunConfig`."""
     return tuple((name, _revive(value, float)) for name, value in sorted(arguments.items()))
 
 
 def _revive(value: Any, hint: Any) -> Any:
-    """Undo what YAML does to values: tuples became lists, and ``1e-3`` (no dot) reads as text."""
+    """Restore a value from YAML, which turns tuples into lists and reads ``1e-3`` as text."""
     if isinstance(value, list):
         return tuple(_revive(item, float) for item in value)
     if isinstance(value, str) and _takes_floats(hint):
@@ -115,5 +115,5 @@ def _revive(value: Any, hint: Any) -> Any:
 
 
 def _takes_floats(hint: Any) -> bool:
-    """Whether a type is a float, with bounds or ``None`` beside it or not."""
+    """Return whether a type is float, possibly with bounds or in a union with ``None``."""
     return hint is float or any(map(_takes_floats, get_args(hint)))

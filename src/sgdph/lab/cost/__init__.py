@@ -1,6 +1,6 @@
-"""What a training step costs: time, memory and FLOPs of several optimizers in one process.
+"""The cost of a training step: time, memory and FLOPs of several optimizers in one process.
 
-``systems`` says what is compared, ``step`` takes a step of it, ``memory`` and ``flops`` watch one,
-``measure`` alternates them; ``figures`` is what comes out, ``summary`` makes ratios of it, and
-``report`` and ``pictures`` show them.
+``systems`` defines what is compared. ``step`` takes a training step of a system. ``memory`` and
+``flops`` measure a step. ``measure`` alternates the systems. ``figures`` holds the results,
+``summary`` computes ratios from them, and ``report`` and ``pictures`` present these.
 """

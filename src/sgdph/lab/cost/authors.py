@@ -1,12 +1,11 @@
-"""How the paper authors' code spends a step, written anew for this comparison alone.
+"""The training step of the paper authors' code, reimplemented for this comparison only.
 
-It differs from :class:`sgdph.SGDPH` in how the partial Hessian is come by, not in what is done with
-it:
+It differs from :class:`sgdph.SGDPH` in how the partial Hessian is computed, not in how it is used:
 
-1. ``loss.backward(create_graph=True)``: the gradient of every parameter, each with a graph.
-2. One second pass: the sum of the current parameter's gradient is differentiated with respect to
-   that parameter *and every parameter registered after it*. Of the results the first alone is used.
-3. Algorithm 1's update of all parameters; then the gradients' graphs are dropped.
+1. ``loss.backward(create_graph=True)`` computes the gradient of every parameter, with a graph.
+2. A second pass differentiates the sum of the current parameter's gradient, with respect to that
+   parameter *and every parameter registered after it*. Only the first result is used.
+3. All parameters are updated by Algorithm 1. Then the gradients' graphs are released.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ def newton_names(model: nn.Module) -> list[str]:
 
 
 class AuthorsSGDPH(torch.optim.Optimizer):
-    """SGD with Partial Hessian (Sun, Yong & Zhang, 2024), row sums, cyclic, at every step.
+    """SGD with Partial Hessian (Sun, Yong & Zhang, 2024): a cyclic row sum at every step.
 
     Args:
-        model: The network; its parameters' order of registration is what "after" means.
+        model: The network. The registration order of its parameters decides which come "after".
         lr: Learning rate.
         weight_decay: λ.
         momentum: β₁.
@@ -63,7 +62,7 @@ class AuthorsSGDPH(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Step all parameters; the gradients carry graphs, and lose them."""
+        """Update all parameters; the gradients must have graphs, which are released."""
         (group,) = self.param_groups
         current = self.newton[group["cursor"]]
         self._average(current, self._row_sum(current), group["hessian_momentum"])
@@ -108,7 +107,7 @@ class AuthorsSGDPH(torch.optim.Optimizer):
         return multiplier
 
     def _momenta(self, params: list[Tensor], gradients: tuple[Tensor, ...]) -> list[Tensor]:
-        """Let gradients enter the momenta, and return these."""
+        """Add gradients to the momenta, and return the momenta."""
         fresh = [p for p in params if "momentum_buffer" not in self.state[p]]
         for p in fresh:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p)

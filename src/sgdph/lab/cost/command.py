@@ -1,4 +1,4 @@
-"""What ``sgdph cost`` does with its options, and what it says."""
+"""The command ``sgdph cost``: it follows the options and prints the result."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from sgdph.lab.run.start import pick_device
 
 
 def cost(options: CostOptions, console: Console) -> int:
-    """Measure what a training step costs, cell by cell, and report.
+    """Measure the cost of a training step, cell by cell, and write a report.
 
     Returns:
-        The exit code: 0 when all cells were measured (now or before), 130 when interrupted.
+        The exit code: 0 if all cells were measured (now or before), 130 if interrupted.
 
     Raises:
-        LabError: If the options cannot be followed.
+        LabError: If the options are invalid, or a cell cannot be measured.
     """
     given = options.given()
     requested = resolve_cost(given)
@@ -59,10 +59,10 @@ def cost(options: CostOptions, console: Console) -> int:
 def resumed(
     directory: CostDirectory, given: Mapping[str, Any]
 ) -> tuple[CostSettings, list[CellFigures]]:
-    """Return the settings and finished cells that a measurement is carried on with: its own.
+    """Return the saved settings and finished cells of a measurement that is resumed.
 
     Raises:
-        LabError: If there is no measurement, or it was another one than what is asked for.
+        LabError: If there is no measurement, or its settings differ from the given ones.
     """
     saved, cells = directory.read()
     problems = setting_differences(given, saved)
@@ -80,7 +80,7 @@ def measure_all(
     device: torch.device,
     reporter: StepReporter,
 ) -> None:
-    """Measure every cell that is not among the finished ones, and add it to them."""
+    """Measure every cell that is not in ``cells`` yet, and add it there."""
     finished = {(cell.model, cell.batch_size) for cell in cells}
     for model, batch_size in settings.cells:
         if (model, batch_size) in finished:
@@ -94,7 +94,7 @@ def measure_all(
 def show(
     directory: CostDirectory, settings: CostSettings, cells: list[CellFigures], console: Console
 ) -> None:
-    """Print the tables, how to read them, and where everything lies."""
+    """Print the tables, how to read them, and the paths of the files."""
     for cell in cells:
         for table in cost_tables(cell):
             console.print(table.rich())

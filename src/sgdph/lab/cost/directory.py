@@ -1,11 +1,11 @@
-"""A measurement's directory.
+"""The directory of a measurement.
 
 | file | content |
 |---|---|
-| ``cost.json`` | settings, and every finished cell's figures and machine |
+| ``cost.json`` | settings, and the results and machine of every finished cell |
 | ``report.html``, ``report.md``, ``table.csv`` | the report |
 | ``cost.png`` | a bar chart: time and memory of each system |
-| ``cost-sweep.png`` | the ratios over the cells, where there are several |
+| ``cost-sweep.png`` | the ratios over the cells, if there are several |
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ GENERATOR, TITLE, HEADER = (
     "What a training step costs",
     "model,batch_size,system,label,",
 )
-# What earlier versions wrote.
+# Files that earlier versions wrote.
 FORMER = {"cost.md": f"# {TITLE}\n", "cost.csv": HEADER}
-# The figures go last: while anything is left, the directory is still known for a measurement.
+# The results are deleted last, so that a partly deleted directory is still recognised.
 COST_FILES = (*PAGE_FILES, BARS, SWEEP, FIGURES)
 
 
@@ -46,18 +46,18 @@ class CostDirectory(RecordDirectory):
     """The files of one measurement.
 
     Args:
-        path: The directory; it need not exist yet.
+        path: The directory. It need not exist yet.
     """
 
     what, files, former = "measurement", COST_FILES, FORMER
     marks = page_marks(GENERATOR, f"# {TITLE}\n", HEADER)
 
     def recognise(self) -> None:
-        """Raise LabError if what is there is not a measurement."""
+        """Raise LabError if the directory contains no readable measurement."""
         self.read_record(FIGURES, FORMAT)
 
     def write(self, settings: CostSettings, cells: Sequence[CellFigures]) -> None:
-        """Replace settings and figures."""
+        """Replace settings and results."""
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
             "format": FORMAT,
@@ -67,10 +67,10 @@ class CostDirectory(RecordDirectory):
         write_json(self.path / FIGURES, content)
 
     def read(self) -> tuple[CostSettings, list[CellFigures]]:
-        """Read settings and figures.
+        """Read settings and results.
 
         Raises:
-            LabError: There are none, or the file is not one of ours.
+            LabError: If there are none, or the file is not a measurement that can be read.
         """
         content = self.read_record(FIGURES, FORMAT)
         try:

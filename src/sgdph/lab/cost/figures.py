@@ -1,4 +1,4 @@
-"""What is asked of a measurement, and what it measured: plain figures that go to JSON and back."""
+"""Settings and results of a measurement, with conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sgdph.lab.errors import LabError
 
 PRECISIONS = ("float32", "bfloat16")
-# The systems whose step is 1.00: always, and where it was measured.
+# The base systems, whose step is 1.00. The second is a base only if it was measured.
 BASE, MATH_BASE = "sgdm", "sgdm-math"
 
 
@@ -23,13 +23,17 @@ class CostSettings:
         batch_sizes: Sizes of the batches; each pair of network and size is one cell.
         systems: Names of the optimizers.
         device: A torch device, or ``"auto"``.
-        precision: ``"float32"``, or ``"bfloat16"``: float32 weights, forward under autocast.
+        precision: ``"float32"``, or ``"bfloat16"``: float32 weights, forward pass under autocast.
         channels_last: Whether model and images are stored channels last.
         compile: Whether the model is compiled.
-        threads: CPU threads of torch.
-        rounds: How often every step is timed at each place.
-        visits: How many Newton parameters are visited, evenly over the depth; ``None`` is all.
-        seed: Of weights, batch and labels.
+        threads: Number of CPU threads of torch.
+        rounds: How many times each step is timed at each visited parameter.
+        visits: Number of Newton parameters to visit, spread evenly over the depth; ``None`` for
+            all.
+        seed: Seed of weights, batch and labels.
+
+    Raises:
+        LabError: If a value is out of bounds, or a network or batch size is given twice.
     """
 
     models: tuple[str, ...] = ("resnet18",)
@@ -69,16 +73,19 @@ class CostSettings:
 
 @dataclass(frozen=True)
 class KindFigures:
-    """Figures of one kind of step of one system.
+    """Results for one kind of step of one system.
+
+    A *place* is a visited Newton parameter. Lists over places have a single element if the place
+    makes no difference.
 
     Attributes:
-        share: The share of these steps in a run.
-        wall_seconds: Per round, the mean over the visited places.
-        process_seconds: The same by the process's CPU time; ``None`` on CUDA.
-        peak_bytes: Per place, the most that was allocated on top of what lived before the step; one
-            figure where the place makes no difference, ``None`` where it could not be seen.
-        total_peak_bytes: The same with parameters, buffers, optimizer state and batch.
-        flops: Per place, as ``peak_bytes``.
+        share: Share of these steps in a run.
+        wall_seconds: Wall time for each round, the mean over places.
+        process_seconds: CPU time of the process for each round; ``None`` unless run on the CPU.
+        peak_bytes: Peak of bytes allocated on top of those live before the step, for each place;
+            ``None`` if it could not be measured.
+        total_peak_bytes: Like ``peak_bytes``, plus parameters, buffers, optimizer state and batch.
+        flops: FLOPs for each place.
     """
 
     share: float
@@ -91,14 +98,15 @@ class KindFigures:
 
 @dataclass(frozen=True)
 class SystemFigures:
-    """Figures of one system.
+    """Results for one system.
 
     Attributes:
         name: Its name.
         label: Its name in tables.
-        interval: Second derivatives at every n-th step.
-        floor: The least FLOPs by which a step can take its partial Hessian, as a ratio to SGDM's.
-        kinds: By kind of step, ``"refresh"`` or ``"plain"``.
+        interval: It takes second derivatives at every ``interval``-th step.
+        floor: The least FLOPs of a step with its partial Hessian, as a ratio to SGDM's; ``None``
+            without a partial Hessian.
+        kinds: Maps each kind of step, ``"refresh"`` or ``"plain"``, to its results.
     """
 
     name: str
@@ -110,15 +118,15 @@ class SystemFigures:
 
 @dataclass(frozen=True)
 class CellFigures:
-    """Figures of one network at one batch size.
+    """Results for one network at one batch size.
 
     Attributes:
         model: The network's name.
-        batch_size: Inputs in a batch.
-        parameters: Its number of parameters (elements).
-        newton: How many Newton parameters (tensors) it has.
-        visited: Names of those that were visited.
-        systems: SGDM first.
+        batch_size: Number of inputs in a batch.
+        parameters: Number of parameters (elements).
+        newton: Number of Newton parameters (tensors).
+        visited: Names of the Newton parameters that were visited.
+        systems: Results of the systems, SGDM first.
         environment: Versions and machine.
     """
 
@@ -137,13 +145,13 @@ class CellFigures:
 
 
 def to_plain(value: CostSettings | CellFigures) -> dict[str, Any]:
-    """Turn figures into what JSON can hold."""
+    """Convert settings or results to a mapping that JSON can represent."""
     return dataclasses.asdict(value)
 
 
 def settings_from_plain(plain: Mapping[str, Any]) -> CostSettings:
-    """Undo :func:`to_plain` after a way through JSON."""
-    # "dtype" is what precision was called before.
+    """Parse settings that :func:`to_plain` wrote, after a round trip through JSON."""
+    # "dtype" is the former name of "precision".
     values: dict[str, Any] = {
         "precision" if name == "dtype" else name: tuple(v) if isinstance(v, list) else v
         for name, v in plain.items()
@@ -152,7 +160,7 @@ def settings_from_plain(plain: Mapping[str, Any]) -> CostSettings:
 
 
 def cell_from_plain(plain: Mapping[str, Any]) -> CellFigures:
-    """Undo :func:`to_plain` after a way through JSON."""
+    """Parse a cell that :func:`to_plain` wrote, after a round trip through JSON."""
     systems = [
         SystemFigures(
             **{**system, "kinds": {k: KindFigures(**v) for k, v in system["kinds"].items()}}

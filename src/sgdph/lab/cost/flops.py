@@ -1,23 +1,24 @@
-r"""FLOPs of a step, and the floor under a partial Hessian's.
+r"""FLOPs of a step, and their lower bound (the floor) for a step with a partial Hessian.
 
-A step of SGD with momentum is three products per layer: forward, input gradient, weight gradient.
-Where the gradient's own pass is shared, the partial Hessian of a parameter ``p`` needs two more
-products for each layer behind ``p``: the forward pass of the derivative along the vector, and its
-way back; one input-gradient pass from the loss to ``p`` is one such product each.
+A step of SGD with momentum takes three products per layer: forward, input gradient, weight
+gradient. If the gradient's own pass is shared, the partial Hessian of a parameter ``p`` takes two
+more products for each layer after ``p``: the forward pass of the derivative along the vector, and
+its backward pass. An input-gradient pass from the loss to ``p`` takes one product for each of these
+layers.
 
 A fused attention takes two products forward and five backward. Its second derivative takes twelve,
-and the way back through it five once more: seven more than twice its backward. So
+and the backward pass through it five more. These 17 are seven more than twice its backward. So
 
 .. math::
 
     \text{floor}(p) = \frac{F_\text{sgdm} + 2\,F_1(p) + \tfrac{7}{5} A_1(p)}{F_\text{sgdm}}
 
-with :math:`F_1(p)` the FLOPs of ``autograd.grad(loss, p)`` alone, and :math:`A_1(p)` those of them
-that are the backward of fused attention. It is a bound for layers that are linear in their input;
-in attention by plain products, whose products are of two activations, the truth lies above it.
-Torch counts causal attention in full, and so does the floor: over long texts, a step whose second
-derivative leaves out what no query sees can lie below it.
-Elementwise work (batch norm, activations, the optimizer's own step) counts as nothing, as in torch.
+where :math:`F_1(p)` are the FLOPs of ``autograd.grad(loss, p)`` alone, and :math:`A_1(p)` is the
+part of them in the backward of fused attention. The bound is for layers that are linear in their
+input. Attention by plain products multiplies two activations, so its true cost is above the bound.
+Torch counts causal attention in full, and so does the floor. For long texts, a step can be below
+the floor if its second derivative skips what no query attends to.
+Elementwise work (batch norm, activations, the optimizer's own step) is not counted, as in torch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from sgdph.lab.cost.systems import System
 from sgdph.validation import is_stochastic
 
 _ATEN = torch.ops.aten
-# What torch counts under another name, or in a later version.
+# Operations that torch counts under another name, or in a later version.
 _SAME_FORMULA: Mapping[Any, Any] = {
     _ATEN.addbmm: _ATEN.baddbmm,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _ATEN._scaled_dot_product_flash_attention,
@@ -48,15 +49,16 @@ _SAME_FORMULA: Mapping[Any, Any] = {
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts FLOPs by torch's own formulas, of ``torch.utils.flop_counter``.
+    """Counter of FLOPs by torch's own formulas, from ``torch.utils.flop_counter``.
 
-    ``FlopCounterMode`` hangs hooks on every activation to tell modules apart, and a step may go
-    another way where there are hooks. It also leaves out operations in place, and counts the weight
-    gradient of a grouped convolution once for each group too often.
+    It replaces ``FlopCounterMode`` for three reasons. ``FlopCounterMode`` registers hooks on every
+    activation to distinguish modules, and a step may take another path if there are hooks. It does
+    not count in-place operations. It multiplies the weight gradient of a grouped convolution by the
+    number of groups.
 
     Attributes:
         total: FLOPs so far; a multiplication and an addition are two.
-        attention_backward: Those of fused attention's backward.
+        attention_backward: The part of them in the backward of fused attention.
     """
 
     def __init__(self) -> None:
@@ -80,7 +82,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _formula_of(func: Any) -> Callable[..., int] | None:
-    """Look up the formula of an operation, or of that which it does in place."""
+    """Look up the formula of an operation; an in-place operation has that of its plain form."""
     packet = func._overloadpacket
     if packet is _ATEN.convolution_backward:
         return _convolution_backward
@@ -91,7 +93,7 @@ def _formula_of(func: Any) -> Callable[..., int] | None:
 
 
 def _convolution_backward(*args: Any, out_val: Any, **kwargs: Any) -> int:
-    """Count by torch's formula, in which a weight gradient has the products of one group's."""
+    """Count by torch's formula, with the weight gradient divided by the number of groups."""
     *others, groups, (by_input, by_weight, _) = args
     formula = flop_registry[_ATEN.convolution_backward]
     of_input = formula(*others, groups, (by_input, False, False), out_val=out_val)
@@ -101,14 +103,14 @@ def _convolution_backward(*args: Any, out_val: Any, **kwargs: Any) -> int:
 
 @dataclass(frozen=True)
 class ProductFlops:
-    """The least FLOPs of one Hessian product, where the gradient's own pass is shared.
+    """The least FLOPs of one Hessian product, if the gradient's own pass is shared.
 
     Attributes:
-        each: For each visited parameter alone.
-        sizes: The visited parameters' numbers of elements.
-        joint: For all the Newton parameters in one product.
-        count: How many Newton parameters there are.
-        fused_attention: Whether there is any behind a Newton parameter.
+        each: FLOPs of a product for each visited parameter alone.
+        sizes: Number of elements of each visited parameter.
+        joint: FLOPs of one product for all Newton parameters.
+        count: Number of Newton parameters.
+        fused_attention: Whether there is fused attention after any Newton parameter.
     """
 
     each: tuple[int, ...]
@@ -119,7 +121,7 @@ class ProductFlops:
 
     @classmethod
     def of(cls, loss: Tensor, visited: Sequence[Tensor], newton: Sequence[Tensor]) -> ProductFlops:
-        """Count them from a loss's graph, which stays alive."""
+        """Count the FLOPs from the graph of a loss, which is retained."""
         each = [_count_gradient(loss, [p]) for p in visited]
         joint = _count_gradient(loss, newton)
         return cls(
@@ -131,9 +133,9 @@ class ProductFlops:
         )
 
     def of_refresh(self, system: System) -> float | None:
-        """Return the least FLOPs of a refresh, the mean over the visited parameters.
+        """Return the least FLOPs of a refresh, as a mean over the visited parameters.
 
-        ``None`` for a system that takes no partial Hessian.
+        ``None`` for a system without a partial Hessian.
         """
         if system.estimator is None:
             return None
@@ -144,7 +146,7 @@ class ProductFlops:
         return statistics.fmean(products) * (self.count if system.refresh == "all" else 1)
 
     def floor(self, system: System, sgdm: float) -> float | None:
-        """Return the floor as a ratio to SGDM's FLOPs; ``None`` where there is none."""
+        """Return the floor as a ratio to SGDM's FLOPs; ``None`` without a partial Hessian."""
         extra = self.of_refresh(system)
         return None if extra is None else 1 + extra / sgdm / system.interval
 

@@ -1,4 +1,4 @@
-"""Measuring: the systems alternate in one process, each at its turn taking one step."""
+"""The measurement: the systems alternate in one process, each taking one step at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.progress import StepReporter
 from sgdph.lab.run.environment import describe_environment
 
-Seconds = tuple[float, float]  # of the process, of the wall
+Seconds = tuple[float, float]  # CPU time of the process, wall time
 
 
 def measure_cell(
@@ -35,19 +35,21 @@ def measure_cell(
 ) -> CellFigures:
     """Measure every system on one network at one batch size.
 
-    First each system is watched on its own: at each place the FLOPs of one step, which warms it up
-    too, and the memory of another. Then rounds of timing: at each place every system takes one step
-    in turn, of each kind that it has.
+    First, each system is measured on its own. At each place (a visited Newton parameter), one step
+    counts FLOPs and serves as warm-up, and another measures memory. A single place is measured if
+    the place makes no difference. Then come the rounds of timing. At each place, the systems take
+    turns, with one step of each of their kinds.
 
     Args:
         model: The network's name.
-        batch_size: Inputs in the batch.
-        settings: What else decides the measurement.
-        device: Where it happens.
-        reporter: What is told of the progress.
+        batch_size: Number of inputs in the batch.
+        settings: The settings of the measurement.
+        device: The device to measure on.
+        reporter: Receives the progress.
 
     Raises:
-        LabError: A name is unknown, a package missing, or a step cannot be taken.
+        LabError: If a name is unknown, a package is missing, the network has no channel-wise
+            parameter, or a step cannot be taken.
     """
     systems = choose_systems(settings.systems)
     workload = build_workload(model, batch_size, settings, device)
@@ -93,14 +95,14 @@ def measure_cell(
 
 
 def check_cells(settings: CostSettings) -> None:
-    """Raise LabError now, not after an hour, where a later cell's network cannot be built."""
+    """Raise LabError before measuring if a system is unknown or a network cannot be built."""
     choose_systems(settings.systems)
     for model in settings.models:
         build_network(model)
 
 
 def spread(count: int, visits: int | None) -> list[int]:
-    """Choose places among ``count``, evenly from the first to the last; ``None`` is all."""
+    """Choose ``visits`` of ``count`` indices, evenly from first to last; ``None`` for all."""
     if visits is None or visits >= count:
         return list(range(count))
     if visits == 1:
@@ -109,7 +111,7 @@ def spread(count: int, visits: int | None) -> list[int]:
 
 
 def metered(system: System, places: Sequence[int]) -> list[tuple[int, Kind]]:
-    """List the steps whose memory and FLOPs differ: of each kind, and in a cycle, at each place."""
+    """List the steps whose memory and FLOPs differ: each kind, for a cyclic refresh each place."""
     return [
         (place, kind)
         for kind in system.weights
@@ -118,12 +120,12 @@ def metered(system: System, places: Sequence[int]) -> list[tuple[int, Kind]]:
 
 
 def label(system: System, settings: CostSettings, fused_attention: bool) -> str:
-    """Name a system in tables, and say where its steps run otherwise than the model's own.
+    """Return a system's name for tables, with marks for steps that do not run the model as it is.
 
     Args:
         system: The system.
-        settings: Whether the model is compiled.
-        fused_attention: Whether the model has any.
+        settings: The settings, which say whether the model is compiled.
+        fused_attention: Whether the model has fused attention.
     """
     marks = []
     if settings.compile and not all(map(system.compiles, system.weights)):
@@ -141,9 +143,9 @@ def _watch(
     places: Sequence[int],
     reporter: StepReporter,
 ) -> tuple[Contestant, dict[Kind, KindFigures]]:
-    """Set a system up, and watch the memory and FLOPs of its steps."""
+    """Set up a system, and measure the memory and FLOPs of its steps."""
     device = workload.inputs.device
-    # Compiled code on the CPU allocates past the dispatcher, where nothing sees it.
+    # Compiled code on the CPU allocates without the dispatcher, so its memory cannot be tracked.
     visible = device.type == "cuda" or not settings.compile
     peaks: dict[Kind, list[Peak]] = {kind: [] for kind in system.weights}
     flops: dict[Kind, list[int]] = {kind: [] for kind in system.weights}
@@ -184,7 +186,11 @@ def time_round(
     device: torch.device,
     reporter: StepReporter,
 ) -> dict[tuple[int, Kind], Seconds]:
-    """Time every contestant once at each place, in turn; means over the places."""
+    """Time every contestant once at each place, in turn.
+
+    Returns:
+        Maps the index of a contestant and a kind of step to its seconds, the mean over places.
+    """
     seconds: dict[tuple[int, Kind], list[Seconds]] = {}
     gc.collect()
     gc.disable()
@@ -222,7 +228,7 @@ def _with_times(
     key: tuple[int, Kind],
     device: torch.device,
 ) -> KindFigures:
-    # On CUDA the process's time is that of waiting for the device.
+    # On CUDA, the process's CPU time only shows the wait for the device.
     process = [each[key][0] for each in rounds] if device.type == "cpu" else None
     wall = [each[key][1] for each in rounds]
     return dataclasses.replace(figures, process_seconds=process, wall_seconds=wall)
@@ -235,7 +241,7 @@ def _versions(systems: Sequence[System]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's warning that create_graph=True leaks: every step here clears up first."""
+    """Silence torch's leak warning for create_graph=True: each step clears the gradients first."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using backward.. with create_graph=True", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""The peak of live tensor bytes in a stretch of a program."""
+"""Measurement of the peak of live tensor bytes in a section of a program."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Peak(NamedTuple):
     """A peak, in bytes.
 
     Attributes:
-        added: What was allocated on top of what lived when the stretch began.
-        live: What was allocated since the watch began, earlier stretches' included.
+        added: Bytes on top of those live at the start of the section.
+        live: Live bytes allocated since the measurement began, also in earlier sections.
     """
 
     added: int
@@ -26,26 +26,26 @@ class Peak(NamedTuple):
 
 
 class MemoryWatch(Protocol):
-    """Watches stretches of a program, one after another."""
+    """Measures the memory of sections of a program, one after another."""
 
     def start(self) -> None:
-        """Begin a stretch."""
+        """Start a section."""
 
     def peak(self) -> Peak:
-        """Read the stretch's peak so far."""
+        """Return the peak of the section so far."""
 
 
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operations allocate while the mode is active.
 
-    An operation's output has a storage of its own where none of its inputs has that storage: views
-    and results written in place are not counted again. A storage is counted until it is freed,
-    wherever that happens, the autograd engine included. What an operation allocates and frees
-    inside itself (a convolution's workspace) is not seen.
+    The storage of an output is counted if it is new: it is none of the inputs' storages, and was
+    not counted before. So views and in-place results are not counted again. A storage is counted
+    until it is freed, wherever that happens, including the autograd engine. Memory that an
+    operation allocates and frees internally (a convolution's workspace) is not seen.
 
     Attributes:
-        live: Bytes that are allocated now.
-        highest: The most that ``live`` has been since the last :meth:`start`.
+        live: Bytes that are currently allocated.
+        highest: Maximum of ``live`` since the last :meth:`start`.
     """
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def start(self) -> None:
-        """Begin a stretch."""
+        """Start a section."""
         self._at_start = self.highest = self.live
 
     def peak(self) -> Peak:
-        """Read the stretch's peak so far."""
+        """Return the peak of the section so far."""
         return Peak(self.highest - self._at_start, self.highest)
 
     def __torch_dispatch__(
@@ -69,7 +69,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run the operation and count what it allocated."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        # Held until the end, so that no identity is given anew meanwhile.
+        # Kept alive until the end, so that no ``id`` is reused in the meantime.
         inputs = _storages((args, kwargs))
         given = {id(storage) for storage in inputs}
         for storage in _storages(out):
@@ -109,12 +109,12 @@ class CudaMemory:
         self._at_watch = self._at_start = self._allocated()
 
     def start(self) -> None:
-        """Begin a stretch."""
+        """Start a section."""
         self._at_start = self._allocated()
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> Peak:
-        """Read the stretch's peak so far."""
+        """Return the peak of the section so far."""
         torch.cuda.synchronize(self._device)
         highest = torch.cuda.max_memory_allocated(self._device)
         return Peak(highest - self._at_start, highest - self._at_watch)
@@ -126,11 +126,11 @@ class CudaMemory:
 
 @contextlib.contextmanager
 def watch_memory(device: torch.device) -> Iterator[MemoryWatch]:
-    """Watch the memory of a device.
+    """Measure the memory of a device in a context.
 
     Args:
-        device: CUDA by its allocator's counters; any other by :class:`StorageTracker`, which slows
-            the program down.
+        device: For a CUDA device, the allocator's counters are read. For any other device,
+            :class:`StorageTracker` is used, which slows the program down.
     """
     if device.type == "cuda":
         yield CudaMemory(device)

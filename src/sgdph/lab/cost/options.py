@@ -1,4 +1,4 @@
-"""The options of ``sgdph cost``, and the settings that they resolve to."""
+"""The options of ``sgdph cost``, and the settings made from them."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class CostOptions:
     """Delete the files of an earlier measurement in --out (no others), and start again."""
 
     def given(self) -> dict[str, Any]:
-        """Return the settings that were asked for, by :class:`CostSettings`'s names.
+        """Return the given options, by the field names of :class:`CostSettings`.
 
         Raises:
-            LabError: A list or a number cannot be read.
+            LabError: If a number cannot be parsed.
         """
         given: dict[str, Any] = {
             "models": None if self.model is None else _words(self.model),
@@ -75,16 +75,16 @@ class CostOptions:
 
 
 def resolve_cost(given: Mapping[str, Any]) -> CostSettings:
-    """Fill up what was given with the defaults.
+    """Complete the given settings with the defaults.
 
     Raises:
-        LabError: A value is out of its bounds.
+        LabError: If a value is out of bounds, or a network or batch size is given twice.
     """
     return CostSettings(**{"systems": _systems("all"), **given})
 
 
 def default_cost_out(settings: CostSettings) -> Path:
-    """Name the directory of a measurement that was not given one."""
+    """Return the default directory for a measurement."""
     models = "-".join(settings.models).replace(":", "-")
     return Path("runs") / f"cost-{models}-{settings.device.replace(':', '')}"
 
@@ -94,7 +94,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _systems(text: str) -> tuple[str, ...]:
-    # Only here: it needs torch, which the help does without.
+    # Imported here because it needs torch, and --help should not.
     from sgdph.lab.cost.systems import USUAL
 
     return USUAL if text == "all" else _words(text)

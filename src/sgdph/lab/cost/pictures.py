@@ -1,4 +1,4 @@
-"""Pictures of a measurement, made of its figures alone."""
+"""Pictures of a measurement, made from its results alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEGEND = ("time, median of rounds", "floor, in FLOPs", "mean peak memory", "wors
 
 
 def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
-    """Draw every system's time and memory as bars, a panel per cell, into a PNG file."""
+    """Draw each system's time and memory as bars, a panel per cell, into a PNG file."""
     rows = max(len(cell.systems) for cell in cells)
     height = 0.6 + len(cells) * (0.7 + 0.5 * rows)
     with figure(path, WIDTH, height, f"{TITLE}\n{subtitle}") as made:
@@ -32,7 +32,7 @@ def draw_bars(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
             draw_cell(axes, summarise(cell))
             axes.set_title(cell.name, loc="left")
             axes.tick_params(labelbottom=True)
-        # The figures behind the longest bar need their place.
+        # Leave room for the numbers to the right of the longest bar.
         panels[-1].set_xlim(0, 1.35 * max(axes.dataLim.x1 for axes in panels))
         panels[-1].set_xlabel(RATIO)
         legend_below(made, LEGEND)
@@ -61,7 +61,7 @@ def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
     floors = [(row.floor, y) for y, row in zip(heights, rows, strict=True) if row.floor is not None]
     for i, (floor, y) in enumerate(floors):
         label = LEGEND[1] if i == 0 else None
-        # Dark within a light rim: it stands out from a bar and from the page.
+        # Dark with a light outline, so that it is visible on a bar and on the page.
         axes.plot(
             *([floor, floor], [y - 0.44, y + 0.04]),
             color=FLOOR,
@@ -71,7 +71,7 @@ def draw_cell(axes: Axes, rows: Sequence[Row]) -> None:
             path_effects=[withStroke(linewidth=4.5, foreground="white")],
         )
     for y, row in zip(heights, rows, strict=True):
-        # A floor that lies beyond the bar must not cross its figure.
+        # A floor to the right of the bar must not cross the number.
         end = max(row.time.highest, row.floor or 0.0)
         _write(axes, end, y - 0.19, f"{row.time.median:.2f}")
         if row.mean_peak is not None and row.worst_peak is not None:
@@ -100,8 +100,8 @@ def _write(axes: Axes, behind: float, y: float, text: str) -> None:
 def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
     """Draw the ratios of time and memory over the cells, into a PNG file.
 
-    Batch sizes of one network are joined by lines. Networks have nothing between them, so theirs
-    are points.
+    If all cells have the same network, lines join its batch sizes. Otherwise the cells are drawn as
+    points.
     """
     tables = [summarise(cell) for cell in cells]
     panels: list[tuple[str, Callable[[Row], float | None]]] = [
@@ -126,7 +126,7 @@ def draw_sweep(cells: Sequence[CellFigures], path: Path, subtitle: str) -> None:
 def draw_over_batches(
     axes: Axes, cells: Sequence[CellFigures], values: Sequence[Sequence[float]]
 ) -> None:
-    """Draw a line per system over the batch sizes; ``values`` has a row per cell."""
+    """Draw one line per system over the batch sizes; ``values`` has one row per cell."""
     sizes = [cell.batch_size for cell in cells]
     for k, label, style in _systems(cells):
         axes.plot(sizes, [row[k] for row in values], label=label, markersize=4.5, **style)
@@ -141,7 +141,7 @@ def draw_over_batches(
 def draw_networks(
     axes: Axes, cells: Sequence[CellFigures], values: Sequence[Sequence[float]]
 ) -> None:
-    """Draw a point per system and network; ``values`` has a row per cell."""
+    """Draw one point per system and cell; ``values`` has one row per cell."""
     systems = _systems(cells)
     for place, (k, label, style) in enumerate(systems):
         shift = 0.7 * ((place + 0.5) / len(systems) - 0.5)
@@ -157,14 +157,14 @@ def draw_networks(
 
 
 def _systems(cells: Sequence[CellFigures]) -> list[tuple[int, str, dict[str, Any]]]:
-    """List what is drawn beside SGDM: its place in a cell, its label, its style."""
+    """List the systems other than SGDM: their index in a cell, label and style."""
     systems = cells[0].systems
     styles = style_places([system.name for system in systems])
     return [(k, systems[k].label, line_style(styles[k])) for k in range(1, len(systems))]
 
 
 def _names(cells: Sequence[CellFigures]) -> list[str]:
-    """Name the cells by what tells them apart."""
+    """Name the cells by network, and by batch size if these differ."""
     if len({cell.batch_size for cell in cells}) == 1:
         return [cell.model for cell in cells]
     return [f"{cell.model}\nbatch {cell.batch_size}" for cell in cells]

@@ -1,4 +1,4 @@
-"""The page, tables and pictures of a measurement, made of its directory alone."""
+"""The page, tables and pictures of a measurement, made from its directory alone."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ COLUMNS = (
 
 
 def write_report(directory: CostDirectory) -> list[CellFigures]:
-    """Write page, tables and pictures beside the figures that they are made of.
+    """Write page, tables and pictures into the measurement's directory.
 
     Returns:
-        The cells that were reported; where there is none, nothing is written.
+        The reported cells. If there are none, nothing is written.
 
     Raises:
-        LabError: The directory cannot be read.
+        LabError: If the directory cannot be read.
     """
     settings, cells = directory.read()
     if not cells:
@@ -65,16 +65,16 @@ def write_report(directory: CostDirectory) -> list[CellFigures]:
 
 
 def cost_tables(cell: CellFigures) -> list[Table]:
-    """Make a cell's tables of ratios: to SGDM's step, and to its step with math attention.
+    """Make a cell's tables of ratios: to SGDM's step, and to SGDM's step with math attention.
 
-    The second is there only where that was measured.
+    The second table is made only if SGDM with math attention was measured.
     """
     measured = {system.name for system in cell.systems}
     return [cost_table(cell, base) for base in (BASE, MATH_BASE) if base in measured]
 
 
 def cost_table(cell: CellFigures, base: str = BASE) -> Table:
-    """Make a cell's table of ratios to a base's step, a row per system."""
+    """Make a cell's table of ratios to the step of a base system, with one row per system."""
     (label,) = (system.label for system in cell.systems if system.name == base)
     rows = tuple(
         (
@@ -93,7 +93,7 @@ def cost_table(cell: CellFigures, base: str = BASE) -> Table:
 
 
 def figures_table(cells: Sequence[CellFigures]) -> Table:
-    """Make the table for programs: a row per cell and system, all ratios."""
+    """Make the machine-readable table: one row per cell and system, with all ratios."""
     return Table.of_records(
         [
             {
@@ -134,7 +134,7 @@ def _section(cell: CellFigures) -> Section:
 
 
 def describe(settings: CostSettings, cells: Sequence[CellFigures]) -> str:
-    """Say in one line how it was measured."""
+    """Describe in one line how it was measured."""
     environment = cells[0].environment
     device = environment["device_name"] or environment["device"]
     parts = [
@@ -150,13 +150,13 @@ def describe(settings: CostSettings, cells: Sequence[CellFigures]) -> str:
 
 
 def describe_cell(cell: CellFigures) -> str:
-    """Put a cell's times into one line."""
+    """Summarise a cell's times in one line."""
     rows = summarise(cell)
     return ", ".join(f"{row.label} {row.time.median:.2f}" for row in rows)
 
 
 def notes(settings: CostSettings, cells: Sequence[CellFigures]) -> list[str]:
-    """Say how the table is to be read, as far as this one calls for it."""
+    """Explain how to read the tables, with the notes that apply to this measurement."""
     on_cuda = cells[0].systems[0].kinds["plain"].process_seconds is None
     clock = "wall time, the device waited for" if on_cuda else "the process's CPU time"
     lines = [

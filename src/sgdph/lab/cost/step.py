@@ -27,13 +27,14 @@ CIFAR_CLASSES, IMAGENET_CLASSES = 10, 1000
 
 @dataclass(frozen=True)
 class TextNetwork:
-    """A network over token ids, which is measured here and not trained elsewhere.
+    """A network over token ids, for cost measurements only.
 
     Attributes:
-        build: Makes it.
-        vocabulary: Number of tokens.
-        length: Tokens in a text.
-        classes: Of a text; ``None`` for a language model, whose classes are each next token's.
+        build: Builds the network.
+        vocabulary: Number of distinct tokens.
+        length: Number of tokens in a text.
+        classes: Number of classes of a text; ``None`` for a language model, which predicts each
+            next token.
     """
 
     build: Callable[[], nn.Module]
@@ -51,8 +52,8 @@ TEXT_NETWORKS: Mapping[str, TextNetwork] = {
         lambda: encoder.Encoder(CIFAR_CLASSES), encoder.VOCABULARY, encoder.LENGTH, CIFAR_CLASSES
     ),
     "gpt6": _gpt(vocabulary=1000, length=64, width=256, heads=4, layers=6),
-    # Of GPT-2's twelve layers a sixth, and of its 50,257 tokens too: then the output layer has the
-    # share of a step that it has there.
+    # A sixth of GPT-2's 12 layers and of its 50,257 tokens, so that the output layer takes the same
+    # share of a step as in GPT-2.
     "gpt2-2": _gpt(vocabulary=50_257 // 6, length=512, width=768, heads=12, layers=2),
 }
 
@@ -62,10 +63,10 @@ class Workload:
     """A network and a batch, on the device.
 
     Attributes:
-        model: The network; each system trains a copy.
+        model: The network. Each system trains a copy.
         inputs: Images ``(N, 3, H, W)``, or token ids ``(N, T)``.
-        targets: Classes ``(N,)``, or for a language model the next tokens ``(N, T)``.
-        autocast: Whether the forward runs in bfloat16 under autocast.
+        targets: Classes ``(N,)``; for a language model, the next tokens ``(N, T)``.
+        autocast: Whether the forward pass runs under bfloat16 autocast.
     """
 
     model: nn.Module
@@ -74,17 +75,17 @@ class Workload:
     autocast: bool
 
     def loss(self, model: Callable[[Tensor], Tensor]) -> Tensor:
-        """Compute the mean cross-entropy of the batch, over all positions of a language model."""
+        """Compute the mean cross-entropy of the batch; a language model's is over all positions."""
         device = self.inputs.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast):
             return F.cross_entropy(model(self.inputs).flatten(0, -2), self.targets.flatten())
 
 
 def build_network(model: str) -> nn.Module:
-    """Build a network of :func:`sgdph.lab.networks.models.build_model`, or of ``TEXT_NETWORKS``.
+    """Build a network of ``TEXT_NETWORKS`` or :func:`sgdph.lab.networks.models.build_model`.
 
     Raises:
-        LabError: The name is unknown.
+        LabError: If the network cannot be built, for example because its name is unknown.
     """
     if model in TEXT_NETWORKS:
         return TEXT_NETWORKS[model].build()
@@ -99,16 +100,16 @@ def build_network(model: str) -> nn.Module:
 def build_workload(
     model: str, batch_size: int, settings: CostSettings, device: torch.device
 ) -> Workload:
-    """Draw weights, a batch of noise and labels from the seed.
+    """Draw weights, random inputs and labels from the seed.
 
     Args:
-        model: The network's name, as :func:`build_network` takes it.
-        batch_size: Inputs in the batch.
-        settings: What else decides it.
-        device: Where it lies.
+        model: The network's name, as for :func:`build_network`.
+        batch_size: Number of inputs in the batch.
+        settings: The seed, the memory format and the precision.
+        device: Device of the network and the batch.
 
     Raises:
-        LabError: The network is unknown.
+        LabError: If the network cannot be built.
     """
     torch.manual_seed(settings.seed)
     network = build_network(model).to(device)
@@ -138,13 +139,13 @@ def _batch(model: str, batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 class Contestant:
-    """A system in training: its own copy of the network, and its optimizer.
+    """A system in training, with its own copy of the network and its optimizer.
 
     Args:
         system: The system.
-        workload: What it is trained on.
-        compiled: Whether its model is compiled. A step that takes second derivatives, or whose
-            attention is not torch's default, runs uncompiled even then.
+        workload: The network and the batch.
+        compiled: Whether the model is compiled. Even then, a step runs uncompiled if it takes
+            second derivatives or does not use torch's default attention.
     """
 
     def __init__(self, system: System, workload: Workload, compiled: bool) -> None:
@@ -158,19 +159,19 @@ class Contestant:
         )
 
     def go_to(self, cursor: int, kind: Kind) -> None:
-        """Let the coming step be of a kind, and in a cycle, the turn of the ``cursor``-th."""
+        """Set the kind of the next step; a cyclic refresh is of the ``cursor``-th parameter."""
         self.system.go_to(self.optimizer, cursor, kind)
 
     def clear(self) -> None:
-        """Let the last step's gradients go, as the coming step would begin by doing."""
+        """Release the gradients of the last step, as the next step would do first."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, kind: Kind, *, eager: bool = False) -> None:
         """Take a training step.
 
         Args:
-            kind: Whether it takes second derivatives.
-            eager: Leave the model uncompiled, whatever the kind.
+            kind: Whether the step takes second derivatives.
+            eager: Run the model uncompiled for any kind of step.
         """
         self.optimizer.zero_grad(set_to_none=True)
         eager = eager or not self.system.compiles(kind)
@@ -198,10 +199,11 @@ class Contestant:
 
 @contextlib.contextmanager
 def explained(system: System, model: str, batch_size: int) -> Iterator[None]:
-    """Turn what a step that cannot be taken raises into an error that says which it was.
+    """Turn an error in a step into one that names system, model and batch size.
 
     Raises:
-        LabError: Something was raised.
+        LabError: If an ``AttributeError``, ``RuntimeError``, ``TypeError`` or ``ValueError`` was
+            raised in the context.
     """
     try:
         yield

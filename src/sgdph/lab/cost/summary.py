@@ -1,4 +1,4 @@
-"""Ratios to a base's step, SGDM's as a rule, out of a cell's figures."""
+"""Ratios to the step of a base system, by default SGDM, from a cell's results."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from sgdph.lab.reports.statistics import Range
 
 @dataclass(frozen=True)
 class Row:
-    """What a step of one system costs; ratios to the base's, but for the first two.
+    """The cost of a step of one system. All but the first two are ratios to the base's step.
 
-    A system that refreshes at every n-th step only is charged with one such step and n - 1 others.
+    If a system refreshes at every n-th step only, the costs are a mean over one such step and n - 1
+    others.
 
     Attributes:
         label: The system's name in tables.
-        seconds: The median over rounds of a step's wall time.
+        seconds: Wall time of a step in seconds, the median over rounds.
         wall: Wall time.
-        process: CPU time of the process; ``None`` on CUDA.
-        refresh: The time of a step that refreshes, by the process's clock, on CUDA by the wall's.
-        mean_peak: The step's peak memory, the mean over places and kinds of step. This and the
-            following three are ``None`` where memory was not seen.
-        worst_peak: The largest peak of any step.
-        mean_total_peak: As ``mean_peak``, with parameters, buffers, optimizer state and batch.
-        worst_total_peak: As ``worst_peak``, with them.
+        process: CPU time of the process; ``None`` unless run on the CPU.
+        refresh: Time of a step that refreshes; ``None`` if the system has none. It is CPU time of
+            the process if that was measured, otherwise wall time.
+        mean_peak: Peak memory of a step, the mean over visited parameters and kinds of step. The
+            peaks are all ``None`` if memory was not measured.
+        worst_peak: The largest peak of any step, divided by the base's mean peak.
+        mean_total_peak: Like ``mean_peak``, plus parameters, buffers, optimizer state and batch.
+        worst_total_peak: Like ``worst_peak``, plus the same.
         flops: FLOPs.
-        floor: The least FLOPs that a step with a partial Hessian needs.
+        floor: The least FLOPs of a step with a partial Hessian; ``None`` without one.
     """
 
     label: str
@@ -44,15 +46,19 @@ class Row:
 
     @property
     def time(self) -> Range:
-        """The process's time where there is one, else the wall's."""
+        """The process's CPU time if it was measured, otherwise the wall time."""
         return self.process or self.wall
 
 
 def summarise(cell: CellFigures, base: str = BASE) -> list[Row]:
-    """Make a row per system, SGDM's first; the base is a system that takes no second derivatives.
+    """Make one row per system, SGDM's first.
+
+    Args:
+        cell: The results.
+        base: Name of the base system, which must take no second derivatives.
 
     Raises:
-        KeyError: The base was not measured.
+        KeyError: If the base was not measured.
     """
     systems = {system.name: system for system in cell.systems}
     return [_row(system, systems[base], systems[BASE]) for system in cell.systems]
@@ -81,21 +87,21 @@ def _row(system: SystemFigures, base: SystemFigures, sgdm: SystemFigures) -> Row
 
 
 def _rounds(system: SystemFigures, clock: str) -> list[float]:
-    """Weigh the kinds of step by their shares, round by round."""
+    """Return each round's mean over the kinds of step, weighted by their shares."""
     kinds = system.kinds.values()
     rounds = zip(*(getattr(kind, clock) for kind in kinds), strict=True)
     return [sum(k.share * t for k, t in zip(kinds, times, strict=True)) for times in rounds]
 
 
 def _mean(system: SystemFigures, figure: str) -> float:
-    """Return the mean over the places, and over the kinds of step by their shares."""
+    """Return the mean over visited parameters and kinds of step, these weighted by their shares."""
     return sum(k.share * statistics.fmean(getattr(k, figure)) for k in system.kinds.values())
 
 
 def _peaks(
     system: SystemFigures, base: SystemFigures, figure: str
 ) -> tuple[float | None, float | None]:
-    """Return the mean and the largest peak, both divided by the base's mean, if they were seen."""
+    """Return mean and largest peak, divided by the base's mean; ``None`` if not measured."""
     found = [getattr(kind, figure) for kind in (*system.kinds.values(), *base.kinds.values())]
     if None in found:
         return None, None

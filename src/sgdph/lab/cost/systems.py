@@ -1,6 +1,7 @@
-"""The optimizers whose step is measured, each by name.
+"""The optimizers whose steps are measured, by name.
 
-All take a learning rate so small that the weights hardly move: every step then does the same work.
+They use such a small learning rate that the weights hardly change. So every step does the same
+work.
 """
 
 from __future__ import annotations
@@ -27,31 +28,32 @@ from sgdph.lab.run.step import backward_with_graph, go_to
 from sgdph.names import Estimator
 
 LR, WEIGHT_DECAY = 1e-4, 5e-4
-# The same for every part of an optimizer that has several.
+# The same rates for all parts of an optimizer that has several.
 _RATES: Mapping[str, float] = {
     **dict.fromkeys(("lr", "newton_lr", "adamw_lr"), LR),
     **dict.fromkeys(("weight_decay", "newton_weight_decay", "adamw_wd"), WEIGHT_DECAY),
 }
 
-# A step that takes second derivatives, or one that takes none.
+# A step with second derivatives, or one without.
 Kind = Literal["refresh", "plain"]
 
 
 @dataclass(frozen=True)
 class System:
-    """One optimizer with its settings, and its way from the loss to the gradients.
+    """One optimizer with its settings and its backward pass.
 
     Attributes:
         name: Its name on the command line.
         label: Its name in tables.
-        build: Makes the optimizer of a model.
-        backward: Takes gradients (and second derivatives) from a loss, at a step of a kind.
-        refresh: Whether second derivatives are taken of ``"none"``, of one parameter in turn
-            (``"cyclic"``), or of ``"all"`` parameters at once.
-        interval: They are taken at every n-th step.
-        estimator: Of SGD-PH; ``None`` for other optimizers.
-        requires: The package that it comes from, where that is an optional one.
-        math_attention: The kind of step whose attention is in plain products, not torch's default.
+        build: Builds the optimizer for a model.
+        backward: Computes gradients (and second derivatives) of a loss, for a kind of step.
+        refresh: Parameters that a refresh takes second derivatives for: ``"none"``, one parameter
+            after another (``"cyclic"``), or ``"all"`` at once.
+        interval: Second derivatives are taken at every ``interval``-th step.
+        estimator: Estimator of the Newton steps; ``None`` for other optimizers.
+        requires: The optional package that it comes from; ``None`` if it needs none.
+        math_attention: The kind of step that computes attention by plain products instead of
+            torch's default; ``None`` if neither does.
     """
 
     name: str
@@ -66,7 +68,7 @@ class System:
 
     @property
     def weights(self) -> Mapping[Kind, float]:
-        """Which kinds of step there are, and the share of each among a run's steps."""
+        """The kinds of step of this system, with the share of each among a run's steps."""
         if self.refresh == "none":
             return {"plain": 1.0}
         if self.interval == 1:
@@ -74,21 +76,21 @@ class System:
         return {"refresh": 1 / self.interval, "plain": 1 - 1 / self.interval}
 
     def compiles(self, kind: Kind) -> bool:
-        """Whether a compiled model takes a step of a kind compiled.
+        """Return whether a compiled model runs compiled in a kind of step.
 
-        It has no second derivatives, and its attention is chosen when it is compiled.
+        A compiled model has no second derivatives, and its attention is fixed at compilation.
         """
         return kind == "plain" and kind != self.math_attention
 
     def attention(self, kind: Kind) -> AbstractContextManager[object]:
-        """Return the context of a step, which decides how attention is computed."""
+        """Return the context manager that selects the attention for a kind of step."""
         if kind != self.math_attention:
             return contextlib.nullcontext()
         context: AbstractContextManager[object] = sdpa_kernel(SDPBackend.MATH)
         return context
 
     def go_to(self, optimizer: torch.optim.Optimizer, cursor: int, kind: Kind) -> None:
-        """Let the coming step be of a kind; in a cycle it refreshes the ``cursor``-th parameter."""
+        """Set the kind of the next step; a cyclic refresh is of the ``cursor``-th parameter."""
         go_to(optimizer, cursor, due=kind == "refresh" if self.interval > 1 else None)
 
 
@@ -128,7 +130,7 @@ def _sgdph(name: str, label: str, backward: Any = _shared, **settings: Any) -> S
 
 
 def _of_comparison(optimizer: str, suffix: str = "", label: str = "", **settings: Any) -> System:
-    """Take an optimizer of the comparison as it is there, but for its rates."""
+    """Make a system from an optimizer of the comparison, unchanged except for its rates."""
     baseline = BASELINES[optimizer]
     own = {**baseline.defaults, **baseline.arguments, **settings}
     own |= {name: rate for name, rate in _RATES.items() if name in own}
@@ -153,7 +155,7 @@ _BY_TORCH_ALONE: Mapping[str, Any] = {"math_attention": "refresh"}
 
 
 def _from_package(package: str, path: str, **settings: Any) -> dict[str, Any]:
-    """Say where an optional package's optimizer is, imported when it is built."""
+    """Return the arguments of a system from an optional package, which is imported when built."""
 
     def build(model: nn.Module) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = resolve_name(path)(
@@ -238,17 +240,17 @@ _ALL = (
 )
 SYSTEMS: Mapping[str, System] = {system.name: system for system in _ALL}
 
-# Measured only where named: another base of the ratios, and what takes one product per parameter,
-# or per channel, at each step.
+# Measured only if named: another base for the ratios, and systems that take one product per
+# parameter, or per channel, at each step.
 ONLY_NAMED = frozenset({MATH_BASE, "sgdph-row-sum-all", "sgdph-exact"})
 USUAL = tuple(name for name in SYSTEMS if name not in ONLY_NAMED)
 
 
 def choose_systems(names: Sequence[str]) -> list[System]:
-    """Look systems up, SGDM before all others, whether it is named or not.
+    """Look up systems by name; SGDM always comes first, even if it is not named.
 
     Raises:
-        LabError: One is unknown, stands twice, or its package is missing.
+        LabError: If a name is unknown or given twice, or its package is not installed.
     """
     for name in names:
         if name not in SYSTEMS:

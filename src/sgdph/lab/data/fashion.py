@@ -1,10 +1,11 @@
-"""Fashion-MNIST from its official IDX files, packed or unpacked.
+"""Fashion-MNIST from its official IDX files, compressed or not.
 
 The set is Zalando Research's (Xiao, Rasul & Vollgraf, "Fashion-MNIST: a Novel Image Dataset for
 Benchmarking Machine Learning Algorithms", 2017): 60,000 + 10,000 grey images of 28x28, 7,000 of
-each class. The files lie in ``FashionMNIST/raw``, where torchvision puts them, or directly in the
-data directory. Where a ``.gz`` is there it is what is read, for it can be checked against the MD5
-that torchvision knows; an unpacked file is checked for size, magic number, labels and class counts.
+each class. The files are in ``FashionMNIST/raw``, where torchvision puts them, or directly in the
+data directory. If a ``.gz`` file is there, it is the one that is read, because it can be checked
+against the MD5 that torchvision knows. Every file is checked for size, magic number, labels and
+class counts.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class IdxPart:
     """One split's pair of files.
 
     Attributes:
-        images: File name of the images, unpacked.
-        labels: File name of the labels, unpacked.
+        images: File name of the images, without ``.gz``.
+        labels: File name of the labels, without ``.gz``.
         count: Number of images.
     """
 
@@ -46,12 +47,12 @@ TEST = IdxPart("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000)
 
 
 def idx_folder(data_dir: Path) -> Path:
-    """Return where the files lie: torchvision's folder, or else the data directory itself."""
+    """Return the files' folder: torchvision's folder if it exists, else the data directory."""
     return data_dir / FOLDER if (data_dir / FOLDER).is_dir() else data_dir
 
 
 def missing_files(data_dir: Path) -> list[str]:
-    """List the files of which neither the packed nor the unpacked form is there."""
+    """List the files that are missing in both forms, compressed and uncompressed."""
     folder = idx_folder(data_dir)
     names = [name for part in (TRAIN, TEST) for name in (part.images, part.labels)]
     return [
@@ -62,7 +63,7 @@ def missing_files(data_dir: Path) -> list[str]:
 
 
 def missing_fashion_mnist(data_dir: Path | None) -> str | None:
-    """Say what a directory lacks of the set; ``None`` where all seems there."""
+    """Describe what is missing of the set in a directory; ``None`` if it seems complete."""
     if data_dir is None:
         return f"{FOLDER}/"
     gone = missing_files(data_dir)
@@ -70,15 +71,15 @@ def missing_fashion_mnist(data_dir: Path | None) -> str | None:
 
 
 def read_fashion_mnist(data_dir: Path | None, download: bool = False) -> TensorSplits:
-    """Read the set, checked.
+    """Read and check the set.
 
     Args:
         data_dir: The directory that holds ``FashionMNIST/raw``, or the files themselves.
-        download: Let torchvision download what is missing into ``FashionMNIST/raw``.
+        download: Let torchvision download missing files into ``FashionMNIST/raw``.
 
     Returns:
-        Training images ``(60000, 1, 28, 28)``, bytes; their labels ``(60000,)``, int64; test images
-        and labels of 10,000 likewise.
+        Training images ``(60000, 1, 28, 28)``, bytes; their labels ``(60000,)``, int64; then 10,000
+        test images and labels likewise.
 
     Raises:
         LabError: If no directory was named, or files are missing, damaged or not the official ones.
@@ -106,10 +107,10 @@ def read_fashion_mnist(data_dir: Path | None, download: bool = False) -> TensorS
 
 
 def download_fashion_mnist(data_dir: Path) -> None:
-    """Let torchvision fetch the files into ``FashionMNIST/raw``, checked by their MD5.
+    """Let torchvision download the files into ``FashionMNIST/raw`` and check their MD5.
 
     Raises:
-        LabError: If they cannot be fetched.
+        LabError: If they cannot be downloaded.
     """
     from torchvision.datasets import FashionMNIST
 
@@ -141,18 +142,18 @@ def read_part(folder: Path, part: IdxPart) -> tuple[Tensor, Tensor]:
 
 
 def read_idx(file: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read a file in the IDX format (LeCun's MNIST page): magic, sizes, then bytes.
+    """Read a file in the IDX format (LeCun's MNIST page): magic number, sizes, then bytes.
 
     Args:
-        file: The unpacked file's name; where there is one with ``.gz`` behind, that one is read.
+        file: Path of the uncompressed file. If the same path with ``.gz`` exists, that one is read.
         shape: The shape that its content must have.
 
     Returns:
         Bytes of that shape.
 
     Raises:
-        LabError: If the MD5 of a packed file is not the official one, or the magic number, the
-            sizes or the length are not those of the shape.
+        LabError: If the MD5 of a compressed file is not the official one, or the magic number, the
+            sizes or the length do not match the shape.
     """
     packed = file.with_name(f"{file.name}.gz")
     if packed.is_file():
@@ -160,7 +161,7 @@ def read_idx(file: Path, shape: tuple[int, ...]) -> Tensor:
         content = gzip.decompress(packed.read_bytes())
     else:
         content = file.read_bytes()
-    # Two zero bytes, the type (8: unsigned bytes), the number of dimensions; then each of them.
+    # Two zero bytes, the type (8: unsigned bytes), the number of dimensions, then their sizes.
     header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
     found, length = content[: len(header)], len(header) + prod(shape)
     if found != header or len(content) != length:
@@ -173,16 +174,16 @@ def read_idx(file: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def official_digests() -> dict[str, str]:
-    """Return the packed files' MD5 digests, as torchvision knows them."""
+    """Return the MD5 digests of the compressed files from torchvision: file name to digest."""
     from torchvision.datasets import FashionMNIST
 
     return dict(FashionMNIST.resources)
 
 
 def remedy(folder: Path) -> str:
-    """Say what to do about a damaged file."""
+    """Return a hint on what to do about a damaged file."""
     return f"delete the file from {folder} and fetch it again ({PAGE}), or add --download"
 
 
-# The augmentation is CIFAR's.
+# The augmentation is the same as for CIFAR.
 FASHION_MNIST = TensorSource(CLASSES, read_fashion_mnist, missing_fashion_mnist, crop_padding=4)

@@ -1,8 +1,8 @@
-"""Sets of image files, read, augmented and resized by worker processes.
+"""Sets of image files, which worker processes read, augment and resize.
 
-torch's ``DataLoader`` reads, torchvision's transforms (v2) augment, and the device normalises. What
-becomes of an image depends on its own seed alone, which the epoch's plan holds; so the number of
-workers or processes changes no bit, and neither does a resumption.
+torch's ``DataLoader`` reads, torchvision's transforms (v2) augment, and the device normalises. An
+image's augmentation depends only on its own seed, which is part of the epoch's plan. So the number
+of workers or processes does not change a single bit, and neither does resuming a run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, batch_place
 from sgdph.lab.data.image_files import ImageFiles
 from sgdph.lab.data.image_reader import Reader, Transform
 
-# Of ImageNet's training images, in [0, 1]: what torchvision's and most other recipes use.
+# Statistics of ImageNet's training images in [0, 1], as used by torchvision and most recipes.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# ImageNet's usual evaluation: the shorter side to 256 for a window of 224.
+# ImageNet's usual evaluation: resize the shorter side to 256, then crop a window of 224.
 RESIZE, WINDOW = 256, 224
-# Every seed below it fits an int64.
+# Every seed below this fits into an int64.
 SEEDS = 2**63 - 1
 
 
@@ -32,16 +32,16 @@ SEEDS = 2**63 - 1
 class ImageFileDataset(Dataset):
     """A set whose images are files.
 
-    One pass over the training images, and one over those evaluated on, can be under way at a time:
-    each has its own workers, which stay for the next pass.
+    At most one pass over the training images and one over the evaluation images can run at a time.
+    Each has its own workers, which are kept for the next pass.
 
     Attributes:
         train_files: The training images.
-        test_files: The images that it is evaluated on.
-        train_transform: What is made of a training image; draws from torch's global CPU generator.
-        test_transform: What is made of an image that it is evaluated on.
-        workers: Processes that read each of the two; 0 reads in the process itself.
-        batch_device: Where its batches lie.
+        test_files: The evaluation images.
+        train_transform: Transform of a training image. It draws from torch's global CPU generator.
+        test_transform: Transform of an evaluation image.
+        workers: Number of processes that read each of the two; 0 reads in the main process.
+        batch_device: Device of its batches.
     """
 
     train_files: ImageFiles
@@ -58,7 +58,7 @@ class ImageFileDataset(Dataset):
 
     @property
     def device(self) -> torch.device:
-        """Where its batches lie."""
+        """Device of its batches."""
         return self.batch_device
 
     @property
@@ -68,11 +68,11 @@ class ImageFileDataset(Dataset):
 
     @property
     def test_count(self) -> int:
-        """Number of images that it is evaluated on."""
+        """Number of evaluation images."""
         return len(self.test_files)
 
     def to(self, device: torch.device) -> ImageFileDataset:
-        """Return the set with its batches on a device; itself, with its workers, if it is there."""
+        """Return the set with its batches on a device; ``self``, with its workers, if unchanged."""
         return self if device == self.batch_device else replace(self, batch_device=device)
 
     def plan(self, order: Tensor, generator: torch.Generator) -> EpochPlan:
@@ -85,8 +85,9 @@ class ImageFileDataset(Dataset):
         self, plan: EpochPlan, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's batches; see :meth:`Dataset.training_batches`."""
-        # Nothing of self in here: the workers would belong to a cycle, and a collector that comes
-        # upon one closes their queues first, after which they end by a time-out only.
+        # This generator must not hold self: the workers would then be part of a reference cycle.
+        # The garbage collector would close their queues first, and they would end only by a
+        # time-out.
         items = (
             list(zip(plan.order[places].tolist(), plan.seeds[places].tolist(), strict=True))
             for places in batch_places(self.train_count, size, share)
@@ -96,7 +97,7 @@ class ImageFileDataset(Dataset):
     def evaluation_batches(
         self, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what it is evaluated on; see :meth:`Dataset.evaluation_batches`."""
+        """Yield the evaluation batches; see :meth:`Dataset.evaluation_batches`."""
         windows = torch.split(share.of(torch.arange(self.test_count)), size)
         items = ([(index, 0) for index in window.tolist()] for window in windows)
         return map(self._on_device, self._evaluation.batches(items))
@@ -126,12 +127,13 @@ class ImageFileDataset(Dataset):
 
 
 def training_transform(size: int) -> Any:
-    """Cut out a random part (8% to 100% of the area), resize it, and mirror it at random.
+    """Return a transform that crops a random part (8% to 100% of the area), resizes and mirrors it.
 
-    ImageNet's usual augmentation (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015).
+    This is ImageNet's usual augmentation (Szegedy et al., "Going Deeper with Convolutions", CVPR
+    2015). Mirroring is random too.
 
     Args:
-        size: Height and width of the outcome, pixels.
+        size: Height and width of the result, in pixels.
     """
     from torchvision.transforms import v2
 
@@ -141,14 +143,20 @@ def training_transform(size: int) -> Any:
 
 
 def resize(size: int) -> Any:
-    """Resize the whole image, as the SGD-PH paper says of Mini-ImageNet ("resized to 224")."""
+    """Return a transform that resizes the whole image, as the SGD-PH paper does for Mini-ImageNet.
+
+    The paper says "resized to 224".
+    """
     from torchvision.transforms import v2
 
     return v2.Compose([v2.Resize((size, size), antialias=True), v2.PILToTensor()])
 
 
 def resize_and_crop(size: int) -> Any:
-    """Resize the shorter side to 256/224 of the size, and cut out the middle, as for ImageNet."""
+    """Return ImageNet's usual evaluation transform.
+
+    It resizes the shorter side to 256/224 of ``size`` and crops the centre.
+    """
     from torchvision.transforms import v2
 
     shorter = round(size * RESIZE / WINDOW)

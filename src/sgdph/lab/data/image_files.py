@@ -1,4 +1,4 @@
-"""Sets of image files: where they lie, and folders of one folder per class."""
+"""Sets of image files: their paths and labels, and layouts with one folder per class."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ImageFiles:
     """Image files and their labels.
 
     Attributes:
-        paths: Encoded paths ``(N,)``: one array, because a list of strings would be copied into
-            every worker as its reference counts change.
+        paths: Encoded paths ``(N,)``. They are one array, because a list of strings would be copied
+            into every worker when its reference counts change.
         labels: Class indices ``(N,)``, int64.
     """
 
@@ -30,12 +30,12 @@ class ImageFiles:
 
     @classmethod
     def of(cls, paths: Iterable[str | os.PathLike[str]], labels: Iterable[int]) -> ImageFiles:
-        """Hold paths and labels, one each per image."""
+        """Make the object from one path and one label per image."""
         encoded = [os.fsencode(path) for path in paths]
         return cls(np.array(encoded, dtype=np.bytes_), torch.tensor(list(labels)).long())
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def path(self, index: int) -> str:
@@ -43,16 +43,16 @@ class ImageFiles:
         return os.fsdecode(self.paths[index])
 
     def subset(self, chosen: Tensor) -> ImageFiles:
-        """Keep the images at these places."""
+        """Return the images at these positions."""
         return ImageFiles(self.paths[chosen.numpy()], self.labels[chosen])
 
 
 @dataclass(frozen=True)
 class FolderSplits:
-    """The image files of a set, as they were found.
+    """The image files of a set, as found on the disk.
 
     Attributes:
-        layout: How they lie, in words.
+        layout: Description of the directory layout.
         classes: Number of classes.
         train: The training images.
         test: The images to evaluate on.
@@ -65,21 +65,21 @@ class FolderSplits:
 
 
 def set_root(name: str, data_dir: Path) -> Path:
-    """Return the folder of the set's name in the data directory, or else the directory itself."""
+    """Return the folder with the set's name in the data directory, or else the directory itself."""
     return data_dir / name if (data_dir / name).is_dir() else data_dir
 
 
 def class_folders(root: Path, train: str, test: str) -> FolderSplits:
-    """Read a set that has a folder per split with a folder per class in each.
+    """Read a set that has one folder per split, each with one folder per class.
 
     Args:
-        root: Where the split's folders lie.
-        train: The training split's folder.
-        test: The other's.
+        root: The directory of the split folders.
+        train: Folder of the training split.
+        test: Folder of the test split.
 
     Raises:
-        LabError: If a folder holds no classes, a class no images, or the two have different
-            classes.
+        LabError: If a folder holds no classes, a class holds no images, or the two folders hold
+            different classes.
     """
     (classes, train_files), (test_classes, test_files) = (
         scan(root / name) for name in (train, test)
@@ -104,7 +104,7 @@ def check_same_classes(
 
 
 def scan(folder: Path) -> tuple[list[str], ImageFiles]:
-    """List the classes of a folder of class folders, and their images in the order of the names.
+    """List the classes of a folder of class folders, and their images, sorted by name.
 
     Raises:
         LabError: If there are no classes, or one has no images.

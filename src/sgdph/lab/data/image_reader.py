@@ -1,4 +1,4 @@
-"""The worker processes that read image files, by torch's ``DataLoader``."""
+"""Reading of image files by worker processes of torch's ``DataLoader``."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Transform: TypeAlias = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What a worker hands over in the place of an image that it cannot read."""
+    """A worker's result in place of an image that it cannot read."""
 
     path: str
     reason: str
 
 
 class Reader:
-    """Reads batches of image files with a pool of workers that outlives a pass.
+    """Reads batches of image files with a pool of workers that is kept between passes.
 
     Args:
         files: The images.
-        transform: What is made of each.
-        workers: Processes; 0 reads in this one.
-        pin_memory: Whether batches come in page-locked memory, for a GPU.
+        transform: Transform of each image.
+        workers: Number of worker processes; 0 reads in the main process.
+        pin_memory: Whether batches are in page-locked memory, for a GPU.
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class Reader:
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_the_end_to_the_main_process,
-            # A generator of its own: without one, each pass would draw from torch's global one.
+            # Without its own generator, each pass would draw from torch's global one.
             generator=torch.Generator(),
         )
 
     def batches(self, items: Iterable[list[Item]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read batches in order; ends the pass before, where one is under way.
+        """Yield batches in order; this ends an earlier pass that is not finished.
 
         Args:
-            items: Which images, batch by batch.
+            items: The images of each batch, with the seeds of their augmentation.
 
         Yields:
             Bytes ``(B, 3, S, S)`` and labels ``(B,)``, int64, on the CPU.
 
         Raises:
             LabError: If a file cannot be read as an image.
-            RuntimeError: If another pass was begun meanwhile.
+            RuntimeError: If another pass was started in the meantime.
         """
         self._passes += 1
         this_pass = self._passes
@@ -92,7 +92,7 @@ class Reader:
 
 
 class _Order(torch_data.Sampler[list[Item]]):
-    """The batches of the pass that comes next; the loader asks for them as each pass begins."""
+    """The batches of the next pass. The loader reads them when a pass starts."""
 
     items: Iterable[list[Item]] = ()
 
@@ -101,7 +101,7 @@ class _Order(torch_data.Sampler[list[Item]]):
 
 
 class _Images(torch_data.Dataset[Any]):
-    """What lies in the workers: files, and what is made of them."""
+    """The part of the reader that runs in the workers: opens and transforms image files."""
 
     def __init__(self, files: ImageFiles, transform: Transform) -> None:
         self.files = files
@@ -113,24 +113,24 @@ class _Images(torch_data.Dataset[Any]):
         if isinstance(image, Unreadable):
             return image
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reseed a GPU's generator too, where this is the main process.
+            # In the main process, torch.manual_seed would also reseed a GPU's generator.
             torch.default_generator.manual_seed(seed)
             return self.transform(image), int(self.files.labels[index])
 
 
 def open_image(path: str) -> Any:
-    """Read a file as an RGB image of PIL's, or say why that cannot be."""
+    """Read a file as an RGB image of PIL; return :class:`Unreadable` if that fails."""
     from torchvision.datasets.folder import default_loader
 
     try:
         return default_loader(path)
-    # Pillow's readers raise errors of a dozen kinds on damaged files.
+    # Pillow's readers raise errors of many types on damaged files.
     except Exception as error:
         return Unreadable(path, f"{type(error).__name__}: {error}")
 
 
 def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
-    """Stack a batch; the first image that could not be read stands for all of it."""
+    """Stack a batch, or return its first image that could not be read."""
     images, labels = [], []
     for item in items:
         if isinstance(item, Unreadable):
@@ -141,10 +141,11 @@ def _collate(items: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tens
 
 
 def _leave_the_end_to_the_main_process(worker: int) -> None:
-    """Ignore Ctrl-C, which reaches every process of a terminal: the main one hears it and ends us.
+    """Ignore Ctrl-C in a worker: the main process receives it too and stops the workers.
 
-    A main process that is interrupted while it fetches a batch hangs up on the thread that hands
-    the batch's memory over, which then reports the lost connection through ``sys.excepthook``.
+    If the main process is interrupted while it fetches a batch, it closes the connection to the
+    worker's thread that passes on the batch's memory. That thread reports the lost connection
+    through ``sys.excepthook``, so the hook is replaced by one that ignores such errors.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report_all_but_hanging_up
@@ -158,7 +159,7 @@ def _report_all_but_hanging_up(
 
 
 def pick_workers(workers: int | None) -> int:
-    """Return the number of workers asked for, or one per CPU core of ours, at most 8.
+    """Return the requested number of workers; by default one per available CPU core, at most 8.
 
     Raises:
         LabError: If the number is negative.
@@ -174,7 +175,7 @@ def pick_workers(workers: int | None) -> int:
 
 
 def check_readable(files: ImageFiles, workers: int) -> None:
-    """Read every image.
+    """Read every image, to check that it can be read.
 
     Raises:
         LabError: If a file cannot be read as an image.
@@ -186,7 +187,7 @@ def check_readable(files: ImageFiles, workers: int) -> None:
 
 
 class _Nothing:
-    """Makes nothing of an image that was read."""
+    """A transform that discards the image and returns an empty tensor."""
 
     def __call__(self, image: Any) -> Tensor:
         return torch.empty(0)

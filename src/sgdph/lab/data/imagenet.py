@@ -1,7 +1,7 @@
-"""ImageNet (ILSVRC 2012): 1,281,167 training images and 50,000 to validate, 1,000 classes.
+"""ImageNet (ILSVRC 2012): 1,281,167 training and 50,000 validation images in 1,000 classes.
 
-Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. The 50,000
-"validation" images are what everyone tests on, and so does this laboratory.
+Source: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. As is
+usual, this laboratory tests on the 50,000 validation images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sgdph.lab.errors import LabError
 
 NAME = "imagenet"
 PAGE = DATASETS[NAME].origin
-# What torchvision makes of the development kit, and the kit itself.
+# The file that torchvision makes from the development kit, and the kit itself.
 META = ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")
 SPLITS = ("train", "val")
 
@@ -48,12 +48,12 @@ OFFICIAL = Official()
 
 
 def has_devkit(root: Path) -> bool:
-    """Say whether what torchvision's ``ImageNet`` asks for is there."""
+    """Return whether a file of :data:`META`, which torchvision's ``ImageNet`` needs, is there."""
     return any((root / name).is_file() for name in META)
 
 
 def missing_imagenet(data_dir: Path | None) -> str | None:
-    """Say what a directory lacks of the set; ``None`` where all seems there."""
+    """Describe what is missing of the set in a directory; ``None`` if it seems complete."""
     if data_dir is None:
         return "train/<class>/, val/<class>/"
     root = set_root(NAME, data_dir)
@@ -62,17 +62,16 @@ def missing_imagenet(data_dir: Path | None) -> str | None:
 
 
 def read_imagenet(data_dir: Path | None) -> FolderSplits:
-    """List the set's files: through torchvision where its development kit is there.
+    """List the set's files, through torchvision if the development kit is there.
 
-    With the kit (or the ``meta.bin`` that torchvision made of it) the set says that it is the
-    whole of what the kit lists, and must be. Without it any ``train/<class>/`` and ``val/<class>/``
-    will do.
+    With the kit, or the ``meta.bin`` that torchvision makes from it, the set must hold everything
+    that the kit lists. Without it, any ``train/<class>/`` and ``val/<class>/`` are accepted.
 
     Args:
         data_dir: The directory that holds the files, or a folder ``imagenet`` with them.
 
     Raises:
-        LabError: If files are missing, or counts are not what they must be.
+        LabError: If files are missing or damaged, or classes or counts are wrong.
     """
     expected = "train/<class>/ and val/<class>/ (images), and for torchvision's checks " + META[1]
     if data_dir is None:
@@ -105,11 +104,11 @@ def read_imagenet(data_dir: Path | None) -> FolderSplits:
 
 
 def disagreement(root: Path, classes: list[str], found: FolderSplits) -> str | None:
-    """Say where the files disagree with the list of torchvision's ``meta.bin``, if they do.
+    """Describe how the files differ from the list in torchvision's ``meta.bin``, if they do.
 
     Args:
         root: The set's folder.
-        classes: The folders of ``train/``, which are those of ``val/`` too.
+        classes: The folders of ``train/``, the same as those of ``val/``.
         found: The files.
     """
     from torchvision.datasets.imagenet import load_meta_file
@@ -129,12 +128,12 @@ def disagreement(root: Path, classes: list[str], found: FolderSplits) -> str | N
 
 
 def read_split(root: Path, split: str) -> Any:
-    """Read a split as torchvision's ``ImageNet``."""
+    """Read a split with torchvision's ``ImageNet``."""
     from torchvision.datasets import ImageNet
 
     try:
         return ImageNet(root, split)
-    # Whatever torch.load makes of a damaged file.
+    # torch.load raises errors of many types on a damaged file.
     except Exception as error:
         first = str(error).split(". ")[0]
         raise LabError(
@@ -145,12 +144,12 @@ def read_split(root: Path, split: str) -> Any:
 
 
 def files_of(split: Any) -> ImageFiles:
-    """Take the files out of a folder of torchvision's."""
+    """Return the files of a torchvision ``ImageFolder``."""
     return ImageFiles.of(*zip(*split.samples, strict=True))
 
 
 def shortfall(found: FolderSplits) -> str | None:
-    """Say how a set differs from the official one in its counts; ``None`` where it does not."""
+    """Describe how a set's counts differ from the official ones; ``None`` if they do not."""
     counts = (found.classes, len(found.train), len(found.test))
     official = (OFFICIAL.classes, OFFICIAL.train, OFFICIAL.test)
     if counts == official:

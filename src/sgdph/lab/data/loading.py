@@ -1,4 +1,4 @@
-"""From a set's name to the set, divided as it was asked for."""
+"""Loading of a data set by name, with the requested split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def source_of(name: str) -> Source:
     """Return a set's source.
 
     Raises:
-        LabError: If there is no set of that name.
+        LabError: If there is no set with that name.
     """
     if name not in DATASETS:
         raise LabError(unknown_name("dataset", name, tuple(DATASETS)))
@@ -39,19 +39,21 @@ def load_dataset(
 
     Args:
         name: One of :data:`sgdph.lab.data.registry.DATASETS`.
-        data_dir: Where the files of a set lie that does not come with a package.
-        train_size: Use a stratified subset of this many training images (of windows of text: a
-            subset spread over all of it); ``None`` uses all.
-        validation_size: Hold out so many of these, stratified, and evaluate on them: the set that
-            is returned then has no test images. ``None`` evaluates on the test images.
-        download: Let torchvision download CIFAR or Fashion-MNIST into ``data_dir`` where it is not
-            there yet.
-        image_size: Height and width of the images: of files, 224 if ``None``; of CIFAR, a divisor
-            of 32, which is what ``None`` takes.
-        workers: Processes that read image files; ``None`` for one per CPU core, at most 8.
+        data_dir: Directory of the files, for a set that does not come with a package.
+        train_size: Use a stratified subset of this many training images (for text: windows spread
+            over all of it). ``None`` uses all.
+        validation_size: Hold out this many of them, stratified, and evaluate on them. The returned
+            set then has no test images. ``None`` evaluates on the test images.
+        download: Let torchvision download CIFAR or Fashion-MNIST into ``data_dir`` if it is
+            missing.
+        image_size: Height and width of the images. For image files, ``None`` means 224. For CIFAR,
+            it must divide 32, and ``None`` means 32.
+        workers: Number of processes that read image files; ``None`` for one per CPU core, at most
+            8.
 
     Returns:
-        The set. Mean and deviation are those of the images trained on (of image files: ImageNet's).
+        The set. It is normalised with mean and standard deviation of the images trained on; image
+        files are normalised with those of ImageNet.
 
     Raises:
         LabError: If files are missing or damaged, or an option does not fit the set.

@@ -1,11 +1,11 @@
-"""Mini-ImageNet: 100 of ImageNet's classes, 600 images each, as a set to classify.
+"""Mini-ImageNet: 100 of ImageNet's classes with 600 images each, for classification.
 
 The classes are those of Ravi & Larochelle ("Optimization as a Model for Few-Shot Learning", ICLR
-2017), whose lists ``train.csv``, ``val.csv`` and ``test.csv`` give 64, 16 and 20 *classes* each. To
-train a classifier the three are pooled, and every class is divided: 500 images to train, 100 to
-test. Nobody published which; here the images are sorted by class and file name, and
+2017). Their lists ``train.csv``, ``val.csv`` and ``test.csv`` hold 64, 16 and 20 *classes*. For
+classification, the three are pooled, and every class is split into 500 training and 100 test
+images. No such split has been published. Here the images are sorted by class and file name, and
 :func:`sgdph.lab.data.splits.stratified` chooses the training images by the hash that it uses for
-every set, so the division is the same on every machine.
+every set. So the split is the same on every machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Official:
 
     Attributes:
         classes: Number of classes.
-        images: Images of each.
+        images: Number of images in each class.
     """
 
     classes: int = 100
@@ -44,12 +44,12 @@ class Official:
 
 
 OFFICIAL = Official()
-# Of six images of a class, five are for training.
+# Of every six images of a class, five are for training and one is for testing.
 PARTS = 6
 
 
 def find_layout(data_dir: Path) -> str | None:
-    """Say how the set lies: ``"lists"``, the name of the test split's folder, or ``None``."""
+    """Return the layout: ``"lists"``, the name of the test split's folder, or ``None``."""
     root = set_root(NAME, data_dir)
     if any((root / name).is_file() for name in LISTS):
         return "lists"
@@ -60,7 +60,7 @@ def find_layout(data_dir: Path) -> str | None:
 
 
 def missing_mini_imagenet(data_dir: Path | None) -> str | None:
-    """Say what a directory lacks of the set; ``None`` where all seems there."""
+    """Describe what is missing of the set in a directory; ``None`` if it seems complete."""
     expected = f"{IMAGES}/ and {', '.join(LISTS)}, or train/<class>/ and test/<class>/"
     if data_dir is None:
         return expected
@@ -73,13 +73,13 @@ def missing_mini_imagenet(data_dir: Path | None) -> str | None:
 
 
 def read_mini_imagenet(data_dir: Path | None) -> FolderSplits:
-    """List the set's files, whichever way they lie.
+    """List the set's files, in either layout.
 
     Args:
         data_dir: The directory that holds the files, or a folder ``mini-imagenet`` with them.
 
     Raises:
-        LabError: If files are missing, or are not what the lists say.
+        LabError: If files are missing, or differ from what the lists say.
     """
     expected = (
         f"{IMAGES}/ with all images and the split files {', '.join(LISTS)}, or train/<class>/ and "
@@ -100,10 +100,10 @@ def read_mini_imagenet(data_dir: Path | None) -> FolderSplits:
 
 
 def read_lists(root: Path) -> FolderSplits:
-    """Pool the three lists and divide every class.
+    """Pool the three lists and split every class into training and test images.
 
     Raises:
-        LabError: If a list or an image is missing, a list cannot be read, or classes are not of one
+        LabError: If a list or an image is missing, a list cannot be read, or classes differ in
             size.
     """
     classes = pooled(root)
@@ -126,10 +126,10 @@ def read_lists(root: Path) -> FolderSplits:
 
 
 def pooled(root: Path) -> dict[str, set[str]]:
-    """Read the three lists: class to file names.
+    """Read the three lists, and return class to file names.
 
     Raises:
-        LabError: If one is missing, or has not the columns ``filename`` and ``label``.
+        LabError: If a list is missing, or lacks ``filename`` or ``label`` in its header or a line.
     """
     classes: dict[str, set[str]] = defaultdict(set)
     for name in LISTS:
@@ -157,7 +157,7 @@ def pooled(root: Path) -> dict[str, set[str]]:
 
 
 def check_sizes(root: Path, sizes: dict[str, int]) -> None:
-    """Raise LabError unless all classes are of one size, of at least two images."""
+    """Raise LabError unless all classes have the same number of images, at least two."""
     smallest, largest = (pick(sizes, key=lambda name: sizes[name]) for pick in (min, max))
     if sizes[smallest] < sizes[largest] or sizes[smallest] < 2:
         raise LabError(
@@ -184,7 +184,7 @@ def check_images(root: Path, classes: dict[str, set[str]]) -> None:
 
 
 def shortfall(found: FolderSplits) -> str | None:
-    """Say how a set differs from the official one in its counts; ``None`` where it does not."""
+    """Describe how a set's counts differ from the official ones; ``None`` if they do not."""
     images = len(found.train) + len(found.test)
     wanted = OFFICIAL.classes * OFFICIAL.images
     if (found.classes, images) == (OFFICIAL.classes, wanted):

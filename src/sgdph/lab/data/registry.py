@@ -1,7 +1,7 @@
-"""The data sets: each by name, with its label, what ``sgdph data`` says of it, and its source.
+"""The data sets: each by name, with its label, its description for ``sgdph data``, and its source.
 
-Every set is defined here and nowhere else; its :class:`~sgdph.lab.data.source.Source` reads it.
-Torch is not imported, so that a command's help is quick.
+Every set is defined only here. Its :class:`~sgdph.lab.data.source.Source` reads it. This module
+does not import torch, so that a command's help is fast.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class Entry:
 
     Attributes:
         label: What tables and plots call it.
-        contents: Images and their size, to train and to test.
+        contents: Number of training and test images, and their size.
         classes: Number of classes.
         origin: Page or package that it comes from.
-        terms: A word on its licence.
+        terms: Short description of its licence.
         source: Dotted path of its source.
         of_files: Whether its images are files.
         can_resize: Whether ``--image-size`` chooses the images' size.
         can_download: Whether torchvision can fetch it.
-        defaults: Fields of a run's configuration whose defaults are others for this set.
+        defaults: Field of a run's configuration to a default that is special for this set.
     """
 
     label: str
@@ -114,7 +114,7 @@ DATASETS: Mapping[str, Entry] = {
 FILE_SETS = tuple(name for name, entry in DATASETS.items() if entry.of_files)
 RESIZED_SETS = tuple(name for name, entry in DATASETS.items() if entry.can_resize)
 
-# The names as a type: the registry's are what is checked when a program runs.
+# The names as a type: ``str`` for type checkers, the registry's names at runtime.
 if TYPE_CHECKING:
     DatasetName: TypeAlias = str
 else:

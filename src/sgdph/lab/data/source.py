@@ -1,4 +1,4 @@
-"""Where data sets come from: three kinds of sources, which look for a set, read it and check it."""
+"""Sources of data sets, which look for a set, read it and check it."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ Missing: TypeAlias = Callable[[Path | None], str | None]
 
 @dataclass(frozen=True)
 class Request:
-    """How a set is wanted.
+    """A request for a data set.
 
     Attributes:
         name: The set's name.
-        data_dir: Where its files lie.
-        sizes: How much of its training images is used, and for what.
-        download: Whether it may be downloaded where it is missing.
-        image_size: Height and width of the images; ``None`` for 224 of files, else their own.
-        workers: Processes that read image files.
+        data_dir: Directory of its files.
+        sizes: How many of its training images are used, and for what.
+        download: Whether it may be downloaded if it is missing.
+        image_size: Height and width of the images. ``None`` means 224 for image files, and the
+            original size otherwise.
+        workers: Number of processes that read image files.
     """
 
     name: str
@@ -51,11 +52,11 @@ class Request:
 
 
 class Source(ABC):
-    """Where a data set comes from."""
+    """The source of a data set."""
 
     @abstractmethod
     def missing(self, data_dir: Path | None) -> str | None:
-        """Say what is missing under a data directory; ``None`` where all seems there."""
+        """Describe what is missing under a data directory; ``None`` if it seems complete."""
 
     @abstractmethod
     def load(self, request: Request) -> Dataset:
@@ -67,17 +68,17 @@ class Source(ABC):
 
     @abstractmethod
     def check(self, data_dir: Path | None, workers: int) -> str:
-        """Read all of it, and say what was found.
+        """Read all of the set, and describe what was found.
 
         Raises:
             LabError: If something is missing or damaged.
         """
 
     def download(self, data_dir: Path) -> None:
-        """Fetch it into a directory, where the registry says that torchvision can.
+        """Download the set into a directory, if the registry says that torchvision can.
 
         Raises:
-            LabError: If that fails.
+            LabError: If the download fails.
         """
         raise NotImplementedError
 
@@ -88,10 +89,10 @@ class TensorSource(Source):
 
     Attributes:
         classes: Number of classes.
-        read: Reads it from a directory, after downloading it where that is allowed.
-        find: Says what is missing.
-        crop_padding: Zero padding of the random crop that augments training, with a random flip;
-            0 for neither.
+        read: Reads the set from a directory; downloads it if it is missing and that is allowed.
+        find: Describes what is missing.
+        crop_padding: Zero padding of the random crop that augments training, together with a random
+            flip; 0 for neither.
     """
 
     classes: int
@@ -100,7 +101,7 @@ class TensorSource(Source):
     crop_padding: int = 0
 
     def missing(self, data_dir: Path | None) -> str | None:
-        """Say what is missing."""
+        """Describe what is missing."""
         return self.find(data_dir)
 
     def load(self, request: Request) -> Dataset:
@@ -130,14 +131,14 @@ class TensorSource(Source):
         )
 
     def check(self, data_dir: Path | None, workers: int) -> str:
-        """Read all of it, and count."""
+        """Read all of the set, and return the counts."""
         images, labels, test, test_labels = self.read(data_dir, False)
         shape = "x".join(map(str, images.shape[1:]))
         classes = len(torch.cat([labels, test_labels]).bincount().nonzero())
         return f"{len(images):,} + {len(test):,} of {shape}, {classes} classes"
 
     def download(self, data_dir: Path) -> None:
-        """Fetch it."""
+        """Download the set."""
         self.read(data_dir, True)
 
 
@@ -147,9 +148,9 @@ class FileSource(Source):
 
     Attributes:
         read: Lists its files in a directory.
-        find: Says what is missing.
-        shortfall: Says how the counts differ from the official ones; ``None`` where they do not.
-        evaluation_transform: What is made of an image that it is evaluated on, by the size.
+        find: Describes what is missing.
+        shortfall: Describes how the counts differ from the official ones; ``None`` if they do not.
+        evaluation_transform: Makes the transform of an evaluation image from the image size.
     """
 
     read: Callable[[Path | None], FolderSplits]
@@ -158,7 +159,7 @@ class FileSource(Source):
     evaluation_transform: Callable[[int], Transform]
 
     def missing(self, data_dir: Path | None) -> str | None:
-        """Say what is missing."""
+        """Describe what is missing."""
         return self.find(data_dir)
 
     def load(self, request: Request) -> Dataset:
@@ -177,7 +178,7 @@ class FileSource(Source):
         )
 
     def check(self, data_dir: Path | None, workers: int) -> str:
-        """Read every image file, and count."""
+        """Read every image file, and return the counts."""
         found = self.read(data_dir)
         for files in (found.train, found.test):
             check_readable(files, workers)
@@ -187,18 +188,18 @@ class FileSource(Source):
 
 
 def shrink(name: str, images: Tensor, size: int) -> Tensor:
-    """Shrink images to ``size`` pixels, each the mean of a square of theirs, rounded.
+    """Shrink images to ``size`` pixels a side; each pixel is the rounded mean of a square.
 
     Args:
         name: The set's name.
         images: Bytes ``(N, C, H, H)``.
-        size: A divisor of their height.
+        size: New height and width, a divisor of the old.
 
     Returns:
         Bytes ``(N, C, size, size)``.
 
     Raises:
-        LabError: If the size does not divide theirs.
+        LabError: If ``size`` does not divide the height.
     """
     height = images.shape[-1]
     side = height // size
@@ -208,14 +209,14 @@ def shrink(name: str, images: Tensor, size: int) -> Tensor:
             f"--image-size for {name} must divide its {height} pixels: {sizes}; got {size}"
         )
     squares = images.view(*images.shape[:2], size, side, size, side)
-    # Whole numbers: the same on every machine. Halves are rounded up.
+    # Integer arithmetic, so the result is the same on every machine. Halves are rounded up.
     count = side * side
     total: Tensor = squares.sum((3, 5)).add_(count // 2)
     return total.floor_divide_(count).to(torch.uint8)
 
 
 def in_package(module: str) -> Missing:
-    """Look for a package that holds a set; the data directory does not matter."""
+    """Return a function that looks for a package that holds a set, whatever the data directory."""
 
     def missing(data_dir: Path | None) -> str | None:
         there = importlib.util.find_spec(module) is not None

@@ -1,4 +1,4 @@
-"""Subsets and held-out parts that depend on the labels alone, never on a run's seed."""
+"""Subsets and held-out parts that depend only on the labels, never on a run's seed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ SPLIT_KEY = "sgdph split 1"
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
-    """Choose ``count`` items so that every class keeps its share, the same ones at every call.
+    """Choose ``count`` items so that every class keeps its share. Every call chooses the same ones.
 
-    The order within a class comes from a hash of the item's index, so that the choice depends on no
-    random generator's version, and a smaller choice lies within a larger one of the same labels
-    when classes are of equal size.
+    The order within a class comes from a hash of the item's index. So the choice does not depend on
+    the version of a random generator. If classes are of equal size, a smaller choice is a subset of
+    a larger one with the same labels.
 
     Args:
         labels: Class indices ``(N,)``.
-        count: How many, between the number of classes and N.
+        count: Number of items, between the number of classes and N.
 
     Returns:
         Sorted indices ``(count,)``, int64.
 
     Raises:
-        LabError: If ``count`` lies outside its bounds.
+        LabError: If ``count`` is out of bounds.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(labels.tolist()):
@@ -59,26 +59,26 @@ def _shuffle_key(index: int) -> bytes:
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """How much of a set's training images is used, and for what.
+    """How many of a set's training images are used, and for what.
 
     Attributes:
         train: Number of training images in use, a stratified subset; ``None`` for all.
-        validation: How many of those are held out to evaluate on, stratified again; ``None`` to
-            train on all of them and evaluate on the test images.
+        validation: Number of these that are held out for evaluation, a stratified subset again;
+            ``None`` to train on all of them and evaluate on the test images.
     """
 
     train: int | None = None
     validation: int | None = None
 
     def split(self, name: str, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Choose the images to train on, and those that are held out.
+        """Choose the images to train on and the images to hold out.
 
         Args:
             name: The set's name, for error messages.
-            labels: What the training images are stratified by ``(N,)``, int64.
+            labels: Labels by which the training images are stratified ``(N,)``, int64.
 
         Returns:
-            Sorted indices of the images to train on, and of those held out; ``None`` where none is.
+            Sorted indices of the images to train on, and of those held out (``None`` if none are).
 
         Raises:
             LabError: If a size is out of bounds.

@@ -1,6 +1,6 @@
-"""Sets that lie on the device as one tensor, augmented there a batch at a time.
+"""Sets whose images are tensors on the device and are augmented there, batch by batch.
 
-Images stay bytes until a batch is made: CIFAR takes 184 MB.
+Images stay bytes until a batch is made, so CIFAR takes only 184 MB.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sgdph.lab.data.dataset import WHOLE, Dataset, EpochPlan, Share, batch_places, normalise
 
-# Bytes of images that a GPU makes at a time: a small batch's kernels are launched more slowly than
-# they run. A CPU makes batch by batch, which stays in its cache.
+# Bytes of images that a GPU prepares at once, because launching the kernels for a small batch takes
+# longer than running them. A CPU prepares one batch at a time, which stays in its cache.
 BLOCK = 2**27
 
 
@@ -27,10 +27,10 @@ class TensorDataset(Dataset):
         flip: Whether training images are mirrored at random.
         train_images: Bytes ``(N, C, H, W)``.
         train_labels: Class indices ``(N,)``, int64.
-        test_images: Bytes ``(M, C, H, W)``: the images that it is evaluated on.
+        test_images: Evaluation images, bytes ``(M, C, H, W)``.
         test_labels: Class indices ``(M,)``, int64.
         mean: Per-channel mean of the training images ``(C, 1, 1)``, in pixel units.
-        std: Per-channel standard deviation of the same ``(C, 1, 1)``.
+        std: Per-channel standard deviation of the training images ``(C, 1, 1)``, in pixel units.
     """
 
     crop_padding: int
@@ -49,7 +49,7 @@ class TensorDataset(Dataset):
 
     @property
     def device(self) -> torch.device:
-        """Where its batches lie."""
+        """Device of its batches."""
         return self.mean.device
 
     @property
@@ -59,7 +59,7 @@ class TensorDataset(Dataset):
 
     @property
     def test_count(self) -> int:
-        """Number of images (windows of text) that it is evaluated on."""
+        """Number of evaluation images (windows of text)."""
         return len(self.test_labels)
 
     def to(self, device: torch.device) -> TensorDataset:
@@ -75,7 +75,7 @@ class TensorDataset(Dataset):
         )
 
     def plan(self, order: Tensor, generator: torch.Generator) -> EpochPlan:
-        """Draw where each image is cropped, and which are mirrored."""
+        """Draw where each image is cropped, and which images are mirrored."""
         count = len(order)
         offsets = torch.randint(2 * self.crop_padding + 1, (count, 2), generator=generator)
         flips = torch.rand(count, generator=generator) < 0.5
@@ -96,7 +96,7 @@ class TensorDataset(Dataset):
             first += sum(sizes)
 
     def _batches_together(self, size: int) -> int:
-        """Return how many batches are made at a time."""
+        """Return how many batches of ``size`` images are prepared at once."""
         if self.device.type == "cpu":
             return 1
         return max(1, BLOCK // (size * 4 * self.train_images[0].numel()))
@@ -104,7 +104,7 @@ class TensorDataset(Dataset):
     def evaluation_batches(
         self, size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what it is evaluated on; see :meth:`Dataset.evaluation_batches`."""
+        """Yield the evaluation batches; see :meth:`Dataset.evaluation_batches`."""
         images, labels = share.of(self.test_images), share.of(self.test_labels)
         for some, their in zip(
             *(torch.split(each, size) for each in (images, labels)), strict=True
@@ -112,16 +112,16 @@ class TensorDataset(Dataset):
             yield self.normalise(some), their
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn bytes ``(B, C, H, W)`` into float32, of mean 0 and deviation 1 in training."""
+        """Turn bytes ``(B, C, H, W)`` into float32; training images get mean 0 and deviation 1."""
         return normalise(images, self.mean, self.std)
 
 
 @dataclass(frozen=True)
 class TextDataset(TensorDataset):
-    """Windows of text and, for each character, the one that comes next.
+    """Windows of text; the label of each character is the next character.
 
-    ``train_images`` and ``test_images`` are windows ``(N, 64)`` of characters' numbers, bytes;
-    labels are ``(N, 64)``, int64. Nothing is augmented; mean and deviation are not used.
+    ``train_images`` and ``test_images`` are windows ``(N, 64)`` of character indices, bytes. Labels
+    are ``(N, 64)``, int64. There is no augmentation; ``mean`` and ``std`` are not used.
     """
 
     @property
@@ -137,7 +137,8 @@ class TextDataset(TensorDataset):
 def training_batch(data: TensorDataset, plan: EpochPlan) -> tuple[Tensor, Tensor]:
     """Make one augmented, normalised batch.
 
-    The crop is CIFAR's usual one: zero (black) pixels around the image, then a window of its size.
+    The crop is the usual one for CIFAR: pad the image with zero (black) pixels, then crop a window
+    of the original size.
 
     Args:
         data: The set.
@@ -156,7 +157,7 @@ def training_batch(data: TensorDataset, plan: EpochPlan) -> tuple[Tensor, Tensor
 
 
 def _crop(images: Tensor, padding: int, offsets: Tensor) -> Tensor:
-    """Cut a window of the images' own size out of the zero-padded images, each at its offset."""
+    """Pad the images with zeros, and crop each at its offset to its original size."""
     height, width = images.shape[2:]
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
@@ -165,7 +166,7 @@ def _crop(images: Tensor, padding: int, offsets: Tensor) -> Tensor:
 
 
 def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Mirror the chosen images: of every image and its mirror image one is taken, as a whole."""
+    """Mirror the chosen images by selecting each image or its mirror image, as a whole."""
     count = len(images)
     places = torch.arange(count, device=images.device) + count * chosen
     return torch.cat([images, images.flip(3)]).index_select(0, places)
@@ -174,7 +175,7 @@ def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
 def noise_dataset(
     name: str, shape: tuple[int, int, int], classes: int, *, train: int, test: int
 ) -> TensorDataset:
-    """Make random images ``(C, H, W)``, augmented as CIFAR's where the name is one of these."""
+    """Make random images ``(C, H, W)``, augmented like CIFAR if ``name`` is a CIFAR set."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (train + test, *shape), generator=generator, dtype=torch.uint8)
     labels = torch.randint(classes, (train + test,), generator=generator)
@@ -196,7 +197,7 @@ def noise_dataset(
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Compute each channel's mean and population deviation over bytes ``(N, C, H, W)``.
 
-    Counted per grey level, so exact, and the same on every machine.
+    Pixels are counted per grey level, so the result is exact and the same on every machine.
 
     Returns:
         Two float32 tensors ``(C, 1, 1)``, in pixel units.

@@ -1,8 +1,8 @@
-"""Real text that ships with Python: the language reference, as ``help()`` shows it.
+"""Real text that comes with Python: the language reference, as ``help()`` shows it.
 
 ``pydoc_data.topics`` holds some eighty chapters (about 460,000 characters) of the Python language
-reference (Python Software Foundation). Its words change a little from one Python to the next, so
-figures are comparable within one Python version only.
+reference (Python Software Foundation). The text changes slightly between Python versions, so
+results are comparable only within one Python version.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from sgdph.lab.data.source import Request, Source, TensorSplits, in_package
 from sgdph.lab.data.tensors import TextDataset
 from sgdph.lab.networks.transformer import LENGTH
 
-# Printable ASCII and the line break; all else, some 0.1%, reads as a space.
+# Printable ASCII and the line break. All other characters, about 0.1%, are replaced by a space.
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
-# One chapter in so many is kept for the test.
+# Every sixth chapter is kept for the test.
 TEST_EVERY = 6
 
 
 def read_pydoc() -> TensorSplits:
-    """Cut the chapters into windows, each with the characters that come next.
+    """Cut the chapters into windows, and pair each character with the next one.
 
-    Every sixth chapter, in alphabetical order, is for the test. Windows do not overlap, and none
-    reaches over two chapters' splits.
+    Every sixth chapter, in alphabetical order, is for the test. Windows do not overlap, and no
+    window spans training and test chapters.
 
     Returns:
-        Training windows ``(N, 64)``, bytes; the characters that follow each of theirs ``(N, 64)``,
-        int64; test windows and followers ``(M, 64)`` likewise.
+        Training windows ``(N, 64)``, bytes; the next character after each of their characters
+        ``(N, 64)``, int64; then test windows and next characters ``(M, 64)`` likewise.
     """
     from pydoc_data.topics import topics
 
@@ -45,10 +45,11 @@ def read_pydoc() -> TensorSplits:
 
 
 def windows(text: str) -> tuple[Tensor, Tensor]:
-    """Cut a text into windows of 64 characters, and the same one character further on.
+    """Cut a text into windows of 64 characters, and into windows shifted by one character.
 
     Returns:
-        Places in :data:`CHARACTERS`: bytes ``(N, 64)`` and int64 ``(N, 64)``.
+        Indices into :data:`CHARACTERS`: windows, bytes ``(N, 64)``, and shifted windows, int64
+        ``(N, 64)``.
     """
     place = {character: i for i, character in enumerate(CHARACTERS)}
     codes = torch.tensor([place.get(c, place[" "]) for c in text], dtype=torch.uint8)
@@ -59,16 +60,16 @@ def windows(text: str) -> tuple[Tensor, Tensor]:
 
 
 class PydocSource(Source):
-    """The text inside Python."""
+    """The source of the text that comes with Python."""
 
     def missing(self, data_dir: Path | None) -> str | None:
-        """Say what is missing; the directory does not matter."""
+        """Describe what is missing, whatever the data directory."""
         return in_package("pydoc_data")(data_dir)
 
     def load(self, request: Request) -> TextDataset:
         """Load the text; see :meth:`Source.load`."""
         windows, following, test, test_following = read_pydoc()
-        # A window has no class.
+        # A window has no class, so all get the same one.
         kept, held = request.sizes.split(request.name, torch.zeros(len(windows), dtype=torch.int64))
         if held is not None:
             test, test_following = windows[held], following[held]
@@ -86,7 +87,7 @@ class PydocSource(Source):
         )
 
     def check(self, data_dir: Path | None, workers: int) -> str:
-        """Read it, and count."""
+        """Read the text, and return the counts."""
         windows, _, test, _ = read_pydoc()
         return f"{len(windows):,} + {len(test):,} windows of {windows.shape[1]} characters"
 

@@ -1,8 +1,8 @@
-"""What the Hessian blocks of a run's channel-wise parameters look like, checkpoint by checkpoint.
+"""Inspection of the Hessian blocks of a run's channel-wise parameters, checkpoint by checkpoint.
 
-``checkpoints`` finds what a run has, ``parameters`` what can be looked at, ``choice`` what fits a
-budget; ``measure`` takes the blocks of a checkpoint, ``sketch`` keeps what is needed of them,
-``multipliers`` reads what the optimizer holds; ``figures`` is what comes out, ``tables``,
-``pictures`` and ``report`` show it, and ``command`` ties them together; ``records`` does without a
-directory.
+``checkpoints`` finds a run's checkpoints, ``parameters`` lists the parameters with blocks, and
+``choice`` selects the blocks that fit a budget. ``measure`` computes the blocks at a checkpoint,
+``sketch`` keeps summaries of them, and ``multipliers`` reads what the optimizer holds. ``figures``
+holds the results. ``tables``, ``pictures`` and ``report`` present them. ``command`` is the command,
+and ``records`` runs an inspection without a directory.
 """

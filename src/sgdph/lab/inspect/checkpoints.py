@@ -1,4 +1,4 @@
-"""The checkpoints that a run has."""
+"""The checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sgdph.lab.run.directory import CHECKPOINT, RunDirectory
 
 
 def find_checkpoints(run: RunDirectory) -> dict[int, Path]:
-    """Find a run's checkpoints, kept ones and the last.
+    """Find a run's kept checkpoints and its last one.
 
     Returns:
-        By epoch, in order, the files.
+        Maps epochs to files, in the order of epochs.
 
     Raises:
-        LabError: The last checkpoint cannot be read.
+        LabError: If the last checkpoint cannot be read.
     """
     found = {}
     last = run.path / CHECKPOINT
@@ -33,7 +33,7 @@ def find_checkpoints(run: RunDirectory) -> dict[int, Path]:
 
 
 def check_present(run: RunDirectory, found: Sequence[int], asked: Sequence[int]) -> None:
-    """Raise LabError if the run lacks a checkpoint that was asked for, or has none."""
+    """Raise LabError if the run has no checkpoint, or lacks a requested one."""
     if not found:
         raise LabError(
             f"{run.path} has no checkpoint yet; wait until sgdph train has finished an epoch, or "
@@ -48,10 +48,10 @@ def check_present(run: RunDirectory, found: Sequence[int], asked: Sequence[int])
 
 
 def reached(run: RunDirectory, found: Sequence[int], asked: Sequence[int]) -> tuple[int, ...]:
-    """Return which of the checkpoints that were asked for a diverged run has.
+    """Return the requested checkpoints that a diverged run has.
 
     Raises:
-        LabError: It has none of them.
+        LabError: If it has none of them.
     """
     present = tuple(epoch for epoch in asked if epoch in found)
     if present:

@@ -1,4 +1,4 @@
-"""Which blocks fit a budget of time: what each would take, and a choice over depth and kinds."""
+"""Choice of blocks that fit a time budget: cost estimates, and a spread over depth and kinds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sgdph.lab.inspect.measure import draw_batches, loss_on, training_mode, wait
 from sgdph.lab.inspect.parameters import NewtonParameter, newton_parameters
 from sgdph.lab.run.start import PreparedRun
 
-# How many blocks are drawn.
+# Number of blocks that are drawn.
 PICTURED = 4
-# What else the machine does only ever makes a product seem longer.
+# Each product is timed this often. The minimum counts, as other load only makes it seem slower.
 TIMINGS = 3
-# The share of the budget that may be spent on whole blocks for the sake of better estimates.
+# Share of the budget that may be spent on trial blocks, for better estimates.
 TRIAL_SHARE = 0.05
 
 
@@ -31,11 +31,11 @@ def make_plan(candidates: Sequence[Candidate], budget: float, layers: str | None
 
     Args:
         candidates: All Newton parameters, in registration order.
-        budget: Seconds that the chosen blocks may take. Not asked where ``layers`` chooses.
-        layers: Patterns of names, separated by commas; ``None`` leaves the choice to the budget.
+        budget: Seconds that the chosen blocks may take. Has no effect if ``layers`` is given.
+        layers: Patterns of names, separated by commas. ``None`` leaves the choice to the budget.
 
     Raises:
-        LabError: No block fits the budget, or a pattern fits no parameter.
+        LabError: If no block fits the budget, or a pattern matches no parameter.
     """
     order = spread_over_kinds(candidates)
     if layers is None:
@@ -59,10 +59,10 @@ def make_plan(candidates: Sequence[Candidate], budget: float, layers: str | None
 
 
 def matching(names: Sequence[str], layers: str) -> set[str]:
-    """Find the names that a list of patterns like ``stem.*,*.bias`` fits.
+    """Find the names that match a list of patterns like ``stem.*,*.bias``.
 
     Raises:
-        LabError: A pattern fits none.
+        LabError: If a pattern matches no name.
     """
     found: set[str] = set()
     for pattern in (part.strip() for part in layers.split(",")):
@@ -76,10 +76,10 @@ def matching(names: Sequence[str], layers: str) -> set[str]:
 
 
 def fill(order: Sequence[Candidate], budget: float) -> set[str]:
-    """Take candidates in order while they fit.
+    """Choose candidates in order, while they fit the budget.
 
-    At first none that would take more than half of what is left, so that one costly block does not
-    keep all others out; then those too, where they still fit.
+    The first pass skips candidates that would take more than half of the remaining budget, so that
+    one costly block does not exclude all others. The second pass adds those that still fit.
     """
     left, taken = budget, set[str]()
     for share in (0.5, 1.0):
@@ -91,7 +91,7 @@ def fill(order: Sequence[Candidate], budget: float) -> set[str]:
 
 
 def spread_over_kinds(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Order candidates so that any first few of them are spread over depth and kinds."""
+    """Order candidates so that any first few are spread over depth and kinds."""
     kinds = dict.fromkeys(each.kind for each in candidates)
     queues = []
     for kind in kinds:
@@ -102,7 +102,7 @@ def spread_over_kinds(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def spread(count: int) -> list[int]:
-    """Order ``range(count)``: the first, the last, then whichever lies farthest from all before."""
+    """Order ``range(count)``: first, last, then always the one farthest from all before it."""
     order = [0, count - 1][:count]
     rest = set(range(count)) - set(order)
     while rest:
@@ -115,22 +115,22 @@ def spread(count: int) -> list[int]:
 def estimate_costs(
     run: PreparedRun, settings: InspectSettings, checkpoints: int
 ) -> list[Candidate]:
-    """Estimate what each Newton parameter's blocks take on all batches of all checkpoints.
+    """Estimate the seconds for each Newton parameter's blocks, on all batches of all checkpoints.
 
-    First from one timed product. That is too much where products are batched, so some blocks,
-    spread over depth and kinds, are then taken once as a trial.
+    The first estimate is from the time of one product. It is too high if products are batched. So
+    some blocks, spread over depth and kinds, are then computed once as a trial.
 
     Args:
-        run: At any checkpoint.
-        settings: Decides the number of batches and the budget.
-        checkpoints: How many checkpoints are to be measured.
+        run: The run, at any checkpoint.
+        settings: The settings, with the number of batches and the budget.
+        checkpoints: Number of checkpoints to measure.
     """
     parameters = newton_parameters(run.state.model)
     device = run.data.device
     blocks = 2 * settings.batches * checkpoints
     with training_mode(run.state.model):
         loss = loss_on(run, next(draw_batches(run, 1)), 0, settings.float64)
-        # The first time also builds what the later ones find ready.
+        # The first call also does one-time initialisation, so its time is not used.
         _time_products(loss, parameters[0], device)
         seconds = [blocks * _time_products(loss, each, device) for each in parameters]
         candidates = [
@@ -145,7 +145,7 @@ def estimate_costs(
 
 
 def _time_products(loss: Tensor, parameter: NewtonParameter, device: torch.device) -> float:
-    """Return the seconds of a gradient with a graph and of a block's products, one by one."""
+    """Return the seconds for a gradient with a graph, plus a block's products one by one."""
     p, started = parameter.tensor, time.perf_counter()
     (gradient,) = torch.autograd.grad(loss, p, create_graph=True)
     wait_for(device)
@@ -165,7 +165,7 @@ def _try_blocks(
     blocks: int,
     allowance: float,
 ) -> dict[str, float]:
-    """Take whole blocks while they fit an allowance of seconds; return their better estimates."""
+    """Compute whole blocks while they fit an allowance in seconds; return improved estimates."""
     tensors = {each.name: each.tensor for each in parameters}
     found: dict[str, float] = {}
     for each in spread_over_kinds(candidates):

@@ -1,4 +1,4 @@
-"""What ``sgdph inspect`` does with its options, and what it says."""
+"""The command ``sgdph inspect``: it follows the options and prints the result."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _WORKAROUND = "leave these options out, or name another --out for a new inspecti
 
 
 def inspect(options: InspectOptions, console: Console) -> int:
-    """Inspect a run, checkpoint by checkpoint, and report.
+    """Inspect a run, checkpoint by checkpoint, and write a report.
 
     Returns:
-        The exit code: 0 when all checkpoints were measured (now or before), 130 when interrupted.
+        The exit code: 0 if all checkpoints were measured (now or before), 130 if interrupted.
 
     Raises:
-        LabError: If the options cannot be followed.
+        LabError: If the options are invalid, or the run cannot be inspected.
     """
     directory = InspectDirectory(options.out or default_inspect_out(options))
     check_target(directory, options)
@@ -82,11 +82,11 @@ def inspect(options: InspectOptions, console: Console) -> int:
 
 
 def requested(options: InspectOptions) -> Inspection:
-    """Make a new inspection of the options.
+    """Make a new inspection from the options.
 
     Raises:
-        LabError: There is no run where --run says, it is another one than the options say, or it
-            lacks a checkpoint.
+        LabError: If an option is invalid, or ``--run`` holds no run. Also if that run differs from
+            the options or lacks a checkpoint.
     """
     given, measurement = options.given(), options.measurement()
     if options.run is None:
@@ -111,12 +111,13 @@ def requested(options: InspectOptions) -> Inspection:
 
 
 def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
-    """Return the inspection that lies in a directory, to be carried on.
+    """Return the inspection in a directory, to resume it.
 
-    How it measures may still be changed while it has not measured anything.
+    Until its blocks are chosen, the settings of the measurement may still be changed, except the
+    checkpoints.
 
     Raises:
-        LabError: If there is none, or it was another one than what is asked for.
+        LabError: If there is no inspection, it differs from the options, or its run has changed.
     """
     inspection = directory.read()
     what = f"the inspection in {directory.path}"
@@ -138,7 +139,7 @@ def resumed(directory: InspectDirectory, options: InspectOptions) -> Inspection:
 
 
 def check_same_run(begun: RunConfig, run: RunDirectory, what: str) -> None:
-    """Raise LabError if another run lies now where an inspection found its own."""
+    """Raise LabError if an inspection's run is missing, or another run is in its place."""
     anew = "inspect it again with --overwrite, or name another --out"
     if not (run.path / CONFIG).is_file():
         raise LabError(
@@ -159,14 +160,14 @@ def check_same_run(begun: RunConfig, run: RunDirectory, what: str) -> None:
 
 
 def default_inspect_out(options: InspectOptions) -> Path:
-    """Name the directory of an inspection that was not given one."""
+    """Return the default directory for an inspection."""
     if options.run is not None:
         return options.run.with_name(options.run.name + "-inspect")
     return default_out(options.given(), "inspect-{optimizer}-seed{seed}")
 
 
 def check_layers(prepared: PreparedRun, settings: InspectSettings) -> None:
-    """Raise LabError now, not after the training, where a pattern fits no parameter."""
+    """Raise LabError before the training if a pattern matches no parameter."""
     if settings.layers is not None:
         names = [each.name for each in newton_parameters(prepared.state.model)]
         matching(names, settings.layers)
@@ -175,7 +176,7 @@ def check_layers(prepared: PreparedRun, settings: InspectSettings) -> None:
 def train(
     prepared: PreparedRun, settings: InspectSettings, run: RunDirectory, console: Console
 ) -> None:
-    """Train the inspection's own run as far as it is not, or only begin it."""
+    """Train the rest of the inspection's own run; for epoch 0 alone, only save its start."""
     if run.status() in ENDED:
         return
     if not run.exists():
@@ -194,16 +195,16 @@ def measure_all(
     data: Dataset,
     console: Console,
 ) -> None:
-    """Decide which blocks are taken, and measure every checkpoint that is not finished.
+    """Choose the blocks, and measure every checkpoint that is not finished.
 
     Raises:
-        LabError: No block fits the budget, or the run lacks a checkpoint, or it diverged before
-            the first that was asked for.
+        LabError: If no block fits the budget, the run lacks a checkpoint, or it diverged before the
+            first requested one.
     """
     found = find_checkpoints(run)
     asked = inspection.settings.checkpoints
     if run.status() == "diverged":
-        # What a diverged run did not reach cannot be asked of it.
+        # Drop the checkpoints that a diverged run did not reach.
         asked = reached(run, list(found), asked)
         inspection.settings = dataclasses.replace(inspection.settings, checkpoints=asked)
         say(console, f"The run diverged; inspected is epoch {', '.join(map(str, asked))}.")
@@ -222,7 +223,7 @@ def measure_all(
 
 
 def plan(directory: InspectDirectory, inspection: Inspection, path: Path, data: Dataset) -> None:
-    """Time one product of every parameter, and record which blocks are taken."""
+    """Estimate the cost of every parameter's blocks, and record which blocks are chosen."""
     settings = inspection.settings
     run = at_checkpoint(inspection.config, data, path, settings.float64)
     candidates = estimate_costs(run, settings, len(settings.checkpoints))
@@ -237,7 +238,7 @@ def measure(
     data: Dataset,
     reporter: StepReporter,
 ) -> None:
-    """Measure one checkpoint, and record it."""
+    """Measure one checkpoint, and record the results."""
     assert inspection.plan is not None
     figures = measure_checkpoint(
         inspection.config, data, path, inspection.plan, inspection.settings, reporter
@@ -248,7 +249,7 @@ def measure(
 
 
 def show(directory: InspectDirectory, inspection: Inspection, console: Console) -> None:
-    """Print the tables, how to read them, and where everything lies."""
+    """Print the tables, how to read them, and the paths of the files."""
     for figures in inspection.checkpoints:
         console.print(blocks_table(figures).rich())
     console.print(summary_table(inspection).rich())

@@ -1,13 +1,13 @@
-"""An inspection's directory.
+"""The directory of an inspection.
 
 | file | content |
 |---|---|
-| ``inspect.json`` | settings, the run, the plan, and every finished checkpoint's figures |
+| ``inspect.json`` | settings, the run, the plan, and the results of every finished checkpoint |
 | ``blocks.npz`` | mean blocks of the pictured parameters |
 | ``report.html``, ``report.md`` | the report |
 | ``table.csv`` | one row per checkpoint and parameter |
 | ``shares.png``, ``errors.png``, ``multipliers.png``, ``blocks.png`` | the pictures |
-| ``run/`` | the run, where the inspection trained it |
+| ``run/`` | the run, if the inspection trained it |
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FIGURES, BLOCKS = "inspect.json", "blocks.npz"
 SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS = "shares.png", "errors.png", "multipliers.png", "blocks.png"
 PICTURES = (SHARES, ERRORS, MULTIPLIERS, HEAT_MAPS)
 CHECKPOINT_FIELDS = ("epoch", "step", "seconds", "environment", "examples")
-# The figures go last: while anything is left, the directory is still known for an inspection.
+# The results are deleted last, so that a partly deleted directory is still recognised.
 INSPECT_FILES = (*PAGE_FILES, *PICTURES, BLOCKS, FIGURES)
 GENERATOR, TITLE = "sgdph inspect", "What the Hessian blocks look like"
 HOLDS = {
@@ -61,7 +61,7 @@ class InspectDirectory(DirectoryOfRuns):
     """The files of one inspection.
 
     Args:
-        path: The directory; it need not exist yet.
+        path: The directory. It need not exist yet.
     """
 
     what, files = "inspection", INSPECT_FILES
@@ -69,26 +69,26 @@ class InspectDirectory(DirectoryOfRuns):
 
     @property
     def content(self) -> str:
-        """What :meth:`exists` looks for."""
+        """A description of what :meth:`exists` looks for."""
         return "an inspection or its run"
 
     @property
     def own_run(self) -> RunDirectory:
-        """The run that the inspection trains, where it trains one."""
+        """The directory of the run that the inspection trains, if it trains one."""
         return RunDirectory(self.path / "run")
 
     def inner_runs(self) -> list[RunDirectory]:
-        """List the run that the inspection trains."""
+        """Return a list with the directory of the run that the inspection trains."""
         return [self.own_run]
 
     def recognise(self) -> None:
-        """Raise LabError if what is there is not an inspection."""
+        """Raise LabError if the directory contains no readable inspection."""
         self.read_record(FIGURES, FORMAT)
 
     def write(self, inspection: Inspection) -> None:
-        """Replace what is known so far."""
+        """Write the current state of the inspection, in place of the former one."""
         self.path.mkdir(parents=True, exist_ok=True)
-        # The blocks first: a kill in between leaves some that no checkpoint asks for.
+        # Blocks first: if the process is killed in between, only unused blocks are left over.
         self._write_blocks(inspection)
         checkpoints = inspection.checkpoints
         content = {
@@ -108,10 +108,10 @@ class InspectDirectory(DirectoryOfRuns):
         write_json(self.path / FIGURES, content)
 
     def read(self) -> Inspection:
-        """Read what is known so far.
+        """Read the state of the inspection.
 
         Raises:
-            LabError: There is nothing, or the file is not one of ours.
+            LabError: If there is none, or the file is not an inspection that can be read.
         """
         content = self.read_record(FIGURES, FORMAT)
         try:

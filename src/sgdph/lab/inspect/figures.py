@@ -1,4 +1,4 @@
-"""What is asked of an inspection, and what it found: plain figures that go to JSON and back."""
+"""Settings and results of an inspection, with conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -64,16 +64,19 @@ ESTIMATE_FIELDS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class InspectSettings:
-    """How a run is inspected.
+    """How to inspect a run.
 
     Attributes:
         checkpoints: Epochs whose checkpoints are inspected.
-        batches: B; the dense blocks are taken on 2B batches.
-        budget: Seconds for dense blocks over all checkpoints; it decides which blocks are taken.
-        layers: Patterns of names of the blocks to take, separated by commas; ``None`` leaves it to
-            the budget.
+        batches: B. The dense blocks are computed on 2B batches.
+        budget: Seconds for dense blocks over all checkpoints. Decides which blocks are computed.
+        layers: Patterns of parameter names whose blocks to compute, separated by commas. ``None``
+            leaves the choice to the budget.
         float64: Whether model and data are in double precision.
-        probes: Rademacher probes per batch, to average Hutchinson's error over.
+        probes: Number of Rademacher probes per batch, over which Hutchinson's error is averaged.
+
+    Raises:
+        LabError: If a value is out of bounds.
     """
 
     checkpoints: tuple[int, ...]
@@ -93,14 +96,14 @@ class InspectSettings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A block that could be taken.
+    """A block that could be computed.
 
     Attributes:
         name: The parameter's name.
         label: Its name in tables.
-        kind: What it is.
-        size: Rows of the block.
-        estimated_seconds: What its dense blocks on all batches of all checkpoints would take.
+        kind: Its kind, such as ``"bn scale"``.
+        size: Number of rows of the block.
+        estimated_seconds: Estimated time for its dense blocks, on all batches of all checkpoints.
     """
 
     name: str
@@ -112,11 +115,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, what is not, and what is drawn.
+    """Which blocks are computed, and which are drawn.
 
     Attributes:
-        chosen: Names of the parameters whose blocks are taken, in registration order.
-        pictured: Those of them whose blocks are drawn.
+        chosen: Names of the parameters whose blocks are computed, in registration order.
+        pictured: Names of those whose blocks are also drawn.
         candidates: All Newton parameters.
     """
 
@@ -126,13 +129,13 @@ class Plan:
 
     @property
     def left_out(self) -> list[Candidate]:
-        """The parameters whose blocks are not taken."""
+        """The parameters whose blocks are not computed."""
         return [each for each in self.candidates if each.name not in self.chosen]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRecord:
-    """One parameter's block at one checkpoint; :data:`FIELDS` says what each figure is."""
+    """Results for one parameter's block at one checkpoint; :data:`FIELDS` describes the fields."""
 
     epoch: int
     name: str
@@ -154,7 +157,7 @@ class BlockRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiplierRecord:
-    """One parameter's Newton multipliers at one checkpoint; see :data:`FIELDS`."""
+    """One parameter's Newton multipliers at one checkpoint; :data:`FIELDS` describes the fields."""
 
     epoch: int
     name: str
@@ -175,18 +178,19 @@ class MultiplierRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFigures:
-    """What one checkpoint showed.
+    """Results for one checkpoint.
 
     Attributes:
-        epoch: Finished epochs.
-        step: Finished optimizer steps.
+        epoch: Number of finished epochs.
+        step: Number of finished optimizer steps.
         seconds: Wall-clock seconds of the measurement.
         environment: Versions and machine.
-        examples: Training examples that the batches were drawn from.
-        blocks: The chosen parameters' figures.
-        multipliers: Multipliers of all Newton parameters where the optimizer holds averages, of the
-            chosen ones otherwise.
-        pictures: Mean blocks ``(n, n)`` of the pictured parameters, by name; kept in another file.
+        examples: Number of training examples that the batches were drawn from.
+        blocks: Results for the chosen parameters.
+        multipliers: Multipliers of all Newton parameters if the optimizer has multipliers,
+            otherwise of the chosen ones.
+        pictures: Mean blocks ``(n, n)`` of the pictured parameters, by name. They are stored in
+            another file.
     """
 
     epoch: int
@@ -201,14 +205,14 @@ class CheckpointFigures:
 
 @dataclass
 class Inspection:
-    """An inspection on its way.
+    """The state of an inspection.
 
     Attributes:
-        config: The run that is inspected.
-        run: Its directory; ``None`` where the inspection trains it itself.
-        settings: How it is inspected.
-        plan: Which blocks; ``None`` until that was decided.
-        checkpoints: The finished ones, by epoch.
+        config: Configuration of the inspected run.
+        run: The run's directory; ``None`` if the inspection trains the run itself.
+        settings: How the run is inspected.
+        plan: Which blocks are computed; ``None`` until it is decided.
+        checkpoints: Results for the finished checkpoints, by epoch.
     """
 
     config: RunConfig
@@ -219,13 +223,13 @@ class Inspection:
 
     @property
     def task(self) -> str:
-        """Say in a line what was trained on what."""
+        """Network, data set, optimizer, batch size and seed in one line."""
         c = self.config
         return f"{c.model} on {c.dataset}, {c.optimizer}, batch {c.batch_size}, seed {c.seed}"
 
     @property
     def warnings(self) -> list[str]:
-        """Say what keeps the figures from being what they are meant to be."""
+        """Warnings about results that do not mean what they should."""
         drawn = 2 * self.settings.batches * self.config.batch_size
         if not self.checkpoints or drawn <= (examples := self.checkpoints[0].examples):
             return []
@@ -237,21 +241,21 @@ class Inspection:
 
 
 def record_to_plain(record: BlockRecord | MultiplierRecord) -> dict[str, Any]:
-    """Turn a record into one flat mapping."""
+    """Convert a record to one flat mapping."""
     plain = dataclasses.asdict(record)
     errors = plain.pop("errors", {})
     return {**plain, **errors}
 
 
 def block_from_plain(plain: Mapping[str, Any]) -> BlockRecord:
-    """Undo :func:`record_to_plain` after a way through JSON."""
+    """Parse a block that :func:`record_to_plain` wrote, after a round trip through JSON."""
     values = dict(plain)
     errors = {name: values.pop(name) for name in ERRORS}
     return BlockRecord(**{**values, "shape": tuple(values["shape"])}, errors=errors)
 
 
 def plan_to_plain(plan: Plan) -> dict[str, Any]:
-    """Turn a plan into what JSON can hold."""
+    """Convert a plan to a mapping that JSON can represent."""
     return {
         "chosen": list(plan.chosen),
         "pictured": list(plan.pictured),
@@ -261,6 +265,6 @@ def plan_to_plain(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_plain(plain: Mapping[str, Any]) -> Plan:
-    """Undo :func:`plan_to_plain`."""
+    """Parse a plan that :func:`plan_to_plain` wrote."""
     candidates = tuple(Candidate(**each) for each in plain["candidates"])
     return Plan(tuple(plain["chosen"]), tuple(plain["pictured"]), candidates)

@@ -1,4 +1,4 @@
-"""The measurement of a checkpoint: dense blocks on batches, and the figures made of them."""
+"""The measurement at a checkpoint: dense blocks on batches, and the results from them."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def measure_checkpoint(
     settings: InspectSettings,
     reporter: StepReporter,
 ) -> CheckpointFigures:
-    """Take the dense blocks of the chosen parameters at a checkpoint.
+    """Compute the dense blocks of the chosen parameters at a checkpoint, and the results.
 
-    Every checkpoint of a run sees the same 2B training batches, augmented as in training, drawn by
-    the run's seed. The model is in training mode, as the optimizer sees it.
+    Every checkpoint of a run uses the same 2B training batches. They are augmented as in training,
+    and drawn with the run's seed. The model is in training mode, as for the optimizer.
 
     Args:
-        config: The run's.
+        config: Configuration of the run.
         data: Its data set.
-        checkpoint: The file.
-        plan: Which parameters.
-        settings: How many batches and probes, and in what precision.
-        reporter: Told of every block.
+        checkpoint: The checkpoint file.
+        plan: The chosen parameters.
+        settings: Numbers of batches and probes, and the precision.
+        reporter: Receives the progress, block by block.
 
     Raises:
-        LabError: The checkpoint cannot be read, or does not fit the run.
+        LabError: If the checkpoint cannot be read, or does not belong to the run.
     """
     started = time.perf_counter()
     run = at_checkpoint(config, data, checkpoint, settings.float64)
@@ -105,7 +105,7 @@ def measure_checkpoint(
 def at_checkpoint(
     config: RunConfig, data: Dataset, checkpoint: Path | None, float64: bool
 ) -> PreparedRun:
-    """Bring a run to where a checkpoint was taken; without one it stays before its first step."""
+    """Prepare a run and load a checkpoint; without one, it stays before its first step."""
     run = prepare(config, data)
     if checkpoint is not None:
         load_checkpoint(checkpoint, run.state)
@@ -120,10 +120,10 @@ def take_blocks(
     settings: InspectSettings,
     reporter: StepReporter,
 ) -> tuple[dict[str, BlockSketch], dict[str, float]]:
-    """Take the blocks of the chosen parameters on 2B batches.
+    """Compute the blocks of the chosen parameters on 2B batches.
 
     Returns:
-        By name, what is kept of the blocks, and the seconds that they took.
+        Summaries of the blocks and the seconds that they took, both by parameter name.
     """
     count = 2 * settings.batches
     sketches = {
@@ -148,8 +148,8 @@ def take_blocks(
 def draw_batches(run: PreparedRun, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield full training batches, augmented as in training, the same at every call.
 
-    As many epochs' orders are drawn as it takes, from a generator of this purpose's own. Batches of
-    one epoch share no example, those of different epochs do.
+    The orders of as many epochs as needed are drawn from a separate generator. Batches of one epoch
+    share no examples. Batches of different epochs may.
     """
     data, size = run.data, run.config.batch_size
     generator = torch.Generator().manual_seed(derive_seed(run.config.seed, "inspect"))
@@ -161,7 +161,7 @@ def draw_batches(run: PreparedRun, count: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def loss_on(run: PreparedRun, batch: tuple[Tensor, Tensor], index: int, float64: bool) -> Tensor:
-    """Compute the training loss (nats) on a batch; dropout masks are the index's own."""
+    """Compute the training loss (nats) on a batch; ``index`` seeds the dropout masks."""
     inputs, labels = batch
     if float64 and inputs.is_floating_point():
         inputs = inputs.double()
@@ -174,7 +174,7 @@ def loss_on(run: PreparedRun, batch: tuple[Tensor, Tensor], index: int, float64:
 
 @contextlib.contextmanager
 def training_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into training mode, and back with the buffers it had."""
+    """Put a model into training mode; restore its modes and buffers at the end."""
     modes = {module: module.training for module in model.modules()}
     saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     model.train()
@@ -189,6 +189,6 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the device finish what it was asked to do."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

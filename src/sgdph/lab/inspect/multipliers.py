@@ -1,4 +1,4 @@
-"""What the optimizer holds at a checkpoint: its averages, and the Newton multipliers."""
+"""The optimizer's running averages and Newton multipliers at a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ QUANTILES = {
 def held_averages(
     optimizer: torch.optim.Optimizer, parameters: Sequence[NewtonParameter], config: RunConfig
 ) -> dict[str, tuple[Tensor, int]]:
-    """Read the corrected average that SGD-PH holds, and its visits, of every visited parameter."""
+    """Return the optimizer's bias-corrected averages and numbers of visits.
+
+    Parameters that were not visited are left out.
+    """
     held = {}
     for each in parameters:
         state: Mapping[str, Any] = optimizer.state.get(each.tensor, {})
@@ -46,7 +49,7 @@ def held_averages(
 
 
 def hyperparameter(config: RunConfig, name: str) -> float:
-    """Return a setting of the run's Newton steps, or SGD-PH's default where it takes none."""
+    """Return a setting of the run's Newton steps, or SGD-PH's default if it has no such setting."""
     optimizer = BASELINES[config.optimizer]
     value = None
     if optimizer.multiplier is not None:
@@ -62,9 +65,10 @@ def multiplier_records(
 ) -> list[MultiplierRecord]:
     """Summarise the Newton multipliers of every parameter that has them.
 
-    Of Newton steps and their controls they are the optimizer's own; of Newton steps 1 before a
-    parameter's first visit. Another optimizer has none: they are ``tau / (D + eps)`` of the row
-    sums' average over B visits, at SGD-PH's defaults.
+    An optimizer with Newton steps, or a control of these, has its own multipliers. Those of Newton
+    steps are 1 before a parameter's first visit. For other optimizers, the multipliers are
+    ``tau / (D + eps)`` with SGD-PH's defaults. ``D`` is then the average of row sums over B visits,
+    and only the chosen parameters have multipliers.
     """
     optimizer, config = run.state.optimizer, run.config
     own: Mapping[str, Tensor] | None = None
@@ -100,11 +104,11 @@ def multiplier_records(
 
 
 def source_of(config: RunConfig, refreshes: int | None) -> str:
-    """Say what a multiplier is; see ``source`` in :data:`~sgdph.lab.inspect.figures.FIELDS`.
+    """Return what a multiplier is; see ``source`` in :data:`~sgdph.lab.inspect.figures.FIELDS`.
 
     Args:
-        config: The run's.
-        refreshes: The parameter's visits; ``None`` where the optimizer has no multipliers.
+        config: Configuration of the run.
+        refreshes: Number of the parameter's visits; ``None`` if the optimizer has no multipliers.
     """
     if refreshes is None:
         return "row_sum_average"

@@ -1,4 +1,4 @@
-"""The options of ``sgdph inspect``, and what they ask of the measurement."""
+"""The options of ``sgdph inspect``, and the settings of the measurement made from them."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class InspectOptions(OneRunOptions):
     """Compute the blocks in double precision."""
 
     def measurement(self) -> dict[str, Any]:
-        """Return what was asked of the measurement, by :class:`InspectSettings`'s names.
+        """Return the given options of the measurement, by the names of :class:`InspectSettings`.
 
         Raises:
-            LabError: The list of checkpoints cannot be read.
+            LabError: If the list of checkpoints cannot be parsed.
         """
         names = ("batches", "budget", "layers", "probes", "float64")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -54,5 +54,5 @@ class InspectOptions(OneRunOptions):
 
 
 def quarters(epochs: int) -> tuple[int, ...]:
-    """Choose the checkpoints of a run: its start, a quarter, half, the end."""
+    """Return the default checkpoints of a run: start, quarter, half and end."""
     return tuple(sorted({0, epochs // 4, epochs // 2, epochs}))

@@ -1,4 +1,4 @@
-"""The Newton parameters of a network, with the names and kinds that a person reads."""
+"""The Newton parameters of a network, with labels and kinds for display."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class NewtonParameter:
 
     Attributes:
         name: Its full name in the model.
-        label: The same as a person reads it: ``conv.weight g`` for a weight-normalised length.
+        label: Its name for display, such as ``conv.weight g`` for a weight-norm length.
         kind: ``"bn scale"``, ``"gn shift"``, ``"bias"``, ``"weight-norm length"`` …
         tensor: The parameter.
-        index: Its place among the Newton parameters.
+        index: Its index among the Newton parameters.
     """
 
     name: str
@@ -41,14 +41,15 @@ class NewtonParameter:
 
     @property
     def size(self) -> int:
-        """Its number of entries, and of its block's rows."""
+        """The number of its entries, which is the number of rows of its block."""
         return self.tensor.numel()
 
 
 def newton_parameters(model: nn.Module) -> list[NewtonParameter]:
-    """List a model's Newton parameters in registration order, by their roles.
+    """List a model's Newton parameters, in registration order.
 
-    They are the same for every optimizer: those that SGD-PH over ``param_groups(model)`` has.
+    They do not depend on the run's optimizer: they are those of SGD-PH with
+    ``param_groups(model)``.
     """
     named = [
         (name, p)
@@ -63,7 +64,7 @@ def newton_parameters(model: nn.Module) -> list[NewtonParameter]:
 
 
 def label_of(name: str) -> str:
-    """Shorten the name of a weight-normalised length to its weight's, and ``g``."""
+    """Return a name for display: a weight-norm length gets its weight's name and ``g``."""
     layer, found, rest = name.partition(_PARAMETRIZED)
     if found:
         return f"{layer}.{rest.rpartition('.')[0]} g"
@@ -71,7 +72,7 @@ def label_of(name: str) -> str:
 
 
 def kind_of(model: nn.Module, name: str) -> str:
-    """Say what a Newton parameter is."""
+    """Return the kind of a Newton parameter."""
     path, _, local = name.rpartition(".")
     owner = model.get_submodule(path)
     if isinstance(owner, parametrize.ParametrizationList) or local.endswith("_g"):

@@ -1,4 +1,4 @@
-"""Pictures of an inspection's figures: shares, errors, multipliers."""
+"""Pictures of an inspection's results: shares, errors, multipliers, blocks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
 
-# Entries of a block below this share of the largest are drawn on a linear scale.
+# Below this share of a block's largest magnitude, the colour scale is linear.
 LINEAR = 0.1
-# Red and blue with white between: told apart with every usual kind of colour vision.
+# From red over white to blue, which all usual kinds of colour vision can distinguish.
 COLOUR_MAP = "RdBu_r"
-# Per estimate: colour and marker. The reference's own constant is the same in both panels.
+# Colour and marker of each estimate. The constant is drawn in both panels.
 STYLES = {
     "row_sum_one": (COLOURS[1], "s"),
     "row_sum_average": (COLOURS[1], "s"),
@@ -36,7 +36,7 @@ STYLES = {
 
 
 def draw_shares(inspection: Inspection, path: Path) -> None:
-    """Draw the off-diagonal shares, a row per layer and a mark per checkpoint, into a PNG file."""
+    """Draw the off-diagonal shares into a PNG file: a row per layer, a mark per checkpoint."""
     checkpoints = inspection.checkpoints
     labels = layer_labels(checkpoints)
     titles = ("one batch's block\n(mean over batches)", "the mean block\nover batches")
@@ -57,7 +57,7 @@ def draw_shares(inspection: Inspection, path: Path) -> None:
 
 
 def draw_errors(inspection: Inspection, path: Path) -> None:
-    """Draw each estimate's error through training, median and range over layers, as PNG."""
+    """Draw each estimate's error over training, as median and range over layers, as PNG."""
     checkpoints = inspection.checkpoints
     b = checkpoints[0].blocks[0].batches
     visits = counted(b, "visit")
@@ -82,7 +82,7 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
             axes.set_title(panel_title)
             axes.axhline(1.0, color=REFERENCE, linewidth=0.8, zorder=1)
             axes.grid(False, axis="x")
-            # Below the panel: the ranges fill it.
+            # Below the panel, because the error bars fill it.
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
             axes.set_ylabel("relative error against\n|diagonal| (log scale)")
 
@@ -90,7 +90,7 @@ def draw_errors(inspection: Inspection, path: Path) -> None:
 def draw_error_line(
     axes: Axes, checkpoints: list[CheckpointFigures], name: str, shift: float
 ) -> None:
-    """Draw one estimate's medians and ranges into a panel, beside those of the others."""
+    """Draw one estimate's medians and ranges into a panel, shifted sideways by ``shift``."""
     spreads = [
         (i, spread_over_layers(c, name, "relative_error")) for i, c in enumerate(checkpoints)
     ]
@@ -117,7 +117,7 @@ def draw_error_line(
 
 
 def draw_multipliers(inspection: Inspection, path: Path) -> None:
-    """Draw the distribution of Newton multipliers per layer, a panel per checkpoint, as PNG."""
+    """Draw the distribution of Newton multipliers in each layer, a panel per checkpoint, as PNG."""
     checkpoints = [each for each in inspection.checkpoints if each.multipliers]
     labels = [each.label for each in checkpoints[0].multipliers]
     sources = {m.source for each in checkpoints for m in each.multipliers}
@@ -140,7 +140,7 @@ def draw_multipliers(inspection: Inspection, path: Path) -> None:
 
 
 def draw_multiplier(axes: Axes, m: MultiplierRecord, y: float) -> None:
-    """Draw one parameter's multipliers into a row; a hollow mark where nothing was measured."""
+    """Draw one parameter's multipliers into a row; a hollow mark if it was not visited yet."""
     if m.source == "unvisited":
         axes.plot([m.median], [y], "o", color=REFERENCE, fillstyle="none", markersize=5.5)
         return
@@ -151,7 +151,7 @@ def draw_multiplier(axes: Axes, m: MultiplierRecord, y: float) -> None:
 
 
 def multipliers_title(inspection: Inspection, sources: set[str]) -> str:
-    """Say what the multipliers are."""
+    """Return a title that says what the multipliers are."""
     if "control" in sources:
         return f"Multipliers of the control {inspection.config.optimizer} (not τ/(D̂+ε))"
     held = "row_sum_average" not in sources
@@ -160,26 +160,26 @@ def multipliers_title(inspection: Inspection, sources: set[str]) -> str:
 
 
 def layer_labels(checkpoints: list[CheckpointFigures]) -> list[str]:
-    """Name the measured layers, with the size of each block."""
+    """Return the labels of the measured layers, with the size of each block."""
     return [f"{block.label}  ({block.size})" for block in checkpoints[0].blocks]
 
 
 def name_layers(axes: Axes, labels: list[str]) -> None:
-    """Put layers on the y axis, the first on top."""
+    """Label the y axis with layers, the first at the top."""
     axes.set_yticks(range(len(labels)), labels, fontsize=SMALL)
     axes.set_ylim(len(labels) - 0.5, -0.5)
 
 
 def mark(index: int) -> dict[str, Any]:
-    """Style a checkpoint's marks."""
+    """Return the style of a checkpoint's marks."""
     return {**line_style(index), "linestyle": "none", "markersize": 5.5, "alpha": 0.85}
 
 
 def draw_blocks(inspection: Inspection, path: Path) -> None:
     """Draw the mean blocks, a row per parameter and a column per checkpoint, into a PNG file.
 
-    Each block is divided by its largest magnitude; the colours are symmetric about zero and
-    logarithmic beyond a tenth.
+    Each block is divided by its largest magnitude. The colour scale is symmetric about zero, and
+    logarithmic beyond :data:`LINEAR`.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import SymLogNorm

@@ -1,4 +1,4 @@
-"""An inspection from Python: figures of a run's checkpoints, without a directory."""
+"""An inspection from Python: results for a run's checkpoints, without a directory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sgdph.lab.inspect.measure import at_checkpoint, measure_checkpoint
 def inspect_checkpoints(
     config: RunConfig, data: Dataset, checkpoints: Sequence[Path], settings: InspectSettings
 ) -> list[BlockRecord]:
-    """Choose blocks that fit the budget, and take them at every checkpoint.
+    """Choose blocks that fit the budget, and measure them at every checkpoint.
 
     Args:
-        config: What the run is.
+        config: Configuration of the run.
         data: Its data set.
-        checkpoints: Files of one run; costs are estimated at the last.
-        settings: How to measure. Its ``checkpoints`` are not looked at.
+        checkpoints: Checkpoint files of the run. Costs are estimated at the last.
+        settings: How to measure. The field ``checkpoints`` is ignored.
 
     Returns:
-        A record per checkpoint and parameter; ``figures.FIELDS`` says what each figure is.
+        One record per checkpoint and parameter. ``figures.FIELDS`` describes its fields.
 
     Raises:
-        LabError: No block fits the budget, a pattern of names fits none, or a checkpoint cannot be
+        LabError: If no block fits the budget, a pattern matches no name, or a checkpoint cannot be
             read.
     """
     run = at_checkpoint(config, data, checkpoints[-1], settings.float64)
@@ -41,13 +41,13 @@ def inspect_checkpoints(
 
 
 class _Quiet:
-    """A reporter that says nothing."""
+    """A reporter that prints nothing."""
 
     def cell_started(self, name: str, steps: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def step_finished(self) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def cell_finished(self, name: str, message: str) -> None:
-        """Say nothing."""
+        """Do nothing."""

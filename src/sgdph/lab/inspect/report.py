@@ -1,4 +1,4 @@
-"""The page, tables and pictures of an inspection, made of its directory alone."""
+"""The page, tables and pictures of an inspection, made from its directory alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sgdph.lab.reports.numbers import counted, two_decimals
 from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section
 from sgdph.lab.reports.table import Column, Table
 
-# What each short heading of the table of layers means.
+# Explanation of the short headings in the table of layers.
 HEADINGS = (
     "Of one batch: “off-diag”, the share of the Frobenius norm off the diagonal, “neg”, the share "
     "of negative diagonal entries, and the relative errors of “row sum”, one Hutchinson “probe” "
@@ -70,7 +70,7 @@ MEANINGS = {
         "positive, blue negative. A diagonal block would be white except for its diagonal.",
     ),
 }
-# In the order of the page.
+# The pictures, in the order of the page.
 DRAW = {
     ERRORS: draw_errors,
     SHARES: draw_shares,
@@ -80,12 +80,12 @@ DRAW = {
 
 
 def write_report(directory: InspectDirectory) -> None:
-    """Write page, table and pictures beside the figures that they are made of.
+    """Write page, table and pictures into the inspection's directory.
 
-    Nothing is written before a checkpoint is finished.
+    Nothing is written if no checkpoint is finished yet.
 
     Raises:
-        LabError: The directory cannot be read.
+        LabError: If the directory cannot be read.
     """
     inspection = directory.read()
     if not inspection.checkpoints:
@@ -99,7 +99,7 @@ def write_report(directory: InspectDirectory) -> None:
 
 
 def page_blocks(inspection: Inspection, pictures: list[Picture]) -> list[Block]:
-    """Return what stands on the page."""
+    """Return the content of the page."""
     assert inspection.plan is not None
     plan, last = inspection.plan, inspection.checkpoints[-1]
     layers = [
@@ -125,12 +125,12 @@ def page_blocks(inspection: Inspection, pictures: list[Picture]) -> list[Block]:
 
 
 def words_table(pairs: list[tuple[str, str]]) -> Table:
-    """Make a table of names and what they mean."""
+    """Make a table of names and their meanings or values."""
     return Table((Column("", "left"), Column("", "left")), tuple(pairs))
 
 
 def describe_checkpoint(figures: CheckpointFigures) -> str:
-    """Put a checkpoint's outcome into one line."""
+    """Summarise a checkpoint's results in one line."""
     shares = [block.off_diagonal_share_batch or 0.0 for block in figures.blocks]
     row_sum = spread_over_layers(figures, "row_sum_one", "relative_error")
     error = "unknown" if row_sum is None else two_decimals(row_sum.median)
@@ -141,7 +141,7 @@ def describe_checkpoint(figures: CheckpointFigures) -> str:
 
 
 def notes(inspection: Inspection) -> list[str]:
-    """Say how the table is to be read, as far as this one calls for it."""
+    """Explain how to read the tables, with the notes that apply to this inspection."""
     first = inspection.checkpoints[0].blocks[0]
     b = first.batches
     halves = (
@@ -166,7 +166,7 @@ def notes(inspection: Inspection) -> list[str]:
 
 
 def multiplier_notes(inspection: Inspection) -> list[str]:
-    """Say which Newton multipliers are not of an average that the optimizer holds."""
+    """Describe the Newton multipliers that are not from an average held by the optimizer."""
     optimizer, b = inspection.config.optimizer, inspection.settings.batches
     lines = []
     sources = {m.source for each in inspection.checkpoints for m in each.multipliers}
@@ -189,7 +189,7 @@ def multiplier_notes(inspection: Inspection) -> list[str]:
 
 
 def left_out_note(inspection: Inspection) -> str:
-    """Say how many blocks were not taken, and why."""
+    """Describe how many blocks were left out, and why."""
     assert inspection.plan is not None
     plan, settings = inspection.plan, inspection.settings
     if not plan.left_out:
@@ -201,7 +201,7 @@ def left_out_note(inspection: Inspection) -> str:
 
 
 def settings_of_run(inspection: Inspection) -> list[tuple[str, str]]:
-    """List the run's settings that it has, and when it was inspected."""
+    """List the run's settings that are set, and the start of the inspection if it is known."""
     settings = {**vars(inspection.config), **inspection.checkpoints[0].environment}
     names = [*vars(inspection.config), "started"]
     return [

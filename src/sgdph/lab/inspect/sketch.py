@@ -1,8 +1,8 @@
-r"""What is kept of a parameter's dense blocks :math:`H_b`, and the estimators' errors made of it.
+r"""Summaries of a parameter's dense blocks :math:`H_b`, and the estimators' errors from them.
 
-The reference is the diagonal :math:`d` of the mean of the second half of the blocks; the estimates
-are made of the first half, so none has seen a batch that the reference is made of. Estimate and
-reference are both rectified before they are compared.
+The reference is the diagonal :math:`d` of the mean of the second half of the blocks. The estimates
+use the first half, so none of them uses a batch of the reference. Both estimate and reference are
+rectified (replaced by their absolute values) before they are compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sgdph import EstimateError
 from sgdph.curvature.probes import rademacher_probe
 from sgdph.lab.run.start import derive_seed
 
-# The order of tables and pictures.
+# In the order of tables and pictures.
 ONE_BATCH = ("row_sum_one", "hutchinson_one", "exact_one")
 AVERAGES = ("row_sum_average", "hutchinson_average", "exact_average", "held")
 ESTIMATES = (*ONE_BATCH, *AVERAGES, "constant")
@@ -25,19 +25,19 @@ MEASURES = ("relative_error", "cosine")
 
 
 class BlockSketch:
-    """Takes the dense blocks of one parameter, batch by batch, and keeps little of each.
+    """A summary of one parameter's dense blocks, which are added batch by batch.
 
     Args:
-        batches: How many blocks will come, an even number.
-        probes: How many optimizers with ``hutchinson`` are followed, each with its own probe per
+        batches: Number of blocks that will be added; even.
+        probes: Number of simulated optimizers with ``hutchinson``. Each has its own probe for each
             visit.
-        seed: Of the probes.
-        index: The parameter's place, which gives it probes of its own.
+        seed: Seed of the probes.
+        index: Index of the parameter, so that each parameter has its own probes.
 
     Attributes:
-        mean: The mean block so far ``(n, n)``, float64.
-        shares: Per block, the off-diagonal share of its Frobenius norm.
-        negatives: Per block, the share of negative diagonal entries.
+        mean: Mean of the blocks so far ``(n, n)``, float64.
+        shares: For each block, the off-diagonal share of its Frobenius norm.
+        negatives: For each block, the share of negative diagonal entries.
     """
 
     def __init__(self, batches: int, probes: int, seed: int, index: int) -> None:
@@ -51,7 +51,7 @@ class BlockSketch:
         self._hutchinson: list[Tensor] = []
 
     def add(self, block: Tensor) -> None:
-        """Take the block ``(n, n)`` of the next batch."""
+        """Add the block ``(n, n)`` of the next batch."""
         block = block.detach().double().cpu()
         seen = len(self.shares)
         self.mean = block.clone() if seen == 0 else self.mean + (block - self.mean) / (seen + 1)
@@ -60,7 +60,7 @@ class BlockSketch:
         self.negatives.append((diagonal < 0).double().mean().item())
         self._diagonals.append(diagonal)
         if seen < self.batches // 2:
-            # The optimizer's own probes, at its successive visits.
+            # The same probes as the optimizer's at its successive visits.
             draws = [rademacher_probe(s, seen, self.index, diagonal) for s in self.seeds]
             z = torch.stack(draws)
             self._row_sums.append(block.sum(1))
@@ -72,19 +72,20 @@ class BlockSketch:
         return torch.stack(self._diagonals[self.batches // 2 :]).mean(0)
 
     def row_sum_average(self, beta2: float) -> Tensor:
-        """What an optimizer would hold after visits with row sums, at the first half's batches."""
+        """Return the average of an optimizer with row sums after visits on the first half."""
         return running_average([h.abs() for h in self._row_sums], beta2)
 
     def errors(self, beta2: float, held: Tensor | None) -> dict[str, EstimateError | None]:
         """Compare every estimate with the reference.
 
         Args:
-            beta2: The factor of the running averages.
-            held: The average that an optimizer holds ``(n,)``, where one does.
+            beta2: The decay factor of the running averages.
+            held: The average that an optimizer holds ``(n,)``; ``None`` if it holds none.
 
         Returns:
-            By the names of :data:`ESTIMATES`; ``None`` where there is no such estimate. Those of
-            one batch are means over batches, those with probes also over probes.
+            Maps the names of :data:`ESTIMATES` to errors; ``None`` if there is no such estimate.
+            Errors of one-batch estimates are means over batches. Errors of Hutchinson's estimates
+            are also means over probes.
         """
         d = self.reference
 
@@ -98,7 +99,7 @@ class BlockSketch:
             "hutchinson_one": of([each for h in self._hutchinson for each in h]),
             "exact_one": of(diagonals),
             "row_sum_average": of([self.row_sum_average(beta2)]),
-            # Signed, and rectified after: else the noise of the probes would become bias.
+            # Rectified only after averaging. Otherwise the probes' noise would become a bias.
             "hutchinson_average": of([running_average(h.unbind(), beta2) for h in by_probe]),
             "exact_average": of([running_average([h.abs() for h in diagonals], beta2)]),
             "held": None if held is None else of([held]),
@@ -107,14 +108,14 @@ class BlockSketch:
 
 
 def off_diagonal_share(block: Tensor) -> float:
-    """Return the share of a block's Frobenius norm that lies off its diagonal, 0 to 1."""
+    """Return the share of a block's Frobenius norm off its diagonal, 0 to 1; NaN if it is zero."""
     whole = block.norm()
     off = (block - block.diagonal().diag()).norm()
     return (off / whole).item() if whole > 0 else math.nan
 
 
 def running_average(visits: Sequence[Tensor], beta2: float) -> Tensor:
-    """Average visits as the optimizer does: D <- beta2 D + (1 - beta2) h from 0, bias-corrected."""
+    """Average like the optimizer: ``D <- beta2 D + (1 - beta2) h`` from 0, bias-corrected."""
     average = torch.zeros_like(visits[0])
     for h in visits:
         average = beta2 * average + (1 - beta2) * h
@@ -122,7 +123,7 @@ def running_average(visits: Sequence[Tensor], beta2: float) -> Tensor:
 
 
 def flat(errors: Mapping[str, EstimateError | None]) -> dict[str, float | None]:
-    """Name each error ``row_sum_one_cosine`` and so on; ``None`` for what is not finite."""
+    """Flatten errors to names like ``row_sum_one_cosine``; values not finite become ``None``."""
     return {
         f"{name}_{measure}": None if error is None else finite(getattr(error, measure))
         for name, error in errors.items()
@@ -131,5 +132,5 @@ def flat(errors: Mapping[str, EstimateError | None]) -> dict[str, float | None]:
 
 
 def finite(value: float) -> float | None:
-    """Return the value, or ``None`` where JSON has no word for it."""
+    """Return the value, or ``None`` if it is not finite, which JSON cannot represent."""
     return value if math.isfinite(value) else None

@@ -40,14 +40,14 @@ MULTIPLIER_FIELDS = ("source", "min", "p05", "p25", "median", "p75", "p95", "max
 
 
 def spread_over_layers(figures: CheckpointFigures, name: str, measure: str) -> Range | None:
-    """Summarise one estimate's error over a checkpoint's layers; ``None`` where it has none."""
+    """Summarise an estimate's error over a checkpoint's layers; ``None`` if no layer has one."""
     errors = [block.errors[f"{name}_{measure}"] for block in figures.blocks]
     values = [error for error in errors if error is not None]
     return Range.of(values) if values else None
 
 
 def blocks_table(figures: CheckpointFigures) -> Table:
-    """Make a checkpoint's table, a row per block."""
+    """Make a checkpoint's table, with one row per block."""
     multipliers = {each.name: each.median for each in figures.multipliers}
     rows = tuple(
         (
@@ -66,7 +66,7 @@ def blocks_table(figures: CheckpointFigures) -> Table:
 
 
 def summary_table(inspection: Inspection) -> Table:
-    """Make the table of errors through training, their median and range over layers."""
+    """Make the table of errors over training, as median and range over layers."""
     epochs = tuple(Column(f"epoch {each.epoch}") for each in inspection.checkpoints)
     rows = tuple(
         (LABELS[name], *(_over_layers(each, name) for each in inspection.checkpoints))
@@ -84,7 +84,7 @@ def _over_layers(figures: CheckpointFigures, name: str) -> str | None:
 
 
 def left_out_table(plan: Plan) -> Table:
-    """Make the table of the blocks that were not taken."""
+    """Make the table of the blocks that were left out."""
     columns = (
         Column("parameter", "left"),
         Column("kind", "left"),
@@ -98,7 +98,7 @@ def left_out_table(plan: Plan) -> Table:
 
 
 def figures_table(checkpoints: Sequence[CheckpointFigures]) -> Table:
-    """Make the table for programs: a row per checkpoint and block, all figures."""
+    """Make the machine-readable table: one row per checkpoint and block, with all values."""
     return Table.of_records(
         [_line(block, figures) for figures in checkpoints for block in figures.blocks]
     )

@@ -11,7 +11,9 @@ VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 1000, 64, 256, 4, 12
 
 
 class Encoder(nn.Module):
-    """Twelve pre-norm layers of width 256 (4 heads, feed-forward 1024), the mean over positions.
+    """A transformer encoder that classifies by the mean over positions.
+
+    It has twelve pre-norm layers of width 256 (4 heads, feed-forward 1024).
 
     Args:
         classes: Number of classes.

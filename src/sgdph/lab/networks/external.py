@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, untrained, as the laboratory runs them."""
+"""Untrained networks from torchvision and timm, in the forms that the laboratory uses."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from sgdph.lab.networks.registry import TIMM, TORCHVISION
 from sgdph.lab.networks.resnet import no_norm, shrink_branches
 
 PLAIN, WEIGHT_NORMED = "-plain", "-wn"
-# Their training mode returns the logits of side branches too, unless they are built without.
+# In training mode, these also return logits of side branches, unless they are built without them.
 _WITH_SIDE_BRANCHES = frozenset({"googlenet", "inception_v3"})
 
 
 def is_external(name: str) -> bool:
-    """Whether a network's name is of torchvision's or timm's."""
+    """Return whether a name is that of a torchvision or timm network."""
     return name.startswith((TORCHVISION, TIMM))
 
 
 def build_torchvision(name: str, in_channels: int, classes: int) -> nn.Module:
-    """Build a classification network of torchvision.
+    """Build a classification network from torchvision.
 
-    A ResNet's name may end in ``-plain`` or ``-wn``: its norm layers are left out, its convolutions
-    get biases, and its residual branches start ``√n`` times smaller, ``n`` of them; with ``-wn``
-    its convolutions are weight-normalised. GoogLeNet and Inception are built without their side
-    branches.
+    A ResNet's name may end in ``-plain`` or ``-wn``. The network then has no norm layers, its
+    convolutions have biases, and each of its ``n`` residual branches starts ``√n`` times smaller.
+    With ``-wn`` its convolutions are also weight-normalised. GoogLeNet and Inception are built
+    without their side branches.
 
     Args:
-        name: The network's, without ``torchvision:``.
-        in_channels: Channels of the images: 3.
+        name: The network's name, without ``torchvision:``.
+        in_channels: Channels of the images; must be 3.
         classes: Number of classes.
 
     Raises:
-        LabError: If torchvision has no such network, or it cannot be had in that form.
+        LabError: If torchvision has no such network, or the network has no such form.
     """
     from torchvision import models
 
@@ -81,15 +81,16 @@ def _without_norms(name: str, classes: int, *, weight_norm: bool) -> nn.Module:
 
 
 def build_timm(name: str, in_channels: int, classes: int) -> nn.Module:
-    """Build a network of timm.
+    """Build a network from timm.
 
     Args:
-        name: The network's, without ``timm:``.
+        name: The network's name, without ``timm:``.
         in_channels: Channels of the images.
         classes: Number of classes.
 
     Raises:
-        LabError: If timm is missing or has no such network, or it cannot be had like that.
+        LabError: If timm is missing, has no such network, or cannot build it for these channels and
+            classes.
     """
     try:
         import timm
@@ -98,7 +99,7 @@ def build_timm(name: str, in_channels: int, classes: int) -> nn.Module:
             f"{TIMM}{name} comes from timm, which is not installed; install it with "
             "'pip install timm'"
         ) from error
-    # Names with a scheme would fetch a network from elsewhere.
+    # A name with a scheme or a slash would fetch a network from elsewhere.
     if ":" in name or "/" in name or not timm.is_model(name):
         raise LabError(
             f"timm has no network {name!r}{_similar(name, timm.list_models())}; "
@@ -122,12 +123,12 @@ def _similar(name: str, known: Sequence[str]) -> str:
 
 @torch.no_grad()
 def check_output(name: str, model: nn.Module, images: Tensor, classes: int) -> None:
-    """Raise LabError unless a network of elsewhere makes logits of a data set's images.
+    """Raise LabError unless a network from elsewhere maps a data set's images to logits.
 
     Args:
-        name: The network's, for the message.
-        model: The network; its state is left as it was.
-        images: Some images ``(N, C, H, W)``, where the network lies.
+        name: The network's name, for the message.
+        model: The network. Its training mode is restored.
+        images: Some images ``(N, C, H, W)``, on the network's device.
         classes: Number of classes.
     """
     training = model.training

@@ -1,4 +1,4 @@
-"""A decoder in GPT-2's shape (Radford et al., 2019), for measuring what a training step costs."""
+"""A decoder shaped like GPT-2 (Radford et al., 2019), for measuring what a training step costs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 
 
 class Attention(nn.Module):
-    """Causal self-attention by torch's default kernel, with one projection for all its inputs.
+    """Causal self-attention with torch's default kernel and a joint projection to q, k and v.
 
     Args:
-        width: Features of a position.
+        width: Features per position.
         heads: Number of heads.
     """
 
@@ -32,10 +32,10 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-norm decoder layer, whose feed-forward part is four times as wide.
+    """A pre-norm decoder layer with a feed-forward part that is four times as wide.
 
     Args:
-        width: Features of a position.
+        width: Features per position.
         heads: Number of heads.
     """
 
@@ -55,14 +55,12 @@ class Layer(nn.Module):
 
 
 class GPT(nn.Module):
-    """Pre-norm decoder layers, whose output layer has the embedding's weight.
-
-    There is no dropout.
+    """A pre-norm decoder without dropout whose output layer shares the embedding's weight.
 
     Args:
         vocabulary: Number of tokens.
-        length: The longest text.
-        width: Features of a position.
+        length: Maximum length of a text, in tokens.
+        width: Features per position.
         heads: Number of heads.
         layers: Number of layers.
     """
@@ -75,7 +73,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
-        # An embedding's default is too large for an output layer.
+        # The default initialisation of an embedding is too large for an output layer.
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:

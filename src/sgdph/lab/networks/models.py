@@ -1,7 +1,7 @@
-"""Builds the networks of :mod:`sgdph.lab.networks.registry`, and those of other libraries.
+"""Construction of the networks in :mod:`sgdph.lab.networks.registry`, and of other libraries.
 
-Each ResNet and VGG comes in three forms. Short names mean the usual one: batch norm in ResNets,
-no norm in the VGGs.
+Each ResNet and VGG comes in three forms. The short name means the usual form: batch norm for
+ResNets, no norm for VGGs.
 
 | name | form |
 |---|---|
@@ -9,9 +9,9 @@ no norm in the VGGs.
 | ``resnet8-plain``; ``vgg11`` or ``vgg11-plain`` | no norm layers; convolutions with bias |
 | ``resnet8-wn``; ``vgg11-wn`` | as plain, and weight-normalised |
 
-Parameters at 3 channels and 10 classes. ``c`` output channels of a convolution cost 2 c in batch
-norm (scale, shift), c without a norm (bias) and 2 c under weight norm (length, bias), so that the
-forms with batch norm and with weight norm are of one size.
+Number of parameters with 3 channels and 10 classes. For ``c`` output channels of a convolution,
+batch norm adds 2 c parameters (scale, shift), no norm adds c (bias), and weight norm adds 2 c
+(length, bias). So the forms with batch norm and with weight norm have the same size.
 
 | network | batch norm, weight norm | plain |
 |---|---|---|
@@ -20,18 +20,22 @@ forms with batch norm and with weight norm are of one size.
 | ``resnet56``: n = 9 | 853,018 | 850,986 |
 | ``resnet18``: four stages | 11,173,962 | 11,169,162 |
 | ``resnet50``: four stages of bottlenecks | 23,520,842 | 23,494,282 |
-| ``vgg8``: a convolution a stage, a quarter as wide | 246,682 | 246,314 |
+| ``vgg8``: one convolution per stage, a quarter as wide | 246,682 | 246,314 |
 | ``vgg11``: :mod:`sgdph.lab.networks.vgg` | 9,228,362 | 9,225,610 |
 | ``vgg19`` | 20,035,018 | 20,029,514 |
 | ``vgg19-narrow``: an eighth as wide | 315,010 | 314,322 |
 
-Others: ``resnet8-gn`` (group norm of 8 groups), ``resnet8-in`` (instance norm with scale and
-shift), ``resnet8-ln`` (layer norm over channels and pixels, but scale and shift per channel), all
-of 75,290 parameters; ``transformer`` (:mod:`sgdph.lab.networks.transformer`) for text, 25,440 at 96
-characters; ``torchvision:NAME`` and ``timm:NAME`` (:mod:`sgdph.lab.networks.external`).
+Other networks:
 
-``-wn`` networks have weight-normalised convolutions and a plain linear layer: the paper speaks of
-convolutions alone, and batch norm does not stand behind the last layer either. They start as the
+* ``resnet8-gn`` (group norm with 8 groups), ``resnet8-in`` (instance norm with scale and shift) and
+  ``resnet8-ln`` (layer norm over channels and pixels, with scale and shift per channel); each has
+  75,290 parameters.
+* ``transformer`` (:mod:`sgdph.lab.networks.transformer`) for text; 25,440 parameters with 96
+  characters.
+* ``torchvision:NAME`` and ``timm:NAME`` (:mod:`sgdph.lab.networks.external`).
+
+``-wn`` networks have weight-normalised convolutions and a plain linear layer, because the paper
+mentions only convolutions, and batch norm does not follow the last layer either. They start as the
 same function of the image as the plain network.
 """
 
@@ -47,20 +51,20 @@ from sgdph.lab.networks.registry import NETWORKS, TIMM, TORCHVISION, canonical, 
 
 
 def build_model(name: str, *, in_channels: int, classes: int) -> nn.Module:
-    """Build a freshly initialised network; the weights come from torch's global generator.
+    """Build a newly initialised network, with weights from torch's global generator.
 
     Args:
-        name: One of the module's table.
-        in_channels: Channels of the images; the number of characters of a text.
+        name: One of the names in the module's docstring.
+        in_channels: Channels of the images; for a text, the number of characters.
         classes: Number of classes, at least 2.
 
     Returns:
-        A module from ``(N, in_channels, H, W)`` to ``(N, classes)``; for a text from ``(N, T)`` to
+        A module from ``(N, in_channels, H, W)`` to ``(N, classes)``; for a text, from ``(N, T)`` to
         ``(N, classes, T)``.
 
     Raises:
-        LabError: If the name is unknown, or torchvision's or timm's network cannot be had like
-            that.
+        LabError: If the name is unknown, or torchvision or timm cannot build the network for these
+            channels and classes.
     """
     check_model(name)
     if name.startswith(TORCHVISION):

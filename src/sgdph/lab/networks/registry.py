@@ -1,7 +1,7 @@
 """The laboratory's own networks: each by name, with its label and how it is built.
 
-Every network is defined here and nowhere else. Torch is not imported, so that a command's help is
-quick.
+Every network is defined only here. This module does not import torch, so that a command's help is
+fast.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from sgdph.lab.errors import LabError, unknown_name
 
-# Before the name of a network that is another library's.
+# Prefixes of the names of other libraries' networks.
 TORCHVISION, TIMM = "torchvision:", "timm:"
 
 
@@ -22,10 +22,10 @@ class Network:
 
     Attributes:
         label: What tables and plots call it.
-        constructor: Dotted path of what makes it, out of the input channels and the classes.
+        constructor: Dotted path of its constructor, which takes the input channels and classes.
         arguments: The constructor's other arguments, by name.
         weight_norm: Whether its convolutions are weight-normalised.
-        reads_text: Whether it takes windows of text; the others take images.
+        reads_text: Whether it takes windows of text instead of images.
     """
 
     label: str
@@ -39,8 +39,8 @@ _CIFAR_RESNET = "sgdph.lab.networks.resnet.cifar_resnet"
 _IMAGENET_RESNET = "sgdph.lab.networks.resnet.imagenet_resnet"
 _VGG = "sgdph.lab.networks.vgg.VGG"
 
-# Networks that come in three forms, by the usual one: ResNets have batch norm, the original VGGs
-# have none.
+# Networks that come in three forms, grouped by the usual form: ResNets have batch norm, the
+# original VGGs have none.
 _RESNETS: Mapping[str, Network] = {
     "resnet8": Network("ResNet8", _CIFAR_RESNET, {"blocks": 1}),
     "resnet20": Network("ResNet20", _CIFAR_RESNET, {"blocks": 3}),
@@ -67,12 +67,12 @@ _OTHERS: Mapping[str, Network] = {
     ),
 }
 
-# With batch norm, without any norm, and without but weight-normalised.
+# With batch norm, without any norm, and with weight norm instead.
 FORMS = ("-bn", "-plain", "-wn")
 
 
 def _forms(name: str, network: Network, usual: str) -> dict[str, Network]:
-    """Make a network's three forms by name, of which the usual one has none of the suffixes."""
+    """Return a network's three forms by name; the name of the usual form has no suffix."""
 
     def form(suffix: str, norm: str, *, weight_norm: bool = False) -> Network:
         return replace(
@@ -97,27 +97,27 @@ for _name, _network in _VGGS.items():
     NETWORKS |= _forms(_name, _network, "-plain")
 NETWORKS |= _OTHERS
 
-# The explicit name of what a short one stands for.
+# Explicit name of the usual form to its short name.
 ALIASES = {
     **{f"{name}-bn": name for name in _RESNETS},
     **{f"{name}-plain": name for name in _VGGS},
 }
-# How the help shows them.
+# The names as the help shows them.
 PATTERNS = ("{" + ",".join([*_RESNETS, *_VGGS]) + "}[" + ",".join(FORMS) + "]", *_OTHERS)
 
 
 def canonical(name: str) -> str:
-    """Return the shorter name of a network that has two, so that its runs are told for the same."""
+    """Return the shorter of a network's two names, so that both names mean the same run."""
     return ALIASES.get(name, name)
 
 
 def reads_text(name: str) -> bool:
-    """Whether a network takes windows of text, by its canonical name."""
+    """Return whether the network with a canonical name takes windows of text."""
     return name in NETWORKS and NETWORKS[name].reads_text
 
 
 def check_model(name: str) -> None:
-    """Raise LabError unless a network's name is one of ours or says whose it is."""
+    """Raise LabError unless a name is one of our networks or has the prefix of another library."""
     if canonical(name) not in NETWORKS and not name.startswith((TORCHVISION, TIMM)):
         listed = (
             f"docs/optimizers-and-models.md lists them; {TORCHVISION}NAME and {TIMM}NAME go too"

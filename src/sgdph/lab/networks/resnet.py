@@ -3,10 +3,10 @@
 * ``6 n + 2`` layers, 16/32/64 channels and parameter-free shortcuts (zero-padded channels): the
   CIFAR family of He, Zhang, Ren & Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
   section 4.2.
-* The ImageNet networks' four stages behind a 3x3 stem of stride 1 and without the max pool, as is
+* The four stages of the ImageNet networks after a 3x3 stem of stride 1, without the max pool, as is
   usual for 32x32 images.
 
-The norm layers are called ``bn`` whatever their kind, as in torchvision's networks.
+All norm layers are called ``bn``, whatever their kind, as in torchvision's networks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Norm: TypeAlias = Callable[[int], nn.Module]
 
 
 def no_norm(channels: int) -> nn.Module:
-    """Stand in for a norm layer; the convolution in front of it has a bias then."""
+    """Make an identity in place of a norm layer; the convolution before it then has a bias."""
     return nn.Identity()
 
 
 def layer_norm(channels: int) -> nn.Module:
     """Make a layer norm over channels and pixels, with scale and shift per channel."""
-    # One group is all channels and pixels of an image. torch's LayerNorm would have a scale per
-    # pixel, which is not channel-wise.
+    # One group covers all channels and pixels of an image. torch's LayerNorm would have a scale
+    # per pixel, which is not channel-wise.
     return nn.GroupNorm(1, channels)
 
 
@@ -47,8 +47,8 @@ NORMS: Mapping[str, Norm] = {
 class PaddedShortcut(nn.Module):
     """A shortcut without parameters: every second pixel, and zeros for the missing channels.
 
-    It halves height and width (rounding up) and adds ``extra_channels`` channels, half of them in
-    front.
+    It halves height and width (rounding up) and adds ``extra_channels`` channels, half of them
+    before the existing ones.
     """
 
     def __init__(self, extra_channels: int) -> None:
@@ -62,7 +62,7 @@ class PaddedShortcut(nn.Module):
 
 
 def projection_shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Module:
-    """A 1x1 convolution with its norm (He et al., 2016, option B)."""
+    """Make a 1x1 convolution followed by its norm (He et al., 2016, option B)."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=norm is no_norm),
         norm(out_channels),
@@ -93,7 +93,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, each with its norm, beside a shortcut.
 
-    The stride lies in the 3x3 convolution, as in torchvision's networks.
+    The 3x3 convolution has the stride, as in torchvision's networks.
     """
 
     def __init__(
@@ -124,14 +124,15 @@ class ResNet(nn.Module):
     Args:
         in_channels: Channels of the images.
         classes: Number of classes.
-        stem: Channels behind the first convolution.
+        stem: Channels after the first convolution.
         widths: Channels of each stage; every stage but the first halves the resolution.
         blocks: Blocks in each stage.
-        block: Their kind.
-        projection: Whether a changed shape passes a 1x1 convolution or :class:`PaddedShortcut`.
+        block: Class of the blocks.
+        projection: Whether shortcuts that change the shape are 1x1 convolutions; otherwise they are
+            :class:`PaddedShortcut`.
         norm: Makes the norm layers. With :func:`no_norm` the convolutions have biases, which start
-            at zero, and the last convolution of each of ``n`` blocks starts ``√n`` times smaller:
-            else the variance would about double with every block.
+            at zero, and the last convolution of each of ``n`` blocks starts ``√n`` times smaller.
+            Otherwise the variance would roughly double with every block.
     """
 
     def __init__(
@@ -173,12 +174,12 @@ class ResNet(nn.Module):
         """Map images ``(N, in_channels, H, W)`` to logits ``(N, classes)``."""
         x = F.relu(self.bn(self.conv(x)))
         x = self.blocks(x)
-        # The mean, not adaptive_avg_pool2d, whose backward on CUDA is not deterministic.
+        # Not adaptive_avg_pool2d, because its backward on CUDA is not deterministic.
         return cast(Tensor, self.fc(x.mean((2, 3))))
 
 
 def cifar_resnet(in_channels: int, classes: int, *, blocks: int, norm: str = "batch") -> ResNet:
-    """Make the network of ``6 blocks + 2`` layers; ``norm`` is one of :data:`NORMS`."""
+    """Make the CIFAR network of ``6 blocks + 2`` layers; ``norm`` is one of :data:`NORMS`."""
     return ResNet(
         in_channels,
         classes,
@@ -199,7 +200,7 @@ def imagenet_resnet(
     bottleneck: bool = False,
     norm: str = "batch",
 ) -> ResNet:
-    """Make the network of four stages; ``norm`` is one of :data:`NORMS`."""
+    """Make the ImageNet network of four stages; ``norm`` is one of :data:`NORMS`."""
     wider = 4 if bottleneck else 1
     return ResNet(
         in_channels,
@@ -214,7 +215,7 @@ def imagenet_resnet(
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw convolutions from He's normal distribution, fan-out mode (He et al., ICCV 2015)."""
+    """Draw a convolution from He's normal distribution, fan-out mode (He et al., ICCV 2015)."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
@@ -223,10 +224,11 @@ def initialise(module: nn.Module) -> None:
 
 @torch.no_grad()
 def shrink_branches(blocks: Sequence[nn.Module]) -> None:
-    """Divide the last convolution of each of ``n`` blocks by ``√n``, torchvision's blocks too.
+    """Divide the weight of the last convolution of each of ``n`` blocks by ``√n``.
 
-    The variance then grows by ``(1 + 1 / n)^n < e`` over all of them, where it would grow by
-    ``2^n`` (Hanin & Rolnick, "How to start training", NeurIPS 2018, on summable residual scales).
+    The variance then grows by ``(1 + 1 / n)^n < e`` over all blocks, instead of ``2^n`` (Hanin &
+    Rolnick, "How to start training", NeurIPS 2018, on summable residual scales). The blocks may be
+    ours or torchvision's.
     """
     for block in blocks:
         last = cast(nn.Conv2d, block.conv3 if hasattr(block, "conv3") else block.conv2)

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-# As many positions as the text's windows have characters.
+# LENGTH is the number of positions, and of characters in a window of text.
 LENGTH, WIDTH, HEADS, FEED_FORWARD, LAYERS = 64, 32, 2, 64, 2
 
 
@@ -52,5 +52,5 @@ class Transformer(nn.Module):
 
 
 def for_characters(characters: int, classes: int) -> Transformer:
-    """Make the transformer of a text's characters, each of which is a class."""
+    """Make the transformer for a text; each character is a class."""
     return Transformer(classes)

@@ -1,7 +1,7 @@
-"""VGG networks for small images (Simonyan & Zhang, ICLR 2015), with batch norm or without.
+"""VGG networks for small images (Simonyan & Zhang, ICLR 2015), with or without batch norm.
 
-3x3 convolutions, each with ReLU and with batch norm or a bias, five max pools, and one linear layer
-in place of the original's three, as is usual for 32x32 images.
+They have 3x3 convolutions, each with ReLU and with batch norm or a bias, and five max pools. One
+linear layer replaces the original's three, as is usual for 32x32 images.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 
 from sgdph.lab.networks.resnet import initialise
 
-# Five pools halve this to one pixel.
+# Five max pools reduce this size to one pixel.
 SMALLEST = 32
 
 
 class VGG(nn.Module):
-    """Stages of convolutions with a max pool behind each, the mean over pixels, one linear layer.
+    """Stages of convolutions, each with a max pool, then the mean over pixels and one linear layer.
 
     Args:
         in_channels: Channels of the images.
         classes: Number of classes.
         convolutions: Convolutions in each of the five stages.
         norm: ``"batch"``, or ``"none"`` for convolutions with a bias that starts at zero.
-        widths: Channels of each stage; the original's where left out.
+        widths: Channels of each stage; by default those of the original.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class VGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, in_channels, H, W)`` to logits ``(N, classes)``.
 
-        Images smaller than 32x32 are padded to that with zeros.
+        Images smaller than 32x32 are padded with zeros to that size.
         """
         down, right = (max(0, SMALLEST - size) for size in x.shape[2:])
         if down or right:

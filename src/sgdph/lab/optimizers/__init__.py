@@ -1,1 +1,1 @@
-"""The optimizers of the comparison: registry, adapters, controls."""
+"""The optimizers in the comparison: registry, adapters, controls."""

@@ -1,8 +1,8 @@
-"""AdaHessian as ``timm`` has it, made to resume to the bit.
+"""AdaHessian from ``timm``, extended so that a resumed run is bitwise identical.
 
-AdaHessian steps by an average of Hutchinson's estimates of the Hessian's diagonal, averaged over
-the pixels of a convolution's kernel (Yao, Gholami, Shen, Mustafa, Keutzer & Mahoney, "ADAHESSIAN",
-AAAI 2021).
+AdaHessian scales its steps by a running average of Hutchinson's estimates of the Hessian diagonal.
+The estimates are averaged over the pixels of each convolution kernel (Yao, Gholami, Shen, Mustafa,
+Keutzer & Mahoney, "ADAHESSIAN", AAAI 2021).
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from timm.optim import Adahessian as TimmAdahessian
 
 
 class Adahessian(TimmAdahessian):  # type: ignore[misc]
-    """``timm.optim.Adahessian`` whose state holds all that its coming steps depend on.
+    """``timm.optim.Adahessian`` whose state holds everything that its next steps depend on.
 
-    The library's ``state_dict`` lacks the generator of its probes and, where they are not taken
-    anew at each step (``update_each``), the last estimates.
+    The library's ``state_dict`` lacks the generator of the probes. It also lacks the last
+    estimates, which are needed if they are not recomputed at every step (``update_each``).
     """
 
     @property
     def create_graph_due(self) -> bool:
-        """Whether the coming step differentiates the gradients."""
+        """Whether the next step differentiates the gradients."""
         return any(
             self.state[p]["hessian step"] % self.update_each == 0 or isinstance(p.hess, float)
             for p in self.get_params()
         )
 
     def seed_probes(self, seed: int) -> None:
-        """Draw the coming probes from a seed: the library's own, moved by this one."""
+        """Seed the next probes with the library's own seed plus this one."""
         self.seed += seed
         self.generator.manual_seed(self.seed)
 
     def zero_hessian(self) -> None:
-        """Let the estimates go that are taken anew now.
+        """Drop the estimates that are recomputed at this step.
 
-        The library writes over them instead. Their layout in memory, and with it the order of the
-        sum over a kernel, then depends on what was there before, which a resumed run does not have.
+        The library overwrites them in place instead. Their memory layout, and so the order of the
+        sum over a kernel, would then depend on the old estimates, which a resumed run lacks.
         """
         for p in self.get_params():
             if self.state[p]["hessian step"] % self.update_each == 0:
                 p.hess = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the library's state, the generator's, and the estimates still to be used."""
+        """Return the library's state, the generator's state, and the estimates still in use."""
         kept = [p.hess for p in self.get_params()] if self.update_each > 1 else []
         own = {"generator": self.generator.get_state(), "hessians": kept}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned.
+        """Load what :meth:`state_dict` returned.
 
-        On a device of another kind the probes begin anew, as their generators have nothing in
-        common.
+        On another kind of device, the generator starts again from its seed, because the states of
+        the two kinds of generators are incompatible.
         """
         super().load_state_dict(state_dict)
         params = list(self.get_params())

@@ -1,4 +1,4 @@
-"""What an optimizer of the comparison is."""
+"""The definition of an optimizer in the comparison."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from typing import Any, TypeAlias
 Setting: TypeAlias = bool | int | float | str | tuple[int | float, ...] | None
 """A value that an optimizer's argument can have on the command line."""
 
-# What the laboratory gives an optimizer itself.
+# Constructor arguments that the laboratory sets itself.
 _GIVEN = frozenset({"self", "first_order", "params", "seed", "process_group"})
 
-# Arguments of Newton steps that a first-order optimizer beside them has too, or may have.
+# Arguments of Newton steps that a first-order optimizer beside them may have too.
 _OF_BOTH = frozenset({"lr", "weight_decay", "momentum", "eps", "maximize", "foreach"})
 
 
 def newton_name(argument: str) -> str:
-    """Name an argument of Newton steps where another optimizer takes the first-order ones."""
+    """Return an argument's name for the Newton steps that are taken beside another optimizer."""
     return f"newton_{argument}" if argument in _OF_BOTH else argument
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """One optimizer of the comparison.
+    """One optimizer in the comparison.
 
     Attributes:
         label: What tables and plots call it.
-        constructor: Dotted path of its class, imported when it is built.
-        defaults: Setting to default value; its keys are all the settings that the optimizer has and
-            that have a field in a run's configuration.
-        arguments: Other arguments of the constructor that are set, to their values.
-        build: Name of the function of :mod:`sgdph.lab.optimizers.build` that makes it.
+        constructor: Dotted path of its class, which is imported when it is built.
+        defaults: Setting to default value. The keys are all settings of the optimizer that are
+            fields of a run's configuration.
+        arguments: Other constructor arguments that are set, to their values.
+        build: Name of the function in :mod:`sgdph.lab.optimizers.build` that makes it.
         create_graph: Whether it takes second derivatives from the gradients' graph.
-        multiplier: What its Newton steps are multiplied by, of
-            :data:`sgdph.lab.optimizers.newton.MULTIPLIERS`; ``None`` where it takes no such steps.
-        first_order: What takes the first-order steps beside them, where that is another optimizer.
-        requires: The package that it comes from, where that is an optional one.
+        multiplier: Name of the multiplier of its Newton steps, a key of
+            :data:`sgdph.lab.optimizers.newton.MULTIPLIERS`; ``None`` if it takes no Newton steps.
+        first_order: The optimizer that takes the first-order steps, if that is another one.
+        requires: The package that it comes from, if that is an optional package.
     """
 
     label: str
@@ -54,7 +54,7 @@ class Baseline:
 
     @property
     def can_be_first_order(self) -> bool:
-        """Whether it can take the first-order steps beside Newton steps: it has no curvature."""
+        """Whether it can take the first-order steps beside Newton steps: it uses no curvature."""
         return self.multiplier is None and not self.create_graph
 
     def load(self) -> Any:
@@ -62,10 +62,10 @@ class Baseline:
         return resolve_name(self.constructor)
 
     def constructor_arguments(self) -> tuple[str, ...]:
-        """Name the arguments of its constructor that a person may set.
+        """Return the names of its constructor arguments that a user may set.
 
-        Arguments that it would swallow unseen (``**kwargs``) are not among them. Beside another
-        optimizer, that one's go first.
+        Arguments that the constructor would ignore (``**kwargs``) are left out. If another
+        optimizer takes the first-order steps, the arguments of that one come first.
         """
         parameters = inspect.signature(self.load()).parameters.values()
         own = tuple(
@@ -79,5 +79,5 @@ class Baseline:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
+    """Return whether a package can be imported."""
     return importlib.util.find_spec(package) is not None

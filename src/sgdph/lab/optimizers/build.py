@@ -1,4 +1,4 @@
-"""How the optimizers of the comparison are given a model's parameters."""
+"""Construction of the optimizers in the comparison, each with its grouping of the parameters."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Constructor: TypeAlias = Callable[..., torch.optim.Optimizer]
 def make_optimizer(
     name: str, model: nn.Module, settings: Mapping[str, Any], seed: int
 ) -> torch.optim.Optimizer:
-    """Make an optimizer over all parameters of a model that already lies on its device.
+    """Make an optimizer over all parameters of a model that is already on its device.
 
     Args:
-        name: The optimizer's, in the registry.
+        name: The optimizer's name in the registry.
         model: The model.
         settings: Arguments of its constructor, by name.
-        seed: The run's, for an optimizer that draws.
+        seed: The run's seed, for an optimizer that draws random numbers.
 
     Raises:
-        LabError: If the optimizer refuses a value, or its package is missing.
+        LabError: If the optimizer rejects a value, or its package is missing.
     """
     check_package(name)
     baseline = BASELINES[name]
@@ -48,14 +48,14 @@ def make_optimizer(
 def plain(
     make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
 ) -> torch.optim.Optimizer:
-    """Give the optimizer all parameters alike."""
+    """Pass all parameters to the optimizer, in one group."""
     return make(model.parameters(), **settings)
 
 
 def sgdph(
     make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
 ) -> torch.optim.Optimizer:
-    """Give SGD-PH the parameters by role, and its probes the run's seed."""
+    """Pass the parameters to SGD-PH grouped by role, with the run's seed for its probes."""
     rest = {name: value for name, value in settings.items() if name != "weight_decay"}
     groups = param_groups(model, weight_decay=settings["weight_decay"])
     return make(groups, seed=seed, **rest)
@@ -68,14 +68,14 @@ def with_newton_steps(
     settings: Mapping[str, Any],
     seed: int,
 ) -> torch.optim.Optimizer:
-    """Take the channel-wise parameters out of an optimizer, and give them Newton steps.
+    """Give the channel-wise parameters Newton steps instead of an optimizer's own steps.
 
     Args:
-        make: The class that stands for ``PartialHessian``.
+        make: ``PartialHessian`` or a control that replaces it.
         first_order: The optimizer, over all parameters of the model.
         model: The model.
-        settings: Of the Newton steps.
-        seed: The run's, for the probes.
+        settings: Settings of the Newton steps.
+        seed: The run's seed, for the probes.
     """
     return make(first_order, param_groups(model), seed=seed, **settings)
 
@@ -83,7 +83,7 @@ def with_newton_steps(
 def adahessian(
     make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
 ) -> torch.optim.Optimizer:
-    """Give AdaHessian all parameters, and its probes the run's seed."""
+    """Pass all parameters to AdaHessian, with the run's seed for its probes."""
     optimizer: Any = make(model.parameters(), **settings)
     optimizer.seed_probes(seed)
     return cast(torch.optim.Optimizer, optimizer)
@@ -92,7 +92,7 @@ def adahessian(
 def muon(
     make: Constructor, model: nn.Module, settings: Mapping[str, Any], seed: int
 ) -> torch.optim.Optimizer:
-    """Give Muon its hidden weights, and the others to its AdamW."""
+    """Pass the hidden weights to Muon and all other parameters to its built-in AdamW."""
     hidden, others = split_for_muon(model)
     groups = [{"params": hidden, "use_muon": True}, {"params": others, "use_muon": False}]
     return make(groups, **settings)

@@ -1,4 +1,4 @@
-"""Weight decay of norm layers and biases, where it is another than that of the weights."""
+"""Weight decay of norm layers and biases, if it differs from that of the weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sgdph import param_groups
 
 
 def set_channelwise_decay(optimizer: torch.optim.Optimizer, model: nn.Module, decay: str) -> None:
-    """Take norm layers and biases out of an optimizer's weight decay, and decay them otherwise.
+    """Exempt norm layers and biases from an optimizer's weight decay, and decay them separately.
 
-    Coupled, λ w is added to the gradient, as in ``torch.optim.SGD`` and ``Adam``. Decoupled, w is
-    multiplied by 1 - lr λ before the step (Loshchilov & Hutter, "Decoupled Weight Decay
-    Regularization", ICLR 2019). λ and lr are those of the parameter's group. The output layer's
-    bias is among them.
+    Coupled decay adds λ w to the gradient, as in ``torch.optim.SGD`` and ``Adam``. Decoupled decay
+    multiplies w by 1 - lr λ before the step (Loshchilov & Hutter, "Decoupled Weight Decay
+    Regularization", ICLR 2019). λ and lr are those of the parameter's group. The biases include
+    that of the output layer.
 
     Args:
         optimizer: An optimizer over all parameters of the model that has not stepped yet.

@@ -1,16 +1,16 @@
-"""Controls: Newton steps whose multipliers have lost what curvature could have put in them.
+"""Controls: Newton steps whose multipliers lack some or all of the information on curvature.
 
-Each answers one question of whether curvature matters to training. If a control trains as well as
-SGD-PH, that which it lacks was not what helped. Each comes as SGD-PH (``sgdph-mean``) and beside
-another optimizer (``adamw-ph-mean``).
+Each control tests whether one kind of this information matters to training. If a control trains as
+well as SGD-PH, the information that it lacks was not what helped. Each control exists for SGD-PH
+(``sgdph-mean``) and for the partial Hessian beside another optimizer (``adamw-ph-mean``).
 
 | name | multiplier of a Newton parameter | what is lost |
 |---|---|---|
-| ``-mean`` | its mean over the channels, in each | the differences between channels |
-| ``-shuffled`` | its own, each channel's given to another | which channel has which |
+| ``-mean`` | mean over the channels, for every channel | the differences between channels |
+| ``-shuffled`` | the same values, permuted over the channels | which channel has which value |
 | ``-fixed1`` | 1 | all curvature: SGDM, with SGD-PH's weight decay |
 | ``-fixed10`` | 10, the cap at the paper's settings | all curvature: a larger learning rate |
-| ``-fixed`` | τ/ε, to be tuned | the same |
+| ``-fixed`` | τ/ε, which can be tuned | all curvature: a larger learning rate |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sgdph.step import SecondOrderOptimizer
 
 
 class _Mean(SecondOrderOptimizer):
-    """Each parameter's multiplier is replaced by its mean over the channels."""
+    """Newton steps in which each multiplier is replaced by its mean over the channels."""
 
     def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """Return the control's multiplier."""
@@ -35,10 +35,10 @@ class _Mean(SecondOrderOptimizer):
 
 
 class _Shuffled(SecondOrderOptimizer):
-    """Each parameter's multiplier is permuted over its channels, always in the same way.
+    """Newton steps in which each multiplier is permuted over the channels, always in the same way.
 
-    The permutation is drawn once for each parameter, from the optimizer's seed. A new one at every
-    step would average out over the steps to the mean.
+    Each parameter's permutation is fixed by the optimizer's seed. A new permutation at every step
+    would average out to the mean over the steps.
     """
 
     def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
@@ -52,13 +52,13 @@ class _Shuffled(SecondOrderOptimizer):
 
 
 class _Fixed(SecondOrderOptimizer):
-    """The multiplier is a number, and no curvature is ever taken."""
+    """Newton steps with a fixed number as the multiplier, which never compute curvature."""
 
     multiplier = 1.0
 
     @property
     def hessian_due(self) -> bool:
-        """Never."""
+        """Whether the next step needs curvature: never."""
         return False
 
     def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
@@ -67,13 +67,13 @@ class _Fixed(SecondOrderOptimizer):
 
 
 class _Tenfold(_Fixed):
-    """The multiplier is 10: where SGD-PH's is capped at the paper's τ and ε."""
+    """Newton steps with multiplier 10, which is SGD-PH's cap at the paper's τ and ε."""
 
     multiplier = 10.0
 
 
 class _Cap(_Fixed):
-    """The multiplier is τ/ε, as if every curvature were 0: SGDM with another lr on Newton ones."""
+    """Newton steps with multiplier τ/ε, as if all curvature were 0: SGDM steps with another lr."""
 
     def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:
         """Return the control's multiplier."""
@@ -81,40 +81,40 @@ class _Cap(_Fixed):
 
 
 class MeanMultiplier(_Mean, SGDPH):
-    """SGD-PH, the mean of each multiplier."""
+    """SGD-PH with the mean of each multiplier."""
 
 
 class MeanBeside(_Mean, PartialHessian):
-    """The partial Hessian beside an optimizer, the mean of each multiplier."""
+    """The partial Hessian beside an optimizer, with the mean of each multiplier."""
 
 
 class ShuffledMultiplier(_Shuffled, SGDPH):
-    """SGD-PH, multipliers permuted over the channels."""
+    """SGD-PH with multipliers permuted over the channels."""
 
 
 class ShuffledBeside(_Shuffled, PartialHessian):
-    """The partial Hessian beside an optimizer, multipliers permuted over the channels."""
+    """The partial Hessian beside an optimizer, with multipliers permuted over the channels."""
 
 
 class FixedMultiplier(_Fixed, SGDPH):
-    """SGD-PH, multiplier 1."""
+    """SGD-PH with multiplier 1."""
 
 
 class FixedBeside(_Fixed, PartialHessian):
-    """The partial Hessian beside an optimizer, multiplier 1."""
+    """The partial Hessian beside an optimizer, with multiplier 1."""
 
 
 class TenfoldMultiplier(_Tenfold, SGDPH):
-    """SGD-PH, multiplier 10."""
+    """SGD-PH with multiplier 10."""
 
 
 class TenfoldBeside(_Tenfold, PartialHessian):
-    """The partial Hessian beside an optimizer, multiplier 10."""
+    """The partial Hessian beside an optimizer, with multiplier 10."""
 
 
 class CapMultiplier(_Cap, SGDPH):
-    """SGD-PH, multiplier τ/ε."""
+    """SGD-PH with multiplier τ/ε."""
 
 
 class CapBeside(_Cap, PartialHessian):
-    """The partial Hessian beside an optimizer, multiplier τ/ε."""
+    """The partial Hessian beside an optimizer, with multiplier τ/ε."""

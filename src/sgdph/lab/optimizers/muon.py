@@ -1,4 +1,4 @@
-"""Which parameters Muon orthogonalises, and which it leaves to AdamW."""
+"""The split of parameters into those that Muon orthogonalises and those that AdamW trains."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ def split_for_muon(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Split a network's parameters into hidden weights and the rest.
 
     Muon is for hidden weights: not for embeddings, the output layer, a convolutional network's
-    first layer, or anything channel-wise (Jordan et al., 2024, the README of their code). Hidden
-    are here the weights of two or more dimensions but for the last of them, the first where it is
-    a convolution's, those of embeddings, and those that the model holds directly, as it does tables
-    of positions. The lengths of weight-normalised weights are channel-wise, whatever their shape.
+    first layer, or anything channel-wise (Jordan et al., 2024, the README of their code). Here,
+    hidden weights are all weights of two or more dimensions except:
+
+    * channel-wise parameters, which include the lengths of weight-normalised weights of any shape,
+    * weights of embeddings,
+    * weights that the model holds directly, such as tables of positions,
+    * of the remaining weights: the last one, and the first one if it belongs to a convolution.
 
     Args:
         model: The network.
 
     Returns:
-        The hidden weights, and all other parameters; both in the model's order.
+        The hidden weights and all other parameters, both in the model's order.
     """
     channelwise = {
         id(p) for group in param_groups(model) if group["channelwise"] for p in group["params"]

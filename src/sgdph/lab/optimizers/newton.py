@@ -1,8 +1,8 @@
-"""Newton steps in the comparison: SGD-PH's, those beside another optimizer, the controls of both.
+"""Newton steps in the comparison: in SGD-PH, beside another optimizer, and in controls of both.
 
-A control puts something else in the place of the multipliers. Each is there once for SGD-PH, as
-``sgdph-mean``, and once beside every optimizer that can take first-order steps, as
-``adamw-ph-mean``. Torch is not imported.
+A control replaces the multipliers by something else. Each control exists for SGD-PH, like
+``sgdph-mean``, and for every optimizer that can take the first-order steps, like
+``adamw-ph-mean``. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ CURVATURE: MultiplierName = "curvature"
 NEWTON_LR = newton_name("lr")
 
 SETTINGS: Mapping[str, Any] = {
-    # The paper's experiments on CIFAR.
+    # From the paper's experiments on CIFAR.
     "lr": 0.01,
     "weight_decay": 5e-3,
-    # The paper; its algorithm is row_sum, cyclic, at every step.
+    # From the paper, whose algorithm is row_sum, cyclic, at every step.
     "momentum": 0.9,
     "second_order_lr": 1e-3,
     "hessian_momentum": 0.9,
@@ -31,7 +31,7 @@ SETTINGS: Mapping[str, Any] = {
     "refresh": "cyclic",
     "hessian_interval": 1,
 }
-# Option or argument of the laboratory to the argument of ``PartialHessian`` that it is.
+# The laboratory's name of an option or argument to its name in ``PartialHessian``.
 _ARGUMENTS = {newton_name(name): name for name in (*SETTINGS, "maximize", "foreach", "eps_warmup")}
 _OF_FIXED = ("lr", "weight_decay", "momentum")
 _OF_CAP = (*_OF_FIXED, "second_order_lr", "eps")
@@ -40,13 +40,13 @@ _CONTROLS = "sgdph.lab.optimizers.controls"
 
 @dataclass(frozen=True)
 class Multiplier:
-    """What Newton steps are multiplied by.
+    """A kind of multiplier for Newton steps.
 
     Attributes:
-        words: What an optimizer's label says of it.
-        alone: Dotted path of the class that stands for ``sgdph.SGDPH``.
-        beside: Dotted path of the class that stands for ``sgdph.PartialHessian``.
-        settings: Those of :data:`SETTINGS` that it has.
+        words: Suffix of an optimizer's label.
+        alone: Dotted path of ``sgdph.SGDPH`` or of the class that replaces it.
+        beside: Dotted path of ``sgdph.PartialHessian`` or of the class that replaces it.
+        settings: The names in :data:`SETTINGS` that it uses.
     """
 
     words: str
@@ -56,7 +56,7 @@ class Multiplier:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Its settings' values."""
+        """The values of its settings."""
         return {name: SETTINGS[name] for name in self.settings}
 
 
@@ -78,19 +78,19 @@ CONTROLS = tuple(name for name in MULTIPLIERS if name != CURVATURE)
 
 
 def named(name: str, multiplier: MultiplierName) -> str:
-    """Name an optimizer with Newton steps by what they are multiplied by."""
+    """Return the name of an optimizer whose Newton steps use a multiplier."""
     return name if multiplier == CURVATURE else f"{name}-{multiplier}"
 
 
 def without_curvature(multiplier: str | None) -> frozenset[str]:
-    """Name the settings of Newton steps that a multiplier has no use for, because it is fixed."""
+    """Return the settings of Newton steps that a multiplier does not use, because it is fixed."""
     own = (each.settings for name, each in MULTIPLIERS.items() if name == multiplier)
     idle = frozenset(SETTINGS) - frozenset(next(own, SETTINGS))
     return idle | {"eps_warmup"} if "estimator" in idle else idle
 
 
 def sgdph_with(multiplier: MultiplierName) -> Baseline:
-    """Make SGD-PH with a multiplier."""
+    """Return the definition of SGD-PH with a multiplier."""
     chosen = MULTIPLIERS[multiplier]
     return Baseline(
         label=f"SGD-PH{chosen.words}",
@@ -102,11 +102,11 @@ def sgdph_with(multiplier: MultiplierName) -> Baseline:
 
 
 def divided(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide the settings of an optimizer beside Newton steps.
+    """Divide settings into those of the first-order steps and those of the Newton steps.
 
     Returns:
-        Those of the first-order steps, and those of the Newton steps by the names of
-        ``PartialHessian``'s arguments.
+        The settings of the first-order steps, and the settings of the Newton steps under the names
+        of ``PartialHessian``'s arguments.
     """
     first_order = {name: value for name, value in settings.items() if name not in _ARGUMENTS}
     newton = {argument: settings[name] for name, argument in _ARGUMENTS.items() if name in settings}
@@ -114,10 +114,11 @@ def divided(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def beside(first_order: Baseline, multiplier: MultiplierName) -> Baseline:
-    """Make an optimizer that leaves the channel-wise parameters to Newton steps.
+    """Return the definition of an optimizer beside Newton steps on the channel-wise parameters.
 
-    Those have SGD-PH's settings: what is beside them changes nothing about them. ``newton_lr`` and
-    what first-order optimizers do not have are settings, the others arguments.
+    The Newton steps have SGD-PH's settings, whatever the first-order optimizer. Of these,
+    ``newton_lr`` and those that no first-order optimizer has become settings. The others become
+    arguments.
     """
     chosen = MULTIPLIERS[multiplier]
     newton = {newton_name(name): value for name, value in chosen.defaults.items()}

@@ -1,16 +1,16 @@
-"""The optimizers that are compared: each by name, with its label, settings and their sources.
+"""The optimizers in the comparison: each by name, with its label, settings and their sources.
 
-Every optimizer is defined here and nowhere else. Its package is imported when it is built: torch is
-not imported, so that a command's help is quick.
+Every optimizer is defined only here. Its package is imported when it is built. This module does not
+import torch, so that a command's help is fast.
 
 The ``sgdph-…`` are controls: SGD-PH with something else in place of its multipliers. ``adamw-ph``
-is AdamW beside the partial Hessian, and ``adamw-ph-…`` its controls: each optimizer that can take
-the first-order steps has such (:mod:`sgdph.lab.optimizers.newton`).
+is AdamW beside the partial Hessian, and ``adamw-ph-…`` are its controls. The same names exist for
+every optimizer that can take the first-order steps (:mod:`sgdph.lab.optimizers.newton`).
 
-On ``mnist5k`` lr and weight decay of SGDM, SGD-PH, the controls and AdamW have other defaults,
-found on held-out training images (``results/tuning-mnist5k``; the controls take sgdph's);
-elsewhere nothing was tuned here. Weight decay applies to every parameter of every optimizer; Muon
-has one for its hidden weights and one for the rest.
+On ``mnist5k``, lr and weight decay of SGDM, SGD-PH, the controls and AdamW have other defaults.
+They were found on held-out training images (``results/tuning-mnist5k``); the controls take those
+of sgdph. No other defaults were tuned here. Weight decay applies to every parameter of every
+optimizer. Muon has one for its hidden weights and one for the rest.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ _OTHERS: Mapping[str, Baseline] = {
     "sgdm": Baseline(
         label="SGDM",
         constructor="torch.optim.SGD",
-        # lr and momentum: the SGD-PH paper's on CIFAR. Weight decay: common practice there, as the
-        # paper's value is not known to us.
+        # lr and momentum: the SGD-PH paper's on CIFAR. Weight decay: common practice on CIFAR,
+        # because we do not know the paper's value.
         defaults={"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9},
     ),
     "adam": Baseline(
         label="Adam",
         constructor="torch.optim.Adam",
-        # lr: the SGD-PH paper's on CIFAR. Weight decay, in the gradient: AdaBelief's authors' for
-        # Adam on CIFAR.
+        # lr: the SGD-PH paper's on CIFAR. Weight decay, added to the gradient: what AdaBelief's
+        # authors use for Adam on CIFAR.
         defaults={"lr": 1e-3, "weight_decay": 5e-4, **_ADAM},
     ),
     "adamw": Baseline(
         label="AdamW",
         constructor="torch.optim.AdamW",
-        # lr: the SGD-PH paper's on CIFAR. Weight decay: ours, a usual one on images.
+        # lr: the SGD-PH paper's on CIFAR. Weight decay: our choice, a usual value for images.
         defaults={"lr": 1e-3, "weight_decay": 0.05, **_ADAM},
     ),
     "adabelief": Baseline(
         label="AdaBelief",
         constructor="pytorch_optimizer.AdaBelief",
-        # lr: the SGD-PH paper's on CIFAR. All others: its authors' there.
+        # lr: the SGD-PH paper's on CIFAR. All others: AdaBelief's authors' on CIFAR.
         defaults={"lr": 1e-3, "weight_decay": 5e-4, **_ADAM},
         arguments={
             "weight_decouple": False,
@@ -74,8 +74,8 @@ _OTHERS: Mapping[str, Baseline] = {
     "adahessian": Baseline(
         label="AdaHessian",
         constructor="sgdph.lab.optimizers.adahessian.Adahessian",
-        # Its authors' for CIFAR-10, as the SGD-PH paper's are lost. Weight decay: 5e-4 over lr, as
-        # theirs is outside lr. The arguments: Yao et al., AAAI 2021.
+        # Its authors' for CIFAR-10, because the SGD-PH paper's are lost. Weight decay: 5e-4 / lr,
+        # because theirs is not multiplied by lr. The arguments: Yao et al., AAAI 2021.
         defaults={"lr": 0.15, "weight_decay": 3.3e-3, "betas": (0.9, 0.999), "eps": 1e-4},
         arguments={
             "hessian_power": 1.0,
@@ -90,7 +90,7 @@ _OTHERS: Mapping[str, Baseline] = {
     "apollo": Baseline(
         label="Apollo",
         constructor="pytorch_optimizer.ApolloDQN",
-        # Its author's for CIFAR-10, as the SGD-PH paper's are lost.
+        # Its author's for CIFAR-10, because the SGD-PH paper's are lost.
         defaults={"lr": 0.01, "weight_decay": 2.5e-4, "eps": 1e-4},
         arguments={
             "init_lr": 1e-5,
@@ -104,7 +104,7 @@ _OTHERS: Mapping[str, Baseline] = {
     "sophiah": Baseline(
         label="SophiaH",
         constructor="sgdph.lab.optimizers.sophia.SophiaH",
-        # Its library's defaults. Weight decay: ours, as lr times it is about SGDM's.
+        # Its library's defaults. Weight decay: our choice; times lr, it is about SGDM's.
         defaults={"lr": 0.06, "weight_decay": 5e-4, "betas": (0.96, 0.99), "eps": 1e-12},
         arguments={
             "weight_decouple": True,
@@ -153,12 +153,12 @@ _OTHERS: Mapping[str, Baseline] = {
 }
 _SGDPH: Mapping[str, Baseline] = {named("sgdph", each): sgdph_with(each) for each in MULTIPLIERS}
 
-# Those that can take the first-order steps beside the partial Hessian.
+# The optimizers that can take the first-order steps beside the partial Hessian.
 FIRST_ORDER = tuple(name for name, baseline in _OTHERS.items() if baseline.can_be_first_order)
 
 
 def _with_newton_steps(name: str) -> dict[str, Baseline]:
-    """Return an optimizer, and behind it those that it is the first-order half of."""
+    """Return an optimizer, followed by its combinations with Newton steps."""
     baseline = _OTHERS[name]
     kinds = MULTIPLIERS if name in FIRST_ORDER else ()
     return {name: baseline, **{named(f"{name}-ph", each): beside(baseline, each) for each in kinds}}
@@ -169,20 +169,20 @@ BASELINES: Mapping[str, Baseline] = {
     **{key: each for name in _OTHERS for key, each in _with_newton_steps(name).items()},
     **_SGDPH,
 }
-# How the help shows them.
+# The names as the help shows them.
 PATTERNS = (
     *(name for name, baseline in BASELINES.items() if baseline.first_order is None),
     "{" + ",".join(FIRST_ORDER) + "}-ph[" + ",".join(f"-{each}" for each in CONTROLS) + "]",
 )
 
-# The names as a type: the registry's are what is checked when a program runs.
+# The names as a type: ``str`` for type checkers, the registry's names at runtime.
 if TYPE_CHECKING:
     OptimizerName: TypeAlias = str
 else:
     OptimizerName = Literal[tuple(BASELINES)]
 
-# The paper's learning rates are for 200 epochs of CIFAR; a few hundred steps are too few for them.
-# Found on held-out training images with equal budgets: results/tuning-mnist5k.
+# The paper's learning rates are for 200 epochs of CIFAR, not for a few hundred steps. These values
+# were found on held-out training images with equal budgets: results/tuning-mnist5k.
 _FOUND: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "mnist5k": {
         "adamw": {"lr": 0.01, "weight_decay": 0.05},
@@ -193,7 +193,7 @@ _FOUND: Mapping[str, Mapping[str, Mapping[str, float]]] = {
 
 
 def _shared(found: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-    """Let controls take what was found for SGD-PH, and Newton steps beside another its lr."""
+    """Use SGD-PH's values for its controls, and its lr for Newton steps beside other optimizers."""
     tuned = {**found, **dict.fromkeys(_SGDPH, found["sgdph"])}
     lr = {NEWTON_LR: found["sgdph"]["lr"]}
     for name in FIRST_ORDER:
@@ -210,12 +210,12 @@ SETTINGS: frozenset[str] = frozenset().union(*(b.defaults for b in BASELINES.val
 
 
 def owners(setting: str) -> list[str]:
-    """Name the optimizers that have a setting."""
+    """Return the names of the optimizers that have a setting."""
     return [name for name, baseline in BASELINES.items() if setting in baseline.defaults]
 
 
 def owners_in_words(setting: str) -> str:
-    """Name the optimizers that have a setting, in a message."""
+    """Return the names of the optimizers that have a setting, as text for a message."""
     first_orders = {name: BASELINES[name].first_order for name in owners(setting)}
     named = [name for name, first_order in first_orders.items() if first_order is None]
     if any(each is not None and setting not in each.defaults for each in first_orders.values()):
@@ -226,14 +226,14 @@ def owners_in_words(setting: str) -> str:
 
 
 def with_partial_hessian(optimizer: str | None, multiplier: MultiplierName = CURVATURE) -> str:
-    """Name the optimizer that is another one beside the partial Hessian.
+    """Return the name of an optimizer's combination with the partial Hessian.
 
     Args:
-        optimizer: What takes the first-order steps.
-        multiplier: What the Newton steps are multiplied by.
+        optimizer: The optimizer that takes the first-order steps.
+        multiplier: Name of the multiplier of the Newton steps.
 
     Raises:
-        LabError: It cannot take them, or was not given.
+        LabError: If the optimizer was not given, is unknown, or cannot take the first-order steps.
     """
     if optimizer in FIRST_ORDER:
         return named(f"{optimizer}-ph", multiplier)
@@ -266,19 +266,19 @@ def check_package(optimizer: str) -> None:
 
 
 def flag(setting: str) -> str:
-    """Return the command-line flag of a setting."""
+    """Return the command-line flag for a setting."""
     return "--" + setting.replace("_", "-")
 
 
 def arguments(optimizer: str) -> tuple[str, ...]:
-    """Name what ``--optimizer-args`` takes for an optimizer: its settings, then all else.
+    """Return the names that ``--optimizer-args`` accepts: the settings, then the other arguments.
 
     Raises:
         LabError: If its package is missing.
     """
     check_package(optimizer)
     baseline = BASELINES[optimizer]
-    # A setting of Newton steps that a control has no use for.
+    # The settings of Newton steps that the optimizer, such as a control, does not use.
     idle = set(map(newton_name, OF_NEWTON)) - baseline.arguments.keys()
     refused = SETTINGS | idle | without_curvature(baseline.multiplier)
     others = (name for name in baseline.constructor_arguments() if name not in refused)

@@ -1,1 +1,1 @@
-"""The command line's options, and how they become a configuration."""
+"""The options of the command line, and their conversion to a configuration."""

@@ -1,4 +1,4 @@
-"""The defaults of a run's fields, and how the help shows them."""
+"""The defaults of a run's fields, and their text in the help."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of all that is no optimizer's setting, for the data set that is asked."""
+    """Return the defaults of fields that are not optimizer settings.
+
+    A field with a default in :class:`RunConfig` is left out, unless the requested data set has its
+    own default for it.
+    """
     dataset = given.get("dataset", DEFAULTS["dataset"])
     return {**DEFAULTS, **(DATASETS[dataset].defaults if dataset in DATASETS else {})}
 
 
 def default_text(name: str) -> str:
-    """Say what a field of a run is where it is not given: one value, or one of each optimizer."""
+    """Describe the default of a run's field: one value, or one per optimizer or data set."""
     option = options_of(RunConfig)[name][1]
     if option.shown:
         return option.shown
@@ -38,7 +42,7 @@ def default_text(name: str) -> str:
 
 
 def _per_optimizer(name: str) -> list[str]:
-    """Name each optimizer with its default, and what was tuned on single data sets."""
+    """List each optimizer's default, then the values that were tuned on single data sets."""
     defaults = {key: BASELINES[key].defaults[name] for key in owners(name)}
     texts = [_joined(defaults)]
     for dataset, tuned in TUNED.items():
@@ -50,9 +54,10 @@ def _per_optimizer(name: str) -> list[str]:
 
 
 def _joined(values: Mapping[str, Any]) -> str:
-    """Write a value of each optimizer, but for those that have it from another one.
+    """List each optimizer's value, except for optimizers that take it from another one.
 
-    A control and whatever is beside Newton steps have SGD-PH's, and that of the first-order half.
+    A control takes SGD-PH's values. An optimizer such as ``adamw-ph`` takes SGD-PH's values for its
+    Newton steps and AdamW's for the first-order steps.
     """
     own = {key: value for key, value in values.items() if BASELINES[key].first_order is None}
     texts = [

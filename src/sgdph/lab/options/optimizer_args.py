@@ -1,4 +1,4 @@
-"""``--optimizer-args``: words that set any argument of an optimizer's constructor."""
+"""``--optimizer-args``, which sets any argument of an optimizer's constructor."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def _number(text: str) -> int | float:
 
 
 def parse_arguments(words: Iterable[str]) -> dict[str, Setting]:
-    """Read ``["update_each=2", "betas=0.9,0.99"]``.
+    """Parse words like ``["update_each=2", "betas=0.9,0.99"]``.
 
     Args:
         words: The words.
 
     Returns:
-        Argument to value.
+        Argument name to value.
 
     Raises:
-        LabError: If a word is something else, or names what another has named.
+        LabError: If a word has another form, or an argument is given twice.
     """
     found: dict[str, Setting] = {}
     for word in words:
@@ -56,19 +56,19 @@ def parse_arguments(words: Iterable[str]) -> dict[str, Setting]:
 def share_arguments(
     words: Sequence[str], optimizers: Sequence[str]
 ) -> dict[str, tuple[tuple[str, Setting], ...]]:
-    """Give each of several optimizers its arguments.
+    """Assign the arguments in the words to several optimizers.
 
     Args:
-        words: Words like ``"adahessian.update_each=2"``, for one of them, or ``"foreach=false"``,
-            for all that have the argument. The former go before the latter.
-        optimizers: The optimizers that are compared.
+        words: Words like ``"adahessian.update_each=2"`` for one optimizer, or ``"foreach=false"``
+            for all that have the argument. The former take precedence.
+        optimizers: The optimizers to compare.
 
     Returns:
-        Optimizer to its arguments, as a run's configuration holds them.
+        Optimizer to its arguments, as in a run's configuration.
 
     Raises:
-        LabError: If a word is something else, or names an optimizer that is not compared or an
-            argument that none of them has.
+        LabError: If a word has another form, names an optimizer that is not compared, or sets for
+            all optimizers an argument that none of them has.
     """
     own: dict[str, list[str]] = {name: [] for name in optimizers}
     common = []

@@ -1,7 +1,7 @@
 """The options of the commands that train.
 
-An option left unset is not there, or ``None``: it takes its default, or when a run is resumed, the
-run's own value.
+An option that was not given is absent or ``None``. It then takes its default or, if a run is
+resumed, the value of that run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEFAULT_SEEDS = (0, 1, 2)
 ALL = frozenset(options_of(RunConfig)) - {"processes"}
 
 
-# How fields of a run are read that are written in a way of their own.
+# Parsers of the run's fields whose text has a special form.
 READ: Mapping[str, Callable[[Any], Any]] = {
     "data_dir": lambda text: str(Path(text).expanduser().resolve()),
     "model": canonical,
@@ -52,9 +52,9 @@ class RunOptions:
 
     Attributes:
         TAKES: The fields that it takes.
-        SHOWN: What the help calls their defaults, where those are not a run's.
-        INSTEAD: Flag of another command to what to write for it here.
-        run_fields: Those that were given, by name.
+        SHOWN: What the help shows as their default, if it differs from a run's.
+        INSTEAD: Flag of another command to a hint on what to write here instead.
+        run_fields: The fields that were given, by name.
     """
 
     TAKES: ClassVar[frozenset[str]] = frozenset()
@@ -64,9 +64,9 @@ class RunOptions:
     run_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def given(self) -> dict[str, Any]:
-        """Return what was given of a run, by the names of :class:`RunConfig`'s fields.
+        """Return the given values of a run, by the names of :class:`RunConfig`'s fields.
 
-        Options that a command reads in a way of its own stand as they were written.
+        Options that a command parses itself are returned as they were written.
         """
         names = options_of(RunConfig)
         own = {name: each for name, each in vars(self).items() if name in names}
@@ -75,7 +75,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions(RunOptions):
-    """The options that the commands which train have in common."""
+    """The options that all training commands have in common."""
 
     download: Annotated[bool, Option(DATA)] = False
     """Let torchvision download CIFAR or Fashion-MNIST into --data-dir if missing."""
@@ -102,10 +102,10 @@ class OneRunOptions(CommonOptions):
     a control."""
 
     def given(self) -> dict[str, Any]:
-        """Return what was given of a run; an optimizer beside Newton steps by its one name.
+        """Return the given values of a run; with ``--partial-hessian``, the combined optimizer.
 
         Raises:
-            LabError: The optimizer cannot stand beside Newton steps.
+            LabError: If the optimizer cannot be combined with Newton steps.
         """
         given = super().given()
         if self.partial_hessian is None:
@@ -181,10 +181,10 @@ class CompareOptions(SeveralOptions):
 
 
 def parse_optimizers(text: str) -> tuple[str, ...]:
-    """Read ``"sgdm,sgdph"``.
+    """Parse ``"sgdm,sgdph"``.
 
     Raises:
-        LabError: If a name is unknown or stands twice.
+        LabError: If a name is unknown or given twice.
     """
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
@@ -195,10 +195,10 @@ def parse_optimizers(text: str) -> tuple[str, ...]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read ``"0-2"``, ``"0,3,7"`` or a mixture.
+    """Parse ``"0-2"``, ``"0,3,7"`` or a mixture.
 
     Raises:
-        LabError: If the text is something else, a range runs backwards, or a seed stands twice.
+        LabError: If the text has another form, a range runs backwards, or a seed is given twice.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -217,17 +217,17 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_epochs(text: str, name: str) -> tuple[int, ...]:
-    """Read ``"0,3,12"``.
+    """Parse ``"0,3,12"``.
 
     Args:
-        text: What was given.
+        text: The text.
         name: The flag, for error messages.
 
     Returns:
         The epochs, each once, in order.
 
     Raises:
-        LabError: If the text is something else.
+        LabError: If the text has another form.
     """
     words = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d+", word) for word in words):

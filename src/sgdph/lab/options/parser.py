@@ -1,8 +1,8 @@
-"""From words to a command's options: a parser made of the class that holds them.
+"""Parsing of a command's words into its options, with a parser made from the options class.
 
-Every option is defined once, by the annotation of its field (:class:`Option`). Its name, type and
-choices come from the field, what the help says of its default from the field, the data sets or the
-registry of optimizers.
+Each option is defined once, by the annotation of its field (:class:`Option`). Its name, type and
+choices come from the field. The default that the help shows comes from the field, the data sets or
+the registry of optimizers.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a :class:`LabError` where the words are wrong."""
+    """An argument parser that raises :class:`LabError` for invalid words."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        # -1e-3 is a number too, and no option.
+        # -1e-3 is also a number, not an option.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print and exit with."""
+        """Raise the message that argparse would print before it exits."""
         raise LabError(f"{message.removeprefix('argument ')}; `{self.prog} --help` tells more")
 
     def parse(self, words: Sequence[str], elsewhere: Mapping[str, str]) -> dict[str, Any]:
@@ -42,10 +42,10 @@ class Parser(argparse.ArgumentParser):
 
         Args:
             words: The words.
-            elsewhere: Flag that this command lacks and others have, to what to write here.
+            elsewhere: Flag that only other commands have, to a hint on what to write here.
 
         Raises:
-            LabError: A word is not an option's, or an option lacks its value.
+            LabError: If a word is not an option or its value, or an option lacks its value.
         """
         found, rest = self.parse_known_intermixed_args(words)
         for word in rest:
@@ -65,10 +65,10 @@ class Argument:
     """An option of a command.
 
     Attributes:
-        name: Of its field.
+        name: Name of its field.
         hint: The field's type.
-        option: What the help says of it.
-        default: What the help says of its default.
+        option: The field's :class:`Option`.
+        default: What the help shows as its default.
         of_run: Whether it is a field of :class:`RunConfig`.
     """
 
@@ -80,7 +80,7 @@ class Argument:
 
     @property
     def flag(self) -> str:
-        """How it is written: ``--data-dir``."""
+        """Its flag on the command line, like ``--data-dir``."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -90,14 +90,14 @@ class Argument:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The names that it takes, where it takes no others."""
+        """The accepted values, as the help lists them; empty if there is no such list."""
         if self.option.names or get_origin(self.kind) is not Literal:
             return self.option.names
         return get_args(self.kind)
 
     def add_to(self, group: argparse._ActionsContainer) -> None:
-        """Add it to a parser or to one of its groups."""
-        # SUPPRESS: what was not given is not there.
+        """Add the option to a parser or to one of its groups."""
+        # SUPPRESS: an option that was not given is absent from the result.
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": self.help()}
         if self.option.positional:
             many = get_origin(self.kind) is tuple
@@ -115,14 +115,14 @@ class Argument:
 
     @property
     def nargs(self) -> int | str | None:
-        """How many words it takes; ``None`` for one that is not in a list."""
+        """Number of words it takes, as in ``argparse``; ``None`` for one word, not in a list."""
         if self.option.nargs is not None:
             return None if self.option.nargs == 1 else self.option.nargs
         return len(get_args(self.kind)) if get_origin(self.kind) is tuple else None
 
     @property
     def metavar(self) -> str:
-        """What the help shows in place of its value."""
+        """Placeholder for its value in the help."""
         if self.option.metavar:
             return self.option.metavar
         if self.choices:
@@ -132,16 +132,16 @@ class Argument:
         return _METAVARS.get(self.kind, "PATH")
 
     def help(self) -> str:
-        """What the help says: what it is, its choices where they are many, its default."""
+        """Return its text in the help: description, choices if there are many, and default."""
         many = f" One of {', '.join(self.choices)}." if len(self.choices) > FEW else ""
         default = f" (default: {self.default})" if self.default else ""
         return f"{self.option.help}{many}{default}".replace("%", "%%")
 
     def value(self, given: Any) -> Any:
-        """Make a value of what was given.
+        """Convert the given words to the option's value.
 
         Raises:
-            LabError: It cannot be read, or is out of its bounds.
+            LabError: If the words cannot be read, or the value is out of its bounds.
         """
         if isinstance(given, bool):
             return given
@@ -153,7 +153,7 @@ class Argument:
 
 
 def bare(hint: Any) -> Any:
-    """Return a type without its bounds, and without the ``None`` beside it."""
+    """Return a type without its bounds and without ``None``."""
     if get_origin(hint) is Annotated:
         return bare(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
@@ -165,8 +165,9 @@ def bare(hint: Any) -> Any:
 def arguments_of(kind: type) -> list[Argument]:
     """List a command's options in the order of its help.
 
-    Under a heading stand the command's own first, then a run's in the order of its fields; but for
-    those that have their place before one of these.
+    Under each heading, the command's own options come first, then the run's fields in their order.
+    An own option with the name of a field takes the place of that field, and one with ``before``
+    precedes the field that it names.
     """
     of_run = options_of(RunConfig)
     own = options_of(kind)
@@ -189,7 +190,7 @@ def arguments_of(kind: type) -> list[Argument]:
 
 
 def _default_of(kind: type, name: str, option: Option) -> str:
-    """Say what an option is where it is not given."""
+    """Describe the default of an option; empty if there is nothing to show."""
     if issubclass(kind, RunOptions) and name in options_of(RunConfig):
         return kind.SHOWN if kind.SHOWN and name not in PLACE_FIELDS else default_text(name)
     own = getattr(kind, name, None)
@@ -212,7 +213,7 @@ def build_parser(arguments: Iterable[Argument], prog: str, description: str) -> 
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         argument.add_to(groups[heading])
-    # Only for the help's sake: whether it was asked for is looked at before.
+    # Only listed in the help text: parse_options checks for -h and --help before it parses.
     parser.add_argument_group("help").add_argument(
         "-h", "--help", action="help", help="Show this help and exit."
     )
@@ -220,7 +221,7 @@ def build_parser(arguments: Iterable[Argument], prog: str, description: str) -> 
 
 
 def _elsewhere(kind: type) -> dict[str, str]:
-    """Say what to write for the options that a command has not, and ``sgdph train`` has."""
+    """Return hints on flags of other commands: flag to what to write here instead."""
     if not issubclass(kind, RunOptions):
         return {}
     flags = {argument.flag for argument in arguments_of(TrainOptions)}
@@ -234,13 +235,13 @@ def parse_options(kind: type[T], words: Sequence[str], prog: str, description: s
         kind: The class of the options.
         words: The words after the command's name.
         prog: The command, for the help.
-        description: What it does, for the help.
+        description: What the command does, for the help.
 
     Returns:
-        The options; ``None`` where the help was asked for, and printed.
+        The options, or ``None`` if help was requested. The help is then printed.
 
     Raises:
-        LabError: A word is not an option's, or a value cannot be read or is out of its bounds.
+        LabError: If an option is unknown, or a value cannot be read or is out of its bounds.
     """
     arguments = {argument.name: argument for argument in arguments_of(kind)}
     parser = build_parser(arguments.values(), prog, description)

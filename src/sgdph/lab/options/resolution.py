@@ -1,4 +1,4 @@
-"""From options to whole configurations: defaults, and each optimizer's own settings."""
+"""Completion of options to configurations: defaults and each optimizer's own settings."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from sgdph.lab.optimizers.registry import (
 from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.options.optimizer_args import share_arguments
 
-# Settings of which a comparison takes one each.
+# Settings for which a comparison may take one value per optimizer.
 PER_OPTIMIZER = ("lr", "weight_decay", "newton_lr")
 
 
 def resolve(given: Mapping[str, Any]) -> RunConfig:
-    """Fill up what was given with the defaults, the optimizer's settings included.
+    """Complete the given values with the defaults, including the optimizer's settings.
 
     Raises:
         LabError: If a value is out of its bounds or not one of the optimizer's settings.
@@ -46,7 +46,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
 
 
 def check_settings(given: Iterable[str], optimizers: Iterable[str]) -> None:
-    """Raise LabError if a setting was given that none of the optimizers has."""
+    """Raise LabError if none of the optimizers has one of the given settings."""
     for name in given:
         if name in SETTINGS and not set(owners(name)) & set(optimizers):
             raise LabError(
@@ -61,20 +61,20 @@ def resolve_many(
     seeds: tuple[int, ...],
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[RunConfig]:
-    """Resolve one configuration per seed and optimizer, all optimizers of a seed in a row.
+    """Return one configuration per seed and optimizer, ordered by seed, then by optimizer.
 
     Args:
-        given: Option to value; those of :data:`PER_OPTIMIZER` as :func:`parse_per_optimizer` takes
-            them, ``optimizer_args`` as
-            :func:`sgdph.lab.options.optimizer_args.share_arguments` does. A setting goes to those
-            of the optimizers that have it.
-        optimizers: Their names.
+        given: Option to value. The options of :data:`PER_OPTIMIZER` have the form that
+            :func:`parse_per_optimizer` takes, ``optimizer_args`` that of
+            :func:`sgdph.lab.options.optimizer_args.share_arguments`. A setting goes to each
+            optimizer that has it.
+        optimizers: Names of the optimizers.
         seeds: The seeds.
-        settings: Optimizer to settings that stand where nothing was given.
+        settings: Optimizer to its settings. Given values take precedence.
 
     Raises:
-        LabError: If a name is unknown, a value is out of its bounds, or none of the optimizers has
-            a setting.
+        LabError: If a name is unknown, a value is out of its bounds, or no optimizer has one of
+            the given settings.
     """
     for name in optimizers:
         check_name(name)
@@ -112,21 +112,21 @@ def resolve_settings(
     given: Mapping[str, Any],
     given_arguments: Mapping[str, Setting] | None = None,
 ) -> dict[str, Any]:
-    """Fill an optimizer's settings with its defaults.
+    """Complete an optimizer's given settings with its defaults.
 
     Args:
-        optimizer: Its name.
-        dataset: The data set's name: some have defaults of their own.
+        optimizer: The optimizer's name.
+        dataset: The data set's name. Some data sets have their own defaults.
         given: Setting to value, only those that were given.
-        given_arguments: Any argument of its constructor to value, as ``--optimizer-args`` has them.
+        given_arguments: Constructor argument to value, from ``--optimizer-args``.
 
     Returns:
-        Every setting that the optimizer has, to its value, and under ``optimizer_args`` the other
-        arguments that are set.
+        Each setting of the optimizer to its value. ``optimizer_args`` holds the other arguments
+        that are set.
 
     Raises:
-        LabError: If the name is unknown, a setting or an argument was given that the optimizer does
-            not have, or one twice.
+        LabError: If the name is unknown, the optimizer lacks a given setting or argument, or an
+            option and an argument contradict each other.
     """
     check_name(optimizer)
     baseline, known = BASELINES[optimizer], BASELINES[optimizer].defaults
@@ -159,7 +159,7 @@ def resolve_settings(
 
 
 def _of_newton_steps(baseline: Baseline, name: str) -> str:
-    """Say how a setting is given that only the Newton steps beside an optimizer have."""
+    """Return a hint on how to give a setting that only the optimizer's Newton steps have."""
     argument = newton_name(name)
     taken = argument in baseline.arguments
     return f"; for its Newton steps use --optimizer-args {argument}=…" if taken else ""
@@ -168,7 +168,7 @@ def _of_newton_steps(baseline: Baseline, name: str) -> str:
 def _check_arguments(
     optimizer: str, further: Mapping[str, Setting], given: Mapping[str, Any]
 ) -> None:
-    """Raise LabError unless the optimizer takes all the arguments, and no option gives another."""
+    """Raise LabError if the optimizer lacks an argument, or an option contradicts one."""
     taken = arguments(optimizer)
     for name, value in further.items():
         if name not in taken:
@@ -184,18 +184,18 @@ def _check_arguments(
 
 
 def parse_per_optimizer(text: str, setting: str, optimizers: tuple[str, ...]) -> dict[str, float]:
-    """Read ``"0.1"``, a value for all, or ``"sgdm=0.1,sgdph=0.01"``, one each.
+    """Parse ``"0.1"``, one value for all, or ``"sgdm=0.1,sgdph=0.01"``, one value each.
 
     Args:
-        text: What was given.
-        setting: Which setting it is. A value for all is for those that have it.
-        optimizers: The optimizers that are compared.
+        text: The text.
+        setting: The setting's name. One value for all goes to the optimizers that have the setting.
+        optimizers: The optimizers to compare.
 
     Returns:
-        Optimizer to value; one that is not named is left out.
+        Optimizer to value, without optimizers that the text does not name.
 
     Raises:
-        LabError: If the text is something else, or names an optimizer that is not compared.
+        LabError: If the text has another form, or names an optimizer that is not compared.
     """
     name, having = flag(setting), [each for each in optimizers if each in owners(setting)]
     try:

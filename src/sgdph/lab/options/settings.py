@@ -1,4 +1,4 @@
-"""Settings files: the lr, weight decay and other arguments that each optimizer is to be run with.
+"""Settings files, which give each optimizer's lr, weight decay and other arguments.
 
 ``sgdph tune`` writes one; ``compare`` and ``reproduce`` read one with ``--settings``.
 """
@@ -25,7 +25,7 @@ def write_settings(
     Args:
         path: The file.
         optimizers: Optimizer to setting to value, under the names of the run's configuration.
-        source: Where they come from (data set, network, command, budget), for who reads the file.
+        source: Where they come from (data set, network, command, budget), for human readers.
     """
     content = {
         "format": FORMAT,
@@ -42,7 +42,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
         Optimizer to setting to value.
 
     Raises:
-        LabError: If the file is missing or not one of ours.
+        LabError: If the file is missing or not a settings file.
     """
     values = read_marked(path, FORMAT, "a settings file")
     optimizers = values.get("optimizers")

@@ -1,7 +1,7 @@
-"""The only place that presents: tables, pages and pictures of every study.
+"""Shared tables, pages and pictures of all studies, and the report on finished runs.
 
-``table``, ``page``, ``figure`` and ``numbers`` serve all of them: ``cost``, ``inspect`` and
-``tune`` hand their rows to these. The others make the report of finished runs: ``layout`` and
-``grid`` put runs into rows and columns, ``measures`` and ``statistics`` make figures of them,
-``tables``, ``words``, ``pictures`` and ``report`` show them.
+``table``, ``page``, ``figure`` and ``numbers`` are shared: ``cost``, ``inspect`` and ``tune`` pass
+their rows to them. The other modules make the report on finished runs. ``layout`` and ``grid``
+arrange runs in rows and columns. ``measures`` and ``statistics`` compute values from them.
+``tables``, ``words``, ``pictures`` and ``report`` show these values.
 """

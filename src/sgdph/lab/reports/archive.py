@@ -1,4 +1,4 @@
-"""The runs of a report in two files, in place of their directories."""
+"""An archive of a report's runs: two files that replace the run directories."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sgdph.lab.run.records import find_runs
 
 
 def check_archive(paths: Sequence[Path], out: Path) -> None:
-    """Raise LabError if an archive would lie above run directories.
+    """Raise LabError if ``out`` is one of the run directories, or contains some of them.
 
-    Each of those runs would be there twice, and one that is deleted later would still be reported.
+    Otherwise these runs would be there twice. A run that is deleted later would still be reported.
     """
     within = [
         run for run in find_runs(paths) if out.resolve() in (run.resolve(), *run.resolve().parents)
@@ -31,9 +31,9 @@ def check_archive(paths: Sequence[Path], out: Path) -> None:
 
 
 def archive_report(made: Report, out: Path, layout: Layout) -> None:
-    """Write the runs of a report into two files of its directory.
+    """Write the runs of a report to two files in its directory.
 
-    Runs that the report left out, as another of their configuration and seed counts, are left out.
+    Duplicates, which the report leaves out, are not written.
     """
     records = made.runs.records
     above = Path(os.path.commonpath([run.path.parent for run in records]))

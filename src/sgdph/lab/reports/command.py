@@ -1,4 +1,4 @@
-"""What ``sgdph report`` does with its options, and what it says."""
+"""The command ``sgdph report``: it follows the options and prints the result."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from sgdph.lab.run.archive import EPOCHS, RUNS
 
 
 def report(options: ReportOptions, console: Console) -> int:
-    """Report on runs.
+    """Write a report on runs, and print it.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        LabError: If the options cannot be followed, or there is no run.
+        LabError: If the options are invalid, or there is no run.
     """
     if not options.runs:
         raise LabError("sgdph report needs a directory that holds runs, like: sgdph report runs")
@@ -47,7 +47,7 @@ def report(options: ReportOptions, console: Console) -> int:
 
 
 def show_report(made: Report, out: Path, console: Console) -> None:
-    """Print a report's first tables and verdicts, and where its files lie."""
+    """Print a report's first tables and verdicts, and the paths of its files."""
     for table in made.main_tables:
         console.print(table.rich())
     say(console, verdict(made))
@@ -61,6 +61,6 @@ def show_report(made: Report, out: Path, console: Console) -> None:
 
 
 def say_report(directory: Path, console: Console) -> None:
-    """Write the report of the runs under a directory, show its table and say where it all lies."""
+    """Write the report on the runs under a directory, and print its tables and paths."""
     show_report(write_report(directory), directory, console)
     say(console, f"runs   {directory.resolve()}")

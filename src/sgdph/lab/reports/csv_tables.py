@@ -1,4 +1,4 @@
-"""The tables of a report for programs: a row per entry, figures in full."""
+"""The machine-readable tables of a report: one row per entry, values in full precision."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from sgdph.lab.run.records import Group
 
 
 def figures_table(grids: Sequence[Grid]) -> Table:
-    """Make the table for programs: a row per entry, figures in full.
+    """Make the machine-readable table: one row per entry, values in full precision.
 
-    The columns of a comparison come first. ``p_against_best`` is of the final accuracy, Welch's
-    test with Holm's correction within the entry's column of the table; the best has none. The
-    difference's 95% interval is that of the pair alone.
+    The columns of a comparison come first. ``p_against_best`` is the p-value of Welch's test on the
+    final accuracy, with Holm's correction within the entry's column of the grid. The best entry has
+    none. The 95% interval of the difference is not corrected for other comparisons.
     """
     rows = []
     for grid in grids:
@@ -56,7 +56,7 @@ def figures_table(grids: Sequence[Grid]) -> Table:
 
 
 def _distance(judgement: Judgement | None, row: int) -> dict[str, Any]:
-    """Say how far the best of a column is from one of its entries, and what that shows."""
+    """Return the difference between the best of a column and an entry, and the outcome."""
     found = judgement.differences.get(row) if judgement else None
     return {
         "best_minus_this": found and found.mean,
@@ -76,7 +76,7 @@ def _figures(group: Group, measures: Sequence[Measure]) -> dict[str, float | Non
 
 
 def targets_table(grids: Sequence[Grid], targets: Sequence[float]) -> Table:
-    """Make the table for programs of how many runs reached a target, and in how long."""
+    """Make the machine-readable table of how many runs reached a target, and how long it took."""
     rows = []
     for grid in grids:
         for by_column in column_targets(grid, targets):
@@ -104,14 +104,14 @@ def targets_table(grids: Sequence[Grid], targets: Sequence[float]) -> Table:
 
 
 def _system(grid: Grid, i: int, j: int) -> str:
-    """Name an entry's system, with what else tells its row from others of that system."""
+    """Name an entry's system, with the details that distinguish its row from similar rows."""
     if SYSTEM in grid.layout.rows:
         return grid.rows[i].plain
     return str(value_of(grid.entries[i, j].config, SYSTEM))
 
 
 def _place(grid: Grid, i: int, j: int) -> dict[str, Any]:
-    """Name where an entry stands: what it was evaluated on, and the fields of row and column."""
+    """Return an entry's position: its evaluation split, and the fields of its row and column."""
     config = grid.entries[i, j].config
     names = (*grid.layout.columns, *grid.layout.rows, *grid.rows[i].details)
     fields = {name: value_of(config, name) for name in names if name != SYSTEM}

@@ -1,4 +1,4 @@
-"""Curves over training: means over seeds with bands from the lowest to the highest."""
+"""Curves over training: mean over seeds, with a band from the lowest to the highest."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 Floats: TypeAlias = NDArray[np.float64]
 Curve: TypeAlias = Callable[[RunRecord], Sequence[float]]
 Over: TypeAlias = Literal["epochs", "seconds"]
-# More lines than these cannot be told apart in one panel.
+# More lines than this cannot be distinguished in one panel.
 MOST = 14
 PER_ROW = 2
-# An axis of seconds ends at this multiple of the time that the runs took in the median.
+# An axis of seconds ends at this multiple of the median time of the systems.
 BEYOND = 2
 
 
 @dataclass(frozen=True)
 class Band:
-    """Some runs' curves, put together.
+    """Mean and range of several runs' curves.
 
     Attributes:
-        places: Epochs, or seconds of training.
-        mean: Mean over the runs there.
-        lowest: The lowest of them.
-        highest: The highest of them.
+        places: Positions on the x axis: epochs, or seconds of training.
+        mean: Mean over the runs at each position.
+        lowest: Lowest value at each position.
+        highest: Highest value at each position.
     """
 
     places: Floats
@@ -50,7 +50,7 @@ class Band:
 
 
 def band_over_epochs(runs: Sequence[RunRecord], curve: Curve) -> Band | None:
-    """Put curves together epoch by epoch, as far as all of them reach."""
+    """Combine curves epoch by epoch, up to the last epoch that all runs have."""
     curves = [curve(run) for run in runs]
     length = min(map(len, curves), default=0)
     if length == 0:
@@ -59,11 +59,11 @@ def band_over_epochs(runs: Sequence[RunRecord], curve: Curve) -> Band | None:
 
 
 def band_over_seconds(runs: Sequence[RunRecord], curve: Curve) -> Band | None:
-    """Put curves together over seconds of training.
+    """Combine curves over seconds of training.
 
-    A run's curve is straight between the ends of its epochs, and stays at its last value after its
-    end: that is what it has by then. The places are the ends of all runs' epochs, where the mean
-    has its corners, from where each run has finished an epoch.
+    A run's curve is interpolated linearly between the ends of its epochs. After the run's end it
+    keeps its last value. The positions are the ends of the epochs of all runs, because the mean is
+    linear between them. They start where every run has finished an epoch.
     """
     timed = [run for run in runs if run.seconds]
     if not timed:
@@ -83,10 +83,10 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
     """Draw accuracy and training loss, a panel per column of the table, into a PNG file.
 
     Args:
-        grid: What to draw; finished runs alone.
-        over: What they are drawn over.
+        grid: The entries. Only finished runs are drawn.
+        over: The quantity on the x axis.
         path: The file.
-        title: What stands above.
+        title: Title above the panels.
     """
     rows = chosen_rows(grid)
     styles = row_styles(grid, rows)
@@ -114,9 +114,9 @@ def draw_curves(grid: Grid, over: Over, path: Path, title: str) -> None:
 
 
 def chosen_rows(grid: Grid) -> list[int]:
-    """Choose the rows to draw: all, or of more than can be told apart those of best accuracy.
+    """Choose the rows to draw: all, or the :data:`MOST` with the highest final accuracy.
 
-    The first row of SGDM and that of SGD-PH are among them.
+    The first rows of SGDM and SGD-PH are always among them.
     """
     if len(grid.rows) <= MOST:
         return list(range(len(grid.rows)))
@@ -137,7 +137,7 @@ def chosen_rows(grid: Grid) -> list[int]:
 
 
 def legend_names(grid: Grid, rows: Sequence[int]) -> dict[int, str]:
-    """Name each row, with its numbers of finished and of diverged seeds; long names in lines."""
+    """Return the label of each row, with its numbers of finished and diverged seeds."""
     names = {}
     for i in rows:
         here = [group for (row, _), group in grid.entries.items() if row == i]
@@ -150,23 +150,25 @@ def legend_names(grid: Grid, rows: Sequence[int]) -> dict[int, str]:
 
 
 def row_styles(grid: Grid, rows: Sequence[int]) -> dict[int, int]:
-    """Give each row that is drawn its place among the styles."""
+    """Return the style index of each row that is drawn."""
     optimizers = {i: group.config.optimizer for (i, _), group in sorted(grid.entries.items())}
     return dict(zip(rows, style_places([optimizers[i] for i in rows]), strict=True))
 
 
 def end_axis(axes: Axes, groups: Mapping[str, Group]) -> None:
-    """End an axis of seconds where most runs have ended, and name who goes on beyond.
+    """End an axis of seconds at the latest at :data:`BEYOND` times the systems' median time.
+
+    The names of systems that usually take longer are written into the panel.
 
     Args:
         axes: The panel.
-        groups: Name to runs of what is drawn in it.
+        groups: Maps each name in the panel to its runs.
     """
     ends = {
         name: [run.seconds[-1] for run in group.finished if run.seconds]
         for name, group in groups.items()
     }
-    # Of one seed that something else held up nothing is said.
+    # The median, so that a single seed that was slowed down does not matter.
     usual = {name: float(np.median(each)) for name, each in ends.items() if each}
     if not usual:
         return
@@ -193,10 +195,10 @@ def draw_band(axes: Axes, group: Group, metric: str, over: Over, index: int) -> 
 
     Args:
         axes: The panel.
-        group: The runs; finished ones are drawn.
+        group: The runs. Only finished ones are drawn.
         metric: ``"accuracy"``, drawn in percent, or ``"loss"``.
-        over: What it is drawn over.
-        index: The group's place among the styles.
+        over: The quantity on the x axis.
+        index: The group's style index.
     """
     make = band_over_epochs if over == "epochs" else band_over_seconds
     band = make(group.finished, accuracy_percent if metric == "accuracy" else training_loss)
@@ -221,7 +223,7 @@ def training_loss(run: RunRecord) -> list[float]:
 
 
 def dress(axes: Axes, metric: str, over: Over, split: str) -> None:
-    """Name and scale a panel's axes."""
+    """Label and scale a panel's axes."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.set_xlabel("epoch" if over == "epochs" else "seconds of training")
@@ -231,7 +233,7 @@ def dress(axes: Axes, metric: str, over: Over, split: str) -> None:
         axes.set_ylabel(f"{split} accuracy (%)")
     else:
         axes.set(ylabel="training cross-entropy\n(nats, log scale)", yscale="log")
-        # One, two and five of each decade, in plain figures: a run may not reach a power of ten.
+        # Ticks at 1, 2 and 5 in each decade: the values may not include a power of ten.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""Texts in other languages: what Markdown and LaTeX would take for their own is escaped."""
+"""Escaping of characters that are special in Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
-    # After the end of a row these would be its arguments.
+    # After the end of a row, LaTeX would read these as arguments of ``\\``.
     "[": "{[}",
     "*": "{*}",
     "±": r"$\pm$",
@@ -35,10 +35,10 @@ _LATEX = {
 
 
 def markdown_text(text: str) -> str:
-    """Escape what Markdown would take for its own."""
+    """Escape the special characters of Markdown."""
     return re.sub(r"([\\`*|<\[\]])", r"\\\1", text.replace("\n", " "))
 
 
 def latex_text(text: str) -> str:
-    """Escape what LaTeX would take for its own."""
+    """Escape the special characters of LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)

@@ -1,4 +1,4 @@
-"""What all pictures have in common: how they are made, titled, laid out and written."""
+"""Shared code of all pictures: how they are created, titled, laid out and written."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A legend has up to so many columns. Its labels are broken after so many letters, or fewer.
+# Maximum number of columns of a legend, and widths in characters at which its labels are wrapped:
+# the first width at which the legend fits is used.
 COLUMNS = 4
 LABELS = (66, 48, 32, 20)
 
 
 @contextmanager
 def figure(path: Path, width: float, height: float, title: str) -> Iterator[Figure]:
-    """Make a figure in the common style, and write it into a PNG file when all is drawn.
+    """Create a figure in the common style, and write it to a PNG file at the end of the context.
 
     Args:
-        path: The file; replaced in one step.
-        width: Inches.
-        height: Inches, without title and legend.
-        title: What stands above it, on as many lines as the width asks for.
+        path: The file. It is replaced atomically.
+        width: Width in inches.
+        height: Height in inches, without title and legend.
+        title: Title above the figure, wrapped to its width.
     """
     from matplotlib import rc_context
 
@@ -40,8 +41,8 @@ def figure(path: Path, width: float, height: float, title: str) -> Iterator[Figu
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Make a figure of so many inches, without a screen, and higher by its title."""
-    # Not pyplot: it would choose a screen and keep the figure for ever.
+    """Create a figure for files, in inches; the title's height is added to ``height``."""
+    # Not pyplot: it would choose an interactive backend and keep a reference to the figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -54,14 +55,14 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 
 def wrapped(text: str, width: float) -> str:
-    """Break a text into lines of so many inches, besides the lines that it has."""
-    # What fits of the largest writing there is, a title's; an axis takes some of a panel's width.
+    """Wrap a text to a width in inches; existing line breaks are kept."""
+    # Sized for the largest font, that of a title. An axis takes some of a panel's width.
     letters = int(9.5 * width)
     return "\n".join(_balanced(line, letters) for line in text.splitlines())
 
 
 def _balanced(line: str, letters: int) -> str:
-    """Break a line into as few lines as fit, none much shorter than the others."""
+    """Wrap a line into as few lines as possible, of similar lengths."""
     count = max(1, len(textwrap.wrap(line, letters)))
     widths = range(max(1, len(line) // count), letters + 1)
     fits = (each for each in widths if len(textwrap.wrap(line, each)) <= count)
@@ -69,7 +70,7 @@ def _balanced(line: str, letters: int) -> str:
 
 
 def make_panels(made: Figure, count: int, per_row: int, shared: bool = False) -> list[Axes]:
-    """Lay out so many panels, so many in a row, with the same axes where they share them."""
+    """Lay out ``count`` panels, ``per_row`` in a row; if ``shared``, with common axes."""
     rows = math.ceil(count / per_row)
     grid = made.subplots(rows, per_row, squeeze=False, sharex=shared, sharey=shared)
     panels = grid.flatten()
@@ -79,19 +80,19 @@ def make_panels(made: Figure, count: int, per_row: int, shared: bool = False) ->
 
 
 def title_panel(axes: Axes, title: str, width: float) -> None:
-    """Put a title above a panel of so many inches, on as many lines as that asks for."""
+    """Put a title above a panel, wrapped to its width in inches."""
     axes.set_title(wrapped(title, width))
 
 
 def legend_below(
     made: Figure, order: Sequence[str] = (), handles: Mapping[str, Any] | None = None
 ) -> None:
-    """Put one legend of all panels below them, and make the figure higher by it.
+    """Put one legend for all panels below them, and make the figure higher to fit it.
 
     Args:
         made: The figure.
-        order: Labels in their order; that of drawing where there is none.
-        handles: Label to handle, in place of those of the panels.
+        order: Labels in their order. If empty, the order of drawing.
+        handles: Maps labels to handles. If given, it replaces the handles of the panels.
     """
     found = handles or {
         label: handle
@@ -101,7 +102,7 @@ def legend_below(
     shown = {label: found[label] for label in order or found if label in found}
     if not shown:
         return
-    # As many columns as fit; where not even one does, the labels are broken.
+    # As many columns as fit. If not even one column fits, the labels are wrapped more narrowly.
     for letters in LABELS:
         labels = [textwrap.fill(label, letters) for label in shown]
         for columns in range(min(COLUMNS, len(shown)), 0, -1):

@@ -16,12 +16,15 @@ PAGE_FILES = (PAGE, TEXT, TABLE)
 
 
 def page_marks(generator: str, heading: str | None, header: str) -> dict[str, str | None]:
-    """Return the marks by which a command's report is told from a stranger's files.
+    """Return the marks that identify the files of a command's report.
 
     Args:
         generator: The command.
-        heading: How its text begins; ``None`` if that is free.
-        header: How its table begins.
+        heading: Beginning of the Markdown file; ``None`` if it has no fixed beginning.
+        header: Beginning of the CSV table.
+
+    Returns:
+        Maps file names to marks.
     """
     return {PAGE: generator_mark(generator), TEXT: heading, TABLE: header}
 
@@ -36,8 +39,8 @@ def check_pages(directory: Path, marks: Mapping[str, str | None], writer: str) -
 
     Args:
         directory: Where the report goes.
-        marks: Name to mark, as :func:`page_marks` returns them.
-        writer: What would have written them.
+        marks: Maps file names to marks, as returned by :func:`page_marks`.
+        writer: The command that writes such files, for the error message.
     """
     foreign = foreign_files(directory, marks)
     if foreign:
@@ -49,12 +52,12 @@ def check_pages(directory: Path, marks: Mapping[str, str | None], writer: str) -
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says.
+    """The content of a report.
 
     Attributes:
-        title: What stands above it.
-        blocks: What stands on it; the list of files is added.
-        generator: The command that writes it.
+        title: Title of the page.
+        blocks: Content of the page. The list of files is added when it is written.
+        generator: The command that writes the page.
     """
 
     title: str
@@ -70,17 +73,16 @@ def write_folder(
     coming: tuple[str, ...] = (),
     former: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a report: the page as HTML and as Markdown, and the table for programs.
+    """Write a report: the page as HTML and as Markdown, and the machine-readable table.
 
     Args:
-        directory: Where they go. The pictures on the page lie there already.
-        page: What the report says.
-        table: The figures in full.
-        holds: The directory's other files, by name or glob, and what each holds. One that is not
-            there is not listed.
-        coming: Files that will be written right after, and are listed too.
-        former: What earlier versions wrote in place of these files, name to mark; it is deleted
-            where it bears the mark.
+        directory: Directory for the files. The pictures on the page must already be there.
+        page: The content of the report.
+        table: The values in full precision.
+        holds: Maps other files, by name or glob, to a description. Those that exist are listed.
+        coming: Files that the caller writes right afterwards. They are listed too.
+        former: Maps files that earlier versions wrote in place of these to their marks. A file
+            with its mark is deleted.
     """
     known = {
         PAGE: "this report as one page; it loads nothing, and can be sent as it is",

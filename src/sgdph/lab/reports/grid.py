@@ -1,4 +1,4 @@
-"""Groups of runs in the rows and columns that a layout asks for."""
+"""Groups of runs, arranged in the rows and columns of a layout."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sgdph.lab.run.records import Group, RunRecord, differing_fields, group_runs
 
 @dataclass(frozen=True)
 class Heading:
-    """What a row or a column is called.
+    """The name of a row or a column.
 
     Attributes:
-        values: Field of the layout to its value.
-        details: Further fields, which tell this row from others of the same values.
+        values: Maps each field of the layout to its value.
+        details: Further fields that distinguish this row from others with the same values.
     """
 
     values: Mapping[str, Any]
@@ -26,12 +26,12 @@ class Heading:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Each of the layout's values, as people read it, a number or a switch with its name."""
+        """The layout's values for display, with the field's name where it is needed."""
         return tuple(_named(name, shown_value(name, each)) for name, each in self.values.items())
 
     @property
     def text(self) -> str:
-        """All of it, as people read it."""
+        """The whole name, for display."""
         details = ", ".join(
             f"{field_title(name)} {shown_value(name, value)}"
             for name, value in self.details.items()
@@ -40,7 +40,7 @@ class Heading:
 
     @property
     def plain(self) -> str:
-        """All of it in the words of the command line, for a file that programs read."""
+        """The whole name with the terms of the command line, for machine-readable files."""
         details = ", ".join(f"{name}={value}" for name, value in self.details.items())
         values = ", ".join(str(value) for value in self.values.values())
         return values + (f" ({details})" if details else "")
@@ -53,14 +53,14 @@ def _named(name: str, value: str) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table's entries, all evaluated on the same kind of images.
+    """The entries of a table, all evaluated on the same kind of images.
 
     Attributes:
         evaluated: ``"test"`` or ``"validation"``.
-        layout: Which fields name rows and columns.
+        layout: The fields that name rows and columns.
         rows: The rows, in order.
         columns: The columns, in order.
-        entries: Row and column to the runs there.
+        entries: Maps row and column to the runs there.
     """
 
     evaluated: str
@@ -80,21 +80,21 @@ class Grid:
 
     @property
     def corner(self) -> str:
-        """What the rows are, in words."""
+        """The description of the rows, for the table's top left cell."""
         return describe_fields(self.layout.rows)
 
 
 def describe_fields(names: Iterable[str]) -> str:
-    """Say in words what fields of a layout are."""
+    """Describe fields of a layout for display."""
     titles = {SYSTEM: "optimizer"}
     return ", ".join(titles.get(name, field_title(name)) for name in names)
 
 
 def make_grids(records: Sequence[RunRecord], layout: Layout) -> list[Grid]:
-    """Lay runs out, those evaluated on test images apart from those on held-out training images.
+    """Arrange runs in grids: one for runs evaluated on test images, one for held-out images.
 
-    Runs in one entry that differ in more than the seed are not mixed: their row becomes several,
-    told apart by what they differ in.
+    Runs that differ in more than the seed never share an entry. Their row is split into several,
+    which are named by the fields in which the runs differ.
     """
     splits = ("test", "validation")
     chosen = [[run for run in records if run.config.evaluated == split] for split in splits]
@@ -122,7 +122,7 @@ def _values(config: RunConfig, names: Iterable[str]) -> tuple[Any, ...]:
 
 
 def _by_values(groups: Sequence[Group], names: Sequence[str]) -> dict[tuple[Any, ...], list[Group]]:
-    """Put groups together that agree in some fields, sorted by these."""
+    """Collect groups that agree in some fields, sorted by these fields."""
     found: dict[tuple[Any, ...], list[Group]] = {}
     for group in sorted(groups, key=lambda each: [rank(each.config, name) for name in names]):
         found.setdefault(_values(group.config, names), []).append(group)
@@ -130,7 +130,7 @@ def _by_values(groups: Sequence[Group], names: Sequence[str]) -> dict[tuple[Any,
 
 
 def _details(groups: Sequence[Group], layout: Layout) -> list[str]:
-    """Name the fields in which groups of one row differ that would share an entry."""
+    """Return the fields that distinguish groups of one row that would share an entry."""
     names = dict.fromkeys(
         name
         for here in _by_values(groups, layout.columns).values()
@@ -138,7 +138,7 @@ def _details(groups: Sequence[Group], layout: Layout) -> list[str]:
     )
     systems = {"optimizer", "label"} & set(names)
     if systems and SYSTEM not in layout.rows + layout.columns:
-        # One word for both, unless it hides that they differ.
+        # SYSTEM replaces both, unless it would hide a difference.
         kinds = {(group.config.optimizer, group.config.label) for group in groups}
         if len({value_of(group.config, SYSTEM) for group in groups}) == len(kinds):
             names = dict.fromkeys([SYSTEM, *(name for name in names if name not in systems)])

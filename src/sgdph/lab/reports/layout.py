@@ -1,4 +1,4 @@
-"""How runs are laid out in a table: which of their fields make its rows, and which its columns."""
+"""The layout of runs in a table: which fields make its rows, and which make its columns."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.run.archive import RUNS, read_layout
 
-# A run's label, or where it has none, its optimizer.
+# Stands for a run's label, or for its optimizer if it has no label.
 SYSTEM = "system"
-# The file of a sweep's directory that may hold a layout.
+# The file in a sweep's directory that may contain a layout.
 SWEEP = "sweep.yaml"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A table over runs; runs that agree in all its fields and differ in seed make one entry.
+    """The rows and columns of a table of runs.
 
     Attributes:
-        rows: Fields of :class:`RunConfig`, or :data:`SYSTEM`, whose values name the rows.
-        columns: Likewise for the columns.
-        title: What stands above the table.
-        turned: Whether a table of several columns is shown with rows and columns changed round, as
-            the SGD-PH paper has its own. Whatever is compared are still the rows.
+        rows: Fields of :class:`RunConfig`, or :data:`SYSTEM`. Their values name the rows.
+        columns: Fields whose values name the columns.
+        title: Title above the table.
+        turned: Whether to swap rows and columns for display if there are several columns, like the
+            tables of the SGD-PH paper. Comparisons are still between the entries of ``rows``.
+
+    Raises:
+        LabError: If a field is unknown, or is in both rows and columns.
     """
 
     rows: tuple[str, ...] = (SYSTEM,)
@@ -55,25 +58,25 @@ class Layout:
 
 
 def layout_from(values: Mapping[str, Any]) -> Layout:
-    """Make a layout of what a file held: lists of names under ``rows`` and ``columns``."""
+    """Make a layout from the content of a file: lists of names under ``rows`` and ``columns``."""
     names = {key: tuple(values[key]) for key in ("rows", "columns") if key in values}
     return Layout(title=values.get("title"), turned=bool(values.get("turned", False)), **names)
 
 
 def value_of(config: RunConfig, name: str) -> Any:
-    """Read one of a layout's fields from a run's configuration."""
+    """Return the value of a layout's field in a run's configuration."""
     return (config.label or config.optimizer) if name == SYSTEM else getattr(config, name)
 
 
 def parse_fields(text: str, flag: str) -> tuple[str, ...]:
-    """Read ``"dataset,model"``.
+    """Parse field names like ``"dataset,model"``.
 
     Args:
-        text: What was given.
+        text: The text to parse.
         flag: The option, for error messages.
 
     Raises:
-        LabError: If a name is missing or stands twice.
+        LabError: If a name is empty or is given twice.
     """
     names = tuple(part.strip() for part in text.split(","))
     if "" in names or len(set(names)) < len(names):
@@ -82,10 +85,10 @@ def parse_fields(text: str, flag: str) -> tuple[str, ...]:
 
 
 def saved_layout(directory: Path) -> Layout:
-    """Return the layout that a sweep or an archive asks for, the usual one where it asks for none.
+    """Return the layout that is saved in a sweep or an archive; the default if there is none.
 
     Raises:
-        LabError: If what lies there is not a layout.
+        LabError: If the saved layout cannot be read.
     """
     file = directory / SWEEP
     try:

@@ -1,4 +1,4 @@
-"""The first lines of a report: what was trained, with which result, at what cost, and what next."""
+"""The first lines of a report: what was trained, the result, the cost, and the next steps."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from sgdph.lab.reports.statistics import Judgement
 from sgdph.lab.reports.words import FEW, is_untuned, with_untuned_settings
 from sgdph.lab.run.records import Group
 
-# More seeds than these decide most of what can be decided.
+# The suggested number of seeds, at least. Few comparisons are decided by more.
 SEEDS = 10
-# The file by which a comparison can be carried on.
+# The file that is needed to resume a comparison.
 COMPARISON = "comparison.yaml"
-# What a tuning has to have in common with the runs that it is for.
+# The settings that a tuning must share with the runs that it is for.
 TASK = ("model", "epochs", "batch_size", "train_size")
 
 
 def lead(grid: Grid, task: str, out: Path) -> list[str]:
-    """Say in a few lines what a report has to say.
+    """Summarise a report in a few lines.
 
     Args:
         grid: The entries.
-        task: What was trained on what.
+        task: Data set, sizes, network and recipe.
         out: The report's directory.
     """
     lines = [f"Trained: {_systems(grid)}. {task}."]
@@ -66,7 +66,7 @@ def _systems(grid: Grid) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Join names, by semicolons where they hold commas; the first few of many."""
+    """Join names, with semicolons if a name contains a comma; of many, only the first few."""
     if not any("," in name for name in names):
         return listed(names)
     more = len(names) - MOST_LISTED
@@ -74,7 +74,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _result(grid: Grid, j: int, judgement: Judgement) -> str:
-    """Say who is best, or that it is not decided."""
+    """Describe which system is best, or say that this is not decided."""
     if judgement.best is None:
         return "no run is finished."
     measure = final(grid.evaluated)
@@ -108,7 +108,7 @@ def _result(grid: Grid, j: int, judgement: Judgement) -> str:
 
 
 def _is_open(judgement: Judgement) -> bool:
-    """Tell whether more seeds may change the outcome for the best."""
+    """Return whether more seeds may change the outcome for the best."""
     if judgement.best is None or judgement.untested or not judgement.adjusted:
         return True
     return any(judgement.outcome(i) == "not decided" for i in judgement.level)
@@ -119,7 +119,7 @@ def _shown_mean(grid: Grid, j: int, i: int) -> str:
 
 
 def _distance(grid: Grid, judgement: Judgement) -> str:
-    """Say how far the best is from the others, and with which it cannot be compared."""
+    """Describe how the best compares with the others, and name those that could not be tested."""
     said = _tested_distance(grid, judgement)
     if not judgement.untested:
         return said
@@ -132,7 +132,7 @@ def _distance(grid: Grid, judgement: Judgement) -> str:
 
 
 def _tested_distance(grid: Grid, judgement: Judgement) -> str:
-    """Say how far the best is from the only other, or how many of several are how far."""
+    """Give the difference from the only other system, or the others that do not differ."""
     assert judgement.best is not None
     tested = " that could be tested" if judgement.untested else ""
     if len(judgement.adjusted) > 1:
@@ -151,7 +151,11 @@ def _tested_distance(grid: Grid, judgement: Judgement) -> str:
 
 
 def _costs(grid: Grid) -> list[str]:
-    """Say how long an epoch took as a ratio to SGDM's; nothing for a single system."""
+    """Describe the time per epoch as a ratio to SGDM's, or to the first row's without SGDM.
+
+    Returns:
+        One line; empty if there are fewer than two systems with known times.
+    """
     seconds = {i: _median_seconds(grid, i) for i in range(len(grid.rows))}
     known = {i: value for i, value in seconds.items() if value}
     base = next((i for i in known if _optimizer(grid, i) == "sgdm"), min(known, default=None))
@@ -170,7 +174,10 @@ def _costs(grid: Grid) -> list[str]:
 
 
 def _median_seconds(grid: Grid, i: int) -> float | None:
-    """Return a row's seconds per epoch: the median over seeds, the mean over columns."""
+    """Return a row's seconds per epoch: the median over seeds, then the mean over columns.
+
+    ``None`` if a column has no finished run of this row.
+    """
     groups: list[Group] = [group for (row, _), group in grid.entries.items() if row == i]
     figure = seconds_per_epoch().figure
     medians = [
@@ -186,7 +193,7 @@ def _optimizer(grid: Grid, i: int) -> str:
 
 
 def _next_steps(grid: Grid, out: Path) -> list[str]:
-    """Say what to do next, if something is not decided or not tuned."""
+    """List what to do next, if something is not decided, not finished or not tuned."""
     steps = []
     most = max(len(group.finished) for group in grid.groups)
     judged = [judge_column(grid, final(grid.evaluated), j) for j in range(len(grid.columns))]
@@ -214,7 +221,7 @@ def _next_steps(grid: Grid, out: Path) -> list[str]:
 
 
 def _without_result(grid: Grid) -> list[str]:
-    """Say what to do for the entries of which no run is finished."""
+    """List what to do for the entries without a finished run."""
     unfinished: list[str] = []
     failed: list[str] = []
     for (i, j), group in sorted(grid.entries.items()):
@@ -230,7 +237,7 @@ def _without_result(grid: Grid) -> list[str]:
 
 
 def _tune_command(configs: Sequence[RunConfig]) -> str:
-    """Write the command that tunes the optimizers of some runs of one data set on their task."""
+    """Return the command that tunes the runs' optimizers on their task, which is one data set."""
     dataset = configs[0].dataset
     defaults = {name: options_of(RunConfig)[name][1].default for name in TASK}
     defaults |= DATASETS[dataset].defaults if dataset in DATASETS else {}

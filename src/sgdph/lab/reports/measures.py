@@ -1,4 +1,4 @@
-"""The figures that a table shows of each run, and how long it took to reach an accuracy."""
+"""The measures that tables show for each run, and the time that a run took to reach an accuracy."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from sgdph.lab.run.directory import ENDED
 from sgdph.lab.run.records import Group, RunRecord
 
 MEDIAN = "median (lowest to highest)"
-# The share of the best system's mean final accuracy that is the target where none was named.
+# The default target, as a share of the best system's mean final accuracy.
 SHARE = 0.99
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a run.
+    """One value that is measured for each run.
 
     Attributes:
         key: Its name in the CSV file.
         title: Its heading.
         meaning: What it is, for a table's caption.
-        figure: Reads it from a finished run; ``None`` where the run has none.
-        scale: What it is multiplied by to be shown.
-        digits: Decimals shown.
-        better: Which figures are better; ``None`` where a test over seeds would say nothing.
-        by_median: Whether tables show the median and the range of several runs, in place of the
-            mean and the standard deviation, which one disturbed run would decide.
+        figure: Reads the value from a finished run. Returns ``None`` if the run has none.
+        scale: Factor that the value is multiplied by for display.
+        digits: Number of decimals for display.
+        better: Which values are better. ``None`` if a test over seeds would be meaningless.
+        by_median: Whether tables show median and range over several runs. Otherwise they show mean
+            and standard deviation, which a single disturbed run would dominate.
     """
 
     key: str
@@ -46,18 +46,18 @@ class Measure:
 
     @property
     def summary(self) -> str:
-        """What a table shows of several runs."""
+        """The statistic that a table shows for several runs."""
         return MEDIAN if self.by_median else "mean ± sample standard deviation"
 
     def show(self, values: Sequence[float]) -> str:
-        """Write what a table shows of several runs."""
+        """Format the statistic that a table shows for several runs."""
         if self.by_median:
             return median_and_range(values, self.digits, self.scale)
         return Spread.of(values).show(self.scale, self.digits)
 
 
 def final(split: str) -> Measure:
-    """Accuracy after the last epoch: the figure to quote."""
+    """Return the measure of the accuracy after the last epoch: the value to quote."""
     return Measure(
         f"final_{split}_accuracy",
         f"final {split} accuracy, %",
@@ -68,7 +68,10 @@ def final(split: str) -> Measure:
 
 
 def best(split: str) -> Measure:
-    """The highest accuracy of all epochs; no test, because it was picked on these images."""
+    """Return the measure of the best epoch's accuracy.
+
+    It is not tested, because the epoch was picked on the same images.
+    """
     return Measure(
         f"best_{split}_accuracy",
         f"best {split} accuracy, %",
@@ -79,7 +82,7 @@ def best(split: str) -> Measure:
 
 
 def train_loss() -> Measure:
-    """Mean training loss of the last epoch."""
+    """Return the measure of the mean training loss over the last epoch."""
     return Measure(
         "final_train_loss",
         "final training loss",
@@ -90,7 +93,10 @@ def train_loss() -> Measure:
 
 
 def seconds_per_epoch() -> Measure:
-    """Training time; no test, because what else ran on the machine decides it as well."""
+    """Return the measure of the training time per epoch.
+
+    It is not tested, because it also depends on what else ran on the machine.
+    """
     return Measure(
         "seconds_per_epoch",
         "training s / epoch",
@@ -102,7 +108,7 @@ def seconds_per_epoch() -> Measure:
 
 
 def area(split: str) -> Measure:
-    """Area under the accuracy curve, divided by its width."""
+    """Return the measure of the area under the accuracy curve, divided by the curve's width."""
     return Measure(
         f"{split}_accuracy_area",
         f"{split} accuracy, mean over epochs, %",
@@ -113,30 +119,34 @@ def area(split: str) -> Measure:
 
 
 def main_measures(split: str) -> tuple[Measure, ...]:
-    """The figures of a comparison's table."""
+    """Return the measures in the table of a comparison."""
     return final(split), best(split), train_loss(), seconds_per_epoch()
 
 
 def median_and_range(values: Sequence[float], digits: int, scale: float = 1) -> str:
-    """Write ``median (lowest to highest)``, a single figure alone, and a dash for none."""
+    """Format as ``median (lowest to highest)``; a single value stands alone, a dash means none."""
     if len(values) < 2:
         return fixed(values[0], digits, scale) if values else NOTHING
     return Range.of(values).show(lambda value: fixed(value, digits, scale))
 
 
 def figures(group: Group, measure: Measure) -> list[float]:
-    """Read one figure of a group's finished runs, where they have it."""
+    """Return a measure's values over a group's finished runs, without the runs that lack it."""
     values = [measure.figure(run) for run in group.finished]
     return [value for value in values if value is not None]
 
 
 def spread(group: Group, measure: Measure) -> Spread:
-    """Summarise one figure over a group's finished runs."""
+    """Summarise a measure over a group's finished runs."""
     return Spread.of(figures(group, measure))
 
 
 def judge_column(grid: Grid, measure: Measure, j: int) -> Judgement | None:
-    """Compare the best entry of a column with the others; ``None`` where no test says anything."""
+    """Compare the best entry of a column with the others.
+
+    Returns:
+        The result; ``None`` if the measure is not tested.
+    """
     if measure.better is None:
         return None
     spreads = {i: spread(group, measure) for i, group in grid.column(j).items()}
@@ -148,10 +158,11 @@ class TimeToTarget:
     """How long a group's runs took to reach a target.
 
     Attributes:
-        reached: How many of them reached it.
-        runs: How many came to their end; those that diverged count as not having reached it.
-        epochs: Epochs to the first that ended at the target or above, over those that reached it.
-        seconds: Seconds of training up to the end of that epoch, of each run that reached it.
+        reached: Number of runs that reached it.
+        runs: Number of runs that finished or diverged. Diverged runs count as not reaching it.
+        epochs: Number of epochs until an epoch ended at or above the target, over the runs that
+            reached it.
+        seconds: Seconds of training up to the end of that epoch, for each run that reached it.
     """
 
     reached: int
@@ -161,7 +172,7 @@ class TimeToTarget:
 
 
 def first_epoch(run: RunRecord, target: float) -> int | None:
-    """Return the number of epochs after which a run first had an accuracy, ``None`` for never."""
+    """Return the number of epochs until a run first reached an accuracy; ``None`` if never."""
     for epoch, accuracy in enumerate(run.accuracies, 1):
         if accuracy >= target:
             return epoch
@@ -181,17 +192,21 @@ def time_to(group: Group, target: float) -> TimeToTarget:
 
 
 def choose_target(grid: Grid, j: int) -> float | None:
-    """Choose a column's target: 99% of the highest mean final accuracy; ``None`` without a run."""
+    """Choose a column's target: 99% of its highest mean final accuracy.
+
+    Returns:
+        The target; ``None`` if no run of the column has finished.
+    """
     means = [spread(group, final(grid.evaluated)).mean for group in grid.column(j).values()]
     known = [mean for mean in means if mean is not None]
     return SHARE * max(known) if known else None
 
 
 def parse_targets(text: str) -> tuple[float, ...]:
-    """Read ``"0.9,0.95"``.
+    """Parse target accuracies like ``"0.9,0.95"``.
 
     Raises:
-        LabError: If the text is something else, or not between 0 and 1.
+        LabError: If the text is not a list of numbers, or a number is not above 0 and at most 1.
     """
     try:
         targets = tuple(float(part) for part in text.split(","))
@@ -207,7 +222,7 @@ def column_targets(grid: Grid, asked: Sequence[float]) -> list[list[float | None
 
     Args:
         grid: The entries.
-        asked: The targets that were asked for; none for one of each column's own.
+        asked: The requested targets. If empty, each column gets one target of its own.
     """
     if asked:
         return [[target] * len(grid.columns) for target in asked]
@@ -215,5 +230,5 @@ def column_targets(grid: Grid, asked: Sequence[float]) -> list[list[float | None
 
 
 def shown_target(target: float | None) -> str:
-    """Write a target for people, in percent."""
+    """Format a target in percent."""
     return NOTHING if target is None else f"{target * 100:.4g}%"

@@ -1,4 +1,4 @@
-"""What systems, data sets, networks and settings are called where people read them."""
+"""Display names of systems, data sets, networks and settings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FIELDS: Mapping[str, str] = {
     "second_order_lr": "second-order lr",
     "hessian_momentum": "Hessian momentum",
 }
-# What stands first in a table: the reference, then the others in the order of the list.
+# Order of optimizers in a table: the reference first, then the others in the registry's order.
 ORDER = ("sgdm", *(name for name in BASELINES if name != "sgdm"))
 
 
 def shown_value(name: str, value: Any) -> str:
-    """Write a field's value for people.
+    """Format a field's value for display.
 
     Args:
         name: A field of :class:`RunConfig`, or :data:`SYSTEM`.
@@ -47,17 +47,23 @@ def shown_value(name: str, value: Any) -> str:
 
 
 def network(name: str) -> str:
-    """Write a network's name as papers do: ``ResNet18``, ``VGG19-BN``; a library's own is kept."""
+    """Return a network's name as papers write it: ``ResNet18``, ``VGG19-BN``.
+
+    The name of a network from another library is not changed.
+    """
     return NETWORKS[name].label if name in NETWORKS else name
 
 
 def field_title(name: str) -> str:
-    """Write a field's name for people."""
+    """Return a field's name for display."""
     return FIELDS.get(name, name.replace("_", " "))
 
 
 def rank(config: RunConfig, name: str) -> tuple[Any, ...]:
-    """Return what a field's values are sorted by: systems, data sets and networks as listed."""
+    """Return the sort key of a field's value.
+
+    Optimizers, data sets and networks have the order of their registries.
+    """
     value = value_of(config, name)
     if name in (SYSTEM, "optimizer"):
         return _place(config.optimizer, ORDER), config.label or ""

@@ -40,23 +40,23 @@ class ReportOptions:
 
     @property
     def place(self) -> Path:
-        """Where the report goes."""
+        """The directory for the report."""
         if self.out is not None:
             return self.out
         return self.runs[0] if len(self.runs) == 1 else Path("runs") / "report"
 
     def layout(self) -> Layout:
-        """Return the layout that was asked for, filled up with that of a single sweep.
+        """Return the requested layout; what was not requested comes from a single sweep's layout.
 
         Raises:
-            LabError: A field is unknown, or the sweep's layout cannot be read.
+            LabError: If a field is unknown, or the sweep's layout cannot be read.
         """
         asked = {
             name: parse_fields(text, f"--{name}")
             for name, text in (("rows", self.rows), ("columns", self.columns))
             if text is not None
         }
-        # Where both are named, a sweep's own may be as broken as it likes.
+        # If both are given, the sweep's own layout is not read, so it may be broken.
         saved = saved_layout(self.runs[0]) if len(self.runs) == 1 and len(asked) < 2 else Layout()
         return Layout(
             rows=asked.get("rows", saved.rows),
@@ -66,14 +66,14 @@ class ReportOptions:
         )
 
     def targets(self) -> tuple[float, ...]:
-        """Return the targets that were asked for; none where they are to be chosen.
+        """Return the requested targets; empty if they are to be chosen automatically.
 
         Raises:
-            LabError: They cannot be read.
+            LabError: If they cannot be parsed.
         """
         if self.target is None:
             return ()
-        # Only here: it needs numpy, which the help does without.
+        # Imported here because it needs numpy, and --help should not.
         from sgdph.lab.reports.measures import parse_targets
 
         return parse_targets(self.target)

@@ -1,4 +1,4 @@
-"""A page of text, lists, tables and pictures: as Markdown, or as HTML with everything inside it."""
+"""A page of text, lists, tables and pictures: as Markdown, or as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sgdph.lab.reports.escapes import markdown_text
 from sgdph.lab.reports.table import Table
 
-# What is told of a machine, in this order.
+# The environment fields that a page lists, in this order.
 MACHINE = (
     *("cpu", "device", "device_name", "threads", "platform", "python", "torch", "sgdph"),
     "git_commit",
@@ -26,7 +26,7 @@ class Bullets:
 
     Attributes:
         lines: The lines.
-        code: Whether they are commands.
+        code: Whether the lines are commands, which are shown as code.
     """
 
     lines: Sequence[str]
@@ -38,7 +38,7 @@ class Picture:
     """A picture that was drawn.
 
     Attributes:
-        path: Its PNG file; a Markdown page lies beside it.
+        path: Its PNG file. A Markdown page must be in the same directory.
         title: Its heading.
         meaning: What it shows.
     """
@@ -49,19 +49,19 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """The picture as a data address, for a page that loads nothing."""
+        """The picture as a data URL, for a page that loads no files."""
         return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it.
+    """A heading with the blocks under it.
 
     Attributes:
-        heading: The heading; without one its blocks stand there as they are.
-        blocks: What stands under it.
-        level: 2 for the headings right under the title.
-        folded: Whether an HTML page shows the heading alone until it is clicked.
+        heading: The heading. If it is empty, the blocks are shown without one.
+        blocks: The content under the heading.
+        level: Heading level; 2 is directly below the page title.
+        folded: Whether an HTML page shows only the heading until it is clicked.
     """
 
     heading: str
@@ -70,17 +70,17 @@ class Section:
     folded: bool = False
 
 
-# In a text, what stands between backticks is code.
+# A ``str`` is a paragraph. Text between backticks is code.
 Block: TypeAlias = str | Bullets | Table | Picture | Section
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """Write a Markdown page."""
+    """Render a Markdown page."""
     return "\n\n".join([f"# {markdown_text(title)}", *_markdown(blocks)]) + "\n"
 
 
 def _markdown(blocks: Iterable[Block]) -> list[str]:
-    """Write blocks as paragraphs."""
+    """Render blocks as a list of paragraphs."""
     parts: list[str] = []
     for block in blocks:
         if isinstance(block, Section):
@@ -101,12 +101,12 @@ def _markdown(blocks: Iterable[Block]) -> list[str]:
 
 
 def to_html(title: str, blocks: Sequence[Block], generator: str) -> str:
-    """Write an HTML page; nothing in it is fetched from elsewhere.
+    """Render a self-contained HTML page, which loads no other files.
 
     Args:
-        title: What stands above it.
-        blocks: What stands on it.
-        generator: The command that writes it.
+        title: Title of the page.
+        blocks: Content of the page.
+        generator: The command that writes the page.
     """
     environment = Environment(
         loader=PackageLoader("sgdph.lab.reports", "."),
@@ -122,7 +122,7 @@ def to_html(title: str, blocks: Sequence[Block], generator: str) -> str:
 
 
 def machine_section(environments: Iterable[Mapping[str, Any]]) -> Section:
-    """Say where figures were measured, and by which commands: each once."""
+    """Make the section that lists the machines and the commands of a measurement, each once."""
     environments = [each for each in environments if each]
     machines = dict.fromkeys(map(_machine, environments))
     commands = dict.fromkeys(str(each["command"]) for each in environments if "command" in each)

@@ -1,4 +1,4 @@
-"""A report's pictures: which there are, and what each shows."""
+"""The pictures of a report, and what each shows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _WHAT = {
     MAPS: "final accuracy over two settings",
     LINES: "final accuracy over one setting",
 }
-# A report on both kinds of images has the pictures of the held-out ones under names with this.
+# Suffix of the file names of pictures for held-out images, if a report covers both kinds of images.
 VALIDATION = "-validation"
 
 
 def picture_names() -> tuple[str, ...]:
-    """Name all files that a report may draw."""
+    """Return the names of all pictures that a report may draw."""
     return tuple(PICTURE_MEANINGS)
 
 
 def named(name: str, suffix: str) -> str:
-    """Put a suffix before a file's ending."""
+    """Insert a suffix before the extension of a file name."""
     return name.removesuffix(".png") + suffix + ".png"
 
 
@@ -44,13 +44,13 @@ PICTURE_MEANINGS = {
 
 
 def draw_pictures(grid: Grid, out: Path, suffix: str, task: str) -> list[Picture]:
-    """Draw what a grid's runs have to show.
+    """Draw the pictures that a grid's runs have data for.
 
     Args:
         grid: The entries.
-        out: The directory.
-        suffix: What the files' names have before their ending.
-        task: What was trained on what, for the titles.
+        out: The directory for the files.
+        suffix: Suffix of the file names, before the extension.
+        task: Data set, sizes and network, for the titles.
     """
     pictures = []
     split = grid.evaluated

@@ -1,4 +1,4 @@
-"""A report on finished runs: tables, curves and pages, made of their directories alone."""
+"""The report on finished runs: tables, curves and pages, made from the run directories alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ from sgdph.lab.run.records import Runs, read_runs
 
 LATEX, TARGETS = "table.tex", "targets.csv"
 REPORT_FILES = (*PAGE_FILES, LATEX, TARGETS, *picture_names())
-# What else may lie beside a report: what a comparison, a sweep or an archive consists of.
+# Other files that may be in a report's directory, and what each holds. They belong to the report,
+# or to a comparison, a sweep or an archive.
 HOLDS = {
     LATEX: "the tables for LaTeX, with booktabs' rules",
     TARGETS: "how many runs reached a target accuracy, and in how long",
@@ -61,13 +62,13 @@ HOLDS = {
 }
 GENERATOR = "sgdph report"
 REPORT_MARKS = page_marks(GENERATOR, None, "optimizer,n,final_")
-# What earlier versions wrote.
+# Files that earlier versions wrote.
 FORMER = {"index.html": generator_mark(GENERATOR)}
 
 
 @dataclass(frozen=True)
 class GridReport:
-    """What is reported of the runs that were evaluated on one kind of images."""
+    """The part of a report on the runs that were evaluated on one kind of images."""
 
     grid: Grid
     lead: tuple[str, ...]
@@ -78,7 +79,7 @@ class GridReport:
 
     @property
     def heading(self) -> str:
-        """What the runs were evaluated on."""
+        """The heading, which names the images that the runs were evaluated on."""
         return {
             "test": "Evaluated on the test images",
             "validation": "Evaluated on held-out training images (validation)",
@@ -86,7 +87,7 @@ class GridReport:
 
     @property
     def blocks(self) -> list[Block]:
-        """What stands on the page."""
+        """The content of the page."""
         first, *others = self.tables
         verdicts, how = (
             Bullets(self.verdicts),
@@ -97,12 +98,12 @@ class GridReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What was reported.
+    """A report.
 
     Attributes:
-        title: Its title.
-        runs: The runs that it is made of, and what was left out.
-        sections: A section per kind of images that runs were evaluated on.
+        title: Title of the report.
+        runs: The reported runs, and those that were left out.
+        sections: One section per kind of images that runs were evaluated on.
     """
 
     title: str
@@ -111,11 +112,11 @@ class Report:
 
     @property
     def main_tables(self) -> list[Table]:
-        """Each section's first table."""
+        """The first table of each section."""
         return [section.tables[0] for section in self.sections]
 
     def blocks(self, out: Path) -> list[Block]:
-        """Return what stands on its page, which lies in ``out``."""
+        """Return the content of the report's page, which is written to ``out``."""
         blocks: list[Block] = []
         for section in self.sections:
             plain = len(self.sections) == 1 and section.grid.evaluated == "test"
@@ -135,15 +136,15 @@ class Report:
 
 
 def write_report(directory: Path, layout: Layout | None = None) -> Report:
-    """Write the report on the runs under a directory into it.
+    """Write the report on the runs under a directory into this directory.
 
     Args:
-        directory: Holds the runs.
-        layout: What the tables' rows and columns are; that of the directory's own sweep where
-            ``None``.
+        directory: The directory with the runs.
+        layout: Rows and columns of the tables. If ``None``, the layout that is saved in the
+            directory (see :func:`saved_layout`).
 
     Raises:
-        LabError: If there is no run that can be read.
+        LabError: If there is no readable run, or the saved layout cannot be read.
     """
     return report_on([directory], directory, layout or saved_layout(directory), ())
 
@@ -159,13 +160,14 @@ def report_on(
 
     Args:
         paths: The directories.
-        out: Where the report goes; made if it is not there.
-        layout: What the tables' rows and columns are, and the title.
-        targets: Accuracies between 0 and 1 whose times are told; none for one of each column's own.
-        coming: Files that will be written there right after.
+        out: Directory for the report. It is created if it does not exist.
+        layout: Rows and columns of the tables, and the title.
+        targets: Accuracies between 0 and 1. The report says how long the runs took to reach them.
+            If empty, each column gets one target of its own.
+        coming: Files that the caller writes to ``out`` right afterwards.
 
     Raises:
-        LabError: If there is no run that can be read, or a path is no directory.
+        LabError: If there is no readable run, or a path is not a directory.
     """
     runs = read_runs(paths)
     grids = make_grids(runs.records, layout)
@@ -199,12 +201,12 @@ def _report_on_grid(grid: Grid, out: Path, suffix: str, targets: Sequence[float]
 
 
 def runs_table(grid: Grid, out: Path) -> Table:
-    """List a grid's runs by their directories, as seen from the report's."""
+    """Make the table of a grid's runs, with their paths relative to the report's directory."""
     rows = []
     runs = [run for group in grid.groups for run in group.runs]
     for run in sorted(runs, key=lambda each: each.path):
         name = Path(os.path.relpath(run.path, out)).as_posix()
-        # An archived run has no directory to lead to.
+        # An archived run has no directory to link to.
         link = quote(os.fsencode(name)) + "/" if run.path.is_dir() else ""
         best = run.figure("best")
         epoch = run.summary.get("best_epoch", NOTHING)
@@ -228,7 +230,7 @@ def runs_table(grid: Grid, out: Path) -> Table:
 
 
 def describe_left_out(runs: Runs, out: Path) -> list[str]:
-    """Say what was left out, and why."""
+    """List the runs that were left out, and why."""
 
     def seen(path: Path) -> str:
         return Path(os.path.relpath(path, out)).as_posix()
@@ -243,18 +245,18 @@ def describe_left_out(runs: Runs, out: Path) -> list[str]:
 
 
 def verdict(report: Report) -> str:
-    """Say what the final accuracies show, a line per column."""
+    """Return what the final accuracies show, as lines of text."""
     return "\n".join(line for section in report.sections for line in section.verdicts)
 
 
 def check_out(out: Path) -> None:
-    """Raise LabError if a report would go over files that are not a report's.
+    """Raise LabError if ``out`` is a file, or if a report would overwrite files of another kind.
 
-    Inspections and cost studies have tables and pages of the same names.
+    Inspections and cost studies have tables and pages with the same names.
     """
     if out.exists() and not out.is_dir():
         raise LabError(
             f"{out} is a file; give directories of runs, and a directory for the report (--out DIR)"
         )
-    # What has no mark of its own is a report's beside a page or a table of ours.
+    # A file without a mark of its own belongs to a report if a page or table of a report is there.
     check_pages(out, {**dict.fromkeys(REPORT_FILES), **REPORT_MARKS}, GENERATOR)

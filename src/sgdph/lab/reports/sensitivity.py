@@ -1,4 +1,4 @@
-"""Runs of one system that differ in its settings: how much these matter."""
+"""How the accuracy of a system depends on its settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sgdph.lab.reports.names import field_title, shown_value
 from sgdph.lab.reports.statistics import Spread
 from sgdph.lab.run.records import Group, differing_fields
 
-# A surface's two axes are the first two of these that vary: the first one lies flat.
+# The axes of a surface are the two of these that vary, in this order: the first is horizontal.
 NUMERIC = (
     *("lr", "weight_decay", "newton_lr", "second_order_lr", "hessian_momentum", "eps", "momentum"),
     *("hessian_interval", "batch_size"),
@@ -23,14 +23,14 @@ NUMERIC = (
 
 @dataclass(frozen=True)
 class Point:
-    """One setting and what came of it.
+    """The result of one combination of settings.
 
     Attributes:
-        x: The setting's value.
-        y: The second setting's; 0 on a line.
-        accuracy: The finished runs' final accuracies, 0 to 1.
-        diverged: How many runs diverged.
-        pruned: Whether its run was stopped early; the accuracy is then that of its last epoch.
+        x: Value of the first setting.
+        y: Value of the second setting; 0 on a line.
+        accuracy: Final accuracies of the finished runs, 0 to 1.
+        diverged: Number of runs that diverged.
+        pruned: Whether its run was stopped early. The accuracy is then that of its last epoch.
     """
 
     x: float
@@ -45,12 +45,13 @@ class Surface:
     """Accuracy over two settings.
 
     Attributes:
-        title: What was trained on what.
-        x: The first setting.
-        y: The second one.
-        points: What was run.
-        searched: The corners ``(x, y)`` between which settings were searched, where they were.
-        task: Surfaces of one task have one scale of colours.
+        title: Title of the panel.
+        x: Name of the first setting.
+        y: Name of the second setting.
+        points: The results.
+        searched: Two opposite corners ``(x, y)`` of the region that was searched; ``None`` if there
+            was no search.
+        task: What the system was trained on. Surfaces of one task share a colour scale.
     """
 
     title: str
@@ -62,7 +63,7 @@ class Surface:
 
     @property
     def places(self) -> list[tuple[float, float]]:
-        """Where something was run, or searched."""
+        """The coordinates of the points, and of the searched region's corners."""
         return [*((point.x, point.y) for point in self.points), *(self.searched or ())]
 
 
@@ -71,10 +72,10 @@ class Line:
     """Accuracy over one setting.
 
     Attributes:
-        panel: What it has in common with the lines that it is drawn beside.
-        name: What tells it from these.
-        x: The setting.
-        points: Its points, by the setting.
+        panel: What the lines in one panel have in common: data set and network.
+        name: What distinguishes it from the other lines in the panel.
+        x: Name of the setting.
+        points: Its points, sorted by the setting.
         optimizer: The system's optimizer.
     """
 
@@ -88,9 +89,9 @@ class Line:
 def find_sensitivity(grid: Grid) -> tuple[list[Surface], list[Line]]:
     """Find the systems that were run with several settings.
 
-    Runs that agree in all but two numbers make a surface (of at least three points), in all but one
-    a line (of at least two). Where more numbers vary there is a line for each: the longest, of at
-    least three points, along which all others stand still.
+    Runs that differ in exactly two of :data:`NUMERIC` make a surface of at least three points. Runs
+    that differ in one make a line of at least two points. If more than two vary, there is at most
+    one line for each: the longest along which all others are fixed, of at least three points.
     """
     surfaces: list[Surface] = []
     lines: list[Line] = []
@@ -113,7 +114,7 @@ def find_sensitivity(grid: Grid) -> tuple[list[Surface], list[Line]]:
 
 
 def _alike(groups: Sequence[Group], but: Sequence[str]) -> list[list[Group]]:
-    """Put groups together that agree in all but some fields."""
+    """Collect groups that agree in all fields except ``but``."""
     found: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
         values = vars(group.config)
@@ -123,7 +124,7 @@ def _alike(groups: Sequence[Group], but: Sequence[str]) -> list[list[Group]]:
 
 
 def _name(family: Sequence[Group], families: Sequence[Sequence[Group]]) -> str:
-    """Name a family by its system, and by what tells it from others of the system on the task."""
+    """Name a family by its system, and by its differences from this system's other families."""
 
     def kind(config: RunConfig) -> tuple[str, ...]:
         return config.dataset, config.model, str(value_of(config, SYSTEM))

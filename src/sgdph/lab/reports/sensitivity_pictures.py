@@ -1,4 +1,4 @@
-"""Pictures of how much settings matter: heat maps over two, lines over one."""
+"""Pictures of accuracy over settings: heat maps for two settings, lines for one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
-# A map of which less than this share is filled is drawn as points on logarithmic axes instead.
+# If less than this share of a map is filled, points on logarithmic axes are drawn instead.
 FILLED = 0.4
-# From this ratio of the largest value to the smallest an axis is logarithmic.
+# An axis is logarithmic from this ratio of the largest to the smallest positive value.
 DECADE = 8
 PER_ROW = 2
-# Maps of more values a side than these stand below one another.
+# Maps with more values per side than this are placed below one another.
 FEW = 3
 COLOUR_MAP = "viridis"
 GREY = (0.85, 0.85, 0.85)
@@ -39,14 +39,16 @@ def draw_surfaces(
 ) -> None:
     """Draw accuracy over two settings, a panel per surface, into a PNG file.
 
-    A grid of values is drawn as a map with a figure in each cell, the values in order; scattered
-    values, as a random search has them, as points on logarithmic axes.
+    A grid of settings is drawn as a heat map with a number in each cell, the settings sorted.
+    Scattered settings, such as those of a random search, are drawn as points. Their axes are
+    logarithmic if the values span a large range.
 
     Args:
-        surfaces: At least one; a setting whose runs all diverged is crossed out.
+        surfaces: At least one surface. Settings without a finished run are grey in a heat map, and
+            crosses among points.
         path: The file.
-        title: What stands above.
-        what: What the colours show. Panels of one task have the same colours.
+        title: Title above the panels.
+        what: Label of the colour bar. Panels of one task share a colour scale.
     """
     cells = max(_most_values(surface) for surface in surfaces)
     wide = min(len(surfaces), 1 if cells > FEW else PER_ROW)
@@ -77,7 +79,7 @@ def _draw_surface(axes: Axes, surface: Surface, beside: Sequence[Surface]) -> Sc
     Args:
         axes: The panel.
         surface: The surface.
-        beside: Those that it has colours and scales in common with, itself included.
+        beside: The surfaces with the same colours and axis scales, including this one.
     """
     colours = _colours([point for each in beside for point in each.points])
     if _is_map(surface):
@@ -105,7 +107,10 @@ def _is_map(surface: Surface) -> bool:
 
 
 def _colours(points: Sequence[Point]) -> ScalarMappable:
-    """Make a scale that ends where few settings failed: they would leave no colour to the rest."""
+    """Make a colour scale that cuts off a few very low accuracies.
+
+    If they were included, the other settings would have nearly the same colour.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -118,7 +123,7 @@ def _colours(points: Sequence[Point]) -> ScalarMappable:
 
 
 def _draw_map(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
-    """Draw a cell per setting, the best one framed."""
+    """Draw one cell per combination of settings, with a frame around the best one."""
     from matplotlib.patches import Rectangle
 
     columns = sorted({point.x for point in surface.points})
@@ -153,7 +158,7 @@ def _best(points: Sequence[Point]) -> Point | None:
 
 
 def _cell_text(point: Point) -> str:
-    """Write a setting's mean, spread and number of runs."""
+    """Format a point's mean, standard deviation and number of runs."""
     found = point.accuracy
     lines = []
     if found.mean is not None:
@@ -172,13 +177,13 @@ def _colour(colours: ScalarMappable, accuracy: float) -> tuple[float, float, flo
 
 
 def _readable(colour: tuple[float, float, float]) -> str:
-    """Choose black or white writing by a colour's brightness."""
+    """Choose black or white text by the brightness of the background colour."""
     red, green, blue = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
-    """Draw a mark per setting, the best one framed, and a cross where none of its runs finished."""
+    """Draw one mark per point: the best has a thick edge, one without a finished run is a cross."""
     best = _best(surface.points)
     for point in sorted(surface.points, key=lambda each: each.accuracy.mean or 0.0):
         if point.accuracy.mean is None:
@@ -207,7 +212,7 @@ def _draw_points(axes: Axes, surface: Surface, colours: ScalarMappable) -> None:
 
 
 def _scale(set_scale: Any, values: Sequence[float]) -> None:
-    """Make an axis logarithmic where its values span much, leaving room for a 0."""
+    """Make an axis logarithmic if its values span a large range; values of 0 stay visible."""
     positive = [value for value in values if value > 0]
     if not positive or max(positive) < DECADE * min(positive):
         return
@@ -221,10 +226,10 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
     """Draw accuracy over one setting, a panel per task and setting, into a PNG file.
 
     Args:
-        lines: At least one; its bars are the sample standard deviation, and a cross at the foot
-            is a setting of which no run finished.
+        lines: At least one line. Error bars are the sample standard deviation. A cross at the
+            bottom is a setting without a finished run.
         path: The file.
-        title: What stands above.
+        title: Title above the panels.
     """
     keys = list(dict.fromkeys((line.panel, line.x) for line in lines))
     names = list(dict.fromkeys(line.name for line in lines))
@@ -244,7 +249,7 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
 
 
 def _draw_line(axes: Axes, line: Line, index: int) -> None:
-    """Draw one system's means with their standard deviations."""
+    """Draw one line: means with standard deviations, and crosses for failed settings."""
     style = line_style(index)
     known = [point for point in line.points if point.accuracy.mean is not None]
     axes.errorbar(
@@ -265,7 +270,7 @@ def _draw_line(axes: Axes, line: Line, index: int) -> None:
 
 
 def _dress(axes: Axes, setting: str, values: Sequence[float]) -> None:
-    """Name and scale a panel's axes; few values are the ticks themselves."""
+    """Label and scale a panel's axes; up to 8 values are themselves the ticks."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
     _scale(axes.set_xscale, values)

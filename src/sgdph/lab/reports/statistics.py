@@ -1,4 +1,4 @@
-"""Means over seeds, and what may be said of two of them."""
+"""Means over seeds, and tests of the difference between two means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from sgdph.lab.reports.numbers import mean_and_std
 
 ALPHA = 0.05
-# Half a point of accuracy, set before any run was compared by it.
+# Half a point of accuracy. It was set before any runs were compared.
 MARGIN = 0.005
 
 
@@ -20,12 +20,12 @@ Outcome: TypeAlias = Literal["differs", "tie", "not decided"]
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1) of some runs' figures.
+    """Mean and sample standard deviation (n - 1) of values.
 
     Attributes:
-        mean: Arithmetic mean; ``None`` of no figures.
-        std: Standard deviation; ``None`` of fewer than two figures, of which there is none.
-        n: How many figures.
+        mean: Arithmetic mean; ``None`` if there are no values.
+        std: Standard deviation; ``None`` if there are fewer than two values.
+        n: Number of values.
     """
 
     mean: float | None
@@ -34,22 +34,22 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise figures."""
+        """Summarise values."""
         return cls(
-            # Not fmean: its rounding would make means of equal figures differ.
+            # Not fmean: with its rounding, means of equal values could differ.
             float(statistics.mean(values)) if values else None,
             statistics.stdev(values) if len(values) > 1 else None,
             len(values),
         )
 
     def show(self, scale: float, digits: int) -> str:
-        """Write ``mean ± std``, both times ``scale``: one figure alone, a dash for none."""
+        """Format as ``mean ± std``, both times ``scale``; one value alone, a dash for none."""
         return mean_and_std(self.mean, self.std, digits, scale)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Median, lowest and highest of some figures."""
+    """Median, lowest and highest of some values."""
 
     median: float
     lowest: float
@@ -57,33 +57,33 @@ class Range:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Range:
-        """Summarise at least one figure."""
+        """Summarise at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
     @classmethod
     def of_ratios(cls, values: Sequence[float], base: Sequence[float]) -> Range:
-        """Summarise figures, each divided by another of the same round."""
+        """Summarise the ratios ``values / base``, element by element (round by round)."""
         return cls.of([value / other for value, other in zip(values, base, strict=True)])
 
     def reach(self, form: Callable[[float], str]) -> str:
-        """Write from where to where it reaches."""
+        """Format as ``lowest to highest``."""
         return f"{form(self.lowest)} to {form(self.highest)}"
 
     def show(self, form: Callable[[float], str]) -> str:
-        """Write ``median (lowest to highest)``."""
+        """Format as ``median (lowest to highest)``."""
         return f"{form(self.median)} ({self.reach(form)})"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two means, by Welch's method (1947), of this pair alone.
+    """The difference of two means by Welch's method (1947), not corrected for other comparisons.
 
     Attributes:
         mean: The first mean minus the second.
         low: Lower end of its 95% interval.
         high: Upper end.
-        n: How many figures each mean is of.
-        p: Two-sided p-value of the test whether they differ, the variances not taken for equal.
+        n: Number of values in each mean.
+        p: Two-sided p-value of the test for a difference. Equal variances are not assumed.
     """
 
     mean: float
@@ -102,8 +102,9 @@ def difference(first: Spread, second: Spread) -> Difference | None:
     """Compute the difference of two means, its interval and its p-value.
 
     Returns:
-        The difference. ``None`` where there is no test: fewer than two figures on a side, or no
-        spread on either, which leaves nothing to measure a difference by (of equal means p is 1).
+        The difference; ``None`` if there is no test. There is none if a side has fewer than two
+        values. There is none either if both standard deviations are 0 and the means differ. If both
+        are 0 and the means are equal, p is 1.
     """
     from scipy.stats import t, ttest_ind_from_stats
 
@@ -123,7 +124,7 @@ def difference(first: Spread, second: Spread) -> Difference | None:
 
 
 def outcome(p: float, found: Difference) -> Outcome:
-    """Say what a comparison shows.
+    """Return the outcome of a comparison.
 
     Args:
         p: Its p-value, corrected for the number of comparisons.
@@ -135,9 +136,11 @@ def outcome(p: float, found: Difference) -> Outcome:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm, 1979): at most alpha, the hypothesis is rejected.
+    """Adjust p-values for their number (Holm, 1979).
 
-    The i-th smallest of m is multiplied by m - i + 1, and none may fall below a smaller one's.
+    A hypothesis is rejected if its adjusted p-value is at most alpha. The i-th smallest of m
+    p-values is multiplied by m - i + 1, and capped at 1. An adjusted value is never below that of a
+    smaller p-value.
 
     Returns:
         The adjusted p-values, in the order given.
@@ -152,14 +155,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one column's figures show.
+    """The comparison of a column's best entry with the other entries.
 
     Attributes:
-        best: The entry with the best mean; ``None`` where there is no figure.
-        adjusted: Every other entry that could be tested, to the p-value of its difference from the
-            best, adjusted by Holm's method over these comparisons.
-        untested: Entries with a figure that no test compares with the best.
-        differences: How far the best is from each of the others that could be tested.
+        best: The entry with the best mean; ``None`` if no entry has a value.
+        adjusted: Maps every other entry that could be tested to the p-value of its difference from
+            the best, adjusted by Holm's method over these comparisons.
+        untested: Entries that have a value but could not be tested against the best.
+        differences: Maps every other entry that could be tested to the best's mean minus its mean.
     """
 
     best: int | None
@@ -173,7 +176,7 @@ class Judgement:
         return tuple(row for row, p in self.adjusted.items() if p >= ALPHA)
 
     def outcome(self, row: int) -> Outcome:
-        """Say what the comparison of the best with another entry shows."""
+        """Return the outcome of the comparison of the best with another entry."""
         return outcome(self.adjusted[row], self.differences[row])
 
     @property
@@ -186,8 +189,8 @@ def judge(spreads: Mapping[int, Spread], better: Literal["higher", "lower"]) -> 
     """Compare the best entry of a column with every other one.
 
     Args:
-        spreads: Place of the entry in its column to its figures; one without is not compared.
-        better: Which figures are better.
+        spreads: Maps an entry's row to its values. Entries without a value are not compared.
+        better: Which values are better.
     """
     means = {row: spread.mean for row, spread in spreads.items() if spread.mean is not None}
     if not means:

@@ -1,24 +1,24 @@
-"""How all pictures look: colours, dashes and markers of systems, sizes, letters."""
+"""The common style of all pictures: colours, dashes and markers of systems, sizes and fonts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-# The first seven: Okabe & Ito, "Color Universal Design" (2008), told apart with every kind of
-# colour vision. The others, of Paul Tol's muted scheme and three darker or lighter ones, are drawn
-# with hollow markers.
+# The first seven are from Okabe & Ito, "Color Universal Design" (2008), and can be distinguished
+# with every kind of colour vision. The others are from Paul Tol's muted scheme, plus three darker
+# or lighter ones. They are drawn with hollow markers.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
     *("#332288", "#882255", "#999933", "#7A4B1E", "#8A8A8A", "#117733", "#AA4499"),
 )
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# A line that figures are compared with, and marks of what was not measured.
+# Colour of reference lines, and of marks for values that were not measured.
 REFERENCE = "#777777"
-# Method and baseline look the same in every picture.
+# These optimizers, baseline and method, look the same in every picture.
 FIXED = ("sgdm", "sgdph")
-# Inches. A page of 400 pixels shows ten points of it as nine pixels.
+# Width of a picture in inches. On a page 400 pixels wide, 10 points of it are 9 pixels.
 WIDTH = 6.0
 SMALL = 8.5
 STYLE: Any = {
@@ -40,7 +40,7 @@ STYLE: Any = {
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Return a line's colour, dashes and marker; 14 have no colour twice, 28 are all unlike."""
+    """Return a line's colour, dashes and marker: 14 distinct colours, 28 distinct styles."""
     colour = COLOURS[index % len(COLOURS)]
     hollow = index % len(COLOURS) >= len(MARKERS)
     return {
@@ -52,11 +52,11 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def style_places(optimizers: Sequence[str]) -> list[int]:
-    """Give each system of a picture its place among the styles.
+    """Return the style index of each system in a picture.
 
-    The first SGDM and the first SGD-PH have places of their own; the others follow in order. Of
-    more than 12 others some take the places of SGDM and SGD-PH where these are not there, so that
-    no colour repeats among 14.
+    The first SGDM and the first SGD-PH have reserved indices. The others follow in order. If there
+    are more than 12 others, they also use a reserved index that is free, so that no colour repeats
+    among 14 systems.
 
     Args:
         optimizers: The optimizer of each system.

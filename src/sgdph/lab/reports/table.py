@@ -1,4 +1,4 @@
-"""A table of values, and its forms: for the terminal, Markdown, LaTeX and programs (CSV)."""
+"""A table of values, and its output formats: terminal, Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from rich.table import Table as RichTable
 from sgdph.lab.reports.escapes import latex_text, markdown_text
 from sgdph.lab.reports.numbers import NOTHING, exact
 
-# Beside the best mean and those that do not differ significantly from it.
+# Marks the best mean and those that do not differ significantly from it.
 LEVEL = "†"
-# From this number of columns a terminal's table has no lines between them, and cuts long names.
+# With more columns than this, a table on the terminal has no vertical lines and cuts long texts.
 WIDE = 10
 NAME_WIDTH = 28
-# A name in LaTeX is broken into lines of this many characters.
+# In LaTeX, row names are wrapped at this many characters.
 LATEX_LINE = 36
 LATEX_HEAD = (
     "% Made by sgdph report; needs \\usepackage{booktabs}, \\usepackage{graphicx} and\n"
     "% \\usepackage[T1]{fontenc}.\n"
 )
-# A table wider than the page is made smaller, no other.
+# Shrinks a table if it is wider than the page.
 LATEX_FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text with what must be known of it.
+    """A text with its marks, note and link.
 
     Attributes:
-        text: What it says.
-        bold: Whether it is the best of its column, and differs significantly from all others.
-        level: Whether it is the best or does not differ significantly from it, where there is more
-            than one such.
-        note: What must be known of it, like how many of its runs diverged.
-        link: Where it leads, as an address.
+        text: The text.
+        bold: Whether it is the best of its column and differs significantly from all others.
+        level: Whether it is the best, or does not differ significantly from the best. Only used if
+            there is at least one that does not differ from the best.
+        note: A note, such as how many of its runs diverged.
+        link: Target of the link, as a URL; empty for no link.
     """
 
     text: str
@@ -52,18 +52,19 @@ class Cell:
     link: str = ""
 
     def __str__(self) -> str:
-        """Write text, mark and note."""
+        """Return text, mark and note, separated by spaces."""
         return " ".join(filter(None, (self.text, LEVEL if self.level else "", self.note)))
 
 
 @dataclass(frozen=True)
 class Column:
-    """What stands above the values of a column, and how they are written.
+    """The heading of a column, and the format of its values.
 
     Attributes:
-        heading: The heading, or several of them, the widest term first: ``("CIFAR-10", "VGG11")``.
-        align: The side that values stand at; figures stand right, words left.
-        form: How a value is written for people: as ``format`` has it (``".2f"``), or a function.
+        heading: The heading, or several levels of it, the broadest term first: ``("CIFAR-10",
+            "VGG11")``.
+        align: Alignment of the values: right for numbers, left for text.
+        form: Format of a value for display: a format specification (``".2f"``) or a function.
     """
 
     heading: str | tuple[str, ...]
@@ -72,16 +73,16 @@ class Column:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The headings, the widest term first."""
+        """The levels of the heading, the broadest term first."""
         return (self.heading,) if isinstance(self.heading, str) else self.heading
 
     @property
     def title(self) -> str:
-        """The headings in one piece."""
+        """The levels of the heading, joined with commas."""
         return ", ".join(self.terms)
 
     def cell(self, value: Any) -> Cell:
-        """Write a value for people; ``None`` becomes a dash."""
+        """Format a value for display; ``None`` becomes a dash."""
         if isinstance(value, Cell):
             return value
         if value is None:
@@ -94,11 +95,11 @@ class Table:
     """Values in rows and columns.
 
     Attributes:
-        columns: The columns; the first one names the rows.
-        rows: Per row a value for each column: a :class:`Cell`, a text, a number, or ``None`` where
-            there is none.
-        caption: What it shows.
-        name: One word for it.
+        columns: The columns. The first one names the rows.
+        rows: For each row, one value per column: a :class:`Cell`, a text, a number, or ``None`` for
+            a missing value.
+        caption: What the table shows.
+        name: Short identifier, used for the label in LaTeX.
     """
 
     columns: tuple[Column, ...]
@@ -108,19 +109,19 @@ class Table:
 
     @classmethod
     def of_records(cls, records: Sequence[Mapping[str, Any]]) -> Table:
-        """Make a table of mappings: a column for every name that any of them has."""
+        """Make a table from mappings, with a column for every name that occurs in them."""
         names = list(dict.fromkeys(name for record in records for name in record))
         rows = tuple(tuple(record.get(name) for name in names) for record in records)
         return cls(tuple(map(Column, names)), rows)
 
     @property
     def headings(self) -> list[str]:
-        """Each column's heading in one piece."""
+        """Each column's heading as one text."""
         return [column.title for column in self.columns]
 
     @property
     def cells(self) -> list[list[Cell]]:
-        """The rows, written for people."""
+        """The rows, formatted for display."""
         return [
             [column.cell(value) for column, value in zip(self.columns, row, strict=True)]
             for row in self.rows
@@ -128,7 +129,7 @@ class Table:
 
     @property
     def levels(self) -> list[list[tuple[str, int]]]:
-        """The headings line by line: each text with the number of columns that it stands over."""
+        """The heading lines from top to bottom: each text with the number of columns it spans."""
         depth = max((len(column.terms) for column in self.columns), default=0)
         padded = [("",) * (depth - len(each.terms)) + each.terms for each in self.columns]
         lines = []
@@ -151,7 +152,7 @@ class Table:
         for j, column in enumerate(self.columns):
             options: dict[str, Any] = {"overflow": "fold"} if j == 0 else {}
             if column.align == "right":
-                # A figure is never cut.
+                # Numbers are never cut.
                 texts = [column.title, *(str(row[j]) for row in self.cells)]
                 options = {
                     "min_width": max(
@@ -169,7 +170,7 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """Write the table for a Markdown page."""
+        """Render the table as Markdown."""
         sides = {"left": "---", "right": "---:"}
         lines = [
             [markdown_text(heading) for heading in self.headings],
@@ -179,7 +180,7 @@ class Table:
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def csv(self) -> str:
-        """Write the table for programs: figures in full, empty where there is none."""
+        """Render the table as CSV: values in full precision, missing values empty."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(self.headings)
@@ -189,7 +190,7 @@ class Table:
         return stream.getvalue()
 
     def latex(self) -> str:
-        """Write the table as a LaTeX float with booktabs' rules."""
+        """Render the table as a LaTeX float with the rules of booktabs."""
         label = re.sub(r"[^a-z0-9-]", "-", self.name)
         sides = "".join(column.align[0] for column in self.columns)
         lines = [
@@ -219,13 +220,13 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def latex_file(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """Write a file of tables, the notes as comments before them."""
+    """Render tables as a LaTeX file, with the notes as comments before them."""
     comments = "".join(f"% {line}\n" for note in notes for line in note.splitlines())
     return LATEX_HEAD + comments + "".join(f"\n{table.latex()}" for table in tables)
 
 
 def _latex_headings(levels: Sequence[Sequence[tuple[str, int]]]) -> list[str]:
-    """Write the heading lines; a term over several columns has a rule under it."""
+    """Render the heading lines, with a rule below each term that spans several columns."""
     lines = []
     for level in levels:
         texts, rules, column = [], "", 1
@@ -241,7 +242,7 @@ def _latex_headings(levels: Sequence[Sequence[tuple[str, int]]]) -> list[str]:
 
 
 def _latex_name(text: str) -> str:
-    """Write a row's name, a long one in several lines."""
+    """Render a row's name; a long name is wrapped."""
     lines = [latex_text(line) for line in textwrap.wrap(text, LATEX_LINE)]
     if len(lines) < 2:
         return "".join(lines)

@@ -1,4 +1,4 @@
-"""The tables of a report for people: entries of a grid."""
+"""The tables of a report for readers, made from the entries of a grid."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ from sgdph.lab.run.records import Group
 
 
 def make_tables(grid: Grid, targets: Sequence[float]) -> list[Table]:
-    """Make a grid's tables, the most telling first.
+    """Make a grid's tables, the most important first.
 
-    With one column a table has the figures side by side; with several there is a table per figure.
+    If the grid has one column, a table shows all measures side by side. Otherwise there is one
+    table per measure.
 
     Args:
         grid: The entries.
-        targets: The accuracies whose times are told; none for one of each column's own.
+        targets: Target accuracies for the times until they are reached. If empty, each column gets
+            one target of its own.
     """
     if len(grid.columns) == 1:
         return [summary(grid), *differences(grid), course(grid, targets)]
@@ -49,7 +51,7 @@ def make_tables(grid: Grid, targets: Sequence[float]) -> list[Table]:
 
 
 def summary(grid: Grid) -> Table:
-    """Make the table of a grid with one column."""
+    """Make the main table of a grid with one column."""
     measures = main_measures(grid.evaluated)
     judgements = [judge_column(grid, measure, 0) for measure in measures]
     states = {
@@ -83,7 +85,7 @@ def _columns(corner: str, headings: Sequence[str | tuple[str, ...]]) -> tuple[Co
 
 
 def measure_cell(group: Group, measure: Measure, judgement: Judgement | None, row: int) -> Cell:
-    """Write one figure of one group, with what a test says of it."""
+    """Format a measure of a group, with marks for the result of the test."""
     return Cell(
         measure.show(figures(group, measure)),
         bold=judgement is not None and judgement.clear and judgement.best == row,
@@ -94,7 +96,11 @@ def measure_cell(group: Group, measure: Measure, judgement: Judgement | None, ro
 
 
 def differences(grid: Grid) -> list[Table]:
-    """Make the table of how far each entry is from its column's best, unless none was tested."""
+    """Make the table of differences between each column's best and its other entries.
+
+    Returns:
+        The table; no table if no entry was tested.
+    """
     split, rows = grid.evaluated, []
     for j, heading in enumerate(grid.columns):
         judgement = judge_column(grid, final(split), j)
@@ -120,7 +126,7 @@ def differences(grid: Grid) -> list[Table]:
 
 
 def measure_table(grid: Grid, measure: Measure) -> Table:
-    """Make the table of one figure over several columns."""
+    """Make the table of one measure over several columns."""
     usual = usual_count(grid)
     cells: dict[tuple[int, int], Cell] = {}
     for j in range(len(grid.columns)):
@@ -133,7 +139,7 @@ def measure_table(grid: Grid, measure: Measure) -> Table:
 
 
 def usual_count(grid: Grid) -> int:
-    """Return the number of finished seeds that most entries have."""
+    """Return the most frequent number of finished seeds; the largest of several."""
     counts = Counter(len(group.finished) for group in grid.groups)
     return max(counts, key=lambda count: (counts[count], count))
 
@@ -141,14 +147,14 @@ def usual_count(grid: Grid) -> int:
 def describe_spread(
     seeds: int, shown: str = "", kind: str = "mean ± sample standard deviation"
 ) -> str:
-    """Say what the entries of a table are, with their number of seeds."""
+    """Describe the statistic in the entries of a table, with the number of seeds."""
     if seeds == 1:
         return "of 1 seed"
     return f"{kind} over {shown or counted(seeds, 'seed')}"
 
 
 def state_note(group: Group, usual: int) -> str:
-    """Say what is unusual about an entry's runs."""
+    """Describe what is unusual about an entry's runs; empty if nothing is."""
     finished, diverged, pruned = (group.count(s) for s in ("finished", "diverged", "pruned"))
     parts = [f"n = {finished}"] if finished != usual else []
     parts += [f"{diverged} diverged"] if diverged else []
@@ -172,7 +178,7 @@ def _laid_out(grid: Grid, name: str, caption: str, cells: dict[tuple[int, int], 
 
 
 def course(grid: Grid, targets: Sequence[float]) -> Table:
-    """Make the table of how a grid with one column came to its figures."""
+    """Make the table of accuracies during training, for a grid with one column."""
     split = grid.evaluated
     measure = area(split)
     judgement = judge_column(grid, measure, 0)
@@ -197,7 +203,7 @@ def course(grid: Grid, targets: Sequence[float]) -> Table:
 
 
 def time_cells(group: Group, target: float | None) -> list[Cell]:
-    """Write how many runs reached a target, in how many epochs and in how many seconds."""
+    """Format how many runs reached a target, and after how many epochs and seconds."""
     if target is None:
         return [Cell(NOTHING)] * 3
     found = time_to(group, target)
@@ -209,12 +215,12 @@ def time_cells(group: Group, target: float | None) -> list[Cell]:
 
 
 def time_tables(grid: Grid, targets: Sequence[float | None], place: int) -> list[Table]:
-    """Make the tables of epochs and of seconds to a target, over several columns.
+    """Make the tables of epochs and of seconds until a target, for several columns.
 
     Args:
         grid: The entries.
         targets: The target of each column.
-        place: Which of the targets it is.
+        place: Index of this target among all targets, for the table's name.
     """
     units = ("epochs", "seconds")
     cells: dict[str, dict[tuple[int, int], Cell]] = {unit: {} for unit in units}

@@ -1,4 +1,4 @@
-"""What a report says in sentences: its verdicts, how to read it, what was run where."""
+"""The sentences of a report: its verdicts, how to read it, and descriptions of the runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sgdph.lab.reports.statistics import ALPHA, MARGIN, Judgement
 from sgdph.lab.reports.table import LEVEL
 from sgdph.lab.run.records import Group, RunRecord, differing_fields
 
-# The optimizer's own settings, and what else of a run its reader asks for first.
+# The optimizer's own settings, and the other settings of a run that readers need first.
 SETTINGS = (
     *("lr", "weight_decay", "newton_lr", "momentum", "second_order_lr", "hessian_momentum", "eps"),
     *("estimator", "refresh", "hessian_interval", "betas", "optimizer_args"),
@@ -34,13 +34,13 @@ RECIPE = (
     *("epochs", "batch_size", "schedule", "schedule_every", "train_size", "validation_size"),
     *("image_size", "processes", "precision", "channels_last", "channelwise_decay"),
 )
-# Rows up to this number are named one by one.
+# Up to this number, rows are named one by one.
 FEW = 4
 TEST = "Welch's t-test over seeds with Holm's correction"
 
 
 def verdicts(grid: Grid) -> list[str]:
-    """Say what each column's final accuracies show; last by which test."""
+    """Describe what each column's final accuracies show, then the test that was used."""
     said, tested = [], False
     for j, heading in enumerate(grid.columns):
         judgement = judge_column(grid, final(grid.evaluated), j)
@@ -77,7 +77,7 @@ def _verdict(grid: Grid, j: int, judgement: Judgement) -> str:
 
 
 def _comparisons(grid: Grid, judgement: Judgement, best: str) -> list[str]:
-    """Say how far the best is from each other row, or of many rows how many have which outcome."""
+    """Describe how the best row compares with each other row; if these are many, count outcomes."""
     rows = judgement.adjusted
     if len(rows) <= FEW:
         return [
@@ -92,7 +92,7 @@ def _comparisons(grid: Grid, judgement: Judgement, best: str) -> list[str]:
 
 
 def _counts(groups: Iterable[Group]) -> str:
-    """Say over how many seeds."""
+    """Describe the number of seeds."""
     counts = {len(group.finished) for group in groups}
     if len(counts) == 1:
         return f"{counted(counts.pop(), 'seed')} each"
@@ -100,7 +100,7 @@ def _counts(groups: Iterable[Group]) -> str:
 
 
 def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
-    """Say how to read these tables."""
+    """Explain how to read the tables."""
     split = grid.evaluated
     images = (
         "the test images" if split == "test" else "held-out training images, not on the test images"
@@ -151,16 +151,16 @@ def notes(grid: Grid, targets: Sequence[float]) -> list[str]:
 
 
 def with_untuned_settings(grid: Grid) -> list[str]:
-    """Name the rows that have their optimizer's default lr or weight decay, made for other data.
+    """Name the rows with the default lr or weight decay of their optimizer, made for other data.
 
-    A default that somebody gave as an option looks the same.
+    A default that was given explicitly as an option cannot be distinguished.
     """
     rows = sorted({i for (i, _), group in grid.entries.items() if is_untuned(group.config)})
     return [grid.rows[i].text for i in rows]
 
 
 def is_untuned(config: RunConfig) -> bool:
-    """Tell whether a run has its optimizer's default lr or weight decay, made for other data."""
+    """Return whether a run has its optimizer's default lr or weight decay, made for other data."""
     tuned = TUNED.get(config.dataset, {}).get(config.optimizer, {})
     defaults = BASELINES[config.optimizer].defaults
     return any(
@@ -184,14 +184,14 @@ def _target_note(targets: Sequence[float]) -> str:
 
 
 def shared_fields(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Return the fields, other than seed and place, that all the runs have in common."""
+    """Return the fields other than the seed that all runs share; place fields have defaults."""
     keys = [record.key for record in records]
     differing = {*differing_fields(keys), "seed"}
     return {name: value for name, value in vars(keys[0]).items() if name not in differing}
 
 
 def describe_task(records: Sequence[RunRecord]) -> str:
-    """Name data set, sizes and network, as far as the runs have them in common."""
+    """Describe data set, sizes and network, as far as the runs have them in common."""
     shared = shared_fields(records)
     parts = [
         shown_value("dataset", shared["dataset"]) if "dataset" in shared else "several data sets"
@@ -211,7 +211,7 @@ def describe_task(records: Sequence[RunRecord]) -> str:
 
 
 def describe_recipe(records: Sequence[RunRecord]) -> str:
-    """List what else the runs have in common."""
+    """List the settings in :data:`RECIPE` that the runs share, except sizes and defaults."""
     shared = shared_fields(records)
     sizes = ("train_size", "validation_size")
     text = _settings(shared, [name for name in RECIPE if name in shared and name not in sizes])
@@ -219,7 +219,7 @@ def describe_recipe(records: Sequence[RunRecord]) -> str:
 
 
 def describe_settings(grid: Grid) -> list[tuple[str, str]]:
-    """List each row's settings: once where its columns agree, else per column."""
+    """List each row's settings: once if all its columns agree, otherwise per column."""
     everywhere = {
         *differing_fields([group.config for group in grid.groups]),
         *SETTINGS,
@@ -249,7 +249,7 @@ def _settings(values: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def default_title(grids: Sequence[Grid]) -> str:
-    """Name a report by its rows, or by their number where they are many."""
+    """Return a report's title: the names of its rows, or their number if there are many."""
     rows = dict.fromkeys(heading.text for grid in grids for heading in grid.rows)
     if len(rows) <= 4:
         return listed(list(rows))

@@ -1,12 +1,12 @@
-"""Many runs in two files: how a comparison is kept when its run directories are not.
+"""An archive: many runs in two files, to keep a comparison without its run directories.
 
 | file | content |
 |---|---|
-| ``runs.csv`` | a line per run and epoch: what the run is, and every figure of the epoch |
-| ``runs.jsonl`` | a line per run: configuration, outcome, environment; above them the layout |
+| ``runs.csv`` | a line per run and epoch: the run's identity, and all figures of the epoch |
+| ``runs.jsonl`` | the layout, then a line per run: configuration, outcome, environment |
 
-The two are lossless: ``sgdph report`` makes of them what it makes of the run directories. They hold
-no checkpoint, so nothing can be resumed from them.
+The archive is lossless: ``sgdph report`` gives the same result as from the run directories. It
+holds no checkpoints, so runs cannot be resumed from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sgdph.lab.files import write_text
 
 EPOCHS, RUNS = "runs.csv", "runs.jsonl"
 FORMAT = "sgdph-runs-1"
-# For whoever reads runs.csv alone; the figures of the epoch follow.
+# These columns make runs.csv readable on its own. The figures of the epoch follow them.
 _IDENTITY = ("run", "system", "optimizer", "dataset", "model", "seed", "status")
 
 
@@ -37,11 +37,11 @@ class ArchivedRun:
     """One run of an archive.
 
     Attributes:
-        name: Its directory's path, seen from the archive's.
-        config: What the run is.
+        name: The path of its directory, relative to the archive's.
+        config: Its configuration.
         summary: Its outcome.
-        metrics: Its epochs' figures.
-        env: The machine of its first session, and of later ones.
+        metrics: The figures of each epoch.
+        env: The environment of its first session and of later ones.
     """
 
     name: str
@@ -54,12 +54,12 @@ class ArchivedRun:
 def write_archive(
     directory: Path, runs: Sequence[ArchivedRun], layout: Mapping[str, Any] | None = None
 ) -> None:
-    """Write runs into the two files of a directory, in place of those that are there.
+    """Write runs into the two files of a directory, replacing existing ones.
 
     Args:
         directory: Must exist.
-        runs: The runs, each name once.
-        layout: What the tables' rows and columns are.
+        runs: The runs, with unique names.
+        layout: The rows and columns of the report's tables.
     """
     first = json.dumps({"format": FORMAT, "layout": layout}, ensure_ascii=False)
     lines = [first, *(_to_line(run) for run in runs)]
@@ -93,7 +93,7 @@ def _identity(run: ArchivedRun) -> dict[str, str]:
 
 
 def _flat(line: Mapping[str, Any]) -> dict[str, str]:
-    """Write an epoch's figures in full, those of a group under ``group.name``."""
+    """Encode an epoch's figures as JSON at full precision, nested ones as ``group.name``."""
     flat: dict[str, str] = {}
     for name, value in line.items():
         if isinstance(value, Mapping):
@@ -107,7 +107,7 @@ def read_archive(directory: Path) -> list[ArchivedRun]:
     """Read the runs of an archive.
 
     Raises:
-        LabError: If one of its files is missing, damaged, or not one of ours.
+        LabError: If one of its files is missing, damaged, or not written by sgdph.
     """
     metrics = _read_metrics(directory / EPOCHS)
     _, *lines = _read_lines(directory / RUNS)
@@ -115,7 +115,7 @@ def read_archive(directory: Path) -> list[ArchivedRun]:
     for number, line in enumerate(lines, 2):
         place = f"line {number} of {directory / RUNS}"
         try:
-            # JSON is YAML, in which the configuration has its reader.
+            # JSON is valid YAML, and configurations are read from YAML.
             config = from_yaml(json.dumps(line["config"], ensure_ascii=False), place)
             name = str(line["run"])
             run = ArchivedRun(name, config, line["summary"], metrics.pop(name, []), line["env"])
@@ -128,10 +128,10 @@ def read_archive(directory: Path) -> list[ArchivedRun]:
 
 
 def read_layout(directory: Path) -> Mapping[str, Any] | None:
-    """Read the layout of an archive's tables, ``None`` where it has none.
+    """Read the layout of an archive's tables; ``None`` if it has none.
 
     Raises:
-        LabError: If the file is damaged, or not one of ours.
+        LabError: If the file is damaged, or not written by sgdph.
     """
     layout = _read_lines(directory / RUNS)[0].get("layout")
     return layout if isinstance(layout, Mapping) else None
@@ -161,7 +161,7 @@ def _read_metrics(file: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _nested(figures: Mapping[str, str]) -> dict[str, Any]:
-    """Undo :func:`_flat`: a field without text was not there."""
+    """Parse what :func:`_flat` wrote; an empty field means that there was no such figure."""
     line: dict[str, Any] = {}
     for name, text in figures.items():
         if text != "":

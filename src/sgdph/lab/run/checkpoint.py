@@ -1,4 +1,4 @@
-"""The checkpoint of a run: all that the next epoch depends on, to the last bit."""
+"""The checkpoint of a run: everything that the next epoch depends on, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.writer import write_checkpoint
 
 FORMAT = 2
-# Format 1 had one process, and no generators but torch's.
+# Format 1 is for one process, and of the global generators it holds only torch's.
 READABLE = (1, 2)
 
 
@@ -27,17 +27,17 @@ def _no_scaler() -> torch.amp.GradScaler:
 
 @dataclass
 class TrainingState:
-    """What changes while a run trains.
+    """The state that changes while a run trains.
 
     Attributes:
         model: The network, on its device.
         optimizer: Its optimizer.
         scheduler: The optimizer's learning-rate schedule, stepped once per epoch.
-        generator: The CPU generator of data order and augmentation, the same in all processes.
-        scaler: The loss's scaler.
-        epoch: Finished epochs.
-        step: Finished optimizer steps.
-        history: The finished epochs' metrics lines.
+        generator: The CPU generator for data order and augmentation, the same in all processes.
+        scaler: The loss scaler.
+        epoch: Number of finished epochs.
+        step: Number of finished optimizer steps.
+        history: The metrics lines of the finished epochs.
     """
 
     model: nn.Module
@@ -56,15 +56,15 @@ class TrainingState:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The device of the network."""
         return next(self.model.parameters()).device
 
 
 def save_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> None:
-    """Replace the checkpoint in one step. All processes call it, and the first one writes.
+    """Replace the checkpoint atomically. All processes must call it; the first one writes.
 
     Raises:
-        WriteError: In the first process, if it cannot be written; the old one is still there then.
+        WriteError: In the first process, if the file cannot be written. The old one is kept then.
     """
     content = checkpoint_content(state, team)
     if team.first:
@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> Non
 
 
 def checkpoint_content(state: TrainingState, team: Team = ALONE) -> dict[str, Any]:
-    """Gather what a checkpoint holds; its tensors are the run's own. All processes call it."""
+    """Gather a checkpoint's content, without copying tensors. All processes must call it."""
     return {
         "format": FORMAT,
         "model": state.model.state_dict(),
@@ -89,9 +89,9 @@ def checkpoint_content(state: TrainingState, team: Team = ALONE) -> dict[str, An
 
 
 def load_checkpoint(path: Path, state: TrainingState, team: Team = ALONE) -> None:
-    """Bring a freshly made state, and the global generators, to where the checkpoint was taken.
+    """Restore a newly prepared state, and the global generators, from a checkpoint.
 
-    All processes call it, and the first one reads.
+    All processes must call it; the first one reads the file.
 
     Raises:
         LabError: If the file cannot be read or does not fit the run.
@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _remedy(path: Path) -> str:
-    """Say what can be done without the checkpoint: a kept one may be there."""
+    """Describe what to do without this checkpoint, such as using a kept one."""
     kept = [file for file in path.parent.glob("epoch-*.pt") if file != path]
     if not kept:
         return "start again with --overwrite"
@@ -138,7 +138,7 @@ def _remedy(path: Path) -> str:
 def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
     kind = type(state.optimizer).__name__
     if content.get("optimizer_kind", kind) != kind:
-        # Groups of the same sizes would load, and be stepped with another's state.
+        # Groups of the same sizes would load without an error, with another optimizer's state.
         raise ValueError(f"it belongs to {content['optimizer_kind']}, the run has {kind}")
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
@@ -155,7 +155,7 @@ def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
 
 
 def _generators(device: torch.device) -> dict[str, Any]:
-    """Take this process's global generators' states, as values that ``weights_only`` reads."""
+    """Return the global generators' states, in types that ``weights_only`` can load."""
     numpy: Any = np.random.get_state()  # noqa: NPY002 - what libraries draw from
     kind, keys, *rest = numpy
     return {

@@ -1,8 +1,8 @@
-"""One process at a time: a lock that a process holds on a directory while it works there.
+"""A lock on a directory: only one process at a time may work there.
 
-The kernel keeps the lock (``flock``, or Windows' own), so it goes with the process however that
-ends, ``kill -9`` included. The lock file stays behind, which means nothing: deleting it while
-others wait for it would let two in.
+The kernel keeps the lock (``flock``, or the equivalent of Windows). So the lock is released when
+the process ends in any way, even by ``kill -9``. The lock file stays, without a meaning of its own:
+deleting it while others wait for the lock would let two processes in.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Claimed(LabError):  # noqa: N818 - a state of the run, which others wait o
 
 
 class Claim:
-    """A claim on a directory: a context manager, which may be entered again while it is held.
+    """A claim on a directory: a context manager that can be entered again while it is held.
 
     Args:
-        path: The directory; entering makes it where it is not there.
+        path: The directory; entering the context creates it if needed.
 
     Raises:
-        Claimed: On entering, without waiting, if another process (or another claim of this one)
-            holds it.
-        LabError: On entering, if the directory cannot be locked.
+        Claimed: On entry, without waiting, if another process (or another claim in this process)
+            holds the lock.
+        LabError: On entry, if the directory cannot be locked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class Claim:
             path / LOCK,
             timeout=0,
             thread_local=False,
-            # Where there are no locks it would take a mere file, which outlives a kill.
+            # On systems without locks, the fallback is a plain file, which would outlive a kill.
             fallback_to_soft=False,
         )
 
@@ -74,13 +74,13 @@ class Claim:
         self._lock.release()
 
     def _sign(self) -> None:
-        """Say in the lock file who holds it, where that can be written."""
+        """Write the holder's host and process ID into the lock file, if that is possible."""
         holder = {"host": socket.gethostname(), "pid": os.getpid()}
         with contextlib.suppress(OSError):
             (self.path / LOCK).write_text(json.dumps(holder) + "\n", encoding="utf-8")
 
     def _holder(self) -> str:
-        """Name who holds the lock, as far as its file tells."""
+        """Return who holds the lock according to its file, or ``"unknown"``."""
         try:
             holder = json.loads((self.path / LOCK).read_text(encoding="utf-8"))
             return f"host {holder['host']}, pid {holder['pid']}"

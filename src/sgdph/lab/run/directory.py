@@ -1,19 +1,19 @@
-"""A run's directory: what the run was, and what it measured.
+"""A run's directory: its configuration and its results.
 
 | file | content |
 |---|---|
 | ``config.yaml`` | the resolved configuration; its presence makes the directory a run |
-| ``env.json`` | versions, machine and command line, and those of every resumption |
+| ``env.json`` | versions, machine and command line, also of every resumed session |
 | ``metrics.jsonl`` | one line per finished epoch |
 | ``summary.json`` | the outcome; status running, finished, interrupted, diverged or pruned |
 | ``last.pt`` | the checkpoint after the last finished epoch |
-| ``epoch-3.pt`` … | the checkpoints that the configuration has kept, ``epoch-0.pt`` untrained |
-| ``events.out.tfevents.*`` | TensorBoard's, where the run is tracked by it |
-| ``run.lock`` | locked while a process trains the run, and tells which; means nothing unlocked |
+| ``epoch-3.pt`` … | checkpoints that the configuration asks to keep; ``epoch-0.pt`` is untrained |
+| ``events.out.tfevents.*`` | TensorBoard's files, if the run is tracked with it |
+| ``run.lock`` | locked while a process trains the run, and names it; unlocked, it has no meaning |
 
-Every file but ``metrics.jsonl`` is replaced in one step, so a process killed at any moment leaves
-the old or the new one. A line of ``metrics.jsonl`` may be cut off by a kill; a resumed run rewrites
-the file from the history in its checkpoint.
+All files are replaced atomically, except ``metrics.jsonl``, TensorBoard's files and the lock. So a
+process killed at any moment leaves the old or the new file. A kill may cut off a line of
+``metrics.jsonl``; a resumed run rewrites the file from the history in its checkpoint.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ CONFIG, ENV, METRICS, SUMMARY, CHECKPOINT = (
     "summary.json",
     "last.pt",
 )
-# The folder of a directory of runs in which what trains them writes.
+# A folder inside a directory of runs, for the logs of the processes that train them.
 LOGS = "logs"
-# Of TensorBoard's files, which lie among the run's.
+# TensorBoard's files, which are in the run's directory.
 EVENTS = "events.out.tfevents.*"
-# The configuration goes last: while anything is left, the directory is still known for a run.
+# The configuration is deleted last, so a partly deleted directory is still recognised as a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
 
-# The states of a run that came to its own end, and those in which nothing is left to do for it: a
-# tuning stops some early.
+# ENDED: the run reached its own end. OVER: nothing is left to do for the run, which includes those
+# that a tuning stopped early.
 ENDED = ("finished", "diverged")
 OVER = (*ENDED, "pruned")
 
-# Writing a record or a report takes a second or so.
+# In seconds. Writing a record or a report takes about one second.
 LOCK_TIMEOUT = 120.0
 
 
 def kept_checkpoint(epoch: int) -> str:
-    """Name the file of a checkpoint that is kept."""
+    """Return the file name of a kept checkpoint."""
     return f"epoch-{epoch}.pt"
 
 
@@ -82,38 +82,38 @@ class RunDirectory(RecordDirectory):
         self._claim = Claim(path)
 
     def claim(self) -> Claim:
-        """Claim the run for this process, for as long as the context lasts.
+        """Return the claim on the run: a context manager that reserves it for this process.
 
-        ``with run.claim():`` makes the directory where it is not there. Through one
-        ``RunDirectory`` the claim may be entered again while it is held, as
-        :func:`sgdph.lab.run.training.train_run` does; so claim first, look at what is there, create
-        or clear the run, and train it within.
+        ``with run.claim():`` creates the directory if needed. The claim of one ``RunDirectory`` can
+        be entered again while it is held, as :func:`sgdph.lab.run.training.train_run` does. So
+        claim first; then check what exists, create or clear the run, and train it, all inside the
+        context.
 
         Raises:
-            Claimed: On entering, if another process is training the run: whoever looks for work
-                goes on to the next one.
-            LabError: On entering, if the directory cannot be locked.
+            Claimed: On entry, if another process is training the run. A process that looks for
+                work then tries the next run.
+            LabError: On entry, if the directory cannot be locked.
         """
         return self._claim
 
     def clear(self) -> None:
-        """Delete the run's files, no others; the lock stays.
+        """Delete the run's files, and no others; the lock stays.
 
         Raises:
-            LabError: As :meth:`check_clearable`, or the run is being trained by another process;
-                before anything is deleted.
+            LabError: As for :meth:`check_clearable`, or if another process is training the run.
+                Nothing is deleted then.
         """
         with self.claim():
             super().clear()
 
     def leave(self) -> None:
-        """Remove a claimed, cleared run's lock, and its directory where nothing else is in it."""
+        """Remove the lock of a claimed, cleared run, and its directory if that is then empty."""
         remove_files(self.path, [LOCK])
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def names(self) -> tuple[str, ...]:
-        """Name the files that may be there: the kept checkpoints are those of the configuration."""
+        """Return the names of all possible files; the configuration lists the kept checkpoints."""
         try:
             kept = self.read_config().keep_checkpoints or ()
         except LabError:
@@ -122,39 +122,39 @@ class RunDirectory(RecordDirectory):
         return (*map(kept_checkpoint, kept), *events, *self.files)
 
     def recognise(self) -> None:
-        """Raise LabError if what is there is not a run."""
+        """Raise LabError if the directory does not hold a run."""
         self.read_config()
 
     def read_config(self) -> RunConfig:
         """Read the configuration.
 
         Raises:
-            LabError: If there is none, or it is not one of ours.
+            LabError: If there is none, or it is not a run's.
         """
         file = self.recorded(CONFIG)
         return from_yaml(file.read_text(encoding="utf-8"), file)
 
     def create(self, config: RunConfig) -> None:
-        """Begin a run: make the directory and write the configuration.
+        """Begin a run: create the directory and write the configuration.
 
         Raises:
-            LabError: If a run is there already, or the path is no directory.
+            LabError: If a run already exists there, or the path is not a directory.
         """
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / CONFIG, to_yaml(config))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one epoch's line, on the disk when this returns."""
+        """Append one epoch's line; it is on the disk when this returns."""
         append_line(self.path / METRICS, json.dumps(line, allow_nan=False))
 
     def replace_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Write all epochs' lines anew."""
+        """Replace the lines of all epochs."""
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_text(self.path / METRICS, text)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the finished epochs' lines; a last line cut off by a kill is left out.
+        """Read the finished epochs' lines, without a last line that a kill cut off.
 
         Raises:
             LabError: If another line is damaged.
@@ -162,9 +162,10 @@ class RunDirectory(RecordDirectory):
         return read_json_lines(self.path / METRICS)
 
     def check_no_metrics(self) -> None:
-        """Raise LabError where epochs were recorded, and no checkpoint is there to go on from.
+        """Raise LabError if several epochs were recorded, but there is no checkpoint to resume.
 
-        A kill between the two leaves one epoch's line; more means that the checkpoint was lost.
+        A kill between the two writes leaves the line of one epoch. More lines mean that the
+        checkpoint was lost.
         """
         if not (self.path / CHECKPOINT).exists() and len(self.read_metrics()) > 1:
             raise LabError(
@@ -174,14 +175,14 @@ class RunDirectory(RecordDirectory):
             )
 
     def write_env(self, environment: Mapping[str, Any]) -> None:
-        """Record the machine: at the top for a new run, under ``resumed`` for a later session."""
+        """Record the environment: of a new run at the top, of a later session under ``resumed``."""
         first = self.read_env()
         if first:
             first.setdefault("resumed", []).append(dict(environment))
         write_json(self.path / ENV, first or environment)
 
     def read_env(self) -> dict[str, Any]:
-        """Read the machine of the first session; empty where a kill came before it was written."""
+        """Read the first session's environment; empty if a kill came before it was written."""
         return read_json(self.path / ENV)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -189,16 +190,16 @@ class RunDirectory(RecordDirectory):
         write_json(self.path / SUMMARY, summary)
 
     def read_summary(self) -> dict[str, Any]:
-        """Read the outcome; empty where a kill came before the first was written."""
+        """Read the outcome; empty if a kill came before the first one was written."""
         return read_json(self.path / SUMMARY)
 
     def status(self) -> str | None:
-        """Return the recorded status, or None where none was recorded yet."""
+        """Return the recorded status, or None if there is none yet."""
         return self.read_summary().get("status")
 
 
 class DirectoryOfRuns(RecordDirectory):
-    """A directory of a record that runs belong to, which are taken and cleared with it.
+    """The directory of a record that includes runs; they are checked and cleared with it.
 
     Args:
         path: The directory; it need not exist yet.
@@ -209,15 +210,15 @@ class DirectoryOfRuns(RecordDirectory):
         raise NotImplementedError
 
     def exists(self) -> bool:
-        """Whether the record, or a part of one, is there."""
+        """Return whether any file or run of the record exists."""
         return super().exists() or any(run.exists() for run in self.inner_runs())
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from writing the record's own files, for as long as this lasts.
+        """Keep other processes from writing the record's own files during the context.
 
         Raises:
-            LabError: If another process goes on writing for minutes.
+            LabError: If another process is still writing after :data:`LOCK_TIMEOUT` seconds.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -230,17 +231,17 @@ class DirectoryOfRuns(RecordDirectory):
             ) from error
 
     def check_clearable(self) -> None:
-        """Raise LabError if files of the record's names, or of its runs', are something else's."""
+        """Raise LabError if files with the names of the record or its runs are something else's."""
         super().check_clearable()
         for run in self.inner_runs():
             run.check_clearable()
 
     def clear(self) -> None:
-        """Delete the record's files, its runs' and its logs, no others; emptied directories go too.
+        """Delete the record's files, runs and logs, and no others; remove emptied directories.
 
         Raises:
-            LabError: As :meth:`check_clearable`, or one of its runs is being trained; before
-                anything is deleted.
+            LabError: As for :meth:`check_clearable`, or if one of its runs is being trained.
+                Nothing is deleted then.
         """
         self.check_clearable()
         runs = [run for run in self.inner_runs() if run.exists()]

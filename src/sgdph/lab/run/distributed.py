@@ -1,8 +1,8 @@
-"""One run in several processes, as ``torchrun`` starts them: who is who, and what they agree on.
+"""One run in several processes, started by ``torchrun``: their ranks and how they communicate.
 
-Every process takes its share of each batch, and gradients and curvature are averaged. What is read
-from the run's directory, written there or said is the first process's business alone; the others
-need not even see the disk that it lies on.
+Every process takes its share of each batch, and gradients and curvature are averaged. Only the
+first process reads the run's directory, writes there and prints. The others need no access to that
+disk.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _joins = itertools.count()
 
 
 class EqualShare(Share):
-    """A share that is as large as every other process's: what does not divide is left out."""
+    """A share that has the same size in all processes; a remainder is left out."""
 
     def of(self, items: Tensor) -> Tensor:
-        """Take every so-manieth item, after leaving out up to ``processes - 1`` at the end."""
+        """Take every ``processes``-th item, after dropping up to ``processes - 1`` at the end."""
         return super().of(items[: len(items) // self.processes * self.processes])
 
 
@@ -42,9 +42,9 @@ class Team:
     """The processes that train a run together, seen from one of them.
 
     Attributes:
-        rank: Which one this is, from 0.
-        size: How many there are.
-        local_rank: Which one on this machine, from 0.
+        rank: The rank of this process, from 0.
+        size: The number of processes.
+        local_rank: The rank of this process on its machine, from 0.
     """
 
     rank: int = 0
@@ -53,26 +53,26 @@ class Team:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that reads, writes and speaks."""
+        """Whether this process is the one that reads, writes and prints."""
         return self.rank == 0
 
     @property
     def share(self) -> Share:
-        """This process's part of what all look at once."""
+        """This process's share of images of which each is used once, as in evaluation."""
         return Share(self.rank, self.size)
 
     @property
     def equal_share(self) -> Share:
-        """This process's part of a batch: all must have the same number of images."""
+        """This process's share of a batch; all processes get the same number of images."""
         return EqualShare(self.rank, self.size)
 
     def steps(self, count: int, batch_size: int) -> int:
-        """Count the batches of an epoch over ``count`` images that hold one for every process."""
+        """Count the batches of ``count`` images that have at least one image for every process."""
         full, rest = divmod(count, batch_size)
         return full + (rest >= self.size)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up a tensor over the processes."""
+        """Sum a tensor over the processes."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -80,7 +80,7 @@ class Team:
         return total
 
     def gather(self, value: T) -> list[T]:
-        """Collect every process's value, in all of them, by rank."""
+        """Return the values of all processes, by rank, in every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -104,11 +104,12 @@ class Team:
 
     @contextmanager
     def agreement(self) -> Iterator[None]:
-        """Let all processes go on only if none fails within.
+        """Let all processes continue only if none of them fails inside the context.
 
         Raises:
-            LabError: If a process raised an exception: an :class:`Agreed`, but in the first process
-                its own, if it raised one. What is no ``LabError`` goes its way where it was raised.
+            LabError: If a process failed. It is an :class:`Agreed`, except in the first process: if
+                that one failed, it raises its own error. An error that is not a ``LabError`` is
+                raised unchanged in the process where it occurred.
         """
         own: Exception | None = None
         try:
@@ -123,13 +124,13 @@ class Team:
                 raise Agreed(f"process {rank}: {problem}")
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give the first process's buffers (batch norm's running statistics) to all."""
+        """Copy the first process's buffers (batch norm's running statistics) to all processes."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the network to call in training: its gradients become the processes' mean."""
+        """Return the network to call in training; it averages gradients over the processes."""
         if self.size == 1:
             return model
         device = next(model.parameters()).device
@@ -147,13 +148,13 @@ def _describe(error: Exception) -> str:
 
 @contextmanager
 def joined() -> Iterator[Team]:
-    """Join the processes that ``torchrun`` has started, for as long as the context lasts.
+    """Join the processes that ``torchrun`` started, for the duration of the context.
 
     Yields:
-        The team: of one, where this process was started alone.
+        The team; it has one process if this process was started alone.
 
     Raises:
-        LabError: If this torch cannot do it.
+        LabError: If this torch was built without ``torch.distributed``.
     """
     if processes() == 1:
         yield ALONE
@@ -162,14 +163,14 @@ def joined() -> Iterator[Team]:
         raise LabError("this torch was built without torch.distributed; start a single process")
     store, rank, size = next(rendezvous("env://"))
     dist.init_process_group(
-        # Two backends: what the processes say to each other of the run goes through the CPU.
+        # Two backends: Python objects are exchanged through the CPU.
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        # torchrun's store outlives a group. Under the same names the next group would find the
-        # addresses of the last one's processes, where nobody listens any more.
+        # torchrun's store outlives a group. Without a new prefix, the next group would find the
+        # addresses of the last group's processes, which no longer listen.
         store=PrefixStore(f"sgdph/{next(_joins)}", store),
         rank=rank,
         world_size=size,
     )
     yield Team(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
-    # Not after an error: the others may be gone, and leaving in order would wait for them.
+    # Not after an error: the other processes may be gone, and this call would wait for them.
     dist.destroy_process_group()

@@ -17,15 +17,15 @@ from sgdph.lab.output import shell_command
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Gather what is needed to tell where a figure came from.
+    """Describe the software, the machine and the command that produce a run's figures.
 
     Args:
         device: The device that the run computes on.
 
     Returns:
-        JSON-ready values: versions, git commit of this package's sources (None outside a checkout),
-        platform, CPU, its count, the instructions that torch chooses kernels by, threads, device,
-        command line, UTC time.
+        JSON-compatible values: versions; git commit of this package's sources (None outside a
+        checkout); platform; CPU name and count; the instruction set that torch chooses kernels for;
+        threads; device; command line; UTC time.
     """
     return {
         "python": platform.python_version(),
@@ -35,7 +35,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
-        # Machines of one name differ in it, and then in the last bits of every sum.
+        # CPUs of the same name may differ in it, and then in the last bits of every sum.
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": str(device),
@@ -46,7 +46,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout this package lies in, ``-dirty`` where it was changed."""
+    """Return the commit of this package's checkout, ``-dirty`` if changed; None without one."""
     file = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
@@ -60,7 +60,7 @@ def _git_commit() -> str | None:
         return done.stdout.strip()
 
     try:
-        # An installed copy may lie inside somebody else's checkout: ask for this very file.
+        # An installed copy may be inside another project's checkout, so ask about this file.
         git("ls-files", "--error-unmatch", str(file))
         commit = git("rev-parse", "HEAD")
         return f"{commit}-dirty" if git("status", "--porcelain", "--", ".") else commit
@@ -69,7 +69,7 @@ def _git_commit() -> str | None:
 
 
 def _cpu_name() -> str:
-    """Return the processor's marketing name where the system tells it."""
+    """Return the processor's marketing name, or what the platform reports instead."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,7 +1,8 @@
-"""One pass over the training images, which never waits for a GPU.
+"""One pass over the training images, without waiting for a GPU.
 
-Losses and hits stay on the device until the epoch's end, and the loop asks it nothing. It needs
-torch alone: ``benchmarks/paper_cell.py`` times this very loop where nothing else is installed.
+Losses and hits stay on the device until the epoch's end; the loop reads nothing from a GPU. This
+module needs only torch: ``benchmarks/paper_cell.py`` times the same loop where nothing else is
+installed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.step import attention_for, optimization_step
 
-# How often the losses are looked at on a CPU; on a GPU a look would wait, so once an epoch.
+# Steps between checks of the losses on a CPU. A GPU would have to wait, so once per epoch there.
 CHECK_INTERVAL = 20
 
 
@@ -29,11 +30,11 @@ class Diverged(Exception):  # noqa: N818 - an outcome that is recorded, not an e
 
 @dataclass(frozen=True)
 class TrainingSums:
-    """What an epoch came to, still on the device.
+    """The sums of an epoch, still on the device.
 
     Attributes:
         values: Sum of the losses over all labels, number of labels that were hit, and the first
-            step whose loss was not finite (0 where all were): ``(3,)``, float64.
+            step, from 1, whose loss was not finite (0 if all were): ``(3,)``, float64.
         labels: Number of labels.
         steps: Number of steps.
     """
@@ -43,7 +44,7 @@ class TrainingSums:
     steps: int
 
     def read(self, values: Sequence[float]) -> tuple[float, float]:
-        """Turn the values, once they are here, into mean loss and accuracy.
+        """Return mean loss and accuracy, from the values after their transfer to the CPU.
 
         Raises:
             Diverged: If a step's loss was not finite.
@@ -65,31 +66,31 @@ def train_epoch(
     team: Team = ALONE,
     finished: Callable[[], None] = lambda: None,
 ) -> TrainingSums:
-    """Step through an epoch's batches.
+    """Train on an epoch's batches, one step each.
 
     Args:
-        network: The network, in training mode; of several processes, as DDP wraps it.
+        network: The network, in training mode; wrapped by DDP if there are several processes.
         optimizer: Its optimizer.
         batches: Images and labels, on the device.
-        steps: How many of them hold an image for every process.
-        arithmetic: How the network computes.
-        scaler: The loss's scaler.
+        steps: Number of batches that have an image for every process.
+        arithmetic: Precision and memory layout of the network's computation.
+        scaler: The loss scaler.
         team: The processes that share the batches.
         finished: Called after each step.
 
     Returns:
-        Loss and hits over all labels as they came, each before its batch's step.
+        Loss and hits over all labels, each batch's computed before its step.
 
     Raises:
-        Diverged: On a CPU, if the loss is no longer finite. A GPU is not asked before the epoch's
-            end: see :meth:`TrainingSums.read`.
+        Diverged: On a CPU, if the loss is no longer finite. On a GPU the losses are checked after
+            the epoch, by :meth:`TrainingSums.read`.
     """
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     labels_in_all = 0
     for images, labels in batches:
         if len(losses) == steps:
-            # Fewer are left for the last batch than there are processes.
+            # The last batch has fewer images than there are processes.
             break
         with attention_for(optimizer):
             logits = arithmetic.logits(network, images)
@@ -110,9 +111,9 @@ def train_epoch(
 
 
 def _first_bad(losses: Tensor) -> Tensor:
-    """Return which loss is the first that is not finite, from 1; 0 where all are."""
+    """Return the position, from 1, of the first loss that is not finite; 0 if all are finite."""
     bad = ~losses.isfinite()
-    # Of several largest values argmax may return any, so the places decide.
+    # argmax may return any of several equal maxima, so compare the positions instead.
     places = torch.arange(len(losses), 0, -1, device=losses.device)
     latest = (places * bad).amax()
     return torch.where(latest > 0, len(losses) + 1 - latest, latest).double()
@@ -129,7 +130,7 @@ def _diverged(step: int, steps: int) -> Diverged:
 
 
 class Stopwatch:
-    """Times what a device does, without waiting for it."""
+    """A timer for the work of a device, which does not wait for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
@@ -147,6 +148,6 @@ class Stopwatch:
         self._marks.append(self._mark())
 
     def seconds(self) -> float:
-        """Return the time between; on a GPU only after the device was waited for."""
+        """Return the seconds from start to stop; on a GPU, synchronize the device first."""
         first, last = self._marks[0], self._marks[-1]
         return float(last - first if self._stream is None else first.elapsed_time(last) / 1000)

@@ -1,6 +1,6 @@
 """Loss and accuracy of a network on the images that a run is evaluated on.
 
-Needs torch alone, as :mod:`sgdph.lab.run.epoch`.
+Needs only torch, like :mod:`sgdph.lab.run.epoch`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.precision import Arithmetic
 
-# Small enough for a batch's activations to stay in a CPU's cache: twice as fast there as 1,000.
+# Small enough that a batch's activations stay in a CPU's cache: twice as fast there as 1,000.
 EVALUATION_BATCH = 200
-# A GPU wants fewer launches. Only of small images: of image files more would not fit into memory.
+# Fewer launches on a GPU. For small images only: so many from image files do not fit into memory.
 GPU_EVALUATION_BATCH = 1000
 
 
 def evaluation_batch(data: Dataset) -> int:
-    """Return how many images are evaluated at a time; it changes rounding alone."""
+    """Return the number of images per evaluation batch; it affects only rounding."""
     small = isinstance(data, TensorDataset) and data.device.type != "cpu"
     return GPU_EVALUATION_BATCH if small else EVALUATION_BATCH
 
 
 @torch.inference_mode()
 def evaluation_sums(model: nn.Module, data: Dataset, arithmetic: Arithmetic, team: Team) -> Tensor:
-    """Sum over all labels evaluated on, without waiting for the device.
+    """Sum losses and hits over all labels evaluated on, without waiting for the device.
 
     Returns:
-        Cross-entropy (nats), labels that were hit, and labels: ``(3,)``, float64, on the device.
+        Cross-entropy (nats), number of labels that were hit, and number of labels: ``(3,)``,
+        float64, on the device.
     """
     model.eval()
     losses: list[Tensor] = []
@@ -44,7 +45,7 @@ def evaluation_sums(model: nn.Module, data: Dataset, arithmetic: Arithmetic, tea
         count += labels.numel()
     sums = torch.zeros(3, dtype=torch.float64, device=data.device)
     if losses:
-        # A process may have none of a few images.
+        # If there are few images, a process may have none.
         sums[0] = torch.stack(losses).double().sum()
         sums[1] = torch.stack(hits).sum()
     sums[2] = count
@@ -58,8 +59,8 @@ def evaluate(
 
     Args:
         model: The network, the same in all processes.
-        data: The set, on the network's device.
-        arithmetic: How it computes; ``None`` is float32.
+        data: The data set, on the network's device.
+        arithmetic: Precision and memory layout; ``None`` is float32.
         team: The processes that share the images.
     """
     loss, correct, count = evaluation_sums(model, data, arithmetic or Arithmetic(), team).tolist()

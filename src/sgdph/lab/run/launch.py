@@ -11,27 +11,27 @@ from sgdph.lab.errors import INTERRUPTED, LabError
 from sgdph.lab.output import utf8_environment
 from sgdph.lab.run.directory import ENDED, RunDirectory
 
-# A failure's cause stands in its last lines.
+# How many characters of a log's end an error shows; they name the cause.
 TAIL = 3000
-# How long torchrun may take to end, in seconds, before it is told so again, and then until it is
-# killed: both together less than a worker itself has (pool.GRACE).
+# Seconds that an interrupted torchrun has to end before it is terminated, and then before it is
+# killed. Both together are less than what a worker has (pool.GRACE).
 PATIENCE = 20.0
 
 
 def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
-    """Train a run in its number of processes, to its end.
+    """Train a run to its end in its own number of processes.
 
-    The first of them claims the run, so it must not be claimed here.
+    The first of these processes claims the run, so the caller must not hold the claim.
 
     Args:
-        config: What the run is; its directory holds the same already.
+        config: The run's configuration, as it is already recorded in the directory.
         run: Its directory.
-        log: Where what they say is added.
+        log: The file that the processes' output is appended to.
 
     Raises:
         Claimed: If another process is training the run.
-        LabError: If they fail; the message holds the end of what they said.
-        KeyboardInterrupt: If they were interrupted.
+        LabError: If the processes fail; the message holds the end of their output.
+        KeyboardInterrupt: If the processes were interrupted.
     """
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -41,7 +41,7 @@ def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
     ]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        # Standard input is the pipe of a worker's parent.
+        # The processes must not read from this process's standard input.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
     code = wait(process)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
-    # Another sweep may have been quicker.
+    # Raises Claimed if another sweep was quicker and is training the run.
     with run.claim():
         pass
     if run.status() not in ENDED:
@@ -61,16 +61,16 @@ def train_in_processes(config: RunConfig, run: RunDirectory, log: Path) -> None:
 
 
 def wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for torchrun to end; when interrupted, until it has let its processes end.
+    """Wait for torchrun to end. If interrupted, first give it time to stop its processes.
 
     Raises:
-        KeyboardInterrupt: When interrupted; it has ended by then.
+        KeyboardInterrupt: If interrupted; torchrun has ended by then.
     """
     try:
         return process.wait()
     except KeyboardInterrupt:
-        # Ctrl-C reaches torchrun too, which has its processes stop after the step they are at.
-        # Killed at once, as by subprocess.run, it would leave them behind.
+        # Ctrl-C reaches torchrun too, which then stops its processes after their current step.
+        # If it were killed at once, as by subprocess.run, its processes would stay behind.
         for plea in (process.terminate, process.kill):
             try:
                 process.wait(PATIENCE)
@@ -82,7 +82,7 @@ def wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def place_flags(config: RunConfig) -> list[str]:
-    """Write where a run is computed as flags of ``sgdph train``."""
+    """Return the flags of ``sgdph train`` that say where a run is computed."""
     given = {name: getattr(config, name) for name in sorted(PLACE_FIELDS)}
     return [
         word

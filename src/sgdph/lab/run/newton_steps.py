@@ -1,4 +1,4 @@
-"""What a run records of its optimizer after each epoch: learning rates and Newton multipliers."""
+"""What a run records about its optimizer in each epoch: learning rates, Newton multipliers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """Return the learning rate, and ``newton_lr`` where Newton steps have one of their own."""
+    """Return the learning rate, and ``newton_lr`` if the Newton steps have their own."""
     first = optimizer.param_groups[0]
     rates = {"lr": float(first["lr"])}
     newton = [group for group in optimizer.param_groups if "second_order_lr" in group]
@@ -24,12 +24,12 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def warn_of_short_run(config: RunConfig, optimizer: Optimizer, steps: int) -> None:
-    """Warn where a run ends before every Newton parameter has been refreshed once.
+    """Warn if a run ends before every Newton parameter has been refreshed once.
 
     Args:
-        config: The run's configuration; without ``hessian_interval`` it takes no curvature.
+        config: The run's configuration; without ``hessian_interval`` it uses no curvature.
         optimizer: Its optimizer.
-        steps: All steps of the run.
+        steps: The total number of steps of the run.
     """
     interval = config.hessian_interval
     if interval is None or config.refresh != "cyclic":
@@ -46,11 +46,12 @@ def warn_of_short_run(config: RunConfig, optimizer: Optimizer, steps: int) -> No
 
 
 def multiplier_summary(optimizer: Optimizer) -> dict[str, float | int] | None:
-    """Summarise SGD-PH's Newton multipliers, tau / (D + eps), over the refreshed parameters.
+    """Summarise the Newton multipliers, tau / (D + eps), over the refreshed parameters.
 
     Returns:
-        Smallest, middle and largest of the parameters' medians, and how many parameters were
-        refreshed at least once; ``None`` for other optimizers.
+        Minimum, median and maximum of the parameters' median multipliers, left out before the first
+        refresh, and the number of parameters refreshed at least once. ``None`` for optimizers
+        without Newton multipliers.
     """
     if not hasattr(optimizer, "multiplier_statistics"):
         return None

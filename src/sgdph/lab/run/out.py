@@ -1,4 +1,4 @@
-"""What ``--out``, ``--resume`` and ``--overwrite`` mean, the same for all commands."""
+"""The meaning of ``--out``, ``--resume`` and ``--overwrite``, the same for all commands."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from sgdph.lab.run.record_directory import RecordDirectory
 
 
 def default_out(given: Mapping[str, Any], name: str) -> Path:
-    """Name the directory of what was not given one."""
+    """Return the default directory, for a command without ``--out``."""
     values = {**defaults_for(given), **given}
     return Path("runs") / ("{dataset}-{model}-" + name).format_map(values)
 
 
 class TargetOptions(Protocol):
-    """The options about what is there already."""
+    """The options that say what to do with what already exists."""
 
     @property
     def resume(self) -> bool:
-        """Carry it on."""
+        """Whether to continue it."""
 
     @property
     def overwrite(self) -> bool:
-        """Delete it."""
+        """Whether to delete it."""
 
 
 def check_contradiction(options: TargetOptions) -> None:
-    """Raise LabError if what is there is to be both carried on and deleted."""
+    """Raise LabError if both ``--resume`` and ``--overwrite`` are set."""
     if options.resume and options.overwrite:
         raise LabError(
             "--resume and --overwrite contradict each other: one continues what is in --out, the "
@@ -46,7 +46,7 @@ def check_contradiction(options: TargetOptions) -> None:
 
 
 def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
-    """Raise LabError if the directory may not be used in the way the options say."""
+    """Raise LabError if the directory cannot be used in the way that the options ask."""
     check_contradiction(options)
     if options.overwrite:
         directory.check_clearable()
@@ -57,11 +57,11 @@ def check_target(directory: RecordDirectory, options: TargetOptions) -> None:
 
 
 def placed(saved: RunConfig, given: Mapping[str, Any], what: str, workaround: str) -> RunConfig:
-    """Return a saved configuration at the place asked for now.
+    """Return a saved configuration with the :data:`PLACE_FIELDS` that are given now.
 
     Raises:
-        LabError: If other options disagree with it; the message names ``what`` has it and ends
-            with the ``workaround``.
+        LabError: If other given options disagree with it. The message names ``what`` they disagree
+            with, and ends with the ``workaround``.
     """
     problems = differences(given, saved)
     if problems:
@@ -71,7 +71,7 @@ def placed(saved: RunConfig, given: Mapping[str, Any], what: str, workaround: st
 
 
 def setting_differences(given: Mapping[str, Any], saved: object) -> list[str]:
-    """List where the settings that were given disagree with saved ones, which have their names."""
+    """List the given settings that differ from the attributes of ``saved`` with their names."""
     return [
         f"{name}: it has {getattr(saved, name)!r}, given {value!r}"
         for name, value in given.items()
@@ -80,7 +80,7 @@ def setting_differences(given: Mapping[str, Any], saved: object) -> list[str]:
 
 
 def disagreement(what: str, problems: Sequence[str], workaround: str) -> str:
-    """Say how the options disagree with what is there."""
+    """Return the message about options that disagree with what exists."""
     return "\n".join(
         [f"the options disagree with {what}:", *(f"  {p}" for p in problems), workaround]
     )
@@ -89,7 +89,7 @@ def disagreement(what: str, problems: Sequence[str], workaround: str) -> str:
 def report_interruption(
     console: Console, command: str, path: Path, begun: bool, team: Team = ALONE
 ) -> int:
-    """Say how to carry on, and return the exit code of an interrupted command."""
+    """Print how to continue, and return the exit code of an interrupted command."""
     if not begun:
         say(console, "Interrupted before anything was recorded.")
         return INTERRUPTED

@@ -1,8 +1,9 @@
-"""In which precision and memory layout batches go through a network, and what float16 needs.
+"""Precision and memory layout of a network's computation, and loss scaling for float16.
 
-float16's gradients underflow, so its loss is scaled (:meth:`Arithmetic.scaler`). An optimizer that
-differentiates the gradients itself, in its step, would take the scale for curvature: it is refused
-(:func:`check_precision`). Needs torch alone, as :mod:`sgdph.lab.run.epoch`.
+Gradients in float16 underflow, so the loss is scaled (:meth:`Arithmetic.scaler`). An optimizer that
+differentiates the gradients in its own step would take the scale for curvature, so
+:func:`check_precision` raises an error for it. Needs only torch, like
+:mod:`sgdph.lab.run.epoch`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ SINGLE = ("float32", "tf32")
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a network computes.
+    """Precision and memory layout of a network's computation.
 
     Attributes:
-        precision: Of the forward, by autocast; weights stay float32. With ``"tf32"`` all is
-            float32, and a GPU rounds the factors of its products (:meth:`set_backends`).
-        channels_last: Whether images lie channels last in memory.
+        precision: Precision of the forward pass, by autocast; weights stay float32. With ``"tf32"``
+            all values are float32, and a GPU rounds the factors of its products
+            (:meth:`set_backends`).
+        channels_last: Whether images are stored channels last in memory.
     """
 
     precision: PrecisionName = "float32"
@@ -40,29 +42,29 @@ class Arithmetic:
 
     @classmethod
     def of(cls, config: RunConfig) -> Arithmetic:
-        """Read it off a run's configuration."""
+        """Create it from a run's configuration."""
         return cls(config.precision, config.channels_last)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Return the context of the forward."""
+        """Return the context for the forward pass."""
         if self.precision in SINGLE:
             return nullcontext()
         return torch.autocast(device.type, dtype=getattr(torch, self.precision))
 
     def logits(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        """Compute a batch's logits, float32: the loss is never taken in less."""
+        """Compute a batch's logits in float32: the loss is never computed in lower precision."""
         if not self.channels_last:
-            # Data sets make them channels last.
+            # Data sets yield images channels last.
             inputs = inputs.contiguous()
         with self.autocast(inputs.device):
             logits: Tensor = network(inputs)
         return logits.float()
 
     def set_backends(self, device: torch.device) -> None:
-        """Have a GPU take the algorithms that repeat to the same bits, in the precision asked for.
+        """Make cuDNN deterministic, and set a GPU's precision of float32 products.
 
-        By torch's defaults, float32 convolutions of a GPU are computed in TF32. A device without
-        TF32, like a CPU, computes in float32.
+        By default, torch computes float32 convolutions on a GPU in TF32. A device without TF32,
+        like a CPU, computes in float32.
         """
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
@@ -70,8 +72,8 @@ class Arithmetic:
             return
         allowed = self.precision == "tf32"
         with warnings.catch_warnings():
-            # Since torch 2.9 there is another interface, and whoever reads the old one gets an
-            # error where the two disagree: so both are set.
+            # Torch 2.9 added a second interface. Reading the old one raises an error if the two
+            # disagree, so both are set.
             warnings.filterwarnings("ignore", "Please use the new API settings")
             torch.backends.cuda.matmul.allow_tf32 = allowed
             torch.backends.cudnn.allow_tf32 = allowed
@@ -81,12 +83,12 @@ class Arithmetic:
                 backend.fp32_precision = "tf32" if allowed else "ieee"
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Make the loss's scaler, which does nothing but for float16: its gradients underflow."""
+        """Return the loss scaler; it is enabled only for float16, whose gradients underflow."""
         return torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
 
 
 def check_precision(config: RunConfig, device: torch.device) -> None:
-    """Raise LabError if a run's precision fits neither its optimizer nor the device."""
+    """Raise LabError if a run's precision does not fit its optimizer or the device."""
     if config.precision in SINGLE:
         return
     if config.precision == "float16" and BASELINES[config.optimizer].create_graph:

@@ -1,4 +1,4 @@
-"""What the directories of all records share."""
+"""The base class of all directories that hold a record."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sgdph.lab.files import foreign_files, read_marked, remove_files, remove_mar
 
 
 class RecordDirectory:
-    """A directory in which something is recorded: under what conditions it is taken or cleared.
+    """A directory that holds a record; checks whether it may be written, resumed or cleared.
 
     Args:
         path: The directory; it need not exist yet.
 
     Attributes:
-        what: What is recorded there, in one word.
-        files: Names of its files. The one it is recognised by goes last.
-        marks: Those of its files whose names others use too, with the marks of ours; ``None`` for
-            a file that has no mark of its own.
+        what: The kind of record, in one word.
+        files: Names of its files. The last one identifies the record.
+        marks: Those of its files whose names other programs use too, with the marks that sgdph
+            writes into them; ``None`` for a file that has no mark of its own.
         former: Files that earlier versions wrote, with their marks.
     """
 
@@ -34,7 +34,7 @@ class RecordDirectory:
 
     @property
     def noun(self) -> str:
-        """What is recorded there, with its article."""
+        """The kind of record, with its article."""
         return f"{'an' if self.what[0] in 'aeiou' else 'a'} {self.what}"
 
     @property
@@ -43,24 +43,24 @@ class RecordDirectory:
         return self.noun
 
     def names(self) -> tuple[str, ...]:
-        """Name the files that may be there, the one it is recognised by last."""
+        """Return the names of all possible files; the last one identifies the record."""
         return self.files
 
     def found(self) -> list[str]:
-        """Name those of its files that are there."""
+        """Return the names of its existing files."""
         return [name for name in self.names() if (self.path / name).exists()]
 
     def exists(self) -> bool:
-        """Whether the record, or a part of one, is there."""
+        """Return whether any file of the record exists."""
         return bool(self.found())
 
     def recognise(self) -> None:
-        """Raise LabError if the files that are there are not the record's."""
+        """Raise LabError if the existing files are not a record of this kind."""
         raise NotImplementedError
 
     def check_known(self) -> None:
-        """Raise LabError if files of the record's names are there without the one that tells it."""
-        # Not names(): a run reads its configuration for these.
+        """Raise LabError if files with the record's names exist without the identifying one."""
+        # Not names(): a run would read its configuration for them.
         found = [name for name in self.files if (self.path / name).exists()]
         if found and self.files[-1] not in found:
             raise LabError(
@@ -68,7 +68,7 @@ class RecordDirectory:
             )
 
     def check_own(self) -> None:
-        """Raise LabError if files of the record's names are there that are not the record's."""
+        """Raise LabError if files with the record's names do not belong to the record."""
         self.check_known()
         foreign = foreign_files(self.path, self.marks)
         if foreign:
@@ -78,7 +78,7 @@ class RecordDirectory:
             )
 
     def check_free(self) -> None:
-        """Raise LabError if the path cannot take a new record."""
+        """Raise LabError if no new record can be created at the path."""
         if self.path.exists() and not self.path.is_dir():
             raise LabError(f"{self.path} is a file; --out must name a directory")
         self.check_own()
@@ -89,7 +89,7 @@ class RecordDirectory:
             )
 
     def check_clearable(self) -> None:
-        """Raise LabError if files of the record's names are something else's."""
+        """Raise LabError if files with the record's names belong to something else."""
         self.check_known()
         found = self.found()
         try:
@@ -103,33 +103,33 @@ class RecordDirectory:
         self.check_own()
 
     def clear(self) -> None:
-        """Delete the record's files, no others.
+        """Delete the record's files, and no others.
 
         Raises:
-            LabError: As :meth:`check_clearable`, before anything is deleted.
+            LabError: As for :meth:`check_clearable`. Nothing is deleted then.
         """
         self.check_clearable()
         self.remove()
 
     def remove(self) -> None:
-        """Delete the record's files, those of earlier versions too."""
+        """Delete the record's files, including those of earlier versions."""
         remove_marked(self.path, self.former)
         remove_files(self.path, self.names())
 
     def read_record(self, name: str, mark: str) -> dict[str, Any]:
-        """Read the YAML or JSON file that the record is recognised by.
+        """Read the YAML or JSON file that identifies the record.
 
         Args:
-            name: The file's.
-            mark: What it must hold under ``format``.
+            name: The file's name.
+            mark: The required value of its ``format``.
 
         Raises:
-            LabError: If there is none, or it is not one of ours.
+            LabError: If the file does not exist, or has another format.
         """
         return read_marked(self.recorded(name), mark, f"{self.noun}'s")
 
     def recorded(self, name: str) -> Path:
-        """Return the file that the record is recognised by, or raise LabError if it is missing."""
+        """Return the file that identifies the record, or raise LabError if it is missing."""
         file = self.path / name
         if not file.is_file():
             self.check_known()

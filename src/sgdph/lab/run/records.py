@@ -1,4 +1,4 @@
-"""Runs read back from directories or archives, in groups that differ in nothing but the seed."""
+"""Runs read from directories or archives, in groups that differ only in the seed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.run.archive import RUNS, read_archive
 from sgdph.lab.run.directory import CHECKPOINT, CONFIG, METRICS, OVER, SUMMARY, RunDirectory
 
-# Every version's format mark begins like this.
+# The format marks of all versions begin like this.
 MARK = FORMAT.rstrip("0123456789")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run's directory, or its part of an archive, says.
+    """The content of one run's directory, or of its part of an archive.
 
     Attributes:
-        path: The directory; where the run was archived, it need not exist.
-        config: What the run is.
-        summary: Its outcome; empty where it had not begun to train.
-        metrics: Its epochs' lines.
-        env: The machine of its first session; may be empty like the summary.
+        path: The directory; for an archived run, it need not exist.
+        config: The run's configuration.
+        summary: Its outcome; empty if training had not begun.
+        metrics: The metrics lines of its epochs.
+        env: The environment of its first session; may be empty like the summary.
     """
 
     path: Path
@@ -40,13 +40,13 @@ class RunRecord:
     env: dict[str, Any]
 
     def figure(self, kind: str) -> float | None:
-        """Return ``"final"`` or ``"best"`` accuracy on the images it was evaluated on, 0 to 1."""
+        """Return ``"final"`` or ``"best"`` accuracy on the images evaluated on, 0 to 1, or None."""
         value = self.summary.get(f"{kind}_{self.config.evaluated}_accuracy")
         return None if value is None else float(value)
 
     @property
     def status(self) -> str:
-        """The recorded status; ``"running"`` where none was recorded yet."""
+        """The recorded status; ``"running"`` if there is none yet."""
         return str(self.summary.get("status", "running"))
 
     @cached_property
@@ -61,7 +61,7 @@ class RunRecord:
 
     @cached_property
     def seconds(self) -> tuple[float, ...]:
-        """Seconds of training up to the end of each epoch; none where they were not recorded."""
+        """Seconds of training up to the end of each epoch; empty if they were not recorded."""
         total, sums = 0.0, []
         for line in self.metrics:
             if not _is_number(line.get("seconds")):
@@ -72,7 +72,7 @@ class RunRecord:
 
     @cached_property
     def key(self) -> RunConfig:
-        """The configuration without seed and place: runs of one group have it in common."""
+        """The configuration without seed, place and kept checkpoints: equal within a group."""
         defaults: dict[str, Any] = {
             field.name: field.default
             for field in dataclasses.fields(self.config)
@@ -91,12 +91,13 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Runs:
-    """What was found.
+    """The runs that were found.
 
     Attributes:
-        records: The runs, each configuration and seed once.
-        unreadable: Directories of runs that cannot be read.
-        duplicates: Runs left out, each with the one of its configuration and seed that counts.
+        records: The runs, one for each configuration and seed.
+        unreadable: Run directories and archives that cannot be read.
+        duplicates: Runs that are left out, each with the run of the same configuration and seed
+            that is used instead.
     """
 
     records: tuple[RunRecord, ...]
@@ -109,8 +110,8 @@ class Group:
     """Runs of one configuration over several seeds.
 
     Attributes:
-        config: What they have in common; its seed and place mean nothing.
-        runs: All of them, by seed.
+        config: Their common configuration; its seed and place have no meaning.
+        runs: The runs, sorted by seed.
     """
 
     config: RunConfig
@@ -118,11 +119,11 @@ class Group:
 
     @property
     def finished(self) -> tuple[RunRecord, ...]:
-        """The runs that came to their end with a finite loss."""
+        """The runs that reached their end with a finite loss."""
         return tuple(run for run in self.runs if run.status == "finished")
 
     def count(self, status: str) -> int:
-        """Count the runs of a status."""
+        """Count the runs with a status."""
         return sum(run.status == status for run in self.runs)
 
     @property
@@ -132,17 +133,17 @@ class Group:
 
 
 def read_runs(paths: Sequence[Path]) -> Runs:
-    """Read every run in some directories and all that lies under them, archived ones too.
+    """Read all runs in and below some directories, including archived ones.
 
-    Of two runs with the same configuration and seed one is counted: one that came to its end before
-    one that did not, and then the first by path. Which of two had the better outcome decides
-    nothing.
+    Of several runs with the same configuration and seed, one is used: preferably one that is over,
+    then the first in this order: run directories by path, then archives by path. Better results do
+    not matter for the choice.
 
     Args:
-        paths: Directories; a run found twice through them is read once.
+        paths: Directories; a run that is found twice is read once.
 
     Raises:
-        LabError: If a path is no directory, or there is no run that can be read.
+        LabError: If a path is not a directory, or no run can be read.
     """
     read = [_try_to_read(path) for path in find_runs(paths)]
     there = {each.path.resolve() for each in read}
@@ -169,16 +170,16 @@ def read_runs(paths: Sequence[Path]) -> Runs:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """List the run directories in and under some directories, each once, by path.
+    """List the run directories in and below some directories, each once, sorted by path.
 
     Raises:
-        LabError: If a path is no directory.
+        LabError: If a path is not a directory.
     """
     return sorted(place for place, files in _walk(paths) if _is_run(place, files))
 
 
 def _walk(paths: Sequence[Path]) -> list[tuple[Path, list[str]]]:
-    """List directories and all that lie under them, each once, with the files in them."""
+    """List directories and all directories below them, each once, with their files."""
     found: dict[Path, tuple[Path, list[str]]] = {}
     for root in paths:
         if not root.is_dir():
@@ -190,7 +191,7 @@ def _walk(paths: Sequence[Path]) -> list[tuple[Path, list[str]]]:
 
 
 def _is_run(path: Path, files: Sequence[str]) -> bool:
-    """Tell a run from a stranger's configuration, also where the run's own is damaged."""
+    """Return whether a directory is a run, even if the run's configuration is damaged."""
     if CONFIG not in files:
         return False
     try:
@@ -246,7 +247,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _check(record: RunRecord) -> None:
-    """Raise LabError where a run's files do not say what a report needs."""
+    """Raise LabError if a run's files lack what a report needs."""
     if not isinstance(record.summary, dict) or not isinstance(record.env, dict):
         raise LabError(f"{SUMMARY} or env.json holds no mapping of names to values")
     accuracy = f"{record.config.evaluated}_accuracy"
@@ -266,7 +267,7 @@ def _is_number(value: object) -> bool:
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[Group]:
-    """Put runs together that differ in seed and place only, in the order of their first ones."""
+    """Group the runs that differ only in seed and place, in the order of their first runs."""
     groups: dict[RunConfig, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.key, []).append(record)
@@ -277,7 +278,7 @@ def group_runs(records: Sequence[RunRecord]) -> list[Group]:
 
 
 def differing_fields(configs: Sequence[RunConfig]) -> list[str]:
-    """Name the fields in which some configurations differ, in the fields' order."""
+    """Return the names of the fields in which configurations differ, in the fields' order."""
     return [
         field.name
         for field in dataclasses.fields(RunConfig)

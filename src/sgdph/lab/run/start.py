@@ -1,4 +1,4 @@
-"""The first state of a run: data, device, model, optimizer, schedule, all by its configuration."""
+"""The first state of a run, from its configuration: data, device, model, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from sgdph.lab.run.tracking import check_tracker
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that can begin: nothing is on the disk yet.
+    """A run that is ready to begin; nothing is on the disk yet.
 
     Attributes:
-        config: What the run is.
+        config: The run's configuration.
         data: Its data set, on the run's device.
         state: Its state before the first epoch.
         team: The processes that train it.
@@ -49,12 +49,12 @@ class PreparedRun:
 
 
 def pick_device(name: str, team: Team = ALONE) -> torch.device:
-    """Turn a device's name into the device; ``"auto"`` prefers a CUDA GPU.
+    """Return the device with this name; ``"auto"`` prefers a CUDA GPU.
 
-    Of several processes on a machine, each takes the GPU of its own number.
+    If several processes train the run, each takes the GPU of its local rank.
 
     Raises:
-        LabError: If there is no such device here.
+        LabError: If there is no such device here, or it is one GPU and there are several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,7 +79,7 @@ def pick_device(name: str, team: Team = ALONE) -> torch.device:
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """Make an independent seed for one purpose out of the run's seed."""
+    """Derive an independent seed for one purpose from the run's seed."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return int.from_bytes(digest[:7], "little")
 
@@ -87,11 +87,11 @@ def derive_seed(seed: int, purpose: str) -> int:
 def build_schedule(
     optimizer: torch.optim.Optimizer, name: str, epochs: int, every: int | None = None
 ) -> LRScheduler:
-    """Make the learning-rate schedule, stepped once per epoch.
+    """Return the learning-rate schedule, to be stepped once per epoch.
 
-    ``cosine`` falls to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017); ``step`` multiplies by 0.1 after
-    so many epochs, 30% of all where left unset (the SGD-PH paper's "every 60 of 200"); ``constant``
-    stays.
+    ``cosine`` falls to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017). ``step`` multiplies by 0.1 after
+    each ``every`` epochs, by default 30% of all (the SGD-PH paper's "every 60 of 200").
+    ``constant`` does not change.
     """
     if name == "cosine":
         return CosineAnnealingLR(optimizer, T_max=epochs)
@@ -101,7 +101,7 @@ def build_schedule(
 
 
 def check_kind(model: str, data: Dataset) -> None:
-    """Raise LabError where a network for images is to read text, or the other way round."""
+    """Raise LabError if an image network is given text, or a text network images."""
     text = isinstance(data, TextDataset)
     if text != reads_text(model):
         takes = "images" if text else "windows of text"
@@ -114,7 +114,7 @@ def check_kind(model: str, data: Dataset) -> None:
 
 
 def check_batch(config: RunConfig, data: Dataset) -> None:
-    """Raise LabError unless the batch fits the data and the processes."""
+    """Raise LabError if the batch is larger than the data, or not a multiple of the processes."""
     size, count = config.batch_size, data.train_count
     if size > count:
         raise LabError(
@@ -128,7 +128,7 @@ def check_batch(config: RunConfig, data: Dataset) -> None:
 
 
 def check_processes(config: RunConfig) -> None:
-    """Raise LabError if the optimizer cannot be shared by several processes."""
+    """Raise LabError if a run has several processes, but its optimizer allows only one."""
     if config.processes > 1 and BASELINES[config.optimizer].create_graph:
         raise LabError(
             f"{config.optimizer} takes second derivatives of each process's own loss, and these "
@@ -137,13 +137,14 @@ def check_processes(config: RunConfig) -> None:
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """Make a run's optimizer over all parameters of a model that already lies on its device.
+    """Build a run's optimizer over all parameters of a model that is already on its device.
 
     Raises:
-        LabError: If the optimizer refuses a value, or its package is missing.
+        LabError: If the optimizer rejects a value or has no use for ``channelwise_decay``, or if
+            its package is missing.
     """
     fields = {name: getattr(config, name) for name in BASELINES[config.optimizer].defaults}
-    # What a run that was begun before the setting had a field does not hold is the library's.
+    # The configuration of an older run may lack a setting; then the library's default applies.
     settings = {name: value for name, value in fields.items() if value is not None}
     arguments = {**settings, **dict(config.optimizer_args or ())}
     optimizer = make_optimizer(config.optimizer, model, arguments, config.seed)
@@ -167,15 +168,15 @@ def seed_generators(seed: int) -> None:
 
 
 def check_external(name: str, model: nn.Module, data: Dataset) -> None:
-    """Raise LabError unless a network of torchvision or timm takes the data set's images."""
-    # Reading image files draws from torch's generator.
+    """Raise LabError if a network of torchvision or timm does not accept the data set's images."""
+    # Reading image files draws from torch's generator, whose state must not change.
     with torch.random.fork_rng(devices=[]):
         images, _ = next(iter(data.evaluation_batches(1)))
     check_output(name, model, images, data.classes)
 
 
 def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
-    """Load the data set of a run, downloading it where that was asked for."""
+    """Load the data set of a run, with a download if ``download`` asks for it."""
     return load_dataset(
         config.dataset,
         data_dir=Path(config.data_dir) if config.data_dir is not None else None,
@@ -188,10 +189,10 @@ def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep memory that is freed, where it is glibc.
+    """Make glibc keep freed memory; with another C library this has no effect.
 
-    It would hand every large tensor back to the system and get its pages anew, one fault per page:
-    a third of the time of evaluating ResNet-8 on a virtual machine.
+    By default, glibc returns the memory of every large tensor to the system. Using new memory then
+    costs one page fault per page: a third of the time of evaluating ResNet-8 on a virtual machine.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -200,22 +201,22 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    # The largest that glibc takes; larger tensors are handed back as before.
+    # The largest threshold that glibc accepts. Larger tensors are still returned to the system.
     mallopt(mmap_threshold, 32 * 1024 * 1024)
     mallopt(trim_threshold, 1024 * 1024 * 1024)
 
 
 def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun:
-    """Make a run's first state out of its seed.
+    """Build a run's first state from its configuration and seed.
 
-    Seeds the global generators, sets torch's threads where the configuration names them, and makes
-    cuDNN deterministic, without which a resumed run would not come out to the same bits.
+    This seeds the global generators, and sets torch's number of threads if the configuration names
+    one. It makes cuDNN deterministic; without that, a resumed run would differ in its last bits.
 
     Args:
-        config: What the run is.
+        config: The run's configuration.
         data: Its data set, on any device.
-        team: The processes that train it. All make the same state; what they draw from the global
-            generators afterwards, as dropout does, is each one's own.
+        team: The processes that train it. All build the same state. Afterwards each process draws
+            its own numbers from the global generators, for example for dropout.
 
     Raises:
         LabError: If the configuration does not fit the data, the machine or the optimizer.

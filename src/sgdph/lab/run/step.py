@@ -1,4 +1,4 @@
-"""One training step, whatever the optimizer."""
+"""One training step, with any optimizer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def attention_for(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
-    """Return the context of the forward: plain attention where the gradients are differentiated.
+    """Return the context for the forward pass: plain attention if gradients are differentiated.
 
-    Torch has no second derivative of fused attention. SGD-PH needs no such context.
+    Torch has no second derivative of fused attention. SGD-PH does not need this context.
     """
     if not getattr(optimizer, "create_graph_due", False):
         return contextlib.nullcontext()
@@ -25,16 +25,16 @@ def attention_for(optimizer: torch.optim.Optimizer) -> AbstractContextManager[ob
 def optimization_step(
     optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler | None = None
 ) -> None:
-    """Take one step down the loss; SGD-PH takes its partial Hessian along with the gradient.
+    """Take one optimization step; SGD-PH computes its partial Hessian along with the gradient.
 
-    AdaHessian and SophiaH differentiate the gradients in their step, where their
-    ``create_graph_due`` says so. Such gradients hold their graph, and it holds them: they are let
-    go once the step is taken.
+    AdaHessian and SophiaH differentiate the gradients in their step if their ``create_graph_due``
+    is true. Such gradients and their graph refer to each other, so this function clears the
+    gradients after the step.
 
     Args:
         optimizer: The optimizer.
         loss: The loss, not scaled.
-        scaler: Its scaler; none, or a disabled one, does nothing.
+        scaler: The loss scaler; ``None`` or a disabled one has no effect.
     """
     scaler = torch.amp.GradScaler(enabled=False) if scaler is None else scaler
     optimizer.zero_grad()
@@ -54,16 +54,16 @@ def optimization_step(
 
 
 def go_to(optimizer: torch.optim.Optimizer, cursor: int, *, due: bool | None = None) -> None:
-    """Choose what the coming step refreshes, for timing.
+    """Choose what the next step refreshes, for timing.
 
-    Optimizers that refresh one parameter per step, or refresh at every n-th step, keep their place
-    in their groups: in those of the Newton steps, where there are others beside them.
+    Optimizers that refresh one parameter per step, or only at every n-th step, keep their position
+    in their parameter groups. If only some groups take Newton steps, these keep it.
 
     Args:
         optimizer: The optimizer.
-        cursor: The Newton parameter that is next, where they are refreshed one by one.
-        due: Whether the coming step refreshes, of an optimizer that does not at every step.
-            ``None`` leaves it as it is.
+        cursor: Which Newton parameter is next, if they are refreshed one by one.
+        due: Whether the next step refreshes, for an optimizer that does not refresh at every step.
+            ``None`` leaves this unchanged.
     """
     newton = [group for group in optimizer.param_groups if "cursor" in group]
     for group in newton:
@@ -74,7 +74,7 @@ def go_to(optimizer: torch.optim.Optimizer, cursor: int, *, due: bool | None = N
 
 
 def backward_with_graph(loss: Tensor) -> None:
-    """Compute gradients that can be differentiated; who calls it clears them."""
+    """Compute gradients that can be differentiated; the caller must clear them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True")
         loss.backward(create_graph=True)  # type: ignore[no-untyped-call]

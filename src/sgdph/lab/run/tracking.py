@@ -1,7 +1,7 @@
-"""Trackers: the metrics of a run, sent to TensorBoard, Weights & Biases or Trackio as well.
+"""Trackers: send the metrics of a run also to TensorBoard, Weights & Biases or Trackio.
 
-What a run is lies in its directory whether or not a tracker hears of it, so one that fails on the
-way is left out from there on, and the run goes on.
+The run's directory holds all results even without a tracker. So if a tracker fails during a run,
+the run continues without it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PROJECT = "sgdph"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run before the first metrics.
+    """What a tracker receives about a run before the first metrics.
 
     Attributes:
         directory: The run's directory.
-        identity: A name that the run keeps when it is carried on, and no other run has.
-        config: What the run is.
-        done: Its finished epochs.
+        identity: A unique name, which the run keeps when it is resumed.
+        config: The run's configuration.
+        done: Number of finished epochs.
     """
 
     directory: Path
@@ -42,13 +42,13 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """Takes figures, by epoch."""
+    """An object that receives figures by epoch."""
 
     def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Take an epoch's figures."""
+        """Receive an epoch's figures."""
 
     def close(self) -> None:
-        """Send what was not sent yet."""
+        """Send what has not been sent yet."""
 
 
 class TensorBoard:
@@ -57,7 +57,7 @@ class TensorBoard:
     def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an interrupted session wrote of later epochs no longer counts.
+        # Hides what an interrupted session wrote about later epochs.
         self._writer = SummaryWriter(run.directory, purge_step=run.done + 1)
         if run.done == 0:
             self._writer.add_text("config", f"```yaml\n{to_yaml(run.config)}```", 0)
@@ -74,7 +74,7 @@ class TensorBoard:
 
 
 class Service:
-    """A run kept elsewhere, by a client in the manner of ``wandb``'s."""
+    """A run at a service whose client has the interface of ``wandb``."""
 
     _run: Any
 
@@ -83,12 +83,12 @@ class Service:
         self._run.log(dict(figures), step=epoch)
 
     def close(self) -> None:
-        """End the run there."""
+        """Finish the run at the service."""
         self._run.finish()
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Write a configuration as a service takes it: its texts are sent in UTF-8."""
+    """Return a configuration as a mapping for a service; its texts can be sent in UTF-8."""
     return {
         name: printable(value) if isinstance(value, str) else value
         for name, value in vars(config).items()
@@ -96,7 +96,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 class WandB(Service):
-    """A run of Weights & Biases; ``WANDB_MODE``, ``WANDB_PROJECT`` … have the last word."""
+    """A run of Weights & Biases; ``WANDB_MODE``, ``WANDB_PROJECT`` … take precedence."""
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
@@ -111,7 +111,7 @@ class WandB(Service):
 
 
 class Trackio(Service):
-    """A run of Trackio, which knows runs by their names."""
+    """A run of Trackio, which identifies runs by their names."""
 
     def __init__(self, run: TrackedRun) -> None:
         import trackio
@@ -142,7 +142,7 @@ def check_tracker(name: str | None) -> None:
 
 
 class TrackingReporter:
-    """Passes all on to a reporter, and the metrics to a tracker as long as it takes them."""
+    """A reporter that passes all on to another, and the metrics to a tracker until that fails."""
 
     def __init__(self, reporter: Reporter, name: str, tracker: Tracker) -> None:
         self._reporter = reporter
@@ -192,7 +192,7 @@ class TrackingReporter:
 
 @contextmanager
 def tracked(reporter: Reporter, run: TrackedRun) -> Iterator[Reporter]:
-    """Yield a reporter that also sends the metrics to the run's tracker, where it has one.
+    """Yield a reporter that also sends the metrics to the run's tracker, if it has one.
 
     Raises:
         LabError: If the tracker cannot be started.
@@ -217,7 +217,7 @@ def tracked(reporter: Reporter, run: TrackedRun) -> Iterator[Reporter]:
 
 
 def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Write an epoch's metrics as numbers by name, nested ones as ``outer/inner``."""
+    """Return an epoch's metrics as numbers by name, nested ones as ``outer/inner``."""
     figures: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):

@@ -1,9 +1,9 @@
-"""One run: from a configuration and a data set to a directory of facts.
+"""One run: train a configuration on a data set, and record the results in a directory.
 
-A run is a function of its configuration. All randomness comes from the seed: torch's global
-generator draws the initial weights, a generator of the run's own draws data order and augmentation,
-and the optimizer has its own again; so optimizers with one seed start at the same weights and see
-the same batches.
+A run is a function of its configuration. All randomness comes from the seed. Torch's global
+generator draws the initial weights, a separate generator draws data order and augmentation, and the
+optimizer has a generator of its own. So optimizers with the same seed start at the same weights and
+see the same batches.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from sgdph.lab.run.writer import Snapshot, Writer, write_checkpoint
 
 
 def writes_beside(device: torch.device, team: Team) -> bool:
-    """Tell whether an epoch's files are written while the next one is trained.
+    """Return whether an epoch's files are written while the next epoch trains.
 
-    A GPU trains meanwhile; on a CPU the two would take turns.
+    A GPU trains during the writing. A CPU would only alternate between the two.
     """
     return device.type == "cuda" and team.size == 1
 
 
 @dataclass
 class Trainer:
-    """Carries one run from its state to its end.
+    """Trains one run from its current state to its end.
 
     Attributes:
-        config: What the run is.
-        directory: Where its facts go.
+        config: The run's configuration.
+        directory: Where its results are written.
         data: Its data set, on the run's device.
-        state: Where it stands.
-        reporter: What is told of its progress.
+        state: Its current state.
+        reporter: Receives its progress.
         team: The processes that train it.
     """
 
@@ -76,8 +76,8 @@ class Trainer:
             The summary, whose status is ``"finished"`` or ``"diverged"``.
 
         Raises:
-            KeyboardInterrupt: When interrupted; the status is then ``"interrupted"``, as it is
-                after any other exception.
+            KeyboardInterrupt: If interrupted. The status is then ``"interrupted"``, as after any
+                other exception.
         """
         self._summarise("running")
         if self.state.epoch == 0 and 0 in (self.config.keep_checkpoints or ()):
@@ -93,14 +93,14 @@ class Trainer:
         except Diverged as outcome:
             return self._summarise("diverged", str(outcome))
         except BaseException as error:
-            # Where the disk is full, the reason is on its way to who called.
+            # If the disk is full, the error that is raised again below already says so.
             with contextlib.suppress(WriteError):
                 self._write_summary("interrupted", f"{type(error).__name__}: {error}".rstrip(": "))
             raise
         return self._summarise("finished")
 
     def _epoch(self, writer: Writer) -> None:
-        """Train and evaluate one epoch, record it, and take the checkpoint."""
+        """Train and evaluate one epoch, record it, and write the checkpoint."""
         state, config, started = self.state, self.config, time.perf_counter()
         epoch, split = state.epoch + 1, config.evaluated
         rates = learning_rates(state.optimizer)
@@ -110,7 +110,7 @@ class Trainer:
             watch.stop()
             self.team.share_buffers(state.model)
             evaluated = evaluation_sums(state.model, self.data, Arithmetic.of(config), self.team)
-            # The epoch's one look at the device.
+            # Reads all sums of the epoch from the device at once.
             *sums, total_loss, correct, count = torch.cat([trained.values, evaluated]).tolist()
             train_loss, train_accuracy = trained.read(sums)
         except Diverged as outcome:
@@ -140,7 +140,7 @@ class Trainer:
     def _record(self, metrics: Mapping[str, Any], writer: Writer) -> None:
         """Write the epoch's line, its checkpoints and the summary, in this order."""
         state, path = self.state, self.directory.path
-        # The last one last: what a kill in between leaves out, the resumed run makes again.
+        # last.pt comes last: after a kill in between, the resumed run repeats the epoch.
         names = [CHECKPOINT]
         if state.epoch in (self.config.keep_checkpoints or ()):
             names.insert(0, kept_checkpoint(state.epoch))
@@ -160,13 +160,13 @@ class Trainer:
             writer.do(write)
 
     def _pass(self) -> TrainingSums:
-        """Step through the training images once."""
+        """Train on all training images once."""
         data, state, team = self.data, self.state, self.team
         size = self.config.batch_size
         state.model.train()
         return train_epoch(
-            # Anew for each epoch: the order of its sums changes after its first step, and a resumed
-            # run begins at an epoch.
+            # Wrapped again in each epoch: DDP changes the order of its sums after its first step,
+            # and a resumed run begins at the start of an epoch.
             team.wrap(state.model),
             state.optimizer,
             data.training_batches(plan_epoch(data, state.generator), size, team.equal_share),
@@ -214,13 +214,13 @@ class Trainer:
 
 
 def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter) -> dict[str, Any]:
-    """Train a run to its end, from its checkpoint where it has one.
+    """Train a run to its end, from its checkpoint if it has one.
 
     Args:
-        prepared: The run, just prepared: the global generators must still stand where
-            :func:`sgdph.lab.run.start.prepare` left them.
-        directory: Its directory, which holds the configuration already.
-        reporter: What is told of its progress.
+        prepared: The run, just prepared: the global generators must still be in the state that
+            :func:`sgdph.lab.run.start.prepare` left.
+        directory: Its directory, which must already hold the configuration.
+        reporter: Receives its progress.
 
     Returns:
         The summary.
@@ -256,7 +256,7 @@ def train_run(prepared: PreparedRun, directory: RunDirectory, reporter: Reporter
 
 
 def _record_start(prepared: PreparedRun, directory: RunDirectory) -> TrackedRun:
-    """Record the session, and bring the metrics to where the checkpoint was taken."""
+    """Record the session, and reset the metrics to the state of the checkpoint."""
     state, team = prepared.state, prepared.team
     if state.epoch == 0:
         directory.check_no_metrics()
@@ -264,13 +264,13 @@ def _record_start(prepared: PreparedRun, directory: RunDirectory) -> TrackedRun:
     session = {"session": uuid.uuid4().hex[:12], "processes": team.size}
     directory.write_env({**environment, **session})
     directory.replace_metrics(state.history)
-    # That of the first session, which all others carry on.
+    # All sessions of a run use the identity of the first one.
     identity = str(directory.read_env().get("session", session["session"]))
     return TrackedRun(directory.path, identity, prepared.config, state.epoch)
 
 
 def describe_outcome(summary: dict[str, Any]) -> str:
-    """Say in a line how a run ended."""
+    """Describe in one line how a run ended."""
     if summary["status"] == "diverged":
         return f"diverged after {summary['epochs']} epochs: {summary['reason']}"
     if summary["status"] == "pruned":

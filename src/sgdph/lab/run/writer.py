@@ -1,7 +1,7 @@
-"""Writes an epoch's files, beside the next epoch where a GPU trains.
+"""Write an epoch's files, in the background if a GPU trains the next epoch meanwhile.
 
-A checkpoint of ResNet18 takes 90 MB, and its epoch two seconds on a large GPU. Needs torch alone,
-as :mod:`sgdph.lab.run.epoch`.
+A checkpoint of ResNet18 has 90 MB, and an epoch of it takes two seconds on a large GPU. Needs only
+torch, like :mod:`sgdph.lab.run.epoch`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from sgdph.lab.files import write_bytes
 
 
 class Writer:
-    """Does one thing after another, here or in a thread of its own.
+    """Runs write functions one after another, in the caller's thread or in a background thread.
 
-    At most one is under way: who hands over the next one waits for it. So a kill costs at most the
-    epoch that had just finished, and one that cannot be written is heard of an epoch later.
+    At most one write is in progress: submitting the next one waits for it. So a kill loses at most
+    the epoch that had just finished, and a failed write is reported one epoch later.
 
     Args:
-        beside: Whether in a thread. It must not take part in what processes do together.
+        beside: Whether to use a background thread. A write there must not call anything that all
+            processes have to call together.
     """
 
     def __init__(self, beside: bool) -> None:
@@ -35,10 +36,10 @@ class Writer:
         self._last: Future[None] | None = None
 
     def do(self, write: Callable[[], None]) -> None:
-        """Write, once what was handed over before is written.
+        """Start a write after the previous one has finished.
 
         Raises:
-            Exception: What that one raised, or this one if it is done here.
+            Exception: What the previous write raised, or this one without a background thread.
         """
         self.wait()
         if self._thread is None:
@@ -47,10 +48,10 @@ class Writer:
             self._last = self._thread.submit(write)
 
     def wait(self) -> None:
-        """Wait until all is written.
+        """Wait until everything is written.
 
         Raises:
-            Exception: What the last one raised.
+            Exception: What the last write raised.
         """
         last, self._last = self._last, None
         if last is not None:
@@ -65,14 +66,14 @@ class Writer:
 
 
 class Snapshot:
-    """A copy of nested tensors in the CPU's memory, which later steps leave alone.
+    """A copy of nested tensors in CPU memory, which later steps do not change.
 
-    The device is not waited for before the content is asked for: its tensors are copied to pinned
-    memory behind what it has been given to do.
+    Creating the copy does not wait for the device: its tensors are copied to pinned memory after
+    the work that is already queued. Only :meth:`content` waits.
 
     Args:
         content: Tensors within mappings, lists and tuples.
-        device: Whose tensors they are, but for those on the CPU.
+        device: The device of all tensors that are not on the CPU.
     """
 
     def __init__(self, content: Any, device: torch.device) -> None:
@@ -83,7 +84,7 @@ class Snapshot:
             self._copied.record(torch.cuda.current_stream(device))
 
     def content(self) -> Any:
-        """Return the copy, once it is there."""
+        """Wait for the copy and return it."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._content
@@ -98,7 +99,7 @@ def _copied(value: Any) -> Any:
             value, non_blocking=True
         )
     if isinstance(value, Mapping):
-        # A state dict bears its modules' versions as an attribute.
+        # Copy the mapping itself: a state dict has its modules' versions as an attribute.
         same: Any = copy.copy(value)
         same.update({name: _copied(each) for name, each in value.items()})
         return same
@@ -108,12 +109,12 @@ def _copied(value: Any) -> Any:
 
 
 def write_checkpoint(paths: Sequence[Path], content: Mapping[str, Any]) -> None:
-    """Replace checkpoints, one after the other, each in one step.
+    """Replace checkpoints one after another, each atomically.
 
     Raises:
-        WriteError: If one cannot be written; the old one is still there then.
+        WriteError: If one cannot be written. Its old file is kept then.
     """
-    # In memory first: torch.save hides why a file cannot be written.
+    # Serialized in memory first, because torch.save hides why a file cannot be written.
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     for path in paths:

@@ -1,4 +1,4 @@
-"""The progress of runs that other processes train, read off their directories."""
+"""The progress of runs that other processes train, read from their directories."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Find: TypeAlias = Callable[[], Mapping[str, tuple[RunDirectory, int]]]
 
 @dataclass
 class Board:
-    """Tells of runs as they come to their ends, and of epochs: in bars where there are any.
+    """Prints a line for each run that ends, and shows finished epochs in bars, or else in lines.
 
     Attributes:
-        directory: What the runs belong to.
+        directory: The directory that the runs belong to.
         find: Finds the runs.
-        runs: How many there will be.
-        epochs: How many epochs they have in all.
+        runs: The total number of runs.
+        epochs: The total number of their epochs.
         console: Where to write.
         bars: The bars of a terminal; ``None`` elsewhere.
     """
@@ -39,7 +39,7 @@ class Board:
     epochs: int
     console: Console
     bars: Progress | None = None
-    # How many epochs of each run were told of, and the runs that are over.
+    # How many epochs of each run were reported, and the runs that are over.
     _told: dict[str, int] = field(default_factory=dict)
     _over: set[str] = field(default_factory=set)
     _settled_epochs: int = 0
@@ -49,14 +49,14 @@ class Board:
             self._runs_bar = self.bars.add_task("runs", total=self.runs)
             self._epochs_bar = self.bars.add_task("epochs", total=self.epochs)
         for name, (run, epochs) in self.find().items():
-            # What lay there before is told of by nobody.
+            # Epochs that were finished before are not reported.
             self._told[name] = len(run.read_metrics())
             if run.status() in OVER:
                 self._end(name, f"kept; {describe_outcome(run.read_summary())}", epochs)
         self.look()
 
     def look(self) -> None:
-        """Look how far every run is that was not over before."""
+        """Check and report the progress of every run that was not over before."""
         running = 0
         for name, (run, epochs) in self.find().items():
             if name in self._over:
@@ -79,7 +79,7 @@ class Board:
         say(self.console, f"{_shown(name)}: {message}")
 
     def _look_at_epochs(self, name: str, run: RunDirectory, epochs: int) -> None:
-        """Count a run's finished epochs; where there is no bar, tell of those that are new."""
+        """Count a run's finished epochs; without bars, print the new ones."""
         lines = run.read_metrics()
         first = self._told.get(name, 0)
         if self.bars is None:
@@ -100,13 +100,13 @@ def board_for(
     epochs: int,
     console: Console,
 ) -> Iterator[Board]:
-    """Yield what tells of the runs' progress: in bars on a terminal, in lines elsewhere.
+    """Yield the board that reports the runs' progress: in bars on a terminal, in lines elsewhere.
 
     Args:
-        directory: What the runs belong to.
+        directory: The directory that the runs belong to.
         find: Finds the runs.
-        runs: How many there will be.
-        epochs: How many epochs they have in all.
+        runs: The total number of runs.
+        epochs: The total number of their epochs.
         console: Where to write.
     """
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""What is asked before anything is trained: data, settings, and runs that lie there already."""
+"""Checks before anything is trained: data, settings, and existing runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sgdph.lab.sweep.worker import data_key
 
 
 def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
-    """Raise LabError where runs that were begun differ from what is asked for now."""
+    """Raise LabError if existing runs differ from what is asked for now."""
     problems = []
     for planned in runs:
         run = RunDirectory(directory / planned.name)
         if run.exists():
             saved = run.read_config()
             found = differences(vars(planned.config), saved)
-            # These are asked about only where they are given; here all that is asked for is.
+            # differences() compares only given arguments, but here a missing one is a difference.
             asked = dict(planned.config.optimizer_args or ())
             found += [
                 f"{name}: the run has {value!r}, this call gives none"
@@ -39,7 +39,7 @@ def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
 
 
 def check_runs(runs: Sequence[PlannedRun], load: Callable[[RunConfig], Dataset]) -> None:
-    """Raise LabError now, not after an hour, where data are missing or settings are refused.
+    """Raise LabError now, not after an hour, if data are missing or settings are rejected.
 
     Loads each data set once, and prepares one run of each optimizer.
     """

@@ -1,8 +1,8 @@
-"""Several machines: the same tasks on Ray, which places them and tries them again.
+"""Several machines: run the same tasks on Ray, which schedules and retries them.
 
-Each task takes its cores and GPUs. Where its worker or its machine is lost, Ray gives it to another
-one, which goes on from the checkpoint in the shared folder. Ray ends the workers of a program that
-is gone, however it went.
+Each task reserves its cores and GPUs. If its worker or machine is lost, Ray gives the task to
+another worker, which continues from the checkpoint in the shared folder. If the program ends in any
+way, Ray ends its workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.sweep.worker import ATTEMPTS, Task, Train, process_worker
 
 LOCAL = "local"
-# More than any cluster computes at once: Ray holds back what it has no room for.
+# More tasks than any cluster runs at once. Ray queues those that it has no room for.
 ALL = 100_000
 # How long interrupted tasks may take to stop, in seconds.
 GRACE = 20.0
@@ -27,13 +27,13 @@ REACH = 10.0
 
 
 class Cluster:
-    """An executor of Ray's workers; a context manager, which lets go of them at its end.
+    """An executor that uses Ray's workers; a context manager that disconnects from Ray at its end.
 
     Args:
-        address: ``"local"`` starts a Ray of this machine; else where one runs, as ``ray.init``
-            takes it: ``"auto"``, ``"host:6379"``, ``"ray://host:10001"``.
-        slots: How many tasks run at once; ``None`` for as many as there is room for.
-        cores: How many cores a local Ray has.
+        address: ``"local"`` starts Ray on this machine. Otherwise, the address of a running
+            cluster, as ``ray.init`` takes it: ``"auto"``, ``"host:6379"``, ``"ray://host:10001"``.
+        slots: Number of tasks that run at once; ``None`` for as many as there is room for.
+        cores: Number of cores of a local Ray.
 
     Raises:
         LabError: If Ray is not installed, or cannot be reached.
@@ -42,7 +42,7 @@ class Cluster:
     def __init__(self, address: str, slots: int | None, cores: int) -> None:
         self.slots = slots or ALL
         self._ray = ray = _import_ray()
-        # Ray would ask on the terminal, or report home.
+        # Otherwise, Ray would ask on the terminal, or send usage statistics.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == LOCAL:
@@ -71,7 +71,7 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Have what is computed stop after the step it is at, and leave Ray."""
+        """After an error, stop all tasks at the end of their current step; disconnect from Ray."""
         if kind is not None:
             for reference in self._references:
                 self._ray.cancel(reference)
@@ -82,7 +82,7 @@ class Cluster:
         """Give a task to Ray.
 
         Raises:
-            LabError: If no machine has the cores for it.
+            LabError: If no machine has enough cores for it.
         """
         if task.cores > self._most_cores:
             raise LabError(
@@ -102,7 +102,7 @@ class Cluster:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise LabError where nobody listens at an address: Ray itself would try for minutes."""
+    """Raise LabError if nothing listens at an address; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -126,6 +126,6 @@ def _import_ray() -> Any:
 
 
 def _train(train: Train, argv: list[str]) -> bool:
-    # What runs record as the command that made them.
+    # Runs record these arguments as the command that made them.
     sys.argv = argv
     return train(process_worker())

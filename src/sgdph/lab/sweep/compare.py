@@ -1,4 +1,4 @@
-"""What ``sgdph compare`` does with its options, and what it says."""
+"""The command ``sgdph compare``: what it does with its options, and what it prints."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def compare(options: CompareOptions, console: Console) -> int:
     """Train every optimizer with every seed, and report.
 
     Returns:
-        The exit code: 0 when all runs came to an end (diverged ones too), 1 when one failed, 130
-        when interrupted.
+        The exit code: 0 if all runs have ended (including diverged ones), 1 if one failed or has
+        not ended, 130 if interrupted.
 
     Raises:
         LabError: If the options cannot be followed.
@@ -58,7 +58,7 @@ def compare(options: CompareOptions, console: Console) -> int:
 
 
 def requested_comparison(options: CompareOptions, given: Mapping[str, Any]) -> Comparison:
-    """Read the comparison off the options; what a resumed one leaves unset stays empty."""
+    """Return the comparison that the options ask for; with ``--resume``, unset parts are empty."""
     optimizers: tuple[str, ...] = () if options.resume else DEFAULT_OPTIMIZERS
     seeds: tuple[int, ...] = () if options.resume else DEFAULT_SEEDS
     if options.optimizers is not None:

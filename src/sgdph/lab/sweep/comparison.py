@@ -1,7 +1,8 @@
-"""A comparison: a sweep of one axis, the optimizers, whose plan is made of options.
+"""A comparison: a sweep over optimizers only, planned from command-line options.
 
-Where a sweep has ``sweep.yaml``, its directory has ``comparison.yaml``: what was asked for, so that
-``--resume`` needs no other option and can add to it. Each run lies in ``<optimizer>-seed<k>``.
+In place of ``sweep.yaml``, its directory has ``comparison.yaml``. This file records what was asked
+for, so ``--resume`` needs no other option, and can add to it. Each run is in
+``<optimizer>-seed<k>``.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from sgdph.lab.sweep.sweep_directory import SweepDirectory
 
 FORMAT = "sgdph-comparison-1"
 COMPARISON = "comparison.yaml"
-# What decides most of a comparison, and has to be tuned for each optimizer and data set.
+# The settings that matter most. They have to be tuned for each optimizer and data set.
 COMPARED = ("lr", "weight_decay", "newton_lr")
 DEFAULT = "the default"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison is.
+    """The definition of a comparison.
 
     Attributes:
         optimizers: Names of the optimizers.
         seeds: The seeds.
         given: The options that were set, as
             :func:`sgdph.lab.options.resolution.resolve_many` takes them.
-        settings: Optimizer to settings, as a settings file has them; what was set goes before.
+        settings: Optimizer to settings, as in a settings file; ``given`` takes precedence.
     """
 
     optimizers: tuple[str, ...]
@@ -47,15 +48,15 @@ class Comparison:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def plan(self) -> Plan:
-        """Resolve the plan: a cell for each optimizer."""
+        """Return the plan, with one cell for each optimizer."""
         configs = resolve_many(self.given, self.optimizers, self.seeds[:1], self.settings)
         cells = {str(config.optimizer): config for config in configs}
         return Plan("compare", "", self.given, Layout(), cells, self.seeds)
 
     def describe_settings(self, plan: Plan) -> list[str]:
-        """Say which lr and weight decay each optimizer gets, and where they come from.
+        """Describe each optimizer's lr, weight decay and newton_lr, and where they come from.
 
-        A last line names the optimizers whose lr or weight decay was chosen for other data.
+        A last line names the optimizers for which one of these is a default, chosen for other data.
         """
         lines, untuned = [], []
         for name, config in plan.cells.items():
@@ -78,7 +79,7 @@ class Comparison:
         return lines
 
     def _source(self, optimizer: str, setting: str, config: RunConfig) -> str:
-        """Say where an optimizer has a setting from."""
+        """Describe where an optimizer's setting comes from."""
         given = self.given.get(setting)
         if given is not None and (
             setting not in PER_OPTIMIZER
@@ -92,9 +93,9 @@ class Comparison:
         return DEFAULT
 
     def extended(self, other: Comparison) -> Comparison:
-        """Add another's optimizers and seeds to these, and let its options go before these.
+        """Return a comparison with another's optimizers and seeds added; its options win.
 
-        An option that says something of single optimizers replaces what it names, and no more.
+        An option with values for single optimizers replaces only the values that it names.
 
         Raises:
             LabError: If a learning rate or weight decay of one of them cannot be read.
@@ -118,7 +119,7 @@ class Comparison:
 
 
 def _per_optimizer(values: Mapping[str, float]) -> str:
-    """Write what :func:`sgdph.lab.options.resolution.parse_per_optimizer` reads."""
+    """Format values as :func:`sgdph.lab.options.resolution.parse_per_optimizer` reads them."""
     return ",".join(f"{optimizer}={value!r}" for optimizer, value in values.items())
 
 
@@ -132,14 +133,14 @@ class ComparisonDirectory(SweepDirectory):
     what, files = "comparison", (*REPORT_FILES, COMPARISON)
 
     def read(self) -> Plan:
-        """Read what its runs are; raise LabError as :meth:`read_comparison` does."""
+        """Read the plan of its runs; raise LabError as :meth:`read_comparison` does."""
         return self.read_comparison().plan()
 
     def read_comparison(self) -> Comparison:
-        """Read what was asked for.
+        """Read the recorded comparison.
 
         Raises:
-            LabError: If there is none, or the file is not one of ours.
+            LabError: If there is no such file, or it has another format.
         """
         values = self.read_record(COMPARISON, FORMAT)
         return Comparison(
@@ -150,7 +151,7 @@ class ComparisonDirectory(SweepDirectory):
         )
 
     def write_comparison(self, comparison: Comparison) -> None:
-        """Record what was asked for."""
+        """Record a comparison."""
         content: dict[str, Any] = {
             "format": FORMAT,
             "optimizers": list(comparison.optimizers),

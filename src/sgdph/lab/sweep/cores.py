@@ -1,13 +1,19 @@
 """How many CPU threads a run takes, and how many runs are trained at once.
 
-Two threads made a step of ResNet-8 on MNIST (batch 25, 0.5 GFLOP forward) 1.2 to 1.4 times as fast
-as one, one of ResNet-20 on CIFAR-10 (batch 25, 2 GFLOP) 1.4 times, with batch 128 (10 GFLOP)
-1.6 times. Two runs of one thread each come close to 2, and they do not wait for each other where
-other programs use the cores too. So a run takes a thread for each :data:`FLOPS_PER_THREAD` of the
-forward of its batch, at least one, and as many runs as the cores have room for train at once.
+Measured speed of a step with two threads, relative to one thread:
 
-The threads are decided by the run and the cores, not by how many runs there are, and recorded in
-the run's configuration: the last bits of a result depend on them.
+| step | FLOPs of the forward pass | speed |
+|---|---|---|
+| ResNet-8 on MNIST, batch 25 | 0.5 GFLOP | 1.2 to 1.4 times |
+| ResNet-20 on CIFAR-10, batch 25 | 2 GFLOP | 1.4 times |
+| ResNet-20 on CIFAR-10, batch 128 | 10 GFLOP | 1.6 times |
+
+Two runs with one thread each come close to 2 times, and they do not wait for each other if other
+programs use the cores too. So a run takes one thread for each :data:`FLOPS_PER_THREAD` of its
+batch's forward pass, at least one. As many runs train at once as the cores have room for.
+
+The number of threads depends on the run and the cores, not on how many runs there are. It is
+recorded in the run's configuration, because the last bits of a result depend on it.
 """
 
 from __future__ import annotations
@@ -24,12 +30,12 @@ from sgdph.lab.sweep.plan import PlannedRun
 from sgdph.lab.sweep.shapes import Shape, image_flops, shape_of
 
 FLOPS_PER_THREAD = 2e9
-# What is left must take this long on one core, or no processes are started for it: each takes
-# several seconds to load torch.
+# Processes are started only if the remaining work takes this long on one core, because each process
+# takes several seconds to load torch.
 SECONDS_WORTH_PROCESSES = 15.0
-# Of one core of a small virtual machine; a step of a network on tiny images is mostly overhead.
+# For one core of a small virtual machine. On tiny images, a step is mostly overhead.
 FLOPS_PER_SECOND, SECONDS_PER_STEP = 3e10, 0.01
-# The one set of text has 26 kB for each evaluation, in windows of 64 characters.
+# A rough size for the one text data set, whose windows have 64 characters.
 TEXT_WINDOWS, TEXT_CHARACTERS = 1_000, 96
 
 
@@ -41,18 +47,18 @@ def available_cores() -> int:
 
 
 def threads_each(count: int) -> int:
-    """Return how many CPU threads each of so many processes gets."""
+    """Return how many CPU threads each of ``count`` processes gets."""
     return max(1, available_cores() // count)
 
 
 def check_jobs(count: int | None, flag: str) -> None:
-    """Raise LabError unless a number of processes, where one was asked for with a flag, is one."""
+    """Raise LabError if a flag asks for fewer than one process."""
     if count is not None and count < 1:
         raise LabError(f"{flag} must be at least 1; got {count}")
 
 
 def computes_on_cpu(config: RunConfig) -> bool:
-    """Whether a run's steps are computed on this machine's CPU."""
+    """Return whether a run's steps are computed on this machine's CPU."""
     return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
 
 
@@ -61,11 +67,11 @@ def default_threads(config: RunConfig, cores: int) -> int | None:
 
     Args:
         config: The run.
-        cores: How many cores it may use; it takes no more than ``OMP_NUM_THREADS`` either.
+        cores: How many cores it may use; ``OMP_NUM_THREADS`` is a further upper limit.
 
     Returns:
-        The number; ``None``, which is torch's choice, for a GPU, and for a run of several
-        processes, where ``torchrun`` decides.
+        The number of threads. It is ``None``, which is torch's choice, for a GPU, and for a run in
+        several processes, for which ``torchrun`` decides.
     """
     if not computes_on_cpu(config) or config.processes > 1:
         return None
@@ -76,22 +82,22 @@ def default_threads(config: RunConfig, cores: int) -> int | None:
 
 
 def with_default_threads(config: RunConfig) -> RunConfig:
-    """Fill in the threads of a run that is trained alone, where it does not say them."""
+    """Set the number of threads of a run that is trained alone, if it has none."""
     if config.threads is not None:
         return config
     return replace(config, threads=default_threads(config, available_cores()))
 
 
 def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
-    """Return how many runs are trained at once: ``jobs × threads`` is at most the cores.
+    """Return how many runs are trained at once, with ``jobs × threads`` at most the cores.
 
     Args:
-        runs: The runs, with their threads where they have any.
-        left: Those that are not at their end yet.
+        runs: The runs, with their threads if they have any.
+        left: Those that have not ended yet.
 
     Returns:
-        1 where a run uses a GPU or several processes, takes torch's choice of threads, or where
-        little is left to compute.
+        The number of runs. It is 1 if a run uses a GPU or several processes, if a run takes torch's
+        choice of threads, or if little is left to compute.
     """
     threads = [planned.config.threads for planned in runs if computes_on_cpu(planned.config)]
     several = any(planned.config.processes > 1 for planned in runs)
@@ -104,7 +110,10 @@ def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
 
 
 def run_seconds(config: RunConfig) -> float:
-    """Estimate roughly how long a run takes on one core: a step is three forwards, a test one."""
+    """Estimate roughly how many seconds a run takes on one core.
+
+    A training image costs three forward passes, and a test image one.
+    """
     shape = _shape(config)
     images = 3 * shape.train + shape.test
     steps = shape.train / config.batch_size

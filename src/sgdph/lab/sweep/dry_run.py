@@ -54,7 +54,7 @@ def dry_run(
 def estimate_table(
     plan: Plan, runs: Sequence[PlannedRun], ended: set[str], estimate: Estimate
 ) -> Table:
-    """Lay out cells, their runs, what is done, and the time that is left."""
+    """Return a table of the cells, their runs, how many are done, and the time that is left."""
     rows = []
     for name, config in plan.cells.items():
         own = [planned for planned in runs if planned.name.rpartition("-seed")[0] == name]

@@ -1,9 +1,9 @@
-"""One engine for many runs: what is tried when, how often, and on what it is computed.
+"""The engine for many runs: the order and the retries of tasks, and what computes them.
 
-A task is a run, or whatever else can be done twice without harm: it goes on from what lies on the
-disk, and does nothing where all is done. So nothing has to be told to who computes it but the task
-itself, and one whose process dies is simply given to another. What computes tasks is this process,
-a pool of processes on this machine (:mod:`sgdph.lab.sweep.pool`), or Ray
+A task is a run, or other work that can be repeated without harm: it continues from what is on the
+disk, and does nothing if all is done. So the process that computes a task needs only the task
+itself, and a task whose process dies is given to another process. Tasks are computed by this
+process, by a pool of processes on this machine (:mod:`sgdph.lab.sweep.pool`), or by Ray
 (:mod:`sgdph.lab.sweep.cluster`).
 """
 
@@ -32,20 +32,20 @@ from sgdph.lab.sweep.pool import Pool
 from sgdph.lab.sweep.state import note_failure
 from sgdph.lab.sweep.worker import ATTEMPTS, Task, Worker
 
-# How often the runs' progress is looked at, in seconds.
+# Seconds between checks of the runs' progress.
 LOOK_EVERY = 1.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """On what tasks are computed.
+    """Where tasks are computed.
 
     Attributes:
-        jobs: How many at once; with Ray ``None`` for as many as it has room for.
+        jobs: How many run at once; with Ray, ``None`` for as many as it has room for.
         ray: Ray's address; ``None`` computes on this machine.
-        split_gpus: Whether each process of this machine sees one of the GPUs, in turn; if not, all
-            of them see all.
-        load: Loads data sets, where this process computes.
+        split_gpus: Whether each process on this machine sees only one of the GPUs, assigned in
+            turn. If not, every process sees all GPUs.
+        load: Loads data sets, if this process computes.
     """
 
     jobs: int | None = 1
@@ -56,12 +56,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Expected:
-    """What is to be seen of the runs that tasks train.
+    """The runs that tasks train, for the display of their progress.
 
     Attributes:
         find: Finds the runs.
-        runs: How many there will be.
-        epochs: How many epochs they have in all.
+        runs: The total number of runs.
+        epochs: The total number of their epochs.
     """
 
     find: Find
@@ -72,18 +72,18 @@ class Expected:
 def compute(
     directory: Path, tasks: Iterable[Task], expected: Expected, place: Place, console: Console
 ) -> None:
-    """Have tasks computed until every one is done, or has failed, and tell of the progress.
+    """Compute tasks until each is done or has failed, and report the progress.
 
     Args:
-        directory: What they write in; failures are noted in its ``logs``.
-        tasks: The tasks; asked for one by one, when there is room.
-        expected: The runs that come of them.
-        place: On what they are computed.
-        console: Where to tell of the progress.
+        directory: Where the tasks write; failures are recorded in its ``logs``.
+        tasks: The tasks; taken one by one, when there is room.
+        expected: The runs that the tasks train.
+        place: Where the tasks are computed.
+        console: Where to report the progress.
 
     Raises:
-        LabError: If Ray cannot be had.
-        KeyboardInterrupt: When interrupted; nothing is training any more then.
+        LabError: If Ray is not available, or has no machine with enough cores for a task.
+        KeyboardInterrupt: If interrupted; nothing trains any more then.
     """
     if place.jobs == 1 and place.ray is None:
         with reporter_for(console, expected.runs) as reporter:
@@ -103,23 +103,23 @@ def compute(
 
 
 class Executor(Protocol):
-    """What computes tasks.
+    """An object that computes tasks.
 
     Attributes:
-        slots: How many it is given at a time.
+        slots: How many tasks it takes at a time.
     """
 
     slots: int
 
     def submit(self, task: Task) -> Future[bool]:
-        """Begin a task; the future holds what :class:`Train` returns."""
+        """Start a task; the future holds what :class:`Train` returns."""
 
 
 class ThisProcess:
-    """Computes tasks one after another in this process.
+    """An executor that computes tasks one after another in this process.
 
     Args:
-        worker: This process.
+        worker: The worker of this process.
     """
 
     slots = 1
@@ -128,10 +128,10 @@ class ThisProcess:
         self.worker = worker
 
     def submit(self, task: Task) -> Future[bool]:
-        """Do a task.
+        """Compute a task, and return its finished future.
 
         Raises:
-            KeyboardInterrupt: When interrupted.
+            KeyboardInterrupt: If interrupted.
         """
         future: Future[bool] = Future()
         future.set_result(task.train(self.worker))
@@ -144,20 +144,21 @@ def run_tasks(
     executor: Executor,
     look: Callable[[], None] = lambda: None,
 ) -> None:
-    """Have tasks computed until every one is done, or has failed.
+    """Compute tasks until each is done or has failed.
 
-    A task whose process dies is tried again, :data:`ATTEMPTS` times in all. What another process,
-    of whatever machine, is computing is asked for again at the end of the queue, and so taken over
-    where that process dies.
+    A task whose process dies is tried again, up to :data:`ATTEMPTS` times in all. A task that
+    another process (on any machine) is computing goes to the end of the queue and is tried again
+    there. So it is taken over if that process dies.
 
     Args:
-        directory: Where failures are noted.
-        tasks: The tasks; asked for one by one, when there is room.
-        executor: What computes them.
-        look: Called every second.
+        directory: Where failures are recorded.
+        tasks: The tasks; taken one by one, when there is room.
+        executor: Computes the tasks.
+        look: Called whenever tasks end, and at least once per :data:`LOOK_EVERY` seconds of
+            waiting.
 
     Raises:
-        KeyboardInterrupt: When interrupted.
+        KeyboardInterrupt: If interrupted.
     """
     fresh, again = iter(tasks), deque[Task]()
     deaths: Counter[str] = Counter()
@@ -181,7 +182,7 @@ def run_tasks(
                 if settled:
                     note_failure(directory, task.name, _death(error))
             except Exception as error:
-                # Not the run's own, which it notes itself.
+                # Not an error of the run itself: the run records its own errors.
                 settled = True
                 note_failure(directory, task.name, "".join(traceback.format_exception(error)))
             if not settled:

@@ -19,13 +19,14 @@ from sgdph.lab.sweep.plan import PlannedRun
 from sgdph.lab.sweep.shapes import image_flops, shape_of
 from sgdph.lab.sweep.step_time import SECONDS_PER_TIMING, time_step
 
-# Optimizers are compared on images of at most so many pixels.
+# Optimizers are compared on images of at most this height and width, in pixels.
 SMALL_IMAGE = 64
-# How much sooner a run of n threads ends than one of a single thread, as powers of n.
+# n threads are faster than one by n to these powers: at most the first, at least the second.
 GAIN = (1.0, 0.4)
-# A training step takes three times a forward, an evaluation one.
+# A training step takes as long as three forward passes, an evaluation as long as one.
 FORWARDS = 3
-# How far the time of a run may lie from what was timed: of the very step, or of a part of it.
+# Factors between the estimate and the ends of its range: SPREAD if this very step was timed,
+# WIDE_SPREAD if only parts of it were.
 SPREAD, WIDE_SPREAD = (0.8, 1.4), (0.5, 1.6)
 
 Key: TypeAlias = tuple[object, ...]
@@ -34,7 +35,7 @@ Key: TypeAlias = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Range:
-    """Seconds between which a time lies.
+    """A range of seconds.
 
     Attributes:
         low: The lower end.
@@ -79,7 +80,7 @@ class Estimate:
         self._told = told
         self._timings: dict[Key, float] = {}
         plain = [config for config in configs if config.optimizer == "sgdm"]
-        # The optimizer that the networks are timed with, and the network that the others are.
+        # All networks are timed with this optimizer, and all optimizers with this network.
         self._optimizer = next(iter(plain or configs), None)
         self._network = min(map(with_small_images, configs), key=flops_of, default=None)
 
@@ -103,7 +104,7 @@ class Estimate:
         """Estimate how long a run takes: its steps and evaluations, without reading files."""
         shape, step = shape_of(config), self.step(config)
         steps = -(-shape.train // config.batch_size)
-        # Of the optimizer that the network was timed with: others evaluate no slower.
+        # With the optimizer that the network was timed with: with others, evaluation is no slower.
         plain = self.step(with_optimizer(config, self._optimizer or config))
         evaluations = shape.test / config.batch_size / FORWARDS
         return (step * steps + plain * evaluations) * config.epochs
@@ -122,7 +123,7 @@ class Estimate:
 
 
 def network_key(config: RunConfig) -> Key:
-    """Tell runs apart whose networks take different times."""
+    """Return everything that the time of a run's network depends on."""
     shape = shape_of(config)
     return (
         *(config.model, shape.channels, shape.size, config.precision, config.channels_last),
@@ -131,26 +132,27 @@ def network_key(config: RunConfig) -> Key:
 
 
 def optimizer_key(config: RunConfig) -> Key:
-    """Tell runs apart whose optimizers take different times."""
+    """Return everything that the time of a run's optimizer depends on."""
     return (config.optimizer, config.estimator, config.refresh, config.hessian_interval)
 
 
 def flops_of(config: RunConfig) -> float:
-    """Return the FLOPs of a run's forward on one image."""
+    """Return the FLOPs of a run's forward pass on one image."""
     return image_flops(config.model, shape_of(config))
 
 
 def affordable_images(config: RunConfig) -> int:
-    """Return on how many images a run's step is timed.
+    """Return the number of images that a run's step is timed on.
 
-    At most its batch, and as many as take about ``SECONDS_PER_TIMING`` by their FLOPs.
+    It is at most the batch size, and at most as many as take about ``SECONDS_PER_TIMING`` seconds,
+    judged by their FLOPs.
     """
     images = SECONDS_PER_TIMING * FLOPS_PER_SECOND / (FORWARDS * flops_of(config))
     return max(1, min(config.batch_size, int(images)))
 
 
 def with_small_images(config: RunConfig) -> RunConfig:
-    """Return a run on images that are small enough to time every optimizer on."""
+    """Return a run on images that are small enough for timing every optimizer."""
     size = shape_of(config).size
     return dataclasses.replace(config, image_size=min(size, SMALL_IMAGE))
 

@@ -1,4 +1,4 @@
-"""From a recipe to the runs that it asks for, with what a person set otherwise."""
+"""From a recipe to its runs, including the options that the user changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sgdph.lab.options.resolution import resolve
 from sgdph.lab.reports.layout import SYSTEM, Layout, value_of
 from sgdph.lab.sweep.recipe import Options, Recipe, Scale
 
-# Said of one set of images, so not carried over to another.
+# These options belong to one data set, so they are not applied to another.
 OF_A_DATASET = ("train_size", "image_size")
 
 
@@ -25,7 +25,7 @@ class PlannedRun:
 
     Attributes:
         name: Its directory's name.
-        config: What it is.
+        config: Its configuration.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Plan:
 
     Attributes:
         recipe: The recipe's name.
-        scale: Its size.
+        scale: The scale's name.
         overrides: What differs from the recipe, by option.
         layout: How the runs make a table.
-        cells: Each cell's name and configuration, whose seed means nothing.
+        cells: Each cell's name and configuration, whose seed has no meaning.
         seeds: The seeds of every cell.
     """
 
@@ -53,7 +53,7 @@ class Plan:
     seeds: tuple[int, ...]
 
     def runs(self) -> list[PlannedRun]:
-        """List the runs, all cells of a seed in a row: a table of one seed each comes first."""
+        """List the runs seed by seed, so that a table with one seed is complete first."""
         return [
             PlannedRun(f"{name}-seed{seed}", dataclasses.replace(config, seed=seed))
             for seed in self.seeds
@@ -61,7 +61,7 @@ class Plan:
         ]
 
     def placed(self, place: Options) -> Plan:
-        """Return the same plan, to be computed elsewhere: device, threads, data directory."""
+        """Return the same plan with other place fields: device, threads, data directory."""
         cells = {name: dataclasses.replace(config, **place) for name, config in self.cells.items()}
         return dataclasses.replace(self, cells=cells)
 
@@ -73,23 +73,23 @@ def make_plan(
     seeds: tuple[int, ...] | None = None,
     settings: Mapping[str, Options] | None = None,
 ) -> Plan:
-    """Resolve a recipe's cells.
+    """Return the plan of a recipe, with the configuration of each cell.
 
-    What decides a cell's value, the first that has it: ``given``, the cell's axes, ``settings``,
-    the recipe's settings of the optimizer, the scale's options, the laboratory's defaults. Cells
-    that ``given`` makes equal become one. With ``epochs`` given, ``schedule_every`` shrinks in
-    proportion.
+    Each value of a cell comes from the first of these that has it: ``given``, the cell's axes,
+    ``settings``, the recipe's settings of the optimizer, the scale's options, the laboratory's
+    defaults. Cells that ``given`` makes equal become one. If ``epochs`` is given without
+    ``schedule_every``, the latter changes in proportion.
 
     Args:
         recipe: The recipe.
-        scale_name: Its size.
-        given: Fields of the configuration that differ from the recipe, place included.
+        scale_name: The name of its scale.
+        given: Fields of the configuration that differ from the recipe, including place fields.
         seeds: The seeds, in place of the recipe's.
-        settings: Optimizer to settings, as a settings file has them.
+        settings: Optimizer to settings, as in a settings file.
 
     Raises:
-        LabError: If the recipe has no such scale, two of its cells have one name, or what was given
-            does not fit it.
+        LabError: If the recipe has no such scale, two of its cells have the same name, or ``given``
+            does not fit the recipe.
     """
     scale = recipe.scale(scale_name)
     _check_model(recipe, scale, given)
@@ -97,7 +97,7 @@ def make_plan(
     cells: dict[str, RunConfig] = {}
     for own in scale.combinations():
         config = _resolve(scale, own, given, settings or {})
-        # Two cells of one name differ only in what was given for both: see _check_names.
+        # Cells of one name differed only in what ``given`` now sets for both: see _check_names.
         cells.setdefault(cell_name(config, recipe.layout), config)
     overrides = with_lists({k: v for k, v in given.items() if k not in PLACE_FIELDS})
     if seeds is not None and seeds != scale.seeds:
@@ -107,12 +107,12 @@ def make_plan(
     layout = dataclasses.replace(
         recipe.layout, title=describe_title(recipe.title, scale_name, overrides)
     )
-    # Of another recipe's runs, the directory is that recipe's.
+    # A recipe that shows another recipe's runs uses the directory of that recipe.
     return Plan(recipe.runs_of, scale_name, overrides, layout, cells, seeds or scale.seeds)
 
 
 def describe_title(title: str, scale: str, overrides: Options) -> str:
-    """Say above a table which recipe it is, and where it deviates from it."""
+    """Return a table's title: the recipe, its scale, and the deviations from the recipe."""
     changed = [
         "tuned settings" if name == "settings" else f"{name.replace('_', ' ')} {_short(value)}"
         for name, value in overrides.items()
@@ -128,7 +128,7 @@ def _short(value: Any) -> str:
 def _resolve(
     scale: Scale, own: Options, given: Options, settings: Mapping[str, Options]
 ) -> RunConfig:
-    """Fill one cell up."""
+    """Return the configuration of one cell."""
     optimizer = own.get("optimizer", scale.options.get("optimizer"))
     sourced = scale.settings.get(str(optimizer), {})
     base = dict(scale.options)
@@ -153,19 +153,19 @@ def _resolve(
 
 
 def complete(values: Mapping[str, Any]) -> RunConfig:
-    """Fill options up with the laboratory's defaults, as ``sgdph train`` would.
+    """Complete options with the laboratory's defaults, as ``sgdph train`` does.
 
     Args:
-        values: Field to value, as YAML has them: lists for tuples, a mapping of arguments.
+        values: Field to value, as in YAML: lists for tuples, a mapping of arguments.
 
     Raises:
-        LabError: If a value is out of its bounds, or not one of the optimizer's settings.
+        LabError: If a value is out of its bounds, or is not one of the optimizer's settings.
     """
     return resolve(revived(values))
 
 
 def cell_name(config: RunConfig, layout: Layout) -> str:
-    """Name a cell after what tells it from the others in its table."""
+    """Name a cell after the fields that distinguish it from the others in its table."""
     parts: list[str] = []
     for name in dict.fromkeys([*layout.columns, *layout.rows, SYSTEM]):
         value = value_of(config, name)
@@ -182,7 +182,7 @@ def _word(name: str) -> str:
 def _check_names(
     recipe: Recipe, scale: Scale, given: Options, settings: Mapping[str, Options]
 ) -> None:
-    """Raise LabError where two of a recipe's own cells have one name, so one would be lost."""
+    """Raise LabError if two of a recipe's own cells have the same name: one would be lost."""
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
     cells: dict[str, RunConfig] = {}
     for own in scale.combinations():
@@ -199,7 +199,7 @@ def _check_names(
 
 
 def _check_model(recipe: Recipe, scale: Scale, given: Options) -> None:
-    """Raise LabError where one network for all would make a table's systems meaningless."""
+    """Raise LabError if ``--model`` would make a table's systems meaningless."""
     if "model" not in given or "model" in recipe.layout.rows + recipe.layout.columns:
         return
     models = dict.fromkeys(own["model"] for own in scale.combinations() if "model" in own)

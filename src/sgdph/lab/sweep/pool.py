@@ -1,9 +1,9 @@
 """Worker processes on this machine.
 
-Each worker is a ``ProcessPoolExecutor`` of one process: one that dies breaks its own executor and
-no other, so the others train on, and it is known which task it died with. The parent holds the only
-writing end of a pipe. Workers that find it closed stop like at Ctrl-C: so none outlives its parent,
-however that ended.
+Each worker is a ``ProcessPoolExecutor`` of one process. A worker that dies breaks only its own
+executor: the others continue to train, and it is known which task the worker died with. The parent
+holds the only writing end of a pipe. When it is closed, workers stop as on Ctrl-C. So no worker
+outlives its parent, however the parent ended.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from sgdph.lab.sweep.worker import Task, Train, process_worker
 # How long a worker that was told to stop may take, in seconds.
 GRACE = 60.0
 
-# How multiprocessing starts a worker: anew, for torch's threads do not survive a fork.
+# multiprocessing starts workers as new processes, because torch's threads do not survive a fork.
 START_METHOD = "spawn"
 
 _training = threading.Event()
 
 
 class Pool:
-    """An executor of several processes; a context manager, which stops them at its end.
+    """An executor with several processes; a context manager that stops them at its end.
 
     Args:
-        slots: How many.
-        logs: The folder of their logs; earlier ones are carried on.
-        split_gpus: Whether each sees one of the GPUs, in turn; if not, all of them see all.
+        slots: The number of processes.
+        logs: The folder of their logs; existing logs are appended to.
+        split_gpus: Whether each process sees only one of the GPUs, assigned in turn. If not, every
+            process sees all GPUs.
     """
 
     def __init__(self, slots: int, logs: Path, *, split_gpus: bool) -> None:
@@ -64,14 +65,14 @@ class Pool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Have every worker stop after the step it is at, and wait until it has."""
+        """Stop every worker after its current step, and wait until it has stopped."""
         self._writer.close()
         for executor in self._executors:
             executor.shutdown(cancel_futures=True)
         self._reader.close()
 
     def submit(self, task: Task) -> Future[bool]:
-        """Give a task to a free worker, in place of a dead one where there is none."""
+        """Give a task to a free worker, which is restarted first if its process has died."""
         index = next(k for k, last in enumerate(self._last) if last is None or last.done())
         with ignored_interrupts():
             try:
@@ -92,9 +93,9 @@ class Pool:
 
 @contextmanager
 def ignored_interrupts() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C until they are workers.
+    """Make processes that start during the context ignore Ctrl-C until they are workers.
 
-    One that is interrupted while it imports torch would print a traceback over the parent's words.
+    A process interrupted while it imports torch would print a traceback over the parent's output.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -107,7 +108,7 @@ def ignored_interrupts() -> Iterator[None]:
 
 
 def visible_device(index: int) -> dict[str, str]:
-    """Return the environment that gives the worker of this index, from 0, one of the GPUs."""
+    """Return the environment that gives a worker, by its index from 0, one of the GPUs."""
     if not torch.cuda.is_available():
         return {}
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -119,9 +120,9 @@ def _begin(log: Path, environment: dict[str, str], parent: Connection) -> None:
     """Make this process a worker: its output goes to a log, and it ends with its parent."""
     os.environ.update(environment)
     if hasattr(os, "setsid"):
-        # Ctrl-C goes to the parent alone, which then stops each once.
+        # Ctrl-C then reaches only the parent, which stops each worker once.
         os.setsid()
-    # A program started in the background of a script ignores Ctrl-C, and so would its children.
+    # A program that a script starts in the background ignores Ctrl-C; its children would, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stream = log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
     for descriptor in (1, 2):
@@ -136,16 +137,17 @@ def _train(train: Train) -> bool:
         return train(process_worker())
     except KeyboardInterrupt:
         print("stopped", flush=True)
-        # The parent that would be told may be gone.
+        # Do not return the result: the parent may be gone.
         os._exit(INTERRUPTED)
     finally:
         _training.clear()
 
 
 def end_with(parent: Connection) -> None:
-    """Interrupt this process when the other end of a pipe is closed, by the system at the latest.
+    """Interrupt this process when the other end of a pipe is closed.
 
-    A process that has nothing to do ends at once, one that does not stop after a while.
+    The system closes that end at the latest when the parent ends. An idle process ends at once. A
+    process that does not stop is ended after :data:`GRACE` seconds.
     """
 
     def watch() -> None:
@@ -161,9 +163,9 @@ def end_with(parent: Connection) -> None:
 
 
 def interrupt() -> None:
-    """Do to this process what Ctrl-C in a terminal does: what it started is interrupted as well."""
+    """Interrupt this process as Ctrl-C in a terminal does, and on POSIX the ones it started."""
     if os.name == "posix" and os.getpgrp() == os.getpid():
-        # A signal, unlike interrupt_main, ends a wait for another process too.
+        # Unlike interrupt_main, a signal also ends a wait for another process.
         os.killpg(0, signal.SIGINT)
     else:
         _thread.interrupt_main()

@@ -3,10 +3,10 @@
 A recipe is a YAML file (:mod:`sgdph.lab.recipes` holds the paper's)::
 
     format: sgdph-recipe-1
-    title: what stands above the table
-    paper: what the paper did and what of it is lost
+    title: the heading of the table
+    paper: what the paper did, and which of its details are lost
     layout: {rows: [...], columns: [...]}          # sgdph.lab.reports.layout
-    settings:                                      # each optimizer's, for all scales
+    settings:                                      # of each optimizer, for all scales
       sgdm: {lr: {value: 0.1, source: paper}}
     scales:
       cpu:
@@ -14,13 +14,13 @@ A recipe is a YAML file (:mod:`sgdph.lab.recipes` holds the paper's)::
         time: how long it takes, and where
         seeds: [0, 1]
         options: {epochs: 10}                      # of every run
-        settings: {}                               # this scale's, before those above
+        settings: {}                               # override those above at this scale
         axes:                                      # every combination makes a cell
         - model: [resnet8, resnet20]
-        - [{optimizer: sgdm, label: SGDM}]         # or options that go together
+        - [{optimizer: sgdm, label: SGDM}]         # or options that belong together
 
-An optimizer's setting always says its source. ``runs_of: table1`` in place of layout and scales
-makes a figure of another recipe's runs; a scale with ``cost`` in place of runs is measured by
+Every setting of an optimizer names its source. With ``runs_of: table1`` in place of layout and
+scales, a recipe shows another recipe's runs. A scale with ``cost`` in place of runs is measured by
 ``sgdph cost``.
 """
 
@@ -45,7 +45,7 @@ Options: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sourced:
-    """A value that says where it is from."""
+    """A value with its source."""
 
     value: Any
     source: str
@@ -53,16 +53,17 @@ class Sourced:
 
 @dataclass(frozen=True)
 class Scale:
-    """A recipe at one size.
+    """A recipe at one scale.
 
     Attributes:
-        description: What is smaller than in the paper, and what stands in for what was lost.
+        description: What is smaller than in the paper, and what replaces its lost details.
         time: How long it takes, and on what machine.
         seeds: The seeds of every cell.
-        options: What all runs have in common.
+        options: The options that all runs have in common.
         settings: Each optimizer's settings, with their sources.
-        axes: Sets of options; every combination, one of each axis, makes a cell.
-        cost: Options of ``sgdph cost``, where this is a measurement of cost and has no runs.
+        axes: Alternative options on each axis; every combination, with one from each axis, makes a
+            cell.
+        cost: Options of ``sgdph cost``, if the scale is a measurement of cost and has no runs.
     """
 
     description: str
@@ -74,7 +75,7 @@ class Scale:
     cost: Options | None = None
 
     def combinations(self) -> Iterator[dict[str, Any]]:
-        """Yield what each cell has of its own, the first axis slowest."""
+        """Yield the options of each cell; the first axis changes slowest."""
         for parts in itertools.product(*self.axes):
             yield {name: value for part in parts for name, value in part.items()}
 
@@ -84,12 +85,12 @@ class Recipe:
     """One table or figure.
 
     Attributes:
-        name: What it is called on the command line.
-        title: What stands above it.
-        paper: What the paper did, and what of that is lost.
+        name: Its name on the command line.
+        title: The heading of the table or figure.
+        paper: What the paper did, and which of its details are lost.
         layout: How its runs make a table.
-        scales: Its sizes.
-        runs_of: The recipe whose runs these are.
+        scales: Its scales, by name.
+        runs_of: The name of the recipe whose runs it shows.
     """
 
     name: str
@@ -100,10 +101,10 @@ class Recipe:
     runs_of: str
 
     def scale(self, name: str) -> Scale:
-        """Return one of its sizes.
+        """Return one of its scales.
 
         Raises:
-            LabError: If it has none of that name.
+            LabError: If it has no scale of that name.
         """
         if name not in self.scales:
             raise LabError(
@@ -113,7 +114,7 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Name the paper's recipes: tables, figures, the cost study."""
+    """Return the names of the paper's recipes: tables, figures, the cost study."""
     files = resources.files("sgdph.lab.recipes").iterdir()
     names = [file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")]
     kinds = ("table", "figure", "cost")
@@ -121,13 +122,13 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read one of the paper's recipes, or a file of one's own.
+    """Read one of the paper's recipes, or a recipe file of your own.
 
     Args:
         name: Like ``"table1"``, or the path of a ``.yaml`` file.
 
     Raises:
-        LabError: If there is none, or the file is not a recipe.
+        LabError: If there is no such recipe, or the file is not a recipe.
     """
     if name.endswith((".yaml", ".yml")):
         try:
@@ -143,7 +144,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def parse_recipe(text: str, name: str, source: str) -> Recipe:
-    """Make a recipe of a file's text.
+    """Parse the text of a recipe file.
 
     Args:
         text: The text.
@@ -205,7 +206,7 @@ def _sourced(value: Any, what: str) -> Sourced:
 
 
 def _axis(axis: Any, source: str) -> tuple[Options, ...]:
-    """Read ``{field: [values]}``, or a list of options that go together."""
+    """Parse ``{field: [values]}``, or a list of options that belong together."""
     if isinstance(axis, Mapping):
         if len(axis) != 1:
             raise LabError(f"{source}: an axis must have one field or be a list; got {axis!r}")

@@ -1,4 +1,4 @@
-"""What ``sgdph reproduce`` does with its options, and what it says."""
+"""The command ``sgdph reproduce``: what it does with its options, and what it prints."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from sgdph.lab.sweep.sweep_directory import SweepDirectory
 
 
 def reproduce(options: ReproduceOptions, console: Console) -> int:
-    """Run one of the paper's experiments, as far as it has not run yet, and report.
+    """Run what is left of one of the paper's experiments, and report.
 
     Returns:
-        The exit code: 0 when every run asked for came to its end (diverged ones too), 1 when one
-        failed, 130 when interrupted.
+        The exit code: 0 if every requested run has ended (including diverged ones), 1 if one failed
+        or has not ended, 130 if interrupted.
 
     Raises:
         LabError: If the options cannot be followed.
@@ -95,10 +95,10 @@ def train_plan(
 
 
 def runs_name(recipe: Recipe, asked: str) -> str:
-    """Name the default folder of a recipe's runs.
+    """Return the name of the default folder of a recipe's runs.
 
-    A file that is called recipe.yaml goes by the folder that it lies in: each folder of
-    results/evidence has one, and their runs must not meet in one directory.
+    For a file called recipe.yaml, this is the name of the file's folder: each folder of
+    results/evidence has such a file, and their runs must not share a directory.
     """
     path = Path(asked)
     if path.name in ("recipe.yaml", "recipe.yml"):
@@ -107,7 +107,7 @@ def runs_name(recipe: Recipe, asked: str) -> str:
 
 
 def same_command() -> str:
-    """Write the command that this process was called with."""
+    """Return the command that this process was called with."""
     return shell_command(["sgdph", *sys.argv[1:]])
 
 
@@ -125,7 +125,7 @@ def list_recipes(console: Console) -> None:
 
 
 def say_settings(scale: Scale, plan: Plan, console: Console) -> None:
-    """Say where each optimizer's settings come from."""
+    """Print where each optimizer's settings come from."""
     used = {config.optimizer for config in plan.cells.values()}
     for optimizer, settings in scale.settings.items():
         if optimizer in used and settings:
@@ -138,7 +138,7 @@ def say_settings(scale: Scale, plan: Plan, console: Console) -> None:
 def reproduce_cost(
     recipe: Recipe, scale: Scale, out: Path, options: ReproduceOptions, console: Console
 ) -> int:
-    """Measure what a recipe says of cost, carrying on what lies there; return the exit code."""
+    """Measure a recipe's cost, continuing an existing measurement; return the exit code."""
     assert scale.cost is not None
     given = options.given()
     misfits = set(given) - {"model", "batch_size", "device", "threads"}
@@ -150,7 +150,7 @@ def reproduce_cost(
             "--batch-size, --device and --threads; sgdph cost has more options"
         )
     values = {**scale.cost, **given}
-    # As on the command line of sgdph cost, where these may be lists.
+    # As on the command line of sgdph cost, where it may be a list.
     values["batch_size"] = str(values["batch_size"])
     if options.dry_run:
         flags = " ".join(

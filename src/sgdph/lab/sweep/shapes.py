@@ -1,4 +1,4 @@
-"""What a run asks of the machine: the shape of its data, and the FLOPs of its network."""
+"""What a run needs to compute: the shape of its data, and the FLOPs of its network."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sgdph.lab.networks.registry import reads_text
 
 @dataclass(frozen=True)
 class Shape:
-    """What a set of images asks of the machine.
+    """The shape of a set of images.
 
     Attributes:
         channels: Channels of an image.
         size: Height and width in pixels.
         classes: Number of classes.
-        train: Training images.
-        test: Test images.
+        train: Number of training images.
+        test: Number of test images.
     """
 
     channels: int
@@ -48,7 +48,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def shape_of(config: RunConfig) -> Shape:
-    """Return the shape of a run's images, as many as it takes.
+    """Return the shape of a run's images, with the numbers of images that the run uses.
 
     Raises:
         LabError: If the data set's shape is not known.
@@ -69,10 +69,10 @@ def shape_of(config: RunConfig) -> Shape:
 
 
 def image_flops(model: str, shape: Shape) -> float:
-    """Count the FLOPs of a network's forward on one image, without computing it.
+    """Count the FLOPs of a network's forward pass on one image, without computing it.
 
     Returns:
-        The FLOPs; infinity where they cannot be counted.
+        The FLOPs; infinity if they cannot be counted.
     """
     return _image_flops(model, shape.channels, shape.size, shape.classes)
 
@@ -80,7 +80,7 @@ def image_flops(model: str, shape: Shape) -> float:
 @cache
 def _image_flops(model: str, channels: int, size: int, classes: int) -> float:
     counter = FlopCounter()
-    # Nothing here may move the generator that a run's weights come from.
+    # Nothing here may change the state of the generator that draws a run's weights.
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("meta"):
         try:
             network = build_model(model, in_channels=channels, classes=classes).eval()
@@ -91,6 +91,6 @@ def _image_flops(model: str, channels: int, size: int, classes: int) -> float:
             with counter:
                 network(batch)
         except Exception:
-            # Some networks cannot be built like this; what is wrong with others, preparing tells.
+            # Some networks cannot be built like this. Errors of others are reported by prepare().
             return math.inf
     return float(counter.total)

@@ -1,4 +1,4 @@
-"""How far the runs of a directory are, and the traces that failed ones leave."""
+"""The progress of the runs in a directory, and the records of those that failed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FAILURE = ".error.txt"
 
 
 def failure_file(directory: Path, name: str) -> Path:
-    """Name the file that holds a failed run's traceback."""
+    """Return the path of the file with a failed run's traceback."""
     return directory / LOGS / (name.replace("/", "-") + _FAILURE)
 
 
 def note_failure(directory: Path, name: str, text: str) -> None:
-    """Record that a run failed, for other processes and for who looks for the cause."""
+    """Record that a run failed, for other processes and for users who look for the cause."""
     (directory / LOGS).mkdir(parents=True, exist_ok=True)
     write_text(failure_file(directory, name), text)
 
@@ -35,7 +35,7 @@ def failures(directory: Path) -> dict[str, str]:
 
 
 def forget_failures(directory: Path, names: Iterable[str]) -> None:
-    """Give failed runs another chance."""
+    """Delete the records of failed runs, so that they are tried again."""
     for name in names:
         failure_file(directory, name).unlink(missing_ok=True)
 
@@ -46,7 +46,7 @@ def _last_line(file: Path) -> str:
 
 @dataclass(frozen=True)
 class SweepState:
-    """How far a list of runs is.
+    """The progress of a list of runs.
 
     Attributes:
         ended: Runs that are finished or diverged.
@@ -60,7 +60,7 @@ class SweepState:
 
 
 def state_of(directory: Path, runs: Sequence[PlannedRun]) -> SweepState:
-    """Look how far the runs are."""
+    """Return the progress of the runs."""
     failed, names = failures(directory), [planned.name for planned in runs]
     ended = [name for name in names if RunDirectory(directory / name).status() in ENDED]
     open_names = [name for name in names if name not in ended]
@@ -72,7 +72,7 @@ def state_of(directory: Path, runs: Sequence[PlannedRun]) -> SweepState:
 
 
 def report_failures(console: Console, directory: Path, state: SweepState) -> int:
-    """Say which runs are not at their end, and return the exit code."""
+    """Print which runs failed or are not finished, and return the exit code."""
     for name, reason in state.failed.items():
         say(console, f"failed: {name}: {reason} (see {failure_file(directory, name)})")
     if state.left:

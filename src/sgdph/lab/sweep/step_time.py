@@ -1,8 +1,8 @@
 """How long a training step of a run takes on this machine, measured on a few images of noise.
 
-A single step would mislead. The first one chooses kernels and makes the optimizer's state. A
+A single step would mislead. The first step chooses kernels and creates the optimizer's state. A
 refresh costs more near the input than near the output, so the first refreshes of a cycle are the
-dearest. And where only every n-th step refreshes, the others are cheaper.
+most expensive. And if only every n-th step refreshes, the other steps are cheaper.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from sgdph.lab.run.start import prepare
 from sgdph.lab.run.step import go_to, optimization_step
 from sgdph.lab.sweep.shapes import shape_of
 
-# Steps of a kind are timed until they have taken so long together, and at least one is.
+# Steps of one kind are timed until together they have taken this long; at least one is timed.
 SECONDS_PER_TIMING = 0.15
-# Where in the cycle they are, as shares of it. The median of the first few is near the middle.
+# Their positions in the cycle, as fractions of it. The median of the first few is near the middle.
 PLACES = (1 / 2, 1 / 4, 3 / 4, 1 / 8, 7 / 8)
 
 Clock = Callable[[], float]
 
 
 def time_step(config: RunConfig, images: int, clock: Clock | None = None) -> float:
-    """Measure an average training step on images of noise, in one thread.
+    """Measure the time of an average training step on images of noise, in one thread.
 
     Args:
         config: The run.
         images: Images in the batch.
-        clock: Returns seconds. By default the process's CPU time: what else runs on the machine
-            now says nothing of the days to come. On a GPU the wall clock.
+        clock: Returns seconds. The default is the process's CPU time, because other programs that
+            run now say nothing about later. On a GPU, the default is the wall clock.
 
     Returns:
         Seconds.
 
     Raises:
-        LabError: The run cannot be prepared.
+        LabError: If the run cannot be prepared.
     """
     alone = dataclasses.replace(config, batch_size=images, processes=1, threads=1, track=None)
     prepared = prepare(alone, noise(config, images))
@@ -69,17 +69,17 @@ def time_step(config: RunConfig, images: int, clock: Clock | None = None) -> flo
 
 
 def average_step(take: Callable[[float, bool], None], interval: int, clock: Clock) -> float:
-    """Measure an average step, of those that refresh and those that do not.
+    """Measure the average time of a step, over steps that refresh and steps that do not.
 
     Args:
         take: Takes a step, given the place in the cycle (0 to 1) and whether it refreshes.
-        interval: Every so many steps one refreshes.
+        interval: One of this many steps refreshes.
         clock: Returns seconds.
 
     Returns:
         Seconds.
     """
-    # Warms up. At the first place a refresh needs all kernels that it needs at the others.
+    # Warm-up. A refresh at the first place needs all kernels that are needed at the others.
     take(0.0, True)
     refresh = _median(lambda place: take(place, True), clock)
     if interval == 1:
@@ -100,14 +100,14 @@ def _median(take: Callable[[float], None], clock: Clock) -> float:
 
 
 def refresh_interval(optimizer: torch.optim.Optimizer) -> int:
-    """Return how many steps there are for each one that takes second derivatives, at least 1."""
+    """Return the number of steps per step that takes second derivatives, at least 1."""
     own = [group.get("hessian_interval", 1) for group in optimizer.param_groups]
-    # SophiaH's.
+    # update_period is SophiaH's name for it.
     return int(max(*own, getattr(optimizer, "update_period", 1)))
 
 
 def noise(config: RunConfig, count: int) -> Dataset:
-    """Make a data set of random images, of the shape of the run's own."""
+    """Return a data set of random images with the shape of the run's own."""
     shape = shape_of(config)
     size = (shape.channels, shape.size, shape.size)
     return noise_dataset(config.dataset, size, shape.classes, train=count, test=count)

@@ -1,4 +1,4 @@
-"""The runs of a plan, trained to their ends: each a task of the engine."""
+"""Train the runs of a plan to their ends, each as a task of the engine."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from sgdph.lab.sweep.state import (
 from sgdph.lab.sweep.sweep_directory import SweepDirectory
 from sgdph.lab.sweep.worker import Task, Worker
 
-# How long a process that finds a run claimed by another waits before it goes on, in seconds.
+# Seconds that a process waits when another process has claimed a run, before it continues.
 PATIENCE = 1.0
 
 
 class Asked(Protocol):
-    """What a person asks of the training, in every command that trains many runs."""
+    """The training options of every command that trains many runs."""
 
     @property
     def overwrite(self) -> bool:
-        """Delete what lies there first."""
+        """Whether to delete what exists first."""
 
     @property
     def download(self) -> bool:
-        """Download data sets."""
+        """Whether to download data sets."""
 
     @property
     def jobs(self) -> int | None:
@@ -68,19 +68,19 @@ def train_and_report(
     """Train what is left of a plan's runs, and write the report of the directory.
 
     Args:
-        directory: Where it lies, or will.
+        directory: The sweep's directory; it need not exist yet.
         plan: The plan.
-        runs: Those of its runs that are asked for.
-        record: Writes down in the directory what is asked for.
-        asked: How.
-        console: Where to tell of it.
+        runs: Those of the plan's runs that are asked for.
+        record: Records in the directory what is asked for.
+        asked: The training options.
+        console: Where to report the progress.
 
     Returns:
-        How far the runs are now.
+        The progress of the runs after training.
 
     Raises:
-        LabError: If it cannot be done, before anything is trained.
-        KeyboardInterrupt: When interrupted.
+        LabError: If the runs cannot be trained as asked.
+        KeyboardInterrupt: If interrupted.
     """
     ended = () if asked.overwrite else state_of(directory.path, runs).ended
     check_agreement(directory.path, [] if asked.overwrite else runs)
@@ -109,24 +109,24 @@ def train_all(
 ) -> SweepState:
     """Train runs to their ends, in this process, in several, or on Ray.
 
-    A run that does not say its threads gets them here (:mod:`sgdph.lab.sweep.cores`).
+    A run without a number of threads gets one here (:mod:`sgdph.lab.sweep.cores`).
 
     Args:
-        directory: Where the runs lie, each under its name.
+        directory: The directory of the runs, each in a folder of its name.
         runs: The runs.
-        console: Where to tell of the progress.
+        console: Where to report the progress.
         jobs: How many are trained at once; ``None`` for as many as there is room for.
         ray: Ray's address; ``None`` trains on this machine.
-        load: Loads a run's data set, where this process trains.
+        load: Loads a run's data set, if this process trains.
 
     Returns:
-        How far the runs are now.
+        The progress of the runs after training.
 
     Raises:
-        LabError: If Ray cannot be had.
-        KeyboardInterrupt: When interrupted; nothing is training any more then.
+        LabError: If Ray is not available, or has no machine with enough cores for a run.
+        KeyboardInterrupt: If interrupted; nothing trains any more then.
     """
-    # Other processes, or machines, may not be where this one is.
+    # Other processes or machines may have another working directory.
     directory = directory.resolve()
     forget_failures(directory, [planned.name for planned in runs])
     runs, jobs = arranged(directory, runs, jobs, on_ray=ray is not None)
@@ -147,7 +147,7 @@ def train_all(
 
 
 def task_of(directory: Path, planned: PlannedRun) -> Task:
-    """Make a task of a run."""
+    """Return the task that trains a run."""
     config = planned.config
     return Task(
         planned.name,
@@ -158,7 +158,7 @@ def task_of(directory: Path, planned: PlannedRun) -> Task:
 
 
 def fit_one_gpu(runs: Sequence[PlannedRun]) -> bool:
-    """Whether each run may see one of the GPUs alone: it needs no more, and names none."""
+    """Return whether one visible GPU is enough for each run: one process, no GPU named."""
     configs = [planned.config for planned in runs]
     return all(config.processes == 1 and ":" not in config.device for config in configs)
 
@@ -166,13 +166,13 @@ def fit_one_gpu(runs: Sequence[PlannedRun]) -> bool:
 def arranged(
     directory: Path, runs: Sequence[PlannedRun], jobs: int | None, *, on_ray: bool = False
 ) -> tuple[list[PlannedRun], int | None]:
-    """Decide how many threads each run takes, where it does not say, and how many train at once.
+    """Set the number of threads of runs without one, and decide how many runs train at once.
 
     Args:
-        directory: Where the runs lie.
+        directory: The directory of the runs.
         runs: The runs.
-        jobs: How many were asked for; ``None`` for as many as the cores have room for.
-        on_ray: Whether Ray decides, where none were asked for.
+        jobs: How many at once were asked for; ``None`` for as many as the cores have room for.
+        on_ray: Whether Ray decides if ``jobs`` is ``None``.
 
     Returns:
         The runs with their threads, and how many train at once; ``None`` leaves that to Ray.
@@ -180,7 +180,7 @@ def arranged(
     cores = threads_each(jobs or 1)
     arranged = []
     for planned in as_begun(directory, runs):
-        # One that was begun with torch's choice of threads goes on with it.
+        # A run that began with torch's choice of threads keeps it, unless jobs > 1 (below).
         if not RunDirectory(directory / planned.name).exists() and planned.config.threads is None:
             planned = with_threads(planned, default_threads(planned.config, cores))
         arranged.append(planned)
@@ -188,16 +188,16 @@ def arranged(
         left = state_of(directory, runs).left
         jobs = default_jobs(arranged, [each for each in arranged if each.name in left])
     if jobs is not None and jobs > 1:
-        # With fewer runs left it is no fewer, so that a sweep that is carried on trains as the one
-        # that never stopped.
+        # A given number of jobs does not shrink when few runs are left. So a resumed sweep uses the
+        # same threads as one that was never interrupted.
         arranged = [with_threads(planned, threads_each(jobs)) for planned in arranged]
     return arranged, jobs
 
 
 def as_begun(directory: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Let runs that lie there go on with the threads that they began with, if none are asked for.
+    """Give existing runs the number of threads that they began with, unless one is asked for.
 
-    With another number sums are added in another order, and another run would come of it.
+    Another number of threads would change the order of sums, and so the run's result.
     """
     return [
         with_threads(planned, RunDirectory(directory / planned.name).read_config().threads)
@@ -208,24 +208,24 @@ def as_begun(directory: Path, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
 
 
 def with_threads(planned: PlannedRun, threads: int | None) -> PlannedRun:
-    """Fill in the threads where a run does not say them."""
+    """Set a run's number of threads, if it has none."""
     if planned.config.threads is not None:
         return planned
     return replace(planned, config=replace(planned.config, threads=threads))
 
 
 def train_planned(directory: Path, planned: PlannedRun, worker: Worker) -> bool:
-    """Bring a run to its end, unless it is there or has failed.
+    """Train a run to its end, unless it has already ended or failed.
 
     A run that fails leaves its traceback in ``logs``.
 
     Args:
-        directory: Where the runs lie, each under its name.
+        directory: The directory of the runs, each in a folder of its name.
         planned: The run.
-        worker: This process.
+        worker: The worker of this process.
 
     Returns:
-        False where another process is at it.
+        False if another process is training the run; otherwise True.
     """
     run = RunDirectory(directory / planned.name)
     if run.status() in ENDED:
@@ -246,7 +246,7 @@ def train_planned(directory: Path, planned: PlannedRun, worker: Worker) -> bool:
 
 def _train_here(planned: PlannedRun, run: RunDirectory, worker: Worker) -> None:
     with run.claim():
-        # Another process may have ended it between the look and the claim.
+        # Another process may have ended it between the check above and the claim.
         if run.status() not in ENDED:
             prepared = prepare(planned.config, worker.dataset(planned.config))
             if not run.exists():

@@ -2,10 +2,10 @@
 
 | file | content |
 |---|---|
-| ``sweep.yaml`` | recipe, scale, what deviates from it, layout, seeds, each cell's configuration |
+| ``sweep.yaml`` | recipe, scale, deviations from it, layout, seeds, each cell's configuration |
 | ``<cell>-seed<k>/`` | a run (:mod:`sgdph.lab.run.directory`) |
-| ``logs/`` | ``worker-<k>.log`` of parallel workers, ``<run>.error.txt`` of what failed |
-| ``sweep.lock`` | held while a process writes here; means nothing otherwise |
+| ``logs/`` | ``worker-<k>.log`` of parallel workers, ``<run>.error.txt`` of failed runs |
+| ``sweep.lock`` | held while a process writes here; has no meaning otherwise |
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SweepDirectory(DirectoryOfRuns):
     marks, former = REPORT_MARKS, FORMER
 
     def recognise(self) -> None:
-        """Raise LabError if what is there is not a sweep."""
+        """Raise LabError if the directory does not hold a sweep."""
         self.read()
 
     def inner_runs(self) -> list[RunDirectory]:
@@ -49,10 +49,10 @@ class SweepDirectory(DirectoryOfRuns):
         return [RunDirectory(self.path / planned.name) for planned in self.read().runs()]
 
     def read(self) -> Plan:
-        """Read what the sweep is.
+        """Read the sweep's plan.
 
         Raises:
-            LabError: If there is none, or the file is not one of ours.
+            LabError: If there is no such file, or it does not describe a sweep.
         """
         file = self.path / SWEEP
         values = read_marked(file, FORMAT, "a sweep's")
@@ -73,7 +73,7 @@ class SweepDirectory(DirectoryOfRuns):
             raise LabError(f"{file} does not describe a sweep: {error!r}") from error
 
     def write(self, plan: Plan) -> None:
-        """Record what the sweep is."""
+        """Record the sweep's plan."""
         content = {
             "format": FORMAT,
             "recipe": plan.recipe,
@@ -92,16 +92,16 @@ class SweepDirectory(DirectoryOfRuns):
         write_text(self.path / SWEEP, text)
 
     def agreed(self, plan: Plan, place: Mapping[str, Any]) -> Plan:
-        """Return what is asked for, each cell that is there already as it was recorded.
+        """Return the requested plan, with each existing cell as it was recorded.
 
-        A sweep may grow, by cells and by seeds: nothing that was trained is lost by it.
+        A sweep may grow by cells and by seeds: nothing that was trained is lost.
 
         Args:
-            plan: What is asked for.
-            place: Where it is to be computed now; what is not said here is as at the beginning.
+            plan: The requested plan.
+            place: Where to compute it now; other place fields stay as recorded.
 
         Raises:
-            LabError: If another sweep, a larger one, or something else, lies in the directory.
+            LabError: If the directory holds another sweep, a larger one, or something else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise LabError(f"{self.path} is a file; --out must name a directory")
@@ -121,18 +121,18 @@ class SweepDirectory(DirectoryOfRuns):
         return dataclasses.replace(plan, cells={**plan.cells, **saved.placed(place).cells})
 
     def join(self, plan: Plan, place: Mapping[str, Any]) -> None:
-        """Record the sweep, or take part in the one that another process recorded just now.
+        """Record the sweep, or join the one that another process has just recorded.
 
         Args:
-            plan: What is asked for.
-            place: Where it is to be computed now.
+            plan: The requested plan.
+            place: Where to compute it now.
 
         Raises:
-            LabError: As :meth:`agreed`.
+            LabError: As for :meth:`agreed`.
         """
         with self.alone():
             agreed = self.agreed(plan, place)
-            # Unless it grew, where it was computed first stays on record.
+            # Unless the sweep has grown, keep the record of where it was computed first.
             known = self.read().runs() if (self.path / SWEEP).exists() else []
             if len(agreed.runs()) > len(known):
                 self.write(agreed)
@@ -144,7 +144,7 @@ def _cell(config: RunConfig) -> dict[str, Any]:
 
 
 def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
-    """List where a sweep that is asked for disagrees with a saved one, but for place and growth."""
+    """List how a requested sweep differs from a saved one, apart from place and growth."""
     problems = [
         f"{name}: the sweep has {old!r}, this call {new!r}"
         for name, old, new in (
@@ -158,7 +158,7 @@ def sweep_differences(asked: Plan, saved: Plan) -> list[str]:
         problems.append(f"seeds: the sweep has {saved.seeds!r}, this call {asked.seeds!r}")
     if problems:
         return problems
-    # The same words, and still other runs: the recipe itself has changed since.
+    # The same request can still mean other runs, if the recipe itself has changed since.
     for name, config in saved.cells.items():
         if name not in asked.cells:
             problems.append(f"cell {name}: only in the sweep")

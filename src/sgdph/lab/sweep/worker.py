@@ -1,4 +1,4 @@
-"""What the processes that train are given, and what they keep."""
+"""The tasks that training processes get, and the state that these processes keep."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sgdph.lab.run.claims import Claimed
 from sgdph.lab.run.start import load_data
 from sgdph.lab.sweep.state import note_failure
 
-# How often a task is tried whose process dies.
+# How often a task is tried if its process dies.
 ATTEMPTS = 3
 
 
 class Worker:
-    """What a process that trains keeps from run to run.
+    """The state that a training process keeps from run to run.
 
     Args:
-        reporter: What is told of the progress.
+        reporter: Receives the progress.
         load: Loads a run's data set; the last one is kept.
     """
 
@@ -40,21 +40,21 @@ class Worker:
         """Return the data set of a run."""
         key = data_key(config)
         if self._data is None or self._data[0] != key:
-            # Let go of the old one first: both may not fit.
+            # Release the old data set first: both may not fit into memory.
             self._data = None
             self._data = (key, self._load(config))
         return self._data[1]
 
     @contextmanager
     def noting_failure(self, directory: Path, name: str) -> Iterator[None]:
-        """Note an error within, with its traceback, and go on.
+        """Record an error inside the context, with its traceback, and continue.
 
         Args:
-            directory: What the run belongs to.
+            directory: The directory that the run belongs to.
             name: The run's name.
 
         Raises:
-            Claimed: If another process is at the run: that is no failure.
+            Claimed: If another process is training the run, which is not a failure.
         """
         try:
             yield
@@ -67,26 +67,26 @@ class Worker:
 
 @cache
 def process_worker() -> Worker:
-    """Return the worker of a process that does nothing else; it reports lines, for a log."""
+    """Return the worker of a process that only trains; it reports in lines, for a log."""
     return Worker(LineReporter(screen(140)))
 
 
 class Train(Protocol):
-    """What a task does; can be pickled."""
+    """The function of a task; it can be pickled."""
 
     def __call__(self, worker: Worker) -> bool:
-        """Train; return False where another process is at it, so that it has to be asked again."""
+        """Train; return False if another process is doing it, so that it must be tried again."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one process computes.
+    """A piece of work for one process.
 
     Attributes:
-        name: What it is called where it fails.
-        train: Does it.
+        name: Its name in the record of a failure.
+        train: Does the work.
         cores: How many CPU cores it takes.
-        gpus: How many GPUs it takes, where there are any.
+        gpus: How many GPUs it takes, if there are any.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Task:
 
 
 def data_key(config: RunConfig) -> tuple[object, ...]:
-    """Return all that a run's data set depends on."""
+    """Return everything that a run's data set depends on."""
     return (
         config.dataset,
         config.data_dir,

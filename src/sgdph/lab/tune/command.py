@@ -1,4 +1,4 @@
-"""What ``sgdph tune`` does with its options, and what it says."""
+"""The command ``sgdph tune``: what it does with its options, and what it prints."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from sgdph.lab.tune.study import JOURNAL_FILE, SQLITE, open_storage
 from sgdph.lab.tune.tables import best_table
 from sgdph.lab.tune.trials import train_trials
 
-# Of the training images, the part that is held out where no number was given.
+# By default, one of this many training images is held out.
 HELD_OUT = 5
 
 
 def tune(options: TuneOptions, console: Console) -> int:
-    """Search settings for every optimizer, from where it stands, and report.
+    """Search settings for every optimizer, continuing an existing search, and report.
 
     Returns:
-        The exit code: 0 when there was nothing left to take, 130 when interrupted.
+        The exit code: 0 if no trial is left to take, 130 if interrupted.
 
     Raises:
-        LabError: If the options cannot be followed.
+        LabError: If the options cannot be followed, or a trial fails.
     """
     given = options.given()
     directory = TuneDirectory(options.out or default_out(given, "tune"))
@@ -85,7 +85,7 @@ def tune(options: TuneOptions, console: Console) -> int:
 
 
 def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
-    """Raise LabError for options that cannot be followed, whatever lies in the directory."""
+    """Raise LabError for options that cannot be followed, whatever the directory holds."""
     check_contradiction(options)
     if options.jobs is not None:
         check_jobs(options.jobs, "--jobs")
@@ -102,10 +102,10 @@ def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
 
 
 def requested(directory: TuneDirectory, options: TuneOptions, given: Mapping[str, Any]) -> Tuning:
-    """Return what is asked for: what lies there with what is added, or a new tuning.
+    """Return the requested tuning: the existing one with what is added, or a new one.
 
     Raises:
-        LabError: If the options disagree with what lies there, or it is no tuning.
+        LabError: If the options disagree with what exists, or that is not a tuning.
     """
     optimizers = parse_optimizers(options.optimizers) if options.optimizers is not None else ()
     if options.overwrite or not (options.resume or directory.exists()):
@@ -117,7 +117,7 @@ def requested(directory: TuneDirectory, options: TuneOptions, given: Mapping[str
 
 
 def ranges(options: TuneOptions, optimizers: Sequence[str]) -> dict[str, dict[str, Range]]:
-    """Read the ranges that were named."""
+    """Parse the ranges that ``--space`` names."""
     return parse_space(options.space, optimizers) if options.space is not None else {}
 
 
@@ -127,7 +127,7 @@ def new(
     given: Mapping[str, Any],
     optimizers: Sequence[str],
 ) -> Tuning:
-    """Make a tuning of the options."""
+    """Create a tuning from the options."""
     named = ranges(options, optimizers)
     search = {**SEARCH_DEFAULTS, **options.search()}
     search.setdefault("pruner", DEFAULT_PRUNERS[search["sampler"]])
@@ -145,22 +145,22 @@ def new(
 def begin(
     directory: TuneDirectory, options: TuneOptions, given: Mapping[str, Any], asked: Tuning
 ) -> Tuning:
-    """Record what is asked for, unless another process just has, and return what then holds."""
+    """Record the requested tuning, merged with what others recorded meanwhile, and return it."""
     with directory.lock():
         if options.overwrite:
             directory.clear()
         if (directory.path / TUNING).is_file():
-            # Another process may have begun it, or added to it, since it was looked at.
+            # Another process may have begun the tuning, or added to it, since it was read.
             asked = requested(directory, options, given)
         if asked.storage not in (SQLITE, JOURNAL_FILE):
-            # Before anything is recorded of a database that cannot be had.
+            # Raise the error about an unavailable database before anything is recorded.
             open_storage(asked.storage, directory.path)
         directory.write(asked)
     return asked
 
 
 def report_interruption(directory: TuneDirectory, console: Console) -> int:
-    """Say how to carry on, and return the exit code of an interrupted command."""
+    """Print how to continue, and return the exit code of an interrupted command."""
     if not directory.exists():
         say(console, "Interrupted before anything was recorded.")
         return INTERRUPTED
@@ -173,7 +173,7 @@ def report_interruption(directory: TuneDirectory, console: Console) -> int:
 def show(
     directory: TuneDirectory, tuning: Tuning, searches: Sequence[Search], console: Console
 ) -> None:
-    """Print the table, what speaks against it, and where everything lies."""
+    """Print the best settings, the reasons against using them, and where all files are."""
     console.print(best_table(searches).rich())
     for line in warnings(tuning, searches):
         say(console, line)

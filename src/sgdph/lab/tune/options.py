@@ -48,6 +48,6 @@ class TuneOptions(SeveralOptions):
     """Processes that work at once on this machine; each takes its share of the CPU cores."""
 
     def search(self) -> dict[str, Any]:
-        """Return what was asked of the search itself, by name, only what was set."""
+        """Return the options of the search itself that were set, by name."""
         names = ("trials", "sampler", "pruner", "storage")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

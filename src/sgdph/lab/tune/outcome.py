@@ -10,7 +10,7 @@ from sgdph.lab.run.records import RunRecord, read_run
 from sgdph.lab.tune.record import TuneDirectory, Tuning
 from sgdph.lab.tune.space import Space
 
-# Trials whose accuracy lies so close to the best one's, 0 to 1, count as good.
+# Trials within this distance of the best accuracy, 0 to 1, count as good.
 NEAR = 0.01
 
 
@@ -19,7 +19,7 @@ class TrialRecord:
     """One trial.
 
     Attributes:
-        number: Its number among its optimizer's, from 0.
+        number: Its number among its optimizer's trials, from 0.
         run: Its run.
         settings: The searched settings' values.
     """
@@ -36,12 +36,12 @@ class TrialRecord:
 
     @property
     def accuracy(self) -> float | None:
-        """Validation accuracy (0 to 1) after the last epoch that there was, if there was one."""
+        """Validation accuracy (0 to 1) after the last recorded epoch; None if there is none."""
         return self._last("validation_accuracy")
 
     @property
     def loss(self) -> float | None:
-        """Validation loss (nats) likewise."""
+        """Validation loss (nats) after the last recorded epoch; None if there is none."""
         return self._last("validation_loss")
 
     @property
@@ -69,12 +69,12 @@ class Search:
 
     @property
     def finished(self) -> list[TrialRecord]:
-        """The trials that came to their last epoch."""
+        """The trials that reached their last epoch."""
         return [trial for trial in self.trials if trial.status == "finished"]
 
     @property
     def best(self) -> TrialRecord | None:
-        """The finished trial of highest final accuracy; of equal ones, that of the lowest loss."""
+        """The finished trial with the highest final accuracy; among equals, the lowest loss."""
         return max(
             self.finished,
             key=lambda trial: (trial.accuracy or 0.0, -(trial.loss or 0.0)),
@@ -82,27 +82,27 @@ class Search:
         )
 
     def count(self, status: str) -> int:
-        """Count the trials of a status."""
+        """Count the trials with a status."""
         return sum(trial.status == status for trial in self.trials)
 
     @property
     def near(self) -> list[TrialRecord]:
-        """The finished trials within a point of the best, the best included."""
+        """The finished trials within one percentage point of the best, including the best."""
         best = self.best
         if best is None or best.accuracy is None:
             return []
-        # Accuracies are fractions of whole numbers: let no rounding leave one out.
+        # Accuracies are fractions of whole numbers: do not leave one out because of rounding.
         least = best.accuracy - NEAR - 1e-9
         return [trial for trial in self.finished if (trial.accuracy or 0.0) >= least]
 
     def edges(self) -> dict[str, str]:
-        """Tell which of the best settings lie at an end of their range: name to low or high."""
+        """Return the best settings that are at an end of their range: name to low or high."""
         best = self.best
         ends = {name: each.edge(best.settings[name]) for name, each in self.space.items() if best}
         return {name: end for name, end in ends.items() if end is not None}
 
     def best_so_far(self) -> list[float | None]:
-        """Return the best final accuracy after each trial, by number; None before the first."""
+        """Return the best final accuracy after each trial, by number; None before any finished."""
         best: float | None = None
         course = []
         for trial in self.trials:
@@ -129,12 +129,12 @@ def _trial(record: RunRecord, space: Space) -> TrialRecord:
 
 
 def show_settings(settings: Mapping[str, float]) -> str:
-    """Write settings in a line."""
+    """Format settings in one line."""
     return ", ".join(f"{name} {value:g}" for name, value in settings.items())
 
 
 def to_json(searches: Sequence[Search]) -> dict[str, Any]:
-    """Write all trials as JSON has them."""
+    """Return all trials as JSON-compatible values."""
     return {
         search.optimizer: {
             "space": {name: vars(each) for name, each in search.space.items()},

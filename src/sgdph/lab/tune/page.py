@@ -1,4 +1,4 @@
-"""The files that a tuning ends in: the best settings, all trials, the page, the pictures."""
+"""The files that a tuning produces: the best settings, all trials, the page, the pictures."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ HOLDS = {
 def write_outcome(
     directory: TuneDirectory, tuning: Tuning, environment: Mapping[str, Any]
 ) -> list[Search]:
-    """Write what was found so far.
+    """Write the results so far.
 
     Args:
         directory: The tuning's directory.
-        tuning: What it is.
+        tuning: The tuning.
         environment: This process's machine and command.
 
     Returns:
@@ -91,7 +91,7 @@ def write_outcome(
 def describe_source(
     tuning: Tuning, searches: Sequence[Search], environment: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Say where the settings come from: the task, the budget, the machine."""
+    """Describe where the settings come from: the task, the budget, the machine."""
     config = tuning.config(tuning.optimizers[0])
     task = ("dataset", "train_size", "validation_size", "model", "epochs", "batch_size", "schedule")
     return {
@@ -110,13 +110,13 @@ def describe_source(
             for search in searches
             if search.best is not None
         },
-        # torch's version is a text of a kind of its own, which YAML would refuse.
+        # torch's version is a subclass of str, which YAML cannot write.
         **{name: str(environment[name]) for name in SOURCE if environment.get(name) is not None},
     }
 
 
 def describe_task(tuning: Tuning, searches: Sequence[Search]) -> str:
-    """Name data set, sizes and network."""
+    """Describe the task: data set, sizes, network, epochs."""
     config = tuning.config(tuning.optimizers[0])
     sizes = {
         (trial.run.summary.get("train_images"), trial.run.summary.get("validation_images"))
@@ -131,7 +131,7 @@ def describe_task(tuning: Tuning, searches: Sequence[Search]) -> str:
 
 
 def warnings(tuning: Tuning, searches: Sequence[Search]) -> list[str]:
-    """Say what speaks against taking the settings as they are."""
+    """List the reasons against using the settings as they are."""
     lines = []
     for search in searches:
         for name, end in search.edges().items():
@@ -156,7 +156,7 @@ def warnings(tuning: Tuning, searches: Sequence[Search]) -> list[str]:
 
 
 def edge_warning(search: Search, name: str, end: str) -> str:
-    """Say that a best setting lies at an end of its range, and what to do."""
+    """Explain that a best setting is at an end of its range, and what to do."""
     assert search.best is not None
     space, value = search.space[name], search.best.settings[name]
     wider = widened(space, end)
@@ -168,14 +168,14 @@ def edge_warning(search: Search, name: str, end: str) -> str:
 
 
 def widened(space: Range, end: str) -> str:
-    """Write a range that goes on beyond an end by half its width."""
+    """Return, as text, a range that extends beyond one end by half its width."""
     low = space.at(-0.5) if end == "low" else space.low
     high = space.at(1.5) if end == "high" else space.high
     return f"{low:.2g}:{high:.2g}:{'log' if space.log else 'linear'}"
 
 
 def sensitivity(search: Search) -> str:
-    """Say how wide the region within a point of the best is, as far as trials came there."""
+    """Describe the region within one percentage point of the best, as far as trials reached it."""
     near, best = search.near, search.best
     if best is None:
         return f"{search.optimizer}: no trial was finished."
@@ -196,13 +196,13 @@ def sensitivity(search: Search) -> str:
 def page_blocks(
     tuning: Tuning, searches: Sequence[Search], source: Mapping[str, Any], drawn: Sequence[Path]
 ) -> list[Block]:
-    """Return what stands on the page.
+    """Return the content of the page.
 
     Args:
-        tuning: What it is.
+        tuning: The tuning.
         searches: The optimizers' trials.
         source: Where the settings come from.
-        drawn: The pictures' files, where there are any.
+        drawn: The files of the pictures; may be empty.
     """
     titles = ("Validation accuracy over lr and weight decay", "Best validation accuracy so far")
     pictures = [Picture(*pair) for pair in zip(drawn, titles, strict=False)]

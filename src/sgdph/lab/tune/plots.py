@@ -1,4 +1,4 @@
-"""Pictures of a tuning: where good settings lie, and what the budget bought."""
+"""Pictures of a tuning: where good settings are, and the best accuracy over the budget."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def draw_sensitivity(searches: Sequence[Search], path: Path, title: str) -> None
     """Draw validation accuracy over lr and weight decay, a panel per optimizer, into a PNG file.
 
     Args:
-        searches: The optimizers' trials, at least one of which is finished.
+        searches: The optimizers' trials; at least one trial is finished.
         path: The file.
-        title: What was trained on what.
+        title: What was trained, and on which data.
     """
     surfaces = [_surface(search) for search in searches]
     draw_surfaces(surfaces, path, title, what="validation accuracy (%)")
@@ -32,7 +32,7 @@ def _surface(search: Search) -> Surface:
     lr, decay = search.space["lr"], search.space["weight_decay"]
     found = f"best {percent(search.best.accuracy)}%" if search.best else "none finished"
     ended = [trial for trial in search.trials if trial.status != "unfinished"]
-    # Of equal accuracies the first one counts as the best.
+    # Among equal accuracies, the first one counts as the best.
     ended.sort(key=lambda trial: trial is not search.best)
     return Surface(
         f"{search.optimizer}: {found}",
@@ -60,7 +60,7 @@ def draw_budget(searches: Sequence[Search], path: Path, title: str) -> None:
     Args:
         searches: The optimizers' trials.
         path: The file.
-        title: What was trained on what.
+        title: What was trained, and on which data.
     """
     places = style_places([search.optimizer for search in searches])
     with figure(path, WIDTH, 5.6, title) as made:

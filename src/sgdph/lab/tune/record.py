@@ -1,12 +1,12 @@
-"""What a tuning is, and the directory that it lies in.
+"""The definition of a tuning, and its directory.
 
 | file | content |
 |---|---|
 | ``tune.yaml`` | what was asked for; its presence makes the directory a tuning |
 | ``<optimizer>/trial-000`` … | one run directory per trial |
 | ``study.db`` or ``study.log`` | Optuna's studies, one per optimizer |
-| ``tune.lock`` | held while a process takes a trial, or writes what is below |
-| ``best.yaml``, ``tune.json``, the report, pictures | what came out, made of the runs |
+| ``tune.lock`` | held while a process takes a trial, or writes the files below |
+| ``best.yaml``, ``tune.json``, the report, pictures | the results, computed from the runs |
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Tuning:
     """What is searched, how, and with which budget.
 
     Attributes:
-        name: Its own, told from all others: its studies are called after it.
+        name: Its unique name; its studies are named after it.
         spaces: Optimizer to setting to range.
         trials: Trials of each optimizer.
         sampler: ``"tpe"``, ``"random"`` or ``"grid"``.
@@ -102,7 +102,7 @@ class Tuning:
 
     @property
     def budget(self) -> int:
-        """How many trials there are of all optimizers."""
+        """The number of trials of all optimizers together."""
         return self.trials * len(self.spaces)
 
     def config(
@@ -111,12 +111,12 @@ class Tuning:
         settings: Mapping[str, float] | None = None,
         place: Mapping[str, Any] | None = None,
     ) -> RunConfig:
-        """Resolve the run of a trial.
+        """Return the configuration of a trial's run.
 
         Args:
             optimizer: Its optimizer.
-            settings: The searched settings' values; the middle of each range where ``None``.
-            place: Fields of :data:`PLACE_FIELDS` that hold here and now.
+            settings: The searched settings' values; ``None`` takes the middle of each range.
+            place: The :data:`PLACE_FIELDS` that apply here and now.
         """
         space = self.spaces[optimizer]
         settings = settings or {name: each.rounded(each.at(0.5)) for name, each in space.items()}
@@ -124,7 +124,7 @@ class Tuning:
         return resolve({**with_settings(own, settings), "optimizer": optimizer})
 
     def fixed(self, optimizer: str) -> dict[str, Any]:
-        """Return the settings of an optimizer that were given, and not searched."""
+        """Return the settings of an optimizer that were given, and are not searched."""
         own = own_options(self.given, optimizer, self.optimizers)
         fixed = {name: value for name, value in own.items() if name in SETTINGS}
         arguments = dict(own.get("optimizer_args", ()))
@@ -137,16 +137,16 @@ class Tuning:
         search: Mapping[str, Any],
         given: Mapping[str, Any],
     ) -> Tuning:
-        """Add what is asked for now: more trials, more optimizers, and nothing that disagrees.
+        """Return this tuning with what is asked for now: more trials, or more optimizers.
 
         Args:
-            optimizers: Those asked for; none asks for these.
-            spaces: Optimizer to setting to range, only what was named.
-            search: Of ``trials``, ``sampler``, ``pruner``, ``storage`` what was set.
+            optimizers: The optimizers asked for; none means those of this tuning.
+            spaces: Optimizer to setting to range, only those that were named.
+            search: Those of ``trials``, ``sampler``, ``pruner``, ``storage`` that were set.
             given: The options of the runs that were set.
 
         Raises:
-            LabError: If options disagree with what the tuning is.
+            LabError: If options disagree with this tuning.
         """
         problems = [
             f"{name}: it has {getattr(self, name)}, given {value}"
@@ -191,7 +191,7 @@ class Tuning:
 
 
 def with_settings(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Add settings to a run's options: those that are no options of their own as arguments."""
+    """Add settings to a run's options; those that are not options become optimizer arguments."""
     fields = {name: value for name, value in settings.items() if name in SETTINGS}
     further = {name: value for name, value in settings.items() if name not in SETTINGS}
     arguments = {**dict(options.get("optimizer_args", ())), **further}
@@ -201,12 +201,12 @@ def with_settings(options: Mapping[str, Any], settings: Mapping[str, Any]) -> di
 def own_options(
     given: Mapping[str, Any], optimizer: str, optimizers: Sequence[str]
 ) -> dict[str, Any]:
-    """Leave of the options of all optimizers those that one of them has.
+    """Return those of all optimizers' options that apply to one of them.
 
     Args:
-        given: The options, ``optimizer_args`` as the words that were given.
-        optimizer: Whose are wanted.
-        optimizers: All that are tuned.
+        given: The options, with ``optimizer_args`` as the words that were given.
+        optimizer: The one optimizer.
+        optimizers: All optimizers that are tuned.
     """
     own = {
         name: value
@@ -235,30 +235,30 @@ class TuneDirectory(DirectoryOfRuns):
         return "a tuning or its runs"
 
     def recognise(self) -> None:
-        """Raise LabError if what is there is not a tuning."""
+        """Raise LabError if the directory does not hold a tuning."""
         self.read()
 
     def lock(self) -> BaseFileLock:
-        """Return the lock of whoever takes a trial or writes a file here; it waits.
+        """Return the lock for taking a trial or writing a file here; acquiring it waits.
 
-        The kernel holds it, so that it goes with the process, however that ends.
+        The kernel holds the lock, so it is released when the process ends in any way.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return FileLock(self.path / LOCK)
 
     def trial(self, optimizer: str, number: int) -> RunDirectory:
-        """Return a trial's run directory; it need not exist."""
+        """Return a trial's run directory, which need not exist."""
         return RunDirectory(self.path / optimizer / f"trial-{number:03d}")
 
     def inner_runs(self) -> list[RunDirectory]:
-        """List the trials' run directories that are there."""
+        """List the existing run directories of the trials."""
         names = [self.path / name for name in BASELINES]
         found = [path for folder in names if folder.is_dir() for path in sorted(folder.iterdir())]
         runs = [RunDirectory(path) for path in found if re.fullmatch(r"trial-\d+", path.name)]
         return [run for run in runs if run.exists()]
 
     def clear(self) -> None:
-        """Delete the tuning's files, its runs' and its processes' logs, no others."""
+        """Delete the tuning's files, its runs and its processes' logs, and no others."""
         folders = {run.path.parent for run in self.inner_runs()}
         super().clear()
         logs = [path.name for path in self.path.glob(WORKER_LOG.format("*"))]
@@ -268,10 +268,10 @@ class TuneDirectory(DirectoryOfRuns):
                 folder.rmdir()
 
     def read(self) -> Tuning:
-        """Read what the tuning is.
+        """Read the tuning.
 
         Raises:
-            LabError: If there is none, or the file is not one of ours.
+            LabError: If there is no such file, or it has another format.
         """
         values = self.read_record(TUNING, FORMAT)
         del values["format"]
@@ -283,7 +283,7 @@ class TuneDirectory(DirectoryOfRuns):
         return Tuning(**values)
 
     def write(self, tuning: Tuning) -> None:
-        """Make the directory and record what the tuning is."""
+        """Create the directory and record the tuning."""
         self.path.mkdir(parents=True, exist_ok=True)
         given = with_lists(tuning.given)
         spaces = {

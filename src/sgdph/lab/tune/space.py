@@ -1,9 +1,9 @@
-"""The settings that are searched, and between which bounds.
+"""The settings that are searched, and their bounds.
 
-Every optimizer gets the same width: lr and weight decay each from a thirtieth to thirty times the
-value in the middle, three decades on a logarithmic scale. The middle is the optimizer's documented
-default (:mod:`sgdph.lab.optimizers.registry` names each one's source), never what was tuned on a
-data set here.
+Every optimizer gets ranges of the same width: lr and weight decay each go from a thirtieth to
+thirty times a middle value, three decades on a logarithmic scale. The middle is the optimizer's
+documented default (:mod:`sgdph.lab.optimizers.registry` names the sources), never a value that was
+tuned on a data set here.
 
 | setting | middle | why |
 |---|---|---|
@@ -11,7 +11,7 @@ data set here.
 | weight_decay | the default; 5e-4 where that is 0 | 0 has no logarithm; 5e-4 is common on CIFAR |
 | newton_lr | the default, beside the partial Hessian | of the paper |
 
-Other settings and arguments with a number for a value are searched where they are named.
+Other settings and arguments with a number as value are searched if they are named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sgdph.lab.optimizers.registry import BASELINES
 
 WIDTH = 30.0
 USUAL_WEIGHT_DECAY = 5e-4
-# What the names of settings end with that work by their order of magnitude.
+# Endings of the names of settings whose order of magnitude matters.
 LOGARITHMIC = ("lr", "weight_decay", "wd", "eps")
 SYNTAX = "sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3 (low:high, then log or linear)"
 # The part of a range, measured on its scale, that counts as its edge.
@@ -63,13 +63,13 @@ class Range:
         return f"{self.low:g}:{self.high:g}:{'log' if self.log else 'linear'}"
 
     def place(self, value: float) -> float:
-        """Tell where a value lies on the range's scale: 0 at the lower bound, 1 at the upper."""
+        """Return a value's place on the range's scale: 0 at the lower bound, 1 at the upper."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def at(self, place: float) -> float:
-        """Return the value at a place between 0 and 1, the bounds themselves at either end."""
+        """Return the value at a place on the scale; places 0 and 1 give exactly the bounds."""
         if place in (0, 1):
             return self.high if place else self.low
         if self.log:
@@ -77,11 +77,11 @@ class Range:
         return self.low + place * (self.high - self.low)
 
     def rounded(self, value: float) -> float:
-        """Round a value to three digits, so that who reads it can type it, within the bounds."""
+        """Round a value to three digits, which are easy to type, within the bounds."""
         return min(max(float(f"{value:.3g}"), self.low), self.high)
 
     def edge(self, value: float) -> str | None:
-        """Name the end that a value lies at, ``"low"`` or ``"high"``, if it does."""
+        """Return the end that a value is at, ``"low"`` or ``"high"``, or None."""
         place = self.place(value)
         if place <= EDGE:
             return "low"
@@ -93,7 +93,7 @@ Space: TypeAlias = Mapping[str, Range]
 
 
 def default_space(optimizer: str) -> dict[str, Range]:
-    """Return an optimizer's ranges of lr, weight decay, and the lr of Newton steps beside it."""
+    """Return an optimizer's default ranges: lr, weight decay, and newton_lr if it has one."""
     defaults = BASELINES[optimizer].defaults
     middles = {
         "lr": defaults["lr"],
@@ -109,18 +109,19 @@ def _around(middle: float) -> Range:
 
 
 def parse_space(text: str, optimizers: Sequence[str]) -> dict[str, dict[str, Range]]:
-    """Read ``"sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3"``.
+    """Parse ``"sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3"``.
 
     Args:
-        text: What was given. A name without an optimizer goes to all of them that have it.
+        text: The text. A setting without an optimizer applies to all optimizers that have it.
         optimizers: The optimizers that are tuned.
 
     Returns:
         Optimizer to setting to range, only what the text names.
 
     Raises:
-        LabError: If the text is something else, names an optimizer that is not tuned or a setting
-            that it does not have or that is no number, or its bounds are no range.
+        LabError: If the text has another form, names an optimizer that is not tuned, names a
+            setting twice, names one that the optimizer does not have or whose value is not a
+            number, or has bounds that are not a range.
     """
     spaces: dict[str, dict[str, Range]] = {}
     for part in text.split(","):
@@ -146,7 +147,7 @@ def parse_space(text: str, optimizers: Sequence[str]) -> dict[str, dict[str, Ran
 
 
 def tunable(optimizer: str) -> list[str]:
-    """Name an optimizer's settings and arguments that are numbers with a fraction."""
+    """Return the names of an optimizer's settings and arguments whose values are floats."""
     baseline = BASELINES[optimizer]
     values = {**baseline.defaults, **baseline.arguments}
     return [name for name, value in values.items() if isinstance(value, float)]
@@ -175,18 +176,18 @@ def _parse_range(text: str, setting: str, part: str) -> Range:
 
 
 def complete(optimizer: str, named: Space) -> dict[str, Range]:
-    """Return the ranges that an optimizer is searched in: the named ones, and the defaults."""
+    """Return all ranges of an optimizer: the named ones, and the defaults of others."""
     return {**default_space(optimizer), **named}
 
 
 def grid(space: Space, trials: int) -> list[dict[str, float]]:
-    """Lay a grid of exactly so many points over a space, its ends included.
+    """Return a grid of exactly ``trials`` points over a space, including its ends.
 
     Returns:
-        The points, the last setting's value changing first.
+        The points; the value of the last setting changes fastest.
 
     Raises:
-        LabError: If the number has no factors of at least 2, one for each setting.
+        LabError: If ``trials`` is not a product of one factor of at least 2 for each setting.
     """
     sides = _sides(trials, len(space))
     points: list[dict[str, float]] = [{}]
@@ -197,7 +198,7 @@ def grid(space: Space, trials: int) -> list[dict[str, float]]:
 
 
 def _sides(trials: int, settings: int) -> list[int]:
-    """Split a number into as many factors as there are settings, as equal as it can be."""
+    """Split a number into one factor for each setting, as equal as possible."""
     sides, left = [], trials
     for remaining in range(settings, 1, -1):
         ideal = left ** (1 / remaining)

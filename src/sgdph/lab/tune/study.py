@@ -1,12 +1,12 @@
-"""Which settings come next: Optuna's studies, one per optimizer, and trials taken from them.
+"""The choice of the next settings: Optuna's studies, one per optimizer, and trials from them.
 
-A trial belongs to one process at a time, which holds the claim on its run directory. Claims go with
-their process, so a trial that Optuna calls running and nobody claims was left by a process that
-died; whoever looks for work takes it up first. Trials are taken under the tuning's lock: so the
-budget is exact, whatever joins in or is killed.
+A trial belongs to one process at a time, which holds the claim on its run directory. A claim ends
+with its process. So if Optuna calls a trial running but no process claims it, its process has died.
+The next process that looks for work continues this trial first. Trials are taken under the tuning's
+lock, so the budget is exact even if processes join or are killed.
 
-A trial's sampler is made anew, from a seed of its own. What it suggests then depends on the seed
-and on the trials before alone, not on how often the search was interrupted.
+Each trial gets a new sampler with a seed of its own. So its suggestions depend only on the seed and
+on the earlier trials, not on how often the search was interrupted.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from sgdph.lab.run.start import derive_seed
 from sgdph.lab.tune.record import DATABASE, JOURNAL, TuneDirectory, Tuning
 from sgdph.lab.tune.space import grid
 
-# So many trials are drawn at random before there is a model of them, and end before any is pruned.
+# This many trials are drawn at random before the sampler models them, and this many must finish
+# before any is pruned.
 STARTUP = 5
-# Where the studies are kept, other than in a database that has a URL.
+# The storages of studies, besides a database with a URL.
 SQLITE, JOURNAL_FILE = "sqlite", "journal"
-# Seconds that a process waits for others to let the database go.
+# Seconds that a process waits for others to release the database.
 PATIENCE = 120
 
 
@@ -46,7 +47,7 @@ class TrialInHand:
         optimizer: Its optimizer.
         settings: The searched settings' values.
         run: Its run directory, claimed.
-        trial: Optuna's side of it.
+        trial: Optuna's object for it.
     """
 
     optimizer: str
@@ -56,20 +57,20 @@ class TrialInHand:
 
     @property
     def name(self) -> str:
-        """What it is called on the screen."""
+        """Its name in printed messages."""
         return f"{self.optimizer} {self.run.path.name}"
 
     def report(self, epoch: int, accuracy: float) -> None:
-        """Tell the study of a finished epoch's accuracy (0 to 1), where it does not know yet."""
+        """Report a finished epoch's accuracy (0 to 1) to the study, if it does not have it yet."""
         trials = self.trial.study.get_trials(deepcopy=False)
         if epoch not in trials[self.trial.number].intermediate_values:
             self.trial.report(accuracy, epoch)
 
     def finish(self, status: str, accuracy: float | None) -> None:
-        """Tell the study how it ended.
+        """Tell the study how the trial ended.
 
-        A diverged trial has the worst accuracy there is, 0. Optuna's own state for failures would
-        have the sampler forget it, and try the same settings again.
+        A diverged trial gets the worst possible accuracy, 0. With Optuna's own state for failures,
+        the sampler would ignore the trial and try the same settings again.
         """
         self.trial.set_user_attr("status", status)
         if status == "pruned":
@@ -82,7 +83,7 @@ class Studies:
     """The studies of a tuning.
 
     Args:
-        directory: Where it lies; ``tune.yaml`` must be there.
+        directory: The tuning's directory; it must contain ``tune.yaml``.
 
     Raises:
         LabError: If the storage cannot be opened.
@@ -96,11 +97,11 @@ class Studies:
 
     @contextmanager
     def take(self) -> Iterator[TrialInHand | None]:
-        """Claim a trial for as long as the context lasts.
+        """Claim a trial for the duration of the context.
 
         Yields:
-            A trial that was left unfinished, or else a new one; ``None`` when the budget is spent,
-            or what is left of it is in the hands of other processes.
+            A trial that was left unfinished, or else a new one; ``None`` if the budget is used up,
+            or other processes hold all trials that are left.
         """
         with ExitStack() as claim:
             with self.directory.lock():
@@ -110,7 +111,7 @@ class Studies:
             yield hand
 
     def running(self) -> int:
-        """Count the trials that are not at their end."""
+        """Count the trials that have not ended."""
         tuning = self.directory.read()
         with self.directory.lock():
             studies = [self._study(tuning, optimizer) for optimizer in tuning.optimizers]
@@ -136,11 +137,11 @@ class Studies:
                 except Claimed:
                     continue
                 if study.trials[left.number].state is not TrialState.RUNNING:
-                    # Its process ended it between the two looks.
+                    # Its process ended it between the two checks.
                     claim.close()
                     continue
                 study.sampler = make_sampler(tuning, optimizer, left.number)
-                # Optuna has no public way to a trial that another process began.
+                # Optuna has no public way to get a trial that another process began.
                 return self._hand(tuning, optimizer, run, Trial(study, left._trial_id))
         return None
 
@@ -171,33 +172,33 @@ class Studies:
 
 
 def count_begun(study: optuna.Study) -> int:
-    """Count the trials that some process has taken, those at their end included."""
+    """Count the trials that any process has taken, including those that have ended."""
     states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     return len(study.get_trials(deepcopy=False, states=states))
 
 
 def make_sampler(tuning: Tuning, optimizer: str, number: int) -> BaseSampler:
-    """Make the sampler of one trial.
+    """Return the sampler of one trial.
 
     TPE is the tree-structured Parzen estimator (Bergstra et al., "Algorithms for Hyper-Parameter
-    Optimization", NeurIPS 2011), over all settings jointly, and with running trials taken for bad
-    ones, so that processes do not crowd in one place.
+    Optimization", NeurIPS 2011). It models all settings jointly. Running trials count as bad ones,
+    so that processes do not all search in one place.
     """
     seed = derive_seed(tuning.seed, f"trial {number} of {optimizer}") % 2**32
     if tuning.sampler == "tpe":
         return TPESampler(
             n_startup_trials=STARTUP, multivariate=True, constant_liar=True, seed=seed
         )
-    # A grid's points are given to the trials, and the sampler finds nothing left to choose.
+    # On a grid, each trial is enqueued with its point, so the sampler has nothing left to choose.
     return RandomSampler(seed=seed)
 
 
 def make_pruner(tuning: Tuning) -> optuna.pruners.BasePruner:
-    """Make the pruner: the median rule, from a third of the epochs on, or none."""
+    """Return the pruner: the median rule from a third of the epochs on, or none."""
     if tuning.pruner == "none":
         return optuna.pruners.NopPruner()
     epochs = tuning.config(tuning.optimizers[0]).epochs
-    # Epochs count from 1, so with the third itself the pruner already judges.
+    # Epochs count from 1, so the pruner already judges at the end of the first third.
     return optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=ceil(epochs / 3))
 
 
@@ -206,7 +207,7 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
 
     Args:
         storage: ``"sqlite"`` or ``"journal"``, a file in the folder; or a database's URL.
-        folder: The tuning's, locked.
+        folder: The tuning's directory, locked.
 
     Raises:
         LabError: If it cannot be opened.
@@ -220,7 +221,7 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
     try:
         return RDBStorage(url, engine_kwargs=wait)
     except Exception as error:
-        # SQLAlchemy's, the driver's, or Optuna's own, which have no base in common.
+        # Errors of SQLAlchemy, the driver and Optuna have no common base class.
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LabError(
             f"--storage {storage} cannot be opened: {first}; expected sqlite, journal, or the URL "
@@ -229,7 +230,7 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
 
 
 def cut_torn_line(journal: Path) -> None:
-    """Drop a last line that a full disk or a crash left half written; Optuna could not read on."""
+    """Remove a last line that a full disk or a crash left incomplete; Optuna could not read on."""
     if not journal.is_file():
         return
     with journal.open("rb+") as file:

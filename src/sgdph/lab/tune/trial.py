@@ -1,4 +1,4 @@
-"""One trial: its run, watched by the study epoch by epoch, and stopped where it is not worth on."""
+"""One trial: its run, which the study watches epoch by epoch, and stops early if it is poor."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sgdph.lab.tune.study import Studies, TrialInHand
 def train_next_trial(path: Path, place: Mapping[str, Any], worker: Worker) -> bool:
     """Take a trial of a tuning, if there is one to take, and train it.
 
-    Where a trial has failed, no more are taken: what is wrong may be wrong for all of them. Trials
-    whose process died between their end and telling the study are told of first; they count as
-    over, so they must not take the place of one that is left.
+    If a trial has failed, no more are taken: the cause may affect all of them. A trial's run may be
+    over although its process died before it told the study. Such trials are first reported to the
+    study. The caller counts them as over, so they do not replace a trial that is left to train.
 
     Args:
         path: The tuning's directory.
-        place: Fields of the runs' configuration that hold on this machine.
-        worker: This process.
+        place: Fields of the runs' configuration that apply on this machine.
+        worker: The worker of this process.
 
     Returns:
-        True: who trains what is settled where it is taken.
+        Always True: taking a trial already settles which process trains it.
     """
     directory = TuneDirectory(path)
     is_over = True
@@ -52,11 +52,11 @@ class Pruned(Exception):  # noqa: N818 - an outcome that is recorded, not an err
 
 
 class Watch:
-    """A reporter that tells the study of every epoch, and stops the trial where it says so.
+    """A reporter that reports every epoch to the study, and stops the trial if the study says so.
 
     Args:
         hand: The trial.
-        reporter: What is told of the progress as well.
+        reporter: Receives the progress as well.
     """
 
     def __init__(self, hand: TrialInHand, reporter: Reporter) -> None:
@@ -64,7 +64,7 @@ class Watch:
         self.reporter = reporter
 
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
-        """Pass on that the run begins, by the trial's name."""
+        """Pass on that the run begins, under the trial's name."""
         self.reporter.run_started(describe(self.hand), epochs=epochs, done=done, batches=batches)
 
     def batch_finished(self) -> None:
@@ -72,10 +72,10 @@ class Watch:
         self.reporter.batch_finished()
 
     def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
-        """Pass on an epoch, and tell the study.
+        """Pass on an epoch, and report it to the study.
 
         Raises:
-            Pruned: The study says so.
+            Pruned: If the study stops the trial.
         """
         self.reporter.epoch_finished(metrics, epochs)
         self.tell(metrics)
@@ -86,14 +86,14 @@ class Watch:
         self.reporter.run_finished(self.hand.name, message)
 
     def tell(self, metrics: Mapping[str, Any]) -> None:
-        """Tell the study of an epoch."""
+        """Report an epoch to the study."""
         self.hand.report(int(metrics["epoch"]), float(metrics["validation_accuracy"]))
 
     def judge(self, metrics: Mapping[str, Any], epochs: int) -> None:
-        """Ask the study whether to go on after an epoch; after the last there is nothing to stop.
+        """Ask the study whether to continue after an epoch, except after the last one.
 
         Raises:
-            Pruned: The study says no.
+            Pruned: If the study says no.
         """
         epoch = int(metrics["epoch"])
         if epoch < epochs and self.hand.trial.should_prune():
@@ -104,20 +104,20 @@ class Watch:
 
 
 def describe(hand: TrialInHand) -> str:
-    """Name a trial with its settings."""
+    """Return a trial's name with its settings."""
     return (
         f"{hand.name} ({', '.join(f'{name} {value:g}' for name, value in hand.settings.items())})"
     )
 
 
 def run_trial(hand: TrialInHand, config: RunConfig, data: Dataset, reporter: Reporter) -> None:
-    """Train a trial's run to its end, from its checkpoint where it has one, and tell the study.
+    """Train a trial's run to its end, from its checkpoint if it has one, and tell the study.
 
     Args:
         hand: The trial.
-        config: Its run, at this place.
+        config: The configuration of its run on this machine.
         data: Its training and validation images.
-        reporter: What is told of the progress.
+        reporter: Receives the progress.
 
     Raises:
         LabError: If the run directory holds another run.
@@ -133,7 +133,7 @@ def run_trial(hand: TrialInHand, config: RunConfig, data: Dataset, reporter: Rep
 
 
 def check_same(hand: TrialInHand, config: RunConfig) -> None:
-    """Raise LabError if the trial's directory holds a run that is not the trial's."""
+    """Raise LabError if the trial's directory holds another run."""
     problems = differences(vars(config), hand.run.read_config())
     if problems:
         raise LabError(
@@ -144,7 +144,7 @@ def check_same(hand: TrialInHand, config: RunConfig) -> None:
 
 
 def train(hand: TrialInHand, config: RunConfig, data: Dataset, watch: Watch) -> None:
-    """Train, and record the run as pruned where the study stops it."""
+    """Train, and record the run as pruned if the study stops it."""
     try:
         catch_up(hand, config.epochs, watch)
         train_run(prepare(config, data), hand.run, watch)
@@ -155,10 +155,10 @@ def train(hand: TrialInHand, config: RunConfig, data: Dataset, watch: Watch) -> 
 
 
 def catch_up(hand: TrialInHand, epochs: int, watch: Watch) -> None:
-    """Tell the study what a process that died had recorded and perhaps not told.
+    """Report all recorded epochs to the study: a process may have died before reporting one.
 
     Raises:
-        Pruned: The study says not to carry on.
+        Pruned: If the study says not to continue.
     """
     lines = hand.run.read_metrics()
     for line in lines:

@@ -26,20 +26,20 @@ def train_trials(
     ray: str | None,
     console: Console,
 ) -> None:
-    """Have trials taken and trained until there is none to take.
+    """Take and train trials until there is none to take.
 
     Args:
-        directory: The tuning's directory, which holds what it is.
-        place: Fields of the runs' configuration that hold on this machine.
-        jobs: How many at once; with Ray ``None`` for as many as it has room for.
+        directory: The tuning's directory, which holds ``tune.yaml``.
+        place: Fields of the runs' configuration that apply on this machine.
+        jobs: How many run at once; with Ray, ``None`` for as many as it has room for.
         ray: Ray's address; ``None`` trains on this machine.
-        console: Where to tell of the progress.
+        console: Where to report the progress.
 
     Raises:
-        LabError: If a trial failed, or Ray cannot be had.
-        KeyboardInterrupt: When interrupted.
+        LabError: If a trial failed, or Ray is not available.
+        KeyboardInterrupt: If interrupted.
     """
-    # Other processes, or machines, may not be where this one is.
+    # Other processes or machines may have another working directory.
     path = directory.path.resolve()
     forget_failures(path, failures(path))
     tuning, over = directory.read(), {run.path for run in directory.inner_runs() if is_over(run)}
@@ -71,7 +71,7 @@ def train_trials(
 
 
 def is_over(run: RunDirectory) -> bool:
-    """Whether nothing is left to do for a trial's run."""
+    """Return whether nothing is left to do for a trial's run."""
     return run.status() in OVER
 
 
@@ -80,7 +80,7 @@ def tasks(directory: TuneDirectory, place: Mapping[str, Any], over: int) -> Iter
 
     Args:
         directory: The tuning's directory.
-        place: Fields of the runs' configuration that hold on this machine.
+        place: Fields of the runs' configuration that apply on this machine.
         over: How many trials were over at the beginning.
     """
     begun = 0
