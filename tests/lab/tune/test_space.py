@@ -97,9 +97,12 @@ def test_a_grid_has_every_combination_once_and_the_ends() -> None:
     ]
 
 
-@pytest.mark.parametrize(("trials", "sides"), [(16, [4, 4]), (20, [4, 5]), (14, [2, 7])])
+@pytest.mark.parametrize(
+    ("trials", "sides"), [(16, [4, 4]), (20, [4, 5]), (14, [2, 7]), (28, [2, 2, 7])]
+)
 def test_a_grid_is_as_square_as_it_can_be(trials: int, sides: list[int]) -> None:
-    space = {"lr": Range(0.01, 1.0, True), "weight_decay": Range(0.01, 1.0, True)}
+    names = ("lr", "weight_decay", "eps")[: len(sides)]
+    space = dict.fromkeys(names, Range(0.01, 1.0, True))
     points = grid(space, trials)
     assert len(points) == trials
     assert sorted(len({point[name] for point in points}) for name in space) == sides

@@ -176,7 +176,7 @@ def _parse_range(text: str, setting: str, part: str) -> Range:
 
 
 def complete(optimizer: str, named: Space) -> dict[str, Range]:
-    """Return all ranges of an optimizer: the named ones, and the defaults of others."""
+    """Return all ranges of an optimizer: the named ones, and the defaults of the others."""
     return {**default_space(optimizer), **named}
 
 
@@ -200,9 +200,14 @@ def grid(space: Space, trials: int) -> list[dict[str, float]]:
 def _sides(trials: int, settings: int) -> list[int]:
     """Split a number into one factor for each setting, as equal as possible."""
     sides, left = [], trials
-    for remaining in range(settings, 1, -1):
-        ideal = left ** (1 / remaining)
-        factors = [side for side in range(2, left) if left % side == 0]
+    for remaining in range(settings - 1, 0, -1):
+        ideal = left ** (1 / (remaining + 1))
+        # Enough must be left for the remaining settings: 28 is 2 x 2 x 7, but 4 x 7 ends there.
+        factors = [
+            side
+            for side in range(2, left)
+            if left % side == 0 and _prime_factors(left // side) >= remaining
+        ]
         if not factors:
             break
         side = min(factors, key=lambda factor: (round(abs(math.log(factor / ideal)), 9), -factor))
@@ -217,3 +222,11 @@ def _sides(trials: int, settings: int) -> list[int]:
             f"{' x '.join(['4'] * settings)}; got --trials {trials}"
         )
     return sides
+
+
+def _prime_factors(number: int) -> int:
+    """Count a number's prime factors, repeated ones included."""
+    for factor in range(2, number + 1):
+        if number % factor == 0:
+            return 1 + _prime_factors(number // factor)
+    return 0
