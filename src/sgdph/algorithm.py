@@ -1,6 +1,6 @@
 """Algorithm 1 on tensors: the average of the curvature, the multiplier, the Newton step.
 
-Everything except the statistics runs on the parameters' device and never waits for the host.
+Only the statistics, and an ``lr`` tensor, make the host wait for the parameters' device.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class _Remembered(NamedTuple):
 
 
 def start_average(p: Tensor, state: dict[str, Any]) -> None:
-    """Give a Newton parameter an empty average, unless it has one."""
+    """Give a Newton parameter a zero average, unless it has one."""
     if "hessian" not in state:
         state["hessian"] = _zeros_like(p)
         state["refreshes"] = torch.zeros((), dtype=torch.float32, device=p.device)

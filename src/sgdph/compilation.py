@@ -94,7 +94,7 @@ def uncompiled_while_due(optimizers: Iterable[SecondOrderOptimizer]) -> Iterator
     """Run all compiled code uncompiled while a partial Hessian is due.
 
     Use it around code that trains one step inside a framework's loop. After a step of one of the
-    optimizers inside the context, the rest runs compiled again, unless one is due.
+    optimizers inside the context, the rest runs compiled, unless a partial Hessian is due again.
 
     Args:
         optimizers: The optimizers whose losses the code computes.

@@ -65,7 +65,7 @@ class JoinableOptimizer(Optimizer):
 
 
 class CurvatureJoinHook:
-    """The part of a rank without batches in the optimizer's collectives.
+    """The hook by which a rank without batches takes part in the optimizer's collectives.
 
     Args:
         optimizer: The rank's own optimizer.
@@ -89,7 +89,7 @@ class CurvatureJoinHook:
         self._curvature.finish_step(groups)
 
     def post_hook(self, is_last_joiner: bool) -> None:
-        """Take over momenta and averages from a rank that ran to the end, as ``Join`` does weights.
+        """Take over momenta and averages from a rank that ran to the end, like the model's weights.
 
         Settings such as learning rates stay each rank's own, because a scheduler sets them.
         """

@@ -224,7 +224,7 @@ class SGDPH(SecondOrderOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return everything that is needed to resume training bit for bit.
 
-        Newton parameters that no partial Hessian has reached yet first get an empty average, so
+        Newton parameters that no partial Hessian has reached yet first get a zero average, so
         the keys do not depend on when the state was saved. ``torch.distributed.checkpoint`` needs
         this: it loads into the keys of a state from before training.
         """

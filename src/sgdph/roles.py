@@ -263,7 +263,7 @@ def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> 
     Settings that must be the same in all groups are taken from the existing ones, because they may
     have changed since the optimizer's defaults were set. Parameters get names if those of the other
     groups have names, because torch requires names in all groups or in none. Anything that is not a
-    valid group is returned as it is, so that torch raises the error.
+    valid group is left to torch, which raises the error.
     """
     if not isinstance(group, dict):
         return group

@@ -259,7 +259,8 @@ def is_rehearsal(
         groups: The parameter groups.
         newton: The Newton parameters. Without any, no step is a rehearsal: an ordinary step then
             creates all the state.
-        has_come: Returns whether curvature was taken for any of the given parameters.
+        has_come: Returns whether curvature of any of the given parameters was requested from a
+            loss.
     """
     if not newton or not is_without_learning_rate(groups) or has_come(newton):
         return False
@@ -276,7 +277,7 @@ def rehearse(groups: Groups, state: State, newton: Sequence[Tensor]) -> None:
 
 
 def complete_averages(state: State, newton: Iterable[Tensor]) -> None:
-    """Create empty averages for Newton parameters that no partial Hessian has reached yet."""
+    """Create zero averages for Newton parameters that no partial Hessian has reached yet."""
     with torch.no_grad():
         for p in newton:
             start_average(p, state[p])

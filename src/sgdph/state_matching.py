@@ -34,9 +34,9 @@ def match_groups(
 ) -> list[dict[str, Any]]:
     """Arrange the groups of a saved state like an optimizer's.
 
-    Groups of the same sizes are matched in order, unless names contradict. Otherwise parameters of
-    a ``torch.optim.SGD`` are matched by name or, if the state has one group, by their positions in
-    the model. The settings of a parameter's saved group go to its new group.
+    Groups of the same sizes are matched in order, unless names contradict. Otherwise parameters are
+    matched by name or, if the state has one group, by their positions in the model; but not those
+    of a state of SGDPH. The settings of a parameter's saved group go to its new group.
 
     Args:
         saved: The groups of the state.

@@ -117,7 +117,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
             low_memory: Take the partial Hessian first, free its graph, and then run the backward,
                 as :meth:`update_hessian` with ``loss.backward()`` does. This takes more time, and
                 less memory on ResNets; on VGG and transformers about the same (``docs/cost.md``).
-                By default both share one pass, unless hooks or custom functions prevent this.
+                By default both share one pass, unless several products, hooks or custom functions
+                prevent this.
 
         Raises:
             TypeError, ValueError, RuntimeError: As in :meth:`update_hessian`.

@@ -5,8 +5,8 @@ CUDA; Dao et al., 2022, "FlashAttention") compute attention and its first deriva
 the T x T matrix of scores. The kernels of the first derivative cannot be differentiated. Here they
 get a derivative, which :func:`make_attention_twice_differentiable` registers as their autograd
 kernel. The gradients stay torch's, bit for bit. Their derivative recomputes the scores, a few heads
-or rows at a time. It works for every way to differentiate twice, including
-``loss.backward(create_graph=True)`` and ``torch.autograd.grad``.
+or rows at a time. It works for ``loss.backward(create_graph=True)`` and ``torch.autograd.grad``,
+but not for ``torch.func.grad`` taken twice.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
         return None
     if name in WRONG_IN_TORCH:
         place, message = WRONG_IN_TORCH[name]
-        # Batch norm in evaluation is right. Only its own node shows the mode.
+        # Batch norm in evaluation is right. Only the native batch norm's node shows the mode.
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
     elif isinstance(node, BackwardCFunction):

@@ -24,8 +24,8 @@ first one (:mod:`sgdph.autograd.recomputed`). These are hardsigmoid
 direction of a weight-normalised weight, whose second derivative is wrong in torch
 (:mod:`sgdph.autograd.weight_norm_gradients`).
 
-Everything else is left to torch. So are layers whose node has a user's hook, and tensors that a
-checkpoint will recompute.
+Everything else is left to torch. So are layers whose node has a user's hook, and lean derivatives
+that would have to read a tensor that a checkpoint will recompute.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class ReleasedInputs:
     """The saved tensors that were released for one product.
 
     The product's own pass visits the layers again. Their nodes unpack their inputs even if they do
-    not need them. This pass finds zeros there, which take no memory; so does a user's hook that
-    reads a node during it. In any other pass, reading them raises an error.
+    not need them. This pass finds zeros there, which take no memory, or a ReLU's mask. So does a
+    user's hook that reads a node during it. At any other time, reading them raises an error.
 
     This object must not hold nodes: the graph holds this object, so it would keep itself alive.
 

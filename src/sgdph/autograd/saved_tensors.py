@@ -33,10 +33,10 @@ def warn_of_lost_history(node: Node, region: Region) -> None:
     gradient computed in advance, or a view of an input has none, so its derivative is lost. Torch
     does not show which saved tensors were inputs. So these may be right, and cause no warning:
 
-    * as many tensors without a gradient as there are inputs without one, except those that are
-      shaped like an input with a gradient and have no other references;
-    * masks: tensors with at most two distinct values;
-    * all tensors of a function if they went through pack hooks (checkpointed, moved).
+    * tensors without a gradient, if there are no more of them than inputs without one; except those
+      that are shaped like an input with a gradient and have no other references;
+    * masks: tensors of more than two entries with at most two distinct values;
+    * all tensors of a function if any went through a pack hook (checkpointed, moved).
 
     Args:
         node: A node of the region.

@@ -230,7 +230,7 @@ class _Found(NamedTuple):
     Attributes:
         edge: The edge along which it leaves.
         gradient: Its value, without a graph.
-        own: Whether the node made it for this edge, so that nothing else uses it.
+        own: Whether the node made it, and did not pass on a tensor that others may hold.
     """
 
     edge: Edge

@@ -131,7 +131,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
                 first-order optimizers and a first-order parameter; or a group for both halves has
                 a setting with a different meaning in each. The optimizer is then unchanged.
         """
-        # Torch's constructor calls. hasattr: Lightning's wrapper has this class, no attributes.
+        # Absent in torch's constructor, and in Lightning's wrapper: this class without attributes.
         if not hasattr(self, "_layout"):
             self.param_groups.append(param_group)
             return

@@ -156,7 +156,7 @@ def check_held(
         The frozen parameters that no optimizer holds, by name.
 
     Raises:
-        ValueError: No optimizer holds a trainable parameter.
+        ValueError: A trainable parameter is held by none of the optimizers.
     """
     held = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
     unheld = {names[id(p)]: p for p in params if id(p) not in held}

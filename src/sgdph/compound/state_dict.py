@@ -67,7 +67,7 @@ def taken_apart(
         kinds: The classes of its first-order optimizers.
 
     Returns:
-        One state dict for each part, without shared tensors with ``saved``.
+        One state dict for each part. Their states share no tensors with ``saved``.
 
     Raises:
         ValueError: It is not a joined state, or has other first-order optimizers or groups.

@@ -290,7 +290,7 @@ class Curvature:
         self.cycle.load(groups, turns)
 
     def _notice_missed_in_gradients(self, targets: Sequence[Tensor], groups: Groups) -> None:
-        """Note missed parameters in the graphs that ``backward(create_graph=True)`` left."""
+        """Note targets that ``backward(create_graph=True)`` did not reach, if it was called."""
         gradients = [p.grad for group in groups.every for p in group["params"]]
         roots = [g for g in gradients if g is not None and g.grad_fn is not None]
         if roots:

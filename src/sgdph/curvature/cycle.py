@@ -30,8 +30,8 @@ class Cycle:
     next but was not reached is *sought*: the steps until the next regular refresh are due for it
     alone (if all are refreshed at once, for all that were not reached).
 
-    The place is four integers: ``step``, completed steps; ``refreshes``, how many of them had a
-    regular refresh or refreshed a sought parameter; ``cursor``, the parameter that is next;
+    The place is four integers: ``step``, completed steps; ``refreshes``, how many of them were due
+    for a regular refresh or refreshed a sought parameter; ``cursor``, the parameter that is next;
     ``sought``, the parameter that is sought, or -1. They are stored in every parameter group, with
     equal values, so code that saves groups includes them. Writing ``cursor`` by hand starts a new
     cycle there. Three more integers per parameter are kept here. A saved state has them as one
@@ -176,7 +176,7 @@ class Cycle:
             alone: See :meth:`is_due`.
 
         Returns:
-            Parameters that have waited for too long. Each is returned only once.
+            Parameters that have waited for too long. Each is returned once per wait.
         """
         place = self.place(groups[0])
         regular, number = self.is_regular(groups), place["refreshes"]
@@ -217,7 +217,7 @@ class Cycle:
     def _to_seek(
         self, order: Sequence[int], refreshed: Sequence[Tensor], number: int, cyclic: bool
     ) -> int:
-        """Return the parameter to seek, or -1: the longest waiting one, if it was not reached.
+        """Return the index of the parameter to seek, or -1: of the longest waiting, if not reached.
 
         A parameter that was sought without success is not sought again for some sweeps. Otherwise,
         if a part of the model is never used, every step would be due for it.
@@ -295,5 +295,5 @@ class Cycle:
 
 
 def starting_group(defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the group that replaces an old saved group, which has none of today's settings."""
+    """Return the settings that complete an old saved group, which may lack some of today's."""
     return {**defaults, **_START}

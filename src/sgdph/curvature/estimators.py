@@ -68,7 +68,7 @@ def gradients_with_graph(
     grad_output = None
     if custom:
         with torch.enable_grad():
-            # Cloned, because a leaf's position among the nodes would show nothing.
+            # Cloned, because a leaf's node has no sequence number that shows its age.
             grad_output = torch.ones_like(loss, requires_grad=True).clone()
     asked = [] if shared is None else shared.asked
     leaves = [] if shared is None else shared.asked_leaves

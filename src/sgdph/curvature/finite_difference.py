@@ -8,9 +8,9 @@ passes, but no graph of a gradient. So it also works for cuDNN's recurrent layer
 
 Both passes must see the same function of the weights. Buffers and the global random generators are
 reset for each (:mod:`sgdph.curvature.side_effects`). A closure may have other sources of change: a
-loader, a counter, a generator of its own. These are detected without further passes. The losses at
+loader, a counter, a generator of its own. These are noticed without further passes: the losses at
 both ends must differ by the integral of the slope between them, which is estimated from the slopes
-at both ends.
+at both ends. If they do not, the closure is called again at the same weights.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class GradientDifferences:
     def check_closure(self) -> None:
         """Check that the closure was one function of the weights in all passes so far.
 
-        Waits for the device. Calls the closure twice more if the losses do not fit the slopes.
+        Waits for the device. Calls the closure up to twice more if losses do not fit the slopes.
 
         Raises:
             RuntimeError: Called again at the weights of an earlier pass, it returned another loss.

@@ -68,7 +68,7 @@ class LossFactor:
         )
 
     def resembles(self, scale: float) -> bool:
-        """Return whether it may be a copy of ``scale`` or another scale. Waits for the device."""
+        """Return whether it may be a copied ``scale`` or another scaler's. Waits for the device."""
         if self.power != 1:
             return False
         value = float(self.value)

@@ -74,7 +74,7 @@ class Guards:
 
         Raises:
             RuntimeError: Newton parameters were replaced inside the groups.
-            ValueError: Sharded parameters were put into the groups.
+            ValueError: Newton parameters in the groups are sharded by anything but ``fully_shard``.
         """
         self._membership.check(groups)
 
@@ -142,7 +142,7 @@ class _ReplacedParameters:
         missed: Sequence[Tensor],
         groups: Sequence[dict[str, Any]],
     ) -> None:
-        """Raise an error if missing parameters look replaced. The first call may only warn.
+        """Raise an error if missing parameters look replaced. The first call warns if others do.
 
         The graph is searched when a parameter is missing. It is also searched once before, to learn
         which unknown tensors belong there (such as a second network with its own optimizer).
@@ -210,7 +210,7 @@ _REMEDY = (
 
 
 class _Membership:
-    """A check that the groups still hold exactly the parameters that take Newton steps.
+    """A check that the Newton parameters in the groups are still those of the cycle.
 
     In ``torch.optim`` users may change the groups' lists (``params[i] = other`` after net surgery;
     Accelerate does so under FSDP2). Here, a new parameter in a Newton parameter's place would not
@@ -235,7 +235,7 @@ class _Membership:
         Raises:
             RuntimeError: A Newton parameter is no longer in any group, or a new parameter in a
                 group should take Newton steps.
-            ValueError: A parameter that should take Newton steps is sharded.
+            ValueError: See :func:`~sgdph.distributed.sharding.refuse_sharded`.
         """
         present = [id(p) for group in groups.newton for p in group["params"]]
         if present == self._checked:

@@ -222,13 +222,13 @@ class PendingCurvature:
         return sums
 
     def validity(self, p: Tensor) -> Tensor | None:
-        """Return, as a tensor, whether curvature of ``p`` was not cleared; ``None`` means true."""
+        """Return, as a tensor, whether any curvature of ``p`` is left; ``None`` means true."""
         return self._entry(p).validity()
 
     def _gradient_with_graph(self, p: Tensor) -> Tensor | None:
         if p in self._hooks:
             return self._entry(p).gradient_with_graph
-        # Unfrozen since hooks were placed, so there is none here: .grad itself has the graph.
+        # Unfrozen since hooks were placed, so it has no hooks: .grad itself still has the graph.
         return p.grad if p.grad is not None and p.grad.grad_fn is not None else None
 
     def reaches(self) -> Callable[[Tensor], bool]:
@@ -252,7 +252,7 @@ class PendingCurvature:
         return reached
 
     def was_missed(self, p: Tensor) -> bool:
-        """Return whether curvature was taken from a loss that does not depend on ``p``."""
+        """Return whether curvature of ``p`` was requested from a loss that does not reach it."""
         return self._entry(p).missed_at is not None
 
     def was_passed_over(self, p: Tensor) -> bool:
@@ -266,7 +266,7 @@ class PendingCurvature:
         return not entry.holds() and not entry.forgotten
 
     def has_come(self, params: Iterable[Tensor]) -> bool:
-        """Return whether curvature was taken from a loss for any of ``params``.
+        """Return whether curvature of any of ``params`` was requested from a loss.
 
         Curvature that belongs to cleared gradients does not count.
         """

@@ -219,7 +219,7 @@ def _chunk_size(region: Region, device: torch.device) -> int:
 
 
 def _fill(rows: Tensor, gradient: Tensor, params: Sequence[Tensor], at_a_time: int) -> None:
-    """Write the derivative of each entry of ``gradient`` by ``params`` into one row."""
+    """Write the derivative of each entry of ``gradient`` by ``params`` into its row."""
     if at_a_time > 1:
         # Some operations cannot be batched in some versions of torch, and fail in many ways. An
         # error with another cause occurs again in the loop.

@@ -63,7 +63,7 @@ def check_curvature(
     Returns:
         Relative errors by parameter name: the norm of the products' difference, beyond the error of
         the differences, over the larger norm. 0 is agreement; 1 means that one product is zero;
-        ``inf`` means no finite exact product. Parameters that the loss does not reach are left out.
+        ``inf`` means no finite product or differences. Parameters not in the loss are left out.
 
     Raises:
         RuntimeError: Parameters disagree or have no exact product; they are named. Or the loss
@@ -252,9 +252,9 @@ def _relative(difference: Tensor, exact: Tensor, own_error: float = 0.0) -> floa
 def _error_beyond_own(found: dict[float, Tensor], exact: Tensor) -> float:
     """Return the relative error beyond that of the best differences themselves.
 
-    These are at the two neighbouring distances that agree best; their disagreement is their own
-    error. If the block is zero, it is only rounding, which is largest at the smallest distances. It
-    is estimated there, so that two differences that agree by chance do not seem exact.
+    These are at the two neighbouring distances that agree best. Their own error is their
+    disagreement, but at least the rounding (all there is if the block is zero). That is largest at
+    the smallest distances and estimated there, so that agreement by chance does not seem exact.
     """
     shares = sorted(found, reverse=True)
     pairs = list(pairwise(shares))

@@ -82,8 +82,9 @@ class Diagonality:
             successive draws are orthogonal (:mod:`sgdph.curvature.probes`). So for a block of n
             rows, n draws (rounded up to a power of two) give the diagonal itself.
         probes: The number of draws.
-        constant: The error of the mean of ``|d|`` in every entry. It contains nothing about single
-            channels. An estimate that is not better is worth no more than a learning rate.
+        constant: The error of an estimate with the mean of ``|d|`` in every entry, which says
+            nothing about single channels. An estimate that is not better is worth no more than a
+            learning rate.
         average: The error of the running average ``D̂`` of an optimizer, which also contains other
             batches and weights; ``None`` if there is none, or the parameter was not refreshed.
     """

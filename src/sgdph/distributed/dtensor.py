@@ -45,8 +45,8 @@ def part_of(gradient: Any) -> Tensor:
 class GradientVersions(NamedTuple):
     """The gradient of a sharded parameter, and its versions when it was last seen.
 
-    The storage is not compared, as for a plain tensor, because it never changes on ranks with an
-    empty part.
+    Unlike for a plain tensor, the storage is not compared, because on ranks with an empty part it
+    would not show a new gradient.
     """
 
     gradient: Tensor

@@ -91,7 +91,7 @@ def weights_gathered(modules: Sequence[Any]) -> Iterator[None]:
             group.reshard_after_backward = reshards
         for module in modules:
             state = module._get_fsdp_state()
-            # Run the callback at the end of a backward, which the engine has not reached.
+            # Run the callback for the end of a backward, because the engine has not got there.
             if state._state_ctx.post_backward_final_callback_queued:
                 state._root_post_backward_final_callback()
         for group, reshards, _ in before:
@@ -128,7 +128,7 @@ def same_on_all_ranks(
 ) -> list[bool]:
     """Return, per parameter, whether all ranks hold the same values. Waits for the device.
 
-    Entries that are NaN count as equal.
+    Entries that are NaN on this rank count as equal.
     """
     dtype = reduce(torch.promote_types, map(curvature_dtype, params))
     whole = torch.cat([p.detach().reshape(-1).to(params[0].device, dtype) for p in params])

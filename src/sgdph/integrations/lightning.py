@@ -114,8 +114,8 @@ class PartialHessianCallback(Callback):
         """Take the partial Hessians that are due from a loss, scaled like in the backward."""
         due = [each for each in _second_order(trainer) if each.hessian_due]
         if len(trainer.optimizers) > 1:
-            # A generator's loss does not concern a discriminator whose parameters are frozen. A
-            # loss must reach a single optimizer; update_hessian raises an error otherwise.
+            # A generator's loss does not concern a discriminator whose parameters are frozen. If
+            # there is only one optimizer, update_hessian raises an error if the loss misses it.
             due = [each for each in due if _reaches(loss, each)]
         for optimizer in due:
             optimizer.update_hessian(loss, loss_scale=_scale(trainer.precision_plugin))

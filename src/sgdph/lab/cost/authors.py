@@ -107,7 +107,7 @@ class AuthorsSGDPH(torch.optim.Optimizer):
         return multiplier
 
     def _momenta(self, params: list[Tensor], gradients: tuple[Tensor, ...]) -> list[Tensor]:
-        """Add gradients to the momenta, and return the momenta."""
+        """Update the momenta with gradients, and return the momenta."""
         fresh = [p for p in params if "momentum_buffer" not in self.state[p]]
         for p in fresh:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p)

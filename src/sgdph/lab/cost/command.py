@@ -1,4 +1,4 @@
-"""The command ``sgdph cost``: it follows the options and prints the result."""
+"""The command ``sgdph cost``: what it does with its options, and what it prints."""
 
 from __future__ import annotations
 

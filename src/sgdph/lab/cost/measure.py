@@ -95,7 +95,7 @@ def measure_cell(
 
 
 def check_cells(settings: CostSettings) -> None:
-    """Raise LabError before measuring if a system is unknown or a network cannot be built."""
+    """Raise LabError before measuring if a system or a network is unknown or unavailable."""
     choose_systems(settings.systems)
     for model in settings.models:
         build_network(model)
@@ -111,7 +111,7 @@ def spread(count: int, visits: int | None) -> list[int]:
 
 
 def metered(system: System, places: Sequence[int]) -> list[tuple[int, Kind]]:
-    """List the steps whose memory and FLOPs differ: each kind, for a cyclic refresh each place."""
+    """List the steps whose memory and FLOPs differ: each kind; of a cyclic refresh, each place."""
     return [
         (place, kind)
         for kind in system.weights

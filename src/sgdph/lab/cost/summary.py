@@ -94,7 +94,7 @@ def _rounds(system: SystemFigures, clock: str) -> list[float]:
 
 
 def _mean(system: SystemFigures, figure: str) -> float:
-    """Return the mean over visited parameters and kinds of step, these weighted by their shares."""
+    """Return the mean over visited parameters and kinds of step, the latter weighted by share."""
     return sum(k.share * statistics.fmean(getattr(k, figure)) for k in system.kinds.values())
 
 

@@ -130,7 +130,7 @@ def _sgdph(name: str, label: str, backward: Any = _shared, **settings: Any) -> S
 
 
 def _of_comparison(optimizer: str, suffix: str = "", label: str = "", **settings: Any) -> System:
-    """Make a system from an optimizer of the comparison, unchanged except for its rates."""
+    """Make a system from an optimizer of the comparison; only rates and ``settings`` differ."""
     baseline = BASELINES[optimizer]
     own = {**baseline.defaults, **baseline.arguments, **settings}
     own |= {name: rate for name, rate in _RATES.items() if name in own}

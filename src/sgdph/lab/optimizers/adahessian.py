@@ -1,8 +1,8 @@
 """AdaHessian from ``timm``, extended so that a resumed run is bitwise identical.
 
-AdaHessian scales its steps by a running average of Hutchinson's estimates of the Hessian diagonal.
-The estimates are averaged over the pixels of each convolution kernel (Yao, Gholami, Shen, Mustafa,
-Keutzer & Mahoney, "ADAHESSIAN", AAAI 2021).
+AdaHessian is Adam whose second moment is not that of the gradients, but of Hutchinson's estimates
+of the Hessian diagonal. The estimates are averaged over the pixels of each convolution kernel (Yao,
+Gholami, Shen, Mustafa, Keutzer & Mahoney, "ADAHESSIAN", AAAI 2021).
 """
 
 from __future__ import annotations

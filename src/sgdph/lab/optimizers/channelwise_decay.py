@@ -11,7 +11,7 @@ from sgdph import param_groups
 
 
 def set_channelwise_decay(optimizer: torch.optim.Optimizer, model: nn.Module, decay: str) -> None:
-    """Exempt norm layers and biases from an optimizer's weight decay, and decay them separately.
+    """Exempt norm layers and biases from an optimizer's own weight decay; apply ``decay`` instead.
 
     Coupled decay adds λ w to the gradient, as in ``torch.optim.SGD`` and ``Adam``. Decoupled decay
     multiplies w by 1 - lr λ before the step (Loshchilov & Hutter, "Decoupled Weight Decay

@@ -38,7 +38,7 @@ class _Shuffled(SecondOrderOptimizer):
     """Newton steps in which each multiplier is permuted over the channels, always in the same way.
 
     Each parameter's permutation is fixed by the optimizer's seed. A new permutation at every step
-    would average out to the mean over the steps.
+    would average out, over the steps, to the mean over the channels.
     """
 
     def newton_multiplier(self, p: Tensor, group: dict[str, Any]) -> Tensor:

@@ -4,7 +4,7 @@ Every optimizer is defined only here. Its package is imported when it is built. 
 import torch, so that a command's help is fast.
 
 The ``sgdph-…`` are controls: SGD-PH with something else in place of its multipliers. ``adamw-ph``
-is AdamW beside the partial Hessian, and ``adamw-ph-…`` are its controls. The same names exist for
+is AdamW beside the partial Hessian, and ``adamw-ph-…`` are its controls. Such names exist for
 every optimizer that can take the first-order steps (:mod:`sgdph.lab.optimizers.newton`).
 
 On ``mnist5k``, lr and weight decay of SGDM, SGD-PH, the controls and AdamW have other defaults.

@@ -46,7 +46,7 @@ def resolve(given: Mapping[str, Any]) -> RunConfig:
 
 
 def check_settings(given: Iterable[str], optimizers: Iterable[str]) -> None:
-    """Raise LabError if none of the optimizers has one of the given settings."""
+    """Raise LabError if a setting is given that none of the optimizers has."""
     for name in given:
         if name in SETTINGS and not set(owners(name)) & set(optimizers):
             raise LabError(
@@ -73,8 +73,8 @@ def resolve_many(
         settings: Optimizer to its settings. Given values take precedence.
 
     Raises:
-        LabError: If a name is unknown, a value is out of its bounds, or no optimizer has one of
-            the given settings.
+        LabError: If a name is unknown, a value is out of its bounds, or a setting is given that
+            none of the optimizers has.
     """
     for name in optimizers:
         check_name(name)

@@ -1,6 +1,6 @@
 """A lock on a directory: only one process at a time may work there.
 
-The kernel keeps the lock (``flock``, or the equivalent of Windows). So the lock is released when
+The kernel keeps the lock (``flock``, or the equivalent on Windows). So the lock is released when
 the process ends in any way, even by ``kill -9``. The lock file stays, without a meaning of its own:
 deleting it while others wait for the lock would let two processes in.
 """
@@ -42,7 +42,7 @@ class Claim:
             path / LOCK,
             timeout=0,
             thread_local=False,
-            # On systems without locks, the fallback is a plain file, which would outlive a kill.
+            # On a file system without locks, the fallback is a plain file, which outlives a kill.
             fallback_to_soft=False,
         )
 

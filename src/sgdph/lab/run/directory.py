@@ -54,8 +54,8 @@ EVENTS = "events.out.tfevents.*"
 # The configuration is deleted last, so a partly deleted directory is still recognised as a run.
 RUN_FILES = (ENV, METRICS, SUMMARY, CHECKPOINT, CONFIG)
 
-# ENDED: the run reached its own end. OVER: nothing is left to do for the run, which includes those
-# that a tuning stopped early.
+# ENDED: the run reached its own end. OVER: nothing is left to do for the run; this also holds if a
+# tuning stopped it early.
 ENDED = ("finished", "diverged")
 OVER = (*ENDED, "pruned")
 
@@ -164,8 +164,8 @@ class RunDirectory(RecordDirectory):
     def check_no_metrics(self) -> None:
         """Raise LabError if several epochs were recorded, but there is no checkpoint to resume.
 
-        A kill between the two writes leaves the line of one epoch. More lines mean that the
-        checkpoint was lost.
+        A kill after the first epoch's line was written, but not its checkpoint, leaves one line.
+        More lines mean that the checkpoint was lost.
         """
         if not (self.path / CHECKPOINT).exists() and len(self.read_metrics()) > 1:
             raise LabError(
@@ -231,7 +231,7 @@ class DirectoryOfRuns(RecordDirectory):
             ) from error
 
     def check_clearable(self) -> None:
-        """Raise LabError if files with the names of the record or its runs are something else's."""
+        """Raise LabError if files with the record's or its runs' names belong to something else."""
         super().check_clearable()
         for run in self.inner_runs():
             run.check_clearable()

@@ -58,7 +58,7 @@ class Team:
 
     @property
     def share(self) -> Share:
-        """This process's share of images of which each is used once, as in evaluation."""
+        """This process's share of images; together, the shares hold each image once."""
         return Share(self.rank, self.size)
 
     @property
@@ -67,7 +67,7 @@ class Team:
         return EqualShare(self.rank, self.size)
 
     def steps(self, count: int, batch_size: int) -> int:
-        """Count the batches of ``count`` images that have at least one image for every process."""
+        """Count an epoch's batches, over ``count`` images, that have an image for every process."""
         full, rest = divmod(count, batch_size)
         return full + (rest >= self.size)
 

@@ -20,7 +20,8 @@ from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.step import attention_for, optimization_step
 
-# Steps between checks of the losses on a CPU. A GPU would have to wait, so once per epoch there.
+# Steps between checks of the losses on a CPU. On a GPU, a check would wait for the device, so there
+# is one per epoch.
 CHECK_INTERVAL = 20
 
 

@@ -61,7 +61,7 @@ class Arithmetic:
         return logits.float()
 
     def set_backends(self, device: torch.device) -> None:
-        """Make cuDNN deterministic, and set a GPU's precision of float32 products.
+        """Make cuDNN deterministic, and set the precision of a GPU's float32 products.
 
         By default, torch computes float32 convolutions on a GPU in TF32. A device without TF32,
         like a CPU, computes in float32.

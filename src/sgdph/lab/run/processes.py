@@ -9,7 +9,7 @@ from sgdph.lab.errors import LabError
 
 
 class Agreed(LabError):  # noqa: N818 - somebody else's error
-    """An error of another process, which only the first process prints."""
+    """The failure of one of several processes, which only the first process prints."""
 
 
 def processes() -> int:

@@ -1,4 +1,4 @@
-"""Runs read from directories or archives, in groups that differ only in the seed."""
+"""Runs read from directories or archives, in groups whose runs differ only in the seed."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _walk(paths: Sequence[Path]) -> list[tuple[Path, list[str]]]:
 
 
 def _is_run(path: Path, files: Sequence[str]) -> bool:
-    """Return whether a directory is a run, even if the run's configuration is damaged."""
+    """Return whether ``config.yaml`` in a directory is a run's, even if that file is damaged."""
     if CONFIG not in files:
         return False
     try:
@@ -267,7 +267,7 @@ def _is_number(value: object) -> bool:
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[Group]:
-    """Group the runs that differ only in seed and place, in the order of their first runs."""
+    """Group the runs with the same :attr:`RunRecord.key`, in the order of their first runs."""
     groups: dict[RunConfig, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(record.key, []).append(record)

@@ -89,8 +89,8 @@ def build_schedule(
 ) -> LRScheduler:
     """Return the learning-rate schedule, to be stepped once per epoch.
 
-    ``cosine`` falls to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017). ``step`` multiplies by 0.1 after
-    each ``every`` epochs, by default 30% of all (the SGD-PH paper's "every 60 of 200").
+    ``cosine`` falls to 0 (Loshchilov & Hutter, "SGDR", ICLR 2017). ``step`` multiplies by 0.1 each
+    time ``every`` epochs are over, by default 30% of all (the SGD-PH paper's "every 60 of 200").
     ``constant`` does not change.
     """
     if name == "cosine":
@@ -114,7 +114,7 @@ def check_kind(model: str, data: Dataset) -> None:
 
 
 def check_batch(config: RunConfig, data: Dataset) -> None:
-    """Raise LabError if the batch is larger than the data, or not a multiple of the processes."""
+    """Raise LabError if the batch exceeds the data, or cannot be divided among the processes."""
     size, count = config.batch_size, data.train_count
     if size > count:
         raise LabError(

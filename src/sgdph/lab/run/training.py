@@ -1,9 +1,9 @@
 """One run: train a configuration on a data set, and record the results in a directory.
 
 A run is a function of its configuration. All randomness comes from the seed. Torch's global
-generator draws the initial weights, a separate generator draws data order and augmentation, and the
-optimizer has a generator of its own. So optimizers with the same seed start at the same weights and
-see the same batches.
+generator draws the initial weights, a separate generator draws data order and augmentation, and an
+optimizer that draws has a generator of its own, except SophiaH. So optimizers with the same seed
+start at the same weights and see the same batches.
 """
 
 from __future__ import annotations

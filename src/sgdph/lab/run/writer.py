@@ -1,7 +1,7 @@
 """Write an epoch's files, in the background if a GPU trains the next epoch meanwhile.
 
-A checkpoint of ResNet18 has 90 MB, and an epoch of it takes two seconds on a large GPU. Needs only
-torch, like :mod:`sgdph.lab.run.epoch`.
+A checkpoint of ResNet18 has 90 MB, and an epoch takes two seconds on a large GPU. Needs only torch,
+like :mod:`sgdph.lab.run.epoch`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
 
     A word that equals a value means only that value: ``SGDM`` does not match ``SGDM+WN``. Any other
     word means all values that contain it (``vgg``), or else all cells whose names contain it
-    (``resnet8-sgdm``). Upper and lower case are equal. A cell's full name means that cell.
+    (``resnet8-sgdm``). Case is ignored. A cell's full name means that cell.
 
     Args:
         plan: The plan.
@@ -63,7 +63,7 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
 
 def _meaning(plan: Plan, word: str) -> tuple[frozenset[str], set[str]]:
     """Return the fields that a word refers to, and the cells that it chooses."""
-    # A trailing "-" marks the end of a name: "adam-" does not match adamw.
+    # A trailing "-" marks the end of a name: where there is adam, "adam-" does not match adamw.
     lower = word.casefold()
     exact = lower.rstrip("-") or lower
     if exact in map(str.casefold, plan.cells):
@@ -95,7 +95,7 @@ def _is_meant(config: RunConfig, field: str, word: str, part: bool) -> bool:
     value = value_of(config, field)
     forms = {str(value), shown_value(field, value)}
     if field == "model":
-        # torchvision:resnet18 also matches resnet18.
+        # The word resnet18 also matches torchvision:resnet18.
         forms.add(str(value).rpartition(":")[2])
     if not part:
         return word in map(str.casefold, forms) or _number(word) == _number(str(value)) != ""

@@ -1,8 +1,8 @@
 """Several machines: run the same tasks on Ray, which schedules and retries them.
 
 Each task reserves its cores and GPUs. If its worker or machine is lost, Ray gives the task to
-another worker, which continues from the checkpoint in the shared folder. If the program ends in any
-way, Ray ends its workers.
+another worker, which continues from the checkpoint in the shared folder. However the program ends,
+Ray ends its workers.
 """
 
 from __future__ import annotations

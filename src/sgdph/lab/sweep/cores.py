@@ -112,7 +112,7 @@ def default_jobs(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> int:
 def run_seconds(config: RunConfig) -> float:
     """Estimate roughly how many seconds a run takes on one core.
 
-    A training image costs three forward passes, and a test image one.
+    A training image costs three forward passes, a test image one, and each step some overhead.
     """
     shape = _shape(config)
     images = 3 * shape.train + shape.test

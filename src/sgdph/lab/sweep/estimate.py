@@ -123,7 +123,7 @@ class Estimate:
 
 
 def network_key(config: RunConfig) -> Key:
-    """Return everything that the time of a run's network depends on."""
+    """Return what the time of a run's network depends on, besides the number of images."""
     shape = shape_of(config)
     return (
         *(config.model, shape.channels, shape.size, config.precision, config.channels_last),
@@ -132,7 +132,7 @@ def network_key(config: RunConfig) -> Key:
 
 
 def optimizer_key(config: RunConfig) -> Key:
-    """Return everything that the time of a run's optimizer depends on."""
+    """Return what the time of a run's optimizer depends on."""
     return (config.optimizer, config.estimator, config.refresh, config.hessian_interval)
 
 

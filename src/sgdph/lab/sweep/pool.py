@@ -137,7 +137,7 @@ def _train(train: Train) -> bool:
         return train(process_worker())
     except KeyboardInterrupt:
         print("stopped", flush=True)
-        # Do not return the result: the parent may be gone.
+        # Do not report the interruption: the parent may be gone.
         os._exit(INTERRUPTED)
     finally:
         _training.clear()

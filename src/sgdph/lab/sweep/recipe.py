@@ -206,7 +206,7 @@ def _sourced(value: Any, what: str) -> Sourced:
 
 
 def _axis(axis: Any, source: str) -> tuple[Options, ...]:
-    """Parse ``{field: [values]}``, or a list of options that belong together."""
+    """Parse ``{field: [values]}``, or a list of mappings, each of options that belong together."""
     if isinstance(axis, Mapping):
         if len(axis) != 1:
             raise LabError(f"{source}: an axis must have one field or be a list; got {axis!r}")

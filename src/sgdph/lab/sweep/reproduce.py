@@ -138,7 +138,7 @@ def say_settings(scale: Scale, plan: Plan, console: Console) -> None:
 def reproduce_cost(
     recipe: Recipe, scale: Scale, out: Path, options: ReproduceOptions, console: Console
 ) -> int:
-    """Measure a recipe's cost, continuing an existing measurement; return the exit code."""
+    """Make a recipe's measurement of cost, or continue an existing one; return the exit code."""
     assert scale.cost is not None
     given = options.given()
     misfits = set(given) - {"model", "batch_size", "device", "threads"}

@@ -1,4 +1,4 @@
-"""What a run needs to compute: the shape of its data, and the FLOPs of its network."""
+"""How much a run computes: the shape of its data, and the FLOPs of its network."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from sgdph.lab.run.claims import Claimed
 from sgdph.lab.run.start import load_data
 from sgdph.lab.sweep.state import note_failure
 
-# How often a task is tried if its process dies.
+# How many times a task is tried, in all, if its process dies.
 ATTEMPTS = 3
 
 

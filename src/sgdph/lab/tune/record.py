@@ -5,7 +5,7 @@
 | ``tune.yaml`` | what was asked for; its presence makes the directory a tuning |
 | ``<optimizer>/trial-000`` … | one run directory per trial |
 | ``study.db`` or ``study.log`` | Optuna's studies, one per optimizer |
-| ``tune.lock`` | held while a process takes a trial, or writes the files below |
+| ``tune.lock`` | held while a process takes a trial, or writes ``tune.yaml`` or the files below |
 | ``best.yaml``, ``tune.json``, the report, pictures | the results, computed from the runs |
 """
 

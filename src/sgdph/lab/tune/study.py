@@ -230,7 +230,7 @@ def open_storage(storage: str, folder: Path) -> BaseStorage:
 
 
 def cut_torn_line(journal: Path) -> None:
-    """Remove a last line that a full disk or a crash left incomplete; Optuna could not read on."""
+    """Remove a last line that a full disk or a crash left incomplete: it would stop Optuna."""
     if not journal.is_file():
         return
     with journal.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""One trial: its run, which the study watches epoch by epoch, and stops early if it is poor."""
+"""One trial: its run, which the study watches epoch by epoch and stops early if it is poor."""
 
 from __future__ import annotations
 
