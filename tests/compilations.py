@@ -1,4 +1,4 @@
-"""Counts compiled graphs and their runs."""
+"""Count compiled graphs and their runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 
 class Compilations:
-    """Counts what the backend ``aot_eager`` compiles, and how often that then runs.
+    """Counts the graphs that the backend ``aot_eager`` compiles, and how often they run.
 
-    It has torch's graphs of a forward and a backward without a compiler of C++, which takes longer.
+    It builds torch's forward and backward graphs without a C++ compiler, which would take longer.
 
     Args:
-        monkeypatch: Puts the backend back.
+        monkeypatch: Restores the backend after the test.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ multiprocessing.set_forkserver_preload(PRELOADED)
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    # The nets are tiny: more threads cost time, and reorder sums from run to run.
+    # The networks are tiny. More threads are slower, and sum in another order in each run.
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def children_hear_ctrl_c() -> Iterator[None]:
-    """A program started in the background of a script ignores Ctrl-C, and so do its children."""
+    """Let child processes react to Ctrl-C.
+
+    A program that a script starts in the background ignores it, and so do its children.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -30,7 +33,7 @@ def children_hear_ctrl_c() -> Iterator[None]:
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compilations]:
-    """Counts what the backend ``aot_eager`` compiles, and how often that then runs."""
+    """Count the graphs that the backend ``aot_eager`` compiles, and how often they run."""
     import torch._dynamo
 
     torch._dynamo.reset()
@@ -39,7 +42,8 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compilations]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Meant for users; the third way in asks for it, and SGDPH lets go of the cycle.
+    # This warning of a reference cycle is meant for users. One of the three ways to pass the
+    # curvature needs create_graph=True, and SGDPH breaks the cycle.
     config.addinivalue_line(
         "filterwarnings", "ignore:Using backward.. with create_graph=True:UserWarning"
     )

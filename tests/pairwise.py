@@ -1,4 +1,4 @@
-"""Parameters of which each value meets each value of every other one, in few cases."""
+"""Pairwise testing: any two values of different parameters occur together, in few cases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Pair = tuple[tuple[int, int], tuple[int, int]]
 
 
 def pairs_of(places: tuple[int, ...]) -> set[Pair]:
-    """Every two parameters of a case, each with the place of its value."""
+    """All pairs of parameters of a case, each with the index of its value."""
     return set(itertools.combinations(enumerate(places), 2))
 
 
 def pairwise(**values: Iterable[Any]) -> pytest.MarkDecorator:
-    """Mark a test with as few cases as a greedy choice finds, always the same ones."""
+    """Parametrize a test with few cases, chosen by a greedy search; always the same ones."""
     listed = [list(each) for each in values.values()]
     product = list(itertools.product(*(range(len(each)) for each in listed)))
     missing = set().union(*map(pairs_of, product))

@@ -1,11 +1,11 @@
-"""What processes of tests have imported that are started by the method ``forkserver``.
+"""Modules that are already imported in processes that tests start by the method ``forkserver``.
 
-They are forks of one that has imported these and has done nothing else, for importing takes longer
-than what most of them do. What is not installed is left out.
+Each process is a fork of one that has imported these modules and done nothing else. The imports
+take longer than the work of most processes. Modules that are not installed are skipped.
 """
 
 PRELOADED = [
-    # The first optimizer of a process imports it.
+    # Creating the first optimizer of a process imports this.
     "torch._dynamo",
     "torch.distributed.fsdp",
     "torch.nn.parallel",

@@ -1,4 +1,4 @@
-"""Small networks whose graph is the point: junctions, pieces, sharing."""
+"""Small networks that test the shape of the graph: junctions, pieces, shared weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Residual(nn.Module):
 
 
 class Concat(nn.Module):
-    """The outputs of all branches, side by side."""
+    """Concatenates the outputs of all branches."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Concat(nn.Module):
 
 
 class Wired(nn.Module):
-    """Layers, and a function that says how they are wired."""
+    """Layers, and a function that connects them."""
 
     def __init__(self, wiring: Callable[..., Tensor], layers: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ sequential(
 
 @net
 def without_batch_statistics() -> Case:
-    """What two ranks compute from halves of a batch is what one computes from the whole."""
+    """Two ranks with half a batch each compute the same as one process with the whole batch."""
     first = nn.Sequential(conv(2, 4, bias=True), nn.GroupNorm(2, 4), nn.SiLU())
     model = nn.Sequential(first, normed_block(), norm().eval(), normed_block(), nn.ReLU(), head())
     return Case(model, (torch.randn(IMAGES),))
@@ -184,7 +184,7 @@ wired("written_in_place", _write, a=stem, b=lambda: conv_bn(2, 2), c=middle_bn)
 wired("fourier", _filter, a=stem, b=middle_bn)
 
 
-# Sharing.
+# Shared weights.
 wired("conv_twice", lambda x, a, b, c: c(b(b(a(x)).relu())), a=stem, b=middle, c=middle_bn)
 wired("block_thrice", lambda x, a, b: b(b(b(a(x)))), a=stem, b=block)
 wired("norm_twice", lambda x, a, b, c: c(b(c(b(a(x))).relu())), a=stem, b=middle, c=norm)
@@ -197,7 +197,7 @@ wired(
 )
 
 
-# Weights and scales that come out of the data.
+# Weights and scales that are computed from the data.
 def _dynamic(x: Tensor, a: nn.Module, b: nn.Module, c: nn.Module) -> Tensor:
     features = a(x)
     weight = b(features.mean((0, 2, 3))).view(4, 4, 3, 3)
@@ -228,7 +228,10 @@ wired(
 
 
 class SharedWeight(nn.Module):
-    """One weight and one bias in convolutions of different strides and dilations, and twice."""
+    """One weight and one bias in three convolutions with different strides and dilations.
+
+    One of them also uses the sum of the bias.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +252,7 @@ def weight_in_three_convs() -> Case:
 
 @net
 def tied_linear() -> Case:
-    """As in an autoencoder or a language model: the last layer's weight is the first's."""
+    """The last layer shares the first layer's weight, as in autoencoders and language models."""
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 4))
     model[3].weight = model[0].weight
     return Case(model, (torch.randn(5, 4),), newton_of=every_parameter)

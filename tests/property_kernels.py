@@ -1,4 +1,4 @@
-"""Small networks of operations without a second derivative in torch, and these in plain torch."""
+"""Networks of operations that torch cannot differentiate twice, and plain versions of these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class _Hardsigmoid(torch.autograd.Function):
-    """Torch's kernel of the gradient takes float32's sixth, also in float64."""
+    """Torch's gradient kernel uses 1/6 rounded to float32, also in float64."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def plain_ctc_loss(
     reduction: str = "mean",
     zero_infinity: bool = False,
 ) -> Tensor:
-    """Probabilities, not their logarithms, of the alignments of one sample after the other."""
+    """Compute with probabilities of alignments, not their logarithms, one sample at a time."""
     target_lengths = torch.as_tensor(target_lengths).tolist()
     if targets.dim() == 1:
         pieces = list(targets.split(target_lengths))
@@ -126,7 +126,7 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
 
 @contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Let the forwards made meanwhile use operations that torch can differentiate twice."""
+    """Let forwards inside the context use operations that torch can differentiate twice."""
     plain: dict[str, Any] = {
         "hardsigmoid": plain_hardsigmoid,
         "hardswish": plain_hardswish,
@@ -151,7 +151,7 @@ class SqueezeExcite(nn.Module):
         self.squeeze = conv(4, 3, 1, bias=True)
         self.excite = conv(3, 4, 1, bias=True)
         self.gate = nn.Hardsigmoid(inplace=inplace)
-        self.gain = gain  # so that all three pieces of the gate are seen
+        self.gain = gain  # so that all three pieces of the gate are used
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = functional.adaptive_avg_pool2d(x, 1)
@@ -226,7 +226,7 @@ def _plain_ctc(scores: Tensor) -> Tensor:
 
 
 def _corners_of_ctc(scores: Tensor) -> Tensor:
-    """An empty target, one that does not fit, no frames; labels in a row; another blank."""
+    """An empty target, one with a repeated label that does not fit its frames, another blank."""
     lengths = torch.tensor([6, 2, 5]), torch.tensor([0, 2, 3])
     losses = functional.ctc_loss(
         scores.log_softmax(2),

@@ -1,7 +1,7 @@
-"""Small networks for tests that a step leaves what plain torch leaves: one kind of layer each.
+"""Small networks, one kind of layer each, for tests that compare a step with plain torch.
 
-Those whose graph is the point are in ``property_graphs``, drawn ones in ``property_random``; all
-join the table ``NETS``.
+Networks that test the shape of the graph are in ``property_graphs``, random ones in
+``property_random``. All are added to the table ``NETS``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sgdph
 
 
 def curved(out: Tensor) -> Tensor:
-    """A loss with curvature in every direction, of an output of any shape."""
+    """A loss with curvature in every direction, for an output of any shape."""
     out = out.flatten(1)
     targets = torch.arange(out.shape[0]) % out.shape[1]
     return functional.cross_entropy(out, targets) + 0.3 * out.square().mean()
@@ -27,7 +27,7 @@ def curved(out: Tensor) -> Tensor:
 
 @dataclass
 class Case:
-    """A network, its batch, and how the loss comes out of the two."""
+    """A network, its batch, and the function that computes the loss from both."""
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
@@ -38,7 +38,7 @@ class Case:
     """Leave norm layers and biases as torch initialises them."""
 
     def loss(self) -> Tensor:
-        torch.default_generator.manual_seed(7)  # of dropout
+        torch.default_generator.manual_seed(7)  # for dropout
         return self.loss_of(self.model, *self.inputs)
 
     def newton(self) -> list[nn.Parameter]:
@@ -63,7 +63,7 @@ def net(make: Make) -> Make:
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
-    """Make the network of that name; every call makes an equal one."""
+    """Build the network of that name; every call builds an equal one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -77,7 +77,7 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
 
 
 def _randomise(model: nn.Module) -> None:
-    # Scales of 1, shifts of 0 and fresh running statistics would hide a factor left out.
+    # Scales of 1, shifts of 0 and fresh running statistics would hide a missing factor.
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim == 1:
@@ -240,7 +240,7 @@ def frozen_gamma() -> Case:
 
 
 class ComputedNorm(nn.Module):
-    """Batch norm whose scale is no leaf, and which may have no shift."""
+    """Batch norm with a computed scale, which is not a leaf, and an optional shift."""
 
     def __init__(self, channels: int, shift: bool) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def computed_gamma() -> Case:
     return Case(model, (torch.randn(IMAGES),), newton_of=every_parameter)
 
 
-# Weights that are computed.
+# Computed weights.
 class Squash(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight.tanh() * 0.9

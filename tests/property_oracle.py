@@ -1,4 +1,4 @@
-"""What plain torch makes of a network, and how a step is held to it."""
+"""The results of plain torch for a network, and assertions that compare a step with them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WAYS: dict[str, Callable[[sgdph.SGDPH, Tensor], None]] = {
 
 
 def optimizer_of(case: Case, setting: str = "row_sum", k: int = 0) -> sgdph.SGDPH:
-    """An optimizer whose turn is the ``k``-th Newton parameter's."""
+    """An optimizer that refreshes the ``k``-th Newton parameter next."""
     newton = case.newton()
     chosen = {id(p) for p in newton}
     others = [p for p in case.model.parameters() if id(p) not in chosen]
@@ -58,7 +58,7 @@ def optimizer_of(case: Case, setting: str = "row_sum", k: int = 0) -> sgdph.SGDP
 
 
 def curvature_in(optimizer: sgdph.SGDPH, p: Tensor) -> Tensor | None:
-    """What the only refresh so far brought to the average of ``p``; ``None`` if there was none."""
+    """The curvature that the only refresh added to the average of ``p``; ``None`` without one."""
     state = optimizer.state.get(p, {})
     return state["hessian"] / (1 - BETA2) if state.get("refreshes", 0) == 1 else None
 
@@ -66,9 +66,9 @@ def curvature_in(optimizer: sgdph.SGDPH, p: Tensor) -> Tensor | None:
 def signed_curvature(
     loss: Tensor, newton: list[Any], setting: str, k: int
 ) -> dict[int, Tensor | None]:
-    """Each visited parameter's signed curvature by plain torch, by its place; leaves the graph.
+    """Signed curvature of each refreshed parameter, by plain torch and by index; keeps the graph.
 
-    The turn is the ``k``-th parameter's, or that of the next one that the loss reaches.
+    The ``k``-th parameter is refreshed, or the next one that the loss depends on.
     """
     places = [(k + i) % len(newton) for i in range(len(newton))]
     places = [i for i in places if newton[i].requires_grad]
@@ -111,13 +111,13 @@ def _diagonal(gradient: Tensor, p: Tensor) -> Tensor:
 
 
 def rectified(h: Tensor, setting: str) -> Tensor:
-    """As it enters the average."""
+    """The curvature in the form in which it enters the average."""
     return h if setting in ("hutchinson", "joint") else h.abs()
 
 
 @dataclass
 class Outcome:
-    """What a backward leaves behind."""
+    """The state after a backward."""
 
     gradients: dict[str, Tensor | None]
     buffers: dict[str, Tensor]
@@ -132,7 +132,7 @@ class Outcome:
 
 @functools.cache
 def plain_outcome(name: str, dtype: torch.dtype = torch.float64) -> Outcome:
-    """What ``loss.backward()`` leaves."""
+    """The state after ``loss.backward()``."""
     case = build(name, dtype)
     case.loss().backward()
     return Outcome.of(case)
@@ -148,8 +148,8 @@ def _plain_graph(name: str, dtype: torch.dtype) -> tuple[Tensor, list[Any]]:
 def plain_curvature(
     name: str, setting: str, k: int, dtype: torch.dtype = torch.float64
 ) -> dict[int, Tensor | None]:
-    """What ``signed_curvature`` makes of the network of that name."""
-    # A checkpoint computes what it needs only now.
+    """The result of ``signed_curvature`` for the network of that name."""
+    # Checkpoints recompute their forward here, which needs the plain kernels.
     with plain_kernels():
         loss, newton = _plain_graph(name, dtype)
         return signed_curvature(loss, newton, setting, k)
@@ -158,7 +158,7 @@ def plain_curvature(
 @functools.cache
 @plain_kernels()
 def plain_micro_batches(name: str, k: int) -> tuple[Outcome, dict[int, Tensor | None]]:
-    """Gradients and row sums after the loss and -0.4 times the loss, added up."""
+    """Gradients and row sums of the loss and of -0.4 times the loss, added up."""
     case = build(name)
     total: dict[int, Tensor | None] = {}
     for factor in (1.0, -0.4):
@@ -176,7 +176,7 @@ def newton_count(name: str) -> int:
 
 
 def assert_near(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-12) -> None:
-    """Equal to ``tolerance``, relative to the largest entry where that is above 1."""
+    """Check equality to ``tolerance``, relative to the largest entry if that is above 1."""
     assert actual.shape == expected.shape, what
     assert actual.dtype == expected.dtype, what
     if actual.numel() == 0:
@@ -193,7 +193,7 @@ def assert_gradients(
     what: str,
     tolerance: float = 1e-12,
 ) -> None:
-    """The same values as plain torch's, without a graph, each in memory of its own."""
+    """Check for the values of plain torch, without a graph, each in its own memory."""
     places = set()
     for name, gradient in expected.items():
         label, actual = f"gradient of {name}, {what}", found[name]
@@ -226,7 +226,7 @@ def assert_curvature(
     what: str,
     tolerance: float = 1e-12,
 ) -> None:
-    """After one step: what came is the oracle's, and nobody else got any."""
+    """Check that one step gave the oracle's curvature, and none to other parameters."""
     for i, p in enumerate(newton):
         label, h = f"curvature {i}, {what}", expected.get(i)
         actual = curvature_in(optimizer, p)

@@ -23,7 +23,7 @@ _SIZES = {1: 7, 2: 5, 3: 3}
 
 
 class Draw:
-    """Draws layers that keep the size, and have 4 channels in and out where not said otherwise."""
+    """Draws layers that keep the size, by default with 4 channels in and out."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -71,7 +71,6 @@ class Draw:
         return nn.Identity()
 
     def activation(self) -> nn.Module:
-        # Behind a sine, what is written in place is saved by nobody.
         makes: list[Callable[[], nn.Module]] = [
             nn.ReLU,
             nn.ReLU,
@@ -104,7 +103,7 @@ class Draw:
         if kind == "shared":
             shared = self.block(depth + 1)
             return nn.Sequential(shared, self.unit(), shared)
-        # A checkpoint runs its forward again, so no running statistics inside.
+        # A checkpoint runs its forward twice, so it contains no running statistics.
         return Checkpointed(nn.Sequential(self.conv(), nn.GroupNorm(2, 4), self.activation()))
 
     def case(self) -> Case:

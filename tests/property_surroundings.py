@@ -1,4 +1,4 @@
-"""Small networks in odd surroundings: inputs, activations, freezing, losses, graph tools."""
+"""Small networks with unusual inputs, activations, freezing, losses and graph tools."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def gru() -> Case:
     return _recurrent(nn.GRU)
 
 
-# Tools of the graph.
+# Graph tools.
 class Checkpointed(nn.Module):
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def _saving(name: str, context: Callable[[], Any]) -> None:
 
 _saving("saved_on_cpu", save_on_cpu)
 _saving("saved_by_hooks", lambda: saved_tensors_hooks(lambda t: t.clone(), lambda t: t))
-# Lossy: the gradient is what comes out of the hooks, not what went in.
+# Lossy: the gradient is computed from what the hooks return, not from what was saved.
 _saving(
     "saved_rounded",
     lambda: saved_tensors_hooks(
@@ -161,7 +161,7 @@ _saving(
 
 
 class Square(torch.autograd.Function):
-    """x², and twice its gradient: no mistake can hide behind the true derivative."""
+    """x² with twice its gradient, so that no mistake can hide behind the true derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class Square(torch.autograd.Function):
 sequential("custom_function", IMAGES, stem, middle_bn, lambda: Call(Square.apply), middle_bn, head)
 
 
-# Freezing, and parameters that are not used.
+# Frozen and unused parameters.
 def _frozen(name: str, *places: int) -> None:
     def make() -> Case:
         model = nn.Sequential(stem(), middle_bn(), block(), conv_bn(4, 4), head())
@@ -202,7 +202,7 @@ def unused() -> Case:
 
 
 class Once(torch.autograd.Function):
-    """What has no second derivative."""
+    """A function without a second derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def _fused_attention(x: Tensor) -> Tensor:
 
 
 def _once_in_front(name: str, function: Callable[[Tensor], Tensor]) -> None:
-    """The Newton parameters are those behind it, where nobody asks for its second derivative."""
+    """The Newton parameters come after the function, so its second derivative is not needed."""
 
     def make() -> Case:
         model = nn.Sequential(stem(), middle_bn(), Call(function), block(), head())
@@ -277,7 +277,7 @@ def gradient_penalty() -> Case:
 
 @net
 def output_norms_apart() -> Case:
-    """A loss that also reads activations from the middle."""
+    """A loss that also uses intermediate activations."""
 
     def loss_of(model: Any, x: Tensor) -> Tensor:
         first = model[0](x)

@@ -1,4 +1,4 @@
-"""Small transformers, and networks of other operations with a lean derivative."""
+"""Small transformers, and networks of other operations with a lean derivative of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEFORE = set(NETS)
 
 
 class Attention(nn.Module):
-    """Self-attention; ``mask`` makes one for so many samples, heads and tokens."""
+    """Self-attention; ``mask`` builds a mask from the numbers of samples, heads and tokens."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ def tokens(name: str, *layers: Callable[[], nn.Module], every: bool = False) -> 
 
 
 def _hidden(n: int, heads: int, length: int) -> Tensor:
-    """Some keys; and all of them from the second query of the first sample."""
+    """Hide some keys, and all keys from the second query of the first sample."""
     mask = torch.arange(n * length * length).sin().view(n, 1, length, length) > -0.4
     mask[0, :, 1] = False
     return mask
@@ -133,7 +133,7 @@ tokens(
     lambda: nn.Linear(WIDTH, WIDTH),
 )
 
-# Products of which the other factor is fixed, or comes out of the data too.
+# Products whose other factor is fixed or is also computed from the data.
 _FIXED = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
 
 

@@ -1,4 +1,4 @@
-"""Several processes on this machine, with gloo, for tests about ranks."""
+"""Run tests about ranks in several processes on this machine, with gloo."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ WAYS = {"update_hessian": by_update, "backward": by_backward, "closure": by_clos
 
 
 def everything(model: nn.Module, optimizer: sgdph.SGDPH | sgdph.PartialHessian) -> Found:
-    """The weights, the optimizer's tensors, and the place in the cycle."""
+    """The weights, the optimizer's tensors, and the position in the cycle."""
     group = optimizer.param_groups[-1]
     place = {name: torch.tensor(group[name]) for name in ("step", "cursor", "refreshes")}
     found = {f"weight {name}": p.detach().clone() for name, p in model.named_parameters()}
@@ -81,7 +81,7 @@ def assert_near(found: Found, expected: Found, tolerance: float = 1e-10) -> None
 def _worker(rank: int, jobs: Mapping[Any, Job], ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    # Where ranks wait for one another in vain, a test should fail and not hang.
+    # If ranks wait for each other forever, a test should fail and not hang.
     patience = datetime.timedelta(seconds=120)
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=ranks, timeout=patience
@@ -90,14 +90,14 @@ def _worker(rank: int, jobs: Mapping[Any, Job], ranks: int, folder: str) -> None
         torch.save({name: job(rank) for name, job in jobs.items()}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
-    # A thread of gloo's that lets go of the last message while Python ends aborts the process.
+    # If a thread of gloo frees the last message while Python exits, the process aborts.
     os._exit(0)
 
 
 def on_ranks(jobs: Mapping[Any, Job], ranks: int, folder: Path) -> Results:
     """Run all jobs on every rank, one after the other, and return each rank's results by job.
 
-    One start for all of them: starting processes costs more than what they do.
+    All jobs share one start, because starting processes costs more than the jobs do.
     """
     mp.start_processes(  # type: ignore[no-untyped-call]
         _worker, (jobs, ranks, str(folder)), nprocs=ranks, start_method="forkserver"
@@ -106,5 +106,5 @@ def on_ranks(jobs: Mapping[Any, Job], ranks: int, folder: Path) -> Results:
 
 
 def of(results: Results, job: str) -> list[Any]:
-    """What every rank found by one job."""
+    """The results of one job on all ranks."""
     return [found[job] for found in results]

@@ -1,6 +1,6 @@
-"""SGDPH beside the slow reference: no parameter may be off by more than 1e-10.
+"""SGDPH follows the slow reference: no parameter may differ by more than 1e-10.
 
-Each net with each estimator and each refresh is held for 100 steps, all else for fewer.
+Each network with each estimator and refresh runs for 100 steps; most other cases run for fewer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import sgdph
 
 STEPS = 100
-# Of a side matter: two cycles over the eight Newton parameters of the largest net, and one more.
+# For other cases: two cycles over the eight Newton parameters of the largest network, plus one.
 REFRESHED = 17
 BOUND = 1e-10
 
@@ -29,7 +29,7 @@ NETS = ["bn_resnet", "conv_bias", "layer_norm_mlp", "group_norm", "instance_norm
 ESTIMATORS = ["row_sum", "exact", "hutchinson"]
 REFRESHES = ["cyclic", "all"]
 
-# Joint draws at the paper's averaging deserve their warning; here they are only an arithmetic.
+# Joint draws with the paper's averaging rightly warn; here only their arithmetic is tested.
 pytestmark = pytest.mark.filterwarnings("ignore:estimator=.hutchinson. with refresh=.all.")
 
 
@@ -53,17 +53,17 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What both optimizers are told."""
+        """The arguments of both optimizers."""
         return {k: v for k, v in asdict(self).items() if k not in ("net", "micro")}
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The batches of one step; another one starts each step."""
+        """The batches of one step; each step starts with another one."""
         found = batches(self.net)
         return [found[(step * self.micro + i) % len(found)] for i in range(self.micro)]
 
 
 def objective(case: Case, model: nn.Module, batch: Batch) -> Tensor:
-    """The loss, or what ``maximize`` should turn back into descent on it."""
+    """The loss, or its negative, which ``maximize`` should turn back into descent on the loss."""
     loss = loss_of(model, batch)
     return -loss if case.maximize else loss
 
@@ -83,7 +83,7 @@ def reference_path(case: Case, steps: int) -> Tensor:
 
 
 def walk(case: Case, way: str = "update_hessian", *, steps: int = STEPS, **extra: Any) -> Tensor:
-    """The same path, walked by SGDPH."""
+    """The same path, taken by SGDPH."""
     model = build(case.net)
     optimizer = sgdph.SGDPH(model.parameters(), **case.settings, **extra)
     path = []
@@ -110,17 +110,17 @@ def assert_follows(
 @pytest.mark.parametrize("refresh", REFRESHES)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("net", NETS)
-def test_every_net_estimator_and_refresh(net: str, estimator: str, refresh: str) -> None:
+def test_every_network_estimator_and_refresh(net: str, estimator: str, refresh: str) -> None:
     assert_follows(Case(net, estimator, refresh), steps=STEPS)
 
 
 @pairwise(net=NETS, estimator=ESTIMATORS, refresh=REFRESHES, way=["backward", "create_graph"])
-def test_the_other_ways(net: str, refresh: str, estimator: str, way: str) -> None:
+def test_backward_and_create_graph(net: str, refresh: str, estimator: str, way: str) -> None:
     assert_follows(Case(net, estimator, refresh), way)
 
 
 @pytest.mark.parametrize("net", [*NETS, "weight_norm", "rms_norm"])
-def test_the_papers_hyperparameters(net: str) -> None:
+def test_the_papers_hyperparameters_follow_the_reference(net: str) -> None:
     # The cap of 10 makes this path rough; the loop is the same.
     assert_follows(Case(net, lr=2e-3, second_order_lr=1e-3, eps=1e-4), steps=STEPS)
 
@@ -128,7 +128,7 @@ def test_the_papers_hyperparameters(net: str) -> None:
 @pairwise(
     estimator=ESTIMATORS, refresh=REFRESHES, hessian_momentum=[0.9, 0.0], foreach=[True, False]
 )
-def test_the_warm_up_of_the_authors(
+def test_the_authors_eps_warmup_follows_the_reference(
     estimator: str, refresh: str, hessian_momentum: float, foreach: bool
 ) -> None:
     settings = {"hessian_momentum": hessian_momentum, "eps_warmup": True}
@@ -147,7 +147,7 @@ def test_interval(net: str, estimator: str, refresh: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("interval", [2, 3])
-def test_interval_in_every_way(interval: int, way: str) -> None:
+def test_interval_in_all_three_ways(interval: int, way: str) -> None:
     assert_follows(Case("layer_norm_mlp", "hutchinson", hessian_interval=interval), way)
 
 
@@ -206,9 +206,9 @@ def run_pair(
     start: int = 0,
     before_step: Any = None,
 ) -> None:
-    """Walks both together and compares parameters after each step.
+    """Run both together and compare the parameters after each step.
 
-    ``before_step(model, step)`` may prepare a model for a step, the same for both.
+    ``before_step(model, step)`` may prepare a model for a step. It is called for both models.
     """
     data = batches(net)
     for step in range(start, start + steps):
@@ -227,7 +227,7 @@ def run_pair(
 def assert_same_state(
     model: nn.Module, optimizer: sgdph.SGDPH, twin: nn.Module, reference: ReferenceSGDPH
 ) -> None:
-    """Averages, counts and momenta agree too, and nobody has a state that it should not have."""
+    """Averages, counts and momenta agree too, and no parameter has a state that it should not."""
     remembered = {id(w.tensor): w for w in reference.weights}
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         state = state_of(optimizer, p)
@@ -244,8 +244,8 @@ def assert_same_state(
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("interval", [1, 2, 3, 4])
-def test_state_and_every_parameter_reached(interval: int, estimator: str) -> None:
-    # With M = 6 parameters, a cycle over steps would leave out some at intervals 2, 3 and 4.
+def test_state_agrees_and_each_parameter_is_refreshed(interval: int, estimator: str) -> None:
+    # With M = 6 parameters, a cycle that counted steps would skip some at intervals 2, 3 and 4.
     case = Case("layer_norm_mlp", estimator, hessian_interval=interval)
     model, twin = build(case.net), build(case.net)
     optimizer = sgdph.SGDPH(model.parameters(), **case.settings)
@@ -300,10 +300,10 @@ FLAGS = [(None, False), (False, None), (None, True), (True, None), (True, True),
 
 
 @pairwise(flags=FLAGS, refresh=REFRESHES, estimator=ESTIMATORS)
-def test_groups_may_decide(flags: tuple[bool | None, ...], refresh: str, estimator: str) -> None:
+def test_flags_decide_roles(flags: tuple[bool | None, ...], refresh: str, estimator: str) -> None:
     def groups(model: nn.Module) -> list[dict[str, Any]]:
-        # Channel-wise shapes apart from the others: a flag counts for the whole group. The head's
-        # (3, 4) weight lies among the flagged, and becomes Newton where the flag says so.
+        # A flag counts for the whole group, so other shapes are in a group of their own. Only the
+        # head's (3, 4) weight is in a flagged group, and becomes Newton if the flag is True.
         p = list(model.parameters())
         first = {"params": [p[1], p[2]]}
         second = {"params": [p[5], p[6], p[7], p[8], p[9]]}
@@ -323,8 +323,8 @@ def test_groups_may_decide(flags: tuple[bool | None, ...], refresh: str, estimat
 
 @pairwise(estimator=["row_sum", "hutchinson"], refresh=REFRESHES, way=WAYS)
 def test_group_added_later(estimator: str, refresh: str, way: str) -> None:
-    # The two last tensors come late, the head's bias among them: no last-one rule for it then.
-    # The rule has been spent on the last channel-wise one of those that were there.
+    # The last two tensors are added later, with the head's bias. "The last one is first-order" does
+    # not apply to it: the rule has applied to the last channel-wise one of the first group.
     case = Case("layer_norm_mlp", estimator, refresh)
     model, twin = build(case.net), build(case.net)
     early, late = list(model.parameters())[:-2], list(model.parameters())[-2:]
@@ -341,8 +341,8 @@ def test_group_added_later(estimator: str, refresh: str, way: str) -> None:
 
 @pairwise(frozen=[(0, 1), (2,), (9,), (0, 5, 9)], refresh=REFRESHES, way=WAYS)
 def test_frozen_parameters(frozen: tuple[int, ...], refresh: str, way: str) -> None:
-    # 1, 2 and 5 are Newton; 9 is the head's bias, and the last-one rule goes by what trains.
-    # Hutchinson's probes also tell who has which place in the cycle.
+    # 1, 2 and 5 are Newton; 9 is the head's bias. "The last one is first-order" counts trainable
+    # ones only. Hutchinson's probes also reveal the place of each parameter in the cycle.
     case = Case("layer_norm_mlp", "hutchinson", refresh)
     model, twin = build(case.net), build(case.net)
     for m in (model, twin):
@@ -365,7 +365,7 @@ def test_parameters_unused_in_some_steps(kind: tuple[str, int], refresh: str, wa
     estimator, interval = kind
 
     def gate(model: nn.Module, step: int) -> None:
-        model.open = step % 5 not in (0, 3)  # the first step among the closed ones
+        model.open = step % 5 not in (0, 3)  # the first step is a closed one
 
     case = Case("gated", estimator, refresh, hessian_interval=interval)
     steps = 45 if interval > 1 else 25
@@ -422,7 +422,7 @@ def test_step_without_any_gradient_does_nothing(estimator: str, way: str) -> Non
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("estimator", ["row_sum", "exact"])
 def test_loss_linear_in_the_parameter_has_no_curvature(estimator: str, way: str) -> None:
-    # D stays 0, but it is a refresh: from then on the step is at the cap τ/ε.
+    # D stays 0, but this is a refresh: from then on the multiplier is at its cap τ/ε.
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
 
     def tensors() -> tuple[Tensor, Tensor]:
@@ -455,7 +455,7 @@ def test_loss_linear_in_the_parameter_has_no_curvature(estimator: str, way: str)
 def test_non_finite_curvature_is_left_out(
     estimator: str, refresh: str, way: str, foreach: bool
 ) -> None:
-    # |x|^1.5 has a gradient at 0 and no second derivative there. Entries begin at 0 and leave it.
+    # |x|^1.5 has a gradient at 0 and no second derivative there. Some entries start at 0 and move.
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
 
     def tensors() -> list[Tensor]:

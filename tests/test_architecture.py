@@ -1,4 +1,4 @@
-"""Which module may import which, and the core needs torch alone."""
+"""Rules of the package: which module may import which, and the core needs only torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FRAMEWORKS = {
     "transformers": {"transformers"},
 }
 
-# Each room, and the rooms that its files may import: those above it in this list, and no others. A
-# room is a folder, or a file that lies in none. "sgdph" stands for the public names.
+# Each room and the only rooms that its files may import, all of them above it in this list. A room
+# is a folder, or a file outside these folders. "sgdph" stands for the public names.
 ROOMS: dict[str, set[str]] = {
     "names": set(),
     "validation": {"names"},
@@ -110,7 +110,7 @@ ROOMS: dict[str, set[str]] = {
 
 
 def module_of(path: Path) -> str:
-    """Name a file's module below ``sgdph``: ``lab.run.training``; a package bears its own name."""
+    """Name a file's module below ``sgdph``, such as ``lab.run.training``; a package by its name."""
     name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     return name.removesuffix("__init__").removesuffix(".") or "sgdph"
 
@@ -119,15 +119,15 @@ MODULES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module stands in."""
+    """Return the room of a module."""
     return ".".join(module.split(".")[: 2 if module.startswith("lab.") else 1])
 
 
 def imports_of(path: Path) -> set[str]:
-    """List what a file imports by full names, those inside functions and for types alone as well.
+    """List the full names of a file's imports, also those inside functions and only for types.
 
-    What must be imported inside a function because the other way would be a circle is an arrow
-    upwards too.
+    An import that stands inside a function only to avoid a cycle is an import in the wrong
+    direction, too.
     """
     imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -161,14 +161,14 @@ CORE = [path for module, path in MODULES.items() if room_of(module).partition(".
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_room_imports_the_rooms_that_it_may(module: str) -> None:
+def test_modules_import_only_the_rooms_allowed_for_their_room(module: str) -> None:
     room = room_of(module)
     assert room in ROOMS, f"{module} stands in no room of this test's list"
     others = {room_of(each) for each in own_imports(MODULES[module])} - {room}
     assert others <= ROOMS[room], f"{module} must not import {sorted(others - ROOMS[room])}"
 
 
-def test_the_rooms_stand_in_their_order_and_are_all_there() -> None:
+def test_the_list_of_rooms_is_complete_and_ordered() -> None:
     above: set[str] = set()
     for room, allowed in ROOMS.items():
         assert allowed <= above, f"{room} may import only what stands before it"
@@ -176,7 +176,7 @@ def test_the_rooms_stand_in_their_order_and_are_all_there() -> None:
     assert {room_of(module) for module in MODULES} == set(ROOMS)
 
 
-def test_nothing_is_allowed_that_is_not_used() -> None:
+def test_every_allowed_import_is_used() -> None:
     used: dict[str, set[str]] = {room: set() for room in ROOMS}
     for module, path in MODULES.items():
         used[room_of(module)] |= {room_of(each) for each in own_imports(path)} - {room_of(module)}
@@ -185,14 +185,14 @@ def test_nothing_is_allowed_that_is_not_used() -> None:
     } == {}
 
 
-def test_the_files_of_a_room_import_one_another_one_way() -> None:
+def test_imports_between_modules_have_no_cycle() -> None:
     downwards = {module: own_imports(path) for module, path in MODULES.items()}
     assert downwards["optimizer"]
     graphlib.TopologicalSorter(downwards).prepare()
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: module_of(path))
-def test_the_core_needs_torch_alone(path: Path) -> None:
+def test_the_core_imports_only_torch(path: Path) -> None:
     allowed = {"torch", "sgdph", *sys.stdlib_module_names}
     if path.parent.name == "integrations":
         allowed |= FRAMEWORKS.get(path.stem, set())
@@ -205,12 +205,12 @@ def test_files_are_short() -> None:
     assert {m: n for m, n in lengths.items() if n > limits.get(m, 300)} == {}
 
 
-def test_no_module_bears_the_name_of_a_public_function() -> None:
+def test_no_module_has_the_name_of_a_public_function() -> None:
     # "sgdph.NAME" would be the module or the function, whichever was imported last.
     assert {module for module in MODULES if "." not in module}.isdisjoint(sgdph.__all__)
 
 
-def test_the_table_of_modules_names_every_room() -> None:
+def test_the_module_table_in_contributing_lists_every_room() -> None:
     _, _, modules = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text().partition("## Modules")
     rows = re.findall(r"^\| (`.*?`) \|", modules, re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`([\w/]+?)(?:\.py|/)`", row)]
@@ -218,7 +218,7 @@ def test_the_table_of_modules_names_every_room() -> None:
     assert sorted(named) == sorted({*ROOMS} - {"sgdph", "lab", "lab.__main__"})
 
 
-def test_importing_sgdph_brings_no_laboratory_and_no_framework() -> None:
+def test_importing_sgdph_imports_no_laboratory_and_no_framework() -> None:
     code = (
         "import sys, sgdph\n"
         "heavy = ('torchvision', 'matplotlib', 'mlxtend', 'sklearn', 'rich', 'pydantic', 'yaml',\n"
@@ -230,7 +230,7 @@ def test_importing_sgdph_brings_no_laboratory_and_no_framework() -> None:
     assert run.stdout.strip() == "[]"
 
 
-def test_public_names_exist() -> None:
+def test_public_names_exist_and_have_docstrings() -> None:
     for name in sgdph.__all__:
         assert getattr(sgdph, name).__doc__
 
@@ -244,12 +244,12 @@ def command_without_the_laboratory(*words: str) -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
 
 
-def test_the_command_without_the_laboratory_tells_its_version() -> None:
+def test_without_the_laboratory_the_command_prints_its_version() -> None:
     run = command_without_the_laboratory("--version")
     assert (run.returncode, run.stdout) == (0, f"sgdph {sgdph.__version__}\n")
 
 
-def test_the_command_without_the_laboratory_says_what_it_needs() -> None:
+def test_without_the_laboratory_the_error_says_how_to_install_it() -> None:
     run = command_without_the_laboratory("train", "--epochs", "1")
     assert run.returncode == 2
     assert "pip install '.[lab]' in a checkout of sgdph" in run.stderr

@@ -61,7 +61,7 @@ def test_swa_averages_the_weights_of_its_epochs(way: str) -> None:
 
 
 class Softplus(nn.Module):
-    """Scales that stay above zero."""
+    """Keeps scales above zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.softplus(x)
@@ -89,7 +89,7 @@ def positive_scale() -> nn.Module:
 @pytest.mark.parametrize("build", [orthogonal, spectral, positive_scale])
 def test_parametrized_layers_train(build: Callable[[], nn.Module], way: str) -> None:
     model = build()
-    # What stands behind a parametrization of one's own has no role; shapes take it for a scale.
+    # By role, a parameter behind a custom parametrization is first-order; by shape it is Newton.
     params = model.parameters() if build is positive_scale else sgdph.param_groups(model)
     optimizer = sgdph.SGDPH(params, lr=0.05)
     losses = []
@@ -105,12 +105,12 @@ def test_parametrized_layers_train(build: Callable[[], nn.Module], way: str) -> 
         gram = model[4].weight @ model[4].weight.T
         torch.testing.assert_close(gram, torch.eye(3), rtol=0, atol=1e-5)
     if build is positive_scale:
-        # The Newton parameter is what is learned, not what the layer sees of it.
+        # The Newton parameter is the learned tensor, not the transformed one that the layer uses.
         assert "hessian" in optimizer.state[model[1].parametrizations.weight.original]
 
 
 class Checkpointed(nn.Module):
-    """The network, its first block computed a second time in every backward."""
+    """The network, whose first block is computed again in every backward."""
 
     def __init__(self, body: nn.Sequential) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("way", FEEDS)
-def test_checkpointed_blocks_train_as_plain_ones(way: str) -> None:
+def test_checkpointed_blocks_train_like_plain_ones(way: str) -> None:
     def eval_norm() -> nn.Sequential:
         model = bn_net(torch.float64)
         model[1].eval()  # a block computed twice updates running statistics twice
@@ -140,7 +140,7 @@ def test_checkpointed_blocks_train_as_plain_ones(way: str) -> None:
         torch.testing.assert_close(p, q, rtol=0, atol=1e-10)
 
 
-def test_loader_workers_change_nothing() -> None:
+def test_loader_workers_do_not_change_training() -> None:
     data = TensorDataset(*[torch.cat(parts) for parts in zip(batch(0), batch(1), strict=True)])
 
     def train(workers: int) -> nn.Module:

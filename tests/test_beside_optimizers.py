@@ -1,4 +1,4 @@
-"""The oracle: the bare optimizer over first-order parameters, the reference over the others."""
+"""PartialHessian against an oracle: the bare first-order optimizer and the slow reference."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def of_matrices() -> nn.Module:
 
 @dataclass(frozen=True)
 class Beside:
-    """A first-order half: its class, its settings, over which net, and how if not one over all."""
+    """A first-order half: its class, settings, network, and how to build it if not as one."""
 
     path: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Beside:
 
     @property
     def constructor(self) -> Callable[..., Optimizer]:
-        """The class; its package, or its torch, may be missing."""
+        """The class. Skips the test if its package is missing or torch is too old for it."""
         module, _, name = self.path.rpartition(".")
         package = pytest.importorskip(module)
         if not hasattr(package, name):
@@ -57,7 +57,7 @@ class Beside:
         return getattr(package, name)
 
     def over(self, groups: list[Named]) -> list[Optimizer]:
-        """Make the optimizers over groups of parameters, of which some may be empty."""
+        """Make the optimizers over groups of parameters, some of which may be empty."""
         if self.build is not None:
             return self.build(self, groups)
         listed = [{"params": [p for _, p in named]} for named in groups]
@@ -65,7 +65,7 @@ class Beside:
 
 
 def muon_and_adamw(case: Beside, groups: list[Named]) -> list[Optimizer]:
-    """Torch's Muon takes matrices alone."""
+    """Torch's Muon takes only matrices."""
     named = [each for group in groups for each in group]
     matrices = [p for _, p in named if p.ndim == 2]
     rest = [{"params": [p for _, p in named if p.ndim != 2]}]
@@ -73,7 +73,7 @@ def muon_and_adamw(case: Beside, groups: list[Named]) -> list[Optimizer]:
 
 
 def muon_of_kernels(case: Beside, groups: list[Named]) -> list[Optimizer]:
-    """The library's Muon is told what it orthogonalises, and steps the rest as AdamW."""
+    """The library's Muon orthogonalises the flagged groups, and steps the others as AdamW."""
     parts = [
         {"params": [p for _, p in named if (p.ndim > 1) is kernels], "use_muon": kernels}
         for named in groups
@@ -105,7 +105,7 @@ OPTIMIZERS = {
     "adamw-schedulefree": Beside("schedulefree.AdamWScheduleFree", {"lr": 5e-3}),
     "sgd-schedulefree": Beside("schedulefree.SGDScheduleFree", {"lr": 0.1, "warmup_steps": 5}),
 }
-# They keep more than groups and a state for each parameter.
+# These have more state than their groups and a state for each parameter.
 MORE_STATE = {
     "madgrad": Beside(f"{LIBRARY}.MADGRAD", {"lr": 3e-3}),
     "two-madgrads": Beside(f"{LIBRARY}.MADGRAD", {"lr": 3e-3}, build=one_of_each_shape),
@@ -135,7 +135,7 @@ def build(case: Beside, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def by_role(model: nn.Module) -> tuple[Named, Named]:
-    """The Newton parameters of these nets and the others, told without the package."""
+    """The Newton parameters of these networks and the others, found without the package."""
     named = list(model.named_parameters())
     newton = [(name, p) for name, p in named[:-1] if p.ndim == 1]
     return newton, [each for each in named if each[0] not in dict(newton)]
@@ -207,12 +207,12 @@ def assert_follows(
     ("name", "settings"),
     [
         *((name, "default") for name in OPTIMIZERS),
-        # The halves know nothing of each other: not every pair.
+        # The halves are independent of each other, so not every pair is tested.
         *((name, "hutchinson") for name in ("sgd-nesterov", "adamw", "library-muon")),
         *((name, "exact") for name in ("sgd", "muon", "adamw-schedulefree")),
     ],
 )
-def test_the_bare_optimizer_s_steps_and_the_reference_s(name: str, settings: str) -> None:
+def test_steps_follow_the_bare_optimizer_and_the_reference(name: str, settings: str) -> None:
     case, newton = OPTIMIZERS[name], SETTINGS[settings]
     twin = build(case)
     oracle = Oracle(twin, in_training(case.over([[], by_role(twin)[1]])), **newton)
@@ -224,9 +224,9 @@ def test_the_bare_optimizer_s_steps_and_the_reference_s(name: str, settings: str
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *MORE_STATE])
-def test_a_saved_run_goes_on_to_the_same_bits(name: str) -> None:
+def test_resuming_a_saved_run_gives_the_same_bits(name: str) -> None:
     case = (OPTIMIZERS | MORE_STATE)[name]
-    # In float64 torch's NAdam does not: loading converts its product of momenta, a float32.
+    # In float64, NAdam's bits differ: torch's loading converts its float32 product of momenta.
     model = build(case, torch.float32)
     optimizer = compound(case, model, **SETTINGS["hutchinson"])
     train(model, optimizer, range(7))
@@ -245,7 +245,7 @@ def test_a_saved_run_goes_on_to_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *MORE_STATE])
-def test_a_bare_run_is_gone_on_with(name: str) -> None:
+def test_the_run_of_a_bare_optimizer_can_be_continued(name: str) -> None:
     case, together = (OPTIMIZERS | MORE_STATE)[name], name not in ("adam", "soap", "library-muon")
     twin = build(case)
     bare = in_training(case.over(groups_of(twin, together=together)))
@@ -271,7 +271,7 @@ def test_a_bare_run_is_gone_on_with(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULE_FREE)
-def test_evaluation_mode_is_passed_on_and_left_by_train(name: str) -> None:
+def test_eval_mode_is_passed_on_and_a_step_in_it_raises_an_error(name: str) -> None:
     case = OPTIMIZERS[name]
     twin, model = build(case), build(case)
     oracle = Oracle(twin, in_training(case.over([[], by_role(twin)[1]])))
@@ -292,7 +292,7 @@ def test_evaluation_mode_is_passed_on_and_left_by_train(name: str) -> None:
         optimizer.step()
 
     optimizer.train()
-    # The library computes the weights anew.
+    # The library recomputes the weights.
     torch.testing.assert_close(flat(model), trained, rtol=0, atol=1e-15)
     in_training(oracle.bare)
     assert_follows(model, optimizer, oracle, range(8, 16))

@@ -1,4 +1,4 @@
-"""Networks that are not for classifying images: each trains, and its curvature is the dense one."""
+"""Networks other than image classifiers train, and their curvature equals the dense Hessian's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH, LENGTH, CHARACTERS = 16, 12, 128
 
 
 def text(step: int) -> tuple[Tensor, Tensor]:
-    """Windows of the Python language reference, and each character's next one."""
+    """Windows of the Python language reference, and the character after each one."""
     chapter = topics["assignment"].encode("ascii", "replace")
     codes = torch.frombuffer(bytearray(chapter), dtype=torch.uint8).long()
     starts = torch.randint(
@@ -85,7 +85,7 @@ def _stage(inwards: int, outwards: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Down, up, and across (Ronneberger, Fischer & Brox, 2015), with group norm."""
+    """A U-Net with one skip connection (Ronneberger, Fischer & Brox, 2015), with group norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class UNet(nn.Module):
 
 
 def denoise(model: nn.Module, step: int) -> Tensor:
-    """Find the discs in noise."""
+    """Find the discs in a noisy image."""
     generator = torch.Generator().manual_seed(step)
     centres = torch.rand(8, 2, 1, 1, generator=generator) * 8 + 2
     row, column = torch.arange(12.0).view(12, 1), torch.arange(12.0).view(1, 12)
@@ -138,7 +138,7 @@ class GraphNet(nn.Module):
 
 
 def sums_of_neighbours(model: nn.Module, step: int) -> Tensor:
-    """Tell the sum over each node's neighbours' neighbours."""
+    """Predict the sum over each node's neighbours' neighbours."""
     generator = torch.Generator().manual_seed(step)
     edges = torch.randint(24, (2, 48), generator=generator)
     x = torch.randn(24, 1, generator=generator)
@@ -170,7 +170,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_it_trains(case: Case) -> None:
+def test_the_network_trains(case: Case) -> None:
     torch.manual_seed(0)
     model = case.model()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), **case.settings)
@@ -188,7 +188,7 @@ def test_it_trains(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_curvature_is_the_dense_blocks(case: Case) -> None:
+def test_curvature_equals_the_diagonal_of_the_dense_hessian(case: Case) -> None:
     torch.manual_seed(0)
     model = case.model().double()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), estimator="exact", refresh="all", lr=0.0)

@@ -1,7 +1,7 @@
 """Real loops: schedulers, clipping, scalers, averaged weights, closures, orders of the calls.
 
-Each loop is compared with the slow reference, which is told the outcome (this learning rate, these
-clipped gradients, that step not taken) and knows nothing of the companion.
+Each loop is compared with the slow reference. The reference gets only the outcome, such as a
+learning rate, clipped gradients or a skipped step, and knows nothing of the companion.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Pair:
         return loss_of(self.model, self.data[step % len(self.data)])
 
     def follow(self, *steps: int, edit: Callable[[list[Tensor]], None] | None = None) -> None:
-        """The reference takes one step on these batches (several: accumulated)."""
+        """Let the reference take one step on these batches; several are accumulated."""
         losses = [
             functools.partial(loss_of, self.twin, self.data[s % len(self.data)]) for s in steps
         ]
@@ -62,7 +62,7 @@ class Pair:
         assert gap <= bound, f"{when}: off by {gap:.1e}"
 
     def check_state(self) -> None:
-        """The averages and counts agree."""
+        """Check that averages and counts agree."""
         for p, w in zip(self.model.parameters(), self.reference.weights, strict=True):
             if w.newton and w.v:
                 state = state_of(self.optimizer, p)
@@ -71,7 +71,7 @@ class Pair:
 
 
 def overflow(model: nn.Module) -> Callable[[], None]:
-    """Lets every gradient of the next backward overflow; returns what undoes it."""
+    """Let every gradient of the next backward overflow; return a function that undoes this."""
     handles = [p.register_hook(lambda g: g * float("inf")) for p in model.parameters()]
     return lambda: [h.remove() for h in handles] and None
 
@@ -92,7 +92,7 @@ def test_schedulers(schedule: Any, way: str, foreach: bool) -> None:
     pair = Pair()
     pair.optimizer = sgdph.SGDPH(pair.model.parameters(), foreach=foreach, **SETTINGS)
     scheduler = schedule(pair.optimizer)
-    # The same schedule over torch.optim.SGD says what the rates and momenta have to be.
+    # The same schedule over torch.optim.SGD gives the expected learning rates and momenta.
     sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=SETTINGS["lr"], momentum=0.9)
     model_schedule = schedule(sgd)
     seen = set()
@@ -118,7 +118,7 @@ def test_schedulers(schedule: Any, way: str, foreach: bool) -> None:
 
 
 @pairwise(refreshed=[("cyclic", 1), ("cyclic", 2), ("all", 1)], estimator=ESTIMATORS, way=WAYS)
-def test_clipping_changes_gradients_and_leaves_curvature(
+def test_clipping_changes_gradients_but_not_curvature(
     refreshed: tuple[str, int], estimator: str, way: str
 ) -> None:
     refresh, micro = refreshed
@@ -147,8 +147,8 @@ def test_clipping_changes_gradients_and_leaves_curvature(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_gradients_replaced_before_the_step(way: str) -> None:
-    # Some clip by assigning new tensors: the curvature is still the loss's own.
+def test_replacing_gradients_before_the_step_keeps_the_curvature(way: str) -> None:
+    # Some loops clip by assigning new tensors. The curvature is still that of the loss.
     def halve(gradients: list[Tensor]) -> None:
         for g in gradients:
             g *= 0.5
@@ -167,9 +167,9 @@ def test_gradients_replaced_before_the_step(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_gradients_touched_between_micro_batches(estimator: str, way: str) -> None:
-    # Clipping by a bound never reached writes every gradient in place and changes none. That is no
-    # clearing, and the first micro-batch's curvature has to stay.
+def test_clipping_between_micro_batches_keeps_the_curvature(estimator: str, way: str) -> None:
+    # Clipping to a bound that is never reached writes every gradient in place and changes none.
+    # This does not count as clearing: the first micro-batch's curvature must stay.
     pair = Pair(estimator=estimator)
     for step in range(10):
         pair.optimizer.zero_grad()
@@ -187,7 +187,7 @@ def test_gradients_touched_between_micro_batches(estimator: str, way: str) -> No
 
 
 @pairwise(refresh=REFRESHES, estimator=ESTIMATORS, way=WAYS, unscale=[True, False])
-def test_scaled_run_equals_the_unscaled(
+def test_a_run_with_a_gradient_scaler_equals_the_unscaled_run(
     refresh: str, estimator: str, way: str, unscale: bool
 ) -> None:
     pair = Pair(estimator=estimator, refresh=refresh)
@@ -203,12 +203,12 @@ def test_scaled_run_equals_the_unscaled(
         scaler.update()
         pair.follow(step)
         pair.check(step)
-    assert len(scales) > 3  # it grew on the way
+    assert len(scales) > 3  # the scale grew during the run
     pair.check_state()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_scaled_accumulated_and_clipped(way: str) -> None:
+def test_gradient_scaler_with_accumulation_and_clipping(way: str) -> None:
     def halve(gradients: list[Tensor]) -> None:
         for g in gradients:
             g *= 0.5
@@ -231,7 +231,7 @@ def test_scaled_accumulated_and_clipped(way: str) -> None:
 
 
 @pairwise(interval=[1, 3], refresh=REFRESHES, estimator=ESTIMATORS, way=WAYS)
-def test_skipped_steps_leave_nothing_behind(
+def test_skipped_steps_have_no_effect(
     interval: int, refresh: str, estimator: str, way: str
 ) -> None:
     pair = Pair(estimator=estimator, refresh=refresh, hessian_interval=interval)
@@ -259,7 +259,7 @@ def test_skipped_steps_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_float32_scale_that_starts_far_too_high(way: str) -> None:
+def test_a_float32_scale_that_starts_far_too_high_recovers(way: str) -> None:
     # A real overflow: the curvature is infinite as well, and must be dropped with its step.
     model, plain = build(NET, dtype=torch.float32), build(NET, dtype=torch.float32)
     optimizer = sgdph.SGDPH(model.parameters(), **SETTINGS)
@@ -280,7 +280,7 @@ def test_float32_scale_that_starts_far_too_high(way: str) -> None:
         else:
             reference.step([functools.partial(loss_of, plain, batch)])
     assert 0 < skips < 15
-    # float32, over the whole run: the last bits are the processor's.
+    # float32, over the whole run: the last bits depend on the processor.
     assert (flat(model) - flat(plain)).abs().max() < 3e-5
 
 
@@ -301,7 +301,7 @@ def test_ema_of_the_weights(way: str) -> None:
         weights = flat(pair.twin)
         expected = weights if expected is None else 0.9 * expected + 0.1 * weights
         assert (flat(ema.module) - expected).abs().max() < BOUND
-        if step == 10:  # a second average, begun while the optimizer holds its state
+        if step == 10:  # a second average, started while the optimizer has state
             late = AveragedModel(pair.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
             assert torch.equal(flat(late.module), flat(pair.model))
     assert all(p.grad is None for p in ema.parameters())
@@ -312,7 +312,7 @@ def test_ema_of_the_weights(way: str) -> None:
 
 
 @pairwise(interval=[1, 2], estimator=ESTIMATORS, way=WAYS, zero=["first", "after_loss"])
-def test_closures(interval: int, estimator: str, way: str, zero: str) -> None:
+def test_step_with_a_closure(interval: int, estimator: str, way: str, zero: str) -> None:
     pair = Pair(estimator=estimator, hessian_interval=interval)
     for step in range(20):
         calls = []
@@ -338,7 +338,7 @@ def test_closures(interval: int, estimator: str, way: str, zero: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_step_without_a_closure_returns_nothing(way: str) -> None:
+def test_step_without_a_closure_returns_none(way: str) -> None:
     pair = Pair()
     WAYS[way](pair.optimizer, pair.loss(0))
     assert pair.optimizer.step() is None
@@ -346,7 +346,7 @@ def test_step_without_a_closure_returns_nothing(way: str) -> None:
 
 @pairwise(refresh=REFRESHES, estimator=ESTIMATORS, way=WAYS)
 def test_step_consumes_the_curvature(refresh: str, estimator: str, way: str) -> None:
-    # Nobody clears the gradients, so they add up over the steps. The curvature must not.
+    # The gradients are not cleared, so they add up over the steps. The curvature must not.
     earlier: list[Tensor] = []
 
     def add_earlier(gradients: list[Tensor]) -> None:
@@ -381,7 +381,7 @@ def walk_in_order(
     clip: bool = False,
     steps: int = 12,
 ) -> None:
-    """Trains with ``zero`` called at ``position``; with ``skips``, under a scaler that skips."""
+    """Train with ``zero`` called at ``position``; ``skips`` are steps that a scaler skips."""
     optimizer = pair.optimizer
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=skips is not None)
 
@@ -423,7 +423,7 @@ def walk_in_order(
     pair.check_state()
 
 
-# What is called, and where zero_grad stands: only the first way has a place between the two calls.
+# The way, and the position of zero_grad. Only the first way has a position between two calls.
 PLACES = [
     (way, position)
     for way in WAYS
@@ -439,14 +439,14 @@ def zero_of(pair: Pair, owner: str, none: bool) -> Callable[[], None]:
 @pytest.mark.parametrize("none", [True, False])
 @pytest.mark.parametrize("owner", OWNERS)
 @pytest.mark.parametrize("place", PLACES, ids=str)
-def test_every_order(place: tuple[str, str], owner: str, none: bool) -> None:
+def test_every_call_order(place: tuple[str, str], owner: str, none: bool) -> None:
     way, position = place
     pair = Pair()
     walk_in_order(pair, way, position, zero_of(pair, owner, none))
 
 
 @pairwise(place=PLACES, skips=SKIPS, owner=OWNERS, none=[True, False])
-def test_every_order_with_skipped_steps(
+def test_every_call_order_with_skipped_steps(
     place: tuple[str, str], owner: str, none: bool, skips: tuple[int, ...]
 ) -> None:
     way, position = place
@@ -455,7 +455,7 @@ def test_every_order_with_skipped_steps(
 
 
 @pairwise(place=PLACES, owner=OWNERS, none=[True, False])
-def test_every_order_with_skips_accumulation_and_clipping(
+def test_every_call_order_with_skips_accumulation_and_clipping(
     place: tuple[str, str], owner: str, none: bool
 ) -> None:
     way, position = place
@@ -465,7 +465,7 @@ def test_every_order_with_skips_accumulation_and_clipping(
 
 
 @pairwise(place=PLACES, owner=OWNERS, none=[True, False])
-def test_every_order_with_joint_draws(place: tuple[str, str], owner: str, none: bool) -> None:
+def test_every_call_order_with_joint_draws(place: tuple[str, str], owner: str, none: bool) -> None:
     way, position = place
     pair = Pair(estimator="hutchinson", refresh="all")
     walk_in_order(pair, way, position, zero_of(pair, owner, none), skips=(0, 4, 5))

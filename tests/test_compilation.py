@@ -1,4 +1,4 @@
-"""sgdph.compiled: the uncompiled model's steps, and nothing compiled anew while they alternate."""
+"""sgdph.compiled takes the uncompiled model's steps, and does not recompile between them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loss_by(model: Callable[[Tensor], Tensor]) -> LossOf:
 
 
 class WithLoss(nn.Module):
-    """A module of its own class, that returns its loss."""
+    """A module of a custom class that returns its loss."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class WithLoss(nn.Module):
 
 
 class WithLogits(nn.Module):
-    """What torch compiles in place is of a class that is not torch's own, in older versions."""
+    """A module of a custom class: older versions of torch compile only these in place."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def of_a_block_compiled_in_place(model: nn.Module, optimizer: Any) -> LossOf:
 
 
 def twice(model: nn.Module, optimizer: Any) -> LossOf:
-    """The second call counts: another optimizer's turn."""
+    """Two calls with different optimizers, of which the second counts."""
     other = sgdph.SGDPH(bn_net().parameters(), hessian_interval=7)
     first = sgdph.compiled(model, other, backend=BACKEND)
     return loss_by(sgdph.compiled(first, optimizer))
@@ -135,10 +135,10 @@ def train(
     scaled: bool = False,
     counted: Compilations | None = None,
 ) -> list[tuple[int, int]]:
-    """Train, and after each step look at the loss without gradients, in evaluation.
+    """Train, and after each step compute the loss without gradients, in evaluation mode.
 
     Returns:
-        How many graphs were compiled and had run after each step.
+        How many graphs had been compiled and had run, after each step.
     """
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=5, enabled=scaled)
     counts = []
@@ -147,7 +147,7 @@ def train(
             x, y = batch(100 * step + micro)
             loss = scaler.scale(loss_of_batch(x, y) / accumulate)
             if way == "create_graph" and not optimizer.hessian_due:
-                # Compiled code frees what it would need; torch refuses create_graph where it does.
+                # Compiled code frees what create_graph needs; torch then raises an error.
                 loss.backward()
             else:
                 WAYS[way](optimizer, loss)
@@ -180,7 +180,7 @@ def train(
     ],
 )
 @pytest.mark.filterwarnings("ignore:hessian_interval is 1", "ignore:refresh='all' with")
-def test_steps_are_those_of_the_uncompiled_model(
+def test_compiled_steps_equal_those_of_the_uncompiled_model(
     compilations: Compilations,
     what: Callable[[nn.Module, Any], LossOf],
     name: str,
@@ -198,15 +198,15 @@ def test_steps_are_those_of_the_uncompiled_model(
     train(loss_by(plain), plain, expected, range(STEPS), **how)
     for (key, p), q in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
-    # A graph to train with and one to evaluate; after the first two steps, no more.
+    # One graph to train and one to evaluate; after the first two steps, no more.
     graphs = [graphs for graphs, _ in counts]
     assert graphs[-1] == graphs[1] == (1 if interval == 1 else 2)
-    # All but due steps ran compiled.
+    # All steps except due ones ran compiled.
     due = len(range(0, STEPS, interval))
     assert counts[-1][1] == (STEPS - due) * accumulate + STEPS
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(compilations: Compilations) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(compilations: Compilations) -> None:
     def built() -> tuple[nn.Module, SecondOrderOptimizer, LossOf]:
         model = bn_net()
         optimizer = sgdph_of(model, 3, estimator="hutchinson")
@@ -214,7 +214,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(compilations: Compilations) -> N
 
     model, optimizer, loss = built()
     train(loss, model, optimizer, range(4))
-    # Its keys are the uncompiled model's, and the other way round.
+    # The keys are the uncompiled model's, so each loads the other's state.
     saved = io.BytesIO()
     torch.save((model.state_dict(), optimizer.state_dict()), saved)
     train(loss, model, optimizer, range(4, 8))
@@ -226,11 +226,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(compilations: Compilations) -> N
     other_optimizer.load_state_dict(of_optimizer)
     train(other_loss, other, other_optimizer, range(4, 8))
     assert_same_bits(model, other)
-    # To train and to evaluate; old versions of torch compile them for each model.
+    # One to train and one to evaluate; old versions of torch compile both for each model.
     assert compilations.graphs in (2, 4)
 
 
-def test_a_module_stays_what_it_is(compilations: Compilations) -> None:
+def test_a_compiled_module_keeps_its_type_keys_and_attributes(compilations: Compilations) -> None:
     model = bn_net()
     keys, parameters = list(model.state_dict()), list(model.parameters())
     model.note = "kept"  # type: ignore[assignment]
@@ -244,7 +244,7 @@ def test_a_module_stays_what_it_is(compilations: Compilations) -> None:
     assert not net.eval()[1].training
     train(loss_by(net), net.train(), optimizer, range(4))
     x, _ = batch()
-    # Copies are not compiled, and have the same numbers.
+    # Copies are not compiled and give the same numbers.
     saved = io.BytesIO()
     torch.save(net, saved)
     saved.seek(0)
@@ -259,7 +259,7 @@ def test_a_module_stays_what_it_is(compilations: Compilations) -> None:
     assert compilations.runs > runs
 
 
-def test_a_function_stays_what_it_is(compilations: Compilations) -> None:
+def test_a_compiled_function_keeps_name_docstring_and_results(compilations: Compilations) -> None:
     def loss(x: Tensor, *, y: Tensor) -> tuple[Tensor, str]:
         """Say so."""
         return functional.cross_entropy(model(x), y), "a word"
@@ -278,7 +278,7 @@ def test_a_function_stays_what_it_is(compilations: Compilations) -> None:
     assert compilations.runs == 1
 
 
-def test_a_whole_step_is_a_function(compilations: Compilations) -> None:
+def test_a_whole_training_step_can_be_compiled(compilations: Compilations) -> None:
     model, plain = bn_net(), bn_net()
     optimizer, expected = sgdph_of(model, 2), sgdph_of(plain, 2)
 
@@ -297,7 +297,7 @@ def test_a_whole_step_is_a_function(compilations: Compilations) -> None:
     assert compilations.runs >= 3
 
 
-def test_a_model_and_its_loss_apart(compilations: Compilations) -> None:
+def test_a_model_and_its_loss_can_be_compiled_separately(compilations: Compilations) -> None:
     model, plain = bn_net(), bn_net()
     optimizer, expected = sgdph_of(model, 3), sgdph_of(plain, 3)
     net = sgdph.compiled(model, optimizer, backend=BACKEND)
@@ -336,7 +336,7 @@ def test_several_optimizers(compilations: Compilations) -> None:
     assert compilations.runs > 8
 
 
-def test_differences_of_gradients_and_checks(compilations: Compilations) -> None:
+def test_closures_and_curvature_checks_with_a_compiled_model(compilations: Compilations) -> None:
     model, plain = bn_net(), bn_net()
     optimizer, expected = sgdph_of(model, 2), sgdph_of(plain, 2)
     net = sgdph.compiled(model, optimizer, backend=BACKEND)
@@ -369,20 +369,20 @@ def test_differences_of_gradients_and_checks(compilations: Compilations) -> None
             assert torch.isfinite(sgdph.hessian_block(loss, net[1].weight)).all()
 
 
-def test_compiled_around_it_by_torch_is_refused(compilations: Compilations) -> None:
+def test_torch_compile_around_a_compiled_model_raises_an_error(compilations: Compilations) -> None:
     model = bn_net()
     optimizer = sgdph_of(model, 2)
     sgdph.compiled(model, optimizer, backend=BACKEND)
     around = torch.compile(WithLoss(model), backend=BACKEND)
     with pytest.raises(RuntimeError, match=r"call model = sgdph\.compiled\(model, optimizer\)"):
         optimizer.backward(around(*batch()))
-    # As it says.
+    # What the message recommends works.
     loss = sgdph.compiled(around, optimizer)
     train(loss, model, optimizer, range(3))
 
 
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
-def test_compiled_autograd_around_a_due_step_is_refused(way: str) -> None:
+def test_compiled_autograd_around_a_due_step_raises_an_error(way: str) -> None:
     import torch._dynamo.compiled_autograd as compiled_autograd
 
     model = bn_net()
@@ -401,21 +401,21 @@ def losses(x: Tensor) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("wrong", [nn.Sequential, 3, None, torch.ones(2), losses])
-def test_what_is_neither_module_nor_function(wrong: Any) -> None:
+def test_neither_a_module_nor_a_function_raises_type_error(wrong: Any) -> None:
     optimizer = sgdph_of(bn_net(), 2)
     with pytest.raises(TypeError, match=r"takes a model or a function.*Got (the|an)"):
         sgdph.compiled(wrong, optimizer)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_scripted_modules_are_refused() -> None:
+def test_scripted_modules_raise_type_error() -> None:
     model = bn_net()
     with pytest.raises(TypeError, match="cannot take scripted modules"):
         sgdph.compiled(torch.jit.script(model), sgdph_of(model, 2))
 
 
 @pytest.mark.parametrize("wrong", ["adam", None, [], ["adam"], "the other way round"])
-def test_what_is_no_optimizer_of_ours(wrong: Any) -> None:
+def test_another_kind_of_optimizer_raises_type_error(wrong: Any) -> None:
     model = bn_net()
     adam = torch.optim.Adam(model.parameters())
     given: Any = {"adam": adam, "the other way round": model}.get(str(wrong), wrong)
@@ -425,7 +425,7 @@ def test_what_is_no_optimizer_of_ours(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("what", [of_torch_compile, of_module_compile, of_a_compiled_block])
-def test_options_for_what_is_compiled_already(what: Any) -> None:
+def test_options_for_a_compiled_model_raise_value_error(what: Any) -> None:
     model = bn_net()
     optimizer = sgdph_of(model, 2)
     loss = WithLoss(model)
@@ -439,14 +439,14 @@ def test_options_for_what_is_compiled_already(what: Any) -> None:
         sgdph.compiled(given[what], optimizer, mode="default")
 
 
-def test_a_compiled_function_takes_no_options() -> None:
+def test_options_for_a_compiled_function_raise_value_error() -> None:
     optimizer = sgdph_of(bn_net(), 2)
     function = torch.compile(lambda x: x.relu(), backend=BACKEND)
     with pytest.raises(ValueError, match="the function is compiled already"):
         sgdph.compiled(function, optimizer, backend="eager")
 
 
-def test_options_given_anew_compile_anew(compilations: Compilations) -> None:
+def test_a_second_call_with_other_options_compiles_again(compilations: Compilations) -> None:
     model = bn_net()
     optimizer = sgdph_of(model, 2)
     sgdph.compiled(model, optimizer, backend="eager")
@@ -455,7 +455,7 @@ def test_options_given_anew_compile_anew(compilations: Compilations) -> None:
     assert compilations.runs > 0
 
 
-def test_who_compiles_what_is_always_due_is_told() -> None:
+def test_compiling_where_every_step_is_due_warns() -> None:
     model = bn_net()
     with pytest.warns(UserWarning, match=r"hessian_interval is 1.*hessian_interval=10") as found:
         sgdph.compiled(model, sgdph_of(model, 1), backend=BACKEND)
@@ -478,7 +478,7 @@ def test_inductor() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3))
     plain = copy.deepcopy(model)
     optimizer, expected = sgdph_of(model, 2), sgdph_of(plain, 2)
-    # Pools of compiling processes take longer to start than this to compile.
+    # Starting a pool of compiling processes takes longer than compiling this model.
     with torch._inductor.config.patch(compile_threads=1):
         net = sgdph.compiled(model, optimizer)
         for step in range(6):

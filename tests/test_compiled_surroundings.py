@@ -1,4 +1,4 @@
-"""sgdph.compiled beside what it meets: copies, other threads, checkpointing, a second call."""
+"""sgdph.compiled with copies, other threads, checkpointing, frameworks and a second call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ X = torch.linspace(-1, 1, 64).reshape(16, 4)
 
 
 class Block(nn.Module):
-    """Of a class that is not torch's own, so that old versions compile it in place."""
+    """A module of a custom class, so that old versions of torch compile it in place."""
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    """Blocks that are run again in the backward."""
+    """Blocks that run again in the backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,10 +65,8 @@ def stance() -> str:
     return name
 
 
-def test_the_copy_of_a_parametrized_module_has_weights_of_its_own(
-    compilations: Compilations,
-) -> None:
-    # Torch copies such a module with all that it has, compiled code included.
+def test_copies_of_a_parametrized_module_use_their_own_weights(compilations: Compilations) -> None:
+    # Torch copies all attributes of such a module, compiled code included.
     model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     optimizer = optimizer_of(model)
     sgdph.compiled(model, optimizer, backend=BACKEND)
@@ -85,7 +83,7 @@ def test_the_copy_of_a_parametrized_module_has_weights_of_its_own(
 
 
 @pytest.mark.parametrize("options", [{}, {"backend": BACKEND}], ids=["as before", "anew"])
-def test_the_last_optimizer_of_a_function_counts(
+def test_a_second_call_replaces_the_optimizer_of_a_function(
     compilations: Compilations, options: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
@@ -103,8 +101,8 @@ def test_the_last_optimizer_of_a_function_counts(
     assert torch.equal(sgdph.compiled(around, optimizer, backend="eager")(X), -first(X))
 
 
-def test_a_compiled_function_that_calls_another(compilations: Compilations) -> None:
-    """What decides for the inner one is not traced into the outer one's code."""
+def test_a_compiled_function_may_call_another_one(compilations: Compilations) -> None:
+    """The choice whether the inner one runs compiled is not traced into the outer one's code."""
     torch.manual_seed(0)
     model = Block()
     plain = copy.deepcopy(model)
@@ -113,7 +111,7 @@ def test_a_compiled_function_that_calls_another(compilations: Compilations) -> N
     train(sgdph.compiled(lambda x: 2 * inner(x), optimizer, backend=BACKEND), optimizer, 6)
     train(lambda x: 2 * plain(x), expected, 6)
     torch.testing.assert_close(model.norm.weight, plain.norm.weight, rtol=1e-5, atol=1e-6)
-    # Both in each of the three steps that are not due.
+    # Both run in each of the three steps that are not due.
     assert (compilations.graphs, compilations.runs) == (2, 6)
 
 
@@ -131,12 +129,12 @@ def test_compiled_blocks_may_be_checkpointed(compilations: Compilations, way: st
     train(plain, expected, 6)
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
-    # Two blocks, each forward and once more in the backward, in three steps that are not due.
+    # Two blocks, each run in the forward and in the backward, in three steps that are not due.
     assert compilations.runs == 2 * 2 * 3
 
 
-def test_threads_leave_the_stance_as_it_was() -> None:
-    """The first to come is the first to leave, while the second is inside."""
+def test_threads_restore_the_compiler_stance() -> None:
+    """The first thread to enter is the first to leave, while the second is still inside."""
     entered, left, seen = [threading.Event(), threading.Event()], threading.Event(), []
 
     class First(Block):
@@ -174,8 +172,10 @@ def test_threads_leave_the_stance_as_it_was() -> None:
     assert stance() == before
 
 
-def test_a_whole_step_inside_a_training_step_of_a_framework(compilations: Compilations) -> None:
-    """The step ends what the framework began, in code that is itself compiled or not."""
+def test_a_compiled_step_inside_the_training_step_of_a_framework(
+    compilations: Compilations,
+) -> None:
+    """The inner step ends the due step that the framework began, whether it ran compiled or not."""
     torch.manual_seed(0)
     model = Block()
     optimizer = optimizer_of(model, 3)
@@ -194,8 +194,10 @@ def test_a_whole_step_inside_a_training_step_of_a_framework(compilations: Compil
     assert compilations.runs == 4
 
 
-def test_code_around_a_compiled_function_stays(compilations: Compilations) -> None:
-    """By functools.wraps it has the attributes of torch.compile's own functions."""
+def test_the_code_of_a_wrapper_around_a_compiled_function_still_runs(
+    compilations: Compilations,
+) -> None:
+    """``functools.wraps`` gives the wrapper the attributes of torch.compile's own functions."""
     model = Block()
     fast = torch.compile(lambda x: model(x), backend=BACKEND)
 
@@ -214,7 +216,7 @@ def test_code_around_a_compiled_function_stays(compilations: Compilations) -> No
     assert compilations.runs == 2
 
 
-def test_one_of_several_optimizers_is_due() -> None:
+def test_one_due_optimizer_of_several_turns_compiled_code_off() -> None:
     model, other = Block(), Block()
     optimizer, due = optimizer_of(model), optimizer_of(other)
     train(model, optimizer, 1)

@@ -1,4 +1,4 @@
-"""What README and docs show must run, and what they name must exist."""
+"""Code in README and docs must run, and the files and tests that they name must exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BLOCKS = [
     pytest.param(
         block,
         id=f"{page.name}-{i}",
-        # With its integration's tests, in the one worker that has imported the framework.
+        # In the same worker as its integration's tests, which has imported the framework.
         marks=[
             pytest.mark.xdist_group(name)
             for name in re.findall(r"(?:sgdph\.integrations\.|model: from )(\w+)", block)[:1]
@@ -41,11 +41,11 @@ BLOCKS = [
 ]
 
 
-def test_there_is_something_to_run() -> None:
+def test_the_pages_have_code_blocks_to_run() -> None:
     assert len(BLOCKS) >= 5
 
 
-def test_readme_is_short_and_its_snippet_is_the_first_of_other_pages() -> None:
+def test_readme_is_short_and_shares_its_snippet_with_other_pages() -> None:
     pages = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "quick-start.md"]
     first = [re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in pages]
     assert len({found and found[1] for found in first}) == 1
@@ -79,7 +79,7 @@ def sentences_of(page: Path) -> list[str]:
 
 @contextlib.contextmanager
 def one_rank() -> Iterator[None]:
-    """Have a process group of this process alone."""
+    """Provide a process group with only this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -88,7 +88,7 @@ def one_rank() -> Iterator[None]:
 
 
 def language_model() -> nn.Module:
-    """A model as ``transformers`` makes them, for the block that trains one."""
+    """A model of ``transformers``, for the block that trains one."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": 256, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
@@ -100,7 +100,7 @@ def language_model() -> nn.Module:
 def test_code_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "fully_shard(" in block and not hasattr(torch.cpu.Stream, "record_event"):
         pytest.skip("this torch's FSDP2 does not run on CPUs")
-    # `make test-torch` has neither. sgdph.muon takes the first for kernels.
+    # `make test-torch` installs neither. sgdph.muon uses the first for kernels.
     for package, word in (("pytorch_optimizer", "sgdph.muon"), ("schedulefree", "schedulefree")):
         if package in block or word in block:
             pytest.importorskip(package)
@@ -129,23 +129,23 @@ def test_code_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             stack.enter_context(one_rank())
         if "replica" in block:
             names["replica"] = nn.parallel.DistributedDataParallel(model)
-        # Whatever compiles: the page shows how it is used.
+        # The backend does not matter: the page shows how to use the compiled model.
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         if "compiled(x)" in block:
             names["compiled"] = torch.compile(model)
         exec(compile(block, "documentation", "exec"), names)
     after = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
-    # Weight normalisation makes other parameters, and more of them.
+    # Weight normalisation replaces parameters and adds more.
     assert len(after) != len(before) or not all(map(torch.equal, after, before))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_the_version_is_one_wherever_it_is_written() -> None:
+def test_all_files_give_the_same_version() -> None:
     citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     changes = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert citation is not None
@@ -153,7 +153,7 @@ def test_the_version_is_one_wherever_it_is_written() -> None:
     assert {citation[1], changes[1]} == {sgdph.__version__}
 
 
-def test_what_is_compatible_names_a_test_that_exists() -> None:
+def test_compatibility_rows_name_tests_that_exist() -> None:
     checked, file_of_section = 0, ""
     for line in (ROOT / "docs" / "compatibility.md").read_text().splitlines():
         if line.startswith("#"):
@@ -161,7 +161,7 @@ def test_what_is_compatible_names_a_test_that_exists() -> None:
         if found := re.search(r"Tests: `tests/([\w/]+\.py)`", line):
             file_of_section = found[1]
         cells = [cell.strip() for cell in line[1:-1].split("|")] if line.startswith("| ") else []
-        # A table of two columns lists what raises an error; headings say what stands below them.
+        # Tables of two columns define words; a first cell "what" marks a heading.
         if len(cells) in (0, 2) or cells[0] == "what":
             continue
         assert len(cells) == 4, line
@@ -177,20 +177,20 @@ def test_what_is_compatible_names_a_test_that_exists() -> None:
     assert checked > 150
 
 
-def test_the_figures_of_the_claims_are_in_the_results() -> None:
+def test_figures_on_the_claims_page_are_in_the_results() -> None:
     evidence = ROOT / "results" / "evidence"
     pages = [*evidence.glob("*/systems.md"), *evidence.glob("**/report.md")]
     measured = "".join(page.read_text() for page in pages)
     claims = (ROOT / "docs" / "claims.md").read_text()
-    # The authors' own figures, which nothing here has measured.
+    # Without the authors' own figures, which were not measured here.
     ours = re.sub(r"<!-- table: reidentification -->.*?<!-- end", "", claims, flags=re.DOTALL)
     told = re.findall(r"\d+\.\d+ ± \d+\.\d+", ours)
     assert len(told) > 50
     assert [figure for figure in told if figure not in measured] == []
 
 
-def test_the_workflows_call_targets_that_there_are() -> None:
-    # The core's tests run without the laboratory, whose it is.
+def test_workflows_call_make_targets_that_exist() -> None:
+    # yaml comes with the laboratory; the core's tests run without that.
     yaml = pytest.importorskip("yaml")
     files = [*(ROOT / ".github").rglob("*.yml"), *ROOT.glob(".pre-commit-config.yaml")]
     if not files:

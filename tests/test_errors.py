@@ -1,4 +1,4 @@
-"""Bad input, and steps that cannot be made: each says what came and what to do."""
+"""Bad input and impossible steps raise errors that say what was given and what to do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ import sgdph
         ({"foreach": "yes"}, r"foreach must be True, False, or None \(where it is faster\)"),
     ],
 )
-def test_hyperparameters(settings: dict[str, Any], message: str) -> None:
+def test_bad_hyperparameters_raise_value_error(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sgdph.SGDPH(bn_net().parameters(), **settings)
     name = next(iter(settings))
@@ -63,7 +63,7 @@ def test_hyperparameters(settings: dict[str, Any], message: str) -> None:
     ("name", "value"),
     [("estimator", "exact"), ("refresh", "all"), ("hessian_interval", 2)],
 )
-def test_what_is_one_for_all_groups(name: str, value: object) -> None:
+def test_settings_that_differ_between_groups_raise_value_error(name: str, value: object) -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     groups = [{"params": a.parameters()}, {"params": b.parameters(), name: value}]
     with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
@@ -79,11 +79,11 @@ def test_what_is_one_for_all_groups(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), 1])
-def test_numbers_of_other_libraries_are_numbers(number: Any) -> None:
+def test_numbers_of_numpy_and_torch_are_accepted(number: Any) -> None:
     sgdph.SGDPH(bn_net().parameters(), lr=number, eps=number, maximize=np.bool_(True))
 
 
-def test_a_group_that_cannot_be_added_is_not() -> None:
+def test_a_group_that_raises_an_error_is_not_added() -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = sgdph.SGDPH(a.parameters())
     with pytest.raises(TypeError):
@@ -92,7 +92,7 @@ def test_a_group_that_cannot_be_added_is_not() -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_set_of_parameters(named: bool) -> None:
+def test_a_set_of_parameters_raises_type_error(named: bool) -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = sgdph.SGDPH(a.named_parameters() if named else a.parameters())
     with pytest.raises(TypeError, match="ordered collections"):
@@ -101,7 +101,7 @@ def test_a_set_of_parameters(named: bool) -> None:
 
 
 @pytest.mark.parametrize("loss_scale", [0, -1.0, float("nan"), float("inf")])
-def test_loss_scale_of_a_step(loss_scale: float) -> None:
+def test_a_bad_loss_scale_in_step_raises_value_error(loss_scale: float) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     loss_of(model).backward(create_graph=True)
@@ -111,13 +111,13 @@ def test_loss_scale_of_a_step(loss_scale: float) -> None:
     optimizer.step(loss_scale=2.0)
 
 
-def test_bad_flag() -> None:
+def test_a_bad_channelwise_flag_raises_value_error() -> None:
     with pytest.raises(ValueError, match="channelwise must be True, False, or None"):
         sgdph.SGDPH([{"params": bn_net().parameters(), "channelwise": "yes"}])
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_due_and_none_came(way: str) -> None:
+def test_a_due_step_without_curvature_raises_an_error(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     loss_of(model).backward()
@@ -128,11 +128,11 @@ def test_due_and_none_came(way: str) -> None:
         assert words in str(error.value)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert optimizer.param_groups[0]["step"] == 0
-    # The optimizer is none the worse for it.
+    # The optimizer still works.
     train(model, optimizer, range(2), WAYS[way])
 
 
-def test_nothing_due_needs_nothing() -> None:
+def test_a_step_that_is_not_due_needs_no_curvature() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=2)
     train(model, optimizer, range(1))
@@ -142,7 +142,7 @@ def test_nothing_due_needs_nothing() -> None:
     assert optimizer.hessian_due
 
 
-def test_update_hessian_does_nothing_where_none_is_due() -> None:
+def test_update_hessian_does_nothing_if_the_step_is_not_due() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=2)
     train(model, optimizer, range(1))
@@ -158,7 +158,7 @@ def test_step_without_any_gradient_does_nothing() -> None:
     assert optimizer.hessian_due
 
 
-def test_no_channelwise_parameter_at_all() -> None:
+def test_without_channelwise_parameters_it_equals_sgd() -> None:
     model = nn.Linear(4, 3, bias=False)
     twin = copy.deepcopy(model)
     optimizer = sgdph.SGDPH(model.parameters(), lr=0.1)
@@ -184,14 +184,14 @@ def test_no_channelwise_parameter_at_all() -> None:
         (torch.ones(()), RuntimeError, "no graph"),
     ],
 )
-def test_losses(loss: Any, error: type[Exception], message: str) -> None:
+def test_bad_losses_raise_errors(loss: Any, error: type[Exception], message: str) -> None:
     optimizer = sgdph.SGDPH(bn_net().parameters())
     for take in (optimizer.update_hessian, optimizer.backward):
         with pytest.raises(error, match=message):
             take(loss)
 
 
-def test_loss_of_shape_one_is_a_scalar() -> None:
+def test_a_loss_of_shape_one_is_accepted() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     optimizer.backward(loss_of(model).reshape(1))
@@ -199,20 +199,20 @@ def test_loss_of_shape_one_is_a_scalar() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
-def test_loss_scale(scale: float) -> None:
+def test_a_bad_loss_scale_in_update_hessian_raises_value_error(scale: float) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     with pytest.raises(ValueError, match="loss_scale must be above 0"):
         optimizer.update_hessian(loss_of(model), loss_scale=scale)
 
 
-def test_loss_of_another_model() -> None:
+def test_the_loss_of_another_model_raises_an_error() -> None:
     optimizer = sgdph.SGDPH(bn_net().parameters())
     with pytest.raises(RuntimeError, match="none of this optimizer's parameters"):
         optimizer.update_hessian(loss_of(bn_net(seed=1)))
 
 
-def test_loss_that_does_not_depend_on_the_parameter_whose_turn_it_is() -> None:
+def test_a_loss_that_does_not_depend_on_the_next_parameter_skips_it() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     optimizer.update_hessian(model[4].weight.square().sum())
@@ -220,7 +220,7 @@ def test_loss_that_does_not_depend_on_the_parameter_whose_turn_it_is() -> None:
     optimizer.step()
     assert optimizer.param_groups[0]["cursor"] == 1
     assert "hessian" not in optimizer.state.get(model[0].bias, {})
-    # With gradients that are zero instead of absent it is no different.
+    # The same holds with gradients that are zero instead of absent.
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     by_update(optimizer, model[4].weight.square().sum())
@@ -241,7 +241,7 @@ def test_loss_that_is_linear_in_the_parameter_has_no_curvature() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_non_finite_curvature_never_enters(way: str) -> None:
+def test_non_finite_curvature_never_enters_the_average(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
     train(model, optimizer, range(3), WAYS[way])
@@ -250,9 +250,7 @@ def test_non_finite_curvature_never_enters(way: str) -> None:
     optimizer.zero_grad()
     WAYS[way](optimizer, loss_of(model) * float("inf"))
     for p in model.parameters():
-        p.grad = torch.zeros_like(
-            p
-        )  # what torch.optim.SGD makes of bad gradients is its own affair
+        p.grad = torch.zeros_like(p)  # the effect of bad gradients is not tested here
     optimizer.step()
     for p, state in states.items():
         assert torch.equal(optimizer.state[p]["hessian"], state["hessian"])
@@ -263,7 +261,7 @@ def test_non_finite_curvature_never_enters(way: str) -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_non_finite_before_the_first_refresh_is_a_plain_step() -> None:
+def test_non_finite_curvature_at_the_first_refresh_gives_a_plain_step() -> None:
     a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = sgdph.SGDPH([a, b], lr=0.1)
     optimizer.update_hessian((a.square() * float("nan")).sum())
@@ -271,7 +269,7 @@ def test_non_finite_before_the_first_refresh_is_a_plain_step() -> None:
     optimizer.step()
     assert optimizer.state[a]["refreshes"].item() == 0
     torch.testing.assert_close(a.detach(), torch.full((3,), 0.9))
-    assert optimizer.param_groups[0]["cursor"] == 0  # one Newton parameter: the turn came round
+    assert optimizer.param_groups[0]["cursor"] == 0  # one Newton parameter: it is also the next one
 
 
 def test_sparse_and_complex_parameters() -> None:
@@ -292,7 +290,7 @@ def test_sparse_and_complex_parameters() -> None:
 
 
 @pytest.mark.parametrize("lr", [0.0, 0.01])
-def test_sparse_gradient_of_a_channelwise_parameter(lr: float) -> None:
+def test_sparse_gradient_of_a_channelwise_parameter_raises_an_error(lr: float) -> None:
     table = nn.Embedding(5, 1, sparse=True)
     optimizer = sgdph.SGDPH([{"params": table.parameters(), "channelwise": True, "lr": lr}])
     table(torch.tensor([1, 2])).sum().backward()
@@ -301,7 +299,7 @@ def test_sparse_gradient_of_a_channelwise_parameter(lr: float) -> None:
 
 
 class WithBiasTables(nn.Module):
-    """A recommender's: a bias for each user and item, in tables of one column."""
+    """A recommender with a bias for each user and item, in tables of one column."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +316,7 @@ class WithBiasTables(nn.Module):
 
 @pytest.mark.parametrize("estimator", ["row_sum", "hutchinson", "exact"])
 @pytest.mark.parametrize("way", ["closure", *WAYS])
-def test_sparse_gradient_is_explained_where_it_is_met(way: str, estimator: Any) -> None:
+def test_the_sparse_gradient_error_names_parameter_and_workaround(way: str, estimator: Any) -> None:
     model = WithBiasTables()
     optimizer = sgdph.SGDPH(model.named_parameters(), estimator=estimator)
 
@@ -346,7 +344,7 @@ class OnceDifferentiable(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_once_differentiable_function_in_the_network(way: str) -> None:
+def test_a_once_differentiable_function_raises_an_error(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
 
@@ -360,7 +358,7 @@ def test_once_differentiable_function_in_the_network(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_reentrant_checkpoint(way: str) -> None:
+def test_reentrant_checkpointing_raises_an_error(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
 
@@ -376,7 +374,7 @@ def test_reentrant_checkpoint(way: str) -> None:
     step(use_reentrant=False)
 
 
-def test_update_after_backward() -> None:
+def test_update_hessian_after_backward_raises_an_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     loss = loss_of(model)
@@ -392,14 +390,14 @@ def two_losses() -> tuple[nn.Sequential, Tensor, Tensor]:
     return model, first, h.square().mean()
 
 
-def test_two_losses_over_one_graph() -> None:
+def test_a_second_backward_over_one_graph_raises_an_error() -> None:
     model, first, second = two_losses()
     optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
     optimizer.backward(first)
     with pytest.raises(RuntimeError, match=r"sum to optimizer\.backward.*retain_graph=True"):
         optimizer.backward(second)
 
-    # What the error recommends is right.
+    # What the error recommends works.
     averages = []
     for summed in (True, False):
         model, first, second = two_losses()
@@ -417,7 +415,7 @@ def test_two_losses_over_one_graph() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_another_optimizer_that_steps_first() -> None:
+def test_stepping_another_optimizer_first_raises_an_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(list(model[:3].parameters()))
     other = torch.optim.SGD(model[3:].parameters(), lr=0.1)
@@ -458,10 +456,10 @@ def test_another_optimizer_that_steps_first() -> None:
         ("double backwards on ps_roi_align not supported", "channelwise=False"),
     ],
 )
-def test_what_torch_says_elsewhere(
+def test_errors_of_kernels_on_other_machines_name_a_workaround(
     torch_says: str, way_out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels that this machine may lack: torch's message is fed in, the way out must come out."""
+    """This machine may lack these kernels: torch's message is faked, ours adds a workaround."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError(torch_says)
@@ -475,7 +473,7 @@ def test_what_torch_says_elsewhere(
     assert torch_says in str(error.value)
 
 
-def test_other_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     loss = loss_of(model)
@@ -488,7 +486,7 @@ def test_other_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         optimizer.update_hessian(loss)
 
 
-def test_capture_in_a_cuda_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture_in_a_cuda_graph_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

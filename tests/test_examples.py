@@ -1,4 +1,4 @@
-"""The examples, shortened: they run, offline, and what they train is better than chance."""
+"""Shortened examples run offline, and what they train is better than chance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHORT: dict[str, tuple[dict[str, int], float]] = {
     [
         pytest.param(name, marks=pytest.mark.xdist_group(name.partition("_")[0]))
         for name in sorted(path.stem for path in EXAMPLES.glob("*.py"))
-        # test_torchrun.py starts those, as they want several processes.
+        # test_torchrun.py runs these, because they need several processes.
         if name not in ("ddp", "fsdp")
     ],
 )
@@ -42,7 +42,7 @@ def test_example_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (-worst if least < 0 else worst) > least
 
 
-def test_every_example_stands_in_their_table() -> None:
+def test_every_example_is_listed_in_the_readme_table() -> None:
     table = (EXAMPLES / "README.md").read_text()
     named = set(re.findall(r"^\| \[`([\w.]+)`\]", table, re.MULTILINE))
     assert named == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
@@ -63,12 +63,12 @@ def off_diagonal_shares(outputs: list[Any]) -> list[float]:
 
 
 def kinds_of(outputs: list[Any]) -> list[list[str]]:
-    """What each output is: the stream that it was written to, or the types that it comes in."""
+    """The kind of each output: the stream that it was written to, or its data types."""
     return [sorted(output.get("data", [output.get("name")])) for output in outputs]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_and_still_gives_what_is_stored(path: Path, tmp_path: Path) -> None:
+def test_notebook_runs_and_gives_the_stored_kinds_of_output(path: Path, tmp_path: Path) -> None:
     stored = nbformat.read(path, as_version=4)
     fresh = nbformat.read(path, as_version=4)
     for cell in fresh.cells:
@@ -84,7 +84,7 @@ def test_notebook_runs_and_still_gives_what_is_stored(path: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_stored_with_its_pictures_as_it_ran_from_above(path: Path) -> None:
+def test_notebook_is_stored_as_run_in_order_with_its_pictures(path: Path) -> None:
     assert path.stat().st_size < 400_000
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)

@@ -1,4 +1,4 @@
-"""Figures for a logger: what they are, and that each kind of logger gets them."""
+"""log_multipliers: which values it computes, and that each kind of logger gets them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def trained(steps: int) -> sgdph.SGDPH:
 
 
 @pytest.mark.parametrize("steps", [0, 2, 6])
-def test_figures_are_read_from_the_state(steps: int) -> None:
+def test_logged_values_follow_from_the_state(steps: int) -> None:
     optimizer = trained(steps)
     newton = optimizer.newton_parameters
     names = {id(p): name for name, p in named_members(optimizer)}
     expected, medians = {}, []
     for place, p in enumerate(newton):
-        # In turn, one at a step.
+        # The parameters are refreshed in turn, one per step.
         count, median = len(range(place, steps, len(newton))), 1.0
         if count:
             average = optimizer.state[p]["hessian"].abs() / (1 - 0.8**count)
@@ -79,14 +79,14 @@ class LoggerLike(Recorder):
 
 
 @pytest.mark.parametrize("kind", [WandBLike, FabricLike, LoggerLike])
-def test_each_kind_of_logger_gets_them(kind: Any) -> None:
+def test_each_kind_of_logger_gets_the_values(kind: Any) -> None:
     optimizer, logger = trained(3), kind()
     figures = sgdph.log_multipliers(optimizer, logger, 7)
     assert logger.got == [(figures, 7)]
     assert figures == sgdph.log_multipliers(optimizer)
 
 
-def test_tensorboard_gets_them(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_values(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     writer = SummaryWriter(tmp_path)
     figures = sgdph.log_multipliers(trained(3), writer, 7)
@@ -98,7 +98,7 @@ def test_tensorboard_gets_them(tmp_path: Path) -> None:
         assert (scalar.step, scalar.value) == (7, pytest.approx(value, rel=1e-6))
 
 
-def test_what_cannot_be_logged_raises() -> None:
+def test_bad_arguments_raise_errors() -> None:
     optimizer = trained(1)
     for wrong in ([], logging.getLogger()):
         with pytest.raises(
@@ -112,7 +112,7 @@ def test_what_cannot_be_logged_raises() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_one_nan_is_not_hidden_by_the_others(place: int) -> None:
+def test_one_nan_makes_min_median_and_max_nan(place: int) -> None:
     optimizer = trained(6)
     optimizer.state[optimizer.newton_parameters[place]]["hessian"].fill_(math.nan)
     figures = sgdph.log_multipliers(optimizer)

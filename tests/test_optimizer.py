@@ -1,4 +1,4 @@
-"""What a step is made of, beyond Algorithm 1 itself: its paths, its groups, its readings."""
+"""The optimizer beyond Algorithm 1 itself: paths of a step, groups, multipliers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_foreach_and_single_tensor_agree(dtype: torch.dtype, settings: dict[str,
 
 
 class NoHostSync(TorchDispatchMode):
-    """Raises where a tensor's value would have to reach the host."""
+    """Raises an error where the host would have to read a tensor's value."""
 
     _SYNCS = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.is_nonzero")
 
@@ -47,7 +47,7 @@ class NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_guard_sees_a_host_sync() -> None:
+def test_the_guard_detects_a_host_sync() -> None:
     with NoHostSync(), pytest.raises(AssertionError, match="waits"):
         torch.ones(()).item()
 
@@ -55,7 +55,7 @@ def test_the_guard_sees_a_host_sync() -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("foreach", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"refresh": "all"}, {"estimator": "hutchinson"}], ids=str)
-def test_no_host_sync(way: str, foreach: bool, settings: dict[str, Any]) -> None:
+def test_steps_make_no_host_sync(way: str, foreach: bool, settings: dict[str, Any]) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), foreach=foreach, **settings)
     for step in range(4):
@@ -66,7 +66,7 @@ def test_no_host_sync(way: str, foreach: bool, settings: dict[str, Any]) -> None
             optimizer.step()
 
 
-def test_everything_a_user_may_set_is_in_defaults_and_groups() -> None:
+def test_all_hyperparameters_are_in_defaults_and_groups() -> None:
     optimizer = sgdph.SGDPH(bn_net().parameters())
     expected = {
         "lr": 1e-2,
@@ -99,7 +99,7 @@ def test_named_parameters() -> None:
     assert_same_bits(model, twin)
 
 
-def test_the_warm_up_may_be_switched_in_mid_run() -> None:
+def test_eps_warmup_can_be_switched_on_in_mid_run() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.named_parameters(), hessian_momentum=0.8, eps=1e-2)
     train(model, optimizer, range(5))
@@ -133,7 +133,7 @@ def test_multipliers_and_their_statistics() -> None:
 
 
 class WithoutFloat64(torch.Tensor):
-    """A tensor on a device that has no float64, as Apple's: on the CPU alone it can become one."""
+    """A tensor on a device without float64, such as Apple's: only the CPU can convert it."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -145,7 +145,7 @@ class WithoutFloat64(torch.Tensor):
         return result
 
 
-def test_statistics_ask_no_device_for_float64() -> None:
+def test_statistics_work_on_devices_without_float64() -> None:
     on_device = torch.tensor([[3.0], [1.0], [2.0]]).as_subclass(WithoutFloat64)
     with pytest.raises(TypeError, match="float64"):
         on_device.double()
@@ -153,8 +153,8 @@ def test_statistics_ask_no_device_for_float64() -> None:
     assert found == MultiplierStatistics(min=1.0, median=2.0, mean=2.0, max=3.0, refreshes=2)
 
 
-def test_reading_multipliers_looks_at_each_parameter_a_few_times() -> None:
-    """Not at all the others for each, as a search for its name would."""
+def test_reading_multipliers_visits_each_parameter_only_a_few_times() -> None:
+    """A search for each parameter's name would look at all the others each time."""
 
     class Counting(list[nn.Parameter]):
         looked = 0
@@ -182,7 +182,7 @@ def test_multipliers_follow_a_schedule_of_tau() -> None:
     torch.testing.assert_close(optimizer.multipliers()["1.bias"], 2 * before)
 
 
-def test_multipliers_can_be_written_into() -> None:
+def test_writing_into_the_returned_multipliers_changes_nothing() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.named_parameters())
     train(model, optimizer, range(3))
@@ -195,7 +195,7 @@ def test_multipliers_can_be_written_into() -> None:
 
 
 def test_weight_decay_by_role() -> None:
-    """Inside the gradient for first-order parameters, outside the curvature for Newton ones."""
+    """Weights decay through their gradient; channel-wise parameters have no decay here."""
     model = bn_net(torch.float64)
     groups = sgdph.param_groups(model, weight_decay=0.1, channelwise_weight_decay=0.0)
     optimizer = sgdph.SGDPH(groups, lr=0.5)
@@ -204,14 +204,14 @@ def test_weight_decay_by_role() -> None:
     gradients = {name: p.grad for name, p in model.named_parameters()}
     optimizer.step()
     after = dict(model.named_parameters())
-    # Not refreshed yet: the plain step, without decay.
+    # Not refreshed yet, or first-order: the plain step, without decay.
     for name in ("1.weight", "1.bias", "4.bias"):
         torch.testing.assert_close(after[name].detach(), before[name] - 0.5 * gradients[name])
     expected = before["4.weight"] - 0.5 * (gradients["4.weight"] + 0.1 * before["4.weight"])
     torch.testing.assert_close(after["4.weight"].detach(), expected)
 
 
-def test_interval_reaches_every_parameter() -> None:
+def test_with_an_interval_every_newton_parameter_is_refreshed() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.named_parameters(), hessian_interval=3)
     train(model, optimizer, range(9))
@@ -219,7 +219,7 @@ def test_interval_reaches_every_parameter() -> None:
     assert counts == {"0.bias": 1, "1.weight": 1, "1.bias": 1}
 
 
-def test_later_group_trains_and_resumes() -> None:
+def test_a_group_added_later_trains_and_can_be_copied() -> None:
     model = bn_net()
     extra = nn.BatchNorm1d(3)
     optimizer = sgdph.SGDPH(model.parameters())
@@ -235,7 +235,7 @@ def test_later_group_trains_and_resumes() -> None:
 
 
 @pytest.mark.parametrize("how", ["loaded", "set"])
-def test_a_later_group_follows_the_others(how: str) -> None:
+def test_a_group_added_later_takes_the_settings_of_the_others(how: str) -> None:
     model, head = bn_net(), nn.Linear(3, 3)
     settings = {"hessian_interval": 4, "estimator": "hutchinson", "seed": 7}
     optimizer = sgdph.SGDPH(model.parameters())
@@ -266,7 +266,7 @@ def test_closure_returns_the_loss() -> None:
     assert last < first
 
 
-def test_explicit_loss_scale_of_the_create_graph_way() -> None:
+def test_loss_scale_in_step_undoes_the_scale_of_create_graph() -> None:
     models = bn_net(torch.float64), bn_net(torch.float64)
     for model, scale in zip(models, (1.0, 64.0), strict=True):
         optimizer = sgdph.SGDPH(model.parameters())
@@ -281,7 +281,7 @@ def test_explicit_loss_scale_of_the_create_graph_way() -> None:
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
-def test_low_memory_gives_the_same() -> None:
+def test_low_memory_gives_the_same_bits() -> None:
     models = bn_net(), bn_net()
     for model, low_memory in zip(models, (True, False), strict=True):
         optimizer = sgdph.SGDPH(model.parameters())

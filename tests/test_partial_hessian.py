@@ -1,4 +1,4 @@
-"""PartialHessian: SGDPH's steps to the bit, one optimizer to the outside, and what it refuses."""
+"""PartialHessian: SGDPH's steps to the bit, one optimizer from outside, errors for bad input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"foreach": True, "weight_decay": 1e-2},
     {"maximize": True, "lr": 1e-4},
 ]
-# Of the first-order half: another one with each way to take curvature.
+# Settings of the first-order half: another one with each way to take curvature.
 FIRST_ORDER: dict[str, dict[str, Any]] = {
     "update_hessian": {},
     "backward": {"nesterov": True},
@@ -33,7 +33,7 @@ OF_SGD = ("momentum", "weight_decay", "maximize", "foreach")
 
 
 def over_sgd(model: nn.Module, by_role: bool = True, **settings: Any) -> sgdph.PartialHessian:
-    """The compound that SGDPH with the same settings is."""
+    """The PartialHessian that equals SGDPH with the same settings."""
     settings = {"lr": 0.05, "momentum": 0.9, **settings}
     first = {name: settings.pop(name) for name in ("nesterov", "dampening") if name in settings}
     shared = {name: settings[name] for name in ("lr", *OF_SGD) if name in settings}
@@ -56,7 +56,7 @@ def stored(value: Any) -> Any:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_over_sgd_it_is_sgdph_to_the_bit_resume_included(
+def test_over_sgd_it_equals_sgdph_to_the_bit_also_when_resumed(
     way: str, settings: dict[str, Any]
 ) -> None:
     first = {} if settings.get("momentum") == 0 else FIRST_ORDER[way]
@@ -74,7 +74,7 @@ def test_over_sgd_it_is_sgdph_to_the_bit_resume_included(
     assert_same_bits(known, model)
 
 
-def test_unflagged_tensors_and_names_go_by_shape_as_in_sgdph() -> None:
+def test_unflagged_and_named_parameters_go_by_shape_as_in_sgdph() -> None:
     known, model, named = bn_net(), bn_net(), bn_net()
     train(known, sgdph.SGDPH(known.parameters(), lr=0.05), range(8))
     train(model, over_sgd(model, by_role=False), range(8))
@@ -90,7 +90,7 @@ def test_unflagged_tensors_and_names_go_by_shape_as_in_sgdph() -> None:
     ]
 
 
-def test_groups_and_state_are_those_of_the_optimizers_within() -> None:
+def test_groups_and_state_are_those_of_the_inner_optimizers() -> None:
     model = bn_net()
     kernel, head = model[0].weight, [model[4].weight, model[4].bias]
     norms = [model[0].bias, *model[1].parameters()]
@@ -126,7 +126,7 @@ def test_groups_and_state_are_those_of_the_optimizers_within() -> None:
 
 @pytest.mark.parametrize("as_list", [False, True])
 @pytest.mark.parametrize("over", ["model", "names", "first_order"])
-def test_a_bare_optimizer_s_state_is_a_warm_start(over: str, as_list: bool) -> None:
+def test_loading_the_state_of_a_bare_optimizer_is_a_warm_start(over: str, as_list: bool) -> None:
     model = bn_net()
     bare_model = copy.deepcopy(model)
     groups = sgdph.param_groups(bare_model)
@@ -166,7 +166,7 @@ def test_a_bare_optimizer_s_state_is_a_warm_start(over: str, as_list: bool) -> N
     train(model, optimizer, range(3, 6))
 
 
-def test_loading_shares_nothing_and_a_refused_state_changes_nothing() -> None:
+def test_loading_shares_no_memory_and_a_bad_state_changes_nothing() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     train(model, optimizer, range(5))
@@ -195,7 +195,7 @@ def test_loading_shares_nothing_and_a_refused_state_changes_nothing() -> None:
         assert_same_bits(other_model, twin_model)
 
 
-def test_states_of_the_wrong_kind_or_number_are_refused() -> None:
+def test_states_of_the_wrong_kind_or_number_raise_errors() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     of_sgdph = sgdph.SGDPH(sgdph.param_groups(model)).state_dict()
@@ -216,7 +216,7 @@ def test_states_of_the_wrong_kind_or_number_are_refused() -> None:
         pair.load_state_dict(bare)
 
 
-def test_a_group_that_comes_later_goes_last_each_half_to_its_owner() -> None:
+def test_a_group_added_later_is_last_and_split_between_the_halves() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     train(model, optimizer, range(4))
@@ -245,7 +245,7 @@ def test_a_group_that_comes_later_goes_last_each_half_to_its_owner() -> None:
 
 
 @pytest.mark.parametrize("names", ["nowhere", "in the optimizer", "in the group", "everywhere"])
-def test_a_later_group_has_names_where_its_neighbours_have(names: str) -> None:
+def test_a_group_added_later_has_names_if_the_other_groups_do(names: str) -> None:
     model, extra = bn_net(), nn.Linear(3, 3)
     named = names in ("in the optimizer", "everywhere")
     adamw = torch.optim.AdamW(model.named_parameters() if named else model.parameters())
@@ -257,7 +257,7 @@ def test_a_later_group_has_names_where_its_neighbours_have(names: str) -> None:
     train(model, optimizer, range(2))
 
 
-def test_a_group_that_is_refused_leaves_no_half_behind() -> None:
+def test_a_group_that_raises_an_error_is_not_added_to_either_half() -> None:
     model, extra = bn_net(), nn.Linear(3, 3)
     optimizer = over_adamw(model)
     before = str(optimizer)
@@ -289,7 +289,7 @@ def test_a_group_that_is_refused_leaves_no_half_behind() -> None:
     train(model, optimizer, range(3))
 
 
-def test_what_cannot_be_built_is_refused_and_nothing_taken() -> None:
+def test_bad_arguments_raise_errors_and_take_no_parameters() -> None:
     model = bn_net()
     kernel, head = model[0].weight, list(model[4].parameters())
     adamw = torch.optim.AdamW(model.parameters())
@@ -318,7 +318,7 @@ def test_what_cannot_be_built_is_refused_and_nothing_taken() -> None:
     assert len(adamw.param_groups[0]["params"]) == 6
 
 
-def test_frozen_parameters_need_no_optimizer_and_settings_of_others_are_named() -> None:
+def test_frozen_parameters_need_no_optimizer_and_unused_settings_warn() -> None:
     model = bn_net()
     model[0].weight.requires_grad_(False)
     sgd = torch.optim.SGD(model[4].parameters(), lr=0.1, weight_decay=1e-4)
@@ -328,7 +328,7 @@ def test_frozen_parameters_need_no_optimizer_and_settings_of_others_are_named() 
     train(model, optimizer, range(3))
 
 
-def test_groups_of_an_inner_optimizer_that_were_replaced_are_noticed() -> None:
+def test_replaced_groups_of_an_inner_optimizer_raise_an_error() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     train(model, optimizer, range(2))
@@ -340,7 +340,7 @@ def test_groups_of_an_inner_optimizer_that_were_replaced_are_noticed() -> None:
             call()
 
 
-def test_diagnostics_take_it() -> None:
+def test_diagnostics_accept_a_partial_hessian() -> None:
     model = bn_net()
     optimizer = over_adamw(model, refresh="all")
     train(model, optimizer, range(3))
@@ -364,7 +364,7 @@ GROUPINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("now", GROUPINGS)
 @pytest.mark.parametrize("then", GROUPINGS)
-def test_a_warm_start_finds_each_parameter_or_says_that_it_cannot(then: str, now: str) -> None:
+def test_a_warm_start_matches_each_parameter_or_raises_an_error(then: str, now: str) -> None:
     model = bn_net()
     bare = torch.optim.AdamW(GROUPINGS[then](model), lr=1e-2)
     loss_of(model).backward()
@@ -372,7 +372,7 @@ def test_a_warm_start_finds_each_parameter_or_says_that_it_cannot(then: str, now
     moments = {id(p): bare.state[p]["exp_avg"] for p in bare.state}
     adamw = torch.optim.AdamW(GROUPINGS[now](model), lr=9.0)
     optimizer = sgdph.PartialHessian(adamw, sgdph.param_groups(model))
-    # Nothing tells what is what where neither names nor the model's order do.
+    # Without names and without the model's order, parameters cannot be matched.
     unknown = {"two": {"bare", "named", "by role", "first-order"}, "by role": {"bare", "two"}}
     unknown["first-order"] = {"two"}
     if now in unknown.get(then, ()):
@@ -387,7 +387,7 @@ def test_a_warm_start_finds_each_parameter_or_says_that_it_cannot(then: str, now
     train(model, optimizer, range(2))
 
 
-def test_a_state_of_another_kind_of_optimizer_is_refused() -> None:
+def test_a_state_of_another_kind_of_optimizer_raises_an_error() -> None:
     model = bn_net()
     sgd = torch.optim.SGD(model.parameters(), momentum=0.9)
     loss_of(model).backward()
@@ -396,7 +396,7 @@ def test_a_state_of_another_kind_of_optimizer_is_refused() -> None:
         over_adamw(bn_net()).load_state_dict(sgd.state_dict())
 
 
-def test_an_optimizer_within_cannot_be_used_by_itself_or_twice() -> None:
+def test_using_an_inner_optimizer_alone_or_twice_raises_an_error() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     (adamw,) = optimizer.first_order
@@ -414,7 +414,7 @@ def test_an_optimizer_within_cannot_be_used_by_itself_or_twice() -> None:
 
 
 @pytest.mark.parametrize("build", [over_adamw, over_sgd])
-def test_one_loss_counts_once(build: Any) -> None:
+def test_a_loss_that_is_passed_twice_counts_once(build: Any) -> None:
     model = bn_net()
     optimizer = build(model, refresh="all")
     twin, other = copy.deepcopy((model, optimizer))
@@ -442,7 +442,7 @@ def test_two_losses_of_one_output_both_count() -> None:
         torch.testing.assert_close(multiplier, other.multipliers()[name], rtol=1e-3, atol=0)
 
 
-def test_what_is_frozen_and_held_by_nobody_is_named_when_it_has_a_gradient() -> None:
+def test_unfreezing_a_parameter_that_no_optimizer_has_warns() -> None:
     model = bn_net()
     model[0].weight.requires_grad_(False)
     adamw = torch.optim.AdamW(model[4].parameters())
@@ -457,7 +457,7 @@ def test_what_is_frozen_and_held_by_nobody_is_named_when_it_has_a_gradient() -> 
     assert not torch.equal(before, model[0].weight)
 
 
-def test_halves_that_work_against_each_other_or_an_empty_one_are_noticed() -> None:
+def test_opposed_halves_raise_an_error_and_an_empty_half_warns() -> None:
     model = bn_net()
     adamw = torch.optim.AdamW(model.parameters(), maximize=True)
     with pytest.raises(ValueError, match="maximize is False for the Newton steps and True"):
@@ -466,7 +466,7 @@ def test_halves_that_work_against_each_other_or_an_empty_one_are_noticed() -> No
         sgdph.PartialHessian(adamw, [model[1].weight], maximize=True)
 
 
-def test_a_first_order_step_that_fails_uses_no_curvature_up() -> None:
+def test_a_first_order_step_that_fails_keeps_the_curvature() -> None:
     model = bn_net()
     optimizer = over_adamw(model, refresh="all")
     optimizer.backward(loss_of(model))
@@ -480,7 +480,7 @@ def test_a_first_order_step_that_fails_uses_no_curvature_up() -> None:
     assert {s.refreshes for s in optimizer.multiplier_statistics().values()} == {1}
 
 
-def test_assigned_groups_go_to_their_owners() -> None:
+def test_assigned_groups_go_to_the_optimizers_that_own_them() -> None:
     model = bn_net()
     adamw = torch.optim.AdamW(
         [
@@ -499,7 +499,7 @@ def test_assigned_groups_go_to_their_owners() -> None:
     train(model, optimizer, range(4, 6))
 
 
-def test_joined_state_reads_without_making_and_is_replaced_as_a_whole() -> None:
+def test_reading_state_makes_no_entry_and_assigning_replaces_it_all() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     p, q = model[0].weight, model[1].weight
@@ -512,7 +512,7 @@ def test_joined_state_reads_without_making_and_is_replaced_as_a_whole() -> None:
     assert dict(optimizer.state) == {p: {"b": 2}, q: {"c": 3}}
 
 
-def test_a_refused_state_of_another_time_takes_nothing_along() -> None:
+def test_an_older_bad_state_raises_an_error_and_changes_nothing() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     train(model, optimizer, range(3))
@@ -525,7 +525,7 @@ def test_a_refused_state_of_another_time_takes_nothing_along() -> None:
     assert str(optimizer.state_dict()) == before
 
 
-def test_a_checkpoint_is_complete_before_the_first_step_of_a_warm_start() -> None:
+def test_the_state_is_complete_before_the_first_step_of_a_warm_start() -> None:
     model = bn_net()
     optimizer = over_adamw(model)
     train(model, optimizer, range(5))

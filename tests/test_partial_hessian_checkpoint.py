@@ -1,4 +1,4 @@
-"""``torch.distributed.checkpoint``: a run under PartialHessian that it resumes is the whole one."""
+"""``torch.distributed.checkpoint``: a resumed PartialHessian run equals the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def over_adamw(model: nn.Module) -> sgdph.PartialHessian:
 
 
 def over_an_emptied_group(model: nn.Module) -> sgdph.PartialHessian:
-    """The norm layer's parameters go without decay, in a group of their own."""
+    """The Newton parameters are in a group of their own, without decay."""
     newton = [model[0].bias, model[1].weight, model[1].bias]
     first = [model[0].weight, model[4].weight, model[4].bias]
     groups = [{"params": newton, "weight_decay": 0.0}, {"params": first, "weight_decay": 0.1}]
@@ -38,7 +38,7 @@ def over_an_emptied_group(model: nn.Module) -> sgdph.PartialHessian:
 
 
 def over_first_order_groups(model: nn.Module) -> sgdph.PartialHessian:
-    """AdamW was never given the Newton parameters, and no group of its is emptied."""
+    """AdamW never gets the Newton parameters, so none of its groups is emptied."""
     groups = [group for group in sgdph.param_groups(model) if not group["channelwise"]]
     return sgdph.PartialHessian(torch.optim.AdamW(groups), sgdph.param_groups(model), **NEWTON)
 
@@ -51,7 +51,7 @@ def over_two(model: nn.Module) -> sgdph.PartialHessian:
 WHOLE = StateDictOptions()
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-# Torch cannot load a flattened state where a group has no parameters.
+# Torch cannot load a flattened state if a group has no parameters.
 CASES = [(WHOLE, over_an_emptied_group)] + [
     (options, build)
     for options in (WHOLE, FLAT, FULL)
@@ -62,7 +62,7 @@ CASES = [(WHOLE, over_an_emptied_group)] + [
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
 @pytest.mark.parametrize(("options", "build"), CASES)
 @pytest.mark.parametrize("steps", [0, 5])
-def test_a_distributed_checkpoint_resumes_to_the_bit(
+def test_resuming_a_distributed_checkpoint_gives_the_same_bits(
     options: StateDictOptions, build: Any, steps: int, tmp_path: Path
 ) -> None:
     whole, resumed = bn_net(), bn_net(seed=1)
@@ -83,7 +83,7 @@ def test_a_distributed_checkpoint_resumes_to_the_bit(
 
 
 @pytest.mark.parametrize("options", [WHOLE, FLAT])
-def test_an_optimizer_s_distributed_state_alone(options: StateDictOptions) -> None:
+def test_resuming_the_distributed_state_of_the_optimizer_alone(options: StateDictOptions) -> None:
     whole = bn_net()
     optimizer = over_adamw(whole)
     train(whole, optimizer, range(5))
@@ -97,13 +97,13 @@ def test_an_optimizer_s_distributed_state_alone(options: StateDictOptions) -> No
     assert_same_bits(whole, resumed)
 
 
-def test_what_a_checkpoint_asks_for_is_no_step_of_training() -> None:
+def test_getting_a_distributed_state_is_not_a_training_step() -> None:
     asked, plain = bn_net(), bn_net()
     optimizer, other = over_two(asked), over_two(plain)
     get_optimizer_state_dict(asked, optimizer)
     assert optimizer.param_groups[-1]["step"] == 0
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-2, 0.05]
-    # Adam's kind counts it, alone as well.
+    # Optimizers like Adam count it as a step, also without PartialHessian.
     assert optimizer.state[asked[0].weight]["step"] == 1
     for p in (asked[0].weight, *asked[4].parameters()):
         optimizer.state[p]["step"] -= 1

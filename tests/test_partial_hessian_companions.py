@@ -1,7 +1,7 @@
-"""PartialHessian is one optimizer to schedulers, clipping, scalers, checkpoints and hooks.
+"""PartialHessian acts as one optimizer for schedulers, clipping, scalers, checkpoints and hooks.
 
-The oracle is a loop of two optimizers over a twin: AdamW for its first-order parameters and SGDPH
-for its Newton parameters, each with companions of its own. In float64, to the bit.
+The oracle trains a twin with two optimizers: AdamW for its first-order parameters and SGDPH for its
+Newton parameters. Each has companions of its own. Both agree to the bit, in float64.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def by_shape(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 class Pair:
-    """A model under PartialHessian over AdamW, and its twin under the two halves."""
+    """A model under PartialHessian over AdamW, and its twin under two separate optimizers."""
 
     def __init__(self, **settings: Any) -> None:
         self.model, self.twin = bn_net(torch.float64), bn_net(torch.float64)
@@ -49,7 +49,7 @@ class Pair:
         return sgdph.PartialHessian(adamw, model.parameters(), **self.settings)
 
     def follow(self, *steps: int, feed: Feed = by_update, clip: float | None = None) -> None:
-        """The twin takes a step on these batches (several: accumulated)."""
+        """Let the twin take a step on these batches; several are accumulated."""
         for step in steps:
             feed(self.newton, loss_of(self.twin, step))
         if clip is not None:
@@ -61,7 +61,7 @@ class Pair:
             optimizer.zero_grad()
 
     def skip(self, *steps: int) -> None:
-        """The batches pass, by which batch norm's averages go, and there is no step."""
+        """Run the batches without a step, because they change batch norm's averages."""
         for step in steps:
             loss_of(self.twin, step)
 
@@ -81,7 +81,7 @@ def stored(value: Any) -> Any:
 
 
 # ---- schedulers ----------------------------------------------------------------------------------
-# Each is made for an optimizer and the learning rates that its groups are to peak at.
+# Each is built from an optimizer and the peak learning rates of its groups.
 
 
 def warm_up(optimizer: Any, peaks: list[float]) -> Any:
@@ -93,7 +93,7 @@ def cosine(optimizer: Any, peaks: list[float]) -> Any:
 
 
 def one_cycle(optimizer: Any, peaks: list[float]) -> Any:
-    # The momenta cycle by the name that the defaults have: the Newton half's, and not AdamW's.
+    # It cycles the momentum that the defaults name: the Newton half's, and not AdamW's.
     cycles = not isinstance(optimizer, torch.optim.AdamW)
     return lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=20, cycle_momentum=cycles)
 
@@ -127,7 +127,7 @@ def test_a_schedule_reaches_both_halves_and_resumes(schedule: Callable[..., Any]
     for step in range(16):
         if step == 9:
             saved = [stored(each.state_dict()) for each in (pair.model, pair.optimizer)]
-            # Of a scheduler it may hold a function, in older torch.
+            # In older torch, the state of a scheduler may contain a function.
             saved.append(copy.deepcopy(scheduler.state_dict()))
             pair.model = bn_net(torch.float64, seed=1)
             pair.optimizer = pair.build(pair.model)
@@ -148,8 +148,8 @@ def test_a_schedule_reaches_both_halves_and_resumes(schedule: Callable[..., Any]
         assert pair.optimizer.param_groups[1]["momentum"] != 0.9
 
 
-@pytest.mark.filterwarnings("error")  # Of a step that came after its scheduler's.
-def test_a_schedule_of_a_first_order_optimizer_alone() -> None:
+@pytest.mark.filterwarnings("error")  # Torch warns if a scheduler steps first.
+def test_a_scheduler_of_an_inner_optimizer_changes_only_its_half() -> None:
     pair = Pair()
     inner = pair.optimizer.first_order[0]
     schedulers = [cosine(optimizer, []) for optimizer in (inner, pair.adamw)]
@@ -161,7 +161,7 @@ def test_a_schedule_of_a_first_order_optimizer_alone() -> None:
         pair.check()
     assert pair.optimizer.param_groups[0]["lr"] == pair.adamw.param_groups[0]["lr"] != FIRST["lr"]
     assert pair.optimizer.param_groups[1]["lr"] == NEWTON["lr"]
-    # Another state's groups are other dicts; the inner optimizer has the same ones.
+    # Loading replaces the groups' dicts; the inner optimizer then has the same ones.
     pair.optimizer.load_state_dict(stored(pair.optimizer.state_dict()))
     schedulers[0].step()
     assert pair.optimizer.param_groups[0]["lr"] == inner.param_groups[0]["lr"]
@@ -176,7 +176,9 @@ def overflow(model: nn.Module) -> list[Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
-def test_scaled_accumulated_clipped_skipped_and_averaged(estimator: str, way: str) -> None:
+def test_scaling_accumulation_clipping_skips_and_averages_together(
+    estimator: str, way: str
+) -> None:
     pair = Pair(estimator=estimator, hessian_interval=2)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3)
     averages = [
@@ -194,7 +196,7 @@ def test_scaled_accumulated_clipped_skipped_and_averaged(estimator: str, way: st
             for hook in hooks:
                 hook.remove()
         scaler.unscale_(pair.optimizer)
-        # The norm's last bit goes by the order of the parameters.
+        # The norm's last bit depends on the order of the parameters.
         clip_grad_norm_([p for g in pair.optimizer.param_groups for p in g["params"]], 0.3)
         scaler.step(pair.optimizer)
         scaler.update()
@@ -220,7 +222,7 @@ def over_two(model: nn.Module) -> sgdph.PartialHessian:
     return sgdph.PartialHessian([body, head], sgdph.param_groups(model), **NEWTON)
 
 
-def test_hooks_see_one_step_and_one_state_and_those_within_see_theirs() -> None:
+def test_hooks_see_one_step_and_state_and_inner_hooks_their_own() -> None:
     model = bn_net()
     optimizer = over_two(model)
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""Which parameters are channel-wise: by shape, by role, by the group's own word."""
+"""Which parameters are channel-wise: by shape, by role, by the group's own flag."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_shape_rule(shape: tuple[int, ...], expected: bool) -> None:
     ],
     ids=lambda norm: type(norm).__name__,
 )
-def test_norm_layers_by_role(norm: nn.Module) -> None:
+def test_parameters_of_norm_layers_are_newton(norm: nn.Module) -> None:
     newton, first = roles(nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Linear(4, 2)))
     assert newton == {"0.bias"} | {f"1.{name}" for name, _ in norm.named_parameters()}
     assert first == {"0.weight", "2.weight", "2.bias"}
 
 
 class LlamaRMSNorm(nn.Module):
-    """As transformer libraries write it: no relative of torch's norm layers."""
+    """A norm as transformer libraries write it, not a subclass of torch's norm layers."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class NormedProjection(nn.Module):
         self.weight = nn.Parameter(torch.ones(size, size))
 
 
-def test_third_party_norm_by_name() -> None:
+def test_third_party_norms_are_recognised_by_name() -> None:
     model = nn.Sequential(LlamaRMSNorm(4), NormedProjection(4), nn.Linear(4, 2))
     newton, _ = roles(model)
     assert newton == {"0.weight"}
 
 
 class Misleading(nn.Module):
-    """Shapes that look channel-wise and are not."""
+    """Parameters whose shapes look channel-wise, but most of which are not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Misleading(nn.Module):
         self.head = nn.Linear(4, 2)
 
 
-def test_role_goes_before_shape() -> None:
+def test_roles_take_precedence_over_shapes() -> None:
     newton, _ = roles(Misleading())
     assert newton == {"single.bias"}
     by_shape = sgdph.SGDPH(Misleading().named_parameters())
@@ -113,7 +113,7 @@ def test_role_goes_before_shape() -> None:
     }
 
 
-def test_biases_of_recurrent_attention_and_transposed_layers() -> None:
+def test_biases_of_recurrent_attention_and_transposed_layers_are_newton() -> None:
     model = nn.ModuleDict(
         {
             "lstm": nn.LSTM(3, 4),
@@ -177,14 +177,14 @@ class Shifted(nn.Module):
         return weight + self.shift
 
 
-def test_what_a_parametrisation_owns_is_no_layer() -> None:
+def test_a_parametrisation_is_not_an_output_layer() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     parametrize.register_parametrization(model[1], "weight", Shifted())
     newton, _ = roles(model)
     assert newton == {"0.bias"}
 
 
-def test_output_layer_without_bias_excludes_nobody() -> None:
+def test_output_layer_without_bias_makes_no_exception() -> None:
     newton, _ = roles(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4, bias=False)))
     assert newton == {"0.bias"}
 
@@ -228,7 +228,7 @@ def test_weight_decay_by_role() -> None:
     assert newton == {"0.bias", "1.weight", "1.bias"}
 
 
-def test_param_groups_refuses_what_is_no_module() -> None:
+def test_param_groups_needs_a_module_with_parameters() -> None:
     with pytest.raises(TypeError, match="got generator"):
         sgdph.param_groups(nn.Linear(2, 2).parameters())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no parameters"):
@@ -250,21 +250,21 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return [id(p) for p in a] == [id(p) for p in b]
 
 
-def test_last_channelwise_parameter_is_first_order_over_trainable_unflagged() -> None:
+def test_the_last_trainable_unflagged_channelwise_one_is_first_order() -> None:
     a, b, c, d = (nn.Parameter(torch.ones(3)) for _ in range(4))
     w = nn.Parameter(torch.ones(3, 2))
     assert same(newton_of([a, w, b, c]), [a, b])
     assert same(newton_of([{"params": [a, b]}, {"params": [w, c]}]), [a, b])
-    # A group's own word is not counted, and wins.
+    # A group with a flag is not counted, and its flag wins.
     assert same(newton_of([{"params": [a, b]}, {"params": [c], "channelwise": True}]), [a, c])
     assert same(newton_of([{"params": [a, b]}, {"params": [c], "channelwise": False}]), [a])
     assert same(newton_of([{"params": [w], "channelwise": True}, {"params": [a]}]), [w])
-    # A frozen one cannot be the last.
+    # A frozen parameter cannot be the last one.
     d.requires_grad_(False)
     assert same(newton_of([a, b, c, d]), [a, b, d])
 
 
-def test_later_groups_are_newton_by_shape_with_no_exception() -> None:
+def test_groups_added_later_are_newton_by_shape_without_exception() -> None:
     a, b, c = (nn.Parameter(torch.ones(3)) for _ in range(3))
     w = nn.Parameter(torch.ones(3, 2))
     optimizer = sgdph.SGDPH([a, b])
@@ -274,14 +274,14 @@ def test_later_groups_are_newton_by_shape_with_no_exception() -> None:
     assert set(optimizer.multipliers()) == {"0.0", "1.1"}
 
 
-def test_later_group_without_names_joins_named_ones() -> None:
+def test_a_group_without_names_can_be_added_to_named_ones() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     optimizer.add_param_group({"params": nn.Linear(2, 2).parameters()})
     assert set(optimizer.multipliers()) == {"0.weight", "0.bias", "2.1"}
 
 
-def test_roles_do_not_follow_requires_grad() -> None:
+def test_roles_do_not_change_with_requires_grad() -> None:
     a, b, c = (nn.Parameter(torch.ones(3)) for _ in range(3))
     optimizer = sgdph.SGDPH([a, b, c])
     c.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where no Newton step is taken, SGDPH is torch.optim.SGD to the bit."""
+"""Where SGDPH takes no Newton step, it equals torch.optim.SGD to the bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mixed() -> nn.Module:
 
 
 def embedding() -> nn.Module:
-    # Sparse gradients of an embedding, and dense ones behind it.
+    # Sparse gradients of an embedding, and dense ones of the layer after it.
     return nn.Sequential(nn.Embedding(10, 6, sparse=True), nn.Tanh(), nn.Linear(6, 3, bias=False))
 
 
@@ -70,7 +70,7 @@ def compare(
     flagged: bool = False,
     every_step: Any = None,
 ) -> None:
-    """Trains one model with each optimizer, everything else being the same."""
+    """Train one model with each optimizer; everything else is the same."""
     model, twin = seeded(make, dtype), seeded(make, dtype)
     params: Any = model.parameters()
     if flagged:
@@ -107,14 +107,14 @@ SETTINGS = [
 
 
 @pairwise(settings=SETTINGS, foreach=FOREACH, dtype=DTYPES)
-def test_no_channelwise_parameter(
+def test_a_model_without_channelwise_parameters_equals_sgd(
     settings: dict[str, Any], foreach: bool | None, dtype: torch.dtype
 ) -> None:
     compare(no_channelwise, dtype, settings, foreach=foreach)
 
 
 @pairwise(settings=SETTINGS, foreach=FOREACH, dtype=DTYPES)
-def test_groups_flagged_first_order(
+def test_groups_flagged_first_order_equal_sgd(
     settings: dict[str, Any], foreach: bool | None, dtype: torch.dtype
 ) -> None:
     compare(mixed, dtype, settings, foreach=foreach, flagged=True)
@@ -122,13 +122,13 @@ def test_groups_flagged_first_order(
 
 @pytest.mark.parametrize("foreach", FOREACH)
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way(way: str, foreach: bool | None) -> None:
+def test_all_three_ways_equal_sgd(way: str, foreach: bool | None) -> None:
     compare(no_channelwise, torch.float32, SETTINGS[3], foreach=foreach, way=way)
     compare(mixed, torch.float32, SETTINGS[3], foreach=foreach, way=way, flagged=True)
 
 
 @pytest.mark.parametrize("foreach", FOREACH)
-def test_no_curvature_is_wanted_nor_needed(foreach: bool | None) -> None:
+def test_without_newton_parameters_no_curvature_is_needed(foreach: bool | None) -> None:
     model, twin = seeded(no_channelwise, torch.float32), seeded(no_channelwise, torch.float32)
     optimizer = sgdph.SGDPH(model.parameters(), foreach=foreach, lr=0.1)
     sgd = torch.optim.SGD(twin.parameters(), foreach=foreach, lr=0.1, momentum=0.9)
@@ -143,7 +143,7 @@ def test_no_curvature_is_wanted_nor_needed(foreach: bool | None) -> None:
 
 
 @pairwise(settings=SETTINGS, foreach=FOREACH, dtype=DTYPES)
-def test_first_order_parameters_of_a_mixed_model(
+def test_first_order_parameters_of_a_mixed_model_equal_sgd(
     settings: dict[str, Any], foreach: bool | None, dtype: torch.dtype
 ) -> None:
     model, twin = seeded(mixed, dtype), seeded(mixed, dtype)
@@ -158,13 +158,13 @@ def test_first_order_parameters_of_a_mixed_model(
         loss = functional.cross_entropy(model(inputs), labels)
         optimizer.update_hessian(loss)
         loss.backward()
-        for name in names:  # the Newton ones go another way, so SGD is given these gradients
+        for name in names:  # the Newton steps differ from SGD's, so SGD gets these gradients
             theirs[name].grad = ours[name].grad.clone()
         optimizer.step()
         sgd.step()
         for name in names:
             assert torch.equal(ours[name], theirs[name]), f"{name} differs after step {step}"
-    assert float(optimizer.state[ours["1.weight"]]["refreshes"]) > 10  # and those went theirs
+    assert float(optimizer.state[ours["1.weight"]]["refreshes"]) > 10  # Newton steps were taken
 
 
 @pytest.mark.parametrize("foreach", FOREACH)
@@ -186,7 +186,7 @@ def test_sparse_gradients_of_an_embedding(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("foreach", FOREACH)
-def test_settings_changed_on_the_way(foreach: bool | None, dtype: torch.dtype) -> None:
+def test_settings_changed_in_mid_run_equal_sgd(foreach: bool | None, dtype: torch.dtype) -> None:
     def change(step: int, *optimizers: torch.optim.Optimizer) -> None:
         for optimizer in optimizers:
             group = optimizer.param_groups[0]
@@ -204,7 +204,7 @@ def test_settings_changed_on_the_way(foreach: bool | None, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("foreach", FOREACH)
-def test_learning_rate_as_a_tensor(foreach: bool | None, dtype: torch.dtype) -> None:
+def test_a_tensor_learning_rate_equals_sgd(foreach: bool | None, dtype: torch.dtype) -> None:
     def change(step: int, *optimizers: torch.optim.Optimizer) -> None:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"].mul_(0.97)
@@ -224,7 +224,7 @@ def test_learning_rate_as_a_tensor(foreach: bool | None, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("foreach", FOREACH)
-def test_learning_rate_as_a_tensor_moves_newton_parameters_too(foreach: bool | None) -> None:
+def test_a_tensor_learning_rate_also_moves_newton_parameters(foreach: bool | None) -> None:
     with_float, with_tensor = seeded(mixed, torch.float64), seeded(mixed, torch.float64)
     rate = torch.tensor(0.03125)  # a power of two is the same number in any dtype
     for model, lr in ((with_float, float(rate)), (with_tensor, rate)):

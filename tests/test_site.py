@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 ENTRANCES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-# Pages of the repository that the hook brings into the navigation.
+# Pages of the repository that the hook adds to the navigation.
 FROM_THE_ROOT = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
@@ -52,7 +52,7 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, by the rule of code hosts."""
+    """The anchors of a page's headings, as code hosts build them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     bare = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in bare}
@@ -70,7 +70,7 @@ def test_tests_that_a_page_names_exist(page: Path) -> None:
     path = None
     for named, test in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", page.read_text()):
         path = named or path
-        # The compatibility page names its tests from tests/ on; test_documentation.py has them.
+        # The compatibility page gives paths below tests/; test_documentation.py checks those.
         if path is not None:
             assert f"def {test}(" in (ROOT / path).read_text(), (path, test)
 
@@ -93,10 +93,10 @@ def test_reference_has_every_public_name() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built strictly: a link or a name that leads nowhere ends the build."""
+    """The site, built strictly: a link or a name without a target ends the build."""
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", out]
-    # Not --quiet: warnings that are not shown are not counted either, and the build passes.
+    # Not --quiet: warnings that are not shown are not counted, and the build would pass.
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -119,18 +119,18 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
 
 
 @pytest.mark.xdist_group("site")
-def test_search_is_there_without_a_server(site: Path) -> None:
+def test_search_needs_no_server(site: Path) -> None:
     index = (site / "search" / "search_index.js").read_text()
     assert index.startswith("var __index = ")
     assert "update_hessian" in index
     page = (site / "index.html").read_text()
-    # Without the stand-in for workers a browser refuses to search on pages opened from a file.
+    # Without this replacement for workers, browsers cannot search on pages opened from a file.
     assert "assets/iframe-worker.js" in page
     assert (site / "assets" / "iframe-worker.js").exists()
 
 
 @pytest.mark.xdist_group("site")
-def test_pictures_and_files_of_the_repository_come_along(site: Path) -> None:
+def test_pictures_and_files_of_the_repository_are_in_the_site(site: Path) -> None:
     missing = []
     for page in site.rglob("*.html"):
         for target in re.findall(r'(?:src|href)="([^":#?]+)[^":]*"', page.read_text()):
@@ -148,6 +148,6 @@ def test_reference_shows_signatures_and_resolves_its_references(site: Path) -> N
     page = (site / "api.html").read_text()
     assert 'id="sgdph.SGDPH.update_hessian"' in page
     assert "second_order_lr" in page
-    # What another documentation system would have read, left standing.
+    # No markup of another documentation system is left.
     assert not re.search(r":(?:class|func|meth|math):", page)
     assert "&gt;&gt;&gt;" in page

@@ -1,4 +1,4 @@
-"""Saving, loading, copying: a resumed run is the uninterrupted one, bit for bit."""
+"""Saving, loading, copying: a resumed run equals the uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_resumed_run_equals_uninterrupted_one(settings: dict[str, Any], dtype: t
     assert_same_bits(whole, resumed)
 
 
-def test_settings_come_with_the_state() -> None:
+def test_settings_are_loaded_with_the_state() -> None:
     first = sgdph.SGDPH(bn_net().parameters(), lr=0.3, second_order_lr=0.5, hessian_interval=4)
     second = sgdph.SGDPH(bn_net().parameters())
     second.load_state_dict(first.state_dict())
@@ -85,7 +85,7 @@ def test_loading_shares_no_memory() -> None:
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_copies_train_on_alike(how: str) -> None:
+def test_copies_train_to_the_same_bits(how: str) -> None:
     model = bn_net()
     settings = {"estimator": "hutchinson", "hessian_interval": 2}
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
@@ -102,7 +102,7 @@ def test_copies_train_on_alike(how: str) -> None:
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, copy.copy, lambda o: pickle.loads(pickle.dumps(o))]
 )
-def test_copies_keep_the_groups_word(copied: Callable[[sgdph.SGDPH], sgdph.SGDPH]) -> None:
+def test_copies_keep_the_channelwise_flags(copied: Callable[[sgdph.SGDPH], sgdph.SGDPH]) -> None:
     optimizer = sgdph.SGDPH(sgdph.param_groups(bn_net()))
     flags = [group["channelwise"] for group in optimizer.param_groups]
     assert set(flags) == {True, False}
@@ -111,7 +111,7 @@ def test_copies_keep_the_groups_word(copied: Callable[[sgdph.SGDPH], sgdph.SGDPH
     assert [group["channelwise"] for group in optimizer.param_groups] == flags
 
 
-def test_loading_leaves_the_roles_alone() -> None:
+def test_loading_does_not_change_the_channelwise_flag() -> None:
     model = bn_net()
     shapes = sgdph.SGDPH(model.parameters())
     flagged = sgdph.SGDPH([{"params": list(model.parameters()), "channelwise": False}])
@@ -171,7 +171,7 @@ def test_sgd_state_without_momentum_loads() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"nesterov": True}, {"dampening": 0.3}])
-def test_an_sgd_state_brings_nesterov_and_dampening_along(setting: dict[str, Any]) -> None:
+def test_loading_an_sgd_state_takes_over_nesterov_and_dampening(setting: dict[str, Any]) -> None:
     model = bn_net()
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, **setting)
     loss_of(model).backward()
@@ -188,7 +188,7 @@ def test_an_sgd_state_brings_nesterov_and_dampening_along(setting: dict[str, Any
     )
 
 
-def test_bad_state_leaves_the_optimizer_as_it_was() -> None:
+def test_a_bad_state_raises_an_error_and_changes_nothing() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     train(model, optimizer, range(3))
@@ -202,7 +202,7 @@ def test_bad_state_leaves_the_optimizer_as_it_was() -> None:
     assert_same_bits(model, twin)
 
 
-def test_users_load_hook_is_honoured() -> None:
+def test_a_users_load_hook_is_called() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     train(model, optimizer, range(3))
@@ -214,7 +214,7 @@ def test_users_load_hook_is_honoured() -> None:
     assert torch.equal(loaded.state[weight]["hessian"], optimizer.state[weight]["hessian"])
 
 
-def test_pending_curvature_is_dropped_by_loading() -> None:
+def test_loading_drops_pending_curvature() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     optimizer.update_hessian(loss_of(model))
@@ -224,7 +224,7 @@ def test_pending_curvature_is_dropped_by_loading() -> None:
         optimizer.step()
 
 
-def test_cleared_state_starts_anew() -> None:
+def test_clearing_the_state_restarts_the_optimizer() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     train(model, optimizer, range(6))
@@ -238,7 +238,7 @@ def test_cleared_state_starts_anew() -> None:
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_an_average_from_elsewhere_is_noticed(replaced: bool) -> None:
+def test_multipliers_use_an_average_that_the_user_changed(replaced: bool) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), second_order_lr=1.0, eps=1.0)
     train(model, optimizer, range(4))
@@ -252,7 +252,7 @@ def test_an_average_from_elsewhere_is_noticed(replaced: bool) -> None:
     assert all((m == 1).all() for m in optimizer.multipliers().values())
 
 
-def test_multipliers_follow_a_conversion() -> None:
+def test_multipliers_follow_a_conversion_of_the_dtype() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     assert all(m.dtype == torch.float32 for m in optimizer.multipliers().values())
@@ -260,7 +260,7 @@ def test_multipliers_follow_a_conversion() -> None:
     assert all(m.dtype == torch.float64 for m in optimizer.multipliers().values())
 
 
-def test_converted_after_construction_but_before_training() -> None:
+def test_a_model_converted_before_training_trains() -> None:
     model = bn_net(torch.float32)
     optimizer = sgdph.SGDPH(model.parameters())
     model.double()
@@ -269,7 +269,7 @@ def test_converted_after_construction_but_before_training() -> None:
     assert optimizer.state[model[1].weight]["hessian"].dtype == torch.float64
 
 
-def test_converted_in_mid_training_is_noticed_and_can_be_carried_over() -> None:
+def test_converting_in_mid_training_raises_until_the_state_is_reloaded() -> None:
     model = bn_net(torch.float32)
     optimizer = sgdph.SGDPH(model.parameters())
     train(model, optimizer, range(4))
@@ -283,7 +283,7 @@ def test_converted_in_mid_training_is_noticed_and_can_be_carried_over() -> None:
     train(model, optimizer, range(4, 9))
 
 
-def test_replaced_parameters_are_noticed() -> None:
+def test_replaced_parameters_raise_an_error() -> None:
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         model = bn_net(torch.float32)
@@ -297,24 +297,24 @@ def test_replaced_parameters_are_noticed() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("trained", [0, 4])
-def test_folded_weight_norm_is_noticed(way: str, trained: int) -> None:
+def test_folding_weight_norm_after_construction_raises_an_error(way: str, trained: int) -> None:
     model = bn_net()
     nn.utils.parametrizations.weight_norm(model[0])
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     train(model, optimizer, range(trained), WAYS[way])
     nn.utils.parametrize.remove_parametrizations(model[0], "weight")
-    # A cycle over four parameters: one of these steps wants the length that is gone.
+    # The cycle has four parameters: one of these steps needs the length that was removed.
     with pytest.raises(RuntimeError, match=r"original0.*replaced"):
         train(model, optimizer, range(trained, trained + 4), WAYS[way])
 
 
-def test_a_second_network_in_the_loss_is_no_replacement() -> None:
+def test_a_second_network_in_the_loss_raises_no_error() -> None:
     model, other = bn_net(), bn_net(seed=1)
     optimizer = sgdph.SGDPH(model.parameters())
     optimizer.zero_grad()
     by_update(optimizer, loss_of(model) + loss_of(other))
     optimizer.step()
-    # Now a turn falls on a parameter that sits out, beside strangers of its shape.
+    # Now the next parameter is not in the loss, but others of the same shape are.
     optimizer.zero_grad()
     by_update(optimizer, model[4].weight.square().sum() + loss_of(other))
     optimizer.step()

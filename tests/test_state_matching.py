@@ -31,8 +31,8 @@ def built(first: Any, second: Any, *, later: bool) -> sgdph.SGDPH:
 
 @pytest.mark.parametrize("trained", [0, 4])
 @pytest.mark.parametrize(("before", "after"), itertools.permutations([False, True]))
-def test_exchanged_roles_are_named(trained: int, before: bool, after: bool) -> None:
-    """A group that comes later has no exception; of those that come at once, the last is one."""
+def test_exchanged_roles_raise_an_error(trained: int, before: bool, after: bool) -> None:
+    """A group added later has no exception; of the first groups, the last parameter is one."""
     model, first, second = two_parts()
     optimizer = built(first, second, later=before)
     train(model, optimizer, range(trained))
@@ -45,7 +45,7 @@ def test_exchanged_roles_are_named(trained: int, before: bool, after: bool) -> N
     ):
         other.load_state_dict(optimizer.state_dict())
     assert str(other.state_dict()) == str(state)
-    # As the message says.
+    # What the message recommends works.
     saved = optimizer.state_dict()
     for group in saved["param_groups"]:
         group["channelwise"] = None
@@ -54,7 +54,7 @@ def test_exchanged_roles_are_named(trained: int, before: bool, after: bool) -> N
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_flags_are_roles(flag: bool) -> None:
+def test_loading_into_the_opposite_flag_raises_an_error(flag: bool) -> None:
     model = bn_net()
     flagged = sgdph.SGDPH([{"params": [model[0].weight], "channelwise": flag}])
     other = sgdph.SGDPH([{"params": [model[0].weight], "channelwise": not flag}])
@@ -62,7 +62,7 @@ def test_flags_are_roles(flag: bool) -> None:
         other.load_state_dict(flagged.state_dict())
 
 
-def test_saving_leaves_the_groups_word_alone() -> None:
+def test_saving_stores_roles_and_keeps_the_channelwise_flag() -> None:
     optimizer = sgdph.SGDPH(bn_net().parameters())
     seen = []
     optimizer.register_state_dict_post_hook(lambda _, saved: seen.append(saved["param_groups"]))
@@ -72,8 +72,8 @@ def test_saving_leaves_the_groups_word_alone() -> None:
     assert optimizer.param_groups[0]["channelwise"] is None
 
 
-def test_an_unfrozen_parameter_is_not_the_exception() -> None:
-    # The exception is the last trainable one, so the resumed optimizer has another.
+def test_loading_after_unfreezing_the_last_parameter_raises_an_error() -> None:
+    # The exception is the last trainable parameter, so the resumed optimizer has another one.
     model = bn_net()
     model[4].bias.requires_grad_(False)
     optimizer = sgdph.SGDPH(model.named_parameters())
@@ -82,7 +82,7 @@ def test_an_unfrozen_parameter_is_not_the_exception() -> None:
         sgdph.SGDPH(model.named_parameters()).load_state_dict(optimizer.state_dict())
 
 
-def test_swapped_groups_of_one_role_are_noticed_by_name() -> None:
+def test_swapped_groups_of_one_role_raise_an_error_if_named() -> None:
     norms = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     groups = [
         {"params": [*norm.named_parameters(prefix=name)], "channelwise": True}
@@ -110,7 +110,7 @@ def test_torch_distributed_checkpoint_matches_by_name(reordered: str) -> None:
     order = groups(twin, -1 if reordered == "parameters" else 1)
     other = sgdph.SGDPH(order[::-1] if reordered == "groups" else order)
     if reordered == "parameters":
-        # The rule for shapes excepts the last, which is another one now.
+        # The rule for shapes excepts the last parameter, which is another one now.
         with pytest.raises(ValueError, match=r"0\.bias took Newton steps there.*1\.bias was first"):
             set_state_dict(twin, other, model_state_dict=twin.state_dict(), optim_state_dict=saved)
         return
@@ -166,7 +166,7 @@ def test_a_state_of_sgd_over_the_model_loads_into_groups_by_role(groups: Any, na
     assert [(g["channelwise"], g["param_names"]) for g in optimizer.param_groups] == before
     for group in optimizer.param_groups:
         assert (group["lr"], group["weight_decay"], group["eps"]) == (0.05, 1e-3, 1e-4)
-    # First-order parameters go on as torch.optim.SGD's, to the bit.
+    # First-order parameters continue as with torch.optim.SGD, to the bit.
     twin = copy.deepcopy(model)
     sgd = torch.optim.SGD(twin.parameters(), lr=1.0)
     sgd.load_state_dict(state)
@@ -188,7 +188,7 @@ def test_a_copied_optimizer_knows_the_models_order() -> None:
         assert torch.equal(kept, state["state"][i]["momentum_buffer"])
 
 
-def test_names_match_whatever_the_groups() -> None:
+def test_parameters_are_matched_by_name_whatever_the_groups() -> None:
     model = bn_net()
     state = sgd_state(model, split(model))
     names = [name for group in state["param_groups"] for name in group["param_names"]]
@@ -196,10 +196,10 @@ def test_names_match_whatever_the_groups() -> None:
     optimizer.load_state_dict(state)
     for (name, _), kept in zip(model.named_parameters(), momenta(optimizer, model), strict=True):
         assert torch.equal(kept, state["state"][names.index(name)]["momentum_buffer"])
-    # Newton parameters all come from one group. The others from two, which decay differently.
+    # All Newton parameters come from one group, the others from two with different decays.
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     assert decays == [0.0, 0.0]
-    # Also where the sizes happen to be the same, and the order is not.
+    # Also where the sizes of the groups are the same, and the order is not.
     optimizer = sgdph.SGDPH([*model.named_parameters()][::-1])
     optimizer.load_state_dict(sgd_state(model, model.named_parameters()))
     assert all(
@@ -208,7 +208,7 @@ def test_names_match_whatever_the_groups() -> None:
     )
 
 
-def test_one_weight_decay_in_place_of_two_is_said() -> None:
+def test_loading_one_weight_decay_in_place_of_two_warns() -> None:
     model = bn_net()
     state = sgd_state(model, model.parameters(), weight_decay=1e-3)
     groups = sgdph.param_groups(model, 0.1, channelwise_weight_decay=0.0)
@@ -217,7 +217,7 @@ def test_one_weight_decay_in_place_of_two_is_said() -> None:
 
 
 @pytest.mark.parametrize("case", ["no order", "some parameters", "two groups", "another model"])
-def test_what_cannot_be_matched_is_refused(case: str) -> None:
+def test_a_state_that_cannot_be_matched_raises_an_error(case: str) -> None:
     model = bn_net()
     groups = sgdph.param_groups(model)
     params: Any = list(model.parameters())
@@ -240,7 +240,7 @@ def test_what_cannot_be_matched_is_refused(case: str) -> None:
     assert str(optimizer.state_dict()) == before
 
 
-def test_a_state_of_ours_over_other_groups_is_refused() -> None:
+def test_an_sgdph_state_over_other_groups_raises_an_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     other = sgdph.SGDPH(sgdph.param_groups(model, 0.1, channelwise_weight_decay=0.0))
@@ -248,8 +248,8 @@ def test_a_state_of_ours_over_other_groups_is_refused() -> None:
         other.load_state_dict(optimizer.state_dict())
 
 
-def test_sgd_over_the_groups_of_param_groups() -> None:
-    """It keeps all that is in them; its state loads as it is."""
+def test_a_state_of_sgd_over_param_groups_loads() -> None:
+    """SGD keeps all keys of these groups, so its state loads as it is."""
     model = bn_net()
     state = sgd_state(model, sgdph.param_groups(model))
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
@@ -258,7 +258,7 @@ def test_sgd_over_the_groups_of_param_groups() -> None:
     train(model, optimizer, range(3))
 
 
-SCALE = 2  # The place of 1.weight, a Newton parameter.
+SCALE = 2  # The index of 1.weight, a Newton parameter.
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ SCALE = 2  # The place of 1.weight, a Newton parameter.
         (lambda s: s["param_groups"][0].update(eps="1e-4"), "eps must be a number, got '1e-4'"),
     ],
 )
-def test_a_broken_state_is_refused_as_a_whole(change: Any, message: str) -> None:
+def test_a_broken_state_raises_an_error_and_changes_nothing(change: Any, message: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.named_parameters())
     train(model, optimizer, range(4))
@@ -307,14 +307,14 @@ def test_a_broken_state_is_refused_as_a_whole(change: Any, message: str) -> None
 
 
 @pytest.mark.parametrize("value", [None, [], "state"])
-def test_what_is_no_state_at_all(value: Any) -> None:
+def test_a_state_that_is_not_a_dict_raises_type_error(value: Any) -> None:
     with pytest.raises(TypeError, match=f"got {re.escape(type(value).__name__)}"):
         sgdph.SGDPH(bn_net().parameters()).load_state_dict(value)
 
 
 @pytest.mark.parametrize("plain", [int, float])
 def test_counts_that_are_plain_numbers_load(plain: type) -> None:
-    """As ``torch.optim.Adam`` takes a ``step`` that is one."""
+    """``torch.optim.Adam`` accepts a plain number as ``step``, too."""
     model = bn_net()
     optimizer = sgdph.SGDPH(model.named_parameters())
     train(model, optimizer, range(4))

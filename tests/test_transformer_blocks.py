@@ -1,4 +1,4 @@
-"""Transformer blocks with torch's default attention, in what surrounds them in training."""
+"""Transformer blocks with torch's default attention: checkpoints, autocast, AdamW, penalties."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH, LENGTH, HEADS = 16, 12, 4
 
 
 class Block(nn.Module):
-    """Pre-norm and causal, as a decoder's."""
+    """A pre-norm, causal block, as in a decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5)
         with torch.no_grad():
             for p in self.parameters():
-                # Else all tokens see one another nearly alike, and attention has little to say.
+                # Otherwise attention is nearly uniform over the tokens, and has little effect.
                 p.add_(0.2 * torch.randn_like(p))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def by_closure(optimizer: SecondOrderOptimizer, loss: Callable[[], Tensor]) -> N
 
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
 @pytest.mark.parametrize("way", [*WAYS, "closure"])
-def test_checkpointed_blocks_train_as_plain_ones(way: str, refresh: str) -> None:
+def test_checkpointed_blocks_train_like_plain_ones(way: str, refresh: str) -> None:
     trained = []
     for again in (False, True):
         model = Transformer(checkpointed=again).double()
@@ -112,7 +112,7 @@ def test_checkpointed_blocks_train_as_plain_ones(way: str, refresh: str) -> None
             optimizer.step()
         trained.append([*model.parameters(), *averages(optimizer)])
     assert len(trained[0]) == len(trained[1])
-    # Differences of gradients have a rounding of their own.
+    # Differences of gradients have rounding errors of their own.
     tolerance = 1e-6 if way == "closure" else 1e-10
     for plain, found in zip(*trained, strict=True):
         torch.testing.assert_close(found, plain, rtol=0, atol=tolerance)
@@ -120,7 +120,9 @@ def test_checkpointed_blocks_train_as_plain_ones(way: str, refresh: str) -> None
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_curvature_under_bfloat16_autocast_is_near_float32s(way: str, checkpointed: bool) -> None:
+def test_curvature_under_bfloat16_autocast_is_close_to_float32(
+    way: str, checkpointed: bool
+) -> None:
     found = []
     for half in (False, True):
         model = Transformer(checkpointed=checkpointed and half)
@@ -144,13 +146,13 @@ def beside_adamw(model: nn.Module, estimator: str) -> sgdph.PartialHessian:
 
 
 @pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
-def test_newton_steps_beside_adamw_are_those_of_math_attention(estimator: str) -> None:
+def test_newton_steps_beside_adamw_equal_those_with_math_attention(estimator: str) -> None:
     trained = []
     for fused in (True, False):
         model = Transformer().double()
         optimizer = beside_adamw(model, estimator)
         with attention(fused):
-            # Each Newton parameter's turn comes once.
+            # Each Newton parameter is refreshed once.
             for step in range(len(optimizer.multipliers())):
                 optimizer.zero_grad()
                 loss = loss_of(model, step)
@@ -164,7 +166,7 @@ def test_newton_steps_beside_adamw_are_those_of_math_attention(estimator: str) -
 
 @pytest.fixture
 def unregistered() -> Iterator[None]:
-    """Let torch lack the derivative again, as in a process that has built no optimizer."""
+    """Remove the derivative from torch, as in a process that has built no optimizer."""
     make_attention_twice_differentiable()._destroy()
     make_attention_twice_differentiable.cache_clear()
     yield
@@ -179,7 +181,7 @@ def penalty(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["SGDPH", "PartialHessian"])
 @pytest.mark.usefixtures("unregistered")
-def test_the_first_optimizer_gives_it_to_every_double_backward(kind: str) -> None:
+def test_the_first_optimizer_makes_attention_twice_differentiable(kind: str) -> None:
     model = Transformer().double()
     with pytest.raises(RuntimeError, match="not implemented"):
         penalty(model).backward()

@@ -1,4 +1,4 @@
-"""Optimizers that cannot be the first-order half of PartialHessian are refused, with the reason."""
+"""Optimizers that cannot be the first-order half of PartialHessian raise an error that says why."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UNSUITABLE: dict[str, tuple[str, Callable[[Any, nn.Module], object], str]] = {
 
 
 @pytest.mark.parametrize("name", UNSUITABLE)
-def test_what_cannot_serve_is_refused(name: str) -> None:
+def test_an_unsuitable_optimizer_raises_an_error_that_says_why(name: str) -> None:
     path, make, reason = UNSUITABLE[name]
     module, _, kind = path.rpartition(".")
     model = bn_net()
@@ -58,11 +58,11 @@ def test_what_cannot_serve_is_refused(name: str) -> None:
     held = [len(group["params"]) for group in getattr(unsuitable, "param_groups", ())]
     with pytest.raises((ValueError, TypeError), match=reason):
         sgdph.PartialHessian(unsuitable, sgdph.param_groups(model))
-    # Nothing was taken over.
+    # No parameter was taken over.
     assert held == [len(group["params"]) for group in getattr(unsuitable, "param_groups", ())]
 
 
-def test_zero_redundancy_is_refused() -> None:
+def test_zero_redundancy_optimizer_raises_value_error() -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     model = bn_net()

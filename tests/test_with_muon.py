@@ -1,4 +1,4 @@
-"""sgdph.muon: which parameter goes where, and the steps of a PartialHessian made by hand."""
+"""sgdph.muon: which optimizer gets which parameter, and the steps of one made by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """Tied embedding and head; tables, scalars and stacked experts of its own."""
+    """Tied embedding and head, and its own tables, scalars and stacked experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Gpt(nn.Module):
 
 
 class RelativeEmbed(nn.Module):
-    """Inherits from nothing that is known."""
+    """An embedding that inherits from no known class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def llama() -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
 
 
-# Of each network the hidden weights, and what AdamW gets: the rest takes Newton steps.
+# For each network, the hidden weights and what AdamW gets. The rest takes Newton steps.
 ROLES: dict[Callable[[], nn.Module], tuple[set[str], set[str]]] = {
     resnet: (
         {"3.conv1.weight", "3.conv2.weight", "3.projection.weight"},
@@ -148,7 +148,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[int]:
 
 
 @pytest.mark.parametrize("make", ROLES, ids=lambda make: make.__name__)
-def test_each_parameter_is_where_it_belongs(make: Callable[[], nn.Module]) -> None:
+def test_each_parameter_goes_to_the_right_optimizer(make: Callable[[], nn.Module]) -> None:
     pytest.importorskip("pytorch_optimizer")
     model = make()
     hidden, others = ROLES[make]
@@ -198,7 +198,7 @@ def library_muon(model: nn.Module, hidden: list[Tensor]) -> torch.optim.Optimize
     ],
     ids=["matrices", "matrices-old-torch", "kernels"],
 )
-def test_it_takes_the_steps_of_one_made_by_hand(
+def test_steps_equal_those_of_a_partial_hessian_made_by_hand(
     make: Callable[[], nn.Module],
     muon: Callable[[nn.Module, list[Tensor]], torch.optim.Optimizer],
     old_torch: bool,
@@ -227,7 +227,7 @@ def test_it_takes_the_steps_of_one_made_by_hand(
     assert torch.equal(flat(model), flat(twin))
 
 
-def test_weight_decay_of_norms_may_differ() -> None:
+def test_channelwise_weight_decay_may_differ() -> None:
     pytest.importorskip("pytorch_optimizer")
     optimizer = sgdph.muon(resnet(), weight_decay=0.1, channelwise_weight_decay=0.0)
     found = {
@@ -243,14 +243,16 @@ def test_weight_decay_of_norms_may_differ() -> None:
     assert set(found.values()) == {0.0, 0.1}
 
 
-def test_the_only_hidden_weight_is_muon_s_though_it_comes_first() -> None:
+def test_muon_gets_the_only_hidden_weight_even_if_it_comes_first() -> None:
     pytest.importorskip("pytorch_optimizer")
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3))
     muon, _ = sgdph.muon(model).first_order
     assert parameters_of(muon) == [id(model[0].weight)]
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pytorch_optimizer_the_error_names_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(ImportError, match=r"for kernels: pip install pytorch_optimizer"):
         sgdph.muon(resnet())
@@ -259,14 +261,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         sgdph.muon(mlp())
 
 
-def test_errors() -> None:
+def test_unsuitable_models_raise_errors() -> None:
     with pytest.raises(ValueError, match=r"no hidden weights.*PartialHessian with torch\.optim"):
         sgdph.muon(nn.Sequential(nn.Embedding(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
     with pytest.raises(TypeError, match=r"expects a torch\.nn\.Module, got list"):
         sgdph.muon([nn.Parameter(torch.ones(2, 2))])
 
 
-def test_errors_of_the_newton_steps() -> None:
+def test_bad_settings_of_the_newton_steps_raise_errors() -> None:
     if not hasattr(torch.optim, "Muon"):
         pytest.importorskip("pytorch_optimizer")
     with pytest.raises(TypeError, match="hessian_intervall"):

@@ -28,7 +28,7 @@ def inputs(
 ) -> list[Tensor]:
     torch.manual_seed(0)
     shapes = (heads, length), (key_heads, keys), (key_heads, keys)
-    # As a projection leaves them: heads beside each other in memory.
+    # The memory layout after a projection: the heads of one token are adjacent.
     tensors = [torch.randn(samples, n, h, width, dtype=F64).transpose(1, 2) for h, n in shapes]
     return [t.requires_grad_() for t in tensors]
 
@@ -47,7 +47,7 @@ MASKS: dict[str, Callable[..., Tensor] | None] = {"none": None, "bool": hidden, 
 
 
 def products(qkv: list[Tensor], out: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """First gradients of a loss of the output, and a product of all with a vector."""
+    """Return the first gradients of a loss of the output, and a Hessian-vector product."""
     loss = (out.sin() * torch.arange(out.numel(), dtype=out.dtype).cos().view_as(out)).sum()
     gradients = torch.autograd.grad(loss, qkv, create_graph=True)
     vectors = [torch.arange(g.numel(), dtype=g.dtype).sin().view_as(g) for g in gradients]
@@ -67,7 +67,7 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-11) -> No
     [(2, 4, 4, 6, 6, 5), (3, 4, 2, 7, 5, 8), (2, 6, 1, 5, 9, 4), (1, 2, 2, 300, 260, 4)],
     ids=["plain", "grouped", "one_key_head", "long"],
 )
-def test_product_equals_math_attention_s(
+def test_a_hessian_vector_product_equals_that_of_math_attention(
     sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_attention_twice_differentiable()
@@ -86,14 +86,14 @@ def test_product_equals_math_attention_s(
             qkv = inputs(*sizes)
             with sdpa_kernel(backend) if backend is not None else contextlib.nullcontext():
                 out = functional.scaled_dot_product_attention(*qkv, mask, **named)
-            # Torch 2.6 takes the math kernel for grouped queries.
+            # Torch 2.6 uses the math kernel for grouped queries.
             if heads == key_heads:
                 assert (type(out.grad_fn).__name__ == FUSED) == (backend is None)
             found.append(products(qkv, out))
         (first, fused), (_, plain) = found
         for one, other in zip(fused, plain, strict=True):
             assert_near(one, other)
-        # The first gradients are the kernel's own.
+        # The first gradients equal those of the kernel itself, bit for bit.
         qkv = inputs(*sizes)
         out = functional.scaled_dot_product_attention(*qkv, mask, **named)
         torch.manual_seed(0)
@@ -112,7 +112,7 @@ def layer(dropout: float = 0.0) -> nn.TransformerEncoderLayer:
 
 
 def curvature(model: nn.Module, way: str, factor: float = 1.0) -> list[Tensor]:
-    """Each Newton parameter's joint estimate after one step."""
+    """Return each Newton parameter's joint estimate after one step."""
     optimizer = sgdph.SGDPH(
         sgdph.param_groups(model), estimator="hutchinson", refresh="all", hessian_momentum=0.99
     )
@@ -123,7 +123,7 @@ def curvature(model: nn.Module, way: str, factor: float = 1.0) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_takes_part(way: str) -> None:
+def test_every_way_gives_the_curvature_of_math_attention(way: str) -> None:
     with sdpa_kernel(SDPBackend.MATH):
         expected = curvature(layer(), way)
     found = curvature(layer(), way)
@@ -132,8 +132,8 @@ def test_every_way_takes_part(way: str) -> None:
         assert_near(one, other, 1e-12)
 
 
-def test_no_matrix_of_all_scores() -> None:
-    """Beside what has the size of the inputs, some blocks of scores are held."""
+def test_the_full_score_matrix_is_never_in_memory() -> None:
+    """Apart from tensors of the inputs' size, only a few blocks of scores are held."""
     make_attention_twice_differentiable()
     torch.manual_seed(0)
     qkv = [torch.randn(4, 8, 1024, 32, requires_grad=True) for _ in range(3)]
@@ -143,13 +143,13 @@ def test_no_matrix_of_all_scores() -> None:
         memory.start()
         torch.autograd.grad(gradients, qkv, [torch.ones_like(g) for g in gradients])
         added = memory.peak().added
-    # All scores are 32 heads of this size: four results, three vectors, what leads to the loss.
+    # All scores are 32 heads. Allowed: four results, three vectors, and what leads to the loss.
     one_input = one_head = 4 * 8 * 1024 * 32 * 4
     assert added <= 9 * one_input + 2 * one_head
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_products_are_near_those_in_float64(dtype: torch.dtype) -> None:
     make_attention_twice_differentiable()
     exact = [t.detach().to(dtype) for t in inputs(2, 4, 2, 6, 6, 8)]
     found = []
@@ -164,7 +164,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_dropout_takes_the_math_kernel_on_the_cpu(way: str) -> None:
+def test_dropout_on_the_cpu_uses_the_math_kernel(way: str) -> None:
     torch.manual_seed(3)
     found = curvature(layer(dropout=0.1).train(), way)
     torch.manual_seed(3)
@@ -175,7 +175,7 @@ def test_dropout_takes_the_math_kernel_on_the_cpu(way: str) -> None:
 
 
 def fake_kernel(name: str, dropout: float = 0.0) -> Callable[..., Any]:
-    """CUDA's kernel of a first derivative by its own schema, computed by plain products."""
+    """Return a stand-in for CUDA's backward kernel: its schema, computed by plain products."""
     schema = getattr(torch.ops.aten, name).default._schema
     names = [argument.name.rstrip("_") for argument in schema.arguments]
 
@@ -210,7 +210,7 @@ def fake_kernel(name: str, dropout: float = 0.0) -> Callable[..., Any]:
 
 
 class Whole(torch.autograd.Function):
-    """An attention as one node."""
+    """An attention that is a single graph node."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -226,8 +226,8 @@ CUDA = ["flash", "efficient", "cudnn"]
 
 
 @pytest.mark.parametrize("kind", CUDA)
-def test_cuda_s_kernels_by_their_own_schemas(kind: str) -> None:
-    """The kernels need a GPU; what is done with their arguments does not."""
+def test_stand_ins_for_cuda_kernels_give_the_plain_derivatives(kind: str) -> None:
+    """The kernels need a GPU. The code that handles their arguments does not."""
     call = fake_kernel(f"_scaled_dot_product_{kind}_attention_backward")
     bias = None if kind == "flash" else torch.randn(2, 3, 5, 5, dtype=F64).requires_grad_()
     wanted = [*inputs(2, 3, 3, 5, 5, 4), *([bias] if kind == "efficient" else [])]
@@ -248,7 +248,7 @@ def test_cuda_s_kernels_by_their_own_schemas(kind: str) -> None:
         assert_near(one, other)
 
 
-def test_dropout_inside_a_kernel_is_refused() -> None:
+def test_dropout_inside_a_kernel_raises_an_error() -> None:
     call = fake_kernel("_scaled_dot_product_flash_attention_backward", dropout=0.1)
     q, k, v = inputs(2, 3, 3, 5, 5, 4)
     out = Whole.apply(q, k, v, None)
@@ -258,8 +258,8 @@ def test_dropout_inside_a_kernel_is_refused() -> None:
 
 
 @pytest.mark.parametrize("way", ["backward", "update_hessian"])
-def test_a_third_derivative_is_refused(way: str) -> None:
-    """A gradient penalty is such a loss; first-order training by it works."""
+def test_a_third_derivative_raises_an_error(way: str) -> None:
+    """A loss with a gradient penalty needs one. First-order training with it works."""
     model = layer()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
 
@@ -279,8 +279,8 @@ def test_a_third_derivative_is_refused(way: str) -> None:
         torch.autograd.grad(first.sum(), q, create_graph=True)
 
 
-def test_a_part_of_an_attention_is_refused() -> None:
-    """Blockwise attention gives the kernel some keys, and the result and normaliser of all."""
+def test_blockwise_attention_raises_an_error() -> None:
+    """The kernel gets some of the keys, but the output and the normaliser of all keys."""
     make_attention_twice_differentiable()
     q, k, v = inputs(1, 2, 2, 6, 6, 4)
     aten = torch.ops.aten
@@ -298,7 +298,7 @@ def test_a_part_of_an_attention_is_refused() -> None:
         torch.autograd.grad(parts[0].sum(), q)
 
 
-def test_forward_mode_is_refused() -> None:
+def test_forward_mode_raises_an_error() -> None:
     make_attention_twice_differentiable()
     q, k, v = (t.detach() for t in inputs(1, 2, 2, 3, 3, 4))
 
@@ -312,7 +312,7 @@ def test_forward_mode_is_refused() -> None:
         torch.func.jvp(slope, (torch.ones_like(q),), (torch.ones_like(q),))
 
 
-def test_transforms_of_torch_func_are_left_as_they_are() -> None:
+def test_torch_func_grad_works_once_and_nested_raises_an_error() -> None:
     make_attention_twice_differentiable()
     q, k, v = (t.detach() for t in inputs(1, 2, 2, 3, 3, 4))
 
@@ -326,7 +326,7 @@ def test_transforms_of_torch_func_are_left_as_they_are() -> None:
         torch.func.grad(lambda q: torch.func.grad(loss)(q).sum())(q)
 
 
-def test_a_compiled_model_s_first_gradients() -> None:
+def test_a_compiled_model_has_the_same_first_gradients() -> None:
     """AOTAutograd traces the kernel that we registered."""
     make_attention_twice_differentiable()
     found = []
@@ -340,7 +340,7 @@ def test_a_compiled_model_s_first_gradients() -> None:
         assert_near(one, other, 1e-14)
 
 
-def test_registered_once() -> None:
+def test_a_second_registration_returns_the_first() -> None:
     assert make_attention_twice_differentiable() is make_attention_twice_differentiable()
 
 

@@ -1,4 +1,4 @@
-"""Compiled models train by the documented routes, each as the uncompiled model does."""
+"""Compiled models, trained by each documented route, equal the uncompiled model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import sgdph
 
-# torch's compiled autograd without a compiler of C++, which takes half a minute.
+# It uses torch's compiled autograd, but no C++ compiler, which would take half a minute.
 BACKEND = "aot_eager"
 
 Route = Callable[[sgdph.SGDPH, nn.Module, nn.Module, int], None]
@@ -44,12 +44,12 @@ def _forget_what_was_compiled() -> None:
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
 @pytest.mark.parametrize("in_place", [False, True], ids=["torch.compile", "module.compile"])
-def test_a_route_equals_the_uncompiled_model(route: Route, in_place: bool) -> None:
+def test_each_route_equals_the_uncompiled_model(route: Route, in_place: bool) -> None:
     model = bn_net()
     plain = copy.deepcopy(model)
     raw = model
     if in_place:
-        # module.compile() has no uncompiled twin: its forward is one.
+        # module.compile() works in place. A new Sequential of the same layers is not compiled.
         model.compile(backend=BACKEND)
         compiled, raw = model, nn.Sequential(*model) if route is by_uncompiled_loss else model
     else:
@@ -68,7 +68,7 @@ def test_a_route_equals_the_uncompiled_model(route: Route, in_place: bool) -> No
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_without_a_route_the_error_names_them() -> None:
+def test_without_a_route_the_error_names_the_routes() -> None:
     model = bn_net()
     compiled = torch.compile(model, backend=BACKEND)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
@@ -86,8 +86,10 @@ def test_without_a_route_the_error_names_them() -> None:
     ],
     ids=str,
 )
-def test_a_compiled_step_is_the_uncompiled_one(backend: str, settings: dict[str, Any]) -> None:
-    """As are the optimizer's other methods; torch.optim.SGD's can be compiled as well."""
+def test_compiled_optimizer_methods_equal_uncompiled_ones(
+    backend: str, settings: dict[str, Any]
+) -> None:
+    """The methods of torch.optim.SGD can be compiled too."""
     models = bn_net(), bn_net()
     for model, compiled in zip(models, (True, False), strict=True):
         optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.1, **settings)
@@ -111,7 +113,7 @@ def test_a_compiled_step_is_the_uncompiled_one(backend: str, settings: dict[str,
 
 
 def test_a_compiled_step_is_not_traced() -> None:
-    # Its turns would have it compiled anew, until torch gives up.
+    # Each step refreshes another parameter, so torch would recompile it until it gives up.
     model = bn_net()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     seen = []
@@ -169,7 +171,7 @@ LOSSES = [whole, cross_entropy_alone, squared_error_alone, first_layers_alone]
 
 
 @pairwise(loss_of=LOSSES, way=WAYS, name=["0.bias", "1.weight", "1.bias"])
-def test_compiled_code_between_loss_and_parameter_is_always_refused(
+def test_compiled_code_between_loss_and_parameter_raises_an_error(
     loss_of: Callable[[nn.Module, str], Tensor], way: str, name: str
 ) -> None:
     model = norm_net()
@@ -187,7 +189,7 @@ def test_compiled_code_between_loss_and_parameter_is_always_refused(
 
 
 @pytest.mark.parametrize("look", [sgdph.hessian_block, sgdph.diagonality])
-def test_a_block_of_compiled_code_is_refused(look: Callable[..., object]) -> None:
+def test_diagnostics_of_compiled_code_raise_an_error(look: Callable[..., object]) -> None:
     model = norm_net()
     loss = whole(model, BACKEND)
     with pytest.raises(RuntimeError, match="compiled model"):

@@ -1,4 +1,4 @@
-"""Norms whose graph nodes CUDA alone has: stand-ins take the nodes' place on a CPU."""
+"""Norms whose graph nodes exist only on CUDA: on a CPU, stand-ins replace the nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ F64 = torch.float64
 
 
 class Everything:
-    """A region through which all inputs lead on."""
+    """A region in which the gradients of all inputs lead to a parameter."""
 
     def leads_on(self, node: Any, place: int) -> bool:
         return True
@@ -27,7 +27,7 @@ REGION: Any = Everything()
 
 
 class FusedRmsNormBackward0:
-    """What CUDA's node of a fused RMS norm remembers; on the CPU it is made of several."""
+    """What CUDA's node of a fused RMS norm saves. On the CPU the norm has several nodes."""
 
     def __init__(self, x: Tensor, weight: Tensor) -> None:
         self._saved_input, self._saved_weight = x, weight
@@ -46,7 +46,7 @@ def rms_gradients(g: Tensor, x: Tensor, shape: Any, rstd: Tensor, weight: Tensor
 @pytest.mark.skipif(
     not hasattr(torch.ops.aten, "_fused_rms_norm_backward"), reason="this torch has no such kernel"
 )
-def test_rms_norm_s_node_on_cuda() -> None:
+def test_the_cuda_node_of_rms_norm_has_the_plain_derivatives() -> None:
     library = torch.library.Library("aten", "IMPL")
     library.impl("_fused_rms_norm_backward", rms_gradients, "CPU")
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def test_rms_norm_s_node_on_cuda() -> None:
     out = functional.rms_norm(x, (8,), weight, 1e-5)
     plain = torch.autograd.grad(out, (x, weight), g, create_graph=True)
     hook = layer_norm_hook(FusedRmsNormBackward0(x, weight), REGION, True)
-    # The kernel's, and not those that torch took because they will be differentiated.
+    # Zeros stand for torch's differentiable gradients. The hook must return the kernel's.
     found = hook([torch.zeros_like(t) for t in plain], (g, None))
     for one, other in zip(found, plain, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -69,7 +69,7 @@ def test_rms_norm_s_node_on_cuda() -> None:
 
 
 class CudnnBatchNormBackward0:
-    """What cuDNN's node remembers; in evaluation, no statistics of the batch."""
+    """What cuDNN's node saves. In evaluation it has no batch statistics."""
 
     def __init__(self, node: Any, training: bool) -> None:
         self._saved_input, self._saved_weight = node._saved_input, node._saved_weight
@@ -82,7 +82,7 @@ class CudnnBatchNormBackward0:
 
 
 class CudaBatchNorm(TorchDispatchMode):
-    """CUDA's kernel makes the gradients of scale and shift like the scale, and needs one."""
+    """CUDA's kernel allocates the gradients of scale and shift like the scale, so it needs one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ == "native_batch_norm_backward":
@@ -92,7 +92,7 @@ class CudaBatchNorm(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_s_node_on_cuda(training: bool) -> None:
+def test_the_cudnn_node_of_batch_norm_has_the_plain_derivatives(training: bool) -> None:
     torch.manual_seed(0)
     x, g = (torch.randn(5, 3, 4, dtype=F64).requires_grad_() for _ in range(2))
     model = nn.BatchNorm1d(3, eps=0.1).double().train(training)

@@ -1,4 +1,4 @@
-"""Functions written by hand: the right ones pass without a word, the others are told."""
+"""Custom autograd functions: correct ones pass silently, others raise an error or warn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def silu_gradient(g: Tensor, x: Tensor) -> Tensor:
 
 
 def function(forward: Any, backward: Any, name: str = "Kernel") -> Any:
-    """A class of its own at each call, because a class is warned of once."""
+    """Make a new class at each call, because a warning is given once per class."""
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(name, (Function,), members)
 
@@ -53,7 +53,7 @@ def by_saved_input(ctx: Any, g: Tensor) -> Tensor:
     return silu_gradient(g, ctx.saved_tensors[0])
 
 
-# Right functions, and what they compute in torch's own operations.
+# Correct functions, and the same in torch's own operations.
 
 
 def saved_input(h: Tensor, data: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def linear_layer(h: Tensor, data: Tensor) -> Tensor:
         x, weight = ctx.saved_tensors
         return g @ weight.t(), x.t() @ g
 
-    # The data are nobody else's, as those that a network moves to its device.
+    # No other code holds these data, like those that a network moves to its device.
     return function(forward, backward).apply(data[:, :2] + 1, h[:2])
 
 
@@ -114,7 +114,7 @@ def no_gradient(h: Tensor, data: Tensor) -> Tensor:
 
 
 def absolute_error(h: Tensor, data: Tensor) -> Tensor:
-    """The loss's end, linear in pieces: its gradient has no graph of its own."""
+    """The end of a loss, piecewise linear: its gradient has no graph of its own."""
 
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
@@ -196,7 +196,7 @@ def curvature(use: Use, way: str, p: Tensor | None = None) -> Tensor:
 
 @pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
 @pytest.mark.parametrize("use", RIGHT, ids=lambda use: use.__name__)
-def test_right_functions_pass_without_a_word(use: Use, way: str) -> None:
+def test_correct_functions_give_the_exact_curvature_without_warnings(use: Use, way: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph")
@@ -205,7 +205,7 @@ def test_right_functions_pass_without_a_word(use: Use, way: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-# Functions without a graph of their gradient.
+# Functions whose gradient has no graph.
 
 
 def _under_no_grad(ctx: Any, g: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def _by_numpy(ctx: Any, g: Tensor) -> Tensor:
 
 
 def _in_saved_memory(ctx: Any, g: Tensor) -> Tensor:
-    """As fused cross entropies do: the result is what was saved."""
+    """The gradient overwrites the saved tensor, as in fused cross entropies."""
     with torch.no_grad():
         saved: Tensor = ctx.saved_tensors[0].detach()
         return saved.copy_(silu_gradient(g, saved.clone()))
@@ -244,7 +244,7 @@ def _once(ctx: Any, g: Tensor) -> Tensor:
 
 
 def _from_detached_gradient(ctx: Any, g: Tensor) -> Tensor:
-    """It requires grad all the same, through the saved input."""
+    """The result still requires grad, through the saved input."""
     return silu_gradient(g.detach(), ctx.saved_tensors[0])
 
 
@@ -263,7 +263,7 @@ GRAPHLESS = [
 @pytest.mark.parametrize("way", [*TWO_WAYS, "hessian_block"])
 @pytest.mark.parametrize("ends_the_loss", [False, True])
 @pytest.mark.parametrize("backward", GRAPHLESS, ids=lambda backward: backward.__name__)
-def test_a_backward_without_a_graph(backward: Any, ends_the_loss: bool, way: str) -> None:
+def test_a_graphless_backward_raises_an_error(backward: Any, ends_the_loss: bool, way: str) -> None:
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x.clone() if backward is _in_saved_memory else x)
         return functional.silu(x) if not ends_the_loss else functional.silu(x).sum()
@@ -275,7 +275,7 @@ def test_a_backward_without_a_graph(backward: Any, ends_the_loss: bool, way: str
 
 
 @pytest.mark.parametrize("way", TWO_WAYS)
-def test_one_of_two_gradients_without_a_graph(way: str) -> None:
+def test_one_of_two_gradients_without_a_graph_raises_an_error(way: str) -> None:
     def forward(ctx: Any, x: Tensor, shift: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return functional.silu(x) + shift
@@ -283,14 +283,14 @@ def test_one_of_two_gradients_without_a_graph(way: str) -> None:
     kernel = function(forward, lambda ctx, g: (_under_no_grad(ctx, g), g))
     with pytest.raises(RuntimeError, match="returns a gradient without a graph"):
         curvature(lambda h, d: kernel.apply(h, h.cos()), way)
-    # Only what leads to the parameter counts.
+    # A gradient that does not lead to the parameter needs no graph.
     found = curvature(lambda h, d: kernel.apply(d.clone().requires_grad_(), h), way)
     expected = curvature(lambda h, d: functional.silu(d) + h, way)
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_custom_operator_without_a_formula(way: str) -> None:
+def test_a_custom_operator_without_a_derivative_raises_an_error(way: str) -> None:
     name = f"sgdph_formula{next(NAMES)}"
 
     @torch.library.custom_op(f"{name}::gradient", mutates_args=())
@@ -303,7 +303,7 @@ def test_a_custom_operator_without_a_formula(way: str) -> None:
 
 
 def constant_gradient(h: Tensor, data: Tensor) -> Tensor:
-    """As mixtures of experts add their auxiliary loss: a product would add it once more."""
+    """As a mixture of experts adds its auxiliary loss: a product would add it once more."""
 
     def forward(ctx: Any, x: Tensor, auxiliary: Tensor) -> Tensor:
         ctx.shape = auxiliary.shape
@@ -316,12 +316,12 @@ def constant_gradient(h: Tensor, data: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("way", TWO_WAYS)
-def test_a_gradient_that_is_a_constant(way: str) -> None:
+def test_a_constant_gradient_raises_an_error(way: str) -> None:
     with pytest.raises(RuntimeError, match="returns a gradient without a graph"):
         curvature(constant_gradient, way)
 
 
-# Functions that save what has no history.
+# Functions that save tensors without a history.
 
 
 def gradient_in_forward(h: Tensor, data: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ def saved_statistic(h: Tensor, data: Tensor) -> Tensor:
 
 
 def statistic_beside_data(h: Tensor, data: Tensor) -> Tensor:
-    """The log of the sum of exponentials, beside targets that are data."""
+    """Saves log-sum-exp, a statistic, and also targets, which are data."""
 
     def forward(ctx: Any, x: Tensor, target: Tensor) -> Tensor:
         total = x.logsumexp(1)
@@ -372,7 +372,7 @@ def attribute(h: Tensor, data: Tensor) -> Tensor:
 
 
 def flattened_input(h: Tensor, data: Tensor) -> Tensor:
-    """As wrappers of Triton kernels do: the view that is saved has no history."""
+    """As in wrappers of Triton kernels: the saved view has no history."""
     flatten = saving(lambda x: x.reshape(-1))
 
     def backward(ctx: Any, g: Tensor) -> Tensor:
@@ -403,12 +403,12 @@ LOST = [
 
 @pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
 @pytest.mark.parametrize("use", LOST, ids=lambda use: use.__name__)
-def test_saved_tensors_without_a_history_are_named(use: Use, way: str) -> None:
+def test_saved_tensors_without_a_history_give_a_warning(use: Use, way: str) -> None:
     with pytest.warns(UserWarning, match=r"Kernel saved tensors.*sgdph\.check_curvature"):
         curvature(use, way)
 
 
-def test_a_class_is_warned_of_once() -> None:
+def test_a_warning_is_given_once_per_class() -> None:
     kernel = function(
         saving(lambda x: x + 1), lambda ctx, g: silu_gradient(g, ctx.saved_tensors[0] - 1)
     )
@@ -454,13 +454,13 @@ def marked_inside(h: Tensor, data: Tensor) -> Tensor:
     [marked, marked_below_another_decorator, marked_at_the_end, marked_inside],
     ids=lambda use: use.__name__,
 )
-def test_once_differentiable(use: Use, way: str) -> None:
+def test_once_differentiable_raises_an_error(use: Use, way: str) -> None:
     with pytest.raises(RuntimeError, match=r"once_differentiable.*channelwise=False"):
         curvature(use, way)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_function_that_enters_the_network_later(way: str) -> None:
+def test_a_function_added_during_training_raises_an_error(way: str) -> None:
     torch.manual_seed(0)
     layer, head = nn.Linear(5, 8), nn.Linear(8, 3)
     x = torch.randn(16, 5)
@@ -481,7 +481,7 @@ def test_a_function_that_enters_the_network_later(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_operators_of_torchvision(way: str) -> None:
+def test_torchvision_deform_conv2d_raises_an_error(way: str) -> None:
     ops = pytest.importorskip("torchvision").ops
     conv = nn.Conv2d(3, 4, 1)
     optimizer = sgdph.SGDPH([{"params": [conv.bias], "channelwise": True}])

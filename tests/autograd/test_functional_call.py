@@ -1,4 +1,4 @@
-"""``torch.func``: parameters handed to a model as arguments."""
+"""``torch.func``: parameters passed to a model as arguments."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def stateless_loss(model: nn.Module, params: dict[str, Tensor], step: int) -> Te
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_own_leaves_train_as_the_module_does(way: str) -> None:
+def test_functional_call_trains_like_the_module(way: str) -> None:
     model, twin = bn_net(), bn_net()
-    # A copy: nothing of the module is trained, its shape alone is used.
+    # Copies: the module itself is not trained, only its structure is used.
     params = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = sgdph.SGDPH(params.items())
@@ -36,7 +36,7 @@ def test_own_leaves_train_as_the_module_does(way: str) -> None:
     assert all(map(torch.equal, model.parameters(), before))
 
 
-def test_differences_of_gradients_as_well() -> None:
+def test_differences_of_gradients_give_the_same_multipliers() -> None:
     model = bn_net(torch.float64)
     params = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     found: list[Any] = []
@@ -59,7 +59,7 @@ def test_differences_of_gradients_as_well() -> None:
         torch.testing.assert_close(found[1][name], multiplier, rtol=1e-4, atol=1e-6)
 
 
-def test_an_ensemble_under_vmap() -> None:
+def test_an_ensemble_under_vmap_learns() -> None:
     nets = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(3)]
     params, buffers = stack_module_state(nets)
     template = nets[0]
@@ -72,7 +72,7 @@ def test_an_ensemble_under_vmap() -> None:
 
         return vmap(one)(params, buffers)
 
-    # A stacked bias has a row per net: what is channel-wise must be said.
+    # A stacked bias has a row per net, so the groups must set channelwise.
     groups = [{"params": [p], "channelwise": name.endswith("bias")} for name, p in params.items()]
     optimizer = sgdph.SGDPH(groups, lr=0.05)
     losses = []
@@ -85,7 +85,7 @@ def test_an_ensemble_under_vmap() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_func_grad_leaves_nothing_to_take_it_from() -> None:
+def test_func_grad_alone_raises_an_error_at_the_step() -> None:
     model = bn_net().eval()  # running statistics cannot be changed inside torch.func.grad
     params = dict(model.named_parameters())
     optimizer = sgdph.SGDPH(params.items())
@@ -94,7 +94,7 @@ def test_func_grad_leaves_nothing_to_take_it_from() -> None:
         p.grad = gradients[name].detach()
     with pytest.raises(RuntimeError, match="needs a partial Hessian and has none"):
         optimizer.step()
-    # The way out: one ordinary loss of the same parameters, on the steps that want it.
+    # Workaround: at due steps, an ordinary loss of the same parameters.
     optimizer.update_hessian(stateless_loss(model, params, 0))
     optimizer.step()
     assert any((m < 1).any() for m in optimizer.multipliers().values())

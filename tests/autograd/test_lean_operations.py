@@ -1,4 +1,4 @@
-"""Lean second derivatives: first gradients to the bit, half precision, and what a step holds."""
+"""Lean second derivatives: bit-identical first gradients, half precision, memory of a step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_first_gradients_are_torch_s_to_the_bit(name: str) -> None:
+def test_first_gradients_equal_torch_s_bit_for_bit(name: str) -> None:
     plain = build(name, torch.float32)
     plain.loss().backward()
     for k in range(0, newton_count(name), 2):
@@ -40,8 +40,8 @@ def test_first_gradients_are_torch_s_to_the_bit(name: str) -> None:
             assert expected.grad is None or torch.equal(case.leaves()[leaf].grad, expected.grad)
 
 
-def test_first_gradients_of_group_norm_in_channels_last() -> None:
-    """Torch's kernel rounds otherwise in another layout."""
+def test_group_norm_in_channels_last_has_torch_s_first_gradients() -> None:
+    """Torch's kernel rounds differently in another memory layout."""
     found = []
     for backward in (Tensor.backward, None):
         torch.manual_seed(0)
@@ -55,8 +55,10 @@ def test_first_gradients_of_group_norm_in_channels_last() -> None:
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_every_operation_has_its_own_derivative(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of the networks above falls back to torch's: with hooks that give zeros it shows."""
+def test_every_operation_uses_its_lean_derivative(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No operation of these networks falls back to torch's derivative: each lean hook is used."""
     case = build(name)
     kinds = {type(node).__name__ for node in Graph(case.loss()).following}
     hooked = kinds & {*lean.LEAN, *lean.RELEASING}
@@ -101,7 +103,7 @@ def curvature(model: nn.Module, x: Tensor, dtype: torch.dtype, setting: dict[str
 
 @pytest.mark.parametrize("estimator", ["row_sum", "hutchinson"])
 @pytest.mark.parametrize("name", NORMS)
-def test_norms_in_half_precision(name: str, estimator: str) -> None:
+def test_curvature_of_norms_in_bfloat16_is_near_float64(name: str, estimator: str) -> None:
     torch.manual_seed(0)
     convs = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
     first, last = convs
@@ -122,7 +124,7 @@ def perceptron(activation: nn.Module, depth: int = 6, width: int = 64) -> nn.Mod
 
 
 def peak(model: nn.Module, backward: Callable[[Tensor], None]) -> int:
-    """Bytes that one step adds at its highest, beyond the forward's first."""
+    """Return the peak of the bytes that one step adds, forward included."""
     for p in model.parameters():
         p.grad = None
     x = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
@@ -136,8 +138,10 @@ def peak(model: nn.Module, backward: Callable[[Tensor], None]) -> int:
 @pytest.mark.parametrize(
     ("activation", "kept"), [(nn.ReLU(), 0), (nn.GELU(), 5)], ids=["relu", "gelu"]
 )
-def test_what_a_linear_layer_behind_holds(activation: nn.Module, kept: int) -> None:
-    """Its weight's gradient; not its input, nor its output's gradient. ReLU holds signs."""
+def test_a_later_linear_layer_holds_only_its_weight_gradient(
+    activation: nn.Module, kept: int
+) -> None:
+    """It holds neither its input nor its output's gradient. ReLU holds signs."""
     model = perceptron(activation)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     for group in optimizer.param_groups:
@@ -145,13 +149,13 @@ def test_what_a_linear_layer_behind_holds(activation: nn.Module, kept: int) -> N
     base = peak(model, Tensor.backward)
     step = peak(model, optimizer.backward)
     one, weights = 512 * 64 * 4, 6 * 64 * 64 * 4
-    # GELU keeps its gradient, then its input's derivative, in place of its output.
+    # GELU keeps its gradient, then its input's derivative, instead of its output.
     assert step - base <= weights + kept * one
 
 
 @pytest.mark.skipif(not TELLS_PACKED, reason="this torch does not tell which tensors are packed")
-def test_an_input_that_was_let_go_of_raises_an_error() -> None:
-    """A hook on the layer's input comes when the layer's weight has got its gradient."""
+def test_use_of_a_released_input_raises_an_error() -> None:
+    """A hook on the layer's input runs after the layer's weight has its gradient."""
     model = perceptron(nn.GELU(), depth=2)
     layer = model[4]
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), estimator="hutchinson")
@@ -181,8 +185,8 @@ def test_an_input_that_was_let_go_of_raises_an_error() -> None:
     assert torch.equal(found, layer.weight.grad)
 
 
-def test_a_hook_s_own_pass_before_the_layers_changes_nothing() -> None:
-    """It makes a graph through layers whose inputs the first pass has still to read."""
+def test_a_backward_inside_a_hook_changes_nothing() -> None:
+    """It makes a graph through layers whose inputs the first pass has yet to read."""
     found: dict[str, list[Tensor]] = {}
     for kind in ("plain", "sgdph"):
         model = perceptron(nn.GELU(), depth=2)
@@ -197,7 +201,7 @@ def test_a_hook_s_own_pass_before_the_layers_changes_nothing() -> None:
             _: Tensor, loss: Tensor = loss, model: nn.Module = model, seen: list[Tensor] = seen
         ) -> None:
             if not seen:
-                seen.append(torch.zeros(()))  # so that this pass does not run one of its own
+                seen.append(torch.zeros(()))  # so that the hook does not call itself again
                 with torch.enable_grad():
                     seen += torch.autograd.grad(loss, model[4].weight, create_graph=True)
 
@@ -211,8 +215,8 @@ def test_a_hook_s_own_pass_before_the_layers_changes_nothing() -> None:
         assert torch.equal(one, other)
 
 
-def test_a_pass_that_fails_leaves_nothing_behind() -> None:
-    """What was let go of by then must not keep the graph alive."""
+def test_a_failed_backward_keeps_no_graph_alive() -> None:
+    """Tensors that were released before the error must not keep the graph alive."""
     model = perceptron(nn.GELU(), depth=3)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), estimator="hutchinson")
     for group in optimizer.param_groups:
@@ -228,7 +232,7 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
 
     handles = [model[5].register_forward_hook(watch)]
     x = torch.randn(16, 8)
-    # A junction, so that a node is run again.
+    # A branch in the graph, so that a node runs again.
     loss = functional.cross_entropy(model(x), torch.arange(16) % 3) + model[1].weight.sum()
     with pytest.raises(ValueError, match="a user's hook"):
         optimizer.backward(loss)

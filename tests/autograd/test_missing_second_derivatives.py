@@ -74,7 +74,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def of_a_parameter(loss: Loss, entries: int = 6) -> tuple[Loss, Tensor]:
-    """Let a few numbers enter a loss's samples in many places, and be a parameter."""
+    """Make the loss depend on a small parameter that enters its samples in many places."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(4, 30, generator=generator, dtype=F64)
     p = (0.3 * torch.randn(entries, generator=generator, dtype=F64)).requires_grad_()
@@ -99,7 +99,7 @@ def assert_close(actual: Tensor, expected: Tensor, within: float) -> None:
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("name", LOSSES)
-def test_block_is_plain_torch_s_and_that_of_differences(name: str, chunk_size: int | None) -> None:
+def test_block_equals_plain_torch_and_finite_differences(name: str, chunk_size: int | None) -> None:
     loss, p = of_a_parameter(LOSSES[name])
     block = sgdph.hessian_block(loss(p), p, chunk_size=chunk_size)
     with plain_kernels():
@@ -112,7 +112,7 @@ def test_block_is_plain_torch_s_and_that_of_differences(name: str, chunk_size: i
 
 @pytest.mark.parametrize("way", ["backward", "update_hessian"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_first_gradient_stays_torch_s_to_the_bit(name: str, way: str) -> None:
+def test_the_first_gradient_equals_torch_s_bit_for_bit(name: str, way: str) -> None:
     loss, p = of_a_parameter(LOSSES[name])
     expected = gradient(loss, p)
     block = sgdph.hessian_block(loss(p), p)
@@ -124,7 +124,7 @@ def test_first_gradient_stays_torch_s_to_the_bit(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hardsigmoid", "margin", "margin_2", "many", "ctc"])
-def test_create_graph_names_the_ways_that_work(name: str) -> None:
+def test_the_error_with_create_graph_names_the_ways_that_work(name: str) -> None:
     loss, p = of_a_parameter(LOSSES[name])
     optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
 
@@ -137,7 +137,7 @@ def test_create_graph_names_the_ways_that_work(name: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["backward", "update_hessian"])
-def test_a_user_s_hook_on_the_node_is_told(way: str) -> None:
+def test_a_user_s_hook_on_the_node_raises_an_error(way: str) -> None:
     loss, p = of_a_parameter(lambda x: functional.hardsigmoid(x).sum())
     optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
     total = loss(p)
@@ -149,7 +149,7 @@ def test_a_user_s_hook_on_the_node_is_told(way: str) -> None:
 
 
 def test_ctc_of_many_frames_stays_finite_in_float32() -> None:
-    """Most states are out of reach for longer than float32 can hold three to the power of."""
+    """Most states stay unreachable for so many frames that a power of three overflows float32."""
     generator = torch.Generator().manual_seed(0)
     scores = 3 * torch.randn(120, 2, 6, generator=generator)
     targets = torch.randint(1, 6, (2, 90), generator=generator)
@@ -164,7 +164,7 @@ def test_ctc_of_many_frames_stays_finite_in_float32() -> None:
 
 
 @pytest.mark.parametrize(("dim", "shape"), [(0, (3, 1, 1)), (2, (1, 1, 2))])
-def test_weight_norm_s_direction(dim: int, shape: tuple[int, ...]) -> None:
+def test_the_block_of_weight_norm_s_direction_is_right(dim: int, shape: tuple[int, ...]) -> None:
     """Torch has a second derivative here, and it is wrong."""
     generator = torch.Generator().manual_seed(0)
     v, t = torch.randn(2, 3, 4, 2, generator=generator, dtype=F64)
@@ -184,8 +184,8 @@ def test_weight_norm_s_direction(dim: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("zero_infinity", "expected"), [(True, 0.0), (False, torch.nan)])
-def test_ctc_of_a_target_that_does_not_fit(zero_infinity: bool, expected: float) -> None:
-    """As torch's own gradient: 0 or not a number."""
+def test_ctc_of_a_too_long_target_gives_zero_or_nan(zero_infinity: bool, expected: float) -> None:
+    """Like torch's own gradient: 0 or not a number."""
 
     def second_sample(x: Tensor) -> Tensor:
         scores = x.view(4, 6, 5).permute(1, 0, 2)
@@ -197,8 +197,8 @@ def test_ctc_of_a_target_that_does_not_fit(zero_infinity: bool, expected: float)
     torch.testing.assert_close(block, torch.full_like(block, expected), equal_nan=True)
 
 
-def test_ctc_with_tensors_of_lengths() -> None:
-    """On GPUs the lengths stay tensors, and the node is of another type."""
+def test_ctc_accepts_lengths_as_tensors() -> None:
+    """On GPUs the lengths stay tensors, and the node has another type."""
 
     def block(wrap: Callable[[Any], Any]) -> tuple[Tensor, str]:
         def last_sample(x: Tensor) -> Tensor:
@@ -229,15 +229,15 @@ class CudnnCtcLoss(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("way", ["backward", "update_hessian"])
-def test_cudnn_s_ctc_loss_is_refused(way: str) -> None:
-    """Its gradient is a constant to torch, so the product would be wrong without a word."""
+def test_cudnn_s_ctc_loss_raises_an_error(way: str) -> None:
+    """Its gradient is a constant to torch, so the product would be silently wrong."""
     loss, p = of_a_parameter(CudnnCtcLoss.apply)
     optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
     with pytest.raises(RuntimeError, match=r"cudnn\.flags\(enabled=False\)"):
         WAYS[way](optimizer, loss(p))
 
 
-def test_other_networks_have_neither_hook_nor_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_networks_get_neither_hook_nor_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError
 
@@ -250,7 +250,7 @@ def test_other_networks_have_neither_hook_nor_mode(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["hardsigmoid", "hardswish"])
-def test_half_precision(name: str) -> None:
+def test_bfloat16_blocks_are_near_float64(name: str) -> None:
     loss, p = of_a_parameter(LOSSES[name])
     half = p.detach().bfloat16().requires_grad_()
     rounded, _ = of_a_parameter(lambda x: LOSSES[name](x.bfloat16()))
@@ -260,7 +260,7 @@ def test_half_precision(name: str) -> None:
 
 @pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
 @pytest.mark.parametrize("name", ["margin_2_sum", "many", "ctc", "hardsigmoid"])
-def test_autocast(name: str, inside: bool) -> None:
+def test_row_sums_under_autocast_are_near_float64(name: str, inside: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 30, generator=generator)
     model = nn.Linear(30, 30)
@@ -282,8 +282,8 @@ def test_autocast(name: str, inside: bool) -> None:
 
 
 @pytest.mark.parametrize("way", ["backward", "update_hessian"])
-def test_mobilenet_v3(way: str) -> None:
-    """Torchvision's, made narrow."""
+def test_mobilenet_v3_has_the_exact_row_sums(way: str) -> None:
+    """Torchvision's network, with half the width."""
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     model = models.mobilenet_v3_small(num_classes=3, width_mult=0.5, dropout=0.0).to(F64)

@@ -1,4 +1,4 @@
-"""RoI align of torchvision: its second derivative, against the matrix that it is."""
+"""torchvision's RoI align: its second derivative, against the same operation as a matrix."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def roi_align(x: Tensor) -> Tensor:
 
 
 def plain_roi_align(x: Tensor) -> Tensor:
-    """The same by a matrix product, for it is linear."""
+    """The same by a matrix product, because RoI align is linear."""
     unit = torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
     matrix = torch.stack([roi_align(each) for each in unit], -1)
     return matrix @ x.flatten()
@@ -42,7 +42,7 @@ class Detector(nn.Module):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_curvature_is_that_of_the_matrix(way: str) -> None:
+def test_curvature_equals_that_of_the_matrix_product(way: str) -> None:
     found = []
     for pool in (roi_align, plain_roi_align):
         model = Detector()

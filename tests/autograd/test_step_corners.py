@@ -1,4 +1,4 @@
-"""Graphs at which a shared backward went wrong once, or might: each against plain torch."""
+"""Graphs on which a shared backward was once wrong, or could be: each against plain torch."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def large_kernel_frozen_after_the_forward() -> tuple[Tensor, Leaves]:
 
 
 def input_stepped_in_the_backward() -> tuple[Tensor, Leaves]:
-    """The other leaf's hook changes what a late weight gradient would be made of."""
+    """The other leaf's hook changes the input of a weight gradient that is computed late."""
     at = leaves(image=(2, 3, 5, 5), kernel=(8, 3, 5, 5), p=(8,))
 
     def step(leaf: Tensor) -> None:
@@ -126,7 +126,7 @@ def optimizer_of(at: Leaves) -> sgdph.SGDPH:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("name", BUILDS)
-def test_gradients_and_curvature_are_plain_torchs(name: str, low_memory: bool) -> None:
+def test_gradients_and_curvature_equal_plain_torch(name: str, low_memory: bool) -> None:
     loss, expected = BUILDS[name]()
     (gradient,) = torch.autograd.grad(loss, expected["p"], create_graph=True)
     (h,) = torch.autograd.grad(gradient.sum(), expected["p"], retain_graph=True, allow_unused=True)
@@ -142,7 +142,7 @@ def test_gradients_and_curvature_are_plain_torchs(name: str, low_memory: bool) -
         torch.testing.assert_close(optimizer.state[found["p"]]["hessian"], h.abs() / 2)
 
 
-def test_a_gradient_is_nobody_elses_memory() -> None:
+def test_gradients_share_no_memory_with_other_tensors() -> None:
     kept: list[Tensor] = []
     at = leaves(p=(4,), bias=(5, 4))
     total = (data(5, 4) * at["p"]).sin() + at["bias"]
@@ -161,7 +161,7 @@ def test_a_gradient_is_nobody_elses_memory() -> None:
 
 
 @pytest.mark.parametrize("kind", ["convolution", "batch norm", "relu"])
-def test_a_layer_whose_node_has_a_hook_keeps_torchs_derivative(kind: str) -> None:
+def test_a_layer_with_a_node_hook_keeps_torch_s_derivative(kind: str) -> None:
     def build() -> tuple[Tensor, Leaves]:
         at = leaves(p=(3, 1, 1), kernel=(3, 3, 3, 3), gamma=(3,), beta=(3,))
         a = functional.conv2d(data(4, 3, 5, 5).sin() * at["p"], at["kernel"], padding=1)
@@ -182,7 +182,7 @@ def test_a_layer_whose_node_has_a_hook_keeps_torchs_derivative(kind: str) -> Non
         torch.testing.assert_close(optimizer.state[found["p"]]["hessian"], h.abs() / 2)
 
 
-def test_a_checkpoint_across_the_cut_is_not_computed_more_often_than_in_the_plain_order() -> None:
+def test_a_checkpoint_is_computed_no_more_often_than_with_low_memory() -> None:
     calls = 0
 
     def block(h: Tensor, w: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def test_a_checkpoint_across_the_cut_is_not_computed_more_often_than_in_the_plai
     assert counts[False] <= counts[True]
 
 
-def test_a_hook_removed_meanwhile_stays_away() -> None:
+def test_a_hook_removed_during_the_backward_does_not_fire() -> None:
     fired = []
     at = leaves(p=(4,))
     handle = at["p"].register_hook(fired.append)

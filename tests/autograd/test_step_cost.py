@@ -1,4 +1,4 @@
-"""A step computes what the mathematics asks for, and no more: counted, not timed."""
+"""A step computes no more than the mathematics needs: operations are counted, not timed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def newton_parameters(model: nn.Module) -> list[Tensor]:
 
 
 def input_gradients(model: nn.Module, wanted: list[Tensor]) -> int:
-    """FLOPs of the gradients of ``wanted``: one input gradient for each layer behind them."""
+    """FLOPs of the gradients of ``wanted``: one input gradient for each layer after them."""
     loss = loss_of(model)
     return flops_of(lambda: torch.autograd.grad(loss, wanted))
 
@@ -82,8 +82,10 @@ def sgdm(model: nn.Module) -> int:
 
 @pytest.mark.parametrize(("low_memory", "products"), [(False, 2), (True, 3)])
 @pytest.mark.parametrize("name", NETS)
-def test_products_per_layer_behind(name: str, low_memory: bool, products: int) -> None:
-    """Two more by default; three in the plain order, which finds the gradient once for itself."""
+def test_a_step_adds_two_or_three_products_per_later_layer(
+    name: str, low_memory: bool, products: int
+) -> None:
+    """Two by default. Three with ``low_memory``, which computes the gradient once more."""
     model = NETS[name]()
     plain_step = sgdm(model)
     for k, p in enumerate(newton_parameters(model)):
@@ -94,7 +96,7 @@ def test_products_per_layer_behind(name: str, low_memory: bool, products: int) -
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_joint_product_costs_two_for_all(name: str) -> None:
+def test_a_joint_refresh_adds_two_products_per_layer(name: str) -> None:
     model = NETS[name]()
     optimizer = sgdph.SGDPH(
         sgdph.param_groups(model), estimator="hutchinson", refresh="all", hessian_momentum=0.99
@@ -104,7 +106,7 @@ def test_joint_product_costs_two_for_all(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["transposed", "grouped", "bias", "linear"])
-def test_other_layers_cost_two_as_well(kind: str) -> None:
+def test_other_layer_types_add_two_products_too(kind: str) -> None:
     torch.manual_seed(0)
     layer: dict[str, Callable[[], list[nn.Module]]] = {
         "transposed": lambda: [nn.ConvTranspose2d(WIDTH, WIDTH, 3, bias=False), nn.GELU()],
@@ -121,7 +123,7 @@ def test_other_layers_cost_two_as_well(kind: str) -> None:
     assert step == sgdm(model) + 2 * input_gradients(model, [p])
 
 
-def test_a_step_without_refresh_costs_nothing_more() -> None:
+def test_a_step_without_refresh_costs_as_much_as_sgd() -> None:
     model = residual()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), hessian_interval=2)
     optimizer.backward(loss_of(model))
@@ -130,7 +132,7 @@ def test_a_step_without_refresh_costs_nothing_more() -> None:
 
 
 class Memory(StorageTracker):
-    """Counts operations on large tensors besides."""
+    """Also counts operations on large tensors."""
 
     def __init__(self, large: int = 1) -> None:
         super().__init__()
@@ -166,8 +168,8 @@ ACTIVATION = 4 * WIDTH * 12 * 12 * 4
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_a_product_keeps_one_tensor_for_each_layer_behind(low_memory: bool) -> None:
-    """Batch norm's gradient on the way up, then what comes of it until the way down."""
+def test_a_product_keeps_one_tensor_per_later_layer(low_memory: bool) -> None:
+    """Batch norm's gradient in the first pass, then a tensor made from it until the second."""
     model = residual()
     base = measured(model, Tensor.backward).highest
     layers = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -177,7 +179,7 @@ def test_a_product_keeps_one_tensor_for_each_layer_behind(low_memory: bool) -> N
     assert step - base <= (layers + 4) * ACTIVATION
 
 
-def test_a_batch_norm_behind_costs_a_dozen_passes() -> None:
+def test_a_later_block_costs_at_most_twenty_operations() -> None:
     model = plain()
     count = len(newton_parameters(model))
 
@@ -186,14 +188,14 @@ def test_a_batch_norm_behind_costs_a_dozen_passes() -> None:
         visit(optimizer, k)
         return sum(measured(model, optimizer.backward).operations.values())
 
-    # Between the first scale and the last lie four blocks of convolution, batch norm, ReLU.
+    # Between the first scale and the last are four blocks of convolution, batch norm, ReLU.
     per_block = (passes(0) - passes(count - 2)) / 4
     # Two convolutions, two of the ReLU, batch norm's two kernels and eleven elementwise, two sums.
     assert per_block <= 20
 
 
-def test_large_weights_wait_for_their_gradients() -> None:
-    """Weights larger than activations get their gradients when the product's graph is gone."""
+def test_gradients_of_large_weights_are_computed_last() -> None:
+    """Weights larger than activations get their gradients after the product's graph is freed."""
     torch.manual_seed(0)
     model = nn.Sequential(
         *conv_bn(2), nn.Conv2d(WIDTH, 64, 12, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
@@ -206,7 +208,7 @@ def test_large_weights_wait_for_their_gradients() -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_nothing_outlives_the_backward(name: str) -> None:
+def test_no_memory_outlives_the_backward(name: str) -> None:
     model = NETS[name]()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     with Memory() as memory:
@@ -215,7 +217,7 @@ def test_nothing_outlives_the_backward(name: str) -> None:
     with Memory() as plain_memory:
         plain_loss = loss_of(model)
         plain_loss.backward()
-    # The loss variable still holds its graph, but what that had saved is gone; one small vector
-    # of curvature is pending.
+    # The loss variable still holds its graph, but the tensors saved in it are gone. One small
+    # vector of curvature is pending.
     gradients = sum(p.numel() * 4 for p in model.parameters())
     assert memory.live <= plain_memory.live + gradients + 4 * WIDTH

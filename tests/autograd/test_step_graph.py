@@ -1,4 +1,4 @@
-"""A step frees the loss's graph as plain torch does, leaves nothing else, and shares it fairly."""
+"""A step frees the loss's graph as plain torch does, keeps nothing else, and can share it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Storages(TorchDispatchMode):
-    """Follows the memory of every tensor that is made, and keeps none of it alive."""
+    """Tracks the memory of every new tensor without keeping it alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,20 +51,20 @@ class Storages(TorchDispatchMode):
         return out
 
     def alive(self) -> list[bool]:
-        """Of each piece of memory, in the order of making, whether it is still held."""
+        """Return whether each piece of memory is still held, in the order of creation."""
         return [not ref.expired() for ref in self._made.values()]
 
 
 @pytest.fixture(scope="module")
 def _warm() -> None:
-    # The first forward in a process imports, and leaves frames behind.
+    # The first forward in a process imports modules, and that keeps frames alive.
     with Storages():
         build("plain").loss().backward()
 
 
 @pytest.fixture
 def _no_collector(_warm: None) -> Iterator[None]:
-    """What only the collector would free counts as leaked."""
+    """Memory that only the garbage collector would free counts as leaked."""
     gc.disable()
     yield
     gc.enable()
@@ -129,7 +129,7 @@ def test_memory_does_not_grow(name: str, way: str, setting: str) -> None:
 
 @pytest.mark.parametrize("setting", ["row_sum", "joint"])
 @pytest.mark.parametrize("name", ["residual", "weight_in_three_convs", "attention", "random_3"])
-def test_the_same_graph_twice(name: str, setting: str) -> None:
+def test_two_updates_on_one_graph_double_the_curvature(name: str, setting: str) -> None:
     for k in range(newton_count(name)):
         case = build(name)
         optimizer = optimizer_of(case, setting, k)
@@ -145,8 +145,8 @@ def test_the_same_graph_twice(name: str, setting: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["residual", "conv_twice", "group_norm", "input_wants_a_gradient"])
-def test_users_own_second_derivative_afterwards(name: str) -> None:
-    """Nothing that served the product stays on the graph to serve the user's derivatives."""
+def test_a_user_s_own_second_derivative_is_unchanged(name: str) -> None:
+    """Nothing used for the product stays on the graph and changes the user's derivatives."""
 
     def second_derivative(case: Case, loss: Tensor) -> Outcome:
         loss.backward(create_graph=True)
@@ -173,7 +173,7 @@ def two_losses(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_losses_that_share_a_trunk(way: str) -> None:
+def test_losses_with_a_shared_trunk_get_the_right_gradients(way: str) -> None:
     name = "two_losses"
     plain = build(name)
     first, second = two_losses(plain.model, *plain.inputs)
@@ -200,7 +200,7 @@ def test_losses_that_share_a_trunk(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("changed", ["activation", "parameter"])
-def test_what_was_changed_since_is_noticed(changed: str, way: str) -> None:
+def test_a_tensor_changed_after_the_forward_raises_an_error(changed: str, way: str) -> None:
     for k in range(newton_count("residual")):
         case = build("residual")
         seen: list[Tensor] = []
@@ -219,7 +219,7 @@ def test_what_was_changed_since_is_noticed(changed: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["residual", "tied_linear"])
-def test_parameters_that_are_not_the_optimizers(name: str) -> None:
+def test_parameters_outside_the_optimizer_get_their_gradients(name: str) -> None:
     expected = plain_outcome(name).gradients
     for k in range(newton_count(name)):
         case = build(name)
@@ -233,7 +233,7 @@ def test_parameters_that_are_not_the_optimizers(name: str) -> None:
         assert_near(curvature_in(optimizer, p), h.abs(), f"parameter {k}")
 
 
-def test_loss_scale_and_steps_that_are_not_due() -> None:
+def test_loss_scale_and_steps_without_refresh_give_exact_results() -> None:
     for k in range(newton_count("residual")):
         case = build("residual")
         optimizer = optimizer_of(case, "row_sum", k)

@@ -1,4 +1,4 @@
-"""Under a step, the user's hooks see and change what they would under plain ``loss.backward()``."""
+"""In a step, the user's hooks see and change the same as under plain ``loss.backward()``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:estimator=.hutchinson. with refresh=.all.", "ignore:.*weight_norm.* is deprecated"
 )
 
-# Leaves on both sides of every parameter, used twice, tied, computed, in pieces.
+# Networks with leaves before and after every parameter: used twice, tied, computed, sliced.
 NETWORKS = [
     "residual",
     "conv_twice",
@@ -149,11 +149,11 @@ def assert_same_log(found: Log, expected: Log, what: str) -> None:
 
 @pytest.mark.parametrize("attach", LEAF_HOOKS, ids=lambda attach: attach.__name__)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_hooks_on_leaves(name: str, attach: Attach) -> None:
+def test_hooks_on_leaves_act_as_in_a_plain_backward(name: str, attach: Attach) -> None:
     gradients, log = two_backwards(build(name), attach, lambda loss: loss.backward())
     assert log or attach is changing_after_accumulation
     count = newton_count(name)
-    # Half of the places with each kind of hook, the other half with the next.
+    # Half of the parameters with each kind of hook, the other half with the next kind.
     places = range(LEAF_HOOKS.index(attach) % 2, count, 2)
     runs = [("backward", "row_sum", k) for k in places]
     runs += [("backward", "joint", 0), ("low_memory", "row_sum", 0), ("two_calls", "row_sum", 0)]
@@ -166,7 +166,7 @@ def test_hooks_on_leaves(name: str, attach: Attach) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_curvature_is_that_of_the_loss_whatever_leaf_hooks_do(name: str) -> None:
+def test_hooks_on_leaves_do_not_change_the_curvature(name: str) -> None:
     for k in range(newton_count(name)):
         case = build(name)
         optimizer = optimizer_of(case, "row_sum", k)
@@ -178,7 +178,7 @@ def test_curvature_is_that_of_the_loss_whatever_leaf_hooks_do(name: str) -> None
         assert_curvature(optimizer, case.newton(), expected, "row_sum", f"parameter {k}")
 
 
-def test_removed_hooks_are_gone_and_kept_handles_work() -> None:
+def test_hooks_removed_between_steps_have_no_effect() -> None:
     for k in range(newton_count("residual")):
         case = build("residual")
         optimizer = optimizer_of(case, "row_sum", k)
@@ -198,7 +198,7 @@ def test_removed_hooks_are_gone_and_kept_handles_work() -> None:
         assert_gradients(Outcome.of(case).gradients, expected, f"parameter {k}")
 
 
-# Hooks on what lies between the leaves and the loss.
+# Hooks on tensors between the leaves and the loss.
 def _on_output(out: Tensor) -> None:
     out.register_hook(lambda g: g * 0.5)
 
@@ -219,7 +219,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def with_hook_at(case: Case, place: int, hang: Callable[[Tensor], Any]) -> None:
-    """Hang a hook on what the module at ``place`` puts out; the last place is the loss itself."""
+    """Add a hook to the output of the module at ``place``; the last place is the loss itself."""
 
     def on_output(module: nn.Module, inputs: Any, out: Tensor) -> None:
         hang(out)
@@ -240,7 +240,9 @@ def with_hook_at(case: Case, place: int, hang: Callable[[Tensor], Any]) -> None:
 
 @pytest.mark.parametrize("hang", [_on_output, _on_node])
 @pytest.mark.parametrize("name", ["residual", "unet", "conv_twice", "pre_activation", "attention"])
-def test_hooks_in_between_change_the_gradient(name: str, hang: Callable[[Tensor], None]) -> None:
+def test_hooks_on_intermediate_tensors_act_as_in_a_plain_backward(
+    name: str, hang: Callable[[Tensor], None]
+) -> None:
     count = newton_count(name)
     for place in range(len(_layers(build(name).model)) + 1):
         plain = build(name)
@@ -260,7 +262,7 @@ def test_hooks_in_between_change_the_gradient(name: str, hang: Callable[[Tensor]
 
 
 @pytest.mark.parametrize("name", ["residual", "unet", "attention"])
-def test_hooks_in_between_that_only_look(name: str) -> None:
+def test_observing_hooks_on_intermediate_tensors_change_nothing(name: str) -> None:
     for k in range(newton_count(name)):
         case = build(name)
         seen: Log = defaultdict(list)
@@ -285,7 +287,7 @@ def _full_hooks(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["residual", "group_norm", "conv_twice", "dense"])
-def test_full_backward_hooks_of_modules(name: str, way: str) -> None:
+def test_full_backward_hooks_act_as_in_a_plain_backward(name: str, way: str) -> None:
     plain = build(name)
     _full_hooks(plain.model)
     plain.loss().backward()

@@ -1,4 +1,4 @@
-"""A step's curvature and gradients are plain torch's, for many small networks."""
+"""A step's curvature and gradients equal plain torch's, for many small networks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check(name: str, way: str, setting: str, k: int, dtype: torch.dtype, toleran
 @pytest.mark.parametrize("name", NETS)
 def test_step_equals_plain_torch(name: str, way: str) -> None:
     count = newton_count(name)
-    # Another vector in the same product: every other place will do.
+    # Only the vector of the product differs, so every other parameter is enough.
     probed = [("hutchinson", k) for k in range(len(name) % 2 % count, count, 2)]
     runs = {
         "backward": [*(("row_sum", k) for k in range(count)), *probed],
@@ -48,7 +48,7 @@ def test_step_equals_plain_torch(name: str, way: str) -> None:
             ("row_sum" if k % 4 < 2 else "hutchinson", k)
             for k in range((len(name) + 1) % 2 % count, count, 2)
         ],
-        # The same order as two calls, so every third will do.
+        # The same order as two calls, so every third is enough.
         "low_memory": [("row_sum", k) for k in range(len(name) % 3 % count, count, 3)],
     }
     for setting, k in [*runs[way], ("joint", 0)]:
@@ -57,13 +57,13 @@ def test_step_equals_plain_torch(name: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["residual", "weight_norm", "attention"])
-def test_exact(name: str, way: str) -> None:
+def test_the_exact_diagonal_equals_plain_torch(name: str, way: str) -> None:
     for k in range(newton_count(name)):
         check(name, way, "exact", k, torch.float64, 1e-12)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_float32(name: str) -> None:
+def test_a_float32_step_equals_plain_torch(name: str) -> None:
     for k in range(0, newton_count(name), 2):
         check(name, "backward", "row_sum", k, torch.float32, 1e-4)
 
@@ -71,7 +71,7 @@ def test_float32(name: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETS)
 def test_micro_batches_add_up(name: str, way: str) -> None:
-    """The second takes away a part, so that nothing but the signed sum is right."""
+    """The second one subtracts a part, so only the signed sum is right."""
     count = newton_count(name)
     for k in {0, count // 2} if way == "backward" else {count // 3}:
         plain, expected = plain_micro_batches(name, k)

@@ -1,4 +1,4 @@
-"""A step in odd surroundings: gradient modes, threads, autocast, errors in hooks, other steps."""
+"""A step in unusual conditions: gradient modes, threads, autocast, failing hooks, other steps."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _both(first: Any, second: Any) -> Any:
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_called_in(name: str, mode: str) -> None:
+def test_a_step_in_each_autograd_mode_is_right(name: str, mode: str) -> None:
     for k in range(newton_count(name)):
         for way in WAYS if k == 1 else ["backward"]:
             case = build(name)
@@ -72,7 +72,7 @@ def test_called_in(name: str, mode: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_all_under_anomaly_detection(name: str) -> None:
+def test_a_step_under_anomaly_detection_is_right(name: str) -> None:
     for k in range(newton_count(name)):
         case = build(name)
         optimizer = optimizer_of(case, "row_sum", k)
@@ -99,7 +99,7 @@ def _in_threads(*calls: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_called_in_another_thread(name: str) -> None:
+def test_a_step_in_another_thread_is_right(name: str) -> None:
     for k in range(newton_count(name)):
         case = build(name)
         optimizer = optimizer_of(case, "row_sum", k)
@@ -108,7 +108,7 @@ def test_called_in_another_thread(name: str) -> None:
         assert_step_is_right(case, optimizer, name, k, "another thread")
 
 
-def test_two_threads_at_once() -> None:
+def test_steps_in_two_threads_at_once_are_right() -> None:
     for k in range(newton_count("residual")):
         cases = [build("residual") for _ in range(2)]
         optimizers = [optimizer_of(case, "row_sum", k) for case in cases]
@@ -123,7 +123,7 @@ def test_two_threads_at_once() -> None:
 @pytest.mark.parametrize(
     "name", ["residual", "group_norm", "perceptron", "attention", "conv_bias_alone", "conv_twice"]
 )
-def test_bfloat16_autocast(name: str, way: str) -> None:
+def test_a_step_under_bfloat16_autocast_is_near_plain_torch(name: str, way: str) -> None:
     def loss_of(case: Case) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return case.loss()
@@ -178,7 +178,7 @@ def _in_between(case: Case) -> list[Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("attach", [_on_every_leaf, _on_one_leaf, _after_accumulation, _in_between])
-def test_an_error_in_a_hook_passes_and_is_gone(attach: Any, way: str) -> None:
+def test_an_error_in_a_hook_propagates_and_leaves_nothing_behind(attach: Any, way: str) -> None:
     for k in range(newton_count("residual")):
         case = build("residual")
         counted: list[int] = []
@@ -200,8 +200,8 @@ def test_an_error_in_a_hook_passes_and_is_gone(attach: Any, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", [*NETWORKS, "input_wants_a_gradient"])
-def test_weights_stepped_inside_the_backward(name: str, way: str) -> None:
-    """The recipe that frees each gradient as soon as it has come."""
+def test_weights_may_be_stepped_inside_the_backward(name: str, way: str) -> None:
+    """As users do to free each gradient as soon as it is computed."""
 
     def step_at_once(case: Case) -> list[Any]:
         newton = {id(p) for p in case.newton()}

@@ -1,4 +1,4 @@
-"""Losses that contain a gradient: right, or refused where torch's third derivative is not right."""
+"""Losses that contain a gradient: right, or an error where torch's third derivative is wrong."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def differences(norm: nn.Module, p: Tensor, place: str) -> Tensor:
 @pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
 @pytest.mark.parametrize("place", ["before", "weight", "behind"])
 @pytest.mark.parametrize("name", NORMS)
-def test_a_norm_under_a_gradient_penalty(name: str, place: str, way: str) -> None:
+def test_a_norm_under_a_gradient_penalty_is_right_or_raises_an_error(
+    name: str, place: str, way: str
+) -> None:
     norm = NORMS[name]()
     p = nn.Parameter(torch.linspace(0.4, 1.2, 4, dtype=DTYPE))
     groups = [{"params": [p], "channelwise": True}]
@@ -71,7 +73,7 @@ def test_a_norm_under_a_gradient_penalty(name: str, place: str, way: str) -> Non
         diagonal: Tensor = optimizer.state[p]["hessian"]
         return diagonal
 
-    # Only what lies in front of the norm needs its third derivative by its input.
+    # Only parameters before the norm need its third derivative with respect to its input.
     if name in REFUSED and place == "before":
         with pytest.raises(RuntimeError, match=rf"{REFUSED[name]}.*third.*GroupNorm.*closure="):
             take()
@@ -83,8 +85,8 @@ def test_a_norm_under_a_gradient_penalty(name: str, place: str, way: str) -> Non
 
 
 @pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
-def test_weight_norm_s_direction_is_corrected_or_refused(way: str) -> None:
-    """Torch's second derivative by the direction is wrong; by the length it is right."""
+def test_weight_norm_s_direction_is_right_or_raises_an_error(way: str) -> None:
+    """Torch's second derivative by the direction is wrong, but by the length it is right."""
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 1, dtype=DTYPE))
     length, direction = layer.parametrizations.weight.parameters()  # type: ignore[union-attr]
 

@@ -1,9 +1,9 @@
 """Tests for an NVIDIA GPU: ``make test-cuda``. They need torch and pytest, and nothing else.
 
-Where it makes sense, a test runs on the CPU or on the device ``meta`` too, in ``make test``. So its
-code is tried where there is no GPU.
+Where it makes sense, ``make test`` also runs a test on the CPU or on the device ``meta``. Its code
+is then tested without a GPU.
 
-The folder is no package. A package ``cuda`` would stand before NVIDIA's own of that name.
+The folder is not a package. A package ``cuda`` would shadow NVIDIA's own of that name.
 """
 
 from __future__ import annotations

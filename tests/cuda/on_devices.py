@@ -1,4 +1,4 @@
-"""Where the tests of this folder run, networks for them, and what waits for a device."""
+"""Devices and networks for the tests of this folder, and a detector of waits for a device."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ OPTIMIZERS = {"sgdph": by_sgdph, "adamw": beside_adamw}
 def train(
     model: nn.Module, optimizer: Optimizer, given: list[Batch], steps: int, way: str | None = None
 ) -> None:
-    """Take steps; without a way, each of the three in turn."""
+    """Take steps. Without a way, use each of the three in turn."""
     ways = list(WAYS.values()) if way is None else [WAYS[way]]
     for step in range(steps):
         batch = given[step % len(given)]
@@ -120,14 +120,14 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """As a share of the largest number."""
+    """Check the largest error, as a share of the largest expected number."""
     assert found.shape == expected.shape
     error = float((found - expected).abs().max() / expected.abs().max())
     assert error <= tolerance, error
 
 
 def needs_inductor() -> None:
-    """Skip a test where inductor has no Triton, or Triton no compiler of C or no headers."""
+    """Skip a test if inductor has no Triton, or Triton has no C compiler or headers."""
     pytest.importorskip("triton", reason="inductor needs triton")
     try:
         torch.compile(torch.sin)(torch.ones(8, device="cuda"))
@@ -136,15 +136,16 @@ def needs_inductor() -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Notes every operation at which the host waits for a device.
+    """Records every operation at which the host waits for a device.
 
-    On a GPU torch itself tells (:func:`no_waits`). This knows the same rules for stand-ins.
+    On a GPU torch itself reports waits (:func:`no_waits`). This class applies the same rules to
+    stand-ins.
 
     Args:
-        device: The type of the device that is waited for.
+        device: The type of the device that the host waits for.
     """
 
-    # lift_fresh: torch.tensor(..., device=...) has copied numbers of the host's.
+    # lift_fresh: torch.tensor(..., device=...) has copied numbers from the host.
     _NAMES = (
         *("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select"),
         "lift_fresh",
@@ -187,13 +188,13 @@ class Waits(TorchDispatchMode):
         if self._device not in (source.device.type, result.device.type):
             return False
         non_blocking = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
-        # To the host nobody may go on before the numbers are there.
+        # After a copy to the host, nothing may continue before the numbers are there.
         return result.device.type != self._device or not non_blocking
 
 
 @contextlib.contextmanager
 def no_waits(device: str) -> Iterator[None]:
-    """Fail where the host waits for the device meanwhile."""
+    """Fail if the host waits for the device in this context."""
     waits = Waits(device)
     before = torch.cuda.get_sync_debug_mode() if device == "cuda" else 0
     if device == "cuda":

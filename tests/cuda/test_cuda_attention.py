@@ -20,17 +20,17 @@ from sgdph.autograd.graph import graph_nodes
 FLASH, EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
 CUDNN = SDPBackend.CUDNN_ATTENTION
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-# Of a product, as a share of its length. The CPU's kernel is off by 3e-4, 2.4e-3, 3e-7 and 7e-16.
+# Error of a product, as a share of its norm. The CPU's kernel has 3e-4, 2.4e-3, 3e-7 and 7e-16.
 TOLERANCE = {F16: 0.003, BF16: 0.02, F32: 1e-3, F64: 1e-12}
 
 
 class Case(NamedTuple):
-    """Sizes, and what a mask is.
+    """Sizes, and the kind of mask.
 
     Attributes:
         shape: Samples, heads, heads of the keys, places, keys, width of a head.
-        mask: ``none``, ``causal``, ``bool``, ``hidden`` (a query sees no key), ``bias`` (it wants
-            a gradient).
+        mask: ``none``, ``causal``, ``bool``, ``hidden`` (a query sees no key), ``bias`` (it
+            requires a gradient).
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 CASES = {
     "plain": Case((2, 4, 4, 64, 64, 64)),
-    # A head's scores are more than are computed at once.
+    # One head has more scores than are computed at once.
     "long": Case((1, 2, 2, 2100, 2100, 64), "causal"),
     "narrow": Case((3, 2, 2, 40, 40, 20)),
     "cross": Case((2, 2, 2, 33, 70, 32)),
@@ -49,7 +49,7 @@ CASES = {
     "hidden": Case((2, 2, 2, 64, 64, 64), "hidden"),
     "bias": Case((2, 2, 2, 64, 64, 64), "bias"),
 }
-# What each kernel must take; what it need not take it may refuse.
+# The cases that each kernel must accept. It may refuse the others.
 OF_CUDA: dict[SDPBackend, tuple[list[torch.dtype], set[str]]] = {
     FLASH: ([F16, BF16], {"plain", "long", "narrow", "cross", "causal", "grouped"}),
     EFFICIENT: ([F32, BF16], {"plain", "long", "cross", "causal", "bool", "bias"}),
@@ -80,7 +80,7 @@ def inputs(case: Case, device: str, dtype: torch.dtype) -> tuple[list[Tensor], T
     samples, heads, key_heads, places, keys, width = case.shape
     torch.manual_seed(0)
     shapes = (heads, places), (key_heads, keys), (key_heads, keys)
-    # As a projection leaves them: heads beside each other in memory.
+    # The memory layout after a projection: the heads of one token are adjacent.
     made = [torch.randn(samples, n, h, width).transpose(1, 2) for h, n in shapes]
     mask = None
     if case.mask in ("bool", "hidden"):
@@ -100,7 +100,7 @@ def attention(qkv: list[Tensor], mask: Tensor | None, case: Case, **more: Any) -
 
 
 def products(wanted: list[Tensor], out: Tensor) -> tuple[Tensor, ...]:
-    """A product of the Hessian of a loss of the output with a vector."""
+    """Return a Hessian-vector product of a loss of the output."""
     kind = {"device": out.device, "dtype": torch.float64}
     loss = (out.double().sin() * torch.arange(out.numel(), **kind).cos().view_as(out)).sum()
     gradients = torch.autograd.grad(loss, wanted, create_graph=True)
@@ -113,12 +113,14 @@ def products(wanted: list[Tensor], out: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize(("device", "kernel", "dtype", "name"), [*ON_CPU, *ON_CUDA])
-def test_a_product(device: str, kernel: SDPBackend, dtype: torch.dtype, name: str) -> None:
+def test_a_hessian_vector_product_equals_that_of_math_attention(
+    device: str, kernel: SDPBackend, dtype: torch.dtype, name: str
+) -> None:
     make_attention_twice_differentiable()
     case = CASES[name]
     qkv, mask = inputs(case, device, dtype)
     wanted = [*qkv, *([mask] if mask is not None and mask.requires_grad else [])]
-    # Torch 2.6 takes the CPU's kernel for no grouped queries.
+    # Torch 2.6 does not use the CPU's kernel for grouped queries.
     must = name in OF_CUDA[kernel][1] if device == "cuda" else name != "grouped"
     try:
         with sdpa_kernel(kernel):
@@ -142,13 +144,13 @@ def test_a_product(device: str, kernel: SDPBackend, dtype: torch.dtype, name: st
 
 @pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("kernel", OF_CUDA, ids=lambda kernel: kernel.name)
-def test_dropout_inside_a_kernel_is_refused(kernel: SDPBackend, device: str) -> None:
+def test_dropout_inside_a_kernel_raises_an_error(kernel: SDPBackend, device: str) -> None:
     make_attention_twice_differentiable()
     case = CASES["plain"]
     qkv, _ = inputs(case, device, BF16)
     with sdpa_kernel(kernel):
         out = attention(qkv, None, case, dropout_p=0.1)
-    # A step without a product has its gradients.
+    # A step without a product gets its gradients.
     assert torch.autograd.grad(out.sum(), qkv[0], retain_graph=True)[0].isfinite().all()
     with pytest.raises(RuntimeError, match=r"dropout.*SDPBackend\.MATH"):
         products(qkv, out)
@@ -161,8 +163,10 @@ OF_TRANSFORMER = [
 
 
 @pytest.mark.parametrize(("device", "kernel"), OF_TRANSFORMER)
-def test_curvature_of_a_transformer(device: str, kernel: SDPBackend) -> None:
-    """In a bfloat16 autocast each kernel's is near float32's by math attention."""
+def test_transformer_curvature_under_autocast_is_near_float32(
+    device: str, kernel: SDPBackend
+) -> None:
+    """Each kernel runs under bfloat16 autocast. Float32 is computed by math attention."""
     found = []
     for attend in (SDPBackend.MATH, kernel):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Curvature and steps in float64 are the CPU's."""
+"""Curvature and steps in float64 equal the CPU's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def curvature(name: str, device: str, way: str, **settings: Any) -> Tensor:
 
 @on("cpu")
 @pairwise(name=NETWORKS, estimator=["row_sum", "hutchinson", "exact"], way=WAYS)
-def test_curvature(name: str, estimator: str, way: str, device: str) -> None:
+def test_curvature_equals_the_cpu_s(name: str, estimator: str, way: str, device: str) -> None:
     expected = curvature(name, "cpu", "update_hessian", estimator=estimator)
     assert_near(curvature(name, device, way, estimator=estimator), expected, 1e-9)
 
@@ -51,7 +51,9 @@ def test_curvature(name: str, estimator: str, way: str, device: str) -> None:
     optimizer=OPTIMIZERS,
     settings=[{}, {**ALL, "estimator": "hutchinson", "hessian_interval": 3}],
 )
-def test_twenty_steps(name: str, optimizer: str, settings: dict[str, Any], device: str) -> None:
+def test_steps_equal_the_cpu_s(
+    name: str, optimizer: str, settings: dict[str, Any], device: str
+) -> None:
     found = []
     for where in ("cpu", device):
         model = built(name, where)
@@ -62,7 +64,7 @@ def test_twenty_steps(name: str, optimizer: str, settings: dict[str, Any], devic
 
 
 def batch_norms(dimensions: int) -> nn.Module:
-    """With a norm without scale and shift, and one without running statistics."""
+    """Batch norms, one without scale and shift, and one without running statistics."""
     conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dimensions == 2 else (nn.Conv3d, nn.BatchNorm3d)
     pool = nn.AdaptiveAvgPool2d(1) if dimensions == 2 else nn.AdaptiveAvgPool3d(1)
     layers = [
@@ -83,8 +85,10 @@ def batch_norms(dimensions: int) -> nn.Module:
 @pairwise(
     cudnn=[True, False], training=[True, False], layout=[None, CHANNELS_LAST], dimensions=[2, 3]
 )
-def test_batch_norm(cudnn: bool, training: bool, layout: Any, dimensions: int, device: str) -> None:
-    """By cuDNN and by torch's own kernels, which take other ways for channels last."""
+def test_batch_norm_equals_the_cpu_s(
+    cudnn: bool, training: bool, layout: Any, dimensions: int, device: str
+) -> None:
+    """With cuDNN and with torch's own kernels, which use other code for channels last."""
     layout = torch.channels_last_3d if layout is not None and dimensions == 3 else layout
     found: list[Tensor] = []
     nodes: set[str] = set()
@@ -141,14 +145,16 @@ def without_cudnn(layer: Layer, device: str) -> Tensor:
 
 @on("cpu")
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_without_cudnn(layer: Layer, device: str) -> None:
+def test_recurrent_layers_without_cudnn_equal_the_cpu_s(layer: Layer, device: str) -> None:
     assert_near(without_cudnn(layer, device), without_cudnn(layer, "cpu"), 1e-9)
 
 
 @on("cpu")
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_of_cudnn(layer: Layer, device: str) -> None:
-    """Their second derivative is refused; differences of gradients have it."""
+def test_cudnn_recurrent_layers_raise_an_error_and_differences_work(
+    layer: Layer, device: str
+) -> None:
+    """Their second derivative is not available, but differences of gradients are."""
     model, loss = recurrent(layer, device)
     optimizer = by_sgdph(model, **ALL)
     if device == "cuda":
@@ -162,8 +168,8 @@ def test_recurrent_layers_of_cudnn(layer: Layer, device: str) -> None:
 
 @on("cpu")
 @pytest.mark.parametrize("name", [n for n in ("fused_rms_norm", "group_norm") if n in NETWORKS])
-def test_first_gradients_are_torch_s(name: str, device: str) -> None:
-    """Where torch takes another formula for gradients that will be differentiated."""
+def test_first_gradients_equal_torch_s(name: str, device: str) -> None:
+    """Torch uses another formula here for gradients that will be differentiated."""
     found = []
     for way in ("plain", "backward"):
         model = built(name, device)

@@ -1,4 +1,4 @@
-"""Steps on a GPU: no wait for the device, flat memory, one rule in every path."""
+"""Steps on a GPU: no wait for the device, constant memory, the same result on every path."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 
 
 class Everything(nn.Module):
-    """Every norm and activation that has a second derivative of its own here."""
+    """Every norm and activation that has its own second derivative in this package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,12 +91,12 @@ def test_no_step_waits_for_the_device(
 ) -> None:
     model = Everything().to(device)
     if device == "cuda":
-        # On "meta" torch 2.6 has no kernel of its derivative.
+        # On "meta" torch 2.6 has no kernel for its derivative.
         sgdph.apply_weight_norm(model.last)
     settings = {"estimator": estimator, "refresh": refresh, "hessian_interval": interval}
     chosen = OPTIMIZERS[optimizer](model, **settings)
     given = images(device)
-    # The first steps make what libraries and optimizers keep.
+    # In the first steps, libraries and optimizers create what they keep.
     train(model, chosen, given, 3 if device == "cuda" else 1)
     with no_waits(device):
         for step in range(9 if device == "cuda" else 3):
@@ -115,13 +115,13 @@ def test_no_step_waits_for_the_device(
 @on("meta")
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("needs", [(True,) * 5, (True, False, False, False, False)])
-def test_attention_s_derivative_does_not_wait(
+def test_the_derivative_of_attention_does_not_wait_for_the_device(
     is_causal: bool, needs: tuple[bool, ...], device: str
 ) -> None:
     g, q, k, v = (torch.randn(2, 4, 6, 8).to(device) for _ in range(4))
     bias = None if is_causal else torch.randn(1, 4, 6, 6).to(device)
     settings = AttentionSettings(is_causal, None, 0.0)
-    # The vectors of no loss that leads through the queries alone, or through none.
+    # Vectors for all three gradients, for that of the keys alone, and for none.
     for vectors in ([q, k, v], [None, k, None], [None, None, None]):
         with no_waits(device):
             AttentionDerivative([g, q, k, v], bias, q, settings, vectors, needs).compute()
@@ -141,8 +141,8 @@ def test_attention_s_derivative_does_not_wait(
     ],
 )
 @on("meta")
-def test_waits_are_seen(wait: Any, device: str) -> None:
-    """The watch itself: on a GPU torch's, elsewhere ours."""
+def test_waits_are_detected(wait: Any, device: str) -> None:
+    """Test the detector itself: torch's on a GPU, ours elsewhere."""
     t = torch.ones(4, device=device)
     if device == "meta" and OLD and "new_tensor" in wait.__code__.co_names:
         pytest.skip("this torch hides it where there is no GPU")
@@ -173,7 +173,7 @@ def counted_waits(device: str) -> Iterator[list[str]]:
 
 
 @on("cpu")
-def test_a_scaled_step_waits_no_more_than_torch_s_own(device: str) -> None:
+def test_a_scaled_step_waits_as_often_as_one_of_sgd(device: str) -> None:
     """``GradScaler.step`` reads once whether a gradient overflowed."""
     counts = []
     for kind in ("sgd", *OPTIMIZERS):
@@ -206,7 +206,7 @@ def bytes_in_use(device: str) -> int:
         return torch.cuda.memory_allocated()
     storages: dict[int, int] = {}
     for t in gc.get_objects():
-        # Other tests leave tensors without memory, or without one piece of it.
+        # Other tests leave tensors without memory, or without a single piece of memory.
         if type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided:
             with contextlib.suppress(RuntimeError):
                 storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -215,13 +215,13 @@ def bytes_in_use(device: str) -> int:
 
 @on("cpu")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_memory_stays_flat(optimizer: str, device: str) -> None:
+def test_memory_stays_constant(optimizer: str, device: str) -> None:
     steps = 500 if device == "cuda" else 40
     small = built("layer_norm_mlp", device, torch.float32)
     model = Everything().to(device) if device == "cuda" else small
     given = images(device)
     chosen = OPTIMIZERS[optimizer](model)
-    # A whole sweep in each of the ways, so that every state is there.
+    # A whole sweep in each of the ways, so that every state exists.
     first = 3 * len(chosen.newton_parameters)
     train(model, chosen, given, first)
     chosen.zero_grad()
@@ -256,8 +256,8 @@ def test_foreach_equals_one_tensor_at_a_time(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("way", WAYS)
-def test_autocast(dtype: torch.dtype, layout: Any, way: str, device: str) -> None:
-    """Curvature of half precision is near float32's, and without the scale of a scaler."""
+def test_autocast_is_near_float32(dtype: torch.dtype, layout: Any, way: str, device: str) -> None:
+    """Half-precision curvature does not contain the scale of a scaler either."""
     found = []
     for kind in (None, dtype):
         model = built("bn_resnet", device, torch.float32).to(memory_format=layout)
@@ -288,8 +288,8 @@ def one_rank(device: str, tmp_path: Path) -> Iterator[None]:
 @on("cpu")
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.usefixtures("one_rank")
-def test_one_rank(device: str) -> None:
-    """NCCL on a GPU: under ``DistributedDataParallel``, and the mean over ranks by itself."""
+def test_one_rank_under_ddp_equals_one_process(device: str) -> None:
+    """With NCCL on a GPU. The mean over ranks is also tested by itself."""
     found = []
     for wrapped in (False, True):
         model = built("bn_resnet", device)
@@ -312,8 +312,8 @@ def test_one_rank(device: str) -> None:
 
 @on("cpu")
 @pytest.mark.parametrize("name", ["layer_norm_mlp", "transformer"])
-def test_compiled(name: str, device: str) -> None:
-    """By inductor on a GPU: uncompiled at due steps, compiled at all others."""
+def test_a_compiled_model_equals_the_uncompiled_one(name: str, device: str) -> None:
+    """With inductor on a GPU: uncompiled at due steps, compiled at all others."""
     if device == "cuda":
         needs_inductor()
     backend = "inductor" if device == "cuda" else "aot_eager"
@@ -329,7 +329,7 @@ def test_compiled(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", [CUDA])
-def test_capture_in_a_cuda_graph_is_refused(device: str) -> None:
+def test_capture_in_a_cuda_graph_raises_an_error(device: str) -> None:
     model = built("group_norm", device, torch.float32)
     optimizer = by_sgdph(model)
     given = data("group_norm", device, torch.float32)
@@ -337,6 +337,6 @@ def test_capture_in_a_cuda_graph_is_refused(device: str) -> None:
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="captured in a CUDA graph"), torch.cuda.graph(graph):
         optimizer.step()
-    # And training goes on.
+    # Training continues afterwards.
     train(model, optimizer, given, 3)
     assert weights(model).isfinite().all()

@@ -1,4 +1,4 @@
-"""Which Newton parameter is refreshed next, where losses do not reach all of them."""
+"""Which Newton parameter is refreshed next, if losses do not reach all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ F64 = torch.float64
 
 
 def network() -> nn.ModuleList:
-    """A shared layer, and three parts of which a loss reaches some."""
+    """A shared layer and three parts. A loss reaches only some of the parts."""
     torch.manual_seed(0)
     parts = [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)) for _ in range(3)]
     return nn.ModuleList([nn.Linear(4, 4), *parts]).to(F64)
@@ -58,7 +58,9 @@ def schedule(kind: str, step: int) -> list[tuple[int, ...]]:
     settings=[("row_sum", "cyclic", 4), ("hutchinson", "cyclic", 1), ("hutchinson", "all", 4)],
     way=WAYS,
 )
-def test_turns_follow_the_reference(way: str, kind: str, settings: tuple[str, str, int]) -> None:
+def test_refreshes_follow_the_reference(
+    way: str, kind: str, settings: tuple[str, str, int]
+) -> None:
     estimator, refresh, interval = settings
     options = {"estimator": estimator, "refresh": refresh, "hessian_interval": interval}
     values = {"lr": 0.05, "weight_decay": 0.01, "hessian_momentum": 0.99}
@@ -102,8 +104,8 @@ def train(
     return due
 
 
-def test_every_parameter_of_two_networks_in_turn_is_refreshed() -> None:
-    """The fault: with an even interval the second network was never refreshed."""
+def test_alternating_losses_refresh_every_parameter() -> None:
+    """A former bug: with an even interval the second network was never refreshed."""
     for interval, count in ((10, 2), (1, 2), (10, 3), (7, 4)):
         actor, critic = biases(count), biases(count)
         both = {"params": [*actor, *critic], "channelwise": True}
@@ -117,7 +119,7 @@ def test_every_parameter_of_two_networks_in_turn_is_refreshed() -> None:
         assert 2 * min(counts) >= max(counts), (interval, count, counts)
 
 
-def test_the_cycle_is_today_s_where_every_loss_reaches_all() -> None:
+def test_if_losses_reach_all_parameters_the_cycle_is_regular() -> None:
     params = biases(4)
     optimizer = sgdph.SGDPH([{"params": params, "channelwise": True}], hessian_interval=3)
     due = train(optimizer, lambda _: torch.stack([p.pow(4).sum() for p in params]).sum(), 30)
@@ -129,7 +131,7 @@ def test_the_cycle_is_today_s_where_every_loss_reaches_all() -> None:
     }
 
 
-def test_a_cursor_written_by_hand_begins_a_cycle_there() -> None:
+def test_a_cursor_set_by_hand_starts_the_cycle_there() -> None:
     params = biases(4)
     optimizer = sgdph.SGDPH([{"params": params, "channelwise": True}])
 
@@ -144,7 +146,7 @@ def test_a_cursor_written_by_hand_begins_a_cycle_there() -> None:
     assert optimizer.param_groups[0]["cursor"] == 1
 
 
-def test_a_cursor_written_by_hand_is_saved() -> None:
+def test_a_cursor_set_by_hand_is_saved() -> None:
     params = biases(4)
     optimizer = sgdph.SGDPH([{"params": params, "channelwise": True}])
 
@@ -165,7 +167,7 @@ def test_a_cursor_written_by_hand_is_saved() -> None:
 
 
 @pytest.mark.parametrize("unused", [1, 12])
-def test_the_search_of_a_joint_refresh_is_for_all_that_were_missed(unused: int) -> None:
+def test_a_joint_refresh_searches_for_all_missed_parameters_at_once(unused: int) -> None:
     used, left = biases(3), biases(unused)
     optimizer = sgdph.SGDPH(
         [{"params": [*used, *left], "channelwise": True}],
@@ -179,7 +181,7 @@ def test_the_search_of_a_joint_refresh_is_for_all_that_were_missed(unused: int) 
     assert sum(due) == 20 + 2 * 9
 
 
-def test_a_part_out_of_use_is_sought_seldom_and_named() -> None:
+def test_an_unused_parameter_is_searched_for_rarely_and_named() -> None:
     used, unused = biases(3), nn.Parameter(torch.ones(2))
     named = [("unused", unused), *((f"p{i}", p) for i, p in enumerate(used))]
     optimizer = sgdph.SGDPH([{"params": named, "channelwise": True}], lr=1e-4, hessian_interval=5)
@@ -188,12 +190,12 @@ def test_a_part_out_of_use_is_sought_seldom_and_named() -> None:
         warnings.simplefilter("always")
         due = train(optimizer, lambda _: torch.stack([p.pow(4).sum() for p in used]).sum(), 400)
     assert all(due[step] for step in range(0, 400, 5))
-    # One search at first, one when ten sweeps have gone by, each up to the next refresh.
+    # One search at first and one after ten sweeps. Each lasts until the next refresh.
     assert sum(due) - 80 == 8
     texts = [str(w.message) for w in caught if "no partial Hessian has reached" in str(w.message)]
     assert len(texts) == 1
     assert "parameter unused" in texts[0]
-    # Frozen, it is neither sought nor named; and it has not been waiting when it thaws.
+    # While frozen, it is neither searched for nor named. This time does not count as waiting.
     unused.requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -205,8 +207,8 @@ def test_a_part_out_of_use_is_sought_seldom_and_named() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_sought_step_may_go_without(way: str) -> None:
-    """Whoever counts the due steps alone takes nothing there, and meets no error."""
+def test_a_search_step_may_have_no_curvature(way: str) -> None:
+    """Users who count due steps themselves compute no curvature there, and get no error."""
     a, b = biases(2)
     optimizer = sgdph.SGDPH([{"params": [a, b], "channelwise": True}], lr=0.0, hessian_interval=2)
     WAYS[way](optimizer, b.pow(4).sum())
@@ -219,8 +221,8 @@ def test_a_sought_step_may_go_without(way: str) -> None:
 
 
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
-def test_a_state_of_a_cycle_alone_goes_on_as_it_would_have(refresh: str) -> None:
-    """States saved before turns were counted per parameter: the same targets, the same probes."""
+def test_an_old_state_without_turns_resumes_as_before(refresh: str) -> None:
+    """States saved before turns were counted per parameter give the same targets and probes."""
     params, copies = biases(3), biases(3)
     settings = {"lr": 0.01, "estimator": "hutchinson", "hessian_momentum": 0.99}
     kept = [

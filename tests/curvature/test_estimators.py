@@ -66,9 +66,9 @@ def curvatures(
     micro: int = 1,
     **settings: object,
 ) -> list[tuple[Tensor, int]]:
-    """What the optimizer takes in of each Newton parameter: ``D / (1 - beta2)`` and the refreshes.
+    """Return each Newton parameter's curvature, ``D / (1 - beta2)``, and its refresh count.
 
-    The learning rate is 0, so that a whole cycle sees the same weights.
+    The learning rate is 0, so that a whole cycle uses the same weights.
     """
     model = build(net)
     newton = newton_of(model)
@@ -103,7 +103,7 @@ def signed_or_not(estimator: str, block: Tensor, z: Tensor) -> Tensor:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("net", NETS)
-def test_cyclic_against_dense_blocks(net: str, estimator: str, way: str) -> None:
+def test_cyclic_refreshes_equal_dense_blocks(net: str, estimator: str, way: str) -> None:
     blocks = dense_blocks(net)
     found = curvatures(net, way=way, estimator=estimator)
     for k, ((h, visits), block) in enumerate(zip(found, blocks, strict=True)):
@@ -115,7 +115,7 @@ def test_cyclic_against_dense_blocks(net: str, estimator: str, way: str) -> None
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("estimator", ["row_sum", "exact"])
 @pytest.mark.parametrize("net", NETS)
-def test_all_at_once_against_dense_blocks(net: str, estimator: str, way: str) -> None:
+def test_a_refresh_of_all_equals_dense_blocks(net: str, estimator: str, way: str) -> None:
     found = curvatures(net, way=way, estimator=estimator, refresh="all", steps=1)
     for (h, visits), block in zip(found, dense_blocks(net), strict=True):
         assert visits == 1
@@ -124,7 +124,7 @@ def test_all_at_once_against_dense_blocks(net: str, estimator: str, way: str) ->
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("net", NETS)
-def test_joint_hutchinson_against_the_joint_block(net: str, way: str) -> None:
+def test_joint_hutchinson_equals_the_joint_block(net: str, way: str) -> None:
     found = curvatures(net, way=way, estimator="hutchinson", refresh="all", steps=1)
     z = torch.cat([package_probe()(0, k, h.shape).flatten() for k, (h, _) in enumerate(found)])
     expected = (z * (joint_block(net) @ z)).split([h.numel() for h, _ in found])
@@ -133,15 +133,15 @@ def test_joint_hutchinson_against_the_joint_block(net: str, way: str) -> None:
         assert_close(h, e)
 
 
-def test_weight_norm_lengths_are_newton() -> None:
-    # torch keeps g as (C, 1, 1, 1): no vector, but one number per channel. Of a weight-normalised
-    # head it registers the bias before g, so by shape alone g is the last one.
+def test_weight_norm_lengths_are_newton_parameters() -> None:
+    # torch keeps g as (C, 1, 1, 1): not a vector, but one number per channel. It registers the
+    # bias of a weight-normalised head before g, so by shape alone g is the last one.
     shapes = [tuple(p.shape) for p in newton_of(build("weight_norm"))]
     assert shapes == [(3,), (3, 1, 1, 1), (4,), (4, 1, 1, 1), (3,)]
 
 
 @pytest.mark.parametrize("estimator", ["row_sum", "exact"])
-def test_average_of_equal_curvatures(estimator: str) -> None:
+def test_the_running_average_of_equal_curvatures_is_exact(estimator: str) -> None:
     steps = 3
     found = curvatures("group_norm", estimator=estimator, refresh="all", steps=steps)
     for (scaled, visits), block in zip(found, dense_blocks("group_norm"), strict=True):
@@ -152,7 +152,7 @@ def test_average_of_equal_curvatures(estimator: str) -> None:
 
 
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
-def test_hutchinson_averages_signed(refresh: str) -> None:
+def test_hutchinson_averages_signed_values(refresh: str) -> None:
     net, rounds = "bn_resnet", 6
     count = len(dense_blocks(net))
     steps = rounds if refresh == "all" else rounds * count
@@ -172,7 +172,7 @@ def test_hutchinson_averages_signed(refresh: str) -> None:
         for k, new in zip(turn, h, strict=True):
             changes_sign |= bool((averages[k] * new < 0).any())
             averages[k] = BETA2 * averages[k] + (1 - BETA2) * new
-    assert changes_sign  # else signed and unsigned averages would be told apart by nothing
+    assert changes_sign  # otherwise signed and unsigned averages would be equal
     for (scaled, visits), expected in zip(found, averages, strict=True):
         assert visits == rounds
         assert_close(scaled * (1 - BETA2), expected)
@@ -214,7 +214,7 @@ def test_a_softmax_bias_has_row_sum_zero(way: str) -> None:
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
-def test_loss_scale_divides(refresh: str, estimator: str, way: str) -> None:
+def test_curvature_is_divided_by_the_loss_scale(refresh: str, estimator: str, way: str) -> None:
     settings = {"estimator": estimator, "refresh": refresh, "way": way}
     plain = curvatures("layer_norm_mlp", **settings)
     for scale in (1024.0, 0.3):
@@ -223,7 +223,7 @@ def test_loss_scale_divides(refresh: str, estimator: str, way: str) -> None:
             assert_close(h, expected)
 
 
-def test_loss_scale_may_be_a_tensor_of_the_scaler() -> None:
+def test_loss_scale_may_come_from_a_gradient_scaler() -> None:
     plain = curvatures("layer_norm_mlp")
     scale = float(torch.amp.GradScaler("cpu", init_scale=512.0).get_scale())
     for (h, _), (expected, _) in zip(curvatures("layer_norm_mlp", scale=scale), plain, strict=True):
@@ -244,7 +244,7 @@ def test_micro_batches_share_the_probe_and_add_up(refresh: str, estimator: str, 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_micro_batches_add_up_signed(estimator: str, way: str) -> None:
+def test_micro_batches_add_up_signed_values(estimator: str, way: str) -> None:
     # A loss and its negative have no curvature together; their absolute values would have.
     model = build("layer_norm_mlp")
     optimizer = sgdph.SGDPH(model.parameters(), estimator=estimator, refresh="all")
@@ -258,14 +258,14 @@ def test_micro_batches_add_up_signed(estimator: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
-def test_the_global_generator_is_left_alone(refresh: str, way: str) -> None:
+def test_the_global_generator_is_unchanged(refresh: str, way: str) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
     curvatures("layer_norm_mlp", estimator="hutchinson", refresh=refresh, way=way)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_global_generator_does_not_steer_the_probes() -> None:
+def test_probes_do_not_depend_on_the_global_generator() -> None:
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -274,8 +274,8 @@ def test_the_global_generator_does_not_steer_the_probes() -> None:
         assert torch.equal(h, other)
 
 
-def test_behind_layer_norm_the_row_sum_of_a_residual_bias_is_zero() -> None:
-    # Layer norm takes the mean over channels away, so adding one number to all of them is unseen.
+def test_before_a_layer_norm_a_residual_bias_has_row_sum_zero() -> None:
+    # Layer norm removes the mean over channels, so one number added to all of them has no effect.
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True)
     model = nn.Sequential(layer, nn.LayerNorm(8), nn.Linear(8, 5)).double()
@@ -304,7 +304,7 @@ def closure_way(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
 @pytest.mark.parametrize("way", [*WAYS, "closure"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_parameters_of_any_memory_layout(layout: str, estimator: str, way: str) -> None:
+def test_any_memory_layout_gives_the_exact_curvature(layout: str, estimator: str, way: str) -> None:
     torch.manual_seed(0)
     p = nn.Parameter(LAYOUTS[layout](torch.rand(3, 2, 2, 2, dtype=torch.float64)))
     assert p.is_contiguous() == (layout == "contiguous")
@@ -336,7 +336,7 @@ def test_parameters_of_any_memory_layout(layout: str, estimator: str, way: str) 
     assert max(errors.values()) < 1e-6
 
 
-def test_an_unknown_estimator_never_becomes_another() -> None:
+def test_an_unknown_estimator_raises_an_error_everywhere() -> None:
     p = nn.Parameter(torch.ones(3))
     unknown: Any = "rowsum"
     expected = r"estimator must be one of row_sum, hutchinson, exact, got 'rowsum'"
@@ -358,7 +358,7 @@ def test_an_unknown_estimator_never_becomes_another() -> None:
         lambda: optimizer.update_hessian(closure=loss),
         lambda: (loss().backward(create_graph=True), optimizer.step()),
     ]
-    # By hand, where no constructor looks.
+    # Set by hand, so no constructor checks it.
     optimizer.param_groups[0]["estimator"] = unknown
     for use in uses:
         with pytest.raises(ValueError, match=expected):
@@ -368,7 +368,7 @@ def test_an_unknown_estimator_never_becomes_another() -> None:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_every_name_has_its_way_everywhere(estimator: Estimator) -> None:
+def test_every_estimator_name_works_in_every_function(estimator: Estimator) -> None:
     p = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
     probes = [torch.tensor([1.0, -1.0], dtype=torch.float64)]
 

@@ -1,4 +1,4 @@
-"""Curvature from differences of gradients: as exact as it says, and where no other is."""
+"""Curvature from differences of gradients: how exact it is, and where products do not work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_closure(optimizer: sgdph.SGDPH, model: nn.Module, step: int, **settings: 
 
 
 def pending(optimizer: sgdph.SGDPH, **settings: Any) -> list[Tensor]:
-    """Averages after one step from scratch: |h| of those whose turn it was, times 1 - beta2."""
+    """Averages after a first step: |h| of the refreshed parameters, times 1 - beta2."""
     optimizer.step()
     return [s["hessian"].clone() for s in optimizer.state.values() if "hessian" in s]
 
@@ -73,7 +73,7 @@ def test_ten_steps_equal_those_with_the_exact_product(settings: dict[str, Any]) 
 
 
 def test_float32_is_near_float64() -> None:
-    """A fine step would drown in float32's rounding; a coarse one in the third derivative."""
+    """A small step would be lost in float32's rounding, a large one in the third derivative."""
     for place in range(7):
         models = [smooth_net(torch.float64), smooth_net(torch.float32)]
         averages = []
@@ -107,7 +107,7 @@ class Watched(nn.Module):
         return self.body(x) * self.masks[-1].mean()
 
 
-def test_weights_buffers_generators_and_gradients_are_as_before() -> None:
+def test_weights_buffers_generators_and_gradients_are_unchanged() -> None:
     model = Watched()
     optimizer = sgdph.SGDPH(model.parameters())
     x, y = batch()
@@ -138,8 +138,8 @@ DRAWS: dict[str, Callable[[], float]] = {
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_numbers_from_any_global_generator_are_the_same_in_each_pass(name: str) -> None:
-    """Mixup drawn inside: the curvature is the exact product's with the number drawn next."""
+def test_each_pass_draws_the_same_random_numbers(name: str) -> None:
+    """Mixup drawn in the closure: the curvature is the exact product's with the next draw."""
     x, y = batch(dtype=torch.float64)
     averages, drawn = [], []
     for way in ("closure", "backward"):
@@ -171,7 +171,7 @@ def test_numpy_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_pass_starts_from_the_same_buffers() -> None:
-    """Spectral norm goes on with its power iteration at each call, and uses the result."""
+    """Spectral norm continues its power iteration at each call, and uses the result."""
     averages = []
     for way in ("closure", "backward"):
         model = smooth_net()
@@ -186,7 +186,7 @@ def test_each_pass_starts_from_the_same_buffers() -> None:
 
 
 class AnotherEachTime:
-    """Closures that are no functions of the weights, each in its way."""
+    """Closures that are not functions of the weights, each for another reason."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -220,10 +220,10 @@ class AnotherEachTime:
 
 @pytest.mark.parametrize("settings", ESTIMATORS.values(), ids=ESTIMATORS)
 @pytest.mark.parametrize("kind", ["loader", "counter", "alternating", "mixup", "noise"])
-def test_a_closure_that_is_no_function_of_the_weights_is_noticed(
+def test_a_closure_that_is_not_a_function_of_the_weights_raises_an_error(
     kind: str, settings: dict[str, Any]
 ) -> None:
-    """Nearly each time: two draws may happen to give the same loss."""
+    """Almost every time: two draws may give the same loss by chance."""
     for model in (bn_net(), smooth_net()):
         optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.05, **settings)
         other = AnotherEachTime(model)
@@ -239,7 +239,7 @@ def test_a_closure_that_is_no_function_of_the_weights_is_noticed(
                 assert_same_bits(model, before)
                 assert torch.equal(torch.get_rng_state(), random)
                 noticed += 1
-                # Nothing of it is left: the step takes what comes the right way.
+                # Nothing of it is left: the step uses the curvature of a correct closure.
                 by_closure(optimizer, model, step)
             else:
                 loss_of(model, step).backward()
@@ -247,7 +247,7 @@ def test_a_closure_that_is_no_function_of_the_weights_is_noticed(
         assert noticed >= 2
 
 
-def test_a_right_closure_is_called_twice_a_product() -> None:
+def test_a_correct_closure_is_called_twice_per_product() -> None:
     for model in (bn_net(), smooth_net(), smooth_net(torch.float32)):
         optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.05)
         calls: list[int] = []
@@ -264,7 +264,7 @@ def test_a_right_closure_is_called_twice_a_product() -> None:
         assert len(calls) == 40
 
 
-def test_a_loss_computed_before_is_still_differentiable() -> None:
+def test_a_loss_computed_before_the_closure_is_still_differentiable() -> None:
     model, untouched = bn_net(), bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     for group in optimizer.param_groups:
@@ -279,7 +279,7 @@ def test_a_loss_computed_before_is_still_differentiable() -> None:
         assert torch.equal(p.grad, q.grad)
 
 
-def test_all_is_as_before_when_the_closure_fails() -> None:
+def test_a_failing_closure_changes_nothing() -> None:
     model = Watched()
     optimizer = sgdph.SGDPH(model.parameters())
     before, random = copy.deepcopy(model), torch.get_rng_state()
@@ -294,7 +294,7 @@ def test_all_is_as_before_when_the_closure_fails() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_micro_batches_add_up_and_the_scale_divides() -> None:
+def test_micro_batches_add_up_and_are_divided_by_the_loss_scale() -> None:
     whole, parts = smooth_net(), smooth_net()
     first, second = (sgdph.SGDPH(sgdph.param_groups(m)) for m in (whole, parts))
     first.backward((loss_of(whole, 0) + loss_of(whole, 1)) / 2)
@@ -305,7 +305,7 @@ def test_micro_batches_add_up_and_the_scale_divides() -> None:
         torch.testing.assert_close(h, k, rtol=1e-4, atol=1e-8)
 
 
-def test_nothing_is_called_where_nothing_is_due() -> None:
+def test_the_closure_is_called_only_at_due_steps() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=2)
     calls = []
@@ -322,7 +322,7 @@ def test_nothing_is_called_where_nothing_is_due() -> None:
     assert calls == [0, 0, 2, 2]
 
 
-def test_a_loss_or_a_closure() -> None:
+def test_wrong_losses_and_closures_raise_an_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     with pytest.raises(TypeError, match="got neither"):
@@ -391,8 +391,8 @@ def test_fused_attention_agrees_with_the_plain_kernel() -> None:
     assert error < 0.05
 
 
-def test_a_compiled_model() -> None:
-    """``aot_eager`` has torch's compiled autograd without a compiler of C++."""
+def test_a_compiled_model_trains_like_the_uncompiled_one() -> None:
+    """``aot_eager`` uses torch's compiled autograd, but no C++ compiler."""
     model = smooth_net(torch.float32)
     reference = copy.deepcopy(model)
     graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

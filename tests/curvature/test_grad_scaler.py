@@ -1,4 +1,4 @@
-"""A GradScaler whose scale nobody told: the curvature comes out right, or an error says why not."""
+"""A GradScaler without ``loss_scale``: the curvature is right, or an error explains why not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FEEDS: dict[str, Feed] = {
 
 
 def measuring(model: nn.Sequential) -> sgdph.SGDPH:
-    """Of the first bias alone, its newest curvature: no average, no movement."""
+    """Return an optimizer that keeps only the first bias's newest curvature and never moves it."""
     groups = [{"params": [model[0].bias], "channelwise": True}]
     return sgdph.SGDPH(groups, lr=0.0, hessian_momentum=0.0, estimator="exact")
 
@@ -64,7 +64,7 @@ def curvature(optimizer: sgdph.SGDPH) -> Tensor:
 
 
 def oracle(model: nn.Sequential, loss: Tensor) -> Tensor:
-    """The diagonal of the dense Hessian, rectified."""
+    """Return the absolute values of the dense Hessian's diagonal."""
     p = model[0].bias
     gradients = torch.autograd.grad(loss, [p], create_graph=True)
     return dense_hessian(gradients, [p]).diagonal().abs()
@@ -74,7 +74,7 @@ def scaler_of(scale: float = SCALE) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", init_scale=scale)
 
 
-# What users write at the end of a loss; each is a weight of 1/2 as well.
+# What users write at the end of a loss. Each also multiplies it by 1/2.
 ENDS: dict[str, Callable[[torch.amp.GradScaler, Tensor], Tensor]] = {
     "weight inside": lambda scaler, loss: scaler.scale(0.5 * loss),
     "divided after": lambda scaler, loss: scaler.scale(loss) / 2,
@@ -109,7 +109,7 @@ def _often(loss: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("way", FEEDS)
 @pytest.mark.parametrize("end", ENDS)
-def test_the_scale_of_a_scaler_divides(way: str, end: str) -> None:
+def test_curvature_is_divided_by_the_scaler_s_scale(way: str, end: str) -> None:
     model, scaler = network(), scaler_of()
     optimizer = measuring(model)
     FEEDS[way](optimizer, lambda: ENDS[end](scaler, plain_loss(model)))
@@ -141,7 +141,7 @@ def test_micro_batches_add_up_and_a_skipped_step_leaves_nothing(way: str) -> Non
     torch.testing.assert_close(curvature(optimizer), expected, rtol=tolerance, atol=1e-12)
 
 
-def test_an_unscaled_loss_before_a_scaled_backward() -> None:
+def test_an_unscaled_loss_before_a_scaled_backward_is_not_divided() -> None:
     model, scaler = network(), scaler_of()
     optimizer = measuring(model)
     loss = plain_loss(model) * torch.tensor(0.3)
@@ -154,7 +154,7 @@ def test_an_unscaled_loss_before_a_scaled_backward() -> None:
 
 
 @pytest.mark.parametrize("given", [2.0, torch.tensor(2.0)])
-def test_a_scale_that_is_given_wins(given: float | Tensor) -> None:
+def test_an_explicit_loss_scale_takes_precedence(given: float | Tensor) -> None:
     model, scaler = network(), scaler_of()
     optimizer = measuring(model)
     optimizer.backward(scaler.scale(plain_loss(model)), loss_scale=given)
@@ -164,7 +164,7 @@ def test_a_scale_that_is_given_wins(given: float | Tensor) -> None:
 
 
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
-def test_factors_are_the_user_s_own_where_no_scaler_calls(way: str) -> None:
+def test_if_no_scaler_calls_step_a_factor_of_the_loss_is_kept(way: str) -> None:
     for factor in (SCALE, torch.tensor(SCALE), scaler_of(SCALE)):
         model = network()
         optimizer = measuring(model)
@@ -196,7 +196,7 @@ UNKNOWN: dict[str, Callable[[torch.amp.GradScaler, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("way", ["update_hessian", "backward", "closure"])
 @pytest.mark.parametrize("end", UNKNOWN)
-def test_a_scale_that_cannot_be_told_is_an_error(way: str, end: str) -> None:
+def test_a_scale_that_cannot_be_found_raises_an_error(way: str, end: str) -> None:
     model, scaler = network(), scaler_of()
     optimizer = measuring(model)
     FEEDS[way](optimizer, lambda: UNKNOWN[end](scaler, plain_loss(model)))
@@ -211,7 +211,7 @@ def test_a_scale_that_cannot_be_told_is_an_error(way: str, end: str) -> None:
 
 
 class OwnScaler(torch.amp.GradScaler):
-    """A subclass whose step is its own."""
+    """A subclass with its own step."""
 
     def step(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         self.unscale_(optimizer)
@@ -219,7 +219,7 @@ class OwnScaler(torch.amp.GradScaler):
 
 
 @pytest.mark.parametrize("way", FEEDS)
-def test_the_scaler_is_found_behind_wrappers_and_in_subclasses(way: str) -> None:
+def test_the_scaler_is_found_with_wrapped_steps_and_subclasses(way: str) -> None:
     for scaler, wrappers in ((scaler_of(), 20), (OwnScaler("cpu", init_scale=SCALE), 0)):
         model = network()
         optimizer = measuring(model)
@@ -233,7 +233,7 @@ def test_the_scaler_is_found_behind_wrappers_and_in_subclasses(way: str) -> None
         torch.testing.assert_close(curvature(optimizer), expected, rtol=tolerance, atol=1e-12)
 
 
-def test_a_mode_that_counts_operations_changes_nothing() -> None:
+def test_a_flop_counter_mode_changes_nothing() -> None:
     model = network()
     optimizer = measuring(model)
     with FlopCounterMode(display=False):
@@ -242,13 +242,13 @@ def test_a_mode_that_counts_operations_changes_nothing() -> None:
     torch.testing.assert_close(curvature(optimizer), oracle(model, plain_loss(model) / 2))
 
 
-def test_a_scaler_is_no_scale() -> None:
+def test_a_scaler_as_loss_scale_raises_a_type_error() -> None:
     model = network()
     with pytest.raises(TypeError, match=r"scaler\.get_scale\(\)"):
         measuring(model).backward(plain_loss(model), loss_scale=scaler_of())  # type: ignore[arg-type]
 
 
-def test_a_loss_that_is_a_sum_of_thousands_is_read_to_its_end() -> None:
+def test_the_scale_is_found_in_a_sum_of_thousands_of_terms() -> None:
     model, scaler = network(), scaler_of()
     optimizer = measuring(model)
     part = plain_loss(model) / 3000
@@ -258,8 +258,8 @@ def test_a_loss_that_is_a_sum_of_thousands_is_read_to_its_end() -> None:
     torch.testing.assert_close(curvature(optimizer), oracle(model, plain_loss(model)))
 
 
-def test_a_scale_of_one_step_has_no_say_in_the_next() -> None:
-    """update() writes in place: the value counts that the loss was multiplied by."""
+def test_each_step_uses_its_own_scale() -> None:
+    """update() changes the scale in place. What counts is the value that scaled the loss."""
     model = network()
     optimizer = measuring(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=1)

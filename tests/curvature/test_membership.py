@@ -1,4 +1,4 @@
-"""Parameters exchanged inside the groups, behind the optimizer's back."""
+"""Parameters replaced inside the groups without telling the optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sgdph
 
 
 def exchange_scale(model: nn.Sequential, optimizer: sgdph.SGDPH) -> nn.Parameter:
-    """Net surgery: the model and the group get another scale; the old one is returned."""
+    """Net surgery: replace the scale in the model and in the group; return the old one."""
     old = model[1].weight
     model[1].weight = nn.Parameter(old.detach().clone())
     params = optimizer.param_groups[0]["params"]
@@ -25,7 +25,7 @@ def exchange_scale(model: nn.Sequential, optimizer: sgdph.SGDPH) -> nn.Parameter
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("trained", [0, 1, 2])
 @pytest.mark.parametrize("settings", [{}, {"refresh": "all"}], ids=str)
-def test_an_exchanged_newton_parameter_is_named(
+def test_a_replaced_newton_parameter_raises_an_error_that_names_it(
     way: str, trained: int, settings: dict[str, str]
 ) -> None:
     model = bn_net()
@@ -33,7 +33,7 @@ def test_an_exchanged_newton_parameter_is_named(
     train(model, optimizer, range(trained), WAYS[way])
     exchange_scale(model, optimizer)
     before = copy.deepcopy(model.state_dict())
-    # Whosever turn it is: the new one would train first-order without a word.
+    # Whichever parameter is next: the new one would silently train first-order.
     with pytest.raises(
         RuntimeError, match=r"1\.weight.*is in none of them.*\(4,\).*Build a new optimizer"
     ):
@@ -43,7 +43,7 @@ def test_an_exchanged_newton_parameter_is_named(
     assert optimizer.param_groups[0]["step"] == trained
 
 
-def test_a_step_at_which_nothing_is_due_notices_as_well() -> None:
+def test_a_step_without_refresh_raises_the_error_too() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), hessian_interval=5)
     train(model, optimizer, range(1))
@@ -52,8 +52,8 @@ def test_a_step_at_which_nothing_is_due_notices_as_well() -> None:
         train(model, optimizer, range(1, 2))
 
 
-def test_a_step_that_only_makes_the_state_notices_as_well() -> None:
-    # torch.distributed.checkpoint's: gradients of zero, no learning rate.
+def test_a_step_that_only_creates_the_state_raises_the_error_too() -> None:
+    # As torch.distributed.checkpoint does: zero gradients, a learning rate of 0.
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
     exchange_scale(model, optimizer)
@@ -64,7 +64,7 @@ def test_a_step_that_only_makes_the_state_notices_as_well() -> None:
     assert not optimizer.state
 
 
-def test_a_group_added_by_hand_is_noticed() -> None:
+def test_a_group_added_by_hand_raises_an_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     optimizer.param_groups.append({"params": [nn.Parameter(torch.ones(4))], "lr": 0.1})
@@ -75,7 +75,7 @@ def test_a_group_added_by_hand_is_noticed() -> None:
         optimizer.step()
 
 
-def test_multipliers_say_so_too() -> None:
+def test_multipliers_raise_the_error_too() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     exchange_scale(model, optimizer)
@@ -84,7 +84,7 @@ def test_multipliers_say_so_too() -> None:
             read()
 
 
-def test_differences_of_gradients_say_so_too() -> None:
+def test_differences_of_gradients_raise_the_error_too() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     exchange_scale(model, optimizer)
@@ -92,7 +92,7 @@ def test_differences_of_gradients_say_so_too() -> None:
         optimizer.update_hessian(closure=lambda: loss_of(model))
 
 
-def test_once_the_old_one_is_back_training_goes_on_and_the_new_one_can_join() -> None:
+def test_after_restoring_the_old_parameter_training_continues() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     old = exchange_scale(model, optimizer)
@@ -100,13 +100,13 @@ def test_once_the_old_one_is_back_training_goes_on_and_the_new_one_can_join() ->
         train(model, optimizer, range(1))
     optimizer.param_groups[0]["params"][2] = old
     optimizer.add_param_group({"params": [model[1].weight]})
-    # Four turns now, and the old one's comes to nothing.
+    # There are four Newton parameters now, and the refresh of the old one has no effect.
     train(model, optimizer, range(4))
     assert optimizer.multiplier_statistics()["1.0"].refreshes == 1
     assert optimizer.multiplier_statistics()["0.2"].refreshes == 0
 
 
-def test_an_unknown_channelwise_parameter_in_a_group_is_told_where_it_belongs() -> None:
+def test_the_error_for_an_unknown_parameter_names_add_param_group() -> None:
     model, extra = bn_net(), nn.Parameter(torch.ones(3))
     optimizer = sgdph.SGDPH(model.parameters())
     train(model, optimizer, range(1))
@@ -115,8 +115,8 @@ def test_an_unknown_channelwise_parameter_in_a_group_is_told_where_it_belongs() 
         train(model, optimizer, range(1, 2))
 
 
-def test_first_order_parameters_may_be_exchanged_as_in_torch_s_optimizers() -> None:
-    """No role is lost; Accelerate does so under FSDP2."""
+def test_first_order_parameters_may_be_replaced() -> None:
+    """As in torch's optimizers. No role is lost. Accelerate does this under FSDP2."""
     models = bn_net(), bn_net()
     for model, exchanged in zip(models, (True, False), strict=True):
         optimizer = sgdph.SGDPH(sgdph.param_groups(model), momentum=0.0)
@@ -143,7 +143,7 @@ def test_a_parameter_moved_to_another_group_keeps_its_role() -> None:
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "load_state_dict"])
-def test_what_brings_new_groups_is_no_exchange(how: str) -> None:
+def test_copying_or_loading_is_not_taken_for_a_replacement(how: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     train(model, optimizer, range(2))
@@ -153,7 +153,7 @@ def test_what_brings_new_groups_is_no_exchange(how: str) -> None:
     else:
         pair = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
     train(*pair, range(2, 6))
-    # And an exchange afterwards is one.
+    # A replacement afterwards still raises the error.
     exchange_scale(*pair)
     with pytest.raises(RuntimeError, match=r"0\.2.*is in none of them"):
         by_update(pair[1], loss_of(pair[0]))

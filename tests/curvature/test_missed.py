@@ -1,6 +1,6 @@
 """A Newton parameter that no loss reaches: no error, unless the partial Hessian was forgotten.
 
-Its ``.grad`` may be there all the same: left over, or zeros of ``zero_grad(set_to_none=False)``.
+Its ``.grad`` may still exist: left over, or zeros from ``zero_grad(set_to_none=False)``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sgdph
 
 
 def without_target(model: nn.Sequential) -> Tensor:
-    """A loss that does not depend on 0.bias, whose turn is first."""
+    """A loss that does not depend on 0.bias, which is the first to be refreshed."""
     y: Tensor = functional.conv2d(torch.ones(8, 1, 6, 6), model[0].weight)
     return functional.cross_entropy(model[1:](y), torch.arange(8) % 3)
 
@@ -42,7 +42,7 @@ def by_closure(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
 
 @pytest.mark.parametrize("way", ["closure", *WAYS])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_parameter_that_the_loss_does_not_reach_is_passed_over(way: str, frozen: bool) -> None:
+def test_a_parameter_outside_the_loss_is_skipped(way: str, frozen: bool) -> None:
     model, optimizer = with_zero_gradients()
     if frozen:
         model[0].bias.requires_grad_(False)
@@ -57,12 +57,12 @@ def test_a_parameter_that_the_loss_does_not_reach_is_passed_over(way: str, froze
         WAYS[way](optimizer, loss())
     optimizer.step()
     assert refreshed(model, optimizer) == ["1.weight"]
-    # The next one's turn is like any other.
+    # The next refresh is like any other.
     optimizer.zero_grad(set_to_none=False)
     WAYS["backward" if way == "closure" else way](optimizer, loss())
     optimizer.step()
     assert refreshed(model, optimizer) == ["1.weight", "1.bias"]
-    # The one passed over is the first to go when it is reached again.
+    # The skipped parameter comes first when a loss reaches it again.
     model[0].bias.requires_grad_(True)
     optimizer.zero_grad(set_to_none=False)
     WAYS["backward" if way == "closure" else way](optimizer, loss_of(model))
@@ -71,7 +71,7 @@ def test_a_parameter_that_the_loss_does_not_reach_is_passed_over(way: str, froze
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_frozen_parameter_with_a_gradient_left_over_is_passed_over(way: str) -> None:
+def test_a_frozen_parameter_with_a_leftover_gradient_is_skipped(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     loss_of(model).backward()
@@ -82,8 +82,8 @@ def test_a_frozen_parameter_with_a_gradient_left_over_is_passed_over(way: str) -
 
 
 @pytest.mark.parametrize("way", ["closure", *WAYS])
-def test_a_parameter_frozen_for_one_backward_alone_is_passed_over(way: str) -> None:
-    """As a discriminator is while the generator trains."""
+def test_a_parameter_frozen_for_one_backward_is_skipped(way: str) -> None:
+    """As a discriminator is frozen while the generator trains."""
     model, optimizer = with_zero_gradients()
     model[0].bias.requires_grad_(False)
     if way == "closure":
@@ -95,7 +95,7 @@ def test_a_parameter_frozen_for_one_backward_alone_is_passed_over(way: str) -> N
     assert refreshed(model, optimizer) == ["1.weight"]
 
 
-def test_gradients_with_graphs_put_there_by_hand_are_no_way() -> None:
+def test_gradients_with_graphs_set_by_hand_raise_an_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     params = list(model.parameters())
@@ -107,7 +107,7 @@ def test_gradients_with_graphs_put_there_by_hand_are_no_way() -> None:
 
 
 @pytest.mark.parametrize("order", ["plain first", "plain last"])
-def test_a_plain_backward_beside_one_with_a_graph_still_is_an_error(order: str) -> None:
+def test_a_plain_backward_next_to_one_with_a_graph_raises_an_error(order: str) -> None:
     model, optimizer = with_zero_gradients()
     feeds: list[Callable[[], None]] = [
         lambda: loss_of(model).backward(),
@@ -119,8 +119,8 @@ def test_a_plain_backward_beside_one_with_a_graph_still_is_an_error(order: str) 
         optimizer.step()
 
 
-def test_a_plain_backward_that_was_cleared_is_no_error() -> None:
-    """Of a step given up: its gradients are gone, and so is what it lacked."""
+def test_a_cleared_plain_backward_raises_no_error() -> None:
+    """The step was given up. Its gradients are gone, so its curvature is no longer missing."""
     for clear in (
         lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
         lambda model, optimizer: model.zero_grad(),
@@ -133,7 +133,7 @@ def test_a_plain_backward_that_was_cleared_is_no_error() -> None:
         assert refreshed(model, optimizer) == ["1.weight"]
 
 
-def test_another_optimizer_s_graphs_excuse_nothing() -> None:
+def test_graphs_of_other_parameters_do_not_prevent_the_error() -> None:
     _, optimizer = with_zero_gradients()
     other = nn.Parameter(torch.ones(3))
     other.square().sum().backward(create_graph=True)
@@ -141,7 +141,7 @@ def test_another_optimizer_s_graphs_excuse_nothing() -> None:
         optimizer.step()
 
 
-def test_a_replaced_target_is_noticed_beside_zero_gradients() -> None:
+def test_a_replaced_parameter_with_zero_gradients_raises_an_error() -> None:
     model, optimizer = with_zero_gradients()
     model[0].bias = nn.Parameter(model[0].bias.detach().clone())
     loss_of(model).backward(create_graph=True)
@@ -150,10 +150,10 @@ def test_a_replaced_target_is_noticed_beside_zero_gradients() -> None:
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_a_miss_goes_with_the_gradients_of_its_step(set_to_none: bool) -> None:
+def test_clearing_the_gradients_clears_a_recorded_miss(set_to_none: bool) -> None:
     model, optimizer = with_zero_gradients()
     by_update(optimizer, without_target(model))
-    # Skipped, as a GradScaler does. What comes next forgets the partial Hessian.
+    # Skipped, as by a GradScaler. The next step forgets the partial Hessian.
     optimizer.zero_grad(set_to_none)
     loss_of(model).backward()
     with pytest.raises(RuntimeError, match="and has none"):
@@ -162,7 +162,7 @@ def test_a_miss_goes_with_the_gradients_of_its_step(set_to_none: bool) -> None:
 
 
 @pytest.mark.parametrize("skipped", [False, True])
-def test_a_miss_outlives_a_clearing_before_its_backward(skipped: bool) -> None:
+def test_clearing_before_the_backward_keeps_a_recorded_miss(skipped: bool) -> None:
     model, optimizer = with_zero_gradients()
     if skipped:
         by_update(optimizer, without_target(model))

@@ -37,7 +37,7 @@ def feed(
     loss: Callable[[], Tensor],
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Every way under a scaler; create_graph has no place to name the scale."""
+    """Use one way under a scaler. create_graph has no argument for the scale."""
     scale = scaler.get_scale()
     if way == "closure":
         optimizer.update_hessian(closure=lambda: scaler.scale(loss()), loss_scale=scale)
@@ -69,7 +69,7 @@ def run(
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
     for step in range(steps):
         if step in skipped and not scaled:
-            # The forward happened all the same, and batch norm saw it.
+            # The forward still ran, and batch norm saw the batch.
             with torch.no_grad():
                 for m in range(micro):
                     loss(model, micro * step + m)
@@ -99,7 +99,7 @@ def averages(model: nn.Module, optimizer: sgdph.SGDPH) -> dict[str, Tensor]:
 @pytest.mark.parametrize("micro", [1, 2])
 @pytest.mark.parametrize("way", FEEDS)
 @pytest.mark.parametrize("dtype", FORMATS.values(), ids=FORMATS)
-def test_a_scaled_run_is_the_unscaled_one_without_the_skipped_steps(
+def test_a_scaled_run_equals_the_unscaled_run_without_skipped_steps(
     dtype: torch.dtype, way: str, micro: int
 ) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
@@ -110,7 +110,7 @@ def test_a_scaled_run_is_the_unscaled_one_without_the_skipped_steps(
     plain = run(way, loss, scaled=False, skipped=skipped, micro=micro)
     found, expected = averages(*scaled), averages(*plain)
     assert found.keys() == expected.keys() == {"0.bias", "1.weight", "1.bias"}
-    # Half-precision gradients near the smallest number round otherwise when scaled.
+    # Half-precision gradients near the smallest number round differently when scaled.
     for name, value in expected.items():
         assert found[name].dtype == torch.float32
         scale = float(value.abs().max())
@@ -127,7 +127,7 @@ def full_loss(model: nn.Module, step: int) -> Tensor:
 
 
 def error_of(way: str, loss: Callable[[nn.Module, int], Tensor]) -> float:
-    """Of the curvature, against float32's; a bias before batch norm has none but rounding."""
+    """Error of the curvature against float32's. A bias before batch norm has only rounding."""
     found = averages(*run(way, loss, scaled=True, steps=1, refresh="all"))
     exact = averages(*run("update_hessian", full_loss, scaled=False, steps=1, refresh="all"))
     names = ("1.weight", "1.bias")
@@ -136,15 +136,15 @@ def error_of(way: str, loss: Callable[[nn.Module, int], Tensor]) -> float:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", FORMATS.values(), ids=FORMATS)
-def test_curvature_of_half_precision_is_near_float32s(dtype: torch.dtype, way: str) -> None:
+def test_half_precision_curvature_is_near_float32(dtype: torch.dtype, way: str) -> None:
     error = error_of(way, lambda model, step: half_loss(model, step, dtype))
     assert error < (0.15 if dtype == torch.bfloat16 else 0.02)
 
 
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
 @pytest.mark.parametrize("dtype", FORMATS.values(), ids=FORMATS)
-def test_a_product_inside_autocast_is_the_one_outside(dtype: torch.dtype, way: str) -> None:
-    """Its own operations keep the types that the forward has decided on."""
+def test_a_product_inside_autocast_equals_the_one_outside(dtype: torch.dtype, way: str) -> None:
+    """The operations of the product keep the dtypes of the forward."""
     found = []
     for inside in (False, True):
         model = transformer_layer()
@@ -169,16 +169,16 @@ def transformer_layer() -> nn.Module:
     return nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, norm_first=True)
 
 
-def test_differences_are_rounded_more_and_may_be_taken_in_float32() -> None:
-    # A difference divides the rounding of two gradients by a small distance; nothing obliges a
-    # closure to autocast because the loss does.
+def test_differences_need_more_precision_than_bfloat16() -> None:
+    # A difference divides the rounding of two gradients by a small distance. The closure may
+    # compute in float32 even if the loss uses autocast.
     assert error_of("closure", lambda m, s: half_loss(m, s, torch.float16)) < 0.1
     assert error_of("closure", lambda m, s: half_loss(m, s, torch.bfloat16)) > 0.3
     assert error_of("closure", full_loss) < 0.01
 
 
 @pytest.mark.parametrize("way", FEEDS)
-def test_the_cache_of_casts_changes_nothing(way: str) -> None:
+def test_the_autocast_cache_changes_nothing(way: str) -> None:
     # With it, a weight is cast once for all its uses, and the graph goes through that one cast.
     def train(cache: bool) -> nn.Module:
         return run(way, lambda m, s: half_loss(m, s, torch.bfloat16, cache), scaled=False, steps=6)[
@@ -189,7 +189,7 @@ def test_the_cache_of_casts_changes_nothing(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", FEEDS)
-def test_bfloat16_weights_train_and_resume_to_the_bit(way: str) -> None:
+def test_bfloat16_weights_train_and_resume_bit_for_bit(way: str) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
         x, y = batch(step % 2, torch.bfloat16)
         return functional.cross_entropy(model(x), y)
@@ -223,8 +223,8 @@ def test_bfloat16_weights_train_and_resume_to_the_bit(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", FEEDS)
-def test_a_scaler_that_overflows_by_itself_finds_its_scale(way: str) -> None:
-    # float16 reaches 65504: a scale of 2^24 overflows for real, curvature included.
+def test_a_scaler_that_really_overflows_finds_its_scale(way: str) -> None:
+    # float16 ends at 65504: a scale of 2^40 really overflows, curvature included.
     model = smooth_net()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.05)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

@@ -1,4 +1,4 @@
-"""Curvature between the loss and the step: what it belongs to, and how long anything is kept."""
+"""Curvature between loss and step: which gradients it belongs to, and how long it is kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sgdph
 
 @pytest.fixture(autouse=True)
 def _what_was_before_is_not_collected() -> Iterator[None]:
-    """With all that torch and pytest hold, one collection takes longer than a test."""
+    """With all objects of torch and pytest, one garbage collection takes longer than a test."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -34,7 +34,7 @@ def live_tensors() -> int:
 @pytest.mark.parametrize(
     "settings", [{}, {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99}]
 )
-def test_live_tensors_stay_flat(way: str, settings: dict[str, object]) -> None:
+def test_the_number_of_live_tensors_stays_constant(way: str, settings: dict[str, object]) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), **settings)  # type: ignore[arg-type]
     train(model, optimizer, range(5), WAYS[way])
@@ -92,7 +92,7 @@ def test_no_graph_outlives_a_step_that_was_skipped() -> None:
     assert graph() is None
 
 
-def test_the_model_does_not_keep_the_optimizer() -> None:
+def test_the_model_does_not_keep_the_optimizer_alive() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     train(model, optimizer, range(2))
@@ -103,8 +103,8 @@ def test_the_model_does_not_keep_the_optimizer() -> None:
     loss_of(model).backward()
 
 
-def test_an_optimizer_that_is_gone_leaves_no_hooks() -> None:
-    """A search builds many on one model."""
+def test_a_deleted_optimizer_leaves_no_hooks() -> None:
+    """A hyperparameter search builds many optimizers for one model."""
     model = bn_net()
     kept = sgdph.SGDPH(model.parameters())
     own = len(model[1].weight._backward_hooks), len(model[1].weight._post_accumulate_grad_hooks)
@@ -114,10 +114,10 @@ def test_an_optimizer_that_is_gone_leaves_no_hooks() -> None:
     gc.collect()
     for p in (model[0].bias, model[1].weight, model[1].bias):
         assert (len(p._backward_hooks), len(p._post_accumulate_grad_hooks)) == own
-    # Those of the one still in use are its own.
+    # The hooks that are left belong to the optimizer in use.
     train(model, kept, range(3, 6))
     assert kept.state[model[1].bias]["refreshes"].item() == 1
-    # One that dies between its product and the backward takes nothing along.
+    # An optimizer deleted between its product and the backward does not affect the other.
     loss = loss_of(model)
     sgdph.SGDPH(model.parameters()).update_hessian(loss)
     gc.collect()
@@ -126,7 +126,7 @@ def test_an_optimizer_that_is_gone_leaves_no_hooks() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_grad_keeps_its_values(way: str) -> None:
+def test_a_step_does_not_change_the_gradients(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), weight_decay=0.1, maximize=True)
     WAYS[way](optimizer, loss_of(model))
@@ -137,7 +137,7 @@ def test_grad_keeps_its_values(way: str) -> None:
         assert torch.equal(p.grad, g)
 
 
-def test_update_hessian_leaves_gradients_alone() -> None:
+def test_update_hessian_sets_no_gradients() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     loss = loss_of(model)
@@ -178,7 +178,7 @@ def test_a_gradient_hook_does_not_change_the_curvature() -> None:
 
 def test_gradient_penalty_is_not_taken_for_a_backward() -> None:
     """autograd.grad(create_graph=True) in the user's loss fires tensor hooks, but adds nothing."""
-    # Batch norm has no third derivative; this loss wants one.
+    # Batch norm has no third derivative; this loss needs one.
     models = bn_net(torch.float64), bn_net(torch.float64)
     for model, with_penalty in zip(models, (True, False), strict=True):
         model[1], model[2] = nn.GroupNorm(2, 4).double(), nn.Tanh()
@@ -195,7 +195,7 @@ def test_gradient_penalty_is_not_taken_for_a_backward() -> None:
         torch.testing.assert_close(p, q)
 
 
-def test_both_ways_for_one_loss_count_once() -> None:
+def test_two_ways_for_one_loss_count_once() -> None:
     models = bn_net(), bn_net()
     for model, both in zip(models, (True, False), strict=True):
         optimizer = sgdph.SGDPH(model.parameters())
@@ -225,7 +225,7 @@ def test_micro_batches_taken_different_ways_add_up() -> None:
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
-def test_unfrozen_parameter_takes_part_in_every_way() -> None:
+def test_an_unfrozen_parameter_is_refreshed_in_every_way() -> None:
     for feed in WAYS.values():
         model = bn_net()
         model[0].bias.requires_grad_(False)
@@ -237,7 +237,7 @@ def test_unfrozen_parameter_takes_part_in_every_way() -> None:
         assert optimizer.state[model[0].bias]["refreshes"].item() == 1
 
 
-def test_clearing_between_micro_batches_drops_what_came_before() -> None:
+def test_clearing_between_micro_batches_drops_earlier_curvature() -> None:
     """A step given up by hand: model.zero_grad() and start again."""
     for set_to_none in (True, False):
         for feed in WAYS.values():
@@ -256,7 +256,7 @@ def test_clearing_between_micro_batches_drops_what_came_before() -> None:
                 assert torch.equal(p, q)
 
 
-def test_clipping_between_micro_batches_keeps_what_came_before() -> None:
+def test_clipping_between_micro_batches_keeps_earlier_curvature() -> None:
     averages = []
     for clip in (True, False):
         model = bn_net()
@@ -270,7 +270,7 @@ def test_clipping_between_micro_batches_keeps_what_came_before() -> None:
     assert torch.equal(*averages)
 
 
-def test_a_backward_that_raised_leaves_no_curvature() -> None:
+def test_a_failed_backward_leaves_no_curvature() -> None:
     averages = []
     for low_memory in (None, False, True):
         model = bn_net()
@@ -288,7 +288,7 @@ def test_a_backward_that_raised_leaves_no_curvature() -> None:
     assert torch.equal(averages[0], averages[2])
 
 
-# The batch is skipped (a spike, memory runs out), and its loss is gone before the next is taken.
+# The batch is skipped (a spike, out of memory). Its loss is freed before the next one is used.
 SKIPS: dict[str, Callable[[nn.Module, sgdph.SGDPH], None]] = {
     "nothing": lambda model, optimizer: None,
     "optimizer.zero_grad": lambda model, optimizer: optimizer.zero_grad(),
@@ -299,9 +299,7 @@ SKIPS: dict[str, Callable[[nn.Module, sgdph.SGDPH], None]] = {
 @pytest.mark.parametrize("way", ["closure", *WAYS])
 @pytest.mark.parametrize("clear", SKIPS)
 @pytest.mark.parametrize("factor", [100.0, float("nan")])
-def test_curvature_whose_backward_never_came_is_replaced(
-    way: str, clear: str, factor: float
-) -> None:
+def test_curvature_without_a_backward_is_replaced(way: str, clear: str, factor: float) -> None:
     models = bn_net(torch.float64), bn_net(torch.float64)
     for model, skipping in zip(models, (True, False), strict=True):
         optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
@@ -323,13 +321,13 @@ def test_curvature_whose_backward_never_came_is_replaced(
                 optimizer.update_hessian(closure=loss)
                 loss().backward()
             else:
-                # The third way goes by the second here: it takes nothing before the backward.
+                # create_graph computes nothing before its backward, so backward replaces it here.
                 WAYS["backward" if way == "create_graph" else way](optimizer, loss())
             optimizer.step()
     assert_same_bits(*models)
 
 
-def test_a_loss_computed_anew_for_its_backward_keeps_the_curvature() -> None:
+def test_recomputing_the_loss_for_its_backward_keeps_the_curvature() -> None:
     models = bn_net(torch.float64), bn_net(torch.float64)
     for model, anew in zip(models, (True, False), strict=True):
         model.eval()
@@ -346,7 +344,7 @@ def test_a_loss_computed_anew_for_its_backward_keeps_the_curvature() -> None:
     assert_same_bits(*models)
 
 
-def test_losses_of_one_graph_add_up_though_the_first_is_gone() -> None:
+def test_losses_of_one_graph_add_up_after_the_first_is_freed() -> None:
     model, whole = bn_net(torch.float64), bn_net(torch.float64)
     optimizer, other = (sgdph.SGDPH(m.parameters(), refresh="all") for m in (model, whole))
     out = model(batch(0, torch.float64)[0])
@@ -386,7 +384,7 @@ def _copied(model: nn.Module, clear: Callable[[], object]) -> list[Tensor]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("last_too", [True, False])
-def test_gradients_put_together_by_hand_are_an_error(way: str, move: str, last_too: bool) -> None:
+def test_gradients_combined_by_hand_raise_an_error(way: str, move: str, last_too: bool) -> None:
     """Their curvature cannot be known: that of the last backward alone would be wrong."""
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
@@ -404,7 +402,7 @@ def test_gradients_put_together_by_hand_are_an_error(way: str, move: str, last_t
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_gradients_added_up_in_place_are_left_out_with_a_warning(way: str) -> None:
+def test_gradients_added_in_place_give_a_warning_and_no_refresh(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     WAYS[way](optimizer, loss_of(model, 0))
@@ -424,7 +422,7 @@ def test_gradients_added_up_in_place_are_left_out_with_a_warning(way: str) -> No
 def test_a_clipped_gradient_after_a_skipped_batch_keeps_its_curvature(
     way: str, in_place: bool
 ) -> None:
-    """A GradScaler skips its first steps as a rule, and some clip by replacement."""
+    """A GradScaler usually skips its first steps. Some users clip by replacing gradients."""
     found = []
     for skipping in (True, False):
         model = bn_net(torch.float64)
@@ -451,7 +449,7 @@ def test_a_clipped_gradient_after_a_skipped_batch_keeps_its_curvature(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("clear", ["model", "zero_"])
-def test_a_batch_cleared_in_place_leaves_nothing(way: str, clear: str) -> None:
+def test_a_batch_cleared_in_place_leaves_no_curvature(way: str, clear: str) -> None:
     """Neither its curvature nor zeros in its place enter the average."""
     a, b = (nn.Parameter(torch.full((2,), value)) for value in (0.5, 1.5))
     optimizer = sgdph.SGDPH([{"params": [a, b], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
@@ -469,7 +467,7 @@ def test_a_batch_cleared_in_place_leaves_nothing(way: str, clear: str) -> None:
     torch.testing.assert_close(optimizer.state[b]["hessian"], 12 * b.detach().square())
 
 
-def test_the_first_closure_decides_for_all_micro_batches() -> None:
+def test_the_first_closure_chooses_the_parameter_for_all_micro_batches() -> None:
     a, b = (nn.Parameter(torch.full((2,), value)) for value in (0.5, 1.5))
     optimizer = sgdph.SGDPH([{"params": [a, b], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
     for loss in (lambda: a.pow(4).sum() + b.pow(4).sum(), lambda: b.pow(4).sum()):
@@ -482,7 +480,7 @@ def test_the_first_closure_decides_for_all_micro_batches() -> None:
     assert "hessian" not in optimizer.state[b]
 
 
-def test_a_gradient_exchanged_after_the_only_backward_is_none_of_it() -> None:
+def test_replacing_gradients_after_one_backward_raises_no_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     for step in range(3):

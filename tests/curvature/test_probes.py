@@ -1,4 +1,4 @@
-"""Hutchinson's probes: Rademacher each, orthogonal over the visits of a parameter."""
+"""Hutchinson's probes: each is Rademacher, and a parameter's are orthogonal over its visits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def symmetric(n: int) -> Tensor:
     return block + block.T
 
 
-def test_probes_are_signs_keyed_by_all_three() -> None:
+def test_probes_are_signs_that_depend_on_seed_visit_and_index() -> None:
     like = torch.empty(64, 1, 1, 1, dtype=torch.float64)
     keys = [(s, v, k) for s in (0, 1, 7) for v in (0, 1, 2, 40) for k in (0, 1, 2, 40)]
     probes = {key: rademacher_probe(*key, like) for key in keys}
@@ -55,7 +55,7 @@ def test_each_probe_is_rademacher(visit: int) -> None:
     assert z.mean(dim=0).abs().max() < bound
     correlation = z.T @ z / len(z)
     assert (correlation - torch.eye(8, dtype=torch.float64)).abs().max() < bound
-    # And in all sixteen patterns alike, of which a column without random signs has but eight.
+    # All sixteen patterns are equally likely. A column without random signs has only eight.
     patterns = ((z[:, :4] > 0).long() * torch.tensor([1, 2, 4, 8])).sum(dim=1)
     shares = patterns.bincount(minlength=16) / draws
     assert (shares - 1 / 16).abs().max() < 5 * (1 / 16 / draws) ** 0.5
@@ -63,21 +63,21 @@ def test_each_probe_is_rademacher(visit: int) -> None:
 
 @pytest.mark.parametrize("start", [0, 1, 13])
 @pytest.mark.parametrize("n", SIZES)
-def test_entries_agree_as_often_as_they_differ(n: int, start: int) -> None:
+def test_probes_are_orthogonal_over_a_period(n: int, start: int) -> None:
     period = period_of(n)
     z = walk(n, range(start, start + period), seed=2, index=3)
     assert torch.equal(z.T @ z, period * torch.eye(n, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_a_period_of_equal_weights_gives_the_exact_diagonal(n: int) -> None:
+def test_the_mean_over_a_period_is_the_exact_diagonal(n: int) -> None:
     block = symmetric(n)
     z = walk(n, range(5, 5 + period_of(n)))
     torch.testing.assert_close((z * (z @ block)).mean(dim=0), block.diagonal())
 
 
 def test_the_mean_over_seeds_is_the_diagonal() -> None:
-    # Also of an average that stops within a period and weighs its visits unequally.
+    # Also for an average that stops within a period and weights its visits unequally.
     block, draws, weights = symmetric(6), 3000, torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     z = torch.stack([walk(6, range(4, 7), seed=s) for s in range(draws)])
     averages = (weights[:, None] * z * (z @ block)).sum(dim=1)
@@ -86,8 +86,8 @@ def test_the_mean_over_seeds_is_the_diagonal() -> None:
     assert ((averages.mean(dim=0) - block.diagonal()).abs() <= 5 * standard_error).all()
 
 
-def test_moving_average_has_less_noise_than_independent_probes_leave() -> None:
-    # Independent probes leave the off-diagonal part times (1 - beta2) / (1 + beta2), squared.
+def test_the_moving_average_has_less_noise_than_independent_probes() -> None:
+    # Independent probes leave the squared off-diagonal part times (1 - beta2) / (1 + beta2).
     n, visits, beta2 = 16, 60, 0.9
     block = symmetric(n)
     off_diagonal = block - block.diagonal().diag()
@@ -100,9 +100,9 @@ def test_moving_average_has_less_noise_than_independent_probes_leave() -> None:
     assert noise < 0.4 * float(off_diagonal.square().sum()) * (1 - beta2) / (1 + beta2)
 
 
-def test_parameters_walk_apart() -> None:
-    # Without a sign of its own at each visit, the product of two periodic walks would be periodic,
-    # and the noise of one layer in another's estimate would never fade in a joint draw.
+def test_probes_of_other_parameters_and_seeds_are_uncorrelated() -> None:
+    # Without a random sign at each visit, the product of two periodic sequences would be periodic.
+    # In a joint draw, the noise of one layer in another's estimate would then never fade.
     visits = range(4000)
     z, other = walk(4, visits, index=0), walk(4, visits, index=1)
     assert (z.T @ other / len(visits)).abs().max() < 5 / len(visits) ** 0.5
@@ -111,13 +111,13 @@ def test_parameters_walk_apart() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_probes_follow_the_dtype(dtype: torch.dtype) -> None:
+def test_probes_have_the_dtype_of_the_parameter(dtype: torch.dtype) -> None:
     z = rademacher_probe(0, 0, 0, torch.empty(5, dtype=dtype))
     assert z.dtype == dtype
     assert (z.abs() == 1).all()
 
 
-def test_nothing_has_a_probe_too() -> None:
+def test_an_empty_tensor_has_an_empty_probe() -> None:
     assert rademacher_probe(0, 3, 0, torch.empty(0)).shape == (0,)
 
 
@@ -135,7 +135,7 @@ def loss_of(params: list[nn.Parameter], hessian: Tensor) -> Tensor:
 def estimates(
     optimizer: sgdph.SGDPH, params: list[nn.Parameter], hessian: Tensor, steps: int
 ) -> list[list[Tensor]]:
-    """What each parameter's average took in at each of its visits."""
+    """Return the curvature that entered each parameter's average at each of its visits."""
     found: list[list[Tensor]] = [[] for _ in params]
     for _ in range(steps):
         before = [dict(optimizer.state.get(p, {})) for p in params]
@@ -153,9 +153,9 @@ def estimates(
 
 
 @pytest.mark.parametrize("interval", [1, 2])
-def test_a_period_of_visits_in_the_optimizer(interval: int) -> None:
-    # lr is 0, so the Hessian stays. Two parameters join late, which makes the cycle longer: four,
-    # so that a probe numbered by the refresh, not by the visit, would meet two columns alone.
+def test_the_optimizer_s_mean_over_a_period_is_the_exact_diagonal(interval: int) -> None:
+    # lr is 0, so the Hessian does not change. Two parameters join late, so the cycle grows to four.
+    # A probe numbered by the refresh, not by the visit, would then use only two columns.
     sizes = [4, 8, 3, 8]
     params, hessian = quadratic(sizes)
     groups = [{"params": params[:2], "channelwise": True}]
@@ -172,7 +172,7 @@ def test_a_period_of_visits_in_the_optimizer(interval: int) -> None:
 
 
 @pytest.mark.parametrize("refresh", ["cyclic", "all"])
-def test_a_resumed_optimizer_walks_on(refresh: str) -> None:
+def test_a_resumed_optimizer_continues_its_probes(refresh: str) -> None:
     settings = {"lr": 0.0, "estimator": "hutchinson", "refresh": refresh, "seed": 4}
     params, hessian = quadratic([4, 8])
     groups = [{"params": params, "channelwise": True}]

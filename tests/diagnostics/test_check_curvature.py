@@ -1,4 +1,4 @@
-"""check_curvature: wrong second derivatives are named, right ones are not, nothing changes."""
+"""check_curvature: it names wrong second derivatives, passes right ones, and changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 class NoGraph(torch.autograd.Function):
-    """As a wrapper of a Triton or C++ kernel."""
+    """Like a wrapper of a Triton or C++ kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class NoGraph(torch.autograd.Function):
 
 
 class FreshTensor(NoGraph):
-    """The backward fills a tensor of its own."""
+    """The backward fills a new tensor."""
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class WrongFactor(torch.autograd.Function):
 
 
 class Right(torch.autograd.Function):
-    """A kernel as it should be, with a kink."""
+    """A correct kernel, with a kink."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -137,14 +137,14 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Net(nn.Module):
-    """A kernel between a norm and a layer, ReLU in front and behind."""
+    """A kernel between a norm and a layer, with ReLU before and after."""
 
     def __init__(self, kernel: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first = nn.Linear(5, 16)
         self.norm = nn.LayerNorm(16)
-        # Scales of one leave nothing to do for another norm, and none of its errors.
+        # With scales of one, a second norm would change nothing, and its errors would not show.
         nn.init.uniform_(self.norm.weight, 0.3, 3.0)
         self.kernel = kernel
         self.behind = nn.Linear(16, 16)
@@ -187,7 +187,7 @@ def test_parameters_before_a_wrong_kernel_are_named(
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
-def test_a_loss_with_a_gradient_of_the_forward_is_named(dtype: torch.dtype) -> None:
+def test_a_loss_that_saves_its_gradient_in_the_forward_raises_an_error(dtype: torch.dtype) -> None:
     model = Net(torch.tanh, dtype)
     x = batch(dtype, 5)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
@@ -238,7 +238,7 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_networks_pass_and_a_factor_of_two_does_not(
+def test_correct_networks_pass_and_a_factor_of_two_does_not(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, shape = RIGHT[name]
@@ -263,8 +263,8 @@ def test_right_networks_pass_and_a_factor_of_two_does_not(
 
 
 @pytest.mark.parametrize("seed", [5, 43, 64, 133, 138])
-def test_a_block_of_zeros_is_no_disagreement(seed: int) -> None:
-    """A single entry of rounding errors looks exact by chance to one probe, at these seeds."""
+def test_a_block_of_zeros_passes(seed: int) -> None:
+    """At these seeds, one probe takes a single entry of rounding errors for exact by chance."""
     torch.manual_seed(seed)
     norms = nn.BatchNorm2d(1), nn.BatchNorm2d(2)
     body = nn.Conv2d(2, 1, 3), norms[0], nn.Tanh(), nn.Conv2d(1, 2, 2), norms[1], nn.ReLU()
@@ -279,7 +279,7 @@ def test_a_kernel_with_a_kink_passes_in_float64() -> None:
 
 
 @pytest.mark.parametrize("kind", ["squared margin", "spectrum"])
-def test_what_is_curved_between_its_kinks_is_right(kind: str) -> None:
+def test_losses_that_are_curved_between_their_kinks_pass(kind: str) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(5, 8, dtype=torch.float64)
     x, y = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3
@@ -293,15 +293,15 @@ def test_what_is_curved_between_its_kinks_is_right(kind: str) -> None:
     assert sgdph.check_curvature(loss, optimizer)
 
 
-def test_a_loss_that_is_not_finite_is_said() -> None:
+def test_a_loss_that_is_not_finite_raises_an_error() -> None:
     layer = nn.Linear(5, 8)
     optimizer = sgdph.SGDPH([{"params": [layer.bias], "channelwise": True}])
     with pytest.raises(RuntimeError, match="the loss is nan at the present weights"):
         sgdph.check_curvature(lambda: layer(torch.ones(2, 5)).sum() * float("nan"), optimizer)
 
 
-def test_the_third_way_s_blind_spot_is_found() -> None:
-    """Where a backward has left the graph, the kernel's node cannot be found."""
+def test_a_wrong_kernel_that_create_graph_misses_is_found() -> None:
+    """After ``loss.backward(create_graph=True)`` the kernel's node cannot be found."""
     model = Net(NoGraph.apply, torch.float64)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.0, refresh="all")
     functional.cross_entropy(model(batch(torch.float64, 5)), Y).backward(create_graph=True)
@@ -333,8 +333,8 @@ def seed() -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_nothing_changes(settings: dict[str, Any]) -> None:
-    """A run with checks in all places, pending curvature among them, is the one without."""
+def test_a_check_does_not_change_the_run(settings: dict[str, Any]) -> None:
+    """A run with checks at all points, also with pending curvature, equals the run without."""
     x = batch(torch.float32, 5)
     runs = []
     for check in (False, True):
@@ -384,7 +384,7 @@ def test_frozen_and_unreached_parameters_are_left_out() -> None:
         sgdph.check_curvature(lambda: model.head(x).square().mean(), optimizer)
 
 
-def test_without_an_exact_product_the_explanation_is_passed_on() -> None:
+def test_the_error_explains_why_there_is_no_exact_product() -> None:
     model = Net(OnceDifferentiable.apply, torch.float64)
     x = batch(torch.float64, 5)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
@@ -395,7 +395,7 @@ def test_without_an_exact_product_the_explanation_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("low", ["parameters", "autocast", "first_order"])
-def test_low_precision_is_refused(low: str) -> None:
+def test_low_precision_raises_an_error(low: str) -> None:
     model = Net(torch.tanh, torch.bfloat16 if low == "parameters" else torch.float32)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     x = batch(next(model.parameters()).dtype, 5)
@@ -410,7 +410,7 @@ def test_low_precision_is_refused(low: str) -> None:
         sgdph.check_curvature(closure, optimizer)
 
 
-def test_arguments() -> None:
+def test_wrong_arguments_raise_an_error() -> None:
     model = Net(torch.tanh, torch.float64)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     x = batch(torch.float64, 5)

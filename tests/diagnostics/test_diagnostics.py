@@ -1,4 +1,4 @@
-"""The figures about a block, against their definitions in plain Python."""
+"""The statistics of a block, against their definitions in plain Python."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def drawn_block(n: int = 6, seed: int = 0, diagonal: float = 0.0) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_of_a_block(seed: int) -> None:
+def test_the_statistics_of_a_block_follow_their_definitions(seed: int) -> None:
     block = drawn_block(seed=seed)
     average = torch.arange(1.0, 7.0)
     found = Diagonality.of_block(block, name="w", shape=(6, 1, 1), average=average)
@@ -69,7 +69,7 @@ def test_figures_of_a_block(seed: int) -> None:
     assert Diagonality.of_block(block, name="w").shape == (6,)
 
 
-def test_one_probe_is_one_draw() -> None:
+def test_with_one_probe_the_mean_equals_the_single_draw() -> None:
     rows: Matrix = drawn_block().tolist()
     d = diagonal(rows)
     possible = [error(draw(rows, list(z)), d) for z in itertools.product((1.0, -1.0), repeat=6)]
@@ -80,7 +80,7 @@ def test_one_probe_is_one_draw() -> None:
 
 
 @pytest.mark.parametrize("dominant", [0.0, 40.0])
-def test_the_single_draws_error_is_that_over_all_sign_vectors(dominant: float) -> None:
+def test_the_error_of_one_draw_is_the_mean_over_all_sign_vectors(dominant: float) -> None:
     block = drawn_block(diagonal=dominant)
     rows: Matrix = block.tolist()
     d, probes = diagonal(rows), 4000
@@ -98,8 +98,8 @@ def test_the_single_draws_error_is_that_over_all_sign_vectors(dominant: float) -
         assert float(every[:, 1].pow(2).mean()) == pytest.approx(expected)
 
 
-def test_draws_are_averaged_signed() -> None:
-    # Small diagonal, large rest: the mean of absolute values would stay far away.
+def test_draws_are_averaged_with_their_signs() -> None:
+    # Small diagonal, large rest: the mean of absolute values would stay far off.
     block = drawn_block()
     block.diagonal().mul_(0.05)
     few = Diagonality.of_block(block, name="w", probes=10)
@@ -110,7 +110,7 @@ def test_draws_are_averaged_signed() -> None:
 
 
 def test_seeds_change_the_draws() -> None:
-    # Fewer draws than the walk over all columns, which has the same errors for many signs.
+    # Fewer draws than columns: a walk over all columns has the same errors for many signs.
     found = [
         Diagonality.of_block(drawn_block(), name="w", probes=2, seed=s).hutchinson_mean
         for s in (0, 0, 1, 2, 3)
@@ -119,7 +119,7 @@ def test_seeds_change_the_draws() -> None:
     assert len(set(found)) > 1
 
 
-def test_a_diagonal_block() -> None:
+def test_estimates_of_a_diagonal_block_are_exact() -> None:
     found = Diagonality.of_block(torch.diag(torch.tensor([1.0, -2.0, 3.0])), name="w")
     assert found.off_diagonal_share == 0
     assert found.negative_share == pytest.approx(1 / 3)
@@ -130,7 +130,7 @@ def test_a_diagonal_block() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 2.5, -2.5])
-def test_a_block_of_one(value: float) -> None:
+def test_estimates_of_a_block_with_one_entry_are_exact(value: float) -> None:
     found = Diagonality.of_block(torch.tensor([[value]]), name="w", shape=())
     assert found.shape == ()
     assert found.off_diagonal_share == 0
@@ -139,7 +139,7 @@ def test_a_block_of_one(value: float) -> None:
         assert figures(e) == (1.0, 0.0)
 
 
-def test_a_block_of_zeros() -> None:
+def test_estimates_of_a_block_of_zeros_are_exact() -> None:
     found = Diagonality.of_block(torch.zeros(3, 3), name="w", average=torch.ones(3))
     assert (found.off_diagonal_share, found.negative_share) == (0, 0)
     for e in (found.row_sum, found.hutchinson, found.hutchinson_mean, found.constant):
@@ -147,7 +147,7 @@ def test_a_block_of_zeros() -> None:
     assert found.average == EstimateError(0.0, math.inf)
 
 
-def test_a_diagonal_of_zeros_has_no_relative_error() -> None:
+def test_a_diagonal_of_zeros_has_infinite_relative_error() -> None:
     found = Diagonality.of_block(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), name="w")
     assert found.off_diagonal_share == 1
     assert found.row_sum == found.hutchinson == EstimateError(0.0, math.inf)
@@ -160,7 +160,7 @@ def test_no_cosine_is_above_one() -> None:
     assert all(EstimateError.of(v, v).cosine <= 1 for v in vectors)
 
 
-def test_float32_blocks_are_judged_in_float64() -> None:
+def test_float32_blocks_are_evaluated_in_float64() -> None:
     block = drawn_block().float()
     single = Diagonality.of_block(block, name="w")
     assert single == Diagonality.of_block(block.double(), name="w")
@@ -179,7 +179,7 @@ def test_float32_blocks_are_judged_in_float64() -> None:
         ({"average": torch.ones(3)}, r"got shapes \(3,\) and \(2,\)"),
     ],
 )
-def test_bad_blocks(arguments: dict[str, Any], match: str) -> None:
+def test_bad_blocks_raise_an_error(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Diagonality.of_block(**{"block": torch.eye(2), "name": "w", **arguments})
 
@@ -193,7 +193,7 @@ def names(found: list[Diagonality]) -> list[str]:
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
-def test_each_parameter_is_judged_by_its_own_block(chunk_size: int | None) -> None:
+def test_each_parameter_is_evaluated_by_its_own_block(chunk_size: int | None) -> None:
     model = bn_net(torch.float64)
     loss = loss_of(model)
     found = sgdph.diagonality(loss, newton(model), seed=5, chunk_size=chunk_size)
@@ -201,14 +201,14 @@ def test_each_parameter_is_judged_by_its_own_block(chunk_size: int | None) -> No
     for f, (name, p) in zip(found, newton(model), strict=True):
         alone = Diagonality.of_block(sgdph.hessian_block(loss, p), name=name, seed=5)
         assert (f.shape, f.average) == ((4,), None)
-        if name == "0.bias":  # batch norm takes it away, and what is left is rounding
+        if name == "0.bias":  # batch norm removes it, and only rounding is left
             continue
         for field in ("off_diagonal_share", "negative_share"):
             assert getattr(f, field) == pytest.approx(getattr(alone, field), rel=1e-9)
         assert figures(f.row_sum) == pytest.approx(figures(alone.row_sum), rel=1e-9)
 
 
-def test_each_parameter_has_draws_of_its_own() -> None:
+def test_each_parameter_has_its_own_draws() -> None:
     p, q = (torch.ones(16, dtype=torch.float64, requires_grad=True) for _ in range(2))
     loss = p.exp().prod() + q.exp().prod()
     first, second = sgdph.diagonality(loss, [p, q], probes=2)
@@ -234,7 +234,7 @@ def test_the_joint_block_comes_last() -> None:
     assert whole.off_diagonal_share > max(f.off_diagonal_share for f in single)
 
 
-def test_the_ways_to_name_parameters() -> None:
+def test_each_kind_of_parameter_argument_gives_its_names() -> None:
     model = bn_net()
     loss = loss_of(model)
     w, b = model[1].weight, model[1].bias
@@ -262,7 +262,7 @@ def test_a_modules_frozen_parameters_are_left_out() -> None:
 
 @pytest.mark.filterwarnings("ignore:estimator=.hutchinson. with refresh=.all.")
 @pytest.mark.parametrize("estimator", ["row_sum", "hutchinson", "exact"])
-def test_the_running_average_is_the_one_the_optimizer_steps_with(estimator: Any) -> None:
+def test_the_average_is_the_one_that_the_optimizer_uses(estimator: Any) -> None:
     model = bn_net(torch.float64)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=1e-3, estimator=estimator, refresh="all")
     train(model, optimizer, range(4))
@@ -281,7 +281,7 @@ def test_the_running_average_is_the_one_the_optimizer_steps_with(estimator: Any)
 def test_a_parameter_that_was_not_refreshed_has_no_average() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), lr=0.0)
-    train(model, optimizer, range(2))  # 0.bias and 1.weight have had their turn
+    train(model, optimizer, range(2))  # 0.bias and 1.weight have been refreshed
     found = sgdph.diagonality(loss_of(model), model, optimizer=optimizer, joint=True)
     assert [f.average is not None for f in found] == [True, True, False, False]
     train(model, optimizer, range(2, 3))
@@ -300,7 +300,7 @@ def test_a_dropped_refresh_leaves_no_average() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:estimator=.hutchinson. with refresh=.all.")
-def test_the_joint_draws_are_the_optimizers() -> None:
+def test_the_joint_draws_equal_the_optimizer_s() -> None:
     # At beta2 = 0 its average is its last draw, so both errors are of the same vector.
     model = bn_net(torch.float64)
     settings: dict[str, Any] = {"lr": 0.0, "hessian_momentum": 0.0, "seed": 7}
@@ -315,7 +315,7 @@ def test_the_joint_draws_are_the_optimizers() -> None:
     assert figures(whole.average) == pytest.approx(figures(whole.hutchinson), rel=1e-9)
 
 
-def test_nothing_else_moves() -> None:
+def test_diagonality_changes_nothing_else() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     train(model, optimizer, range(3))
@@ -333,7 +333,7 @@ def test_nothing_else_moves() -> None:
     loss.backward()
 
 
-def test_asking_makes_no_state() -> None:
+def test_diagonality_creates_no_optimizer_state() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     sgdph.diagonality(loss_of(model), model, optimizer=optimizer)
@@ -369,7 +369,7 @@ UNUSED = torch.ones(2, requires_grad=True)
         ),
     ],
 )
-def test_bad_parameters(
+def test_bad_parameters_raise_an_error(
     choose: Callable[[nn.Module], Any], error: type[Exception], match: str
 ) -> None:
     model = bn_net()
@@ -377,7 +377,7 @@ def test_bad_parameters(
         sgdph.diagonality(loss_of(model), choose(model))
 
 
-def test_a_loss_that_is_not_finite_is_told() -> None:
+def test_a_loss_that_is_not_finite_raises_an_error() -> None:
     model = bn_net()
     with pytest.raises(ValueError, match=r"block of 0\.bias has entries that are not finite"):
         sgdph.diagonality(loss_of(model) * math.inf, model)

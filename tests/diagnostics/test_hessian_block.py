@@ -1,4 +1,4 @@
-"""Dense blocks against finite differences of gradients, which know no second derivative."""
+"""Dense blocks against finite differences of gradients, which need no second derivative."""
 
 from __future__ import annotations
 
@@ -113,19 +113,19 @@ def assert_close(actual: Tensor, expected: Tensor, within: float = 1e-7) -> None
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
 @pytest.mark.parametrize("name", ALL_NETS)
-def test_joint_block_against_finite_differences(name: str, chunk_size: int | None) -> None:
+def test_the_joint_block_equals_finite_differences(name: str, chunk_size: int | None) -> None:
     model, loss = net(name)
     params = channelwise(model)
     block = sgdph.hessian_block(loss(), params, chunk_size=chunk_size)
     assert_close(block, expected_block(name))
-    # The cross blocks are held as well, which the largest entry might hide.
+    # Check the cross blocks by themselves too: the largest entry might hide an error in them.
     first = params[0].numel()
     assert_close(block[:first, first:], expected_block(name)[:first, first:])
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
 @pytest.mark.parametrize("name", ALL_NETS)
-def test_single_blocks_against_finite_differences(name: str, chunk_size: int | None) -> None:
+def test_single_blocks_equal_finite_differences(name: str, chunk_size: int | None) -> None:
     model, loss = net(name)
     start = 0
     for p in channelwise(model):
@@ -138,7 +138,7 @@ def test_single_blocks_against_finite_differences(name: str, chunk_size: int | N
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
 @pytest.mark.parametrize("name", ["layer_norm_mlp", "rms_norm", "weight_norm"])
-def test_against_torch_func(name: str, chunk_size: int | None) -> None:
+def test_the_block_equals_that_of_torch_func(name: str, chunk_size: int | None) -> None:
     model, loss = net(name)
     first = batches(name)[0]
     values = dict(model.named_parameters())
@@ -166,7 +166,7 @@ def test_against_torch_func(name: str, chunk_size: int | None) -> None:
     assert_close(block, expected.detach(), within=1e-12)
 
 
-def test_matrices_and_the_order_given() -> None:
+def test_blocks_of_matrices_keep_the_given_order() -> None:
     model, loss = net("layer_norm_mlp")
     params = [p for p in model.parameters() if p.numel() < 20][:3]
     block = sgdph.hessian_block(loss(), params)
@@ -176,7 +176,7 @@ def test_matrices_and_the_order_given() -> None:
     assert not torch.allclose(block, backwards)
 
 
-def test_scalars_and_tensors_that_are_no_leaves() -> None:
+def test_scalars_and_tensors_that_are_not_leaves_have_a_block() -> None:
     s = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     assert sgdph.hessian_block(s**3, s).tolist() == [[12.0]]
     a = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
@@ -185,7 +185,7 @@ def test_scalars_and_tensors_that_are_no_leaves() -> None:
     assert sgdph.hessian_block(2 * b[0] ** 2 * b[1] / 2, b).tolist() == expected
 
 
-def test_without_gradients_enabled() -> None:
+def test_the_block_is_right_under_no_grad() -> None:
     s = torch.tensor(2.0, requires_grad=True)
     loss = s**3
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_a_constant_gradient_has_a_block_of_zeros(chunk_size: int | None) -> Non
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3])
-def test_leaves_everything_as_it_was(chunk_size: int | None) -> None:
+def test_hessian_block_changes_nothing_else(chunk_size: int | None) -> None:
     model, plain = bn_net(), bn_net()
     fired: list[Tensor] = []
     for p in model.parameters():
@@ -250,7 +250,7 @@ def test_no_graph_outlives_the_loss(chunk_size: int | None) -> None:
         gc.enable()
 
 
-def test_the_dtype_asked_for() -> None:
+def test_the_block_has_the_requested_dtype() -> None:
     model = bn_net()
     loss = loss_of(model)
     block = sgdph.hessian_block(loss, model[1].weight)
@@ -264,7 +264,7 @@ def test_the_dtype_asked_for() -> None:
 
 
 class _Cube(Function):
-    """A cube whose second derivative asks for a number, which a batch does not have."""
+    """A cube whose second derivative calls ``.item()``, which fails for a batch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -291,14 +291,14 @@ class _CubeGradient(Function):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2])
-def test_what_does_not_batch_is_looped(chunk_size: int | None) -> None:
+def test_operations_that_cannot_be_batched_are_looped(chunk_size: int | None) -> None:
     w = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
     block = sgdph.hessian_block(_Cube.apply(w).sum(), w, chunk_size=chunk_size)
     assert torch.equal(block, torch.diag(6 * w.detach()))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 4])
-def test_through_a_checkpoint_with_dropout(chunk_size: int | None) -> None:
+def test_the_block_through_a_checkpoint_with_dropout_is_right(chunk_size: int | None) -> None:
     layer = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Dropout(0.4)).double()
     x = torch.randn(6, 4, dtype=torch.float64)
     blocks = []
@@ -372,7 +372,7 @@ def freed(w: Tensor) -> Tensor:
     ],
     ids=["freed", "once", "detached", "unused"],
 )
-def test_true_errors_are_explained(
+def test_losses_without_a_usable_graph_raise_an_error(
     make_loss: Callable[[Tensor], Tensor], match: str, chunk_size: int | None
 ) -> None:
     w = torch.ones(8, requires_grad=True)
@@ -380,7 +380,7 @@ def test_true_errors_are_explained(
         sgdph.hessian_block(make_loss(w), w, chunk_size=chunk_size)
 
 
-def test_a_sparse_gradient_is_told() -> None:
+def test_a_sparse_gradient_raises_an_error() -> None:
     layer = nn.Embedding(4, 2, sparse=True)
     with pytest.raises(RuntimeError, match="sparse=False"):
         sgdph.hessian_block(layer(torch.arange(3)).pow(2).sum(), layer.weight)
@@ -417,7 +417,7 @@ S = torch.tensor(2.0, requires_grad=True)
         ({"dtype": torch.cfloat}, ValueError, "torch.complex64"),
     ],
 )
-def test_bad_input(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
+def test_bad_input_raises(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         sgdph.hessian_block(**{"loss": S**3, "p": S, **arguments})
 
@@ -433,7 +433,7 @@ def test_autocast_outside_the_loss_changes_nothing() -> None:
     assert torch.equal(block, expected)
 
 
-def test_inference_mode_is_told() -> None:
+def test_inference_mode_raises_an_error() -> None:
     p = nn.Parameter(torch.ones(2))
     loss = p.pow(3).sum()
     with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):

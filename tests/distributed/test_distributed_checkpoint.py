@@ -1,7 +1,7 @@
-"""``torch.distributed.checkpoint``: a run that it resumes is the uninterrupted one, to the bit.
+"""``torch.distributed.checkpoint``: a resumed run equals the uninterrupted one, bit for bit.
 
-It makes a new optimizer's state by a step of its own, with zero gradients and a learning rate of 0,
-before it loads into it. That step is none of training, and a real one that looks like it is.
+Before it loads, it creates a new optimizer's state by a step of its own, with zero gradients and a
+learning rate of 0. That step does not count as training. A real step that looks like it does.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 WHOLE = StateDictOptions()
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
-# Without a momentum, first-order parameters have no state, which torch takes for a mistake.
+# Without momentum, first-order parameters have no state, which torch takes for a mistake.
 LENIENT = StateDictOptions(strict=False)
 CASES = [
     *itertools.product([WHOLE, FLAT], SETTINGS),
     (FLAT, {"momentum": 0.0}),
 ]
-# Torch 2.6 raises KeyError where a state is missing, lenient or not; seen to work with 2.15.
+# Torch 2.6 raises KeyError for a missing state, also with strict=False. With 2.15 it works.
 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15):
     CASES.append((LENIENT, {"momentum": 0.0}))
 
@@ -55,7 +55,7 @@ def resumable(model: nn.Module, optimizer: sgdph.SGDPH, options: StateDictOption
 def resumed(
     path: Path, options: StateDictOptions, dtype: torch.dtype, **settings: Any
 ) -> tuple[nn.Module, sgdph.SGDPH]:
-    """A new model and optimizer, filled by the documented way."""
+    """Return a new model and optimizer, loaded in the documented way."""
     model = bn_net(dtype, seed=99)
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
     saved = resumable(model, optimizer, options)
@@ -72,10 +72,10 @@ def resumed(
 
 @pytest.mark.parametrize(("options", "settings"), CASES)
 @pytest.mark.parametrize("steps", [0, 1, 7])
-def test_a_resumed_run_is_the_uninterrupted_one(
+def test_a_resumed_run_equals_the_uninterrupted_run(
     options: StateDictOptions, settings: dict[str, Any], steps: int, tmp_path: Path
 ) -> None:
-    # After one step of a cycle over three, two parameters have met no curvature yet.
+    # After one step of a cycle over three, two parameters have no curvature yet.
     whole = bn_net()
     optimizer = sgdph.SGDPH(sgdph.param_groups(whole), **settings)
     train(whole, optimizer, range(steps))
@@ -100,7 +100,7 @@ def test_averages_of_bfloat16_parameters_stay_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_step_that_makes_the_state_is_none_of_training(momentum: float) -> None:
+def test_the_step_that_creates_the_state_does_not_count_as_training(momentum: float) -> None:
     plain, asked = bn_net(), bn_net()
     optimizers = [sgdph.SGDPH(m.parameters(), momentum=momentum) for m in (plain, asked)]
     state = get_optimizer_state_dict(asked, optimizers[1])["state"]
@@ -114,7 +114,7 @@ def test_the_step_that_makes_the_state_is_none_of_training(momentum: float) -> N
     assert_same_bits(plain, asked)
 
 
-def test_after_a_step_that_was_skipped() -> None:
+def test_creating_the_state_after_a_skipped_step_changes_nothing() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
     optimizer.backward(loss_of(model))
@@ -134,7 +134,7 @@ def test_a_frozen_parameter_has_no_state() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_warm_up_that_begins_at_zero_is_training(way: str) -> None:
+def test_a_warm_up_step_with_learning_rate_zero_counts_as_training(way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
     before = copy.deepcopy(model)
@@ -146,8 +146,8 @@ def test_a_warm_up_that_begins_at_zero_is_training(way: str) -> None:
     assert optimizer.state[model[0].weight]["momentum_buffer"].any()
 
 
-def test_a_warm_up_of_a_network_without_gradient_is_training() -> None:
-    # A head of zeros hides the Newton parameters' gradient, but the curvature came.
+def test_a_warm_up_step_without_gradients_counts_as_training() -> None:
+    # With a head of zeros, the Newton parameters have zero gradients, but they have curvature.
     model = bn_net()
     nn.init.zeros_(model[4].weight)
     optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
@@ -156,7 +156,7 @@ def test_a_warm_up_of_a_network_without_gradient_is_training() -> None:
     assert optimizer.param_groups[0]["step"] == 1
 
 
-def test_a_warm_up_without_curvature_is_told_so() -> None:
+def test_a_warm_up_step_without_curvature_raises_an_error() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
     loss_of(model).backward()
@@ -164,7 +164,7 @@ def test_a_warm_up_without_curvature_is_told_so() -> None:
         optimizer.step()
 
 
-def test_without_newton_parameters_it_is_sgds() -> None:
+def test_without_newton_parameters_the_state_is_that_of_sgd() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH([{"params": list(model.parameters()), "channelwise": False}])
     state = get_optimizer_state_dict(model, optimizer)["state"]

@@ -74,7 +74,7 @@ def test_four_ranks_equal_one_process_on_the_joined_batch(way: str, ranks: Resul
     first, *others = of(ranks, way)
     for other in others:
         assert_same_bits(first, other)
-    # Differences cancel nine digits of the gradient, so rounding shows earlier than elsewhere.
+    # Differences cancel nine digits of the gradient, so the rounding errors are larger.
     tolerance = 1e-7 if way == "closure" else 1e-10
     assert_near(first, in_one_process(range(RANKS), way), tolerance)
 
@@ -91,7 +91,7 @@ def in_pairs(rank: int) -> Found:
     return everything(model, optimizer)
 
 
-def test_each_process_group_is_a_run_of_its_own(ranks: Results) -> None:
+def test_each_process_group_trains_as_a_separate_run(ranks: Results) -> None:
     results = of(ranks, "in pairs")
     for pair in PAIRS:
         assert_same_bits(*[results[rank] for rank in pair])
@@ -111,7 +111,7 @@ def zero_refused(rank: int) -> list[str]:
     return messages
 
 
-def test_zero_over_sgdph_is_refused_on_every_rank(ranks: Results) -> None:
+def test_zero_around_sgdph_raises_an_error_on_every_rank(ranks: Results) -> None:
     for messages in of(ranks, "zero refused"):
         for message in messages:
             assert "Give ZeroRedundancyOptimizer torch.optim.SGD" in message
@@ -119,7 +119,7 @@ def test_zero_over_sgdph_is_refused_on_every_rank(ranks: Results) -> None:
 
 
 def zero_beside(rank: int) -> Found:
-    """What the refusal says to use."""
+    """What the error message recommends."""
     model = network()
     replica = DistributedDataParallel(model)
     groups = sgdph.param_groups(model, weight_decay=DECAY)
@@ -134,12 +134,12 @@ def zero_beside(rank: int) -> Found:
         optimizer.backward(loss_on(replica, rank, step))
         optimizer.step()
         sharded.step()
-    # What is sharded has no state here.
+    # The sharded weights have no state here.
     weights_only = everything(model, optimizer)
     return {name: value for name, value in weights_only.items() if "momentum" not in name}
 
 
-def test_zero_of_the_weights_beside_sgdph_takes_the_same_steps(ranks: Results) -> None:
+def test_zero_for_the_weights_beside_sgdph_takes_the_same_steps(ranks: Results) -> None:
     first, *others = of(ranks, "zero beside")
     for other in others:
         assert_same_bits(first, other)
@@ -169,7 +169,7 @@ REFUSED = KINDS[1:]
 def sharding_refused(rank: int, *, kind: str) -> list[str]:
     model = sharded(kind)
     ways: list[Callable[[], Any]] = [lambda: list(model.parameters())]
-    if kind != "fsdp1 flat":  # where there is one parameter of no role
+    if kind != "fsdp1 flat":  # it has one flat parameter without a role
         ways.append(lambda: sgdph.param_groups(model))
     messages = []
     for way in ways:
@@ -184,8 +184,8 @@ def sharding_refused(rank: int, *, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_sharded_parameters_get_no_newton_step(kind: str, ranks: Results) -> None:
-    """Those of FSDP2 do: test_fsdp.py."""
+def test_sharded_parameters_raise_an_error(kind: str, ranks: Results) -> None:
+    """Those of FSDP2 do not: see test_fsdp.py."""
     for messages in of(ranks, f"refused {kind}"):
         for message in messages:
             assert "DistributedDataParallel" in message
@@ -202,7 +202,7 @@ def norms_in_tensor_parallel(rank: int) -> Found:
     return {f"hessian {i}": optimizer.state[p]["hessian"] for i, p in enumerate(norm["params"])}
 
 
-def test_whole_norms_of_a_tensor_parallel_model_take_newton_steps(ranks: Results) -> None:
+def test_unsharded_norms_of_a_tensor_parallel_model_take_newton_steps(ranks: Results) -> None:
     model = network()
     norm = {"params": list(model[1].parameters()), "channelwise": True}
     rest = [*model[0].parameters(), *model[3].parameters()]
@@ -229,7 +229,7 @@ def norm_before_tensor_parallel(rank: int) -> str:
     return str(info.value)
 
 
-def test_a_norm_before_a_tensor_parallel_layer_is_refused(ranks: Results) -> None:
+def test_a_norm_before_a_tensor_parallel_layer_raises_an_error(ranks: Results) -> None:
     for message in of(ranks, "norm before tensor parallel"):
         assert "update_hessian(closure=...)" in message
 
@@ -254,13 +254,13 @@ def exchanged_for_shards(rank: int) -> list[str]:
     return messages
 
 
-def test_shards_put_into_the_groups_get_no_newton_step_either(ranks: Results) -> None:
+def test_replacing_parameters_by_shards_raises_an_error(ranks: Results) -> None:
     for messages in of(ranks, "exchanged for shards"):
         for message in messages:
             assert "Build a new optimizer from the present model" in message
 
 
-# torch 2.6's FSDP2 asks CPU streams for what only CUDA's have, at its first forward.
+# At its first forward, torch 2.6's FSDP2 needs methods of streams that only CUDA's have.
 FIRST_ORDER = [
     kind for kind in KINDS if kind != "fsdp2" or hasattr(torch.cpu.Stream, "record_event")
 ]
@@ -288,7 +288,7 @@ def sharded_first_order(rank: int, *, kind: str) -> Found:
 
 
 @pytest.mark.parametrize("kind", FIRST_ORDER)
-def test_sharded_parameters_train_first_order_as_sgd(kind: str, ranks: Results) -> None:
+def test_sharded_first_order_parameters_train_like_sgd(kind: str, ranks: Results) -> None:
     for found in of(ranks, f"first-order {kind}"):
         ours = {n.split()[1]: value for n, value in found.items() if n.startswith("SGDPH")}
         theirs = {n.split()[1]: value for n, value in found.items() if n.startswith("SGD ")}
@@ -304,7 +304,7 @@ def test_sharded_parameters_train_first_order_as_sgd(kind: str, ranks: Results) 
             torch.testing.assert_close(ours[str(i)], p.detach(), rtol=0, atol=1e-10)
 
 
-# ---- all of it, in one start of the processes ----------------------------------------------------
+# ---- all jobs, in one start of the processes -----------------------------------------------------
 
 JOBS: dict[str, Job] = {
     **{way: functools.partial(by_way, way=way) for way in WAYS},

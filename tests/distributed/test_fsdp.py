@@ -29,7 +29,7 @@ import sgdph
 from sgdph.distributed import fully_sharded
 from sgdph.integrations import fsdp
 
-# torch 2.6's FSDP2 asks CPU streams for what only CUDA's have, at its first forward.
+# At its first forward, torch 2.6's FSDP2 needs methods of streams that only CUDA's have.
 pytestmark = [
     pytest.mark.xdist_group("fsdp"),
     pytest.mark.skipif(
@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 Optimizer = sgdph.SGDPH | sgdph.PartialHessian
-# Rounding, of which a multiplier makes τ/ε = 10 times as much.
+# Rounding. A multiplier enlarges it by τ/ε = 10.
 TOLERANCE = 1e-12
 WIDTH = 6  # On four ranks: 2, 2, 2 and none.
 
@@ -106,7 +106,7 @@ class ConvNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run, which one process and any number of ranks can make."""
+    """A run that one process or any number of ranks can do."""
 
     model: type[nn.Module] = Transformer
     ignored: bool = False
@@ -184,7 +184,7 @@ def everything(model: nn.Module, optimizer: Optimizer, norms: list[Tensor]) -> F
 def train_sharded(
     case: Case, model: nn.Module, optimizer: Optimizer, ranks: int | range, steps: Iterable[int]
 ) -> list[Tensor]:
-    """Train on the batches of one rank, or of several, where fewer ranks go on."""
+    """Train on the batches of one rank, or of several if fewer ranks resume the run."""
     norms = []
     batches = range(ranks, ranks + 1) if isinstance(ranks, int) else ranks
     for step in steps:
@@ -231,7 +231,7 @@ def whole_run(case: Case, ranks: int) -> Found:
 
 
 def worst(found: Found, expected: Found) -> float:
-    # One that was saved has averages also where no partial Hessian has come yet.
+    # A resumed run also has averages of parameters without a partial Hessian so far.
     assert found.keys() >= expected.keys()
     errors = {
         name: ((found[name] - value).abs() / value.abs().clamp(min=1)).max().item()
@@ -273,7 +273,7 @@ def assert_equal_to_one_process(results: Results, job: str, case: Case) -> None:
         assert_same_bits(first, other)
     expected = whole_run(case, len(results))
     weights = {name: value for name, value in expected.items() if name.startswith("weight ")}
-    # docs/distributed.md has these.
+    # These figures are in docs/distributed.md.
     print(f"{job}, {len(results)} ranks: {worst(first, weights):.1e} {worst(first, expected):.1e}")
     assert worst(first, expected) < TOLERANCE
 
@@ -288,7 +288,7 @@ def test_four_ranks_equal_one_process(name: str, on_4: Results) -> None:
     assert_equal_to_one_process(on_4, f"run {name}", ON_FOUR[name])
 
 
-# ---- what is refused, and what an error leaves behind --------------------------------------------
+# ---- errors, and the state after an error --------------------------------------------------------
 
 
 def sharded(case: Case = Case(), **options: Any) -> tuple[nn.Module, Optimizer]:
@@ -344,7 +344,7 @@ def test_without_the_integration_an_error_names_it(name: str, ignored: bool, on_
 
 
 def plain_steps_between(rank: int) -> dict[str, Any]:
-    """On a step without a product ``loss.backward()`` is enough, unless gradients are ignored."""
+    """At a step without a product ``loss.backward()`` is enough, unless parameters are ignored."""
     found: dict[str, Any] = {}
     for ignored in (False, True):
         case = Case(ignored=ignored, settings=(("hessian_interval", 2),))
@@ -360,7 +360,7 @@ def plain_steps_between(rank: int) -> dict[str, Any]:
     return found
 
 
-def test_plain_backwards_between_refreshes(on_2: Results) -> None:
+def test_plain_backwards_work_unless_parameters_are_ignored(on_2: Results) -> None:
     case = Case(steps=2, settings=(("hessian_interval", 2),))
     for found in of(on_2, "plain steps between"):
         assert "not averaged, so the ranks" in found["message"]
@@ -433,20 +433,20 @@ def refused_in_several_modules(rank: int) -> dict[str, str]:
     return found | {"including those of a second network": message}
 
 
-def test_what_is_sharded_elsewhere_is_noticed(on_2: Results) -> None:
+def test_a_loss_through_other_sharded_modules_raises_an_error(on_2: Results) -> None:
     for found in of(on_2, "refused, several modules"):
         for expected, message in found.items():
             assert expected in message
 
 
-def test_models_that_do_not_fit_are_refused(on_2: Results) -> None:
+def test_wrong_models_and_optimizers_raise_an_error(on_2: Results) -> None:
     for found in of(on_2, "refused models"):
         for expected, message in found.items():
             assert expected in message
 
 
 class Tripwire(torch.autograd.Function):
-    """The identity, until it is told to fail in a backward that makes a graph."""
+    """The identity. Once armed, it fails in a backward that makes a graph."""
 
     is_armed = False
 
@@ -490,7 +490,7 @@ def after_an_error(rank: int, *, case: Case) -> dict[str, Any]:
 
 def test_an_error_in_the_product_leaves_nothing_behind(on_2: Results) -> None:
     for found in of(on_2, "after an error"):
-        # Whose weights the user wanted to stay.
+        # The user wanted these weights to stay gathered.
         assert all(name.startswith("blocks.0") for name in found["gathered"])
         assert worst(found["run"], whole_run(MINED, 2)) < TOLERANCE
 
@@ -509,7 +509,7 @@ def settings_after(rank: int) -> list[list[bool]]:
     return found
 
 
-def test_settings_are_as_they_were(on_2: Results) -> None:
+def test_a_step_restores_the_user_s_fsdp_settings(on_2: Results) -> None:
     for before, after in of(on_2, "settings after"):
         assert before == after == [True, False, True, True, False, False]
 
@@ -518,7 +518,7 @@ def test_settings_are_as_they_were(on_2: Results) -> None:
 
 
 def scaled(rank: int, *, way: str, ignored: bool) -> Found:
-    """The loss is scaled; by powers of two, so that nothing is rounded."""
+    """Scale the loss by powers of two, so that nothing is rounded."""
     case = Case(ignored=ignored)
     model, optimizer = sharded(case)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
@@ -570,7 +570,7 @@ def test_mixed_precision_is_near_float32(on_2: Results) -> None:
 
 
 def skipped_batches(rank: int, *, ignored: bool, set_to_none: bool, micro_batches: int) -> Found:
-    """A batch is skipped after its backward, behind the optimizer's back."""
+    """Skip a batch after its backward by ``model.zero_grad``, unknown to the optimizer."""
     case = Case(ignored=ignored, steps=3)
     model, optimizer = sharded(case)
     for step in range(case.steps):
@@ -598,7 +598,7 @@ def test_a_skipped_batch_leaves_no_curvature(
 
 
 class Sometimes(Transformer):
-    """Of two ranks' losses, one depends on the last norm, in turns."""
+    """Only one of two ranks' losses depends on the last norm, alternately."""
 
     turn = 0
 
@@ -643,7 +643,7 @@ MOVED = Case(max_norm=0.1, reshard_after_forward=False)
 
 
 def moved_and_evaluated(rank: int) -> Found:
-    """``model.to`` exchanges tensors; an evaluation leaves weights gathered."""
+    """``model.to`` replaces tensors; an evaluation leaves weights gathered."""
     model, optimizer = sharded(MOVED)
     norms = train_sharded(MOVED, model, optimizer, rank, range(2))
     for step in range(2, MOVED.steps):
@@ -657,7 +657,7 @@ def moved_and_evaluated(rank: int) -> Found:
     return everything(model, optimizer, norms)
 
 
-def test_a_model_is_moved_and_evaluated_between(on_2: Results) -> None:
+def test_a_model_may_be_moved_and_evaluated_between_steps(on_2: Results) -> None:
     for found in of(on_2, "moved"):
         assert worst(found, whole_run(MOVED, 2)) < TOLERANCE
 
@@ -692,7 +692,7 @@ def twins(rank: int) -> Found:
     return {name: whole(p) for name, p in models.named_parameters()}
 
 
-def test_two_models_may_have_the_same_names(on_2: Results) -> None:
+def test_two_models_may_have_the_same_parameter_names(on_2: Results) -> None:
     first, second = of(on_2, "twins")
     assert_same_bits(first, second)
 
@@ -724,13 +724,13 @@ def test_clipping_between_micro_batches_keeps_the_curvature(ignored: bool, on_4:
 
 
 def norms_of_all_orders(rank: int) -> list[Tensor]:
-    """Of gradients of which some ranks have no part."""
+    """Norms of gradients of which some ranks hold no part."""
     model, optimizer = sharded()
     fsdp.backward(model, optimizer, loss_on(model, 0, 0, 0))
     return [fsdp.clip_grad_norm_(model, 1e9, order) for order in ORDERS]
 
 
-def test_norms_of_all_orders(on_4: Results) -> None:
+def test_gradient_norms_of_all_orders_equal_torch_s(on_4: Results) -> None:
     model = Case().build()
     loss_on(model, 0, 0, 0).backward()
     expected = [nn.utils.clip_grad_norm_(model.parameters(), 1e9, order) for order in ORDERS]
@@ -742,7 +742,7 @@ def test_norms_of_all_orders(on_4: Results) -> None:
 
 
 def on_a_mesh_of_one(rank: int) -> Found:
-    """Each rank is a run of its own, on its own batches; the weights are freed all the same."""
+    """Each rank is a separate run on the same batches. The weights are still freed."""
     mesh = [DeviceMesh("cpu", [each]) for each in range(2)][rank]
     case = Case(max_norm=0.1, settings=(("process_group", mesh.get_group()),))
     model, optimizer = sharded(case, mesh=mesh)
@@ -750,7 +750,7 @@ def on_a_mesh_of_one(rank: int) -> Found:
     return everything(model, optimizer, norms)
 
 
-def test_a_mesh_of_one_rank(on_2: Results) -> None:
+def test_a_mesh_of_one_rank_trains_as_one_process(on_2: Results) -> None:
     for found in of(on_2, "mesh of one"):
         assert worst(found, whole_run(Case(max_norm=0.1), 1)) < TOLERANCE
 
@@ -769,7 +769,7 @@ def with_options(rank: int, *, kind: str) -> Found:
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "offloaded"])
-def test_hybrid_sharding_and_offloading(kind: str, on_4: Results) -> None:
+def test_hybrid_sharding_and_offloading_equal_one_process(kind: str, on_4: Results) -> None:
     assert_equal_to_one_process(on_4, kind, POLICY)
 
 
@@ -803,7 +803,7 @@ def saved(rank: int, *, name: str, folder: Path) -> dict[str, Any]:
 
 
 def loaded(rank: int, *, name: str, folder: Any, batches: int | range) -> Found:
-    """Load into another model: the files, or a state that each rank has whole."""
+    """Load files, or a full state on each rank, into another model, and train on."""
     case = SAVED[name]
     model = case.build()
     nn.init.ones_(model.norm.bias)
@@ -833,7 +833,7 @@ def load_into(model: nn.Module, optimizer: Optimizer, source: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_the_same_number_of_ranks_goes_on_to_the_bit(name: str, on_4: Results) -> None:
+def test_the_same_number_of_ranks_resumes_bit_for_bit(name: str, on_4: Results) -> None:
     for found in of(on_4, f"saved {name}"):
         assert_same_bits(found["run"], found["again"])
         assert_same_bits(found["run"], found["whole"])
@@ -841,14 +841,14 @@ def test_the_same_number_of_ranks_goes_on_to_the_bit(name: str, on_4: Results) -
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_fewer_ranks_go_on(name: str, on_2: Results) -> None:
+def test_fewer_ranks_resume_the_run(name: str, on_2: Results) -> None:
     for found in of(on_2, f"loaded {name}"):
         assert worst(found, whole_run(SAVED[name], 4)) < TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("name", SAVED)
-def test_one_process_goes_on(name: str, on_4: Results, checkpoints: Path) -> None:
+def test_one_process_resumes_the_run(name: str, on_4: Results, checkpoints: Path) -> None:
     case = SAVED[name]
     model = case.build()
     optimizer = case.optimizer(model)
@@ -857,7 +857,7 @@ def test_one_process_goes_on(name: str, on_4: Results, checkpoints: Path) -> Non
     assert worst(everything(model, optimizer, []), whole_run(case, 4)) < TOLERANCE
 
 
-# ---- all of it, in one start of the processes ----------------------------------------------------
+# ---- all jobs, in one start of the processes -----------------------------------------------------
 
 
 JOBS_OF_TWO: dict[str, Job] = {

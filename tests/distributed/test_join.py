@@ -28,7 +28,7 @@ RANKS = 2
 
 
 class TwoBiases(nn.Module):
-    """Of which a batch may leave out the first."""
+    """Two biases. A batch may leave out the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def target_left_out_after_one_rank_ran_out(rank: int) -> Found:
     model = TwoBiases()
     optimizer = sgdph.SGDPH([{"params": model.parameters(), "channelwise": True}], lr=0.05)
     replica = DistributedDataParallel(model, find_unused_parameters=True)
-    # Turns: first, second, first again, which then no rank that has a batch reaches.
+    # Next to refresh: first, second, first again. Then no rank with a batch reaches it.
     batches = [True, True] if rank == 0 else [True, True, False, True]
     with Join([replica, optimizer]):
         for step, both in enumerate(batches):
@@ -54,11 +54,11 @@ def target_left_out_after_one_rank_ran_out(rank: int) -> Found:
     return everything(model, optimizer)
 
 
-def test_a_rank_without_batches_misses_nothing_for_itself(ranks: Results) -> None:
+def test_a_rank_without_batches_stays_equal_to_the_other(ranks: Results) -> None:
     first, second = of(ranks, "target left out")
     assert_same_bits(first, second)
     assert int(first["step"]) == 4
-    # Two turns of each, but one of the first's came to nothing.
+    # Each was next twice, but one refresh of the first had no effect.
     assert [float(first[f"refreshes {i}"]) for i in (0, 1)] == [1, 2]
 
 
@@ -80,7 +80,7 @@ def model_alone_after_both(rank: int) -> list[str]:
         with pytest.raises(RuntimeError, match="does not include") as error, replica.join():
             step(3 * k + 2)
         refused.append(str(error.value))
-    # Nor is one excused by a context without a step, or by one that is switched off.
+    # A context without a step, or one that is switched off, does not allow it either.
     for enable in (True, False):
         with Join([replica, optimizer], enable=enable):
             pass
@@ -91,7 +91,7 @@ def model_alone_after_both(rank: int) -> list[str]:
     return refused
 
 
-def test_one_context_with_the_optimizer_does_not_allow_the_next_without(ranks: Results) -> None:
+def test_each_join_context_without_the_optimizer_raises_an_error(ranks: Results) -> None:
     assert [len(refused) for refused in of(ranks, "model alone")] == [4, 4]
 
 

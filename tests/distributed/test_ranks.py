@@ -51,7 +51,7 @@ Either = sgdph.SGDPH | sgdph.PartialHessian
 
 
 def adabelief(params: Any, **settings: Any) -> torch.optim.Optimizer:
-    """It counts its steps in its groups, and AdamW in the state of each parameter."""
+    """It counts its steps in its groups. AdamW counts them in the state of each parameter."""
     from pytorch_optimizer import AdaBelief
 
     made: torch.optim.Optimizer = AdaBelief(params, **settings)
@@ -115,7 +115,7 @@ def by_differences(rank: int, *, wrapper: str) -> Found:
 def test_differences_of_gradients_equal_one_process(wrapper: str, ranks: Results) -> None:
     first, second = of(ranks, f"differences {wrapper}")
     assert_same_bits(first, second)
-    # Differences cancel nine digits of the gradient, so rounding shows earlier than elsewhere.
+    # Differences cancel nine digits of the gradient, so the rounding errors are larger.
     assert_near(first, in_one_process(mean_of_losses, STEPS, "closure"), tolerance=1e-7)
 
 
@@ -137,7 +137,7 @@ def uneven_last_batch(rank: int, *, way: str, beside: str | None = None) -> Foun
 
 @pytest.mark.parametrize("beside", [None, "adamw"])
 @pytest.mark.parametrize("way", ["update_hessian", "backward"])
-def test_an_uneven_last_batch_counts_by_rank_as_in_the_gradients(
+def test_with_an_uneven_last_batch_all_ranks_have_equal_weight(
     way: str, beside: str | None, ranks: Results
 ) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
@@ -155,7 +155,7 @@ JOINS: dict[str, dict[str, Any]] = {
 }
 
 
-# By differences or not, and beside which first-order optimizer.
+# Whether curvature is from differences, and the first-order optimizer beside.
 JOINED_BY: list[tuple[bool, str | None]] = [(False, None), (True, None), (False, "adamw")]
 if find_spec("pytorch_optimizer"):
     JOINED_BY += [(False, "adabelief")]
@@ -167,7 +167,7 @@ def joined(
     model, optimizer = built(hessian_interval=interval, beside=beside)
     replica = DistributedDataParallel(model)
     found = []
-    # Ranks go on together afterwards, at the same place and with the same momenta.
+    # Afterwards the ranks continue together, at the same step and with the same momenta.
     for steps, context in [
         (range(BATCHES[rank]), Join([replica, optimizer], **JOINS[join])),
         (range(max(BATCHES), max(BATCHES) + 3), contextlib.nullcontext()),
@@ -209,7 +209,7 @@ def join_refusals(rank: int) -> list[str]:
     return [str(info.value), str(first.value)]
 
 
-def test_join_without_the_optimizer_is_refused(ranks: Results) -> None:
+def test_join_without_the_optimizer_raises_an_error(ranks: Results) -> None:
     for without, leading in of(ranks, "join refusals"):
         assert "`with Join([model, optimizer]):`" in without
         assert "Join([model, optimizer])" in leading
@@ -230,7 +230,7 @@ def join_that_throws(rank: int) -> list[str]:
     return done
 
 
-def test_join_that_ends_all_ranks_needs_no_optimizer(ranks: Results) -> None:
+def test_join_with_early_termination_needs_no_optimizer(ranks: Results) -> None:
     assert of(ranks, "join that throws") == [["0", "1"], ["0", "1"]]
 
 
@@ -261,7 +261,7 @@ def test_compressed_gradients_leave_the_curvature_exact(hook: str, ranks: Result
     torch.testing.assert_close(first["0"]["hessian 1"], exact["hessian 1"], rtol=0, atol=1e-12)
     later = in_one_process(mean_of_losses, 6)
     gap = max(float((first["5"][name] - value).abs().max()) for name, value in later.items())
-    assert 1e-8 < gap < 0.5  # the gradients were compressed, and still are gradients
+    assert 1e-8 < gap < 0.5  # the gradients were compressed, but are still close
 
 
 # ---- traffic -------------------------------------------------------------------------------------
@@ -302,14 +302,14 @@ def traffic(rank: int, *, settings: dict[str, Any]) -> list[list[int]]:
 FLOAT64 = 8
 
 
-ONE = [FLOAT64 * (4 + 1)]  # each Newton parameter has four numbers; one more says who had it
+ONE = [FLOAT64 * (4 + 1)]  # a Newton parameter has four numbers; one counts the ranks that had it
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("cyclic", [ONE] * 4), ("interval", [ONE, [], ONE, []]), ("all", [[3 * ONE[0]]] * 4)],
 )
-def test_one_collective_a_refresh_of_one_parameters_size(
+def test_a_refresh_needs_one_collective_of_the_parameter_s_size(
     name: str, expected: list[list[int]], ranks: Results
 ) -> None:
     assert of(ranks, f"traffic {name}") == [expected, expected]
@@ -328,7 +328,7 @@ def overflow_on_one_rank(rank: int, *, of_what: str) -> list[Found]:
         breaks = step in (1, 4) and rank == 1
         handles = []
         if breaks and of_what == "gradient":
-            # Before DDP's reduction; a product's own pass does not call it.
+            # The hooks run before DDP's reduction. The pass of a product does not call them.
             handles = [p.register_hook(lambda g: g * math.inf) for p in model.parameters()]
             optimizer.update_hessian(scaler.scale(loss), loss_scale=scaler.get_scale())
         elif breaks:
@@ -363,7 +363,7 @@ def test_curvature_that_is_infinite_on_one_rank_is_left_out_on_both(ranks: Resul
     first, second = of(ranks, "overflow of curvature")
     for ours, theirs in zip(first, second, strict=True):
         assert_same_bits(ours, theirs)
-    # Steps 1 and 4 are the turn of the second of three parameters: it never gets an average.
+    # Steps 1 and 4 would refresh the second of three parameters, so it never gets an average.
     assert [int(found["step"]) for found in first] == [1, 2, 3, 4, 5, 6]
     assert all(found["refreshes 2"] == 0 for found in first[1:])
     assert float(first[-1]["refreshes 1"]) == float(first[-1]["refreshes 3"]) == 2
@@ -383,7 +383,7 @@ def scaled_and_accumulated(rank: int) -> Found:
     return everything(model, optimizer)
 
 
-def test_scaled_and_accumulated_equals_one_process(ranks: Results) -> None:
+def test_scaled_and_accumulated_losses_equal_one_process(ranks: Results) -> None:
     def loss(model: nn.Module, step: int) -> Tensor:
         return (mean_of_losses(model, 10 * step) + mean_of_losses(model, 10 * step + 1)) / 2
 
@@ -407,7 +407,7 @@ def autocast(rank: int) -> dict[str, Any]:
     return {"losses": losses, "end": everything(model, optimizer)}
 
 
-def test_autocast_ranks_stay_bit_identical_and_learn(ranks: Results) -> None:
+def test_ranks_under_autocast_stay_bit_identical_and_learn(ranks: Results) -> None:
     first, second = of(ranks, "autocast")
     assert_same_bits(first["end"], second["end"])
     assert first["losses"][-1] < 0.5 * first["losses"][0]
@@ -429,7 +429,7 @@ def resumed(rank: int, *, beside: str | None = None) -> list[Found]:
         model, replica, optimizer = build()
         for step in range(9):
             if step == stop:
-                # What rank 0 saved, as checkpoints are.
+                # Load what rank 0 saved, as with checkpoints.
                 saved = [{"model": model.state_dict(), "optimizer": optimizer.state_dict()}]
                 dist.broadcast_object_list(saved, 0)
                 model, replica, optimizer = build()
@@ -441,7 +441,7 @@ def resumed(rank: int, *, beside: str | None = None) -> list[Found]:
 
 
 @pytest.mark.parametrize("job", ["resumed", "resumed beside AdamW"])
-def test_every_rank_resumes_to_the_bit_from_what_one_saved(job: str, ranks: Results) -> None:
+def test_every_rank_resumes_bit_for_bit_from_one_checkpoint(job: str, ranks: Results) -> None:
     for whole, again in of(ranks, job):
         assert_same_bits(whole, again)
     assert_same_bits(*[results[0] for results in of(ranks, job)])
@@ -455,7 +455,7 @@ COMPILED_STEPS = 8
 def compiled(rank: int, *, place: str) -> tuple[Found, list[int]]:
     from torch._dynamo.utils import counters
 
-    # Or the graphs of the job before would serve.
+    # Otherwise the graphs of the previous job would be reused.
     torch._dynamo.reset()
     counters.clear()
     model, optimizer = built(hessian_interval=2)
@@ -480,7 +480,7 @@ def test_compiled_models_equal_one_process(place: str, ranks: Results) -> None:
     assert graphs == others == [0] + [1] * (COMPILED_STEPS - 1)
 
 
-# ---- all of it, in one start of the processes ----------------------------------------------------
+# ---- all jobs, in one start of the processes -----------------------------------------------------
 
 JOBS: dict[str, Job] = {
     **{f"differences {w}": functools.partial(by_differences, wrapper=w) for w in WRAPPERS},

@@ -43,7 +43,7 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def by_hand(rank: int, settings: dict[str, Any]) -> Found:
-    """Gradients that a loop averages by itself."""
+    """The training loop averages the gradients itself."""
     model = network()
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), **settings)
     for step in range(STEPS):
@@ -105,7 +105,8 @@ def hutchinson_of(rank: int, process_group: dist.ProcessGroup | None = None) -> 
 
 
 def outside_its_group(rank: int) -> Found:
-    # Both ranks make both groups: made by its members alone, torch 2.6 gives the other one None.
+    # Both ranks create both groups. If only a group's members did, torch 2.6 would give the other
+    # rank None.
     groups = [dist.new_group([member]) for member in range(RANKS)]
     return hutchinson_of(rank, groups[1 - rank])
 
@@ -149,7 +150,7 @@ def test_ddp_equals_one_process_on_the_joined_batch(way: str, ranks: Results) ->
     assert_near(first, in_one_process({}))
 
 
-def test_a_rank_with_nothing_counts_as_zero(ranks: Results) -> None:
+def test_a_rank_without_curvature_counts_as_zero(ranks: Results) -> None:
     first, second = (found["one has nothing"]["hessian"] for found in ranks)
     assert torch.equal(first, second)
     model = network()
@@ -159,17 +160,17 @@ def test_a_rank_with_nothing_counts_as_zero(ranks: Results) -> None:
     torch.testing.assert_close(first, optimizer.state[model[0].bias]["hessian"] / 2)
 
 
-def test_no_rank_has_anything(ranks: Results) -> None:
+def test_if_no_rank_has_curvature_all_raise_an_error(ranks: Results) -> None:
     for found in ranks:
         assert_same_bits(found["none has anything"], dict(network().state_dict()))
 
 
-def test_process_group_of_ones_own(ranks: Results) -> None:
+def test_ranks_in_separate_process_groups_are_not_averaged(ranks: Results) -> None:
     first, second = (found["alone"]["hessian"] for found in ranks)
     assert not torch.equal(first, second)
 
 
-def test_a_rank_outside_its_process_group_is_alone(ranks: Results) -> None:
-    # torch counts such a group as -1 ranks. Signed, which a row sum would hide.
+def test_a_rank_outside_its_process_group_uses_its_own_curvature(ranks: Results) -> None:
+    # torch says that such a group has -1 ranks. Hutchinson keeps the sign; a row sum would hide it.
     for rank, found in enumerate(ranks):
         assert_same_bits(found["outside"], hutchinson_of(rank))

@@ -1,4 +1,4 @@
-"""A step under DistributedDataParallel is one process's on the joined batch: gloo, two ranks."""
+"""A step under DistributedDataParallel equals one process on the joined batch: gloo, two ranks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def micro_batches(setup: str) -> range:
 
 
 def record(case: Case, optimizer: Any, step: int) -> Record:
-    """The gradients, then a step and its parameters."""
+    """Record the gradients, take a step, and record the parameters."""
     named = dict(case.model.named_parameters())
     found = {f"{step} gradient {n}": p.grad.clone() for n, p in named.items() if p.grad is not None}
     optimizer.step()
@@ -119,7 +119,7 @@ def in_one_process(setup: str, k: int) -> Record:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Record]]:
-    """Everything that both ranks found: starting them costs more than all they do."""
+    """All results of both ranks, from one start: the start costs more than all jobs."""
     jobs = {run: functools.partial(on_a_rank, setup=run[0], way=run[1], k=run[2]) for run in RUNS}
     return on_ranks(jobs, RANKS, tmp_path_factory.mktemp("ranks"))
 

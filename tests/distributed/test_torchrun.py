@@ -1,4 +1,4 @@
-"""The examples of several processes, as their users start them."""
+"""The examples with several processes, started as users do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEEDS_STREAMS = pytest.mark.skipif(
     ("example", "told"),
     [("ddp.py", 10), pytest.param("fsdp.py", 2, marks=NEEDS_STREAMS)],
 )
-def test_example_under_torchrun_learns_and_its_ranks_agree(example: str, told: int) -> None:
+def test_an_example_under_torchrun_learns_and_its_ranks_agree(example: str, told: int) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*launcher, "--nproc-per-node", "2", str(ROOT / "examples" / example)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

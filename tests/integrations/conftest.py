@@ -1,11 +1,11 @@
-"""What tests of several frameworks share."""
+"""Fixtures that the tests of several frameworks share."""
 
 import pytest
 
 
 @pytest.fixture
 def no_accelerate_state() -> None:
-    """Accelerate, and Trainer upon it, keep one state for the whole process."""
+    """Reset the state that Accelerate, and Trainer with it, keep for the whole process."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""What the frameworks' loops are compared with: plain loops over the same batches."""
+"""Plain loops over the same batches, with which the frameworks' loops are compared."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def optimizer_of(model: nn.Module, kind: str = "sgdph", **settings: Any) -> Seco
 
 
 def first_order_of(params: list[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
-    """AdamW as is the custom: no decay for vectors, whose group may be empty once they are taken.
+    """AdamW with the usual groups: no decay for vectors. PartialHessian may empty their group.
 
-    Its learning rate is not the Newton half's, and schedulers have to keep the two apart.
+    Its learning rate differs from the Newton half's, and schedulers have to keep the two apart.
     """
     matrices = [(name, p) for name, p in params if p.ndim > 1]
     vectors = [(name, p) for name, p in params if p.ndim <= 1]
@@ -55,7 +55,7 @@ def first_order_of(params: list[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
 
 
 def loader(count: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches as a loader hands them over; their order is fixed."""
+    """Return a loader of batches in a fixed order."""
     return DataLoader([batch(i) for i in range(count)], batch_size=None)
 
 
@@ -71,7 +71,7 @@ def plain_loop(
     build: Callable[..., SecondOrderOptimizer] = optimizer_of,
     **settings: Any,
 ) -> tuple[nn.Module, SecondOrderOptimizer]:
-    """Train ``bn_net`` as the frameworks promise to, in torch's words alone."""
+    """Train ``bn_net`` as the frameworks promise to, but in plain torch."""
     model = bn_net()
     optimizer = build(model, **settings)
     scheduler = None if schedule is None else schedule(optimizer)
@@ -87,7 +87,7 @@ def plain_loop(
         if (step + 1) % accumulate == 0:
             scaler.unscale_(optimizer)
             if clip is not None:
-                # In the order of the groups, by which the last bit of the norm goes.
+                # In the order of the groups, because the last bit of the norm depends on it.
                 groups = optimizer.param_groups
                 nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], clip)
             scaler.step(optimizer)

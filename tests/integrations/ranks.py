@@ -17,7 +17,7 @@ FRAMEWORKS = ["lightning.pytorch", "accelerate", "transformers.trainer"]
 
 def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
     """Call ``function(rank, *arguments)`` in two processes; raise what one of them raises."""
-    # The frameworks take seconds to import: once, in the server, and not in each process.
+    # The frameworks take seconds to import: do it once, in the server, not in each process.
     mp.get_context("forkserver").set_forkserver_preload([*PRELOADED, *FRAMEWORKS])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,5 +44,5 @@ def _run(
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    # A thread of gloo's that lets go of the last message while Python ends aborts the process.
+    # A gloo thread that releases the last message while Python exits aborts the process.
     os._exit(0)

@@ -45,7 +45,7 @@ class Run:
         settings = options.pop("settings", {})
         scaler = options.pop("scaler", None)
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate, **options)
-        # Accelerate makes none on a CPU, where torch's works all the same.
+        # Accelerate makes no scaler on a CPU, although torch's works there.
         self.accelerator.scaler = scaler
         self.bare = bn_net()
         self.model, self.optimizer, self.loader = self.accelerator.prepare(
@@ -70,7 +70,7 @@ class Run:
 @pytest.mark.parametrize("interval", [1, 3])
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_trains_as_the_plain_loop(accumulate: int, interval: int, kind: str) -> None:
-    # The curvature of the undivided loss would be too large as many times as it accumulates. The
+    # The curvature of the undivided loss would be too large, by the number of micro-batches. The
     # bound is float32's rounding.
     settings = {"hessian_interval": interval, "kind": kind}
     run = Run(24, accumulate, settings=settings)
@@ -86,7 +86,7 @@ def test_bf16() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_scaler_its_skipped_steps_and_accumulation(kind: str) -> None:
+def test_a_scaler_with_skipped_steps_and_accumulation(kind: str) -> None:
     def scaler() -> torch.amp.GradScaler:
         return torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
 
@@ -100,7 +100,7 @@ def test_a_scaler_its_skipped_steps_and_accumulation(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_run(tmp_path: Path, kind: str) -> None:
     settings = {"estimator": "hutchinson", "kind": kind}
     run = Run(5, settings=settings)
     run.epoch()
@@ -111,14 +111,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> No
     assert_same_run(resumed.bare, resumed.optimizer, plain_loop(5, epochs=2, **settings))
 
 
-def test_the_wrapper_passes_train_and_eval_on() -> None:
+def test_the_wrapper_passes_on_train_and_eval() -> None:
     run = Run(1, settings={"kind": "schedule-free"})
     for tell, mode in ((run.optimizer.train, True), (run.optimizer.eval, False)):
         tell()
         assert run.optimizer.param_groups[0]["train_mode"] is mode
 
 
-def test_who_calls_its_own_backward_is_told() -> None:
+def test_accelerator_backward_alone_raises_an_error_at_the_step() -> None:
     run = Run(1)
     run.accelerator.backward(
         functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
@@ -128,7 +128,7 @@ def test_who_calls_its_own_backward_is_told() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-def test_what_cannot_work_is_refused(kind: str) -> None:
+def test_unsupported_optimizers_and_backends_raise_an_error(kind: str) -> None:
     run = Run(1, settings={"kind": kind})
     loss = functional.cross_entropy(run.model(torch.ones(2, 1, 6, 6)), torch.tensor([0, 1]))
     adam = run.accelerator.prepare(torch.optim.Adam(run.bare.parameters()))
@@ -142,7 +142,7 @@ def test_what_cannot_work_is_refused(kind: str) -> None:
         backward(fsdp, run.optimizer, loss)
 
 
-def test_fsdp_is_refused_no_first_order_training() -> None:
+def test_fsdp_may_train_first_order() -> None:
     run = Run(1)
     groups = [{"params": run.bare.parameters(), "channelwise": False}]
     optimizer = run.accelerator.prepare(sgdph.SGDPH(groups))
@@ -173,7 +173,7 @@ def train_on_rank(rank: int, path: Path) -> None:
         torch.save(bare, path / f"{kind}-{rank}.pt")
 
 
-def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     on_two_ranks(train_on_rank, tmp_path)
     for kind in KINDS[:2]:
         first, second = (
@@ -212,7 +212,7 @@ def test_compiled(compilations: Compilations, place: str) -> None:
     assert plain.state_dict().keys() == bn_net().state_dict().keys()
 
 
-def test_a_model_that_accelerate_compiles_is_told_what_to_call() -> None:
+def test_for_a_model_compiled_by_accelerate_the_error_names_the_fix() -> None:
     accelerator = Accelerator(cpu=True, dynamo_backend="aot_eager")
     bare = bn_net()
     model, optimizer, _ = accelerator.prepare(bare, optimizer_of(bare), loader(1))

@@ -1,4 +1,4 @@
-"""Transformers of other packages, with their default attention: torch's fused one."""
+"""Transformers of other packages with their default attention, which is torch's fused one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def llama() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 
 def bert() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    """Every token sees every other one, but for padding."""
+    """Every token sees every other one, except padding."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 8, "intermediate_size": 12}
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": LENGTH}
     off = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
@@ -63,7 +63,7 @@ def bert() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 
 def vit() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    """Of timm."""
+    """A ViT of timm."""
     model = timm.create_model("test_vit", img_size=32, num_classes=4)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return model, lambda m: cross_entropy(m(images.to(next(m.parameters()))), torch.arange(4))
@@ -71,7 +71,7 @@ def vit() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("build", [gpt2, llama, bert, vit])
-def test_its_curvature_is_that_of_math_attention(
+def test_curvature_equals_that_of_math_attention(
     build: Callable[[], tuple[nn.Module, Callable[[nn.Module], Tensor]]], way: str
 ) -> None:
     found, fused = [], []
@@ -81,7 +81,7 @@ def test_its_curvature_is_that_of_math_attention(
         model = model.double()
         with torch.no_grad():
             for p in model.parameters():
-                # Of their own, all tokens see one another nearly alike.
+                # With the initial weights, attention is nearly uniform over the tokens.
                 p.add_(0.3 * torch.randn_like(p))
         optimizer = sgdph.SGDPH(
             sgdph.param_groups(model), estimator="hutchinson", refresh="all", hessian_momentum=0.99
@@ -95,7 +95,7 @@ def test_its_curvature_is_that_of_math_attention(
         found.append([s["hessian"] for s in optimizer.state.values() if "hessian" in s])
     assert fused == [True, False]
     assert len(found[0]) == len(found[1]) > 4
-    # The curvature in a key's bias is zero, but for rounding.
+    # The curvature of a key's bias is zero, except for rounding.
     largest = max(float(h.abs().max()) for h in found[1])
     for one, other in zip(*found, strict=True):
         assert float((one - other).abs().max()) <= 1e-10 * largest

@@ -1,4 +1,4 @@
-"""Lightning: the callback against plain loops, and what trainers do besides."""
+"""Lightning: the callback against plain loops, and other features of trainers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_unchanged_module_trains_as_the_plain_loop(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_accumulation_clipping_and_a_schedule(kind: str) -> None:
-    # Divided once: Lightning does it before the hook.
+    # The loss is divided once: Lightning does it before the hook.
     module = Module(schedule=one_cycle, kind=kind)
     optimizer = fit(module, 24, accumulate_grad_batches=2, gradient_clip_val=0.1)
     expected = plain_loop(24, accumulate=2, clip=0.1, schedule=one_cycle, kind=kind)
@@ -129,13 +129,13 @@ def test_16_mixed(scale: float, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-def test_who_forgets_the_callback_is_told(kind: str) -> None:
+def test_without_the_callback_the_error_names_the_integrations(kind: str) -> None:
     with pytest.raises(RuntimeError, match=r"needs a partial Hessian.*integrations"):
         fit(Module(kind=kind), callbacks=[])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_run(tmp_path: Path, kind: str) -> None:
     settings = {"estimator": "hutchinson", "kind": kind}
     whole = Module(**settings)
     whole_optimizer = fit(whole, 5, max_epochs=2)
@@ -171,7 +171,7 @@ class Manual(Module):
                 self.toggle_optimizer(optimizer)
             logits = self.net(x)
             if optimizer is second:
-                # Reaches the first network as well, whose optimizer clears that gradient.
+                # This loss also reaches the first network, whose optimizer clears that gradient.
                 logits = self.second(x) + (0 if self.toggle else 1e-3 * logits)
             if optimizer is third:
                 logits = self.third(logits.detach())
@@ -216,7 +216,7 @@ def test_manual_optimisation_may_call_update_hessian_itself() -> None:
     assert_same_run(module.net, fit(module, callbacks=[]), plain_loop(12))
 
 
-def test_a_skipped_batch_is_no_step() -> None:
+def test_a_skipped_batch_takes_no_step() -> None:
     class Skipping(Module):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
             return None if batch_idx >= 6 else super().training_step(batch, batch_idx)
@@ -274,7 +274,7 @@ def test_trainers_of_pytorch_lightning() -> None:
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 @pytest.mark.parametrize("framework", ["Lightning", "Fabric"])
-def test_a_group_that_is_added_through_the_wrapper(framework: str, kind: str) -> None:
+def test_a_group_added_through_the_wrapper_trains(framework: str, kind: str) -> None:
     # The wrapper is an instance of the optimizer's class that has none of its attributes.
     models = [nn.ModuleList([bn_net(), bn_net(seed=1)]) for _ in range(2)]
     optimizers = [optimizer_of(model[0], kind) for model in models]
@@ -294,7 +294,7 @@ def test_a_group_that_is_added_through_the_wrapper(framework: str, kind: str) ->
     assert not torch.equal(models[0][1][1].weight, torch.ones(4))
 
 
-def test_fabric_s_wrapper_passes_train_and_eval_on() -> None:
+def test_fabric_s_wrapper_passes_on_train_and_eval() -> None:
     optimizer: Any = optimizer_of(bn_net(), "schedule-free")
     wrapper: Any = lightning.Fabric(accelerator="cpu", devices=1).setup_optimizers(optimizer)
     for tell, mode in ((wrapper.train, True), (wrapper.eval, False)):
@@ -348,7 +348,7 @@ def fit_on_rank(rank: int, path: Path) -> None:
         torch.save(module.net, path / f"{kind}-{rank}.pt")
 
 
-def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     on_two_ranks(fit_on_rank, tmp_path)
     for kind in KINDS[:2]:
         first, second = (
@@ -398,7 +398,7 @@ def by_us(module: Module) -> Any:
 
 @pytest.mark.parametrize("compile_it", [as_a_whole, its_network, in_place, its_blocks, by_us])
 def test_compiled_modules(compilations: Compilations, compile_it: Callable[[Module], Any]) -> None:
-    """Uncompiled in due steps, compiled in all others, by whatever of Lightning's ways."""
+    """Uncompiled in due steps, compiled in all others, in each way that Lightning allows."""
     module = Module(hessian_interval=3)
     bare = module.net
     fit(compile_it(module), 24, accumulate_grad_batches=2)
@@ -457,7 +457,7 @@ def test_a_compiled_module_in_manual_optimisation(compilations: Compilations) ->
 
 
 @pytest.mark.parametrize("manual", [False, True])
-def test_compiled_blocks_are_checkpointed(compilations: Compilations, manual: bool) -> None:
+def test_compiled_blocks_may_be_checkpointed(compilations: Compilations, manual: bool) -> None:
     """They are run again in the backward, after Lightning's training step."""
 
     class Checkpointed(Module):

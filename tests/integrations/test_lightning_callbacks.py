@@ -1,4 +1,4 @@
-"""Lightning's callbacks that change an optimizer's groups, or take the trainer's callbacks away."""
+"""Lightning's callbacks that change an optimizer's groups, or remove the trainer's callbacks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def trainer(folder: Path, callbacks: list[Any], package: Any = lightning, **opti
 
 
 class Unfreezing(BackboneFinetuning):
-    """Lightning's own leaves the backbone frozen where a run resumes after the unfreezing."""
+    """Lightning's own leaves the backbone frozen if a run resumes after the unfreezing."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -91,13 +91,13 @@ def finetune(
     return optimizer
 
 
-# The head's groups and the backbone's. Beside another optimizer each of the two has its own.
+# The number of the head's groups and the backbone's. With AdamW, each optimizer has its own.
 FINETUNED = [(None, False, 1 + 1), (None, True, 2 + 1), (torch.optim.AdamW, False, 2 + 2)]
 
 
 @pytest.mark.parametrize(("beside", "by_role", "groups"), FINETUNED)
 @pytest.mark.parametrize("epoch", [0, 3], ids=["before unfreezing", "after"])
-def test_a_resumed_finetuning_is_the_uninterrupted_one(
+def test_a_resumed_finetuning_equals_the_uninterrupted_one(
     epoch: int, beside: Any, by_role: bool, groups: int, tmp_path: Path
 ) -> None:
     finetuning = type("Finetuning", (Unfreezing,), {"groups_at_the_end": groups})
@@ -112,7 +112,7 @@ def test_a_resumed_finetuning_is_the_uninterrupted_one(
         assert torch.equal(a, b)
     assert all(s.refreshes > 0 for s in other.multiplier_statistics().values())
     if beside:
-        # The backbone's first-order parameters, and its Newton ones, whose rate alone is raised.
+        # The backbone's first-order group and its Newton group. Only the Newton rate is raised.
         backbone, newton = other.param_groups[-2:]
         assert (len(backbone["params"]), len(newton["params"])) == (1, 3)
         assert backbone["lr"] == 1e-4 < newton["lr"]
@@ -130,7 +130,7 @@ def test_lightnings_own_finetuning_resumes(tmp_path: Path) -> None:
     assert optimizer.param_groups[0]["step"] == 6 * STEPS
 
 
-def test_assigned_groups_that_cannot_be_are_not() -> None:
+def test_assigning_invalid_groups_changes_nothing() -> None:
     model, extra = Module(), nn.Linear(2, 3)
     optimizer = model.configure_optimizers()
     groups = optimizer.param_groups
@@ -142,7 +142,7 @@ def test_assigned_groups_that_cannot_be_are_not() -> None:
     assert len(optimizer.multipliers()) == 6 + 1
 
 
-def test_groups_assigned_to_partial_hessian_that_cannot_be_are_not() -> None:
+def test_assigning_invalid_groups_to_partial_hessian_changes_nothing() -> None:
     model, extra = Module(beside=torch.optim.AdamW), nn.Linear(2, 3)
     optimizer: Any = model.configure_optimizers()
     groups = [*optimizer.param_groups]
@@ -198,7 +198,7 @@ def test_the_learning_rate_finder_trains_as_the_plain_loop(
         expected.append(smooth / (1 - 0.98 ** (i + 1)))
     assert found.results["loss"] == pytest.approx(expected, rel=1e-6)
     assert len(expected) == 5
-    # Nothing of the search is left: the training is one that no search went before.
+    # Nothing of the search is left: the training equals one without a search before.
     assert_same_bits(start.head, module.head)
     assert "backward" not in vars(this.strategy)
     this.fit(module, loader(4))
@@ -239,7 +239,7 @@ def test_the_learning_rate_finder_under_a_gradient_scaler(tmp_path: Path) -> Non
         optimizer.backward(plain.loss(batch(step)))
         optimizer.step()
     found, expected = curvatures[7], curvatures[-1]
-    # Of float16, and not 256 times too large.
+    # Off by float16's rounding, but not 256 times too large.
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05 * float(expected.max()))
 
 
@@ -253,7 +253,7 @@ def test_the_batch_size_finder(tmp_path: Path) -> None:
     assert Tuner(this).scale_batch_size(Sized(), max_trials=2, steps_per_trial=2) == 4
 
 
-def test_a_failed_fit_leaves_the_strategy_as_it_was(tmp_path: Path) -> None:
+def test_a_failed_fit_restores_the_strategy(tmp_path: Path) -> None:
     class Failing(Module):
         def training_step(self, data: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             raise RuntimeError("failed")
@@ -287,7 +287,7 @@ def schedule_free_trainer(path: Path, epochs: int, **options: Any) -> Any:
     return trainer(path, [PartialHessianCallback(), keep], max_epochs=epochs, **options)
 
 
-def test_schedule_free_optimizers_train_and_are_evaluated_as_in_the_plain_loop(
+def test_schedule_free_training_and_evaluation_equal_the_plain_loop(
     tmp_path: Path,
 ) -> None:
     module, model = ScheduleFree(), bn_net()
@@ -306,7 +306,7 @@ def test_schedule_free_optimizers_train_and_are_evaluated_as_in_the_plain_loop(
     assert_same_bits(module.net, model)
     assert module.losses[1:] == losses[1:]
 
-    # What is saved after validation are the averages; a run goes on from there as if not stopped.
+    # The averages are saved after validation. A run resumes from them as if it had not stopped.
     path, resumed = tmp_path / "epoch=1.ckpt", ScheduleFree(seed=1)
     resumed.load_state_dict(torch.load(path, weights_only=False)["state_dict"])
     assert_same_bits(resumed.net, averages)
@@ -334,7 +334,7 @@ def test_the_learning_rate_finder_with_a_schedule_free_optimizer(tmp_path: Path)
 
 
 class Remembering(Logger):
-    """Keeps what it is told, as any of Lightning's loggers gets it."""
+    """Keeps what any of Lightning's loggers receives."""
 
     name, version = "remembering", 0
 
@@ -351,7 +351,7 @@ class Remembering(Logger):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_multipliers_are_logged_where_the_trainer_logs(
+def test_multipliers_are_logged_at_the_trainer_s_logging_steps(
     tmp_path: Path, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, float]] = []

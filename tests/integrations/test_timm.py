@@ -128,7 +128,7 @@ def test_the_script_trains_as_the_plain_loop(name: str) -> None:
 def test_newton_steps_beside_timms_adamw(scaler: Any, name: str) -> None:
     model, twin = network(name), network(name)
     optimizer = beside_adamw(model)
-    # Theirs is what timm's script asks for. PartialHessianScaler does not need it.
+    # timm's script asks for is_second_order. PartialHessianScaler does not need it.
     assert not hasattr(optimizer, "is_second_order")
     if scaler is not PartialHessianScaler:
         optimizer.is_second_order = True
@@ -139,7 +139,7 @@ def test_newton_steps_beside_timms_adamw(scaler: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_resumed_run_is_the_uninterrupted_one(name: str) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_run(name: str) -> None:
     model, resumed = network(name), network(name, seed=1)
     optimizers = beside_adamw(model), beside_adamw(resumed)
     script_epoch(model, optimizers[0], PartialHessianScaler("cpu"))
@@ -183,7 +183,7 @@ def test_adaptive_clipping_and_ema() -> None:
         assert p.grad is None
 
 
-def test_registry_hands_on_the_settings() -> None:
+def test_the_registry_passes_on_the_settings() -> None:
     info = timm.optim.get_optimizer_info("sgdph")
     assert info.second_order
     optimizer = create_optimizer_v2(
@@ -198,7 +198,7 @@ def test_registry_hands_on_the_settings() -> None:
 
 def test_lookahead_trains() -> None:
     model, twin = network(), network()
-    # Its slow weights begin at the first synchronisation, which so changes nothing.
+    # Its slow weights begin at the first synchronisation, which therefore changes nothing.
     optimizer = create_optimizer_v2(model, "lookahead_sgdph", **SETTINGS)
     script_epoch(model, optimizer)
     assert optimizer.param_groups[0]["lookahead_step"] == STEPS
@@ -254,10 +254,10 @@ def test_layer_decay_beside_timms_adamw() -> None:
     groups = [param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5) for _ in range(2)]
     adamw = create_optimizer_v2(groups[0], "adamw", lr=1e-3)
     with pytest.raises(ValueError, match="once for each of the two"):
-        # AdamW has written its lr, and its eps of 1e-8, into the first ones.
+        # AdamW has written its lr, and its eps of 1e-8, into the first groups.
         sgdph.PartialHessian(adamw, by_role(model, groups[0]), lr=0.02)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Both halves were given the same settings.
+        warnings.simplefilter("error")  # Both halves got the same settings, so none is unused.
         optimizer = sgdph.PartialHessian(adamw, by_role(model, groups[1]), lr=0.02)
     scheduler = CosineLRScheduler(optimizer, t_initial=4, lr_min=0.0)
     before = copy.deepcopy(model)
@@ -270,7 +270,7 @@ def test_layer_decay_beside_timms_adamw() -> None:
     assert gap(model, before) > 1e-4
 
 
-def test_a_scaler_around_another_optimizer_is_refused() -> None:
+def test_a_scaler_with_another_optimizer_raises_an_error() -> None:
     model = network()
     loss = functional.cross_entropy(model(BATCHES[0][0]), BATCHES[0][1])
     with pytest.raises(TypeError, match="got SGD: only these two"):
@@ -291,7 +291,7 @@ def test_compiled(compilations: Compilations, scaler: Any, by: str) -> None:
     settings = SETTINGS | {"hessian_interval": 2}
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
-    # Its tests' networks take torch ten seconds.
+    # timm's test networks take torch ten seconds to compile.
     model = nn.Sequential(*layers, nn.Linear(256, 4))
     twin = copy.deepcopy(model)
     optimizer = create_optimizer_v2(model, "sgdph", **settings)

@@ -1,6 +1,6 @@
-"""Hugging Face Trainer: tiny networks with random weights and the attention that they have.
+"""Hugging Face Trainer: tiny networks with random weights and their default attention.
 
-The text comes with Python.
+The text is Python's own documentation.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def plain_loop(
 def test_gpt2_trains_as_the_plain_loop(
     tmp_path: Path, estimator: str, accumulate: int, kind: str
 ) -> None:
-    # GPT-2 normalises by num_items_in_batch: the loss comes divided, by other numbers than ours.
+    # GPT-2 normalises by num_items_in_batch: its loss is already divided, by numbers unlike ours.
     settings = {"estimator": estimator, "hessian_interval": 2, "kind": KINDS[kind]}
     model = gpt2()
     optimizer = optimizer_of(model, **settings)
@@ -156,7 +156,7 @@ def test_gpt2_trains_as_the_plain_loop(
 
 
 class Plain(nn.Module):
-    """A model that cannot be told ``num_items_in_batch``: Trainer divides its loss itself."""
+    """A model that does not accept ``num_items_in_batch``: Trainer divides its loss itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def test_gradient_checkpointing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_run(tmp_path: Path, kind: str) -> None:
     options = {
         "lr_scheduler_type": "linear",
         "save_strategy": "steps",
@@ -216,7 +216,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> No
     assert_same_run(resumed, optimizer, (whole, whole_optimizer))
 
 
-def test_under_another_trainer(tmp_path: Path) -> None:
+def test_the_mixin_works_with_another_trainer(tmp_path: Path) -> None:
     class Mine(PartialHessianMixin, Seq2SeqTrainer):
         pass
 
@@ -227,7 +227,7 @@ def test_under_another_trainer(tmp_path: Path) -> None:
     assert_same_run(model, optimizer, plain_loop(gpt2()), bound=1e-5)
 
 
-def test_an_optimizer_that_trainer_builds(tmp_path: Path) -> None:
+def test_an_optimizer_built_by_trainer_trains(tmp_path: Path) -> None:
     run = PartialHessianTrainer(
         gpt2(),
         arguments(tmp_path),
@@ -240,7 +240,7 @@ def test_an_optimizer_that_trainer_builds(tmp_path: Path) -> None:
     assert all(not torch.equal(p, b) for p, b in zip(run.model.parameters(), before, strict=True))
 
 
-def test_the_optimizer_that_trainer_builds_gets_newton_steps_beside_it(tmp_path: Path) -> None:
+def test_newton_steps_beside_the_optimizer_built_by_trainer(tmp_path: Path) -> None:
     class Mine(PartialHessianTrainer):
         def create_optimizer(self, *arguments: Any) -> Any:
             adamw = super().create_optimizer(*arguments)
@@ -262,7 +262,7 @@ def as_trainer_builds_it(params: Iterable[nn.Parameter], lr: float) -> torch.opt
     return torch.optim.AdamW(groups, lr)
 
 
-def test_trainer_tells_a_schedule_free_optimizer_when_it_evaluates(tmp_path: Path) -> None:
+def test_trainer_switches_a_schedule_free_optimizer_to_evaluation(tmp_path: Path) -> None:
     kind = pytest.importorskip("schedulefree").AdamWScheduleFree
     model, other = gpt2(), gpt2()
     optimizer = optimizer_of(model, kind)
@@ -289,7 +289,7 @@ def test_trainer_tells_a_schedule_free_optimizer_when_it_evaluates(tmp_path: Pat
     assert_same_run(model, optimizer, (other, twin), bound=1e-5)
 
 
-def test_the_accelerator_is_as_it_was(tmp_path: Path) -> None:
+def test_the_accelerator_is_restored_after_training(tmp_path: Path) -> None:
     model = gpt2()
     run = trainer(tmp_path, model, optimizer_of(model))
     before = dict(vars(run.accelerator))
@@ -298,7 +298,7 @@ def test_the_accelerator_is_as_it_was(tmp_path: Path) -> None:
     assert "backward" not in vars(run.accelerator)
 
 
-def test_another_optimizer_is_refused(tmp_path: Path) -> None:
+def test_another_optimizer_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="AdamW"):
         trainer(tmp_path, gpt2(), None).train()
 
@@ -311,7 +311,7 @@ def train_on_rank(rank: int, path: Path) -> None:
     torch.save(model.state_dict(), path / f"{rank}.pt")
 
 
-def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     on_two_ranks(train_on_rank, tmp_path)
     models = [gpt2(), gpt2()]
     for rank, model in enumerate(models):
@@ -321,7 +321,7 @@ def test_two_ranks_are_one_on_the_joined_batch(tmp_path: Path) -> None:
 
 
 class Tiny(nn.Module):
-    """What torch compiles in a second. ``Trainer`` asks for no more than a dict with a loss."""
+    """A model that torch compiles in a second. ``Trainer`` only needs a dict with a loss."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Optimizers around ours: what they pass on, and how to reach what they do not."""
+"""Wrappers around our optimizers: what they pass on, and how to reach what they do not."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def expected_loop(
     for step in range(count):
         train(model, optimizer, range(step, step + 1), feed)
         if name == "timm" and step + 1 == K:
-            slow = [p.detach().clone() for p in model.parameters()]  # It begins at the first pull.
+            slow = [p.detach().clone() for p in model.parameters()]  # It starts at the first sync.
         elif name != "accelerate" and (step + 1) % K == 0:
             with torch.no_grad():
                 for p, q in zip(model.parameters(), slow, strict=True):
@@ -105,7 +105,7 @@ def test_a_wrapped_optimizer_takes_the_same_steps(
 ) -> None:
     model = bn_net()
     wrapper = WRAPPERS[name](optimizer_of(model, kind))
-    # A power of two: scaled and divided again to the bit.
+    # A power of two, so that scaling and division are exact.
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
     train(model, wrapper, range(8), feed, scaler)
     other, optimizer = expected_loop(8, name, feed, kind)
@@ -121,7 +121,7 @@ def test_a_wrapped_optimizer_takes_the_same_steps(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_a_wrapped_optimizer_resumes_to_the_bit(name: str, kind: str) -> None:
+def test_a_wrapped_optimizer_resumes_bit_for_bit(name: str, kind: str) -> None:
     whole, resumed = bn_net(), bn_net(seed=1)
     wrapper = WRAPPERS[name](optimizer_of(whole, kind))
     train(whole, wrapper, range(4))
@@ -137,7 +137,7 @@ def test_a_wrapped_optimizer_resumes_to_the_bit(name: str, kind: str) -> None:
     assert_same_bits(whole, resumed)
 
 
-def test_our_backward_of_accelerate_finds_it_inside_lookahead() -> None:
+def test_our_accelerate_backward_finds_it_inside_lookahead() -> None:
     models = bn_net(), bn_net()
     accelerator = Accelerator(cpu=True)
     wrapper = accelerator.prepare(lookahead(optimizer_of(models[0])))
@@ -151,7 +151,7 @@ def test_our_backward_of_accelerate_finds_it_inside_lookahead() -> None:
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_who_takes_no_curvature_behind_a_wrapper_is_told(name: str) -> None:
+def test_a_wrapped_step_without_curvature_raises_an_error(name: str) -> None:
     model = bn_net()
     wrapper = WRAPPERS[name](optimizer_of(model))
     loss_of(model).backward()

@@ -1,4 +1,4 @@
-"""``benchmarks/zoo.py``: what it says of networks that are right, wrong, refused and broken."""
+"""``benchmarks/zoo.py``: what it reports for right, wrong, refused and broken networks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _deadly(x: Tensor) -> Tensor:
 
 
 def _attention(x: Tensor) -> Tensor:
-    # Heads behind tokens, as a linear layer leaves them.
+    # The memory layout after a linear layer: tokens first, then heads.
     x = x.transpose(1, 2).contiguous().transpose(1, 2)
     return nn.functional.scaled_dot_product_attention(x, x, 2 * x)
 
@@ -114,13 +114,13 @@ def build(name: str) -> Any:
 
 
 class Entry:
-    """Builds a network; a class, because a process gets it pickled."""
+    """Builds a network. It is a class, because it is pickled for another process."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __call__(self) -> Any:
-        # A process of its own imports this module, and not the tests' fixtures.
+        # A separate process imports this module, but not the tests' fixtures.
         sys.path.insert(0, BENCHMARKS)
         return build(self.name)
 
@@ -144,7 +144,7 @@ def scaled(by: float) -> Any:
     return step
 
 
-def test_a_right_product_is_ok(comparison: Any) -> None:
+def test_a_correct_product_is_ok(comparison: Any) -> None:
     for name in ("tanh", "gate", "single-inside"):
         row = comparison.compare(network(name))
         assert (row.result, row.reason, row.dtype) == ("ok", "", "float64"), name
@@ -154,20 +154,20 @@ def test_a_right_product_is_ok(comparison: Any) -> None:
         assert row.parameters == 3 * 4 * 9 + 4 + 8 + 4 * 4 * 9 + 8 + 64 * 5 + 5, name
 
 
-def test_dropout_after_attention_is_the_oracles(comparison: Any) -> None:
-    """The math kernel's output lies otherwise in memory than the fused one's."""
+def test_dropout_after_attention_equals_the_oracle(comparison: Any) -> None:
+    """The math kernel's output has another memory layout than the fused one's."""
     row = comparison.compare(network("attention"))
     assert (row.result, row.fused_attentions) == ("ok", 1)
     assert row.error < 1e-12
 
 
-def test_what_has_no_double_precision_is_compared_in_single(comparison: Any) -> None:
+def test_networks_without_float64_are_compared_in_float32(comparison: Any) -> None:
     row = comparison.compare(network("single"))
     assert (row.result, row.dtype) == ("ok", "float32")
     assert 1e-9 < row.error < 1e-3
 
 
-def test_a_product_a_thousandth_off_is_wrong(comparison: Any) -> None:
+def test_a_product_off_by_a_thousandth_is_wrong(comparison: Any) -> None:
     row = comparison.compare(network("tanh"), scaled(1.001))
     assert row.result == "wrong"
     assert row.error == pytest.approx(1e-3)
@@ -184,7 +184,7 @@ def test_gradients_that_differ_are_wrong(comparison: Any) -> None:
     assert "first gradients" in row.reason
 
 
-def test_a_parameter_without_curvature_is_wrong(comparison: Any) -> None:
+def test_a_parameter_without_curvature_has_infinite_error(comparison: Any) -> None:
     def step(optimizer: sgdph.SGDPH, loss: Tensor) -> None:
         scaled(1.0)(optimizer, loss)
         del optimizer.state[optimizer.param_groups[0]["params"][0]]["hessian"]
@@ -193,29 +193,29 @@ def test_a_parameter_without_curvature_is_wrong(comparison: Any) -> None:
     assert comparison.compare(network("tanh"), step).error == float("inf")
 
 
-def test_a_refusal_is_told_by_its_reason(comparison: Any) -> None:
+def test_a_refused_network_is_reported_with_its_reason(comparison: Any) -> None:
     row = comparison.compare(network("once"))
     assert row.result == "refused"
     assert "once_differentiable" in row.reason
     assert row.error is None
 
 
-def test_failures_are_told(comparison: Any) -> None:
+def test_failures_are_reported_with_their_reason(comparison: Any) -> None:
     row = comparison.compare(network("broken"))
     assert (row.result, row.reason) == ("failed", "ValueError: a broken layer")
     assert comparison.compare(network("endless")).reason == "RuntimeError: the loss is nan"
 
 
-def test_a_process_that_dies_is_a_row(zoo: Any) -> None:
+def test_a_process_that_dies_is_reported_as_failed(zoo: Any) -> None:
     row = zoo.row_of(network("deadly"), timeout=60.0, memory=2**40)
     assert (row.result, row.reason) == ("failed", "its process ended with exit code 7")
     assert row.version == importlib.import_module("timm").__version__
 
 
-def test_a_call_is_carried_on(
+def test_an_interrupted_call_is_resumed(
     zoo: Any, comparison: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By the same call: networks that are there already are left alone, but with --again."""
+    """The same call resumes. It skips networks that are done, unless --again is given."""
     names = {"tanh": "timm", "gate": "torchvision", "broken": "timm"}
     compared = []
 
@@ -252,8 +252,8 @@ def test_a_call_is_carried_on(
     assert zoo.summary(list(rows.values()))[1].startswith("timm: 1 of 2 ok")
 
 
-def test_networks_of_each_package(zoo: Any, comparison: Any) -> None:
-    """As they are in the zoo, whose keys are unique."""
+def test_networks_of_each_package_are_ok(zoo: Any, comparison: Any) -> None:
+    """Networks of the zoo itself. Its keys are unique."""
     every = zoo.networks()
     keys = [one.key for one in every]
     assert len(set(keys)) == len(keys)

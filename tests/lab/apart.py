@@ -1,4 +1,4 @@
-"""The command ``sgdph`` in a process of its own, which has nothing left to import."""
+"""Run the command ``sgdph`` in its own process, forked with the imports already done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TextIO
 
 @dataclass
 class Apart:
-    """A command that runs.
+    """A running command.
 
     Attributes:
         process: Its process.
@@ -33,7 +33,7 @@ class Apart:
 
 @contextmanager
 def started_apart(*words: object) -> Iterator[Apart]:
-    """Start a command; it is killed at the end, unless it has ended by then."""
+    """Start a command, and kill it on exit if it still runs."""
     context = multiprocessing.get_context("forkserver")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_command, args=(writer, list(map(str, words))))
@@ -50,7 +50,7 @@ def started_apart(*words: object) -> Iterator[Apart]:
 def _command(writer: Connection, words: list[str]) -> None:
     from sgdph.lab import cli
 
-    # As in a terminal, whatever the tests were started by.
+    # As in a terminal, however the tests were started.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with os.fdopen(os.dup(writer.fileno()), "w", buffering=1, encoding="utf-8") as sys.stdout:
         writer.close()

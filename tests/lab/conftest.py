@@ -1,4 +1,4 @@
-"""What the laboratory's tests share: one thread, tiny runs, a reporter that interrupts."""
+"""Shared by the laboratory's tests: one thread, tiny runs, a reporter that interrupts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def sgdph(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Calls the command line; returns exit code, output and errors."""
+    """Call the command line, and return its exit code, output and errors."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -66,12 +66,12 @@ def digits() -> Dataset:
 
 
 def tiny_config(**options: Any) -> RunConfig:
-    """A run of a second: 100 digits, 3 epochs of 4 steps."""
+    """Configure a run that takes one second: 100 digits, 3 epochs of 4 steps."""
     return resolve({**TINY, **options})
 
 
 class Silent:
-    """A reporter that says nothing and calls ``at_batch`` with each finished step's number."""
+    """A reporter that prints nothing. It calls ``at_batch`` with each finished step's number."""
 
     def __init__(self, at_batch: Callable[[int], None] = lambda number: None) -> None:
         self.at_batch = at_batch
@@ -92,7 +92,7 @@ class Silent:
 
 
 def interrupt_at(number: int) -> Silent:
-    """A reporter that acts like Ctrl-C after the given step."""
+    """Make a reporter that acts like Ctrl-C after the given step."""
 
     def at_batch(batch: int) -> None:
         if batch == number:
@@ -104,7 +104,7 @@ def interrupt_at(number: int) -> Silent:
 def start(
     config: RunConfig, path: Path, data: Dataset, reporter: Silent | None = None
 ) -> dict[str, Any]:
-    """Start a run, or carry it on where the directory holds one."""
+    """Start a run, or resume the one in the directory."""
     directory = RunDirectory(path)
     prepared = prepare(config, data)
     if not directory.exists():
@@ -113,17 +113,17 @@ def start(
 
 
 def kill_in_the_middle(run: RunDirectory) -> int | None:
-    """Kill whoever trains a run, if it has finished an epoch and not yet the last one.
+    """Kill the process that trains a run, if it is past the first epoch and before the last one.
 
     Returns:
-        The process that was killed, or ``None`` if it was too early or too late.
+        The id of the killed process, or ``None`` if it was too early or too late.
     """
     try:
         pid = int(json.loads((run.path / LOCK).read_text())["pid"])
-        # Held first, so that it dies with what is read here.
+        # Stopped first, so that the run cannot change between this check and the kill.
         os.kill(pid, signal.SIGSTOP)
     except (FileNotFoundError, ProcessLookupError, ValueError):
-        # Not begun, not signed yet, or its process has ended.
+        # The run has not begun, its lock has no process id yet, or its process has ended.
         return None
     epochs = len(run.read_metrics()) if (run.path / CHECKPOINT).is_file() else 0
     if 0 < epochs < run.read_config().epochs:
@@ -134,7 +134,7 @@ def kill_in_the_middle(run: RunDirectory) -> int | None:
 
 
 def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics lines without what a clock decides."""
+    """Remove the measured times from lines of metrics."""
     return [
         {name: value for name, value in line.items() if not name.endswith("seconds")}
         for line in lines
@@ -142,7 +142,7 @@ def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def same_bits(first: Any, second: Any) -> bool:
-    """Whether two nested structures hold the same tensors, bit for bit."""
+    """Return whether two nested structures hold the same tensors, bit for bit."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -153,7 +153,7 @@ def same_bits(first: Any, second: Any) -> bool:
 
 
 def checkpoint_of(path: Path, name: str = "last.pt") -> dict[str, Any]:
-    """A run's checkpoint, without the clock's figures."""
+    """Load a run's checkpoint, without the measured times."""
     content = torch.load(path / name, weights_only=True)
     content["history"] = without_seconds(content["history"])
     return dict(content)
@@ -161,11 +161,11 @@ def checkpoint_of(path: Path, name: str = "last.pt") -> dict[str, Any]:
 
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let pools have workers with nothing left to import, which takes most of a new one's time."""
+    """Fork the workers of pools with imports done; importing takes most of a new worker's time."""
     monkeypatch.setattr("sgdph.lab.sweep.pool.START_METHOD", "forkserver")
 
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave a report's pictures out: they take most of its time."""
+    """Skip a report's pictures, which take most of its time."""
     monkeypatch.setattr("sgdph.lab.reports.report.draw_pictures", lambda *_: [])

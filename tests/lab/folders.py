@@ -1,4 +1,4 @@
-"""What the folder of every command that reports is held to."""
+"""Checks that the folder of every reporting command must pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sgdph.lab.reports.folder import PAGE, PAGE_FILES, TEXT
 
 
 class Assets(HTMLParser):
-    """Collects what a page would load."""
+    """Collects everything that a page would load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ def listed_files(text: str) -> list[str]:
 
 
 def check_folder(directory: Path) -> None:
-    """Fail where a report's folder is not as all of them are."""
+    """Fail if a report's folder does not have the common format."""
     for name in PAGE_FILES:
         assert (directory / name).stat().st_size, name
     page, text = ((directory / name).read_text(encoding="utf-8") for name in (PAGE, TEXT))
@@ -42,7 +42,7 @@ def check_folder(directory: Path) -> None:
     assert not re.search(r"url\(|@import", page)
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page
-    # A table that is wider than the screen scrolls by itself.
+    # A table that is wider than the screen scrolls on its own.
     assert page.count("<table") == page.count('<div class="scroll"><table')
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text):
         assert (directory / picture).is_file(), picture

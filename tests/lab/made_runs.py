@@ -23,7 +23,7 @@ def write_run(
     losses: Sequence[float] | None = None,
     best: float | None = None,
 ) -> Path:
-    """Write what a run leaves: its accuracy after each epoch decides the rest where not given."""
+    """Write the files of a run. Values that are not given follow from the accuracies."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(to_yaml(config))
     split = config.evaluated
@@ -65,7 +65,7 @@ def lay_down(
     name: str = "",
     **options: Any,
 ) -> Path:
-    """Write a run of two epochs and 3 + seed seconds, the best accuracy 0.01 above the last."""
+    """Write a run of two epochs and 3 + seed seconds. Its best accuracy is 0.01 above its last."""
     path = directory / f"{optimizer}{name}-seed{seed}"
     config = tiny_config(optimizer=optimizer, seed=seed, **options)
     best = None if final is None else final + 0.01

@@ -1,4 +1,4 @@
-"""The command line from a subprocess, as a person calls it."""
+"""The command line in a subprocess, as a user calls it."""
 
 import json
 import os
@@ -28,8 +28,8 @@ def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPro
     )
 
 
-def test_version() -> None:
-    # Where the installed command begins, which is there without the laboratory too.
+def test_version_is_printed() -> None:
+    # The entry point of the installed command, which works without the laboratory too.
     done = subprocess.run(
         [sys.executable, "-m", "sgdph.lab", "--version"],
         capture_output=True,
@@ -50,7 +50,7 @@ print(codes, [name for name in f"{heavy} rich pydantic".split() if name in sys.m
 """
 
 
-def test_version_help_and_a_wrong_option_load_nothing_heavy() -> None:
+def test_version_help_and_a_wrong_option_import_no_heavy_package() -> None:
     words = [sys.executable, "-c", HELP]
     done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
@@ -60,27 +60,27 @@ def test_version_help_and_a_wrong_option_load_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("wrong", [["--optimizer", "sgd"], ["--epochs", "x"], ["--leanring", "1"]])
-def test_a_wrong_option_is_refused(tmp_path: Path, wrong: list[str]) -> None:
+def test_a_wrong_option_exits_with_2_and_writes_nothing(tmp_path: Path, wrong: list[str]) -> None:
     done = call("train", *wrong, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+def test_an_error_prints_one_message_without_a_traceback(tmp_path: Path) -> None:
     done = call("train", "--dataset", "cifar10", "--data-dir", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("sgdph: error: cifar10: found neither cifar-10-batches-py")
     assert done.stdout == ""
 
 
-def test_compare_on_digits(tmp_path: Path) -> None:
+def test_compare_on_digits_prints_where_its_files_are(tmp_path: Path) -> None:
     name = "a-long-name-" * 16
     options = ["--optimizers", "sgdm,sgdph", "--seeds", "0,2", "--epochs", "1", "--out", name]
     done = call("compare", *SMALL, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    # Paths are absolute, and whole on their lines.
+    # Paths are absolute, and are not broken across lines.
     assert lines[-4:] == [
         f"report {tmp_path / name / 'report.md'}",
         f"table  {tmp_path / name / 'table.csv'}",
@@ -93,7 +93,7 @@ def test_compare_on_digits(tmp_path: Path) -> None:
 
 
 def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[int | None, str]:
-    """Start the command, signal it when it has told of its first epoch, and wait for its end."""
+    """Start the command, signal it after it prints its first epoch, and wait for its end."""
     with started_apart(*arguments) as command:
         said = ""
         for line in command.output:
@@ -108,7 +108,7 @@ def stop_after_first_epoch(arguments: list[str], how: signal.Signals) -> tuple[i
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_resumes_to_the_same_bits(
+def test_resuming_a_stopped_run_gives_the_same_bits(
     sgdph: Command, tmp_path: Path, digits: Dataset, how: signal.Signals
 ) -> None:
     # Long enough that the signal always comes before the end.

@@ -26,7 +26,7 @@ SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes the n-th optimizer step from now on raise what Ctrl-C raises."""
+    """Make the n-th optimizer step from now raise KeyboardInterrupt, as Ctrl-C does."""
     step = epoch.optimization_step
 
     def after(number: int) -> None:
@@ -43,7 +43,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return after
 
 
-def test_train_writes_a_run_and_says_where(sgdph: Command, tmp_path: Path) -> None:
+def test_train_writes_a_run_and_prints_its_path(sgdph: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, said, _ = sgdph(
         "train",
@@ -69,11 +69,11 @@ def test_train_writes_a_run_and_says_where(sgdph: Command, tmp_path: Path) -> No
     }
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["lr"], config["betas"], config["optimizer"]) == (0.02, [0.8, 0.99], "adamw")
-    assert said.count("epoch ") == 3 + 1  # One line each, and the best epoch's at the end.
+    assert said.count("epoch ") == 3 + 1  # One line per epoch, and the best epoch at the end.
     assert str(out) in said
 
 
-def test_an_existing_run_is_never_clobbered(sgdph: Command, tmp_path: Path) -> None:
+def test_without_a_flag_an_existing_run_is_not_overwritten(sgdph: Command, tmp_path: Path) -> None:
     command = ["train", *SMALL, "--epochs", "1", "--optimizer", "sgdm", "--out", tmp_path / "run"]
     sgdph(*command)
     before = snapshot(tmp_path)
@@ -84,7 +84,7 @@ def test_an_existing_run_is_never_clobbered(sgdph: Command, tmp_path: Path) -> N
     assert snapshot(tmp_path) == before
 
 
-def test_overwrite_deletes_the_run_alone(sgdph: Command, tmp_path: Path) -> None:
+def test_overwrite_deletes_only_the_run(sgdph: Command, tmp_path: Path) -> None:
     command = ["train", *SMALL, "--epochs", "1", "--optimizer", "sgdm", "--out", tmp_path / "run"]
     sgdph(*command)
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -99,7 +99,7 @@ def test_overwrite_deletes_the_run_alone(sgdph: Command, tmp_path: Path) -> None
     "wrong",
     [["--device", "cuda:77"], ["--batch-size", "101"], ["--eps", "-1"], ["--train-size", "5"]],
 )
-def test_what_cannot_run_does_not_delete_what_ran(
+def test_overwrite_with_a_wrong_option_keeps_the_old_run(
     sgdph: Command, tmp_path: Path, wrong: list[str]
 ) -> None:
     out = tmp_path / "run"
@@ -111,7 +111,7 @@ def test_what_cannot_run_does_not_delete_what_ran(
     assert snapshot(tmp_path) == before
 
 
-def test_overwrite_keeps_off_what_is_not_a_run(sgdph: Command, tmp_path: Path) -> None:
+def test_overwrite_does_not_delete_other_files(sgdph: Command, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine: true\n")
     (tmp_path / "report.md").write_text("mine")
     said = {"train": "not recognised as a run", "compare": "contains report.md but no comparison"}
@@ -122,7 +122,7 @@ def test_overwrite_keeps_off_what_is_not_a_run(sgdph: Command, tmp_path: Path) -
     assert snapshot(tmp_path) == {"config.yaml": b"mine: true\n", "report.md": b"mine"}
 
 
-def test_interrupt_and_resume_of_a_run(
+def test_a_run_resumed_after_ctrl_c_has_the_same_bits(
     sgdph: Command, tmp_path: Path, interrupt: Callable[[int], None]
 ) -> None:
     command = ["train", *SMALL, "--seed", "2"]
@@ -143,7 +143,7 @@ def test_interrupt_and_resume_of_a_run(
     assert snapshot(tmp_path) == before
 
 
-def test_resume_lists_what_disagrees(sgdph: Command, tmp_path: Path) -> None:
+def test_resume_lists_the_options_that_differ_from_the_run(sgdph: Command, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sgdph("train", *SMALL, "--epochs", "1", "--optimizer", "sgdm", "--out", out)
     code, _, errors = sgdph("train", "--out", out, "--resume", "--lr", "0.5", "--seed", "1")
@@ -154,7 +154,7 @@ def test_resume_lists_what_disagrees(sgdph: Command, tmp_path: Path) -> None:
     assert sgdph("train", "--out", out, "--resume", *agreeing)[0] == 0
 
 
-def test_resume_of_nothing_is_an_error(sgdph: Command, tmp_path: Path) -> None:
+def test_resume_without_a_run_is_an_error(sgdph: Command, tmp_path: Path) -> None:
     for command in ("train", "compare"):
         code, _, errors = sgdph(command, "--out", tmp_path / "nothing", "--resume")
         assert code == 2
@@ -208,11 +208,11 @@ def test_a_compared_run_is_the_same_as_one_trained_alone(sgdph: Command, tmp_pat
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_interrupt_and_resume_of_a_comparison(
+def test_a_comparison_resumed_after_ctrl_c_has_the_same_bits(
     sgdph: Command, tmp_path: Path, interrupt: Callable[[int], None]
 ) -> None:
     sgdph(*COMPARE, "--out", tmp_path / "whole")
-    # The first run has 8 steps: this is in the second epoch of the second.
+    # The first run has 8 steps, so step 14 is in the second epoch of the second run.
     interrupt(14)
     code, said, _ = sgdph(*COMPARE, "--out", tmp_path / "broken")
     assert code == 130
@@ -233,7 +233,7 @@ def test_interrupt_and_resume_of_a_comparison(
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_finished_comparison_is_extended_by_seeds_and_optimizers(
+def test_resume_adds_seeds_and_optimizers_to_a_finished_comparison(
     sgdph: Command, tmp_path: Path
 ) -> None:
     one = [*COMPARE, "--epochs", "1", "--out", tmp_path]
@@ -248,7 +248,7 @@ def test_a_finished_comparison_is_extended_by_seeds_and_optimizers(
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_an_extended_comparison_keeps_what_was_said_of_single_optimizers(
+def test_an_extended_comparison_keeps_the_settings_of_single_optimizers(
     sgdph: Command, tmp_path: Path
 ) -> None:
     one = [*COMPARE, "--epochs", "1", "--out", tmp_path, "--optimizers", "sgdm", "--seeds", "0"]
@@ -264,7 +264,7 @@ def test_an_extended_comparison_keeps_what_was_said_of_single_optimizers(
         assert (adamw.lr, dict(adamw.optimizer_args or ())) == (1e-3, {"amsgrad": True})
 
 
-def test_a_run_whose_arguments_are_not_asked_for_any_more_is_refused(tmp_path: Path) -> None:
+def test_a_run_with_an_argument_that_is_no_longer_given_is_an_error(tmp_path: Path) -> None:
     with_argument = resolve({"optimizer": "sgdm", "optimizer_args": {"nesterov": True}})
     RunDirectory(tmp_path / "run").create(with_argument)
     with pytest.raises(LabError, match="run: nesterov: the run has True, this call gives none"):
@@ -273,7 +273,7 @@ def test_a_run_whose_arguments_are_not_asked_for_any_more_is_refused(tmp_path: P
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_two_processes_do_not_write_one_comparisons_report_at_a_time(
+def test_only_one_process_at_a_time_writes_a_comparisons_report(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = [*COMPARE, "--epochs", "1", "--out", tmp_path, "--optimizers", "sgdm", "--seeds", "0"]
@@ -287,7 +287,7 @@ def test_two_processes_do_not_write_one_comparisons_report_at_a_time(
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_comparison_is_not_resumed_with_other_settings(sgdph: Command, tmp_path: Path) -> None:
+def test_resuming_with_other_settings_is_an_error(sgdph: Command, tmp_path: Path) -> None:
     sgdph(*COMPARE, "--epochs", "1", "--optimizers", "sgdm", "--out", tmp_path)
     before = snapshot(tmp_path)
     code, _, errors = sgdph("compare", "--out", tmp_path, "--resume", "--lr", "0.3")
@@ -297,7 +297,7 @@ def test_a_comparison_is_not_resumed_with_other_settings(sgdph: Command, tmp_pat
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_an_existing_comparison_is_clobbered_only_on_demand(sgdph: Command, tmp_path: Path) -> None:
+def test_only_overwrite_replaces_an_existing_comparison(sgdph: Command, tmp_path: Path) -> None:
     one = [*COMPARE, "--epochs", "1", "--optimizers", "sgdm", "--out", tmp_path]
     sgdph(*one)
     (tmp_path / "notes.txt").write_text("mine")
@@ -310,7 +310,7 @@ def test_an_existing_comparison_is_clobbered_only_on_demand(sgdph: Command, tmp_
     assert snapshot(tmp_path) == before
     code, _, _ = sgdph(*one, "--seeds", "5", "--overwrite")
     assert code == 0
-    # The earlier seeds' runs are gone, else they would stand in the new table.
+    # The runs of the earlier seeds are gone. Otherwise they would appear in the new table.
     assert not (tmp_path / "sgdm-seed1").exists()
     assert [path.name for path in (tmp_path / "sgdm-seed0").iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -330,7 +330,7 @@ def test_a_diverging_run_does_not_stop_a_comparison(sgdph: Command, tmp_path: Pa
     assert "sgdm-seed0: kept; diverged" in said
 
 
-def test_what_a_later_run_would_refuse_is_refused_at_once(sgdph: Command, tmp_path: Path) -> None:
+def test_compare_checks_the_settings_of_all_runs_first(sgdph: Command, tmp_path: Path) -> None:
     code, _, errors = sgdph(*COMPARE, "--eps", "-1", "--out", tmp_path / "all")
     assert code == 2
     assert "sgdph cannot use its settings" in errors
@@ -349,7 +349,7 @@ def test_what_a_later_run_would_refuse_is_refused_at_once(sgdph: Command, tmp_pa
         (["compare", "--lr", "adamw=0.1"], "names adamw"),
     ],
 )
-def test_wrong_usage_says_what_to_do(
+def test_the_error_on_wrong_usage_says_what_to_do(
     sgdph: Command, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     code, _, errors = sgdph(*arguments, "--out", tmp_path / "run")
@@ -358,7 +358,7 @@ def test_wrong_usage_says_what_to_do(
     assert not (tmp_path / "run").exists()
 
 
-def test_threads_are_set(sgdph: Command, tmp_path: Path) -> None:
+def test_threads_sets_torchs_threads_and_is_recorded(sgdph: Command, tmp_path: Path) -> None:
     sgdph("train", *SMALL, "--epochs=1", "--threads=2", "--optimizer=sgdm", "--out", tmp_path)
     assert torch.get_num_threads() == 2
     assert RunDirectory(tmp_path).read_env()["threads"] == 2

@@ -25,7 +25,7 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "mnist5k-vgg", "cifar10"])
-def test_a_recipe_has_the_best_of_its_searches(evidence: Any, name: str) -> None:
+def test_a_recipe_has_the_best_settings_of_its_searches(evidence: Any, name: str) -> None:
     task, folder = evidence.TASKS[name], EVIDENCE / name
     cells = evidence.best_cells(task, folder)
     assert [cell["label"] for cell in cells] == list(task.systems)
@@ -33,8 +33,8 @@ def test_a_recipe_has_the_best_of_its_searches(evidence: Any, name: str) -> None
     assert evidence.recipe(task, cells, command) == (folder / "recipe.yaml").read_text()
 
 
-def test_searches_are_written_whole(evidence: Any, tmp_path: Path) -> None:
-    """A trial that was pruned, one without figures, a setting that one system alone has."""
+def test_all_trials_of_a_search_are_written(evidence: Any, tmp_path: Path) -> None:
+    """Cover a pruned trial, a trial without values, and a setting that only one system has."""
     trials = [
         {"number": 0, "status": "pruned", "validation_loss": 0.1 + 0.2, "settings": {"lr": 1e-8}},
         {"number": 1, "status": "diverged", "validation_loss": None, "settings": {"lr": 0.3}},
@@ -67,7 +67,7 @@ def comparison(evidence: Any) -> Any:
     return importlib.import_module("comparison")
 
 
-def test_a_comparison_tests_whom_it_can_and_corrects_for_no_others(
+def test_only_systems_with_enough_runs_are_tested_and_corrected_for(
     comparison: Any, tmp_path: Path
 ) -> None:
     finals = {"SGDM": (0.80, 0.81, 0.82), "A": (0.85, 0.86, 0.87), "B": (0.7,)}
@@ -77,7 +77,7 @@ def test_a_comparison_tests_whom_it_can_and_corrects_for_no_others(
     runs = comparison.by_system(tmp_path, [*finals, "C"])
     systems = comparison.compare(runs, untimed={"A"})
     baseline = systems["SGDM"]
-    # Five hundredths apart at a std of one each: t = 5 / sqrt(2 / 3) at 4 degrees of freedom.
+    # The means differ by 0.05, each std is 0.01: t = 5 / sqrt(2 / 3), 4 degrees of freedom.
     width = (2 / 3) ** 0.5
     assert systems["A"].p == pytest.approx(2 * float(student_t(4).sf(5 / width)))
     found = systems["A"].over(baseline)
@@ -90,7 +90,7 @@ def test_a_comparison_tests_whom_it_can_and_corrects_for_no_others(
     )
     assert baseline.outcome(baseline) == ""
     assert not systems["A"].times
-    # Seed by seed 1.5, 2 and 2.5 s an epoch.
+    # Seeds 0, 1 and 2 take 1.5, 2 and 2.5 s per epoch.
     assert baseline.times == (0.75, 1.0, 1.25)
     summary = importlib.import_module("evidence_summary")
     summary.draw(systems, "", tmp_path / "some.png")
@@ -98,7 +98,7 @@ def test_a_comparison_tests_whom_it_can_and_corrects_for_no_others(
 
 
 def test_no_table_is_stale(evidence: Any) -> None:
-    """`make tables` writes them anew."""
+    """`make tables` rewrites the tables."""
     tables = importlib.import_module("result_tables").TABLES
     pages = importlib.import_module("write_tables")
     assert [page.name for page in pages.stale(ROOT, tables)] == []
@@ -108,7 +108,7 @@ def test_no_table_is_stale(evidence: Any) -> None:
     assert sorted(named) == sorted(tables)
 
 
-def test_a_stale_table_is_noticed(evidence: Any, tmp_path: Path) -> None:
+def test_a_stale_table_is_detected(evidence: Any, tmp_path: Path) -> None:
     pages = importlib.import_module("write_tables")
     (tmp_path / "docs").mkdir()
     page = tmp_path / "README.md"
@@ -124,7 +124,7 @@ def test_a_stale_table_is_noticed(evidence: Any, tmp_path: Path) -> None:
         pages.stale(tmp_path, tables)
 
 
-def test_links_in_the_results_lead_somewhere() -> None:
+def test_local_links_in_the_results_point_to_existing_files() -> None:
     for page in (ROOT / "results").rglob("*.md"):
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
             found = target.startswith("http") or (page.parent / unquote(target)).exists()

@@ -1,4 +1,4 @@
-"""Paths of any bytes, outputs of any encoding, and a reader that ends."""
+"""Paths with any bytes, outputs with any encoding, and outputs that are closed early."""
 
 import io
 import os
@@ -31,7 +31,7 @@ needs_bytes = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="pa
 @needs_bytes
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_every_command_takes_a_path_that_is_not_utf8(
+def test_compare_and_report_accept_a_path_that_is_not_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     written = io.BytesIO()
@@ -47,7 +47,7 @@ def test_every_command_takes_a_path_that_is_not_utf8(
         assert cli.main(words) == 0, words
     said = written.getvalue().decode(encoding)
     assert f"{tmp_path}/caf\\xe9 it's/all/report.md" in said
-    # What is read again is the path itself, not how it is shown.
+    # The configuration gives back the path itself, not its printed form.
     assert RunDirectory(Path(run)).read_config().data_dir == str(place)
     texts = [
         file.read_text(encoding="utf-8", errors="strict")
@@ -55,14 +55,14 @@ def test_every_command_takes_a_path_that_is_not_utf8(
         if file.suffix in (".md", ".html", ".yaml", ".json", ".jsonl", ".csv", ".tex", ".log")
     ]
     assert len(texts) >= 10
-    # A page outside links by the bytes of the file system.
+    # A page in another directory links with the path's bytes, percent-encoded.
     write_report = ["report", str(place / "all"), "--out", str(tmp_path / "elsewhere")]
     assert cli.main(write_report) == 0
     link = "caf%E9%20it%27s/all/sgdph-seed0/"
     assert f"(../{link})" in (tmp_path / "elsewhere" / "report.md").read_text(encoding="utf-8")
 
 
-def test_what_an_encoding_lacks_is_shown_in_ascii(tmp_path: Path) -> None:
+def test_characters_that_an_encoding_lacks_are_shown_in_ascii(tmp_path: Path) -> None:
     assert printable("96.66 ± 0.17", "ascii") == "96.66 +/- 0.17"
     assert printable("96.66 ± 0.17", "latin-1") == "96.66 ± 0.17"
     assert printable("τ ∂ é", "ascii") == r"tau \u2202 \xe9"
@@ -75,7 +75,9 @@ def test_what_an_encoding_lacks_is_shown_in_ascii(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "file").read_text(encoding="utf-8")) == settings
 
 
-def test_streams_take_what_no_console_has_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_streams_escape_characters_that_they_cannot_encode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     written = io.BytesIO()
     strict = io.TextIOWrapper(written, encoding="ascii", errors="strict")
     monkeypatch.setattr(sys, "stderr", strict)
@@ -86,7 +88,7 @@ def test_streams_take_what_no_console_has_escaped(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_bytes
-def test_a_shown_command_can_be_pasted(tmp_path: Path) -> None:
+def test_a_printed_command_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     words = [LATIN, "a b", "back\\slash", "é", "\udce9\\'"]
     assert shell_word("plain") == "plain"
     script = f"printf '%s\\n' {shell_command(words)}"
@@ -94,7 +96,7 @@ def test_a_shown_command_can_be_pasted(tmp_path: Path) -> None:
     assert done.stdout == b"".join(os.fsencode(word) + b"\n" for word in words)
 
 
-def test_help_cut_off_by_head_ends_quietly() -> None:
+def test_help_and_version_exit_silently_if_their_output_is_closed() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as broken:
@@ -109,7 +111,7 @@ def test_help_cut_off_by_head_ends_quietly() -> None:
 
 
 class Broken(io.StringIO):
-    """A stream whose reader ends when a word was written."""
+    """A stream whose reader closes it once a given text has been written."""
 
     def __init__(self, last: str) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_a_run_whose_reader_ends_stops_and_resumes(
+def test_a_run_stops_if_its_output_is_closed_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     out = tmp_path / "out"
@@ -135,7 +137,7 @@ def test_a_run_whose_reader_ends_stops_and_resumes(
     run = RunDirectory(out if command == "train" else out / "sgdm-seed0")
     assert run.status() == "interrupted"
     assert (run.path / "last.pt").is_file()
-    # It did not fail, so nothing says that it did, and the next one was not begun.
+    # The run did not fail, so there is no log of a failure. The next run was not started.
     assert not (out / "logs").exists()
     assert not (out / "sgdm-seed1").exists()
     monkeypatch.setattr(sys, "stdout", io.StringIO())
@@ -144,7 +146,7 @@ def test_a_run_whose_reader_ends_stops_and_resumes(
     assert run.status() == "finished"
 
 
-def test_a_full_disk_behind_the_output_is_told(
+def test_an_output_that_cannot_be_written_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Full(io.StringIO):

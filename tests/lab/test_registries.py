@@ -1,4 +1,4 @@
-"""Nothing is forgotten when an estimator, an optimizer, a data set or a network is added."""
+"""Every registered estimator, optimizer, data set and network is documented and complete."""
 
 import contextlib
 import io
@@ -41,14 +41,14 @@ NAMES = [(field, name) for field, registry in REGISTRIES.items() for name in reg
 
 @cache
 def rows(page: str) -> frozenset[str]:
-    """Every name in backticks in the first cell of a table's row."""
+    """Return every name in backticks in the first cell of a table row."""
     cells = re.findall(r"^\| ([^|]*) \|", (DOCS / page).read_text(), re.MULTILINE)
     return frozenset(name for cell in cells for name in re.findall(r"`\"?([^`\"]+)\"?`", cell))
 
 
 @cache
 def said(*words: str) -> str:
-    """What a command prints, in one line."""
+    """Return what a command prints, as one line."""
     output = io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -61,14 +61,14 @@ def said(*words: str) -> str:
 
 
 def option(flag: str) -> str:
-    """What the help of ``sgdph train`` says of an option."""
+    """Return the help text of an option of ``sgdph train``."""
     found = re.search(rf" {flag} (.*?) (--[a-z-]+ |╰)", said("train", "--help"))
     assert found, f"the help has no {flag}"
     return found[1]
 
 
 @pytest.mark.parametrize(("field", "name"), NAMES)
-def test_every_name_has_its_label(field: str, name: str) -> None:
+def test_every_name_has_a_unique_label(field: str, name: str) -> None:
     registry = REGISTRIES[field]
     label = registry[name].label
     assert label
@@ -77,7 +77,7 @@ def test_every_name_has_its_label(field: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_optimizer_is_told_of_and_can_be_built(name: str) -> None:
+def test_every_optimizer_is_documented_and_has_a_builder(name: str) -> None:
     baseline = BASELINES[name]
     told, offered = rows("optimizers-and-models.md"), option("--optimizer")
     if baseline.first_order is None:
@@ -97,13 +97,13 @@ def test_every_optimizer_is_told_of_and_can_be_built(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_data_set_is_told_of_and_has_a_source(name: str) -> None:
+def test_every_data_set_is_documented_and_has_a_source(name: str) -> None:
     assert name in rows("data.md")
     assert name in re.findall(r"[\w-]+", option("--dataset"))
     assert f" {name} {DATASETS[name].contents.split()[0]} " in said("data")
     source = source_of(name)
     assert isinstance(source, Source)
-    # What has neither a package nor files to look for is looked for in vain.
+    # A set that is missing without a data directory must have a URL as its origin.
     assert source.missing(None) is None or DATASETS[name].origin.startswith("https://")
     assert (name in option("--image-size")) == (name in RESIZED_SETS)
     assert (name in option("--data-workers")) == (name in FILE_SETS)
@@ -113,7 +113,7 @@ def test_every_data_set_is_told_of_and_has_a_source(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_is_told_of_and_can_be_built(name: str) -> None:
+def test_every_network_is_documented_and_can_be_built(name: str) -> None:
     told, suffix = rows("optimizers-and-models.md"), "-" + name.rpartition("-")[2]
     plain = name.removesuffix(suffix) if suffix in FORMS else name
     assert plain in told
@@ -128,7 +128,7 @@ def test_every_network_is_told_of_and_can_be_built(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_is_told_of_and_taken_in_all_ways(
+def test_every_estimator_is_documented_and_works_on_all_paths(
     name: Estimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for page in ("how-it-works.md", "choosing-settings.md"):

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(eq=False)
 class Weight:
-    """One parameter and what Algorithm 1 remembers of it."""
+    """One parameter and its state in Algorithm 1."""
 
     tensor: Tensor
     group: dict[str, Any]
@@ -39,13 +39,13 @@ class Weight:
     m: Tensor | None = None  # momentum
     D: Tensor | float = 0.0  # Hessian average, not bias-corrected
     v: int = 0  # refreshes so far
-    last: int = -1  # number of the latest refresh, at which something came for it
-    probes: int = 0  # how many it has used
-    searched: int = -1  # number of the refresh after which it was sought
+    last: int = -1  # number of the latest refresh that brought it curvature
+    probes: int = 0  # probes used so far
+    searched: int = -1  # number of the refresh after which a search for it began
 
 
 def has_one_number_per_channel(tensor: Tensor) -> bool:
-    """The shape rule for parameters of which nobody said what they are."""
+    """The shape rule for parameters whose group has no flag."""
     return tensor.ndim >= 1 and tensor.numel() == tensor.shape[0]
 
 
@@ -85,7 +85,7 @@ class ReferenceSGDPH:
         refresh: ``"cyclic"`` or ``"all"``.
         hessian_interval: Steps from one refresh to the next.
         probe: ``probe(visit, newton_index, shape)``, Hutchinson's ``z``.
-        **defaults: Hyperparameters that every group has unless it says otherwise.
+        **defaults: Hyperparameters of every group that does not override them.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class ReferenceSGDPH:
         self.weights: list[Weight] = []
         self.t = 0  # completed steps
         self.sought: Weight | None = None
-        self.refresh_number = 0  # completed refreshes, also such that nothing came of
+        self.refresh_number = 0  # completed refreshes, also those without curvature
 
         entries = list(params)
         for entry in entries if isinstance(entries[0], dict) else [{"params": entries}]:
             self.add_group(entry)
 
-        # The last channel-wise parameter is the classifier's bias, whose row sum is 0 for ever.
+        # The last channel-wise parameter is the classifier's bias, whose row sum is always 0.
         guessed = [
             w
             for w in self.weights
@@ -126,7 +126,7 @@ class ReferenceSGDPH:
             guessed[-1].newton = False
 
     def add_group(self, group: dict[str, Any]) -> None:
-        """Takes in one more group; its parameters are Newton where flag or shape says so."""
+        """Add a group; its parameters are Newton if their flag or shape says so."""
         group = self.defaults | group
         group["params"] = list(group["params"])
         self.groups.append(group)
@@ -134,7 +134,7 @@ class ReferenceSGDPH:
             newton = group["channelwise"]
             if newton is None:
                 newton = has_one_number_per_channel(tensor)
-            # One that comes later takes its turn after those registered before it.
+            # A parameter that is added later is refreshed after those registered before it.
             last = self.newton[-1].last if self.newton else -1
             self.weights.append(Weight(tensor, group, newton, last=last))
 
@@ -152,7 +152,7 @@ class ReferenceSGDPH:
         return bool(self.newton) and (self.regular or self.sought is not None)
 
     def turn(self, reached: Iterable[Weight]) -> list[Weight]:
-        """Those to refresh, of the ones that the step's first loss reaches."""
+        """The parameters to refresh, among those that the step's first loss depends on."""
         candidates = [w for w in self.newton if w in reached]
         if not self.regular:
             assert self.sought is not None
@@ -164,7 +164,7 @@ class ReferenceSGDPH:
         return sorted(candidates, key=lambda w: w.last)[:1]
 
     def pass_on(self, refreshed: Iterable[Weight]) -> None:
-        """After a step that was due: remember who was refreshed, and who has to be sought."""
+        """After a due step: record what was refreshed, and which parameters to search for."""
         waiting = sorted(self.newton, key=lambda w: w.last)
         for w in refreshed:
             w.last = self.refresh_number
@@ -214,7 +214,7 @@ class ReferenceSGDPH:
             for w, gradient in gradients.items():
                 g[w] = g[w] + gradient.detach() if w in g else gradient.detach()
         if not g:
-            return  # nothing to step with: neither t nor the turn moves
+            return  # no gradients: neither t nor the cycle advances
         if edit_gradients is not None:
             edit_gradients(list(g.values()))
 
@@ -270,7 +270,7 @@ class ReferenceSGDPH:
         return self.probe(w.probes, self.newton.index(w), w.tensor.shape)
 
     def move(self, w: Weight, g: Tensor) -> None:
-        """Momentum, direction and step of one parameter; ``g`` points up the objective."""
+        """Momentum, direction and step of one parameter; ``g`` is the gradient to descend on."""
         group = w.group
         decay = group["weight_decay"] * w.tensor.detach()
         if not w.newton:

@@ -1,4 +1,4 @@
-"""The three ways to hand SGDPH a loss, behind one signature, so that each test walks them all."""
+"""The three ways to pass SGDPH a loss, with one signature, so that each test can run them all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def joint_backward(optimizer: sgdph.SGDPH, loss: Tensor, scale: float = 1.0) -> 
 
 
 def create_graph(optimizer: sgdph.SGDPH, loss: Tensor, scale: float = 1.0) -> None:
-    """Way 3: the usual one of second-order optimizers. It has no place to name a scale."""
+    """Way 3: the usual call of second-order optimizers. It has no argument for a scale."""
     loss.backward(create_graph=True)
 
 

@@ -1,6 +1,7 @@
 """Tiny networks, one per kind of channel-wise parameter, and batches for them.
 
-Three or four channels and 4×4 pixels: a dense block then costs a few rows, and 100 steps a second.
+With three or four channels and 4×4 pixels, a dense block has only a few rows, and 100 steps take
+about a second.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ CLASSES = 3
 
 
 class BasicBlock(nn.Module):
-    """The residual block with a projection, so that the graph is no chain."""
+    """A residual block with a projection, so that the graph is not a chain."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class Gated(nn.Module):
-    """A LayerNorm network of which one branch can be left out of a step's graph."""
+    """A LayerNorm network with a branch that can be left out of a step's graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ def group_norm() -> nn.Module:
 
 
 def instance_norm() -> nn.Module:
-    # A nonlinearity after the last norm: the mean of a normalised plane is its shift, whatever x.
+    # The last norm needs a nonlinearity: the mean of a normalised plane is its shift, for any x.
     return nn.Sequential(
         *(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.InstanceNorm2d(4, affine=True), nn.ReLU()),
         *(nn.Conv2d(4, 3, 3, padding=1, bias=False), nn.InstanceNorm2d(3, affine=True), nn.ELU()),

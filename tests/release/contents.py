@@ -1,4 +1,4 @@
-"""What the built packages must hold, and what not: run by ``make dist``.
+"""Check that the built packages contain the right files and no others; run by ``make dist``.
 
 python tests/release/contents.py DIRECTORY
 """
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def tracked() -> set[str]:
-    """List the files of the checkout, as git knows them."""
-    # Without -z git writes a τ in a name as its bytes, in quotes.
+    """List the files of the checkout that git tracks."""
+    # Without -z, git quotes names with a τ and writes it as bytes.
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )
@@ -24,7 +24,7 @@ def tracked() -> set[str]:
 
 
 def expect(name: str, found: set[str], expected: set[str]) -> None:
-    """Exit with a message unless an archive holds just what it should."""
+    """Exit with a message unless an archive contains exactly the expected files."""
     missing, strange = sorted(expected - found), sorted(found - expected)
     if missing or strange:
         sys.exit(f"{name}: missing {missing or 'nothing'}, not expected {strange or 'nothing'}")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def is_distributed(name: str) -> bool:
-    """Tell whether a file of the checkout belongs into the source distribution."""
+    """Return whether a file of the checkout belongs in the source distribution."""
     return not name.startswith((".ci/", ".github/", ".pre-commit"))
 
 

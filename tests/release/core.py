@@ -1,4 +1,4 @@
-"""What must work where the package alone is installed: run by ``make dist`` in a fresh environment.
+"""Check what must work with the package alone; run by ``make dist`` in a new environment.
 
 python tests/release/core.py VERSION
 """
@@ -35,7 +35,7 @@ def train(model: nn.Module, optimizer: sgdph.SGDPH, steps: range) -> list[float]
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(30, 1, 8, 8, generator=generator)
-        # What is to be learnt: which of three columns is the brightest.
+        # The task: which of three columns is the brightest.
         y = x[:, 0, :, :3].mean(1).argmax(1)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
@@ -46,7 +46,7 @@ def train(model: nn.Module, optimizer: sgdph.SGDPH, steps: range) -> list[float]
 
 
 def main() -> None:
-    """Check the installation, train, save, load and go on."""
+    """Check the installation, train, save, load and resume."""
     installed = Path(sgdph.__file__)
     assert installed.is_relative_to(sys.prefix), f"{installed} is not this environment's"
     assert sgdph.__version__ == sys.argv[1], f"{sgdph.__version__} is not {sys.argv[1]}"

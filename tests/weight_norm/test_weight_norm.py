@@ -1,4 +1,4 @@
-"""Weight normalisation, there and back, on single layers and small networks."""
+"""Applying and folding weight normalisation, on single layers and small networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ G, V = "parametrizations.weight.original0", "parametrizations.weight.original1"
 
 
 class ScaledConv(nn.Conv2d):
-    """A subclass with a parameter of its own behind the weight and the bias."""
+    """A subclass with a parameter of its own after the weight and the bias."""
 
     def __init__(self) -> None:
         super().__init__(2, 4, 3)
@@ -32,7 +32,7 @@ class ScaledConv(nn.Conv2d):
 
 
 class LateWeight(nn.Linear):
-    """Its weight stands behind its bias."""
+    """A layer whose weight comes after its bias."""
 
     def __init__(self) -> None:
         super().__init__(5, 3)
@@ -94,7 +94,7 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_and_back(kind: str) -> None:
+def test_applying_and_folding_keep_outputs_and_restore_the_layer(kind: str) -> None:
     make, shape, dim = KINDS[kind]
     plain, x = make(), torch.randn(shape)
     layer, kept = copy.deepcopy(plain), type(plain)
@@ -105,7 +105,7 @@ def test_there_and_back(kind: str) -> None:
     assert g.numel() == plain.weight.shape[dim] == g.shape[dim]
     torch.testing.assert_close(g, plain.weight.pow(2).sum(others, keepdim=True).sqrt())
 
-    with torch.no_grad():  # at another place than where it began
+    with torch.no_grad():  # move it away from where it started
         g *= 1.5
         layer.get_parameter(V).mul_(0.7)
     before = layer(x)
@@ -120,8 +120,8 @@ def test_there_and_back(kind: str) -> None:
     pickle.dumps(layer)
 
 
-def test_a_fold_spares_the_copies() -> None:
-    """Torch's own way back breaks the model that this one is a deep copy of."""
+def test_folding_a_copy_leaves_the_original_intact() -> None:
+    """Torch's own way to fold a deep copy breaks the model that was copied."""
     model = sgdph.apply_weight_norm(conv_net())
     expected = model(images())
     folded = sgdph.fold_weight_norm(copy.deepcopy(model))
@@ -136,7 +136,7 @@ class Half(nn.Module):
         return tensor / 2
 
 
-def test_a_parametrised_bias_stays_so() -> None:
+def test_a_parametrised_bias_stays_parametrised() -> None:
     first = nn.Conv2d(2, 4, 3)
     parametrize.register_parametrization(first, "bias", Half())
     second = copy.deepcopy(first)
@@ -154,12 +154,12 @@ def test_a_parametrised_bias_stays_so() -> None:
 
 
 @pytest.mark.parametrize("dim", [0, 1, None])
-def test_folds_what_torch_normalised(dim: int | None) -> None:
+def test_folds_weight_norm_that_torch_applied(dim: int | None) -> None:
     new = parametrizations.weight_norm(nn.Linear(5, 3), dim=dim)
     old = old_style(nn.Linear(3, 5), dim=dim)
     old.weight_v.requires_grad_(False)
     model = nn.Sequential(new, nn.Sequential(old, nn.Tanh()))
-    with torch.no_grad():  # the old style's weight does not know of it until the next forward
+    with torch.no_grad():  # the old style's weight changes only at the next forward
         new.get_parameter(G).mul_(2)
         old.weight_g.mul_(2)
     expected = copy.deepcopy(new.weight.detach()), 2 * old.weight.detach()
@@ -172,7 +172,7 @@ def test_folds_what_torch_normalised(dim: int | None) -> None:
     pickle.dumps(model)
 
 
-def test_folds_a_recurrent_layers_old_weight_norm() -> None:
+def test_folds_old_style_weight_norm_of_a_recurrent_layer() -> None:
     lstm, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
     expected = lstm(x)[0]
     old_style(lstm, "weight_hh_l0")
@@ -184,7 +184,7 @@ def test_folds_a_recurrent_layers_old_weight_norm() -> None:
     assert not torch.allclose(lstm(x)[0], expected)
 
 
-def test_folds_one_of_two_weights_apart() -> None:
+def test_folds_two_weights_of_one_layer() -> None:
     layer = parametrizations.weight_norm(nn.Bilinear(2, 3, 4))
     layer.extra = nn.Parameter(torch.randn(4, 2))
     parametrizations.weight_norm(layer, "extra")
@@ -196,7 +196,7 @@ def test_folds_one_of_two_weights_apart() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_keeps_dtype_mode_and_what_is_frozen(dtype: torch.dtype) -> None:
+def test_keeps_dtype_training_mode_and_frozen_parameters(dtype: torch.dtype) -> None:
     model = conv_net().to(dtype)
     model[0].weight.requires_grad_(False)
     model[2].eval()
@@ -216,7 +216,7 @@ def test_keeps_dtype_mode_and_what_is_frozen(dtype: torch.dtype) -> None:
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
-def test_keeps_the_memory_format_and_meta_stays_meta() -> None:
+def test_keeps_the_memory_format_and_the_meta_device() -> None:
     model = conv_net().to(memory_format=torch.channels_last)
     sgdph.apply_weight_norm(model)
     assert model[0].get_parameter(V).is_contiguous(memory_format=torch.channels_last)
@@ -256,8 +256,8 @@ def test_a_channel_of_zeros_gets_a_direction(kind: str) -> None:
     assert torch.allclose(layers[0].weight, plain.weight, rtol=1e-6, atol=1e-6)
 
 
-def test_the_weight_that_was_is_left_alone() -> None:
-    """Where somebody still holds it, the new direction does not appear in it."""
+def test_the_original_weight_tensor_is_not_changed() -> None:
+    """The new direction does not appear in the old tensor, which other code may still hold."""
     layer = nn.Linear(3, 2)
     nn.init.zeros_(layer.weight)
     held = layer.weight
@@ -265,7 +265,7 @@ def test_the_weight_that_was_is_left_alone() -> None:
     assert not held.any()
 
 
-def test_chooses_layers() -> None:
+def test_layers_are_chosen_by_name_pattern_and_type() -> None:
     def chosen(*layers: str | type[nn.Module]) -> list[str]:
         model = sgdph.apply_weight_norm(nn.ModuleDict({"a": conv_net(), "b": conv_net()}), layers)
         return [name.removesuffix(f".{G}") for name in names(model) if name.endswith(G)]
@@ -291,7 +291,7 @@ def test_a_layer_used_twice_is_normalised_once() -> None:
 
 
 def by_hand(model: nn.Sequential, replaced: dict[str, Tensor]) -> Tensor:
-    """The loss of ``conv_net``, each channel's weight written out as Eq. 8 has it."""
+    """The loss of ``conv_net``, each channel's weight written out as in Eq. 8."""
     p = {name: tensor.detach() for name, tensor in model.named_parameters()} | replaced
 
     def weight(layer: int, dim: int = 0) -> Tensor:
@@ -309,7 +309,7 @@ def by_hand(model: nn.Sequential, replaced: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_partial_hessian_is_the_dense_ones_row_sum(way: str) -> None:
+def test_the_partial_hessian_equals_the_row_sums_of_the_dense_one(way: str) -> None:
     model = sgdph.apply_weight_norm(conv_net().double())
     optimizer = sgdph.SGDPH(sgdph.param_groups(model), refresh="all", hessian_momentum=0.9)
     lengths = [name for name in names(model) if name.endswith(G)]

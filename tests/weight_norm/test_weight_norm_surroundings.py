@@ -1,4 +1,4 @@
-"""Weight normalisation where it meets the rest: errors, optimizer, DDP, checkpoints, export."""
+"""Weight normalisation with the rest: errors, optimizer, DDP, checkpoints, export."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _seed() -> None:
 
 
 def shape_of(model: nn.Module) -> tuple[Any, ...]:
-    """Everything that a refused call must leave as it was."""
+    """Everything that a call with an error must leave as it was."""
     modules = [(name, type(module)) for name, module in model.named_modules()]
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
     return names(model), [id(p) for p in model.parameters()], modules, hooks
@@ -61,34 +61,34 @@ def refused(
         ([int], TypeError, "got <class 'int'>"),
     ],
 )
-def test_layers_that_are_not_there(layers: Any, kind: type[Exception], match: str) -> None:
+def test_bad_layers_raise_an_error(layers: Any, kind: type[Exception], match: str) -> None:
     refused(sgdph.apply_weight_norm, conv_net(), match, layers, kind=kind)
 
 
-def test_a_container_is_no_layer() -> None:
+def test_choosing_a_container_raises_an_error() -> None:
     model = nn.Sequential(conv_net())
     refused(sgdph.apply_weight_norm, model, r"'0', a Sequential.* write '0\.\*'", ["0"])
 
 
-def test_a_long_list_is_cut() -> None:
+def test_the_error_shortens_a_long_list_of_layers() -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(50)))
     refused(sgdph.apply_weight_norm, model, r"'19' \(Linear\), 30 more$", ["x"])
 
 
 @pytest.mark.parametrize("call", [sgdph.apply_weight_norm, sgdph.fold_weight_norm])
-def test_no_module(call: Callable[..., object]) -> None:
+def test_an_argument_that_is_not_a_module_raises_type_error(call: Callable[..., object]) -> None:
     with pytest.raises(TypeError, match=r"_weight_norm expects a torch.nn.Module, got generator"):
         call(conv_net().parameters())
 
 
-def test_nothing_to_do() -> None:
+def test_a_model_with_nothing_to_do_raises_an_error() -> None:
     refused(
         sgdph.apply_weight_norm, nn.ReLU(), "ReLU has no layer that can be.*ConvTranspose1d to 3d"
     )
     refused(sgdph.fold_weight_norm, conv_net(), "Sequential has no weight-normalised weight")
 
 
-def test_twice() -> None:
+def test_applying_or_folding_twice_raises_an_error() -> None:
     model = sgdph.apply_weight_norm(conv_net(), ["4"])
     refused(sgdph.apply_weight_norm, model, r"'4': weight-normalised already; sgdph.fold")
     refused(sgdph.apply_weight_norm, model, r"'4': weight-normalised already", ["4"])
@@ -109,7 +109,7 @@ def test_twice() -> None:
         (lambda layer: layer.register_parameter("weight", None), "computed already; remove"),
     ],
 )
-def test_a_weight_that_is_computed(change: Callable[[nn.Module], object], match: str) -> None:
+def test_computed_weights_raise_errors(change: Callable[[nn.Module], object], match: str) -> None:
     model = conv_net()
     change(model[8])
     refused(sgdph.apply_weight_norm, model, match)
@@ -125,7 +125,7 @@ def old_orthogonal(layer: nn.Module) -> nn.Module:
     return parametrize.register_parametrization(layer, "weight", Half())
 
 
-def test_a_shared_weight() -> None:
+def test_a_shared_weight_raises_an_error() -> None:
     model = nn.ModuleDict({"embedding": nn.Embedding(5, 3), "output": nn.Linear(3, 5)})
     model["output"].weight = model["embedding"].weight
     match = r"'output': one weight shared by 'embedding' and 'output'.*leave it out"
@@ -137,7 +137,7 @@ def test_a_shared_weight() -> None:
     sgdph.apply_weight_norm(chain, ["1"])
 
 
-def test_layers_without_lengths() -> None:
+def test_unsupported_layers_raise_an_error() -> None:
     grouped = nn.Sequential(nn.Linear(2, 2), nn.ConvTranspose2d(4, 4, 3, groups=2))
     refused(sgdph.apply_weight_norm, grouped, r"'1': a transposed convolution with groups")
     lazy = nn.Sequential(nn.Linear(2, 2), nn.LazyConv2d(3, 1))
@@ -164,19 +164,19 @@ def stacked_old(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("stack", [stacked_new, stacked_inside, stacked_old])
-def test_a_stacked_weight_is_not_folded(stack: Callable[[nn.Module], None]) -> None:
+def test_folding_a_stacked_weight_raises_an_error(stack: Callable[[nn.Module], None]) -> None:
     model = sgdph.apply_weight_norm(conv_net(), ["0", "2", "4"])
     stack(model[8])
     refused(sgdph.fold_weight_norm, model, r"^8\.weight has another parametrisation")
 
 
-def test_roles() -> None:
+def test_lengths_are_newton_and_directions_first_order() -> None:
     model = sgdph.apply_weight_norm(conv_net())
     groups = {g["channelwise"]: set(g["param_names"]) for g in sgdph.param_groups(model)}
     lengths = {f"{i}.{G}" for i in (0, 2, 4, 8)}
     assert groups[True] == lengths | {"0.bias", "2.bias", "4.bias"}
     assert groups[False] == {f"{i}.{V}" for i in (0, 2, 4, 8)} | {"8.bias"}
-    # By shape, the docstring's two traps: the last layer's g, and the transposed one's.
+    # By shape, the two pitfalls of the docstring: the last layer's g and the transposed one's.
     by_shape = sgdph.SGDPH(model.named_parameters())
     missed = {f"8.{G}", f"2.{G}"}
     assert set(by_shape.multipliers()) == (groups[True] | {"8.bias"}) - missed
@@ -282,8 +282,8 @@ def test_onnx(folded: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_optimizer_built_before_warns_at_its_first_step() -> None:
-    # Weights have no turn at which they would be missed, and biases and scales stay.
+def test_an_optimizer_built_before_applying_warns_at_its_first_step() -> None:
+    # Weights are never refreshed, so no refresh misses them. Biases and scales stay.
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     sgdph.apply_weight_norm(model)
@@ -291,7 +291,7 @@ def test_an_optimizer_built_before_warns_at_its_first_step() -> None:
         optimizer.backward(model(torch.randn(5, 3)).pow(2).sum())
 
 
-def test_an_optimizer_built_after_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+def test_an_optimizer_built_after_applying_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
     model = sgdph.apply_weight_norm(
         nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
     )
@@ -300,7 +300,7 @@ def test_an_optimizer_built_after_does_not_warn(recwarn: pytest.WarningsRecorder
     assert not recwarn.list
 
 
-def test_a_default_device_is_left_alone() -> None:
+def test_a_default_device_is_ignored() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     nn.init.zeros_(model[1].weight)
     expected = model(torch.ones(1, 3))
@@ -310,7 +310,7 @@ def test_a_default_device_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_shared_lengths_are_not_folded_apart(whole: bool) -> None:
+def test_folding_shared_lengths_raises_an_error(whole: bool) -> None:
     a, b = nn.Linear(3, 3), nn.Linear(3, 3)
     model = sgdph.apply_weight_norm(nn.Sequential(a, b))
     if whole:

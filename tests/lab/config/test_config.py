@@ -17,7 +17,7 @@ def test_yaml_round_trip(optimizer: str) -> None:
     assert from_yaml(to_yaml(config)) == config
 
 
-def test_yaml_holds_the_flags_names_and_only_the_optimizers_own_settings() -> None:
+def test_yaml_has_the_flags_names_and_only_settings_of_the_optimizer() -> None:
     values = yaml.safe_load(to_yaml(tiny_config(optimizer="adamw")))
     assert values["betas"] == [0.9, 0.999]
     assert values["lr"] == 1e-3
@@ -25,7 +25,7 @@ def test_yaml_holds_the_flags_names_and_only_the_optimizers_own_settings() -> No
     assert "hessian_momentum" not in values
 
 
-def test_a_number_that_yaml_takes_for_text_is_read_as_a_number() -> None:
+def test_a_number_that_yaml_parses_as_text_is_read_as_a_number() -> None:
     text = to_yaml(tiny_config()).replace("lr: 0.01", "lr: 1e-2")
     assert from_yaml(text).lr == 0.01
 
@@ -51,7 +51,9 @@ def test_a_number_that_yaml_takes_for_text_is_read_as_a_number() -> None:
         ),
     ],
 )
-def test_a_wrong_file_is_named_with_what_is_wrong(old: str, new: str, message: str) -> None:
+def test_the_error_names_an_invalid_file_and_what_is_wrong(
+    old: str, new: str, message: str
+) -> None:
     text = to_yaml(tiny_config())
     assert old in text
     with pytest.raises(LabError, match=r"some/config\.yaml") as raised:
@@ -59,14 +61,14 @@ def test_a_wrong_file_is_named_with_what_is_wrong(old: str, new: str, message: s
     assert message in str(raised.value)
 
 
-def test_differences_name_each_field_but_not_the_place() -> None:
+def test_differences_list_changed_fields_but_not_device_or_data_directory() -> None:
     saved = tiny_config()
     given = {"lr": 0.5, "epochs": 3, "seed": 1, "device": "cuda", "threads": 9, "data_dir": "/x"}
     found = differences(given, saved)
     assert found == ["lr: the run has 0.01, given 0.5", "seed: the run has 0, given 1"]
 
 
-def test_a_field_that_was_renamed_is_read_under_its_earlier_name() -> None:
+def test_a_renamed_field_is_read_under_its_old_name() -> None:
     config = tiny_config(data_workers=2)
     text = to_yaml(config).replace("data_workers: 2", "workers: 2")
     assert "\nworkers: 2" in text

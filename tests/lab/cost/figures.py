@@ -1,4 +1,4 @@
-"""Figures written by hand, whose ratios can be worked out by hand."""
+"""Measurements written by hand, with ratios that can be computed by hand."""
 
 from sgdph.lab.cost.figures import CellFigures, KindFigures, SystemFigures
 
@@ -15,7 +15,7 @@ def kind(share: float, seconds: list[float], peaks: list[int], flops: int) -> Ki
 
 
 def cell(model: str = "resnet8", batch_size: int = 2) -> CellFigures:
-    """SGDM, and a system whose every tenth step is dearer."""
+    """Make the figures of SGDM and of a system whose every tenth step costs more."""
     return CellFigures(
         model,
         batch_size,

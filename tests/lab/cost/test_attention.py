@@ -1,4 +1,4 @@
-"""What a step of a transformer costs, and by which attention it is taken."""
+"""The cost of a transformer's training step, and which attention it uses."""
 
 import dataclasses
 
@@ -19,13 +19,13 @@ from sgdph.lab.networks.gpt import GPT
 from .test_measure import CPU, Counted, settings
 
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS, BATCH = 11, 6, 8, 2, 2, 3
-# One product of all layers' attention.
+# FLOPs of one product in the attention of all layers.
 ATTENTION = LAYERS * 2 * BATCH * LENGTH**2 * WIDTH
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a decoder that is measured in a moment."""
+    """Register a tiny decoder that is quick to measure, and return its name."""
     network = step_module.TextNetwork(
         lambda: GPT(VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS), VOCABULARY, LENGTH
     )
@@ -41,7 +41,7 @@ def flops_of_step(name: str, workload: Workload, kind: Kind) -> FlopCounter:
     return counter
 
 
-def test_sgdm_takes_fused_attention_and_sgdm_math_does_not(tiny: str) -> None:
+def test_sgdm_uses_fused_attention_and_sgdm_math_does_not(tiny: str) -> None:
     workload = build_workload(tiny, BATCH, settings(), CPU)
     fused, math = (flops_of_step(name, workload, "plain") for name in ("sgdm", "sgdm-math"))
     linear = 2 * BATCH * LENGTH * WIDTH * (12 * WIDTH * LAYERS + VOCABULARY)
@@ -52,7 +52,7 @@ def test_sgdm_takes_fused_attention_and_sgdm_math_does_not(tiny: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgdph", "sgdph-interval10", "sgdph-hutchinson-all"])
-def test_a_step_takes_the_floors_flops_and_no_more(tiny: str, name: str) -> None:
+def test_the_flops_of_a_step_equal_the_floor(tiny: str, name: str) -> None:
     figures = measure_cell(tiny, BATCH, settings(name, visits=None), CPU, Counted())
     assert len(figures.visited) == figures.newton == 8 * LAYERS + 2
     sgdm, system = summarise(figures)
@@ -65,7 +65,7 @@ def test_a_step_takes_the_floors_flops_and_no_more(tiny: str, name: str) -> None
 BY_TORCH_ALONE = ("authors", "adahessian-timm", "adahessian", "sophiah")
 
 
-def test_who_differentiates_by_torch_alone_takes_math_attention_and_says_so(tiny: str) -> None:
+def test_systems_that_differentiate_by_torch_use_and_show_math_attention(tiny: str) -> None:
     chosen = settings("sgdm-math", "adamw", *BY_TORCH_ALONE)
     figures = measure_cell(tiny, BATCH, chosen, CPU, Counted())
     labels = {system.name: system.label for system in figures.systems}
@@ -100,7 +100,7 @@ def test_math_attention_is_not_compiled() -> None:
     ("name", "parameters", "inputs", "targets"),
     [
         ("encoder12", 9_752_586, (2, 64), (2,)),
-        # An embedding of tokens and one of positions, and per layer 12 w² + 13 w; the last norm.
+        # Embeddings of tokens and positions, 12 w² + 13 w per layer, and the last norm.
         ("gpt6", 256 * (1000 + 64) + 6 * (12 * 256**2 + 13 * 256) + 2 * 256, (2, 64), (2, 64)),
         (
             "gpt2-2",
@@ -110,7 +110,7 @@ def test_math_attention_is_not_compiled() -> None:
         ),
     ],
 )
-def test_texts(
+def test_text_networks_have_the_right_sizes_and_shapes(
     name: str, parameters: int, inputs: tuple[int, ...], targets: tuple[int, ...]
 ) -> None:
     workload = build_workload(name, 2, CostSettings(systems=()), CPU)
@@ -137,16 +137,18 @@ def test_the_loss_is_the_mean_over_all_positions(tiny: str) -> None:
 @pytest.mark.parametrize(
     ("name", "newton"),
     [
-        # 12 layers of 2 norms and 4 biases; the patches' bias, the last norm.
+        # 12 layers with 2 norms and 4 biases each, the patch embedding's bias, and the last norm.
         ("timm:vit_tiny_patch16_224", 12 * 8 + 3),
-        # 12 blocks of a norm and 3 biases; the stem and 3 changes of size of a norm and a bias, the
-        # last norm.
+        # 12 blocks with a norm and 3 biases each. The stem and 3 downsamplings, with a norm and a
+        # bias each. The last norm.
         ("timm:convnext_atto", 12 * 5 + 4 * 3 + 2),
-        # 34 norms, 2 biases in 9 gates, and that of the first linear layer.
+        # 34 norms, 2 biases in each of 9 gates, and the bias of the first linear layer.
         ("torchvision:mobilenet_v3_small", 34 * 2 + 9 * 2 + 1),
     ],
 )
-def test_networks_of_elsewhere_take_a_step(name: str, newton: int) -> None:
+def test_a_refresh_of_timm_and_torchvision_networks_adds_one_product(
+    name: str, newton: int
+) -> None:
     workload = build_workload(name, 2, settings(), CPU)
     assert len(newton_names(workload.model)) == newton
     parameters = dict(workload.model.named_parameters())

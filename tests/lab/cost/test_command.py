@@ -25,7 +25,9 @@ def read(path: Path) -> dict[str, Any]:
     return dict(json.loads((path / "cost.json").read_text()))
 
 
-def test_from_options_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_measures_and_writes_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cost("--model", "resnet8", *TINY, "--out", tmp_path) == 0
     said = capsys.readouterr().out
     for name in ("report.html", "report.md", "table.csv", "cost.png", "cost.json"):
@@ -44,7 +46,7 @@ def test_from_options_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cost("--model", "resnet8", *TINY, "--out", tmp_path, "--overwrite") == 0
 
 
-def test_an_interrupted_measurement_keeps_its_cells_and_is_carried_on(
+def test_an_interrupted_measurement_keeps_its_cells_and_is_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
@@ -82,7 +84,7 @@ def test_an_interrupted_measurement_keeps_its_cells_and_is_carried_on(
         (("--resume", "--overwrite"), "contradict each other"),
     ],
 )
-def test_wrong_options_are_one_message_and_leave_nothing(
+def test_a_wrong_option_is_one_message_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     out = tmp_path / "out"
@@ -91,7 +93,7 @@ def test_wrong_options_are_one_message_and_leave_nothing(
     assert not out.exists()
 
 
-def test_defaults() -> None:
+def test_default_settings_and_output_directory() -> None:
     settings = resolve_cost(CostOptions().given())
     assert settings.cells == [("resnet18", 16)]
     assert settings.systems == USUAL

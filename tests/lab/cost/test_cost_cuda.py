@@ -1,4 +1,4 @@
-"""``benchmarks/cost_cuda.py``: rehearsed on the CPU, where there is nothing but torch."""
+"""``benchmarks/cost_cuda.py``, run on the CPU in a Python that has only torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ import torch
 
 ROOT = Path(__file__).parents[3]
 BENCHMARKS = ROOT / "benchmarks"
-# What a Python with torch alone lacks.
+# Packages that are missing in a Python that has only torch.
 LACKING = (
     *("pydantic", "annotated_types", "yaml", "rich", "jinja2", "matplotlib", "mlxtend", "optuna"),
     *("sklearn", "scipy", "torchvision", "timm", "filelock", "pytorch_optimizer", "lightning"),
 )
 
 
-def test_a_rehearsal_measures_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_run_on_the_cpu_measures_and_writes_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({LACKING!r}))\n"
@@ -62,7 +64,7 @@ def test_a_rehearsal_measures_and_writes(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(
+def test_without_a_gpu_it_prints_a_message_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -74,12 +76,12 @@ def test_without_a_gpu_it_says_so(
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("failing", ["cost_cuda", "paper_cell", "neither"])
-def test_make_measures_both_where_one_fails(tmp_path: Path, failing: str) -> None:
+def test_make_runs_both_measurements_even_if_one_fails(tmp_path: Path, failing: str) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$1"\ncase "$1" in *{failing}.py) exit 1;; esac\n')
     python.chmod(0o755)
     command = ["make", "cost-cuda", f"PYTHON={python}", "COMMIT=", f"CUDA_RESULTS={tmp_path}"]
-    # The tests may run inside make, which tells those inside it.
+    # The tests may run inside make, which passes variables to the programs that it runs.
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.stdout.split()[:2] == ["benchmarks/cost_cuda.py", "benchmarks/paper_cell.py"]

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from sgdph.lab.cost.flops import FlopCounter, ProductFlops
 from sgdph.lab.cost.systems import SYSTEMS
 
-# Two images of 8x8 pixels; a multiplication and an addition are two.
+# Two images of 8x8 pixels. A multiplication and an addition are two FLOPs.
 CONV1 = 2 * 2 * 64 * 9 * 3 * 4
 CONV2 = 2 * 2 * 64 * 9 * 4 * 6
 LINEAR = 2 * 2 * 6 * 64 * 5
-SGDM = 2 * CONV1 + 3 * CONV2 + 3 * LINEAR  # Nobody asks for the images' gradient.
+SGDM = 2 * CONV1 + 3 * CONV2 + 3 * LINEAR  # The images need no gradient.
 
 
 def chain() -> nn.Sequential:
@@ -45,7 +45,7 @@ def test_a_training_step_is_three_products_per_layer() -> None:
 
 @pytest.mark.parametrize("groups", [2, 4])
 @pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
-def test_a_grouped_convolution_is_three_products_too(
+def test_a_grouped_convolution_is_also_three_products(
     layer: Callable[..., nn.Module], groups: int
 ) -> None:
     net = layer(4, 8, 3, padding=1, groups=groups, bias=False)
@@ -55,7 +55,7 @@ def test_a_grouped_convolution_is_three_products_too(
     assert counter.total == 3 * (2 * 2 * 64 * 9 * 4 * 8) // groups
 
 
-def test_torchs_own_counter_counts_the_same_twice_differentiated() -> None:
+def test_the_count_of_second_derivatives_equals_that_of_torchs_counter() -> None:
     def program(net: nn.Module) -> None:
         p = net[1].weight  # type: ignore[index]
         (gradient,) = torch.autograd.grad(loss_of(net), p, create_graph=True)
@@ -74,7 +74,7 @@ def product_flops() -> ProductFlops:
     return ProductFlops.of(loss_of(net), [net[1].weight, net[4].bias], newton)
 
 
-def test_a_product_is_two_for_each_layer_behind_the_parameter() -> None:
+def test_a_hessian_product_takes_two_products_per_later_layer() -> None:
     first, last = 2 * (CONV2 + LINEAR), 2 * LINEAR
     assert product_flops() == ProductFlops((first, last), (4, 6), first, 4, fused_attention=False)
 
@@ -93,18 +93,18 @@ def test_a_product_is_two_for_each_layer_behind_the_parameter() -> None:
         ("sgdph-exact", 4 * (CONV2 + LINEAR) + 6 * LINEAR),
     ],
 )
-def test_floors(name: str, extra: float) -> None:
+def test_floors_by_hand(name: str, extra: float) -> None:
     floor = product_flops().floor(SYSTEMS[name], SGDM)
     assert floor == pytest.approx(1 + extra / SGDM, rel=1e-12)
 
 
-def test_who_takes_no_partial_hessian_has_no_floor() -> None:
+def test_systems_without_a_partial_hessian_have_no_floor() -> None:
     for name in ("sgdm", "adamw", "adahessian", "sophiah"):
         assert product_flops().floor(SYSTEMS[name], SGDM) is None
 
 
-def test_the_floor_is_reached_where_torch_wastes_nothing() -> None:
-    """Behind the last norm layer lies a linear layer, and torch computes of it what is asked."""
+def test_torch_reaches_the_floor_behind_the_last_norm_layer() -> None:
+    """There is only a linear layer behind it, of which torch computes only what is needed."""
     net = chain()
     p = net[4].weight
     head = nn.Sequential(*net[5:])
@@ -125,9 +125,9 @@ def test_the_floor_is_reached_where_torch_wastes_nothing() -> None:
     assert both.total - forward_and_gradient == flops.of_refresh(SYSTEMS["sgdph"]) == 2 * LINEAR
 
 
-# Batch, heads, positions, and features of a head.
+# Batch size, heads, positions, and features per head.
 B, H, T, D = 2, 3, 7, 4
-# One product of attention.
+# FLOPs of one product in attention.
 ATTENTION = 2 * B * H * T * T * D
 
 
@@ -179,20 +179,20 @@ IN_PLACE: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
-def test_products_in_place_count_like_the_others(name: str) -> None:
+def test_in_place_and_out_products_count_like_the_others(name: str) -> None:
     with FlopCounter() as counter:
         IN_PLACE[name]()
     assert counter.total == 2 * 5 * 2 * 3 * 4
 
 
-def test_what_is_no_product_counts_nothing() -> None:
+def test_elementwise_operations_count_as_zero_flops() -> None:
     with FlopCounter() as counter:
         X.clone().add_(1).mul_(2).sin_()
     assert counter.total == 0
 
 
 class AttentionNet(nn.Module):
-    """A norm layer, queries, keys and values of what it makes, attention, and a linear layer."""
+    """A norm layer, a linear layer for queries, keys and values, attention, a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class AttentionNet(nn.Module):
 @pytest.mark.parametrize(
     ("kernel", "attention"), [(SDPBackend.FLASH_ATTENTION, 17), (SDPBackend.MATH, 8)]
 )
-def test_a_product_is_seventeen_for_each_fused_attention(
+def test_attention_adds_17_fused_or_8_math_products_to_a_hessian_product(
     kernel: SDPBackend, attention: int
 ) -> None:
     net = AttentionNet()

@@ -15,12 +15,12 @@ from sgdph.lab.errors import LabError
 
 CPU = torch.device("cpu")
 
-# What is made once for the module is made by one worker alone.
+# All tests of this file run in one worker, so that the module's fixture is made only once.
 pytestmark = pytest.mark.xdist_group("cost")
 
 
 class Counted:
-    """A reporter that counts."""
+    """A reporter that counts the announced and the finished steps."""
 
     def __init__(self) -> None:
         self.announced = self.done = 0
@@ -42,7 +42,7 @@ def settings(*systems: str, **others: object) -> CostSettings:
 
 @pytest.fixture(scope="module")
 def everything() -> CellFigures:
-    """Every system there is, on ResNet8 with two images; two rounds at two places."""
+    """Measure every system on ResNet8 with two images, in two rounds at two places."""
     reporter = Counted()
     figures = measure_cell("resnet8", 2, settings(*SYSTEMS, rounds=2), CPU, reporter)
     assert reporter.done == reporter.announced > 0
@@ -67,7 +67,7 @@ def test_every_system_is_measured(everything: CellFigures) -> None:
                 assert min(figures) > 0
 
 
-def test_steps_without_second_derivatives_cost_what_sgdm_costs(everything: CellFigures) -> None:
+def test_steps_without_second_derivatives_cost_as_much_as_sgdm(everything: CellFigures) -> None:
     by_name = {system.name: system.kinds for system in everything.systems}
     sgdm = by_name["sgdm"]["plain"]
     assert sgdm.peak_bytes is not None
@@ -79,7 +79,7 @@ def test_steps_without_second_derivatives_cost_what_sgdm_costs(everything: CellF
         assert plain.peak_bytes[0] == pytest.approx(sgdm.peak_bytes[0], rel=0.05)
 
 
-def test_a_step_is_watched_at_its_place(everything: CellFigures) -> None:
+def test_the_cost_of_a_refresh_depends_on_place_not_on_interval(everything: CellFigures) -> None:
     by_name = {system.name: system.kinds for system in everything.systems}
     every, tenth = (by_name[name]["refresh"] for name in ("sgdph", "sgdph-interval10"))
     assert every.flops == tenth.flops
@@ -89,7 +89,7 @@ def test_a_step_is_watched_at_its_place(everything: CellFigures) -> None:
     assert every.peak_bytes[0] > 1.1 * every.peak_bytes[1]
 
 
-def test_second_derivatives_cost_more_than_their_floor(everything: CellFigures) -> None:
+def test_second_derivatives_cost_at_least_their_floor(everything: CellFigures) -> None:
     by_name = {system.name: system for system in everything.systems}
     sgdm = by_name["sgdm"].kinds["plain"].flops[0]
     for name, system in by_name.items():
@@ -98,13 +98,13 @@ def test_second_derivatives_cost_more_than_their_floor(everything: CellFigures) 
             assert share / sgdm >= system.floor > 1, name
     first, last = by_name["sgdph-plain"].kinds["refresh"].flops
     assert first > 1.5 * sgdm
-    # Behind the last norm layer lies the linear layer alone: two products, and the gradient's own
-    # where it is not shared.
+    # Behind the last norm layer is only the linear layer. It takes two products, and one more for
+    # the gradient where that is not shared.
     linear = 2 * 2 * 64 * 10
     assert 2 * linear <= last - sgdm <= 3 * linear
 
 
-def test_what_was_there_before_counts_in_the_total(everything: CellFigures) -> None:
+def test_the_total_peak_includes_parameters_states_and_the_batch(everything: CellFigures) -> None:
     parameters = 4 * everything.parameters
     inputs = 4 * 2 * 3 * 32 * 32 + 2 * 8
     by_name = {system.name: system.kinds for system in everything.systems}
@@ -113,11 +113,11 @@ def test_what_was_there_before_counts_in_the_total(everything: CellFigures) -> N
         assert kind.peak_bytes is not None
         assert kind.total_peak_bytes is not None
         held = kind.total_peak_bytes[0] - kind.peak_bytes[0]
-        # Parameters, one momentum or two averages, the batch; and the buffers of batch norm.
+        # Parameters, one momentum or two averages, the batch, and the buffers of batch norm.
         assert parameters * (1 + states) + inputs < held < parameters * (1.05 + states) + inputs
 
 
-def test_all_start_from_the_same_weights_and_leave_the_original_alone() -> None:
+def test_contestants_train_copies_and_leave_the_original_unchanged() -> None:
     chosen = settings("sgdph")
     workload = build_workload("resnet8", 2, chosen, CPU)
     original = [p.detach().clone() for p in workload.model.parameters()]
@@ -142,7 +142,7 @@ def test_the_seed_decides_weights_and_batch() -> None:
     assert not torch.equal(one.inputs, other.inputs)
 
 
-def test_workloads_of_every_kind() -> None:
+def test_workloads_have_the_right_shapes_and_memory_format() -> None:
     images = build_workload("resnet8", 2, settings("sgdph", channels_last=True), CPU)
     assert images.inputs.is_contiguous(memory_format=torch.channels_last)
     assert images.model.conv.weight.is_contiguous(  # type: ignore[union-attr, operator]
@@ -155,7 +155,7 @@ def test_workloads_of_every_kind() -> None:
     assert large.model.fc.out_features == 1000  # type: ignore[union-attr]
 
 
-def test_bfloat16_is_autocast() -> None:
+def test_bfloat16_runs_under_autocast() -> None:
     workload = build_workload("resnet8", 2, settings("sgdph", precision="bfloat16"), CPU)
     seen = []
     workload.model.conv.register_forward_hook(  # type: ignore[union-attr, operator]
@@ -184,7 +184,7 @@ def test_places_are_spread_from_the_first_to_the_last(
     assert spread(count, visits) == places
 
 
-def test_a_place_is_watched_where_it_makes_a_difference() -> None:
+def test_only_a_cyclic_refresh_is_measured_at_every_place() -> None:
     assert metered(SYSTEMS["sgdm"], [3, 5]) == [(3, "plain")]
     assert metered(SYSTEMS["sgdph-interval10"], [3, 5]) == [
         (3, "refresh"),
@@ -194,7 +194,7 @@ def test_a_place_is_watched_where_it_makes_a_difference() -> None:
     assert metered(SYSTEMS["sgdph-hutchinson-all"], [3, 5]) == [(3, "refresh")]
 
 
-def test_a_compiled_model_runs_uncompiled_where_second_derivatives_are_taken(
+def test_a_compiled_model_runs_eagerly_for_second_derivatives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stances: list[str] = []
@@ -227,7 +227,7 @@ def test_a_compiled_model_runs_uncompiled_where_second_derivatives_are_taken(
 
 
 class Noted:
-    """Stands in for a contestant, and notes its turns."""
+    """Replaces a contestant, and records its turns."""
 
     def __init__(self, name: str, turns: list[tuple[str, int, str]]) -> None:
         self.system, self.turns = SYSTEMS[name], turns
@@ -263,7 +263,7 @@ def network_of(*layers: nn.Module) -> Callable[[str], nn.Module]:
     return lambda name: nn.Sequential(nn.Flatten(), *layers)
 
 
-def test_a_step_that_cannot_be_taken_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_raises_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = (nn.Linear(3072, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
     monkeypatch.setattr(step_module, "build_network", network_of(*layers))
     with pytest.raises(
@@ -272,7 +272,9 @@ def test_a_step_that_cannot_be_taken_says_which(monkeypatch: pytest.MonkeyPatch)
         measure_cell("mine", 1, settings("sgdph"), CPU, Counted())
 
 
-def test_a_network_without_a_newton_parameter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_a_newton_parameter_raises_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(step_module, "build_network", network_of(nn.Linear(3072, 10, bias=False)))
     with pytest.raises(LabError, match="mine has no channel-wise parameter"):
         measure_cell("mine", 2, settings("sgdph"), CPU, Counted())
@@ -291,6 +293,8 @@ def test_a_network_without_a_newton_parameter_is_refused(monkeypatch: pytest.Mon
         ({"seed": -1}, "--seed"),
     ],
 )
-def test_settings_out_of_bounds(wrong: dict[str, object], flag: str) -> None:
+def test_the_error_on_settings_out_of_bounds_names_the_flag(
+    wrong: dict[str, object], flag: str
+) -> None:
     with pytest.raises(LabError, match=flag):
         dataclasses.replace(settings("sgdph"), **wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The tracker against programs whose peaks can be counted by hand; float32 is four bytes."""
+"""The tracker on programs whose peaks can be computed by hand. A float32 takes four bytes."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ N = 1000
 
 
 def peak_of(program: Callable[[], object]) -> tuple[int, int]:
-    """The program's peak, and what of it is left when its result is kept."""
+    """Return a program's peak, and the bytes that are left while its result is kept."""
     with StorageTracker() as tracker:
         tracker.start()
         result = program()
@@ -33,7 +33,7 @@ def test_an_allocation_counts_until_it_is_freed() -> None:
         assert (tracker.live, tracker.highest) == (0, 12 * N)
 
 
-def test_a_freed_intermediate_makes_room() -> None:
+def test_a_freed_intermediate_is_no_longer_counted() -> None:
     def program() -> Tensor:
         x = torch.zeros(N)
         x = x + 1
@@ -42,7 +42,7 @@ def test_a_freed_intermediate_makes_room() -> None:
     assert peak_of(program) == (8 * N, 4 * N)
 
 
-def test_views_and_results_in_place_are_not_counted_again() -> None:
+def test_views_and_in_place_results_are_not_counted_again() -> None:
     outside = torch.zeros(N)
 
     def program() -> list[Tensor]:
@@ -64,7 +64,7 @@ def test_every_output_of_an_operation_is_counted() -> None:
     assert peak_of(program) == (4 * N + 8 * N + 2 * 12 * N, 36 * N)
 
 
-def test_what_the_engine_frees_is_seen() -> None:
+def test_memory_that_autograd_frees_is_no_longer_counted() -> None:
     w = torch.zeros(N, requires_grad=True)
 
     def program() -> Tensor:
@@ -72,12 +72,12 @@ def test_what_the_engine_frees_is_seen() -> None:
         loss.backward()
         return loss
 
-    # Forward: exp's result is kept for the backward, and the loss is 4 bytes. Backward: a 1 of
-    # 4 bytes, and the gradient beside exp's result, which goes when the gradient is there.
+    # Forward: exp's result is kept for the backward pass, and the loss takes 4 bytes. Backward:
+    # the 1 that it starts from takes 4 bytes, and w's gradient exists before exp's result is freed.
     assert peak_of(program) == (4 * N + 4 + 4 + 4 * N, 4 * N + 4)
 
 
-def test_a_graph_of_the_gradient_is_seen_to_go() -> None:
+def test_the_graph_of_a_gradient_counts_until_it_is_freed() -> None:
     w = torch.full((N,), 0.5, requires_grad=True)
     with StorageTracker() as tracker:
         (gradient,) = torch.autograd.grad((w * w * w).sum(), w, create_graph=True)
@@ -90,7 +90,7 @@ def test_a_graph_of_the_gradient_is_seen_to_go() -> None:
         assert tracker.live == 0
 
 
-def test_a_stretch_counts_what_it_adds() -> None:
+def test_a_section_counts_only_what_it_adds() -> None:
     with watch_memory(torch.device("cpu")) as watch:
         x = torch.empty(N)
         watch.start()
@@ -103,7 +103,7 @@ def test_a_stretch_counts_what_it_adds() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_training_step_leaves_its_gradients(steps: int) -> None:
+def test_a_training_step_leaves_only_its_gradients(steps: int) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10))
     x = torch.randn(4, 3, 8, 8)

@@ -35,10 +35,10 @@ def test_ratios_are_taken_within_a_round_and_weighted_one_to_nine() -> None:
     # Rounds of (1.1 + 0.9) / 1, (1.2 + 1.8) / 2 and (2 + 7.2) / 4.
     assert sgdph.process is not None
     assert dataclasses.astuple(sgdph.process) == pytest.approx((2.0, 1.5, 2.3))
-    # By the wall a second more each: (1.2 + 1.8) / 2, (1.3 + 2.7) / 3 and (2.1 + 8.1) / 5.
+    # In wall time, each step takes 1 s more: (1.2 + 1.8) / 2, (1.3 + 2.7) / 3 and (2.1 + 8.1) / 5.
     assert dataclasses.astuple(sgdph.wall) == pytest.approx((1.5, 4 / 3, 2.04))
     assert sgdph.seconds == pytest.approx(4.0)
-    assert sgdph.refresh == pytest.approx(6.0)  # Of 11, 6 and 5.
+    assert sgdph.refresh == pytest.approx(6.0)  # Median of 11, 6 and 5.
     assert sgdph.mean_peak == pytest.approx(0.1 * 3 + 0.9)
     assert sgdph.worst_peak == pytest.approx(4.0)
     assert sgdph.mean_total_peak == pytest.approx((0.1 * 400 + 0.9 * 200) / 200)
@@ -56,10 +56,10 @@ def cell_with_math() -> CellFigures:
 def test_ratios_to_sgdm_with_math_attention_are_taken_in_the_same_way() -> None:
     sgdm, sgdph, math = summarise(cell_with_math(), "sgdm-math")
     assert sgdm.time == Range.of_ratios([1.0, 2.0, 4.0], [2.0, 3.0, 5.0])
-    # Rounds of 2 / 2, 3 / 3 and 9.2 / 5; by the wall of 3 / 3, 4 / 4 and 10.2 / 6.
+    # Rounds of 2 / 2, 3 / 3 and 9.2 / 5. In wall time: 3 / 3, 4 / 4 and 10.2 / 6.
     assert dataclasses.astuple(sgdph.time) == pytest.approx((1.0, 1.0, 1.84))
     assert dataclasses.astuple(sgdph.wall) == pytest.approx((1.0, 1.0, 1.7))
-    assert sgdph.refresh == pytest.approx(4.0)  # Of 5.5, 4 and 4.
+    assert sgdph.refresh == pytest.approx(4.0)  # Median of 5.5, 4 and 4.
     assert sgdph.mean_peak == pytest.approx(120 / 160)
     assert sgdph.worst_peak == pytest.approx(400 / 160)
     assert sgdph.flops == pytest.approx(36 / 20)
@@ -67,7 +67,7 @@ def test_ratios_to_sgdm_with_math_attention_are_taken_in_the_same_way() -> None:
     assert (math.time, math.flops, math.floor) == (Range(1.0, 1.0, 1.0), 1.0, None)
 
 
-def test_they_are_a_table_of_their_own_where_it_was_measured(tmp_path: Path) -> None:
+def test_ratios_to_math_attention_have_their_own_table_if_measured(tmp_path: Path) -> None:
     headings = [table.columns[0].title for table in cost_tables(cell_with_math())]
     assert headings == ["SGDM = 1.00", "SGDM, math attention = 1.00"]
     (only,) = cost_tables(cell())
@@ -92,7 +92,7 @@ def without_clock_and_memory() -> dict[str, object]:
     return plain
 
 
-def test_what_was_not_measured_is_a_dash() -> None:
+def test_a_value_that_was_not_measured_is_shown_as_a_dash() -> None:
     figures = cell_from_plain(without_clock_and_memory())
     row = summarise(figures)[1]
     assert (row.process, row.mean_peak, row.worst_peak) == (None,) * 3
@@ -103,14 +103,14 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert "wall time" in notes(SETTINGS, [figures])[0]
 
 
-def test_figures_go_through_json_unchanged() -> None:
+def test_figures_and_settings_are_unchanged_after_a_json_round_trip() -> None:
     assert cell_from_plain(json.loads(json.dumps(to_plain(cell())))) == cell()
     assert settings_from_plain(json.loads(json.dumps(to_plain(SETTINGS)))) == SETTINGS
-    # As it was called before.
+    # A former name of the setting.
     assert settings_from_plain({"systems": ["sgdph"], "dtype": "bfloat16"}).precision == "bfloat16"
 
 
-def test_the_csv_holds_ratios_in_full() -> None:
+def test_the_csv_has_ratios_in_full_precision() -> None:
     rows = list(csv.DictReader(figures_table([cell(), cell(batch_size=4)]).csv().splitlines()))
     assert [(r["batch_size"], r["system"]) for r in rows] == [
         ("2", "sgdm"),
@@ -136,7 +136,7 @@ def test_bars_are_as_long_as_the_ratios() -> None:
     assert {"2.00", "1.20, worst 4.00", "1.00"} == texts
 
 
-def test_a_report_is_made_of_the_directory_alone(tmp_path: Path) -> None:
+def test_a_report_is_made_from_the_directory_alone(tmp_path: Path) -> None:
     directory = CostDirectory(tmp_path / "a")
     settings = dataclasses.replace(SETTINGS, batch_sizes=(2, 4))
     directory.write(settings, [cell(), cell(batch_size=4)])
@@ -150,14 +150,14 @@ def test_a_report_is_made_of_the_directory_alone(tmp_path: Path) -> None:
     assert cost_table(cell()).markdown() in page
 
 
-def test_nothing_is_reported_of_no_cell(tmp_path: Path) -> None:
+def test_without_cells_no_report_is_written(tmp_path: Path) -> None:
     directory = CostDirectory(tmp_path / "a")
     directory.write(SETTINGS, [])
     assert write_report(directory) == []
     assert [path.name for path in directory.path.iterdir()] == ["cost.json"]
 
 
-def test_only_a_measurement_is_cleared_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_clear_deletes_only_the_files_of_a_measurement(tmp_path: Path) -> None:
     directory = CostDirectory(tmp_path)
     directory.check_free()
     (tmp_path / "mine.txt").write_text("mine")
@@ -175,7 +175,7 @@ def test_only_a_measurement_is_cleared_and_nothing_beside_it(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_figures_of_another_version_are_refused(tmp_path: Path) -> None:
+def test_figures_of_another_version_raise_an_error(tmp_path: Path) -> None:
     directory = CostDirectory(tmp_path)
     directory.write(SETTINGS, [cell()])
     content = json.loads((tmp_path / "cost.json").read_text())
@@ -187,7 +187,7 @@ def test_figures_of_another_version_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["table.csv", "report.md", "report.html"])
 @pytest.mark.parametrize("measured", [False, True])
-def test_a_strangers_page_or_table_is_neither_replaced_nor_taken_for_a_measurement(
+def test_a_page_or_table_of_other_origin_is_an_error_and_is_kept(
     tmp_path: Path, name: str, measured: bool
 ) -> None:
     directory = CostDirectory(tmp_path)
@@ -206,7 +206,7 @@ def test_a_strangers_page_or_table_is_neither_replaced_nor_taken_for_a_measureme
 
 
 @pytest.mark.parametrize("finish", [write_report, CostDirectory.clear])
-def test_pages_of_earlier_versions_go_and_a_strangers_stay(
+def test_pages_of_earlier_versions_are_deleted_and_others_are_kept(
     tmp_path: Path, finish: Callable[[CostDirectory], object]
 ) -> None:
     for text, gone in (("# What a training step costs\n", True), ("# Costs of my lab\n", False)):

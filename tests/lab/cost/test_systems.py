@@ -13,7 +13,7 @@ from sgdph.lab.errors import LabError
 CYCLIC = [name for name, system in SYSTEMS.items() if system.refresh == "cyclic"]
 EVERY_TENTH = [name for name, system in SYSTEMS.items() if system.interval == 10]
 
-# With this seed's weights, the row sums of both scale and shift have both signs.
+# With this seed, the row sums of the scale have both signs, and so have those of the shift.
 SIGNED = 1
 
 
@@ -33,7 +33,7 @@ def refreshed(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, i
 
 
 @pytest.mark.parametrize("name", CYCLIC)
-def test_a_visit_refreshes_the_parameter_of_that_place(name: str) -> None:
+def test_a_cyclic_refresh_is_of_the_parameter_at_its_place(name: str) -> None:
     model = bn_net()
     newton = newton_names(model)
     assert newton == ["0.bias", "1.weight", "1.bias"]
@@ -84,7 +84,7 @@ def test_every_system_moves_every_parameter(name: str) -> None:
     )
 
 
-def test_shares_of_the_kinds_of_step() -> None:
+def test_weights_are_the_shares_of_the_kinds_of_step() -> None:
     assert SYSTEMS["sgdm"].weights == {"plain": 1.0}
     assert SYSTEMS["sgdph"].weights == {"refresh": 1.0}
     assert SYSTEMS["sophiah"].weights == {"refresh": 0.1, "plain": 0.9}
@@ -97,7 +97,7 @@ def dense_row_sum(model: nn.Module, p: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_the_authors_way_takes_the_row_sum(place: int) -> None:
+def test_authors_sgdph_uses_the_row_sum(place: int) -> None:
     model = bn_net(torch.float64, SIGNED)
     p = dict(model.named_parameters())[newton_names(model)[place]]
     expected = dense_row_sum(model, p)
@@ -108,7 +108,7 @@ def test_the_authors_way_takes_the_row_sum(place: int) -> None:
     torch.testing.assert_close(average, 0.1 * expected.abs(), rtol=1e-12, atol=1e-14)
 
 
-def test_the_authors_way_differentiates_towards_what_comes_after(
+def test_authors_sgdph_differentiates_to_this_and_later_parameters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     targets: list[list[str]] = []
@@ -130,7 +130,7 @@ def test_the_authors_way_differentiates_towards_what_comes_after(
     assert all(p.grad is not None and p.grad.grad_fn is None for p in model.parameters())
 
 
-def test_the_authors_way_takes_the_steps_of_sgdph() -> None:
+def test_authors_sgdph_takes_the_same_steps_as_sgdph() -> None:
     ours, theirs = (bn_net(torch.float64, SIGNED) for _ in range(2))
     optimizer = sgdph.SGDPH(sgdph.param_groups(ours, weight_decay=5e-3), lr=0.01)
     authors = AuthorsSGDPH(theirs, 0.01, 5e-3)
@@ -144,14 +144,14 @@ def test_the_authors_way_takes_the_steps_of_sgdph() -> None:
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-13)
 
 
-def test_sgdm_comes_first_and_some_are_there_only_where_named() -> None:
+def test_sgdm_comes_first_and_some_systems_must_be_named() -> None:
     assert [s.name for s in choose_systems(["sgdph", "sgdm"])] == ["sgdm", "sgdph"]
     assert set(USUAL) | ONLY_NAMED == set(SYSTEMS)
     assert not set(USUAL) & ONLY_NAMED
     assert {"sgdm-math", "sgdph-exact"} < ONLY_NAMED
 
 
-def test_wrong_choices() -> None:
+def test_unknown_and_repeated_systems_raise_an_error() -> None:
     with pytest.raises(LabError, match=r"unknown system 'sgd'; did you mean sgdm\?"):
         choose_systems(["sgd"])
     with pytest.raises(LabError, match="names one twice"):
@@ -161,7 +161,7 @@ def test_wrong_choices() -> None:
 @pytest.mark.parametrize(
     ("name", "package"), [("adahessian-timm", "timm"), ("sophiah", "pytorch_optimizer")]
 )
-def test_a_missing_package_is_named(
+def test_the_error_names_the_package_to_install(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

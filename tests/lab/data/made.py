@@ -1,4 +1,4 @@
-"""Tiny sets of image files, made for a test."""
+"""Makes tiny sets of image files for tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def picture(colour: int, seed: int, height: int = 20, width: int = 26) -> Image.Image:
-    """Noise with much of one of three colours, which tells its class."""
+    """Noise that is strong in one of three colours, which identifies the class."""
     pixels = np.random.default_rng(seed).integers(100, size=(height, width, 3), dtype=np.uint8)
     pixels[..., colour % 3] += 120
     return Image.fromarray(pixels)
 
 
 def class_folders(root: Path, classes: int = 3, train: int = 8, test: int = 3) -> Path:
-    """Lay ``train/<class>/`` and ``val/<class>/`` under a root."""
+    """Create ``train/<class>/`` and ``val/<class>/`` under a root."""
     for split, count in (("train", train), ("val", test)):
         for label in range(classes):
             folder = root / split / f"n{label:08}"
@@ -28,13 +28,13 @@ def class_folders(root: Path, classes: int = 3, train: int = 8, test: int = 3) -
 
 
 def lists(root: Path, parts: Iterable[int] = (2, 1, 1), images: int = 12) -> Path:
-    """Lay ``images/`` and the three split files of so many classes each under a root."""
+    """Create ``images/`` and the three split files under a root; ``parts`` counts their classes."""
     (root / "images").mkdir(parents=True)
     label = 0
     for name, classes in zip(("train", "val", "test"), parts, strict=True):
         rows = ["filename,label"]
         for _ in range(classes):
-            # Not in the order of the names.
+            # Not sorted by name.
             for i in reversed(range(images)):
                 file = f"n{label:08}{i:08}.jpg"
                 picture(label, 100 * label + i).save(root / "images" / file)

@@ -18,21 +18,21 @@ FOLDER = "cifar-10-batches-bin"
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> Cifar:
-    """Put a small layout in the place of the official one."""
+    """Replace the official layout with a small one."""
     small = dataclasses.replace(CIFARS[name], **changes)
     monkeypatch.setattr(cifar, "CIFARS", {**CIFARS, name: small})
     return small
 
 
 def make_records(labels: np.ndarray[Any, Any], seed: int) -> bytes:
-    """Records whose labels ``(N, label_bytes)`` are given and whose pixels are noise."""
+    """Return records with the given labels ``(N, label_bytes)`` and noise as pixels."""
     pixels = np.random.default_rng(seed).integers(256, size=(len(labels), 3072), dtype=np.uint8)
     return np.concatenate([labels.astype(np.uint8), pixels], 1).tobytes()
 
 
 @pytest.fixture
 def tiny10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10 of 20 images a file, with the digests of these very files."""
+    """CIFAR-10 with 20 images per file, and the digests of these files."""
     labels = (np.arange(20) % 10)[:, None]
     names = [*CIFARS["cifar10"].train_files, *CIFARS["cifar10"].test_files]
     folder = tmp_path / FOLDER
@@ -46,7 +46,7 @@ def tiny10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_binary_version_comes_out_as_it_was_put_in(tiny10: Path) -> None:
+def test_the_binary_version_is_read_correctly(tiny10: Path) -> None:
     images, labels, test_images, test_labels = read_cifar("cifar10", tiny10)
     assert images.shape == (100, 3, 32, 32)
     assert images.dtype == torch.uint8
@@ -61,7 +61,7 @@ def test_the_binary_version_comes_out_as_it_was_put_in(tiny10: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 8])
-def test_smaller_images_are_means_of_squares(tiny10: Path, size: int) -> None:
+def test_smaller_images_are_means_over_square_blocks(tiny10: Path, size: int) -> None:
     whole = load_dataset("cifar10", data_dir=tiny10)
     data = load_dataset("cifar10", data_dir=tiny10, image_size=size)
     assert isinstance(whole, TensorDataset)
@@ -73,19 +73,19 @@ def test_smaller_images_are_means_of_squares(tiny10: Path, size: int) -> None:
         means = torch.nn.functional.avg_pool2d(images.double(), 32 // size)
         assert small.dtype == torch.uint8
         torch.testing.assert_close(small.double(), torch.floor(means + 0.5), rtol=0, atol=0)
-    # The crop moves an image by as large a part of it; the statistics are those of the small ones.
+    # The crop padding shrinks with the image. The statistics are those of the small images.
     assert data.crop_padding == size // 8
     torch.testing.assert_close(
         data.std, data.train_images.float().std((0, 2, 3), correction=0)[:, None, None]
     )
 
 
-def test_a_size_that_does_not_divide_is_refused(tiny10: Path) -> None:
+def test_an_image_size_that_does_not_divide_32_raises_an_error(tiny10: Path) -> None:
     with pytest.raises(LabError, match=r"cifar10 must divide its 32 pixels: 1, 2, 4.*got 20"):
         load_dataset("cifar10", data_dir=tiny10, image_size=20)
 
 
-def test_one_changed_byte_is_noticed(tiny10: Path) -> None:
+def test_one_changed_byte_raises_an_error(tiny10: Path) -> None:
     file = tiny10 / FOLDER / "data_batch_3.bin"
     content = bytearray(file.read_bytes())
     content[5000] ^= 1
@@ -94,20 +94,20 @@ def test_one_changed_byte_is_noticed(tiny10: Path) -> None:
         read_cifar("cifar10", tiny10)
 
 
-def test_a_cut_off_file_is_noticed(tiny10: Path) -> None:
+def test_a_truncated_file_raises_an_error(tiny10: Path) -> None:
     file = tiny10 / FOLDER / "test_batch.bin"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(LabError, match=r"test_batch.bin has 61,459 bytes, expected 61,460.*unpack"):
         read_cifar("cifar10", tiny10)
 
 
-def test_a_missing_file_is_named(tiny10: Path) -> None:
+def test_the_error_names_a_missing_file(tiny10: Path) -> None:
     (tiny10 / FOLDER / "data_batch_2.bin").unlink()
     with pytest.raises(LabError, match=r"data_batch_2.bin is missing; unpack"):
         read_cifar("cifar10", tiny10)
 
 
-def test_no_directory_and_an_empty_one_say_what_is_expected(tmp_path: Path) -> None:
+def test_without_files_the_error_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"needs --data-dir.*cifar-10-batches-py or cifar-10-batch"):
         read_cifar("cifar10", None)
     with pytest.raises(
@@ -124,7 +124,7 @@ def test_the_official_digests_are_complete() -> None:
 
 @pytest.fixture
 def tiny100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-100 of 200 and 100 images."""
+    """CIFAR-100 with 200 training and 100 test images."""
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
     for name, count in (("train.bin", 200), ("test.bin", 100)):
@@ -135,7 +135,7 @@ def tiny100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_cifar100_takes_the_fine_label(tiny100: Path) -> None:
+def test_cifar100_uses_the_fine_label(tiny100: Path) -> None:
     images, labels, _, test_labels = read_cifar("cifar100", tiny100)
     assert labels.tolist() == list(range(100)) * 2
     assert test_labels.tolist() == list(range(100))
@@ -151,7 +151,9 @@ def test_cifar100_takes_the_fine_label(tiny100: Path) -> None:
         (0, 19, "superclasses that do not hold five classes each"),
     ],
 )
-def test_cifar100_labels_are_checked(tiny100: Path, offset: int, value: int, message: str) -> None:
+def test_invalid_cifar100_labels_raise_an_error(
+    tiny100: Path, offset: int, value: int, message: str
+) -> None:
     file = tiny100 / "cifar-100-binary" / "train.bin"
     content = bytearray(file.read_bytes())
     content[offset] = value
@@ -160,10 +162,11 @@ def test_cifar100_labels_are_checked(tiny100: Path, offset: int, value: int, mes
         read_cifar("cifar100", tiny100)
 
 
-def test_cifar100_superclasses_hold_five_classes_each(tiny100: Path) -> None:
+def test_a_cifar100_superclass_without_five_classes_raises_an_error(tiny100: Path) -> None:
     file = tiny100 / "cifar-100-binary" / "train.bin"
     content = bytearray(file.read_bytes())
-    # Both images of fine class 0 move to the second superclass: consistent, but four and six.
+    # Both images of fine class 0 move to the second superclass. The labels are consistent, but the
+    # superclasses have four and six classes.
     for record in (0, 100):
         content[record * 3074] = 1
     file.write_bytes(content)
@@ -171,7 +174,9 @@ def test_cifar100_superclasses_hold_five_classes_each(tiny100: Path) -> None:
         read_cifar("cifar100", tiny100)
 
 
-def test_an_archive_beside_is_checked(tiny100: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_next_to_the_files_is_checked(
+    tiny100: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = tiny100 / CIFARS["cifar100"].archive
     archive.write_bytes(b"not it")
     with pytest.raises(
@@ -184,7 +189,7 @@ def test_an_archive_beside_is_checked(tiny100: Path, monkeypatch: pytest.MonkeyP
 
 
 def make_python_version(path: Path) -> dict[str, list[list[str]]]:
-    """Lay down a tiny python version, and return the checksum lists that fit it."""
+    """Write a tiny Python version of CIFAR-10, and return its checksum lists."""
     folder = path / "cifar-10-batches-py"
     folder.mkdir()
     lists: dict[str, list[list[str]]] = {"train_list": [], "test_list": [], "meta": []}

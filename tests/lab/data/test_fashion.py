@@ -15,14 +15,14 @@ from sgdph.lab.errors import LabError
 
 
 def idx(array: np.ndarray) -> bytes:
-    """An array of bytes as torchvision's own reader takes it."""
+    """Encode an array of bytes in the format that torchvision reads."""
     sizes = b"".join(int(size).to_bytes(4, "big") for size in array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The set in 40 + 20 images, unpacked, where torchvision lays it."""
+    """The data set with 40 + 20 images, unpacked, where torchvision stores it."""
     folder = tmp_path / FOLDER
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pack(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack every file, and let torchvision know these files' MD5."""
+    """Pack every file, and give torchvision the MD5 of these files."""
     from torchvision.datasets import FashionMNIST
 
     resources = []
@@ -48,7 +48,7 @@ def pack(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FashionMNIST, "resources", resources)
 
 
-def test_it_is_what_torchvision_reads(tiny: Path) -> None:
+def test_the_images_and_labels_are_those_that_torchvision_reads(tiny: Path) -> None:
     from torchvision.datasets import FashionMNIST
 
     images, labels, test_images, test_labels = read_fashion_mnist(tiny)
@@ -60,7 +60,7 @@ def test_it_is_what_torchvision_reads(tiny: Path) -> None:
     assert images.dtype == torch.uint8
 
 
-def test_packed_files_and_files_in_the_directory_itself_read_the_same(
+def test_packed_files_and_files_directly_in_the_directory_read_the_same(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = read_fashion_mnist(tiny)
@@ -72,7 +72,7 @@ def test_packed_files_and_files_in_the_directory_itself_read_the_same(
         assert torch.equal(a, c)
 
 
-def test_a_damaged_packed_file_is_told_by_its_md5(
+def test_a_wrong_md5_of_a_packed_file_raises_an_error(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack(tiny, monkeypatch)
@@ -91,7 +91,7 @@ def test_a_damaged_packed_file_is_told_by_its_md5(
         ("train-labels-idx1-ubyte", lambda b: b[:-1] + b"\x00", "expected 10 classes of 4"),
     ],
 )
-def test_a_damaged_unpacked_file_is_told(
+def test_a_damaged_unpacked_file_raises_an_error(
     tiny: Path, name: str, change: object, message: str
 ) -> None:
     file = tiny / FOLDER / name
@@ -100,7 +100,7 @@ def test_a_damaged_unpacked_file_is_told(
         read_fashion_mnist(tiny)
 
 
-def test_missing_files_are_named_with_the_way_out(tiny: Path) -> None:
+def test_the_error_names_missing_files_and_how_to_get_them(tiny: Path) -> None:
     (tiny / FOLDER / "t10k-images-idx3-ubyte").unlink()
     with pytest.raises(LabError, match=r"lacks t10k-images-idx3-ubyte .*official.*--download"):
         read_fashion_mnist(tiny)
@@ -108,7 +108,7 @@ def test_missing_files_are_named_with_the_way_out(tiny: Path) -> None:
         read_fashion_mnist(None)
 
 
-def test_a_failed_download_is_an_error_of_ours(
+def test_a_failed_download_raises_a_lab_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision.datasets import FashionMNIST
@@ -118,7 +118,7 @@ def test_a_failed_download_is_an_error_of_ours(
         read_fashion_mnist(tmp_path / "data", download=True)
 
 
-def test_a_download_lands_where_it_is_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_downloaded_data_set_can_be_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import FashionMNIST
 
     expected = read_fashion_mnist(tiny)

@@ -1,4 +1,4 @@
-"""Sets of image files in training: the same bits whoever reads them, and errors that name files."""
+"""Training on image files: the same bits for any number of workers, and errors that name files."""
 
 import contextlib
 import dataclasses
@@ -58,11 +58,11 @@ def test_an_epoch_visits_every_image_once(root: Path) -> None:
     images, labels = batches[0]
     assert images.shape == (5, 3, SIZE, SIZE)
     assert images.dtype == torch.float32
-    # The colour tells the class, so images and labels belong together.
+    # The colour identifies the class, so images and labels match.
     assert images.mean((2, 3)).argmax(1).tolist() == labels.tolist()
 
 
-def test_workers_and_torchs_own_generator_change_no_bit(root: Path) -> None:
+def test_batches_do_not_depend_on_workers_or_torchs_generator(root: Path) -> None:
     first = epoch(loaded(root))
     torch.manual_seed(99)
     before = torch.get_rng_state()
@@ -70,7 +70,7 @@ def test_workers_and_torchs_own_generator_change_no_bit(root: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_an_epochs_augmentation_is_its_own(root: Path) -> None:
+def test_every_epoch_has_a_different_augmentation(root: Path) -> None:
     data = loaded(root)
     generator = torch.Generator().manual_seed(0)
     passes = []
@@ -78,11 +78,11 @@ def test_an_epochs_augmentation_is_its_own(root: Path) -> None:
         plan = plan_epoch(data, generator)
         images = torch.cat([x for x, _ in data.training_batches(plan, 5)])
         passes.append(images[plan.order.argsort()])
-    # Image by image in the folder's order: the same image, cut otherwise.
+    # Image by image in the folder's order: the same image, cropped differently.
     assert not any(torch.equal(a, b) for a, b in zip(*passes, strict=True))
 
 
-def test_processes_shares_make_up_the_batch(root: Path) -> None:
+def test_the_shares_of_all_processes_make_up_the_batch(root: Path) -> None:
     data = loaded(root)
     shares = [epoch(data, share=Share(rank, 2)) for rank in range(2)]
     for (images, labels), *parts in zip(epoch(data), *shares, strict=True):
@@ -98,7 +98,7 @@ def test_evaluation_images_are_resized_and_normalised(root: Path, name: str) -> 
     assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     picture = Image.open(root / "val" / "n00000001" / "val0.png")
     if name == "imagenet":
-        # 20 high, 26 wide: the shorter side to 18 = 16 x 256 / 224, then the middle.
+        # 20 high, 26 wide: resize the shorter side to 18 = 16 x 256 / 224, then crop the centre.
         left, top = (23 - 16 + 1) // 2, (18 - 16) // 2
         resized = picture.resize((23, 18), Image.Resampling.BILINEAR)
         expected = resized.crop((left, top, left + 16, top + 16))
@@ -112,7 +112,7 @@ def test_evaluation_images_are_resized_and_normalised(root: Path, name: str) -> 
     torch.testing.assert_close(images[3].double(), (pixels - mean) / std, atol=1e-5, rtol=1e-5)
 
 
-def test_validation_images_come_out_of_the_training_ones_and_are_not_augmented(root: Path) -> None:
+def test_validation_images_are_training_images_without_augmentation(root: Path) -> None:
     data = loaded(root, train_size=18, validation_size=6)
     assert (data.train_count, data.test_count) == (12, 6)
     paths = [
@@ -126,7 +126,7 @@ def test_validation_images_come_out_of_the_training_ones_and_are_not_augmented(r
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
+def test_the_error_names_an_unreadable_image(tmp_path: Path, workers: int) -> None:
     made.class_folders(tmp_path)
     file = tmp_path / "train" / "n00000001" / "train3.png"
     file.write_bytes(file.read_bytes()[:200])
@@ -134,19 +134,19 @@ def test_an_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
         epoch(loaded(tmp_path, workers))
 
 
-def test_a_pass_that_another_one_ended_says_so(root: Path) -> None:
+def test_a_pass_that_another_pass_has_ended_raises_an_error(root: Path) -> None:
     data = loaded(root, workers=1)
     plan = plan_epoch(data, torch.Generator().manual_seed(0))
     first = data.training_batches(plan, 5)
     whole = [next(first)]
     second = data.training_batches(plan, 5)
-    # Whatever the first has not used up is gone, and the second begins at the beginning.
+    # The rest of the first pass is lost, and the second pass starts from the beginning.
     assert same_bits(next(second), whole[0])
     with pytest.raises(RuntimeError, match="another pass over these images"):
         next(first)
 
 
-def test_workers_go_with_their_set_in_the_middle_of_a_pass(root: Path) -> None:
+def test_deleting_a_data_set_during_a_pass_ends_its_workers(root: Path) -> None:
     before = set(multiprocessing.active_children())
     data = loaded(root, workers=1)
     batches = data.training_batches(plan_epoch(data, torch.Generator().manual_seed(0)), 5)
@@ -158,7 +158,7 @@ def test_workers_go_with_their_set_in_the_middle_of_a_pass(root: Path) -> None:
     assert len(workers) == 2
     gc.disable()
     try:
-        # No cycle holds them: torch could not end in order the workers of one.
+        # Nothing holds them in a reference cycle: torch could not shut down such workers in order.
         del data, batches, evaluation
         assert gone() is None
     finally:
@@ -182,7 +182,7 @@ def config(root: Path, **options: object) -> RunConfig:
     )
 
 
-def test_a_run_resumes_to_the_bit_with_another_number_of_workers(
+def test_resuming_with_another_number_of_workers_gives_the_same_bits(
     tmp_path: Path, root: Path
 ) -> None:
     summary = start(config(root), tmp_path / "whole", loaded(root))
@@ -193,12 +193,12 @@ def test_a_run_resumes_to_the_bit_with_another_number_of_workers(
     assert same_bits(checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "cut"))
 
 
-def test_inspect_sees_the_same_batches_each_time(root: Path) -> None:
+def test_inspect_draws_the_same_batches_each_time(root: Path) -> None:
     from sgdph.lab.inspect.measure import draw_batches
     from sgdph.lab.run.start import prepare
 
     run = prepare(config(root, batch_size=10), loaded(root, workers=1))
-    # Two to an epoch, of three: the third is never asked for.
+    # Two of an epoch's three batches are drawn: the third is never requested.
     first, second = (list(draw_batches(run, 5)) for _ in range(2))
     assert same_bits(first, second)
     assert not torch.equal(first[0][0], first[2][0])
@@ -221,10 +221,10 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path, root: Path) -> 
         assert process.stdout is not None
         begun = itertools.takewhile(lambda line: not line.startswith("epoch "), process.stdout)
         assert list(begun)
-        # A terminal sends it to all of them.
+        # A terminal sends SIGINT to all processes.
         os.killpg(process.pid, signal.SIGINT)
         try:
-            # The pipe ends when the last process that holds it is gone.
+            # The pipe closes when the last process that holds it has ended.
             rest = process.communicate(timeout=120)[0]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -238,15 +238,15 @@ def hang_up(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_ctrl_c_while_a_batch_is_fetched_is_no_error_in_a_worker(
+def test_ctrl_c_while_fetching_a_batch_causes_no_error_in_a_worker(
     root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = loaded(root, workers=1)
-    epoch(data)  # starts the worker, which must not hang up itself
-    # Between the worker's challenge and our answer, which the worker waits for.
+    epoch(data)  # starts the worker, which must not be patched itself
+    # Interrupt between the worker's challenge and our answer, for which the worker waits.
     with monkeypatch.context() as patched:
         patched.setattr("multiprocessing.connection.answer_challenge", hang_up)
-        # pytest.raises would keep the error's frames, and with them the connection.
+        # pytest.raises would keep the error's frames alive, and with them the connection.
         with contextlib.suppress(KeyboardInterrupt):
             epoch(data)
             pytest.fail("no batch was handed over through a connection")
@@ -256,14 +256,14 @@ def test_ctrl_c_while_a_batch_is_fetched_is_no_error_in_a_worker(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_workers_are_as_many_as_there_are_cores_at_most_8() -> None:
+def test_the_default_number_of_workers_is_between_1_and_8() -> None:
     assert 1 <= pick_workers(None) <= 8
     assert pick_workers(0) == 0
     with pytest.raises(LabError, match=r"--data-workers must be at least 0.*got -1"):
         pick_workers(-1)
 
 
-def test_moved_to_where_it_is_it_keeps_its_workers(root: Path) -> None:
+def test_moving_a_data_set_to_its_own_device_returns_the_same_object(root: Path) -> None:
     data = loaded(root)
     assert data.to(torch.device("cpu")) is data
     moved = dataclasses.replace(data).to(torch.device("meta"))

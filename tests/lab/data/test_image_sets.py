@@ -1,4 +1,4 @@
-"""Mini-ImageNet and ImageNet as they lie on a disk: tiny made folders, and broken ones."""
+"""Mini-ImageNet and ImageNet on disk: tiny generated folders, and broken ones."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def names(files: ImageFiles) -> list[str]:
     return [Path(files.path(i)).name for i in range(len(files))]
 
 
-def test_the_lists_are_pooled_and_every_class_divided(tmp_path: Path) -> None:
+def test_the_lists_are_pooled_and_every_class_is_split(tmp_path: Path) -> None:
     found = read_mini_imagenet(made.lists(tmp_path))
     assert found.classes == 4
     assert found.train.labels.bincount().tolist() == [10] * 4
@@ -34,17 +34,17 @@ def test_the_lists_are_pooled_and_every_class_divided(tmp_path: Path) -> None:
         )
 
 
-def test_the_division_does_not_hang_on_the_order_of_the_lists(tmp_path: Path) -> None:
+def test_the_split_does_not_depend_on_the_order_of_the_lists(tmp_path: Path) -> None:
     root = made.lists(tmp_path)
     before = names(read_mini_imagenet(root).test)
     header, *rows = (root / "train.csv").read_text().split()
     (root / "train.csv").write_text("\n".join([header, *sorted(rows)]))
     assert names(read_mini_imagenet(root).test) == before
-    # For ever: figures hang on it.
+    # The split must never change: results depend on it.
     assert [name[-6:-4] for name in before] == EXPECTED_TEST
 
 
-def test_official_numbers_give_500_and_100_of_each_class(
+def test_the_official_lists_give_500_and_100_images_of_each_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [f"n{i // 600:08}{i % 600:08}.jpg,n{i // 600:08}" for i in range(60_000)]
@@ -59,21 +59,21 @@ def test_official_numbers_give_500_and_100_of_each_class(
     assert mini_imagenet.shortfall(found) is None
 
 
-def test_a_folder_of_the_sets_name_is_looked_into(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_the_data_set_is_searched(tmp_path: Path) -> None:
     made.class_folders(tmp_path / "mini-imagenet")
     made.class_folders(tmp_path / "imagenet", classes=2)
     assert read_mini_imagenet(tmp_path).classes == 3
     assert read_imagenet(tmp_path).classes == 2
 
 
-def test_class_folders_are_taken_in_any_number(tmp_path: Path) -> None:
+def test_class_folders_may_hold_any_number_of_classes(tmp_path: Path) -> None:
     made.class_folders(tmp_path)
     found = read_mini_imagenet(tmp_path)
     assert found.train.labels.bincount().tolist() == [8] * 3
     assert found.test.labels.bincount().tolist() == [3] * 3
     assert "not" not in found.layout
     assert str(mini_imagenet.shortfall(found)).startswith("3 classes and 33 images")
-    # Where there are both, test/ is for the test.
+    # If both exist, test/ is the test set.
     (tmp_path / "val" / "n00000000" / "val0.png").unlink()
     (tmp_path / "val").rename(tmp_path / "test")
     made.class_folders(tmp_path / "other")
@@ -114,13 +114,15 @@ def cut_line(root: Path) -> None:
         (lambda root: (root / "test.csv").write_text(""), r"test.csv begins with nothing"),
     ],
 )
-def test_broken_lists_are_told(tmp_path: Path, harm: object, message: str) -> None:
+def test_broken_lists_raise_an_error_that_says_what_is_wrong(
+    tmp_path: Path, harm: object, message: str
+) -> None:
     harm(made.lists(tmp_path))  # type: ignore[operator]
     with pytest.raises(LabError, match=message):
         read_mini_imagenet(tmp_path)
 
 
-def test_nothing_there_says_what_is_expected(tmp_path: Path) -> None:
+def test_without_files_the_error_says_what_is_expected(tmp_path: Path) -> None:
     for read, name in ((read_mini_imagenet, "mini-imagenet"), (read_imagenet, "imagenet")):
         with pytest.raises(LabError, match=rf"{name} needs --data-dir DIR.*train/<class>/"):
             read(None)
@@ -128,7 +130,7 @@ def test_nothing_there_says_what_is_expected(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-def test_the_few_shot_split_is_refused(tmp_path: Path) -> None:
+def test_a_few_shot_split_raises_an_error(tmp_path: Path) -> None:
     made.class_folders(tmp_path)
     (tmp_path / "val" / "n00000000").rename(tmp_path / "val" / "n00000009")
     for read in (read_mini_imagenet, read_imagenet):
@@ -136,7 +138,7 @@ def test_the_few_shot_split_is_refused(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_class_without_images(tmp_path: Path) -> None:
     made.class_folders(tmp_path)
     (tmp_path / "train" / "n00000007").mkdir()
     with pytest.raises(LabError, match=r"train must hold a folder of images per class.*n00000007"):
@@ -144,14 +146,14 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
 
 
 def with_meta(root: Path, classes: int = 3, test: int = 9) -> Path:
-    """ImageNet in small, with the file that torchvision makes of the development kit."""
+    """A small ImageNet, with the file that torchvision makes from the development kit."""
     made.class_folders(root)
     wnids = {f"n{label:08}": (f"name {label}",) for label in range(classes)}
     torch.save((wnids, [f"n{i % classes:08}" for i in range(test)]), root / "meta.bin")
     return root
 
 
-def test_imagenet_goes_through_torchvision_where_its_kit_is_there(tmp_path: Path) -> None:
+def test_imagenet_with_its_development_kit_is_read_by_torchvision(tmp_path: Path) -> None:
     found = read_imagenet(with_meta(tmp_path))
     assert found.layout == "torchvision.datasets.ImageNet"
     assert (found.classes, len(found.train), len(found.test)) == (3, 24, 9)
@@ -168,14 +170,14 @@ def test_imagenet_goes_through_torchvision_where_its_kit_is_there(tmp_path: Path
         (3, 12, r"has 9 images in val/, and meta.bin lists 12: unpack"),
     ],
 )
-def test_half_unpacked_imagenet_is_told(
+def test_half_unpacked_imagenet_raises_an_error(
     tmp_path: Path, classes: int, test: int, message: str
 ) -> None:
     with pytest.raises(LabError, match=message):
         read_imagenet(with_meta(tmp_path, classes, test))
 
 
-def test_a_damaged_kit_is_told(tmp_path: Path) -> None:
+def test_a_damaged_development_kit_raises_an_error(tmp_path: Path) -> None:
     (with_meta(tmp_path) / "meta.bin").write_bytes(b"nothing of the kind")
     with pytest.raises(LabError, match=r"torchvision cannot read .*meta.bin is damaged.*unpack"):
         read_imagenet(tmp_path)

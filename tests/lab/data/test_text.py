@@ -26,14 +26,14 @@ def text() -> TextDataset:
     return data
 
 
-def test_a_window_is_followed_by_itself_one_character_on() -> None:
+def test_targets_are_the_windows_shifted_by_one_character() -> None:
     sample = "".join(CHARACTERS[i % 96] for i in range(3 * LENGTH))
     here, following = windows(sample + "é")
     assert here.shape == following.shape == (3, LENGTH)
     joined = here.flatten().tolist()
     assert [CHARACTERS[i] for i in joined] == list(sample)
     assert following.flatten().tolist()[:-1] == joined[1:]
-    # Whatever is not in the alphabet reads as a space.
+    # A character that is not in the alphabet is read as a space.
     assert CHARACTERS[following[-1, -1]] == " "
 
 
@@ -42,7 +42,7 @@ def test_training_and_test_text_share_no_window() -> None:
     rows = [
         {bytes(row) for row in images.numpy()} for images in (data.train_images, data.test_images)
     ]
-    # Rulers of dashes and blank lines may stand in both.
+    # Lines of dashes and blank lines may occur in both.
     common = [row for row in rows[0] & rows[1] if len(set(row)) > 12]
     assert not common
     assert len(data.train_images) > 5 * len(data.test_images) > 1000
@@ -57,7 +57,7 @@ def test_a_subset_is_spread_over_the_whole_text(text: TextDataset) -> None:
         load_dataset("pydoc", train_size=10**6)
 
 
-def test_no_position_sees_what_comes_after_it() -> None:
+def test_no_position_depends_on_later_characters() -> None:
     torch.manual_seed(0)
     model = build_model("transformer", in_channels=96, classes=96).eval()
     first = torch.randint(96, (2, LENGTH))
@@ -67,7 +67,7 @@ def test_no_position_sees_what_comes_after_it() -> None:
     assert a.shape == (2, 96, LENGTH)
     torch.testing.assert_close(a[:, :, :40], b[:, :, :40])
     assert not torch.allclose(a[:, :, 41:], b[:, :, 41:])
-    # A shorter window gives the same beginnings.
+    # A shorter window gives the same outputs at its positions.
     torch.testing.assert_close(model(first[:, :10]), a[:, :, :10])
 
 
@@ -83,7 +83,9 @@ def test_evaluation_is_the_mean_over_all_characters(text: TextDataset) -> None:
     assert accuracy == pytest.approx(hits, abs=1e-4)
 
 
-def test_it_trains_and_resumes_to_the_bit(tmp_path: Path, text: TextDataset) -> None:
+def test_the_transformer_trains_and_resuming_gives_the_same_bits(
+    tmp_path: Path, text: TextDataset
+) -> None:
     options = {"dataset": "pydoc", "train_size": 100, "epochs": 3, "batch_size": 25, "lr": 0.3}
     config = resolve({**options, "threads": 1, "device": "cpu"})
     summary = start(config, tmp_path / "whole", text)
@@ -96,7 +98,7 @@ def test_it_trains_and_resumes_to_the_bit(tmp_path: Path, text: TextDataset) -> 
 
 
 @pytest.mark.parametrize("optimizer", ["adahessian", "sophiah"])
-def test_optimizers_that_differentiate_the_gradients_train_it(
+def test_optimizers_that_differentiate_gradients_train_the_transformer(
     optimizer: str, tmp_path: Path, text: TextDataset
 ) -> None:
     options = {"dataset": "pydoc", "train_size": 100, "epochs": 1, "batch_size": 25}
@@ -104,7 +106,7 @@ def test_optimizers_that_differentiate_the_gradients_train_it(
     assert start(config, tmp_path, text)["status"] == "finished"
 
 
-def test_a_batch_is_characters_and_their_followers(text: TextDataset) -> None:
+def test_a_batch_holds_characters_and_the_characters_after_them(text: TextDataset) -> None:
     plan = plan_epoch(text, torch.Generator().manual_seed(0))
     x, y = training_batch(text, plan.at(torch.arange(7)))
     assert x.dtype == y.dtype == torch.int64
@@ -112,7 +114,7 @@ def test_a_batch_is_characters_and_their_followers(text: TextDataset) -> None:
 
 
 @pytest.mark.parametrize(("dataset", "model"), [("pydoc", "resnet8"), ("digits", "transformer")])
-def test_text_and_images_are_not_mixed_up(dataset: str, model: str) -> None:
+def test_a_model_that_does_not_fit_the_data_raises_an_error(dataset: str, model: str) -> None:
     data = load_dataset(dataset, train_size=100)
     config = resolve({"dataset": dataset, "model": model, "device": "cpu", "threads": 1})
     with pytest.raises(LabError, match="for text use --model transformer"):

@@ -1,4 +1,4 @@
-"""The part of the training images that is held out to evaluate on."""
+"""The part of the training images that is held out for evaluation."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def loaded(name: str, train: int | None = None, validation: int | None = None) -
 
 
 @pytest.mark.parametrize("train", [None, 400])
-def test_it_is_taken_out_of_the_training_images_in_use_and_of_nothing_else(
+def test_validation_images_come_only_from_the_training_images_in_use(
     train: int | None,
 ) -> None:
     whole, split = loaded("digits", train), loaded("digits", train, 100)
@@ -35,13 +35,13 @@ def test_it_is_taken_out_of_the_training_images_in_use_and_of_nothing_else(
     assert [label_of[image] for image in kept] == split.train_labels.tolist()
 
 
-def test_the_statistics_are_those_of_the_images_trained_on() -> None:
+def test_the_statistics_exclude_the_validation_images() -> None:
     split = loaded("digits", 100, 90)
     assert torch.equal(split.mean, channel_statistics(split.train_images)[0])
     assert not torch.equal(split.mean, loaded("digits", 100).mean)
 
 
-def test_text_is_held_out_all_over_it() -> None:
+def test_held_out_text_is_spread_over_the_whole_text() -> None:
     whole, split = loaded("pydoc"), loaded("pydoc", validation=100)
     assert split.train_count == whole.train_count - 100
     places = [int((whole.train_images == row).all(1).nonzero()[0]) for row in split.test_images]
@@ -51,7 +51,7 @@ def test_text_is_held_out_all_over_it() -> None:
 
 
 @pytest.mark.parametrize(("train", "size"), [(None, 9), (None, 1288), (50, 41)])
-def test_a_size_that_cannot_be_is_refused(train: int | None, size: int) -> None:
+def test_an_impossible_validation_size_raises_an_error(train: int | None, size: int) -> None:
     most = (train or 1297) - 10
     with pytest.raises(
         LabError, match=rf"--validation-size for digits.*between 10 .* and {most} .*got {size}"
@@ -59,13 +59,13 @@ def test_a_size_that_cannot_be_is_refused(train: int | None, size: int) -> None:
         load_dataset("digits", train_size=train, validation_size=size)
 
 
-def test_nothing_is_held_out_unless_asked() -> None:
+def test_nothing_is_held_out_by_default() -> None:
     used, held = SplitSizes().split("made", torch.tensor([0, 1, 0]))
     assert held is None
     assert used.tolist() == [0, 1, 2]
 
 
-def test_an_image_size_is_for_some_sets() -> None:
+def test_an_image_size_for_a_data_set_of_fixed_size_raises_an_error() -> None:
     names = ", ".join(RESIZED_SETS)
     with pytest.raises(
         LabError, match=rf"--image-size is for {names}; the size of digits.*leave the option out"

@@ -8,7 +8,7 @@ from sgdph.lab.inspect.figures import Candidate
 
 
 def candidates(*seconds: float) -> list[Candidate]:
-    """Scales and shifts in turn, as in a network with norm layers."""
+    """Make scales and shifts in turn, as in a network with norm layers."""
     kinds = ("bn scale", "bn shift")
     return [
         Candidate(f"layer{i // 2}.{('weight', 'bias')[i % 2]}", f"l{i}", kinds[i % 2], 16, each)
@@ -16,7 +16,7 @@ def candidates(*seconds: float) -> list[Candidate]:
     ]
 
 
-def test_ends_first_then_the_farthest() -> None:
+def test_spread_takes_the_ends_first_and_then_the_farthest() -> None:
     assert spread(9) == [0, 8, 4, 2, 6, 1, 3, 5, 7]
     assert [spread(n) for n in range(4)] == [[], [0], [0, 1], [0, 2, 1]]
 
@@ -27,7 +27,7 @@ def test_kinds_take_turns_and_each_is_spread() -> None:
     assert names == [*ends, "layer1.weight", "layer1.bias"]
 
 
-def test_a_budget_for_all_takes_all_in_their_own_order() -> None:
+def test_a_budget_for_all_blocks_takes_all_in_their_order() -> None:
     plan = make_plan(candidates(*[1.0] * 10), 10.0, None)
     assert plan.chosen == tuple(each.name for each in plan.candidates)
     assert plan.left_out == []
@@ -35,26 +35,26 @@ def test_a_budget_for_all_takes_all_in_their_own_order() -> None:
     assert set(plan.pictured) <= set(plan.chosen)
 
 
-def test_the_budget_is_never_passed_and_one_costly_block_keeps_no_others_out() -> None:
+def test_the_budget_holds_and_a_costly_block_does_not_exclude_others() -> None:
     plan = make_plan(candidates(8.0, 9.0, 1.0, 1.0, 1.0, 1.0), 10.0, None)
     assert plan.chosen == ("layer1.weight", "layer1.bias", "layer2.weight", "layer2.bias")
     assert [each.name for each in plan.left_out] == ["layer0.weight", "layer0.bias"]
-    # What is left over is given to the costly ones as well.
+    # The rest of the budget is used for a costly block.
     plan = make_plan(candidates(6.0, 9.0, 1.0, 1.0, 1.0, 1.0), 10.0, None)
     assert "layer0.weight" in plan.chosen
     assert sum(e.estimated_seconds for e in plan.candidates if e.name in plan.chosen) <= 10.0
 
 
-def test_too_small_a_budget_says_what_the_quickest_block_takes() -> None:
+def test_the_error_on_a_small_budget_names_the_quickest_block() -> None:
     with pytest.raises(LabError, match=r"no block fits --budget 1 s: the quickest, l1.*about 2 s"):
         make_plan(candidates(3.0, 2.0), 1.0, None)
 
 
-def test_layers_are_taken_whatever_they_cost() -> None:
+def test_named_layers_are_taken_whatever_they_cost() -> None:
     plan = make_plan(candidates(*[99.0] * 6), 1.0, "layer1.*, *2.bias")
     assert plan.chosen == ("layer1.weight", "layer1.bias", "layer2.bias")
 
 
-def test_a_pattern_that_fits_nothing_names_what_there_is() -> None:
+def test_the_error_on_an_unmatched_pattern_lists_the_parameters() -> None:
     with pytest.raises(LabError, match=r"--layers 'conv\*' fits no Newton parameter.*layer0\.bias"):
         make_plan(candidates(1.0, 1.0), 9.0, "layer0.*,conv*")

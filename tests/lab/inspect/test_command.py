@@ -29,7 +29,7 @@ SMALL = (
 TINY = ("--batches", "2", "--probes", "2", "--layers", "bn.weight,blocks.2.bn2.bias")
 PNGS = ("shares.png", "errors.png", "multipliers.png", "blocks.png")
 
-# What is made once for the module is made by one worker alone.
+# All tests of this file run in one worker, so that the module's fixtures are made only once.
 pytestmark = pytest.mark.xdist_group("inspect")
 
 
@@ -47,14 +47,14 @@ def without_seconds(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the pictures blank: they take most of a report's time."""
+    """Write empty pictures, because drawing takes most of a report's time."""
     blank = dict.fromkeys(PNGS, lambda inspection, path: path.write_bytes(b""))
     monkeypatch.setattr(report, "DRAW", blank)
 
 
 @pytest.fixture(scope="module")
 def sgdm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of SGDM of 2 epochs, with its start kept."""
+    """Train SGDM for 2 epochs, and keep the checkpoint of the start."""
     path = tmp_path_factory.mktemp("runs") / "sgdm"
     words = ("--epochs", "2", "--optimizer", "sgdm", "--keep-checkpoints", "0", "--out", path)
     assert main(["train", *SMALL, *map(str, words)]) == 0
@@ -63,14 +63,14 @@ def sgdm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An inspection that trained its run of 1 epoch, and what it said."""
+    """Make an inspection that trains its own run of 1 epoch; return its path and its output."""
     path, said = tmp_path_factory.mktemp("inspections") / "whole", io.StringIO()
     with contextlib.redirect_stdout(said):
         assert inspect(*SMALL, *TINY, "--epochs", "1", "--out", path) == 0
     return path, said.getvalue()
 
 
-def test_from_options_to_files(whole: tuple[Path, str]) -> None:
+def test_inspect_trains_measures_and_writes_its_files(whole: tuple[Path, str]) -> None:
     tmp_path, said = whole
     for name in ("report.html", "table.csv", "inspect.json", *PNGS):
         assert str(tmp_path / name) in said
@@ -87,7 +87,7 @@ def test_from_options_to_files(whole: tuple[Path, str]) -> None:
         assert (record["held_cosine"] is None) == (record["epoch"] == 0 or not record["refreshes"])
         fields = set(content["fields"]) | set(ERRORS)
         assert set(record) <= fields
-    # Before the first step nothing was visited; one epoch of four steps visits four of all.
+    # Before the first step, nothing was visited. An epoch of four steps visits four parameters.
     assert [m["source"] for m in content["multipliers"]] == [
         "held" if m["refreshes"] else "unvisited" for m in content["multipliers"]
     ]
@@ -95,7 +95,7 @@ def test_from_options_to_files(whole: tuple[Path, str]) -> None:
     assert all(m["max"] == 1 for m in content["multipliers"] if m["source"] == "unvisited")
     count = len(content["plan"]["candidates"])
     assert f"At epoch 1, {count - 4} of {count} Newton parameters had no visit yet" in said
-    # 2B batches of 25 are all of the 100 examples, and no more.
+    # The 2B batches of 25 hold each of the 100 examples once.
     assert content["warnings"] == []
     assert "Warning" not in said
     assert len(content["plan"]["left_out"]) == len(content["plan"]["candidates"]) - 2
@@ -105,14 +105,14 @@ def test_from_options_to_files(whole: tuple[Path, str]) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "hollow grey circle" in page
     check_folder(tmp_path)
-    # Opens offline: every picture is inside, nothing is fetched.
+    # The page opens offline: every picture is embedded, and nothing is fetched.
     assert page.count("data:image/png;base64,") == len(PNGS)
     assert not re.search(r"https?://|<script|<link|url\(|@import", page)
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
 @pytest.mark.usefixtures("blank_pictures")
-def test_what_is_there_is_clobbered_only_on_demand_and_the_start_alone_needs_no_training(
+def test_only_overwrite_replaces_an_inspection_and_epoch_0_is_not_trained(
     tmp_path: Path, whole: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "copy"
@@ -127,7 +127,7 @@ def test_what_is_there_is_clobbered_only_on_demand_and_the_start_alone_needs_no_
     assert [each["epoch"] for each in read(out)["checkpoints"]] == [0]
 
 
-def test_the_run_that_is_to_be_inspected_is_not_overwritten(
+def test_overwriting_the_inspected_run_is_an_error(
     tmp_path: Path, whole: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "copy"
@@ -139,7 +139,7 @@ def test_the_run_that_is_to_be_inspected_is_not_overwritten(
 
 
 @pytest.mark.usefixtures("blank_pictures")
-def test_an_interrupted_inspection_is_carried_on_to_the_same_figures(
+def test_resuming_an_inspection_gives_the_same_results(
     tmp_path: Path,
     whole: tuple[Path, str],
     capsys: pytest.CaptureFixture[str],
@@ -172,7 +172,7 @@ def test_an_interrupted_inspection_is_carried_on_to_the_same_figures(
     assert without_seconds(read(broken)) == without_seconds(read(whole[0]))
 
 
-def test_a_run_of_sgdm_has_everything_but_a_held_average(
+def test_a_run_of_sgdm_has_all_results_but_the_held_average(
     tmp_path: Path, sgdm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {file.name: file.read_bytes() for file in sgdm.iterdir()}
@@ -206,7 +206,7 @@ def test_a_run_of_sgdm_has_everything_but_a_held_average(
         (("--resume",), "holds no inspection to resume"),
     ],
 )
-def test_wrong_options_are_one_message_and_leave_nothing(
+def test_a_wrong_option_is_one_message_and_writes_nothing(
     tmp_path: Path,
     sgdm: Path,
     capsys: pytest.CaptureFixture[str],
@@ -219,7 +219,7 @@ def test_wrong_options_are_one_message_and_leave_nothing(
     assert not out.exists()
 
 
-def test_too_small_a_budget_can_be_raised(
+def test_resume_can_raise_a_budget_that_is_too_small(
     tmp_path: Path, sgdm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--run", sgdm, "--batches", "1", "--checkpoints", "0", "--out", tmp_path)
@@ -233,13 +233,13 @@ def test_too_small_a_budget_can_be_raised(
     assert not re.search(r"\b1 (visits|batches)", said)
 
 
-def test_the_checkpoints_of_a_run_trained_here() -> None:
+def test_default_checkpoints_are_start_quarter_half_and_end() -> None:
     assert quarters(12) == (0, 3, 6, 12)
     assert quarters(1) == (0, 1)
 
 
 @pytest.mark.usefixtures("blank_pictures")
-def test_a_run_that_was_overwritten_meanwhile_is_not_mixed_in(
+def test_resume_after_the_run_was_changed_is_an_error(
     tmp_path: Path, sgdm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
@@ -261,7 +261,7 @@ def test_a_run_that_was_overwritten_meanwhile_is_not_mixed_in(
     assert (out / "inspect.json").read_bytes() == before
 
 
-def test_a_run_that_diverged_too_early_is_one_message(
+def test_a_run_that_diverges_before_any_checkpoint_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (*SMALL, *TINY, "--epochs", "2", "--lr", "1e30", "--optimizer", "sgdm")
@@ -275,7 +275,7 @@ def test_a_run_that_diverged_too_early_is_one_message(
         command.reached(run, [1], [2])
 
 
-def test_batches_that_share_examples_are_warned_of_and_a_control_is_named(
+def test_batches_that_share_examples_and_controls_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--optimizer", "sgdph-fixed10", "--checkpoints", "0", "--layers", "bn.bias")

@@ -1,4 +1,4 @@
-"""One checkpoint's measurement against dense Hessians by another route."""
+"""The measurement at a checkpoint against dense Hessians that are computed in another way."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_block_is_the_hessian_of_the_training_loss(tmp_path: Path, digits: Dat
     expected = ((first.abs() - second.abs()).norm() / second.norm()).item()
     assert record.errors["exact_one_relative_error"] == pytest.approx(expected, rel=1e-8)
     assert record.diagonal == pytest.approx(second.abs().mean().item())
-    # The cycle came to this parameter once in the epoch's four steps.
+    # The cycle refreshed this parameter once in the epoch's four steps.
     state = torch.load(path, weights_only=True)["optimizer"]["state"][2]
     average = state["hessian"].abs().double() / (1 - 0.9 ** state["refreshes"].item())
     expected = ((average - second.abs()).norm() / second.norm()).item()
@@ -88,7 +88,7 @@ def test_a_block_is_the_hessian_of_the_training_loss(tmp_path: Path, digits: Dat
     assert again.errors == record.errors
 
 
-def test_a_transformers_block_is_that_of_its_loss_with_any_attention() -> None:
+def test_a_transformers_block_matches_gradients_of_default_attention() -> None:
     words = {"dataset": "pydoc", "train_size": 100, "device": "cpu", "threads": 1}
     run = at_checkpoint(resolve(words), load_dataset("pydoc", train_size=100), None, True)
     (batch,) = draw_batches(run, 1)
@@ -102,25 +102,25 @@ def test_a_transformers_block_is_that_of_its_loss_with_any_attention() -> None:
         loss = F.cross_entropy(functional_call(model, {name: w}, (batch[0],)), batch[1])
         return torch.autograd.grad(loss, w)[0]
 
-    # Differences of the gradients that torch's default attention has.
+    # Finite differences of the gradient, which uses torch's default attention.
     steps = 1e-5 * torch.eye(32, dtype=torch.float64)
     rows = [(gradient(weight + step) - gradient(weight - step)) / 2e-5 for step in steps]
     torch.testing.assert_close(block, torch.stack(rows), rtol=1e-6, atol=1e-9)
 
 
-def test_batches_are_augmented_training_batches_and_the_same_at_every_call(digits: Dataset) -> None:
+def test_batches_are_training_batches_and_the_same_at_every_call(digits: Dataset) -> None:
     run = at_checkpoint(resolve(SMALL), digits, None, False)
     first, second = list(draw_batches(run, 6)), list(draw_batches(run, 6))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
     assert all(len(labels) == 25 for _, labels in first)
-    # Four batches are an epoch of 100 images: none of them twice.
+    # Four batches are an epoch of 100 images, so no image appears twice.
     assert len(torch.cat([x.flatten(1) for x, _ in first[:4]]).unique(dim=0)) == len(
         digits.normalise(digits.train_images).flatten(1).unique(dim=0)
     )
     assert not torch.equal(first[0][0], first[4][0])
 
 
-def test_the_model_gets_back_its_buffers_and_its_mode(digits: Dataset) -> None:
+def test_training_mode_restores_the_models_buffers_and_mode(digits: Dataset) -> None:
     run = at_checkpoint(resolve(SMALL), digits, None, False)
     model = run.state.model.eval()
     before = {name: b.clone() for name, b in model.named_buffers()}

@@ -37,7 +37,9 @@ def old_weight_norm() -> nn.Module:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_labels_and_kinds(layer: nn.Module, expected: dict[str, str]) -> None:
+def test_newton_parameters_have_the_right_labels_and_kinds(
+    layer: nn.Module, expected: dict[str, str]
+) -> None:
     model = nn.Sequential(layer, nn.Linear(3, 2))
     found = newton_parameters(model)
     assert {each.label: each.kind for each in found} == expected

@@ -1,4 +1,4 @@
-"""Figures of known blocks against a slow reference written with numpy, entry by entry."""
+"""Results for known blocks against a slow reference in numpy, entry by entry."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cosine(h: np.ndarray, d: np.ndarray) -> float:
 
 
 def average(visits: list[np.ndarray]) -> np.ndarray:
-    """The weights of a bias-corrected running average, written out."""
+    """Compute a bias-corrected running average from its explicit weights."""
     weights = [BETA2 ** (len(visits) - 1 - t) for t in range(len(visits))]
     return sum(w * h for w, h in zip(weights, visits, strict=True)) / sum(weights)
 
@@ -52,7 +52,7 @@ def hutchinson(block: np.ndarray, visit: int, sequence: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("measure", [relative_error, cosine], ids=lambda f: f.__name__)
-def test_errors_are_those_of_the_slow_reference(measure: object) -> None:
+def test_errors_match_the_slow_reference(measure: object) -> None:
     assert callable(measure)
     blocks = symmetric_blocks()
     arrays = [block.numpy() for block in blocks]
@@ -86,7 +86,7 @@ def test_an_estimate_that_does_not_exist_has_no_error() -> None:
     assert found["held_relative_error"] is None
 
 
-def test_no_estimate_has_seen_the_batches_of_the_reference() -> None:
+def test_the_row_sum_average_does_not_use_the_reference_batches() -> None:
     blocks = symmetric_blocks()
     changed = [*blocks[:B], *(3 * block for block in blocks[B:])]
     first, second = sketch_of(blocks), sketch_of(changed)
@@ -94,7 +94,7 @@ def test_no_estimate_has_seen_the_batches_of_the_reference() -> None:
     assert torch.allclose(second.reference, 3 * first.reference)
 
 
-def test_shares_are_of_all_blocks() -> None:
+def test_shares_and_mean_are_of_all_blocks() -> None:
     blocks = symmetric_blocks()
     sketch = sketch_of(blocks)
 
@@ -109,7 +109,7 @@ def test_shares_are_of_all_blocks() -> None:
     assert sketch.negatives == pytest.approx(negatives)
 
 
-def test_the_extremes_of_the_share() -> None:
+def test_the_off_diagonal_share_of_extreme_blocks() -> None:
     assert off_diagonal_share(torch.diag(torch.tensor([1.0, -2.0]))) == 0.0
     assert off_diagonal_share(torch.tensor([[0.0, 3.0], [3.0, 0.0]])) == 1.0
     assert math.isnan(off_diagonal_share(torch.zeros(2, 2)))

@@ -21,7 +21,7 @@ from sgdph.lab.run.start import prepare
 SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 
 
-def test_torchvisions_networks_by_name() -> None:
+def test_torchvision_networks_are_built_by_name() -> None:
     model = build_model("torchvision:resnet18", in_channels=3, classes=7)
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
     with pytest.raises(LabError, match=r"3 channels, but these have 1"):
@@ -40,7 +40,7 @@ def test_torchvisions_networks_by_name() -> None:
         ("timm:", "timm has no network ''"),
     ],
 )
-def test_what_cannot_be_had_is_said(name: str, words: str) -> None:
+def test_the_error_on_an_unavailable_network_says_why(name: str, words: str) -> None:
     with pytest.raises(LabError, match=words):
         build_model(name, in_channels=3, classes=7)
 
@@ -51,7 +51,7 @@ def test_side_branches_are_left_out(name: str) -> None:
     assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 3)
 
 
-def test_torchvisions_resnets_without_norms() -> None:
+def test_torchvision_resnets_without_norms() -> None:
     model = build_model("torchvision:resnet18-wn", in_channels=3, classes=10)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 20
@@ -59,7 +59,7 @@ def test_torchvisions_resnets_without_norms() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     newton = sgdph.param_groups(model)[0]["param_names"]
     assert {name.rpartition(".")[2] for name in newton} == {"original0", "bias"}
-    # The same draws; eight blocks' last convolutions start √8 times smaller.
+    # The draws are the same, but the last convolutions of the 8 blocks start √8 times smaller.
     weights = {}
     for form in ("", "-plain"):
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_torchvisions_resnets_without_norms() -> None:
         torch.testing.assert_close(weight * factor, weights[""][key])
 
 
-def test_weight_norm_starts_as_torchvisions_plain_network() -> None:
+def test_a_weight_normalised_resnet_starts_equal_to_the_plain_one() -> None:
     models = []
     for form in ("-plain", "-wn"):
         torch.manual_seed(0)
@@ -89,16 +89,16 @@ def test_a_network_of_timm_trains_on_grey_images(tmp_path: Path) -> None:
     assert last["train_loss"] < first["train_loss"]
 
 
-def test_cost_takes_networks_of_timm() -> None:
+def test_cost_can_build_networks_of_timm() -> None:
     assert build_network("timm:test_resnet")(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
 
 
-def test_images_that_a_network_does_not_take_are_refused_before_the_run(digits: Dataset) -> None:
+def test_images_that_a_network_cannot_take_raise_an_error_before_the_run(digits: Dataset) -> None:
     with pytest.raises(LabError, match="--model timm:test_vit does not take images of 1x8x8"):
         prepare(tiny_config(model="timm:test_vit"), digits)
 
 
-def test_what_makes_no_logits_is_refused() -> None:
+def test_a_network_with_a_wrong_output_shape_raises_an_error() -> None:
     images = torch.zeros(2, 1, 4, 4)
     for model in (nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Linear(16, 4))):
         with pytest.raises(LabError, match=r"must make logits \(2, 3\)"):

@@ -17,15 +17,15 @@ from sgdph.lab.options.resolution import resolve
     ("name", "channels", "classes", "parameters"),
     [
         ("resnet18", 3, 100, 11_220_132),
-        # 16 * 9 * 3 less than with a colour stem: 75,290.
+        # 16 * 9 * 2 less than the 75,290 with three input channels.
         ("resnet8", 1, 10, 75_002),
         ("resnet8-gn", 3, 10, 75_290),
         ("resnet8-in", 3, 10, 75_290),
         ("resnet8-ln", 3, 10, 75_290),
-        # torchvision's own counts of ImageNet's networks, less 990 classes of 513 numbers.
+        # torchvision's count for ImageNet, minus 990 classes with 513 parameters each.
         ("torchvision:resnet18", 3, 10, 11_689_512 - 990 * 513),
         ("torchvision:resnet18-wn", 3, 10, 11_689_512 - 990 * 513),
-        # 4,800 channels: a bias each where batch norm has scale and shift.
+        # Each of 4,800 channels has a bias, instead of batch norm's scale and shift.
         ("torchvision:resnet18-plain", 3, 10, 11_689_512 - 990 * 513 - 4_800),
     ],
 )
@@ -37,13 +37,13 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# Weights of the convolutions, their output channels, and the linear layer.
+# Numbers of convolution weights, of their output channels, and of the linear layer's parameters.
 FORMS = {
     # 0.27 M and 0.85 M in table 6 of He et al. (2016).
     "resnet8": (74_160, 240, 650),
     "resnet20": (267_696, 688, 650),
     "resnet56": (848_304, 2_032, 650),
-    # The counts that the specification names: 11,173,962 and 23,520,842.
+    # The specification gives the counts 11,173,962 and 23,520,842.
     "resnet18": (11_159_232, 4_800, 5_130),
     "resnet50": (23_447_232, 26_560, 20_490),
     "vgg11": (9_217_728, 2_752, 5_130),
@@ -54,7 +54,7 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_parameter_counts_of_every_form(name: str) -> None:
-    """Scale and shift, or bias, or length and bias, for every output channel."""
+    """Every output channel has scale and shift, or a bias, or length and bias."""
     weights, channels, linear = FORMS[name]
     counts = {
         form: count(build_model(name + form, in_channels=3, classes=10))
@@ -65,13 +65,13 @@ def test_parameter_counts_of_every_form(name: str) -> None:
     assert counts[""] == counts["-plain" if name.startswith("vgg") else "-bn"]
 
 
-def test_the_specified_counts() -> None:
+def test_the_table_gives_the_specified_counts_of_resnet18_and_resnet50() -> None:
     weights, channels, linear = zip(FORMS["resnet18"], FORMS["resnet50"], strict=True)
     totals = [w + 2 * c + f for w, c, f in zip(weights, channels, linear, strict=True)]
     assert totals == [11_173_962, 23_520_842]
 
 
-def test_a_network_with_two_names_is_one_network() -> None:
+def test_both_names_of_a_network_give_the_same_network() -> None:
     for long, short in (("resnet20-bn", "resnet20"), ("vgg11-plain", "vgg11")):
         config = resolve({"model": long})
         assert config.model == short
@@ -92,7 +92,7 @@ def test_without_norms_signal_and_gradients_neither_explode_nor_vanish(
     torch.manual_seed(0)
     model = build_model(name + form, in_channels=3, classes=10)
     logits = model(torch.randn(4, 3, 16, 16))
-    # Small logits at the start; the plain VGG19 has the smallest.
+    # The logits are small at the start. The plain VGG19 has the smallest.
     assert 0.01 < logits.std().item() < 0.5
     nn.functional.cross_entropy(logits, torch.arange(4)).backward()
     weights = [p.grad for p in model.parameters() if p.grad is not None and p.ndim == 4]
@@ -117,8 +117,8 @@ def test_without_norms_signal_and_gradients_neither_explode_nor_vanish(
         ("resnet8-wn", 8),
     ],
 )
-def test_the_number_in_the_name_counts_the_layers(name: str, layers: int) -> None:
-    # The original VGG counts three linear layers where these have one.
+def test_networks_have_the_expected_number_of_layers(name: str, layers: int) -> None:
+    # VGG's number counts the three linear layers of the original. These networks have one.
     model = build_model(name, in_channels=3, classes=10)
     counted = [
         module
@@ -138,12 +138,12 @@ def test_the_number_in_the_name_counts_the_layers(name: str, layers: int) -> Non
         *("vgg11", "vgg11-bn", "vgg19-bn", "vgg19-wn"),
     ],
 )
-def test_every_size_goes_through(name: str, size: int) -> None:
+def test_images_of_every_size_give_logits(name: str, size: int) -> None:
     model = build_model(name, in_channels=1, classes=7)
     assert model(torch.zeros(2, 1, size, size)).shape == (2, 7)
 
 
-def test_the_padded_shortcut_keeps_the_channels_in_the_middle() -> None:
+def test_the_padded_shortcut_puts_the_channels_in_the_middle() -> None:
     x = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     y = PaddedShortcut(5)(x)
     assert y.shape == (2, 8, 3, 2)
@@ -152,24 +152,24 @@ def test_the_padded_shortcut_keeps_the_channels_in_the_middle() -> None:
     assert not y[:, 5:].any()
 
 
-def test_a_block_whose_convolutions_are_silent_passes_its_shortcut_on() -> None:
+def test_a_basic_block_with_a_zero_branch_returns_its_shortcut() -> None:
     block = BasicBlock(3, 8, 2, PaddedShortcut(5), nn.BatchNorm2d)
     nn.init.zeros_(block.bn2.weight)
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(block(x), block.shortcut(x).relu())
 
 
-def test_a_bottleneck_whose_last_convolution_is_silent_passes_its_shortcut_on() -> None:
+def test_a_bottleneck_with_a_zero_branch_returns_its_shortcut() -> None:
     block = Bottleneck(3, 8, 2, PaddedShortcut(5), nn.BatchNorm2d)
     nn.init.zeros_(block.bn3.weight)
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(block(x), block.shortcut(x).relu())
 
 
-def test_resnet50_has_as_many_convolutions_as_its_name_says() -> None:
+def test_resnet50_has_53_convolutions() -> None:
     model = build_model("resnet50", in_channels=3, classes=10)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    # 49 and the linear layer, and a projection in each of the four stages.
+    # The 50 layers are 49 convolutions and the linear layer. Four stages add a projection each.
     assert convolutions == 49 + 4
 
 
@@ -181,8 +181,8 @@ def test_small_images_are_padded_for_vgg() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet8-gn", "vgg11-bn"])
-def test_the_initial_weights_are_those_of_earlier_runs(name: str) -> None:
-    """Every layer's own draws in their order, then He's for the convolutions, and no others."""
+def test_the_initial_weights_are_the_same_as_in_earlier_runs(name: str) -> None:
+    """All layers draw in order, then the convolutions draw He's weights, and nothing else draws."""
     torch.manual_seed(3)
     model = build_model(name, in_channels=3, classes=10)
     state = torch.get_rng_state()
@@ -210,7 +210,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_a_norm_behind_every_convolution(name: str) -> None:
+def test_every_convolution_has_a_norm(name: str) -> None:
     model = build_model(name, in_channels=3, classes=10)
     assert sum(isinstance(module, NORMS[name]) for module in model.modules()) == 7
     groups = {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)}
@@ -227,7 +227,7 @@ def test_layer_norm_is_over_channels_and_pixels() -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg11-wn", "resnet8-wn"])
-def test_weight_norm_is_on_every_convolution_alone(name: str) -> None:
+def test_weight_norm_is_on_all_convolutions_and_nothing_else(name: str) -> None:
     model = build_model(name, in_channels=3, classes=10)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -241,7 +241,7 @@ def test_weight_norm_is_on_every_convolution_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg19"])
-def test_weight_norm_starts_as_the_plain_network(name: str) -> None:
+def test_a_weight_normalised_network_starts_equal_to_the_plain_one(name: str) -> None:
     models = []
     for form in (name, f"{name}-wn"):
         torch.manual_seed(0)
@@ -269,7 +269,7 @@ def test_without_norms_the_variance_stays_bounded() -> None:
     for block in model.blocks:
         x = block(x)
         variances.append(x.pow(2).mean().item())
-    # (1 + 1/16)^16 = 2.6, and ReLU's positive means in the sum; 2^16 without the factor.
+    # (1 + 1/16)^16 = 2.6, and ReLU's positive means add to it. Without the factor: 2^16.
     assert variances[-1] / variances[0] < 10
     branch = model.blocks[0].conv2.weight
     assert branch.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5 / 4, rel=0.05)
@@ -285,6 +285,6 @@ def test_the_weights_come_from_torchs_generator() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_an_unknown_name_is_refused() -> None:
+def test_an_unknown_network_raises_an_error() -> None:
     with pytest.raises(LabError, match=r"unknown network 'resnet9'; did you mean resnet8\?"):
         build_model("resnet9", in_channels=1, classes=10)

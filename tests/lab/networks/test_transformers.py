@@ -1,4 +1,4 @@
-"""The transformers: what they compute, and by which attention."""
+"""The transformers: what they compute, and which attention they use."""
 
 import copy
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def test_attention_is_torchs_default(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_under_math_attention_torch_differentiates_twice(name: str) -> None:
+def test_under_math_attention_torch_can_differentiate_twice(name: str) -> None:
     with sdpa_kernel(SDPBackend.MATH):
         model, logits = logits_of(name)
     torch.testing.assert_close(logits, logits_of(name)[1], rtol=1e-4, atol=1e-5)
@@ -56,7 +56,7 @@ def test_under_math_attention_torch_differentiates_twice(name: str) -> None:
     assert product.any()
 
 
-def test_the_encoders_shape() -> None:
+def test_the_encoder_has_the_expected_shape() -> None:
     model, logits = logits_of("encoder")
     assert (len(model.layers), WIDTH, HEADS, LENGTH) == (LAYERS, 256, 4, 64) == (12, 256, 4, 64)  # type: ignore[arg-type]
     assert VOCABULARY == 1000
@@ -69,14 +69,14 @@ def test_gpt_2_has_as_many_parameters_as_the_published_one() -> None:
     assert sum(p.numel() for p in model.parameters()) == 124_439_808
 
 
-def test_a_decoder_layer_is_torchs() -> None:
-    """``nn.TransformerEncoderLayer`` with a causal mask is the oracle."""
+def test_a_decoder_layer_equals_torchs() -> None:
+    """``nn.TransformerEncoderLayer`` with a causal mask is the reference."""
     torch.manual_seed(0)
     ours = Layer(16, 2).double()
     theirs = nn.TransformerEncoderLayer(
         16, 2, 64, 0.0, partial(F.gelu, approximate="tanh"), batch_first=True, norm_first=True
     ).double()
-    # Both have them in this order, but for theirs' norms, which come last.
+    # Both have their parameters in this order, and the norms of torch's layer come last.
     parts = (ours.attention, ours.feed_forward, ours.norm1, ours.norm2)
     mine = [p for part in parts for p in part.parameters()]
     theirs.load_state_dict(dict(zip(theirs.state_dict(), mine, strict=True)))
@@ -86,10 +86,10 @@ def test_a_decoder_layer_is_torchs() -> None:
     torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_gpt_maps_tokens_to_logits_of_the_next_ones() -> None:
+def test_gpt_is_causal_and_gives_logits_of_the_next_tokens() -> None:
     model, logits = logits_of("gpt")
     assert logits.shape == (2, LENGTH, 20)
-    # Small at the start: the loss is that of a guess.
+    # The logits are small at the start, so that the loss is that of a guess.
     assert 0 < logits.std().item() < 0.5
     ids = torch.randint(20, (1, LENGTH))
     others = ids.clone()
@@ -100,6 +100,6 @@ def test_gpt_maps_tokens_to_logits_of_the_next_ones() -> None:
     torch.testing.assert_close(model(ids[:, :10]), a[:, :10])
 
 
-def test_the_output_layer_has_the_embeddings_weight_in_a_copy_too() -> None:
+def test_output_layer_and_embedding_share_a_weight_also_in_a_copy() -> None:
     model = copy.deepcopy(NETWORKS["gpt"]())
     assert model.head.weight is model.tokens.weight  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Weight norm on the networks of torchvision and timm: there, back, and into the plain one."""
+"""Weight norm on networks of torchvision and timm: apply it, fold it, load the plain network."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def tiny_vit() -> nn.Module:
     return torchvision.models.VisionTransformer(image_size=32, patch_size=16, **settings)
 
 
-# Network and the size of its images.
+# The network, and the size of its images.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: vision("resnet18", num_classes=10), 64),
     "vgg11": (lambda: vision("vgg11", num_classes=10).features, 32),
@@ -40,7 +40,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_there_and_back(name: str) -> None:
+def test_weight_norm_can_be_applied_and_folded_back(name: str) -> None:
     torch.manual_seed(0)
     make, size = NETWORKS[name]
     plain = make().eval()
@@ -48,7 +48,7 @@ def test_there_and_back(name: str) -> None:
     weights = {key: value.clone() for key, value in plain.state_dict().items()}
 
     def output(model: nn.Module) -> Tensor:
-        # Both ways: without gradients, transformers take a path of their own.
+        # With and without gradients, because transformers use another path without them.
         with torch.no_grad():
             quick: Tensor = model(x)
         torch.testing.assert_close(model(x).detach(), quick, rtol=1e-5, atol=1e-5)
@@ -74,8 +74,8 @@ def test_there_and_back(name: str) -> None:
     assert torch.equal(output(plain), before)
 
 
-def test_a_standardised_convolution_does_not_feel_its_lengths() -> None:
-    """The trap that the page on weight normalisation names; batch norm makes another."""
+def test_lengths_have_almost_no_effect_in_a_standardised_convolution() -> None:
+    """The page on weight normalisation warns of this, and of the same with batch norm."""
     torch.manual_seed(0)
     model = sgdph.apply_weight_norm(timm.create_model("nf_regnet_b0", num_classes=3), ["stem.conv"])
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()

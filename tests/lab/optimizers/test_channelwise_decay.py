@@ -1,4 +1,4 @@
-"""Weight decay of norm layers and biases by itself."""
+"""A separate weight decay of norm layers and biases."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -55,20 +55,20 @@ def walk(make: Make, decay: str, steps: int = 4) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", MAKES)
-def test_the_optimizer_s_own_kind_changes_nothing(name: str) -> None:
+def test_the_optimizers_own_kind_of_decay_changes_nothing(name: str) -> None:
     torch.testing.assert_close(
         walk(MAKES[name], OWN[name]), walk(MAKES[name], "same"), rtol=1e-12, atol=1e-14
     )
 
 
-# Muon's half for biases is Adam, whose coupled decay is among the cases.
+# Muon trains biases with Adam, whose coupled decay is already a case.
 KINDS = ("none", "coupled", "decoupled")
 CASES = [(n, d) for n in MAKES for d in KINDS if (n, d) != ("muon", "coupled")]
 
 
 @pytest.mark.parametrize(("name", "decay"), CASES)
-def test_one_step_by_hand(name: str, decay: str) -> None:
-    """A first step from the gradient that a plain optimizer without decay would be given."""
+def test_one_step_with_each_kind_of_decay_by_hand(name: str, decay: str) -> None:
+    """Compare a first step with that of a plain optimizer without decay."""
     model, plain = net(), net()
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     optimizer = MAKES[name](model, DECAY)
@@ -91,13 +91,13 @@ def test_one_step_by_hand(name: str, decay: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgdph", "adamw-ph", "sgdph-fixed1", "adahessian"])
-def test_it_is_for_first_order_optimizers(optimizer: str) -> None:
+def test_channelwise_decay_is_only_for_first_order_optimizers(optimizer: str) -> None:
     config = resolve({"optimizer": optimizer, "channelwise_decay": "none"})
     with pytest.raises(LabError, match=f"for first-order optimizers, but {optimizer} uses curv"):
         build_optimizer(net(), config)
 
 
-def test_the_command_has_it(sgdph: Command, tmp_path: Path) -> None:
+def test_train_accepts_the_option_channelwise_decay(sgdph: Command, tmp_path: Path) -> None:
     words = ["--dataset=digits", "--train-size=60", "--epochs=1", "--out", str(tmp_path / "run")]
     code, _, _ = sgdph("train", *words, "--optimizer=sgdm", "--channelwise-decay=coupled")
     assert code == 0

@@ -1,4 +1,4 @@
-"""The controls: what each has lost, and what it has kept."""
+"""The controls: what each one loses, and what it keeps."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def train(model: nn.Module, optimizer: SGDPH | PartialHessian, steps: int) -> No
 
 
 def own_multipliers(optimizer: SGDPH) -> dict[str, torch.Tensor]:
-    # SGD-PH's own, from the control's state.
+    # SGD-PH's own multipliers, computed from the control's state.
     return {
         name: SGDPH.newton_multiplier(optimizer, p, group)
         for group in optimizer.param_groups
@@ -55,7 +55,7 @@ def own_multipliers(optimizer: SGDPH) -> dict[str, torch.Tensor]:
     }
 
 
-def test_the_mean_is_the_same_in_every_channel() -> None:
+def test_mean_gives_every_channel_the_mean_multiplier() -> None:
     _, optimizer = walk(MeanMultiplier)
     for name, own in own_multipliers(optimizer).items():
         assert own.unique().numel() == 6
@@ -63,7 +63,7 @@ def test_the_mean_is_the_same_in_every_channel() -> None:
         torch.testing.assert_close(optimizer.multipliers()[name], expected)
 
 
-def test_shuffled_keeps_the_values_and_moves_them_always_the_same_way() -> None:
+def test_shuffled_applies_the_same_permutation_at_every_step() -> None:
     _, first = walk(ShuffledMultiplier, 4)
     _, second = walk(ShuffledMultiplier, 6)
     for name, own in own_multipliers(first).items():
@@ -75,7 +75,7 @@ def test_shuffled_keeps_the_values_and_moves_them_always_the_same_way() -> None:
         assert torch.equal(second.multipliers()[name], later[order])
 
 
-def test_parameters_are_shuffled_each_their_own_way() -> None:
+def test_each_parameter_has_its_own_permutation() -> None:
     _, optimizer = walk(ShuffledMultiplier)
     orders = {
         tuple(own.tolist().index(value) for value in optimizer.multipliers()[name].tolist())
@@ -85,11 +85,11 @@ def test_parameters_are_shuffled_each_their_own_way() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 6])
-def test_ten_is_a_learning_rate_ten_times_as_large_on_channel_wise_parameters(steps: int) -> None:
+def test_multiplier_10_is_a_tenfold_learning_rate_of_newton_parameters(steps: int) -> None:
     model, optimizer = walk(TenfoldMultiplier, steps)
     assert not optimizer.hessian_due
     assert all("hessian" not in state for state in optimizer.state.values())
-    # Plain SGD with decay outside the momentum, written out.
+    # SGD written out. On channel-wise parameters, weight decay is outside the momentum.
     oracle = net()
     channelwise = {"1.weight", "1.bias"}
     momenta: dict[str, torch.Tensor] = {}
@@ -109,10 +109,10 @@ def test_ten_is_a_learning_rate_ten_times_as_large_on_channel_wise_parameters(st
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13, msg=name)
 
 
-def test_one_is_sgd_with_decay_outside() -> None:
+def test_multiplier_1_equals_sgdph_without_curvature() -> None:
     first, _ = walk(FixedMultiplier)
     second, _ = walk(SGDPH, second_order_lr=1e6, eps=1e6, hessian_momentum=0.0)
-    # With eps that large no curvature counts, and tau over eps is 1.
+    # With such a large eps, curvature has no effect, and tau / eps is 1.
     for p, q in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
@@ -127,7 +127,7 @@ def test_one_is_sgd_with_decay_outside() -> None:
         (CapMultiplier, CapBeside),
     ],
 )
-def test_beside_sgd_each_is_the_one_of_sgdph_to_the_bit(
+def test_each_control_beside_sgd_equals_that_of_sgdph_to_the_bit(
     alone: type[SGDPH], beside: type[PartialHessian]
 ) -> None:
     expected, optimizer = walk(alone, second_order_lr=3e-4)
@@ -143,7 +143,7 @@ def test_beside_sgd_each_is_the_one_of_sgdph_to_the_bit(
         assert torch.equal(other.multipliers()[name], multiplier)
 
 
-def test_every_control_goes_by_name() -> None:
+def test_controls_are_built_by_name() -> None:
     for name, kind in (
         ("sgdph-mean", MeanMultiplier),
         ("sgdph-shuffled", ShuffledMultiplier),
@@ -154,13 +154,13 @@ def test_every_control_goes_by_name() -> None:
         assert type(make_optimizer(name, net(), baseline.defaults, 0)) is kind
 
 
-def test_any_seed_of_a_run_shuffles() -> None:
+def test_shuffling_accepts_the_largest_seed() -> None:
     baseline = BASELINES["sgdph-shuffled"]
     optimizer = make_optimizer("sgdph-shuffled", net(), baseline.defaults, 2**63 - 1)
     assert len(optimizer.multipliers()) == 2
 
 
-def test_a_cap_that_is_tuned_is_that_multiple_of_the_learning_rate() -> None:
+def test_the_cap_control_has_multiplier_tau_over_eps() -> None:
     _, optimizer = walk(CapMultiplier, second_order_lr=3e-4, eps=1e-4)
     assert not optimizer.hessian_due
     for shown in optimizer.multipliers().values():

@@ -1,4 +1,4 @@
-"""Every optimizer of the comparison: it trains, resumes to the bit, and leaves no graph behind."""
+"""Each optimizer of the comparison trains, resumes to the same bits, and leaves no graph behind."""
 
 import copy
 import weakref
@@ -24,7 +24,7 @@ from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import build_optimizer, prepare
 from sgdph.lab.run.step import optimization_step
 
-# Of libraries, and what they want to learn within a dozen steps.
+# Optimizers of libraries, with the settings that they need to learn within a dozen steps.
 LIBRARIES: Mapping[str, Mapping[str, Any]] = {
     "adam": {"lr": 0.01},
     "adabelief": {"lr": 0.01},
@@ -35,14 +35,15 @@ LIBRARIES: Mapping[str, Mapping[str, Any]] = {
     "soap": {"lr": 0.01, "optimizer_args": {"precondition_frequency": 2}},
 }
 SECOND_ORDER = [name for name, baseline in BASELINES.items() if baseline.create_graph]
-# The cheap setting.
+# The cheap setting of the partial Hessian.
 JOINT = {
     "estimator": "hutchinson",
     "refresh": "all",
     "hessian_interval": 3,
     "hessian_momentum": 0.99,
 }
-# Every optimizer but those that tests/lab/run/test_training.py takes, and the controls.
+# All optimizers without Newton steps, except those in tests/lab/run/test_training.py, and a few
+# with them.
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     **{
         name: (name, LIBRARIES.get(name, {}))
@@ -51,20 +52,20 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     },
     "muon-ph": ("muon-ph", {"newton_lr": 0.05, **JOINT}),
     "soap-ph-shuffled": ("soap-ph-shuffled", {}),
-    # The library's own defaults of these are what a run takes where a table says so.
+    # Without these arguments, a run uses the library's defaults for them.
     "adahessian, each third": ("adahessian", {"optimizer_args": {"update_each": 3}}),
     "sophiah, rademacher": ("sophiah", {"optimizer_args": {"hessian_distribution": "rademacher"}}),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_learns_and_resumes_to_the_same_bits(
+def test_optimizers_learn_and_resume_to_the_same_bits(
     tmp_path: Path, digits: Dataset, variant: str
 ) -> None:
     name, options = VARIANTS[variant]
     config = tiny_config(optimizer=name, seed=3, schedule="step", **options)
     start(config, tmp_path / "whole", digits)
-    # The second epoch's second step; the checkpoint is the first epoch's, four steps old.
+    # Stop after the second step of epoch 2. The checkpoint is that of epoch 1, after four steps.
     with pytest.raises(KeyboardInterrupt):
         start(config, tmp_path / "cut", digits, interrupt_at(6))
     torch.manual_seed(99)
@@ -78,7 +79,7 @@ def test_it_learns_and_resumes_to_the_same_bits(
 
 
 class Box:
-    """What autograd saves, where a weak reference can see it."""
+    """Wraps what autograd saves, so that a weak reference can see it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -110,7 +111,7 @@ def test_no_step_leaves_a_graph_behind(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "argument"), [("adahessian", "update_each"), ("sophiah", None)])
-def test_gradients_are_differentiated_only_where_a_step_needs_it(
+def test_gradients_are_differentiated_only_if_a_step_needs_it(
     name: str, argument: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {argument: 3} if argument else {"update_period": 3}
@@ -136,7 +137,7 @@ def test_gradients_are_differentiated_only_where_a_step_needs_it(
 
 
 class Dense:
-    """AdaHessian as its paper has it, on dense Hessians in float64 (Yao et al., 2021, Alg. 1)."""
+    """AdaHessian as in its paper (Yao et al., 2021, Alg. 1), on dense Hessians in float64."""
 
     def __init__(self, model: nn.Module, generator: torch.Generator, **settings: Any) -> None:
         self.model, self.generator, self.settings = model, generator, settings
@@ -210,7 +211,7 @@ def test_adahessian_averages_the_diagonal_over_each_kernel() -> None:
     assert torch.equal(averages, averages[:, :, :1, :1].expand_as(averages))
 
 
-def test_a_runs_seed_decides_adahessians_probes_and_no_other_draws() -> None:
+def test_the_seed_sets_adahessians_probes_and_changes_no_other_draws() -> None:
     def after(seed: int) -> Tensor:
         model = convolutional()
         config = resolve({"optimizer": "adahessian", "seed": seed})
@@ -224,8 +225,8 @@ def test_a_runs_seed_decides_adahessians_probes_and_no_other_draws() -> None:
     assert not torch.equal(after(1), after(2))
 
 
-def test_adahessian_sums_over_a_kernel_in_one_order_after_a_resumption_too() -> None:
-    """An estimate written over an old one has the old one's layout, which a new one has not."""
+def test_resumed_adahessian_sums_over_a_kernel_in_the_same_order() -> None:
+    """An estimate that overwrites an old one has the old memory layout. A new one does not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 7), nn.Tanh(), nn.Flatten(), nn.Linear(64, 2))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -259,7 +260,7 @@ def test_muon_takes_the_hidden_convolutions(model: str) -> None:
     assert {names[id(p)] for p in others} == set(names.values()) - expected
 
 
-def test_muon_leaves_embeddings_positions_and_the_output_layer_alone() -> None:
+def test_muon_does_not_take_embeddings_positions_or_the_output_layer() -> None:
     network = build_model("transformer", in_channels=20, classes=20)
     hidden, _ = split_for_muon(network)
     names = {id(p): name for name, p in network.named_parameters()}
@@ -273,15 +274,15 @@ def test_muon_leaves_embeddings_positions_and_the_output_layer_alone() -> None:
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
-def test_what_is_set_is_what_the_constructor_takes(name: str) -> None:
+def test_the_constructor_takes_all_settings_and_arguments(name: str) -> None:
     baseline = BASELINES[name]
-    # Some constructors would swallow a misspelt name.
+    # Some constructors ignore a misspelt name.
     taken = baseline.constructor_arguments()
     assert set(baseline.defaults) | set(baseline.arguments) <= set(taken)
     assert not set(baseline.arguments) & baselines.SETTINGS
 
 
-def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "is_installed", lambda package: False)
     model = convolutional()
     with pytest.raises(LabError, match=r"adabelief comes from pytorch_optimizer.*pip install"):
@@ -291,7 +292,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", SECOND_ORDER)
-def test_where_second_derivatives_cannot_be_had_is_said(name: str, digits: Dataset) -> None:
+def test_second_order_with_processes_or_float16_raises_an_error(name: str, digits: Dataset) -> None:
     for option, words in (({"processes": 5}, "process"), ({"precision": "float16"}, "float16")):
         with pytest.raises(LabError, match=rf"(?s)(?=.*{words}).*{name} .*; "):
             prepare(tiny_config(optimizer=name, **option), digits)

@@ -1,4 +1,4 @@
-"""An optimizer beside the partial Hessian: by flag and by name, its settings, and SGD-PH's bits."""
+"""The partial Hessian beside another optimizer: flag, names, settings, same bits as SGD-PH."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NAMES = [name for name, baseline in BASELINES.items() if baseline.first_order]
 HUTCHINSON = {"estimator": "hutchinson", "hessian_interval": 2}
 
 
-def test_every_first_order_optimizer_has_one_with_each_multiplier() -> None:
+def test_every_first_order_optimizer_exists_with_each_multiplier() -> None:
     assert tuple(MULTIPLIERS) == get_args(MultiplierName)
     assert set(FIRST_ORDER) == {"sgdm", "adam", "adamw", "adabelief", "apollo", "muon", "soap"}
     assert {with_partial_hessian(o, m) for o in FIRST_ORDER for m in MULTIPLIERS} == {*NAMES}
@@ -92,7 +92,7 @@ def test_each_half_gets_its_parameters_and_its_settings(name: str) -> None:
     assert all((each["lr"], each["weight_decay"]) == (0.25, 0.125) for each in used)
 
 
-def test_newton_steps_have_sgdphs_settings_and_the_others_their_own() -> None:
+def test_newton_steps_default_to_sgdphs_settings_and_others_to_their_own() -> None:
     alone, both, sgdph = (resolve({"optimizer": n}) for n in ("adamw", "adamw-ph", "sgdph"))
     assert (both.lr, both.weight_decay, both.eps) == (alone.lr, alone.weight_decay, alone.eps)
     assert both.newton_lr == TUNED["mnist5k"]["sgdph"]["lr"] == sgdph.lr
@@ -102,7 +102,7 @@ def test_newton_steps_have_sgdphs_settings_and_the_others_their_own() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, HUTCHINSON])
-def test_beside_sgdm_it_is_sgdph_to_the_bit_and_after_a_resumption(
+def test_beside_sgdm_it_equals_sgdph_to_the_bit_also_when_resumed(
     tmp_path: Path, digits: Dataset, options: Mapping[str, Any]
 ) -> None:
     sgdph = tiny_config(optimizer="sgdph", lr=0.05, seed=3, **options)
@@ -145,7 +145,7 @@ def test_train_by_flag_resumes_and_tracks_the_multipliers(sgdph: Command, tmp_pa
     assert "optimizer: the run has 'adamw-ph', given 'adamw'" in error
 
 
-def test_compare_takes_it_and_its_controls_by_name(
+def test_compare_accepts_partial_hessians_and_controls_by_name(
     sgdph: Command, tmp_path: Path, without_pictures: None
 ) -> None:
     names = ["adamw", "adamw-ph", "adamw-ph-shuffled", "adamw-ph-fixed1"]
@@ -178,7 +178,7 @@ scales:
 """
 
 
-def test_a_recipe_and_an_archive_hold_it(
+def test_a_recipe_and_an_archive_keep_newton_lr(
     sgdph: Command, tmp_path: Path, without_pictures: None
 ) -> None:
     (tmp_path / "mine.yaml").write_text(RECIPE)
@@ -194,11 +194,11 @@ def test_a_recipe_and_an_archive_hold_it(
     assert "| AdamW + partial Hessian, multiplier 10 |" in (kept / "report.md").read_text()
 
 
-def test_a_tuning_searches_newton_lr_and_writes_it(
+def test_tune_searches_newton_lr_and_writes_it(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("draw_sensitivity", "draw_budget"):
-        # The page holds its pictures; drawing them would take most of the time.
+        # The page needs its pictures, but drawing them would take most of the time.
         monkeypatch.setattr(
             f"sgdph.lab.tune.page.{name}", lambda searches, path, title: path.write_bytes(b"")
         )
@@ -226,7 +226,7 @@ def test_a_tuning_searches_newton_lr_and_writes_it(
 @pytest.mark.parametrize(
     ("name", "source"), [("adamw-ph", "held"), ("adamw-ph-mean", "control"), ("adamw", None)]
 )
-def test_inspect_shows_the_multipliers_that_it_holds(
+def test_inspect_shows_the_multipliers_of_the_optimizer(
     digits: Dataset, name: str, source: str | None
 ) -> None:
     given = {"refresh": "all", "optimizer_args": {"newton_eps": 1e-2}} if source else {}
@@ -241,7 +241,7 @@ def test_inspect_shows_the_multipliers_that_it_holds(
     loss = model(digits.train_images[:4].float()).square().mean()  # type: ignore[attr-defined]
     optimization_step(optimizer, loss)
     if source is None:
-        # SGD-PH's, where the run has none: not AdamW's own.
+        # The run has no such value for Newton steps, so it is SGD-PH's, not AdamW's own.
         assert hyperparameter(run.config, "eps") == 1e-4
         assert before == records() == []
         return
@@ -290,7 +290,7 @@ def test_inspect_shows_the_multipliers_that_it_holds(
         ),
     ],
 )
-def test_what_does_not_apply_is_refused(
+def test_an_option_that_does_not_apply_is_an_error(
     sgdph: Command, tmp_path: Path, words: str, message: str
 ) -> None:
     code, said, error = sgdph("train", *SMALL, *words.split(), "--out", tmp_path / "run")
@@ -299,12 +299,12 @@ def test_what_does_not_apply_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_comparison_refuses_newton_settings_that_nobody_has() -> None:
+def test_newton_arguments_that_no_optimizer_has_raise_an_error() -> None:
     with pytest.raises(LabError, match="none of the optimizers has an argument 'newton_eps'"):
         share_arguments(("newton_eps=1e-3",), ("adamw", "adamw-ph-fixed1"))
 
 
-def test_an_extended_comparison_joins_newton_rates() -> None:
+def test_an_extended_comparison_combines_newton_learning_rates() -> None:
     first = Comparison(("adamw", "adamw-ph"), (0,), {"newton_lr": 0.05})
     both = first.extended(Comparison(("muon-ph",), (0,), {"newton_lr": "muon-ph=0.01"}))
     rates = {name: config.newton_lr for name, config in both.plan().cells.items()}

@@ -1,4 +1,4 @@
-"""``--optimizer-args``: read, shared out, checked, recorded, and compared when a run is resumed."""
+"""``--optimizer-args``: parsed, distributed, checked, recorded, and compared when a run resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SMALL = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
 
 
 def given_of(*words: str) -> dict[str, Any]:
-    """What ``sgdph train`` makes of its options."""
+    """Return the options that ``sgdph train`` was given, parsed."""
     return dict(parse("train", words).given())
 
 
@@ -40,18 +40,18 @@ def given_of(*words: str) -> dict[str, Any]:
         ("", ""),
     ],
 )
-def test_values(text: str, value: Any) -> None:
+def test_values_are_parsed_with_their_types(text: str, value: Any) -> None:
     found = parse_value(text)
     assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize("words", [["nesterov"], ["=1"], ["a b=1"], ["a=1", "a=2"], ["x.y=1"]])
-def test_wrong_words(words: list[str]) -> None:
+def test_malformed_arguments_raise_an_error(words: list[str]) -> None:
     with pytest.raises(LabError, match="--optimizer-args"):
         parse_arguments(words)
 
 
-def test_all_that_is_set_stands_in_the_configuration() -> None:
+def test_the_configuration_records_all_arguments_that_are_set() -> None:
     given = given_of("--optimizer=apollo", "--optimizer-args", "beta=0.8", "eps=1e-3")
     config = resolve(given)
     assert config.eps == 1e-3
@@ -63,7 +63,7 @@ def test_all_that_is_set_stands_in_the_configuration() -> None:
     assert resolve({"optimizer": "sgdm"}).optimizer_args is None
 
 
-def test_a_file_may_write_numbers_without_a_dot() -> None:
+def test_a_yaml_file_may_contain_numbers_without_a_dot() -> None:
     arguments = yaml.safe_load("{init_lr: 1e-6, warmup_steps: 7, rebound: belief}")
     config = resolve({"optimizer": "apollo", "optimizer_args": arguments})
     held = dict(config.optimizer_args or ())
@@ -82,21 +82,21 @@ def test_a_file_may_write_numbers_without_a_dot() -> None:
         ("adamw-ph-fixed1", "eps_warmup"),
     ],
 )
-def test_an_argument_that_it_does_not_have_is_refused_with_those_it_has(
+def test_the_error_for_an_unknown_argument_lists_the_known_ones(
     optimizer: str, argument: str
 ) -> None:
     with pytest.raises(LabError, match=rf"{optimizer} has no argument '{argument}'.*lr, wei"):
         resolve({"optimizer": optimizer, "optimizer_args": {argument: 1}})
 
 
-def test_an_option_and_an_argument_must_not_contradict_each_other() -> None:
+def test_a_contradicting_option_and_argument_raise_an_error() -> None:
     given = {"optimizer": "sgdm", "momentum": 0.5}
     with pytest.raises(LabError, match=r"--momentum 0.5 and .* momentum=0.9 contradict"):
         resolve({**given, "optimizer_args": {"momentum": 0.9}})
     assert resolve({**given, "optimizer_args": {"momentum": 0.5}}).momentum == 0.5
 
 
-def test_a_value_that_the_optimizer_refuses_is_reported_as_its_word(
+def test_an_error_of_the_optimizer_is_reported_and_no_run_is_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--optimizer", "apollo", "--optimizer-args", "rebound=elastic"]
@@ -105,7 +105,7 @@ def test_a_value_that_the_optimizer_refuses_is_reported_as_its_word(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_comparison_shares_them_out() -> None:
+def test_a_comparison_distributes_arguments_to_its_optimizers() -> None:
     both = ("sgdm", "adamw")
     words = ("foreach=false", "sgdm.nesterov=true", "sgdm.foreach=true", "weight_decay=0.5")
     shares = share_arguments(words, both)
@@ -123,7 +123,7 @@ def test_a_comparison_shares_them_out() -> None:
         share_arguments(("sgdph.eps=1",), both)
 
 
-def test_differences_are_those_of_what_was_given() -> None:
+def test_differences_are_listed_only_for_given_arguments() -> None:
     saved = resolve({"optimizer": "adahessian", "optimizer_args": {"update_each": 2, "eps": 1e-3}})
     same = given_of("--optimizer-args", "update_each=2", "eps=1e-3")
     assert differences(same, saved) == []
@@ -134,7 +134,7 @@ def test_differences_are_those_of_what_was_given() -> None:
     ]
 
 
-def test_a_run_is_resumed_with_the_same_arguments_only(
+def test_resuming_with_different_arguments_raises_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "run")]
@@ -147,7 +147,7 @@ def test_a_run_is_resumed_with_the_same_arguments_only(
     assert "nesterov: the run has True, given False" in capsys.readouterr().err
 
 
-def test_a_comparison_keeps_them_for_its_resumption(tmp_path: Path) -> None:
+def test_a_resumed_comparison_keeps_its_optimizer_arguments(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "all")]
     words = ["--optimizer-args", "sgdm.nesterov=true", "foreach=false"]
     command = ["compare", *SMALL, "--epochs=1", "--optimizers=sgdm,adam", "--seeds=0"]

@@ -30,7 +30,7 @@ def test_unset_options_take_the_documented_defaults() -> None:
         ("adamw", (1e-3, 0.05), (0.01, 0.05)),
     ],
 )
-def test_rates_are_the_papers_but_for_mnist5k(
+def test_default_rates_and_decays_are_the_papers_except_on_mnist5k(
     optimizer: str, of_the_paper: tuple[float, float], on_mnist5k: tuple[float, float]
 ) -> None:
     for dataset in ("digits", "cifar10", "cifar100"):
@@ -41,7 +41,7 @@ def test_rates_are_the_papers_but_for_mnist5k(
     assert resolve({"optimizer": optimizer, "lr": 0.02}).lr == 0.02
 
 
-def test_epochs_to_keep() -> None:
+def test_keep_checkpoints_is_parsed_as_a_list_of_epochs() -> None:
     given = parse("train", ["--keep-checkpoints", "3, 0,12,3"]).given()
     assert given["keep_checkpoints"] == (0, 3, 12)
     for text in ("1-2", "-1", "1,", "half"):
@@ -54,7 +54,7 @@ def test_a_relative_data_directory_is_made_absolute() -> None:
     assert given["data_dir"] == str(Path("here").resolve())
 
 
-def test_a_setting_of_another_optimizer_is_refused_with_its_owners() -> None:
+def test_the_error_for_another_optimizers_setting_lists_its_optimizers() -> None:
     with pytest.raises(LabError, match=r"adamw has no setting --momentum.*sgdph, sgdm, muon"):
         resolve({"optimizer": "adamw", "momentum": 0.5})
 
@@ -63,23 +63,23 @@ def test_a_setting_of_another_optimizer_is_refused_with_its_owners() -> None:
     ("text", "seeds"),
     [("0-2", (0, 1, 2)), ("0,3,7", (0, 3, 7)), ("4", (4,)), ("5, 0-1", (5, 0, 1))],
 )
-def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
+def test_seeds_are_parsed(text: str, seeds: tuple[int, ...]) -> None:
     assert parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "a", "0-", "-1", "2-0", "0,0", "0-2,1", "0;1", "1.5"])
-def test_wrong_seeds(text: str) -> None:
+def test_invalid_seeds_raise_an_error(text: str) -> None:
     with pytest.raises(LabError, match="--seeds"):
         parse_seeds(text)
 
 
 @pytest.mark.parametrize("text", ["", "sgd", "sgdm,sgdm", "sgdm,"])
-def test_wrong_optimizers(text: str) -> None:
+def test_invalid_optimizer_lists_raise_an_error(text: str) -> None:
     with pytest.raises(LabError, match="optimizer"):
         parse_optimizers(text)
 
 
-def test_one_number_for_all_or_one_each() -> None:
+def test_a_setting_is_one_number_for_all_optimizers_or_one_for_each() -> None:
     both = ("sgdm", "sgdph")
     assert parse_per_optimizer("0.5", "lr", both) == {"sgdm": 0.5, "sgdph": 0.5}
     assert parse_per_optimizer("sgdph=1e-3", "lr", both) == {"sgdph": 1e-3}
@@ -92,7 +92,7 @@ def test_one_number_for_all_or_one_each() -> None:
         parse_per_optimizer("x", "newton_lr", beside)
 
 
-def test_a_comparison_gives_each_setting_to_those_that_have_it() -> None:
+def test_a_comparison_gives_each_setting_to_the_optimizers_that_have_it() -> None:
     given = {"lr": "sgdm=0.2", "momentum": 0.8, "eps": 1e-3, "epochs": 2}
     configs = resolve_many(given, ("sgdm", "sgdph", "adamw"), (0, 4))
     assert [(c.optimizer, c.seed) for c in configs[:4]] == [
@@ -107,32 +107,32 @@ def test_a_comparison_gives_each_setting_to_those_that_have_it() -> None:
     assert (adamw.lr, adamw.momentum, adamw.eps, adamw.epochs) == (0.01, None, 1e-3, 2)
 
 
-def test_a_setting_that_none_of_the_compared_has_is_refused() -> None:
+def test_a_setting_that_no_compared_optimizer_has_raises_an_error() -> None:
     with pytest.raises(
         LabError, match="none of sgdm, muon has the setting --eps; it is one of sgdph, adam, adamw"
     ):
         resolve_many({"eps": 1e-3}, ("sgdm", "muon"), (0,))
 
 
-# What is beside Newton steps: tests/lab/optimizers/test_partial_hessian.py.
+# Optimizers beside Newton steps are tested in tests/lab/optimizers/test_partial_hessian.py.
 ALONE = [name for name, baseline in BASELINES.items() if baseline.first_order is None]
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_every_optimizer_takes_every_parameter_with_its_settings(name: str) -> None:
+def test_every_optimizer_gets_all_parameters_and_its_settings(name: str) -> None:
     model = build_model("resnet8", in_channels=1, classes=10)
     config = resolve({"optimizer": name, "lr": 0.25, "weight_decay": 0.125})
     optimizer = build_optimizer(model, config)
     groups = optimizer.param_groups
     held = {id(parameter) for group in groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in model.parameters()}
-    # Muon's AdamW has its own.
+    # Muon's AdamW has its own settings.
     own = [group for group in groups if group.get("use_muon", True)]
     assert all((group["lr"], group["weight_decay"]) == (0.25, 0.125) for group in own)
     assert isinstance(optimizer, torch.optim.Optimizer)
 
 
-def test_what_the_optimizer_refuses_is_reported_as_its_word() -> None:
+def test_settings_that_the_optimizer_rejects_raise_an_error() -> None:
     model = build_model("resnet8", in_channels=1, classes=10)
     with pytest.raises(LabError, match="sgdph cannot use its settings"):
         build_optimizer(model, resolve({"eps": -1.0}))

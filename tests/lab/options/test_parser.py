@@ -1,4 +1,4 @@
-"""The command line's options are those of the configuration: names, help, defaults, errors."""
+"""Command-line options match the configuration: names, help, defaults, errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sgdph.lab.options.parser import arguments_of
 
 
 def helped(sgdph: Command, command: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Option to what the help says of it, on one line."""
+    """Map each option to its help text, on one line."""
     monkeypatch.setenv("COLUMNS", "100000")
     code, said, _ = sgdph(command, "--help")
     assert code == 0
@@ -30,13 +30,13 @@ def helped(sgdph: Command, command: str, monkeypatch: pytest.MonkeyPatch) -> dic
 
 def test_every_field_of_a_run_is_an_option_of_train() -> None:
     fields = {field.name for field in dataclasses.fields(RunConfig)}
-    # torchrun gives the processes; a label is for recipes.
+    # torchrun sets the number of processes; only recipes set a label.
     assert fields - ALL == {"processes", "label"}
     assert {argument.name for argument in arguments_of(TrainOptions)} >= ALL
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_there_with_options_that_say_what_they_are(
+def test_every_command_exists_and_its_options_have_help_texts(
     command: str, sgdph: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, _, name = COMMANDS[command].run.partition(":")
@@ -46,7 +46,7 @@ def test_every_command_is_there_with_options_that_say_what_they_are(
 
 
 @pytest.mark.parametrize("command", ["train", "inspect"])
-def test_the_optimizer_its_rate_and_its_decay_come_first(
+def test_help_lists_the_optimizer_its_rate_and_its_decay_first(
     command: str, sgdph: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [*helped(sgdph, command, monkeypatch)]
@@ -58,7 +58,7 @@ def test_the_optimizer_its_rate_and_its_decay_come_first(
     ]
 
 
-def test_a_comparison_begins_with_its_optimizers(
+def test_help_of_compare_lists_the_optimizers_first(
     sgdph: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [*helped(sgdph, "compare", monkeypatch)]
@@ -66,7 +66,9 @@ def test_a_comparison_begins_with_its_optimizers(
     assert {"--lr", "--weight-decay", "--seeds", "--jobs", "--data-workers"} <= {*options}
 
 
-def test_every_default_is_shown_as_a_value(sgdph: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_shows_every_default_as_a_value(
+    sgdph: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = helped(sgdph, "train", monkeypatch)
     for name in ALL - {"optimizer_args"}:
         assert "(default: " in said["--" + name.replace("_", "-")], name
@@ -122,13 +124,13 @@ def test_every_default_is_shown_as_a_value(sgdph: Command, monkeypatch: pytest.M
         ),
     ],
 )
-def test_a_wrong_name_is_met_with_the_one_that_may_be_meant(
+def test_the_error_for_an_unknown_name_suggests_the_intended_one(
     sgdph: Command, words: list[str], message: str
 ) -> None:
     code, said, error = sgdph(*words)
     assert (code, said) == (2, "")
     assert error.startswith(f"sgdph: error: {message}")
-    # Not with all of them; where they stand is said.
+    # The error does not list many names, but says where to find them.
     assert len(error) < 200
     assert re.search(r"--help|--list|docs/|expected one of", error)
 
@@ -149,12 +151,12 @@ def test_a_wrong_name_is_met_with_the_one_that_may_be_meant(
         (["--data-workers", "-1"], "--data-workers must be at least 0"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_option(words: list[str], message: str) -> None:
+def test_the_error_names_an_invalid_value_or_its_option(words: list[str], message: str) -> None:
     with pytest.raises(LabError, match=re.escape(message)):
         parse("train", words)
 
 
-def test_what_was_given_is_a_value_of_the_field_and_nothing_else_is_there() -> None:
+def test_given_holds_typed_values_of_exactly_the_options_that_were_set() -> None:
     words = ["--lr", "1e-2", "--betas", "0.9", "0.99", "--no-channels-last", "--resume"]
     options = parse("train", [*words, "--seed=3", "--out", "here"])
     betas = (0.9, 0.99)
@@ -168,6 +170,6 @@ def test_what_was_given_is_a_value_of_the_field_and_nothing_else_is_there() -> N
     }
 
 
-def test_options_may_stand_between_directories() -> None:
+def test_options_may_appear_between_directories() -> None:
     given = parse("report", ["a", "--rows", "lr", "b"])
     assert [str(each) for each in given.runs] == ["a", "b"]

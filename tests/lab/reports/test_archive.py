@@ -1,4 +1,4 @@
-"""Runs kept in two files: the same figures as from their directories."""
+"""Runs that are archived in two files give the same report as their directories."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def lay_down_all(directory: Path) -> list[Path]:
-    """Write runs of every kind: of several ends, labels, places, figures, and of no epoch."""
+    """Write runs with all kinds of statuses, labels, paths and values, one without an epoch."""
     runs = [lay_down(directory, "sgdm", seed, 0.8 + seed / 7) for seed in range(2)]
     runs += [lay_down(directory / "τ", "sgdph", 0, 0.1 + 0.2, label="SGD-PH, τ, tuned")]
     runs += [lay_down(directory, "sgdm", 2, None, status="diverged")]
@@ -42,7 +42,7 @@ def archive(runs: Path, out: Path) -> None:
     assert main(["report", str(runs), "--out", str(out), "--archive"]) == 0
 
 
-def test_an_archive_says_all_that_the_directories_say(tmp_path: Path) -> None:
+def test_an_archive_holds_everything_from_the_directories(tmp_path: Path) -> None:
     runs = lay_down_all(tmp_path / "runs")
     out = tmp_path / "kept"
     archive(tmp_path / "runs", out)
@@ -56,7 +56,7 @@ def test_an_archive_says_all_that_the_directories_say(tmp_path: Path) -> None:
             (kept.metrics, record.metrics),
             (kept.env, record.env),
         ):
-            # As text: 1 and 1.0 and True are equal.
+            # Compared as text, because 1, 1.0 and True are equal.
             assert json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
     with (out / EPOCHS).open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -67,7 +67,7 @@ def test_an_archive_says_all_that_the_directories_say(tmp_path: Path) -> None:
     ]
 
 
-def test_a_report_of_an_archive_is_that_of_the_directories(tmp_path: Path) -> None:
+def test_a_report_of_an_archive_equals_that_of_the_directories(tmp_path: Path) -> None:
     lay_down_all(tmp_path / "runs")
     layout = "layout:\n  title: Mine\n  rows: [lr]\n  columns: [dataset]\n"
     (tmp_path / "runs" / "sweep.yaml").write_text(layout)
@@ -83,11 +83,11 @@ def test_a_report_of_an_archive_is_that_of_the_directories(tmp_path: Path) -> No
     check_folder(again)
     page = (again / TEXT).read_text()
     assert "# Mine" in page
-    # Its runs are named, and no link leads to where they were.
+    # The runs are named without a link, because their directories are gone.
     assert "| ../kept/sgdm-seed0 | 0 | finished | 80.00 |" in page
 
 
-def test_a_run_that_is_there_in_both_ways_is_one(tmp_path: Path) -> None:
+def test_a_run_in_an_archive_and_a_directory_is_counted_once(tmp_path: Path) -> None:
     lay_down_all(tmp_path / "runs")
     archive(tmp_path / "runs", tmp_path / "kept")
     for name in (EPOCHS, RUNS):
@@ -98,7 +98,7 @@ def test_a_run_that_is_there_in_both_ways_is_one(tmp_path: Path) -> None:
     assert not runs.duplicates
 
 
-def test_an_archive_is_kept_apart_from_the_directories(
+def test_an_archive_in_the_directory_of_the_runs_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lay_down(tmp_path / "runs", "sgdm", 0, 0.8)
@@ -122,7 +122,7 @@ def test_an_archive_is_kept_apart_from_the_directories(
         (EPOCHS, "train_loss", "loss", "lacks epoch, train_loss"),
     ],
 )
-def test_a_damaged_archive_is_listed_with_its_reason(
+def test_the_error_on_a_damaged_archive_gives_the_reason(
     tmp_path: Path, file: str, old: str, new: str, reason: str
 ) -> None:
     lay_down(tmp_path / "runs", "sgdm", 0, 0.8)

@@ -15,7 +15,7 @@ def lay_down_two_places(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_several_places_make_one_report(
+def test_runs_from_several_directories_make_one_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lay_down_two_places(tmp_path)
@@ -35,7 +35,7 @@ def test_several_places_make_one_report(
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_options_decide_layout_targets_and_title(tmp_path: Path) -> None:
+def test_options_set_layout_targets_and_title(tmp_path: Path) -> None:
     lay_down_two_places(tmp_path)
     options = ["--rows", "model", "--columns", "dataset", "--target", "0.75", "--title", "Mine"]
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 0
@@ -49,13 +49,13 @@ def test_options_decide_layout_targets_and_title(tmp_path: Path) -> None:
 
 
 def columns_of(page: str) -> list[str]:
-    """The headings of a report's first table."""
+    """Return the headings of a report's first table."""
     line = next(line for line in page.splitlines() if line.startswith("|"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_sweep_whose_table_is_turned_is_reported_turned_again(tmp_path: Path) -> None:
+def test_a_sweeps_transposed_table_is_transposed_in_its_report(tmp_path: Path) -> None:
     for optimizer in ("sgdm", "adamw"):
         for dataset in ("digits", "mnist5k"):
             lay_down(tmp_path, optimizer, 0, 0.8, name=f"-{dataset}", dataset=dataset)
@@ -63,13 +63,13 @@ def test_a_sweep_whose_table_is_turned_is_reported_turned_again(tmp_path: Path) 
     (tmp_path / "sweep.yaml").write_text(layout)
     assert main(["report", str(tmp_path)]) == 0
     assert columns_of((tmp_path / "report.md").read_text())[1:] == ["SGDM", "AdamW"]
-    # Who names rows and columns means what is named.
+    # Rows and columns that are named in the command are used as named.
     named = ["--rows", "optimizer", "--columns", "dataset"]
     assert main(["report", str(tmp_path), *named, "--out", str(tmp_path / "out")]) == 0
     assert len(columns_of((tmp_path / "out" / "report.md").read_text())) == 3
 
 
-def test_one_place_takes_its_report_itself_again_and_again(tmp_path: Path) -> None:
+def test_the_report_of_one_directory_is_written_there_and_repeatable(tmp_path: Path) -> None:
     lay_down_two_places(tmp_path)
     assert main(["report", str(tmp_path)]) == 0
     first = (tmp_path / "report.html").read_bytes()
@@ -87,7 +87,7 @@ def test_one_place_takes_its_report_itself_again_and_again(tmp_path: Path) -> No
         (["absent"], "is not a directory"),
     ],
 )
-def test_what_cannot_be_reported_is_one_message(
+def test_an_error_is_one_message_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert main(["report", str(tmp_path), *options]) == 2
@@ -97,12 +97,14 @@ def test_what_cannot_be_reported_is_one_message(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_place_it_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_directory_the_error_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report"]) == 2
     assert "sgdph report runs" in capsys.readouterr().err
 
 
-def test_a_strangers_files_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_sgdph_did_not_write_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     (tmp_path / "report.html").write_text("mine")
     assert main(["report", str(tmp_path)]) == 2
@@ -110,7 +112,7 @@ def test_a_strangers_files_stay(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "report.html").read_text() == "mine"
 
 
-def test_forty_runs_of_many_settings_are_reported(tmp_path: Path) -> None:
+def test_a_report_of_forty_settings_draws_fourteen_and_says_so(tmp_path: Path) -> None:
     for k in range(40):
         config = tiny_config(optimizer="sgdm", lr=0.001 * (k + 1), weight_decay=0.01 / (k + 1))
         write_run(tmp_path / str(k), config, [0.1, 0.2 + k / 200])

@@ -43,7 +43,7 @@ def test_a_line_is_the_mean_and_its_band_the_range_of_the_finished_runs(tmp_path
     assert legend_names(grid_of(tmp_path), [0]) == {0: "SGDM, n = 3 (1 diverged)"}
 
 
-def test_a_single_epoch_is_one_tick(tmp_path: Path) -> None:
+def test_the_axis_of_a_single_epoch_has_one_tick(tmp_path: Path) -> None:
     write_run(tmp_path / "a", tiny_config(), [0.1])
     axes = Figure().subplots()
     draw_band(axes, group_of(tmp_path), "accuracy", "epochs", 0)
@@ -52,7 +52,7 @@ def test_a_single_epoch_is_one_tick(tmp_path: Path) -> None:
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
-def test_epochs_end_where_the_shortest_run_ends(tmp_path: Path) -> None:
+def test_the_band_over_epochs_ends_with_the_shortest_run(tmp_path: Path) -> None:
     write_run(tmp_path / "a", tiny_config(seed=0), [0.1, 0.2, 0.3])
     write_run(tmp_path / "b", tiny_config(seed=1), [0.3, 0.4])
     band = band_over_epochs(group_of(tmp_path).finished, accuracy_percent)
@@ -61,13 +61,13 @@ def test_epochs_end_where_the_shortest_run_ends(tmp_path: Path) -> None:
     assert band.mean.tolist() == pytest.approx([20, 30])
 
 
-def test_seconds_by_hand(tmp_path: Path) -> None:
+def test_the_band_over_seconds_by_hand(tmp_path: Path) -> None:
     # Epochs end at 1, 3, 5 s and at 2, 6, 10 s.
     write_run(tmp_path / "a", tiny_config(seed=0), [0.1, 0.5, 0.9], seconds=[1, 2, 2])
     write_run(tmp_path / "b", tiny_config(seed=1), [0.2, 0.6, 0.8], seconds=[2, 4, 4])
     band = band_over_seconds(group_of(tmp_path).finished, accuracy_percent)
     assert band is not None
-    # Before 2 s the second has no epoch; after 5 s the first stays at 90.
+    # Before 2 s, the second run has no epoch. After 5 s, the first run stays at 90.
     first = [30, 50, 90, 90, 90]
     second = [20, 30, 50, 60, 80]
     assert band.places.tolist() == [2, 3, 5, 6, 10]
@@ -92,7 +92,7 @@ def test_no_curve_without_epochs(tmp_path: Path) -> None:
 def test_no_two_systems_of_a_picture_look_alike() -> None:
     styles = [line_style(index) for index in range(2 * MOST)]
     assert len({style["color"] for style in styles[:MOST]}) == MOST == len(set(COLOURS))
-    # Without colour the dashes with filled or hollow markers still tell the lines apart.
+    # Without colour, dashes and filled or hollow markers still distinguish the lines.
     shapes = [(s["linestyle"], s["marker"], s["markerfacecolor"] == "white") for s in styles]
     assert len(set(shapes[:MOST])) == MOST
     assert len({tuple(map(str, style.values())) for style in styles}) == 2 * MOST
@@ -104,7 +104,7 @@ def test_method_and_baseline_look_the_same_in_every_picture() -> None:
     assert style_places(["adam", "sgdph"]) == [2, 1]
 
 
-def test_an_axis_of_seconds_ends_by_the_median_and_names_who_goes_on(tmp_path: Path) -> None:
+def test_the_seconds_axis_ends_at_twice_the_median_and_names_longer_runs(tmp_path: Path) -> None:
     for k, seconds in enumerate((10.0, 12.0, 100.0)):
         config = tiny_config(label=f"system {k}")
         write_run(tmp_path / str(k), config, [0.1, 0.2], seconds=[seconds / 2] * 2)
@@ -119,7 +119,7 @@ def test_an_axis_of_seconds_ends_by_the_median_and_names_who_goes_on(tmp_path: P
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_axis_of_no_seconds_is_left_as_it_is(tmp_path: Path) -> None:
+def test_an_axis_of_zero_seconds_is_not_changed(tmp_path: Path) -> None:
     write_run(tmp_path / "a", tiny_config(), [0.1, 0.2], seconds=[0.0, 0.0])
     axes = Figure().subplots()
     before = axes.get_xlim()
@@ -128,14 +128,14 @@ def test_an_axis_of_no_seconds_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fixed", [[], ["sgdm"], ["sgdph"], ["sgdm", "sgdph"]])
-def test_no_colour_repeats_among_those_drawn(fixed: list[str]) -> None:
+def test_no_colour_repeats_in_a_picture(fixed: list[str]) -> None:
     places = style_places([*fixed, *["adamw"] * (MOST - len(fixed))])
     assert len({line_style(place)["color"] for place in places}) == MOST
 
 
-def test_of_too_many_rows_method_baseline_and_the_best_are_drawn(tmp_path: Path) -> None:
+def test_of_too_many_rows_only_sgdm_sgdph_and_the_best_are_drawn(tmp_path: Path) -> None:
     for k in range(MOST + 2):
-        # The first ones are the worst. Rows 0 and 1 are SGD-PH's and SGDM's.
+        # The first ones are the worst. Rows 0 and 1 are those of SGDM and SGD-PH.
         optimizer = {0: "sgdm", 1: "sgdph"}.get(k, "adamw")
         lay_down(tmp_path, optimizer, 0, 0.1 + k / 20, name=f"{k:02}", label=f"system {k:02}")
     assert chosen_rows(grid_of(tmp_path)) == [0, 1, *range(4, MOST + 2)]

@@ -1,4 +1,4 @@
-"""What all pictures share."""
+"""The common parts of all pictures."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TASK = "mnist5k, 800 training and 200 validation images, resnet8, 12 epochs "
 
 @pytest.mark.parametrize("title", [TASK * 2, "What a step costs\n" + TASK * 2])
 @pytest.mark.parametrize("width", [5.8, 12.0])
-def test_a_title_lies_within_its_figure(width: float, title: str) -> None:
+def test_a_title_fits_in_its_figure(width: float, title: str) -> None:
     made = new_figure(width, 5.0, title)
     made.canvas.draw()
     box = made._suptitle.get_window_extent()
@@ -19,12 +19,12 @@ def test_a_title_lies_within_its_figure(width: float, title: str) -> None:
     assert box.x1 < made.bbox.x1
 
 
-def test_a_line_of_its_own_stays_one() -> None:
+def test_a_line_break_in_a_title_is_kept() -> None:
     made = new_figure(12.0, 5.0, "What a step costs\nresnet8")
     assert made._suptitle.get_text() == "What a step costs\nresnet8"
 
 
-def test_the_titles_of_panels_do_not_overlap() -> None:
+def test_panel_titles_do_not_overlap() -> None:
     made = new_figure(8.4, 4.0, "")
     panels = make_panels(made, 2, 2)
     for axes in panels:
@@ -50,7 +50,7 @@ def test_no_legend_is_cut_off(width: float) -> None:
     assert axes.get_window_extent().height / made.dpi > 2
 
 
-def test_a_figure_has_the_common_style_and_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_figure_has_the_common_style_and_is_not_written_on_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     with figure(path, 5.0, 3.0, "a title") as made:
         for axes, label in zip(make_panels(made, 3, 2), "bab", strict=True):

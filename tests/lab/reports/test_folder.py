@@ -1,4 +1,4 @@
-"""The format of every report's folder, and that a folder which breaks it is noticed."""
+"""The format of every report's folder. A folder that breaks it fails the check."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def replaced(name: str, old: str, new: str) -> Callable[[Path], object]:
     return change
 
 
-def test_a_folder_holds_page_text_and_table_and_lists_what_is_there(tmp_path: Path) -> None:
+def test_a_folder_holds_page_text_and_table_and_lists_its_files(tmp_path: Path) -> None:
     write(tmp_path)
     check_folder(tmp_path)
     text = (tmp_path / TEXT).read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_a_folder_holds_page_text_and_table_and_lists_what_is_there(tmp_path: Pa
         replaced(TEXT, "Of 1 seed.", "90.00 ± –"),
     ],
 )
-def test_what_breaks_the_format_is_noticed(
+def test_a_folder_that_breaks_the_format_fails_the_check(
     tmp_path: Path, broken: Callable[[Path], object]
 ) -> None:
     write(tmp_path)

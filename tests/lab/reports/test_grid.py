@@ -14,7 +14,7 @@ def grid_of(path: Path, layout: Layout | None = None) -> Grid:
     return grid
 
 
-def test_rows_and_columns_stand_in_their_order(tmp_path: Path) -> None:
+def test_rows_and_columns_are_sorted(tmp_path: Path) -> None:
     for optimizer in ("sgdph", "adamw", "sgdm"):
         for model in ("vgg19", "resnet18", "timm:resnet18"):
             lay_down(tmp_path / model, optimizer, 0, 0.5, model=model)
@@ -30,7 +30,7 @@ def test_rows_and_columns_stand_in_their_order(tmp_path: Path) -> None:
     assert grid.entries[1, 2].config.optimizer == "sgdph"
 
 
-def test_runs_that_differ_in_a_setting_are_not_mixed(tmp_path: Path) -> None:
+def test_runs_that_differ_in_a_setting_have_separate_rows(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5, lr=0.1)
     lay_down(tmp_path, "sgdm", 1, 0.9, lr=0.02)
     lay_down(tmp_path, "sgdph", 1, 0.9)
@@ -39,19 +39,19 @@ def test_runs_that_differ_in_a_setting_are_not_mixed(tmp_path: Path) -> None:
     assert rows[0].plain == "sgdm (lr=0.02)"
 
 
-def test_settings_that_differ_between_columns_alone_leave_a_row_whole(tmp_path: Path) -> None:
+def test_settings_that_differ_only_between_columns_do_not_split_a_row(tmp_path: Path) -> None:
     lay_down(tmp_path / "a", "sgdm", 0, 0.5, lr=0.1)
     lay_down(tmp_path / "b", "sgdm", 0, 0.9, lr=0.02, model="resnet20")
     assert [row.text for row in grid_of(tmp_path).rows] == ["SGDM"]
 
 
-def test_a_label_is_a_system_of_its_own(tmp_path: Path) -> None:
+def test_runs_with_a_label_are_a_separate_system(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5)
     lay_down(tmp_path, "sgdm", 1, 0.5, label="SGDM+WN")
     assert [row.text for row in grid_of(tmp_path).rows] == ["SGDM", "SGDM+WN"]
 
 
-def test_numbers_make_rows_by_their_size_and_name(tmp_path: Path) -> None:
+def test_rows_and_columns_of_numbers_are_sorted_by_value(tmp_path: Path) -> None:
     for decay in (1e-2, 1e-3, 5e-3):
         for size in (25, 100):
             name = f"-{decay}-{size}"
@@ -61,7 +61,7 @@ def test_numbers_make_rows_by_their_size_and_name(tmp_path: Path) -> None:
     assert [column.text for column in grid.columns] == ["batch size 25", "batch size 100"]
 
 
-def test_systems_are_told_apart_where_a_layout_forgets_them(tmp_path: Path) -> None:
+def test_a_layout_without_systems_still_separates_them(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5, lr=0.1)
     lay_down(tmp_path, "adamw", 0, 0.5, lr=0.1, weight_decay=5e-4)
     rows = grid_of(tmp_path, Layout(("lr",), ("dataset",))).rows
@@ -77,7 +77,7 @@ def test_test_and_validation_images_never_share_an_entry(tmp_path: Path) -> None
     assert [len(grid.groups[0].runs) for grid in grids] == [1, 1]
 
 
-def test_a_sweep_has_its_own_layout(tmp_path: Path) -> None:
+def test_the_layout_of_a_sweep_is_read_from_its_file(tmp_path: Path) -> None:
     assert saved_layout(tmp_path) == Layout()
     file = tmp_path / "sweep.yaml"
     file.write_text("layout: {rows: [lr], columns: [model], title: Table 5}\n")

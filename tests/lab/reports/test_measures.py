@@ -15,13 +15,13 @@ from .test_grid import grid_of
 
 
 def lay_down_three(path: Path) -> None:
-    """Reach 80% at the end of the second epoch after 5 s, of the third after 6 s, and never."""
+    """Write three runs that reach 80% after epoch 2 and 5 s, after epoch 3 and 6 s, and never."""
     write_run(path / "a", tiny_config(seed=0), [0.5, 0.8, 0.7], seconds=[2, 3, 1])
     write_run(path / "b", tiny_config(seed=1), [0.5, 0.6, 0.9], seconds=[2, 2, 2])
     write_run(path / "c", tiny_config(seed=2), [0.1, 0.2, 0.3], seconds=[1, 1, 1])
 
 
-def test_epochs_and_seconds_until_it_is_first_reached(tmp_path: Path) -> None:
+def test_epochs_and_seconds_until_the_target_is_first_reached(tmp_path: Path) -> None:
     lay_down_three(tmp_path)
     write_run(tmp_path / "d", tiny_config(seed=3), [0.9], status="diverged")
     write_run(tmp_path / "e", tiny_config(seed=4), [0.9], status="running")
@@ -39,8 +39,10 @@ def test_epochs_and_seconds_until_it_is_first_reached(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("models", [["resnet8"], ["resnet8", "resnet20"]])
-def test_one_slow_run_does_not_decide_the_seconds(tmp_path: Path, models: list[str]) -> None:
-    """Two runs of 2 and 3 s an epoch, and one that stood beside other work for 100 s an epoch."""
+def test_seconds_are_medians_that_one_slow_run_does_not_change(
+    tmp_path: Path, models: list[str]
+) -> None:
+    """Two runs take 2 and 3 s per epoch. A third, slowed by other work, takes 100 s per epoch."""
     for model in models:
         for seed, seconds in enumerate((2, 3, 100)):
             config = tiny_config(seed=seed, model=model)
@@ -55,13 +57,13 @@ def test_one_slow_run_does_not_decide_the_seconds(tmp_path: Path, models: list[s
     assert float(row["seconds_per_epoch_median"]) == 3
 
 
-def test_never_reached_has_no_mean(tmp_path: Path) -> None:
+def test_a_target_that_is_never_reached_has_no_mean(tmp_path: Path) -> None:
     lay_down_three(tmp_path)
     found = time_to(grid_of(tmp_path).groups[0], 0.95)
     assert (found.reached, found.epochs.mean, found.seconds) == (0, None, ())
 
 
-def test_the_default_is_99_percent_of_the_best_mean(tmp_path: Path) -> None:
+def test_the_default_target_is_99_percent_of_the_best_mean(tmp_path: Path) -> None:
     lay_down_three(tmp_path)
     write_run(tmp_path / "f", tiny_config(seed=0, optimizer="sgdm"), [0.9, 0.65])
     grid = grid_of(tmp_path)
@@ -70,7 +72,7 @@ def test_the_default_is_99_percent_of_the_best_mean(tmp_path: Path) -> None:
     assert shown_target(choose_target(grid, 0)) == "64.35%"
 
 
-def test_no_run_finished_no_target(tmp_path: Path) -> None:
+def test_without_a_finished_run_there_is_no_default_target(tmp_path: Path) -> None:
     write_run(tmp_path / "d", tiny_config(), [0.9], status="diverged")
     assert choose_target(grid_of(tmp_path), 0) is None
     assert targets_table([grid_of(tmp_path)], []).csv() == "\n"

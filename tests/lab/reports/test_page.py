@@ -1,4 +1,4 @@
-"""One list of blocks, and the two pages that are made of it."""
+"""One list of blocks, and the two pages that are made from it."""
 
 import re
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_markdown(tmp_path: Path) -> None:
     ]
 
 
-def test_html_says_the_same(tmp_path: Path) -> None:
+def test_html_has_the_same_content(tmp_path: Path) -> None:
     page = to_html("A <title>", blocks(tmp_path), "sgdph test")
     assert '<meta name="generator" content="sgdph test">' in page
     said = re.sub(r"<style>.*</style>|<title>.*</title>", "", page, flags=re.DOTALL)
@@ -72,11 +72,11 @@ def test_html_says_the_same(tmp_path: Path) -> None:
         '<img src="data:image/png;base64,iVBORw==" alt="A picture">',
     ):
         assert part in page
-    # A table without headings has no line for them.
+    # A table without headings has no header row.
     assert page.count("<thead>") == 1
 
 
-def test_each_machine_and_command_is_told_once() -> None:
+def test_each_machine_and_command_is_listed_once() -> None:
     first = {"cpu": "a", "threads": 0, "git_commit": None, "command": "x"}
     second = {"cpu": "a", "threads": 0, "command": "y", "optimizers": {"timm": "1.0"}}
     section = machine_section([first, {}, first, second])

@@ -10,7 +10,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.run.records import group_runs, read_runs
 
 
-def test_runs_are_found_at_any_depth_once(tmp_path: Path) -> None:
+def test_each_run_is_found_once_at_any_depth(tmp_path: Path) -> None:
     lay_down(tmp_path / "a" / "b", "sgdm", 0, 0.8)
     lay_down(tmp_path / "c", "sgdm", 1, 0.9)
     lay_down(tmp_path / ".hidden", "sgdm", 2, 0.9)
@@ -23,7 +23,7 @@ def test_runs_are_found_at_any_depth_once(tmp_path: Path) -> None:
     assert not runs.duplicates
 
 
-def test_a_broken_run_is_listed_with_its_reason_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_a_broken_run_is_listed_with_its_reason_and_others_are_read(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     broken = {
         1: ("config.yaml", "format: sgdph-run-1\nlr: [", "not valid YAML"),
@@ -51,7 +51,7 @@ def test_a_broken_run_is_listed_with_its_reason_and_the_rest_is_read(tmp_path: P
 
 
 @pytest.mark.parametrize("end", ["", "\n"])
-def test_a_last_line_cut_off_by_a_kill_is_left_out(tmp_path: Path, end: str) -> None:
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path, end: str) -> None:
     run = lay_down(tmp_path, "sgdm", 0, 0.8, status="running")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "train_lo' + end)
@@ -60,7 +60,7 @@ def test_a_last_line_cut_off_by_a_kill_is_left_out(tmp_path: Path, end: str) -> 
     assert record.status == "running"
 
 
-def test_a_run_that_has_only_begun_is_running(tmp_path: Path) -> None:
+def test_a_run_with_only_a_configuration_is_running(tmp_path: Path) -> None:
     run = lay_down(tmp_path, "sgdm", 0, 0.8)
     for name in ("summary.json", "metrics.jsonl", "env.json"):
         (run / name).unlink()
@@ -68,7 +68,7 @@ def test_a_run_that_has_only_begun_is_running(tmp_path: Path) -> None:
     assert (record.status, record.accuracies, record.figure("final")) == ("running", (), None)
 
 
-def test_of_two_runs_of_one_seed_the_first_that_ended_counts(tmp_path: Path) -> None:
+def test_of_duplicate_runs_the_first_finished_one_is_kept(tmp_path: Path) -> None:
     lay_down(tmp_path / "a", "sgdm", 0, None, status="interrupted")
     lay_down(tmp_path / "b", "sgdm", 0, 0.7)
     lay_down(tmp_path / "c", "sgdm", 0, 0.9, device="cuda", threads=4)
@@ -80,7 +80,7 @@ def test_of_two_runs_of_one_seed_the_first_that_ended_counts(tmp_path: Path) -> 
     ]
 
 
-def test_runs_on_other_machines_are_of_one_group(tmp_path: Path) -> None:
+def test_runs_on_different_machines_are_in_one_group(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5, threads=1)
     lay_down(tmp_path, "sgdm", 1, 0.9, threads=2, device="cuda")
     lay_down(tmp_path, "sgdm", 2, 0.9, lr=0.3)
@@ -88,7 +88,7 @@ def test_runs_on_other_machines_are_of_one_group(tmp_path: Path) -> None:
     assert [len(group.finished) for group in groups] == [2, 1]
 
 
-def test_seconds_add_up_and_are_none_where_they_were_not_recorded(tmp_path: Path) -> None:
+def test_seconds_add_up_and_are_empty_if_an_epoch_has_none(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", tiny_config(), [0.1, 0.2, 0.3], seconds=[2, 3, 0.5])
     assert read_runs([tmp_path]).records[0].seconds == (2, 5, 5.5)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +97,7 @@ def test_seconds_add_up_and_are_none_where_they_were_not_recorded(tmp_path: Path
     assert read_runs([tmp_path]).records[0].seconds == ()
 
 
-def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+def test_reading_no_runs_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"holds no run; give the --out"):
         read_runs([tmp_path])
     with pytest.raises(LabError, match="is not a directory"):

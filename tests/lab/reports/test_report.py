@@ -42,7 +42,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_the_table_is_of_the_directories_alone(tmp_path: Path) -> None:
+def test_the_table_is_made_from_the_run_directories(tmp_path: Path) -> None:
     for seed, final in enumerate((0.8, 0.9, 1.0)):
         lay_down(tmp_path, "sgdph", seed, final)
     lay_down(tmp_path, "sgdm", 0, 0.7)
@@ -56,7 +56,7 @@ def test_the_table_is_of_the_directories_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_diverged_pruned_and_unfinished_runs_are_counted_and_kept_out(tmp_path: Path) -> None:
+def test_diverged_pruned_and_unfinished_runs_are_counted_not_averaged(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     lay_down(tmp_path, "sgdm", 1, None, status="diverged")
     lay_down(tmp_path, "sgdm", 2, None, status="interrupted")
@@ -82,7 +82,7 @@ def test_only_diverged_runs_still_make_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_the_csv_has_full_precision_gaps_and_its_old_columns_first(tmp_path: Path) -> None:
+def test_the_csv_has_full_precision_and_keeps_its_first_columns(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.123456789)
     reported(tmp_path)
     (row,) = rows_of(tmp_path)
@@ -107,16 +107,16 @@ def test_the_csv_has_full_precision_gaps_and_its_old_columns_first(tmp_path: Pat
 
 
 def lay_down_pair(path: Path, gap: float) -> None:
-    """Two systems of three seeds, 0.01 apart each, the second ``gap`` above the first."""
+    """Write two systems of three seeds, 0.01 apart. The second system is ``gap`` higher."""
     for seed in range(3):
         lay_down(path, "sgdm", seed, 0.80 + 0.01 * seed)
         lay_down(path, "sgdph", seed, 0.80 + gap + 0.01 * seed)
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_what_is_not_significant_is_not_decided(tmp_path: Path) -> None:
-    # t = 0.02 / sqrt(2 * 0.0001 / 3) = 2.449, 4 degrees of freedom: p = 0.0705. The interval
-    # reaches 2.776 standard errors of 0.8165 points.
+def test_a_difference_that_is_not_significant_is_not_decided(tmp_path: Path) -> None:
+    # t = 0.02 / sqrt(2 * 0.0001 / 3) = 2.449, 4 degrees of freedom: p = 0.0705. The half-width of
+    # the interval is 2.776 standard errors of 0.8165 points.
     lay_down_pair(tmp_path, 0.02)
     text = verdict(reported(tmp_path))
     assert text.startswith(
@@ -136,7 +136,7 @@ def test_what_is_not_significant_is_not_decided(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_difference_beyond_the_spread_is_bold_and_said_with_its_limits(tmp_path: Path) -> None:
+def test_a_significant_difference_is_bold_and_has_its_interval(tmp_path: Path) -> None:
     # t = 0.03 / sqrt(2 * 0.0001 / 3) = 3.674: p = 0.0213.
     lay_down_pair(tmp_path, 0.03)
     text = verdict(reported(tmp_path))
@@ -150,7 +150,7 @@ def test_a_difference_beyond_the_spread_is_bold_and_said_with_its_limits(tmp_pat
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_settings_that_nobody_tuned_are_named(tmp_path: Path) -> None:
+def test_settings_that_were_not_tuned_are_listed(tmp_path: Path) -> None:
     for seed in range(2):
         lay_down(tmp_path, "sgdm", seed, 0.8 + 0.01 * seed)
         lay_down(tmp_path, "adamw", seed, 0.8 + 0.01 * seed, lr=0.02, weight_decay=0.3)
@@ -183,11 +183,11 @@ def test_single_seeds_are_not_compared(tmp_path: Path) -> None:
         (0.60, 0.50, "SGD-PH is best with 90.10% final test accuracy. It differs", False),
     ],
 )
-def test_the_first_lines_tell_ties_differences_and_what_is_open(
+def test_the_first_lines_report_ties_differences_and_open_questions(
     tmp_path: Path, adamw: float, apollo: float, result: str, next_step: bool
 ) -> None:
     for seed in range(5):
-        # Intervals of 0.3 points where seeds are 0.1 points apart; AdamW's are wider if it is 0.87.
+        # Seeds 0.1 points apart give intervals of 0.3 points. AdamW's are wider if it is at 0.87.
         wide = 10 if adamw == 0.87 else 1
         lay_down(tmp_path, "sgdph", seed, 0.899 + 0.001 * seed)
         lay_down(tmp_path, "adamw", seed, adamw - 0.001 + 0.001 * wide * seed)
@@ -220,7 +220,7 @@ def test_the_first_lines_name_systems_that_cannot_be_tested(tmp_path: Path) -> N
         ("diverged", 2, True, "change the settings of AdamW; all runs diverged"),
     ],
 )
-def test_more_seeds_are_asked_for_only_between_finished_systems(
+def test_more_seeds_are_suggested_only_between_finished_systems(
     tmp_path: Path, status: str, finished: int, more: bool, step: str
 ) -> None:
     for optimizer in ("sgdm", "sgdph")[:finished]:
@@ -243,7 +243,7 @@ def test_more_seeds_are_asked_for_only_between_finished_systems(
         ({"epochs": 12, "train_size": None}, "digits --optimizers sgdm"),
     ],
 )
-def test_the_tuning_asked_for_is_on_the_same_task(
+def test_the_suggested_tune_command_is_for_the_same_task(
     tmp_path: Path, options: dict[str, Any], command: str
 ) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8, **options)
@@ -252,14 +252,14 @@ def test_the_tuning_asked_for_is_on_the_same_task(
     assert f"sgdph tune --dataset {command}, then sgdph" in (tmp_path / REPORT).read_text()
 
 
-def test_a_long_list_of_names_with_commas_is_cut() -> None:
+def test_a_long_list_of_names_with_commas_is_shortened() -> None:
     names = [f"SGDM, lr {k}" for k in range(8)]
     assert _listed(names).endswith("SGDM, lr 5; 2 more")
     assert _listed(names[:2]) == "SGDM, lr 0; SGDM, lr 1"
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
+def test_several_columns_make_one_table_per_metric(tmp_path: Path) -> None:
     for model, add in (("resnet8", 0.0), ("vgg11", 0.05)):
         for seed in range(2):
             lay_down(tmp_path / model, "sgdm", seed, 0.7 + add + 0.02 * seed, model=model)
@@ -278,7 +278,7 @@ def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
     for words in ("picked on these images", "Area under", "Cross-entropy", "Seconds of training"):
         assert words in captions
     times = next(t for t in section.tables if t.caption.startswith("Epochs until"))
-    # 99% of 91% is 90.09%: one of the two seeds came so far, in the second epoch.
+    # 99% of 91% is 90.09%. One of the two seeds reached it, in the second epoch.
     assert "digits, ResNet8 90.09%, digits, VGG11 90.09%" in times.caption or (
         "90.09% test accuracy" in times.caption
     )
@@ -293,7 +293,7 @@ def test_several_columns_make_a_table_per_figure(tmp_path: Path) -> None:
     ]
 
 
-def test_test_and_validation_images_have_sections_and_names_of_their_own(tmp_path: Path) -> None:
+def test_test_and_validation_images_have_separate_sections_and_names(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.7)
     lay_down(tmp_path, "sgdm", 1, 0.9, validation_size=20)
     reported(tmp_path)
@@ -309,7 +309,7 @@ def test_test_and_validation_images_have_sections_and_names_of_their_own(tmp_pat
 
 
 class Page(HTMLParser):
-    """Collects what a page would load, and checks that its elements are nested."""
+    """Collects everything that a page would load, and checks that its elements are nested."""
 
     VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
 
@@ -334,7 +334,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_page_is_well_formed_and_loads_nothing_external(tmp_path: Path) -> None:
     label = '<b>best & "only"</b> | `x` ' + "long " * 30
     for seed in range(2):
         lay_down(tmp_path, "sgdm", seed, 0.7, label=label)
@@ -355,7 +355,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> N
     assert "\\<b>best" in table
 
 
-def test_the_page_the_table_and_the_picture(tmp_path: Path) -> None:
+def test_a_report_is_complete_and_the_same_after_a_move(tmp_path: Path) -> None:
     first = tmp_path / "first"
     for seed in range(2):
         lay_down(first, "sgdm", seed, 0.8)
@@ -370,7 +370,7 @@ def test_the_page_the_table_and_the_picture(tmp_path: Path) -> None:
     assert "* cpu a cpu" in page
     assert "* `sgdph compare`" in page
     assert (first / PLOT).read_bytes().startswith(b"\x89PNG")
-    # Moved elsewhere, the same directories give the same report.
+    # After a move, the same directories give the same report.
     second = tmp_path / "second"
     shutil.copytree(first, second)
     written = [name for name in REPORT_FILES if (first / name).exists()]
@@ -383,7 +383,7 @@ def test_the_page_the_table_and_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_the_arguments_of_an_optimizer_stand_among_its_settings(tmp_path: Path) -> None:
+def test_optimizer_arguments_are_listed_with_the_settings(tmp_path: Path) -> None:
     config = tiny_config(optimizer="sgdm", optimizer_args=(("dampening", 1e-8), ("nesterov", True)))
     write_run(tmp_path / "run", config, [0.5])
     reported(tmp_path)
@@ -391,7 +391,7 @@ def test_the_arguments_of_an_optimizer_stand_among_its_settings(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_what_was_left_out_is_said(tmp_path: Path) -> None:
+def test_runs_that_are_left_out_are_listed(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     shutil.copytree(tmp_path / "sgdm-seed0", tmp_path / "twin")
     (lay_down(tmp_path, "sgdm", 1, 0.8) / "summary.json").write_text("{")
@@ -403,7 +403,7 @@ def test_what_was_left_out_is_said(tmp_path: Path) -> None:
     assert rows_of(tmp_path)[0]["n"] == "1"
 
 
-def test_a_sweeps_layout_and_title_are_its_reports(tmp_path: Path) -> None:
+def test_a_report_uses_the_layout_and_title_of_its_sweep(tmp_path: Path) -> None:
     for decay in (1e-3, 1e-2):
         lay_down(tmp_path, "sgdm", 0, 0.8, name=f"-{decay}", weight_decay=decay)
     (tmp_path / "sweep.yaml").write_text("layout: {rows: [weight_decay], title: Table 5}\n")
@@ -414,7 +414,7 @@ def test_a_sweeps_layout_and_title_are_its_reports(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
+def test_a_report_only_overwrites_reports(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     check_out(tmp_path)
     check_out(tmp_path / "new")
@@ -423,7 +423,7 @@ def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
         check_out(tmp_path)
     reported(tmp_path)
     check_out(tmp_path)
-    # As reports of earlier versions left it.
+    # Reports of earlier versions left this state.
     (tmp_path / PAGE).unlink()
     check_out(tmp_path)
     with pytest.raises(LabError, match="is a file"):
@@ -434,7 +434,7 @@ def test_a_report_goes_over_reports_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "gone"), [('<meta name="generator" content="sgdph report">', True), ("mine", False)]
 )
-def test_the_page_of_an_earlier_version_goes_and_a_strangers_stays(
+def test_the_page_of_an_earlier_version_is_deleted_and_others_are_kept(
     tmp_path: Path, text: str, gone: bool
 ) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
@@ -449,7 +449,7 @@ def test_the_page_of_an_earlier_version_goes_and_a_strangers_stays(
 
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("name", [PAGE, TABLE])
-def test_each_page_and_table_must_be_a_reports(tmp_path: Path, name: str) -> None:
+def test_a_page_or_table_of_other_origin_raises_an_error(tmp_path: Path, name: str) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     reported(tmp_path)
     (tmp_path / name).write_text("mine")
@@ -457,14 +457,14 @@ def test_each_page_and_table_must_be_a_reports(tmp_path: Path, name: str) -> Non
         check_out(tmp_path)
 
 
-def test_nothing_to_report_is_said(tmp_path: Path) -> None:
+def test_without_runs_a_report_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="holds no run"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_how_to_read_it_stands_on_every_page(tmp_path: Path) -> None:
+def test_every_page_explains_how_to_read_it(tmp_path: Path) -> None:
     lay_down_pair(tmp_path, 0.02)
     reported(tmp_path)
     for name in (REPORT, PAGE):

@@ -38,7 +38,7 @@ def test_two_varying_numbers_make_a_surface(tmp_path: Path) -> None:
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_scattered_settings_are_no_map(tmp_path: Path) -> None:
+def test_settings_that_do_not_fill_a_grid_are_not_a_map(tmp_path: Path) -> None:
     for k in range(4):
         options = {"lr": 0.1 / (k + 1), "weight_decay": 0.0 if k == 3 else 0.001 * (k + 1)}
         lay_down(tmp_path, "sgdm", 0, 0.5 + k / 10, name=str(k), **options)
@@ -65,7 +65,7 @@ def test_one_varying_number_makes_a_line_per_system_and_task(tmp_path: Path) -> 
     assert (tmp_path / "lines.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_systems_that_differ_in_words_are_not_joined(tmp_path: Path) -> None:
+def test_systems_that_differ_in_a_text_setting_have_separate_lines(tmp_path: Path) -> None:
     for tau in (0.1, 0.01):
         for estimator in ("row_sum", "hutchinson"):
             options = {"second_order_lr": tau, "estimator": estimator}
@@ -74,33 +74,33 @@ def test_systems_that_differ_in_words_are_not_joined(tmp_path: Path) -> None:
     assert names == ["SGD-PH (estimator hutchinson)", "SGD-PH (estimator row_sum)"]
 
 
-def test_of_three_varying_numbers_each_is_followed_alone(tmp_path: Path) -> None:
+def test_with_three_varying_numbers_a_line_varies_only_one(tmp_path: Path) -> None:
     centre = {"lr": 0.1, "weight_decay": 1e-3, "momentum": 0.9}
     others = [{"lr": 0.2}, {"lr": 0.4}, {"weight_decay": 0.01}, {"momentum": 0.8}]
     for k, change in enumerate([{}, *others]):
         lay_down(tmp_path, "sgdm", 0, 0.5, name=str(k), **{**centre, **change})
     surfaces, lines = found(tmp_path)
     assert not surfaces
-    # Of weight decay and momentum there are two values alone.
+    # Weight decay and momentum have only two values, so they have no line.
     assert [(line.x, line.name) for line in lines] == [
         ("lr", "SGDM at weight decay 0.001, momentum 0.9")
     ]
     assert [point.x for point in lines[0].points] == [0.1, 0.2, 0.4]
 
 
-def test_seeds_alone_are_nothing_to_draw(tmp_path: Path) -> None:
+def test_settings_that_do_not_vary_within_a_task_are_not_drawn(tmp_path: Path) -> None:
     for seed in range(2):
         lay_down(tmp_path, "sgdm", seed, 0.5)
         lay_down(tmp_path, "sgdm", seed, 0.5, model="vgg11", name="v", lr=0.3)
     assert found(tmp_path) == ([], [])
 
 
-def test_a_failed_setting_leaves_the_colours_to_the_others(tmp_path: Path) -> None:
+def test_a_setting_that_fails_does_not_widen_the_colour_scale(tmp_path: Path) -> None:
     finals = (0.90, 0.91, 0.92, 0.93, 0.10)
     for k, final in enumerate(finals):
         options = {"lr": 0.1 * (1 + k % 3), "weight_decay": 0.01 * (1 + k // 3)}
         lay_down(tmp_path, "sgdm", 0, final, name=str(k), **options)
     (surface,), _ = found(tmp_path)
     scale = _colours(surface.points).norm
-    # The median is 91: three times its distance from the best below the best.
+    # The scale starts below the best, by three times the distance from the best to the median, 91.
     assert (scale.vmin, scale.vmax) == pytest.approx((87, 93))

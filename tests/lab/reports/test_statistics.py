@@ -22,7 +22,7 @@ def welch(first: Spread, second: Spread) -> float | None:
     return None if found is None else found.p
 
 
-def test_welch_is_the_formula_of_the_textbook() -> None:
+def test_welch_matches_the_textbook_formula() -> None:
     first, second = [90.1, 91.4, 90.7, 92.0], [88.0, 90.5, 89.9]
     means = [sum(values) / len(values) for values in (first, second)]
     # Squared standard errors.
@@ -35,12 +35,12 @@ def test_welch_is_the_formula_of_the_textbook() -> None:
     p = welch(Spread.of(first), Spread.of(second))
     assert p == pytest.approx(2 * student.sf(abs(t), freedom), rel=1e-12)
     assert welch(Spread.of(second), Spread.of(first)) == pytest.approx(p)
-    # Not the test that takes the variances for equal, whose degrees of freedom are 5.
+    # It is not the test that assumes equal variances, which has 5 degrees of freedom.
     assert p != pytest.approx(2 * student.sf(abs(t), 5), rel=1e-3)
 
 
-def test_one_side_without_spread_is_compared_by_the_others() -> None:
-    # Student's test of one sample against 1: t = (2 - 1) / (1 / sqrt(3)), 2 degrees of freedom.
+def test_a_sample_without_spread_gives_a_one_sample_test() -> None:
+    # Student's one-sample test against 1: t = (2 - 1) / (1 / sqrt(3)), 2 degrees of freedom.
     p = welch(Spread.of([1.0, 1.0]), Spread.of([1.0, 2.0, 3.0]))
     assert p == pytest.approx(2 * student.sf(math.sqrt(3), 2))
 
@@ -54,7 +54,7 @@ def test_one_side_without_spread_is_compared_by_the_others() -> None:
         ([0.1, 0.1, 0.1], [0.1, 0.1], 1.0),
     ],
 )
-def test_what_no_test_can_tell(
+def test_p_is_none_or_1_if_no_test_is_possible(
     first: list[float], second: list[float], expected: float | None
 ) -> None:
     assert welch(Spread.of(first), Spread.of(second)) == expected
@@ -64,7 +64,7 @@ def test_what_no_test_can_tell(
     ("first", "second"),
     [([90.1, 91.4, 90.7, 92.0], [88.0, 90.5, 89.9]), ([1.0, 1.0], [1.0, 2.0, 3.0])],
 )
-def test_the_interval_is_scipy_s(first: list[float], second: list[float]) -> None:
+def test_the_interval_equals_scipys(first: list[float], second: list[float]) -> None:
     found = difference(Spread.of(first), Spread.of(second))
     assert found is not None
     expected = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
@@ -103,7 +103,7 @@ LOW = Spread.of([0.50, 0.51, 0.52])
 ALONE = Spread.of([0.8])
 
 
-def test_the_best_is_bold_only_above_all_others() -> None:
+def test_the_best_is_clear_only_if_it_differs_from_all_others() -> None:
     tie = judge({0: LOW, 1: BEST, 2: LEVEL}, "higher")
     assert (tie.best, tie.level, tie.clear) == (1, (2,), False)
     expected = holm([welch(BEST, LOW) or 0, welch(BEST, LEVEL) or 0])
@@ -116,19 +116,19 @@ def test_lower_can_be_better() -> None:
     assert judge({0: LOW, 1: BEST}, "lower").best == 0
 
 
-def test_the_correction_is_for_the_number_of_comparisons() -> None:
+def test_the_correction_grows_with_the_number_of_comparisons() -> None:
     one = judge({0: BEST, 1: LEVEL}, "higher").adjusted[1]
     many = judge({0: BEST, 1: LEVEL, 2: LEVEL, 3: LEVEL}, "higher").adjusted[1]
     assert many == pytest.approx(min(1, 3 * one))
 
 
-def test_an_entry_of_one_seed_forbids_bold_and_is_named() -> None:
+def test_an_entry_with_one_seed_is_untested_and_prevents_bold() -> None:
     found = judge({0: LOW, 1: BEST, 2: ALONE}, "higher")
     assert found.adjusted[0] < 0.05
     assert (found.level, found.untested, found.clear) == ((), (2,), False)
 
 
-def test_an_entry_without_figures_is_no_rival() -> None:
+def test_an_entry_without_values_is_not_compared() -> None:
     assert judge({0: LOW, 1: BEST, 2: Spread.of([])}, "higher").clear
     assert judge({0: Spread.of([])}, "higher") == Judgement(None, {}, ())
     assert not judge({0: BEST}, "higher").clear

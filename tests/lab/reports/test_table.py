@@ -23,7 +23,7 @@ TABLE = Table(
 )
 
 
-def test_environments_are_balanced_and_rows_have_all_columns() -> None:
+def test_latex_environments_are_balanced_and_rows_have_all_columns() -> None:
     text = latex_file([TABLE, TABLE], ["100% of it\nis true"])
     stack = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
@@ -41,11 +41,11 @@ def test_environments_are_balanced_and_rows_have_all_columns() -> None:
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
     first = next(line for line in body.splitlines() if line.startswith("a\\_b"))
     assert len(re.findall(r"(?<!\\)&", first)) == 3
-    # The notes are comments, line by line.
+    # Each line of the notes is a comment.
     assert "% 100% of it\n% is true\n" in text
 
 
-def test_headings_stand_over_their_columns() -> None:
+def test_grouped_headings_span_their_columns() -> None:
     text = latex_file([TABLE], [])
     assert r" & \multicolumn{2}{c}{CIFAR-10} & CIFAR-100 \\" in text
     assert r"\cmidrule(lr){2-3}" in text
@@ -56,7 +56,7 @@ def test_headings_stand_over_their_columns() -> None:
     ]
 
 
-def test_columns_of_one_heading_keep_to_themselves() -> None:
+def test_columns_with_a_single_heading_are_not_merged() -> None:
     headings = ("a", "b", ("X", "c"), ("X", "d"))
     assert Table(tuple(map(Column, headings)), ()).levels == [
         [("", 1), ("", 1), ("X", 2)],
@@ -64,7 +64,7 @@ def test_columns_of_one_heading_keep_to_themselves() -> None:
     ]
 
 
-def test_marks_and_notes() -> None:
+def test_latex_has_marks_notes_and_line_breaks() -> None:
     text = latex_file([TABLE], [])
     assert r"\textbf{1.0 $\pm$ 0.1}" in text
     assert r"2$^\dagger$ \\ {\scriptsize (n = 1)}" in text
@@ -93,11 +93,11 @@ def test_markdown_has_the_same_marks_and_keeps_its_columns() -> None:
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in lines)
 
 
-def test_every_form_writes_the_same_values() -> None:
+def test_markdown_rounds_values_and_csv_has_them_in_full() -> None:
     name = "a name that is far too long for one line of a table"
     assert TABLE.markdown().splitlines()[1] == "|---|---:|---:|---:|".replace("|", " | ").strip()
     assert TABLE.markdown().splitlines()[-1] == f"| {name} | 1 | 2.2 |  |"
-    # For programs in full, and empty where there is nothing.
+    # CSV is for programs: values are in full, and missing values are empty.
     assert TABLE.csv().splitlines()[0] == (
         'optimizer,"CIFAR-10, ResNet18","CIFAR-10, VGG11","CIFAR-100, ResNet18"'
     )
@@ -105,19 +105,19 @@ def test_every_form_writes_the_same_values() -> None:
     assert TABLE.csv().splitlines()[-1] == f"{name},1,2.25,"
 
 
-def test_records_become_rows_under_the_names_that_any_has() -> None:
+def test_records_become_rows_with_a_column_per_name_in_any_record() -> None:
     table = Table.of_records([{"a": 0.1, "b": None}, {"a": (("x", 1), "y"), "c": True}])
     assert table.csv() == "a,b,c\n0.1,,\nx=1 y,,True\n"
     assert Table.of_records([]).csv() == "\n"
 
 
-def test_a_link_leads_from_the_whole_text() -> None:
+def test_a_link_covers_the_whole_text_of_a_cell() -> None:
     table = Table((Column("run", "left"),), ((Cell("a|b", link="a%7Cb/"),),))
     assert table.markdown().splitlines()[-1] == r"| [a\|b](a%7Cb/) |"
 
 
 @pytest.mark.parametrize("columns", [4, WIDE + 1])
-def test_on_a_narrow_terminal_names_are_broken_and_figures_are_not(columns: int) -> None:
+def test_on_a_narrow_terminal_names_are_wrapped_and_numbers_are_not(columns: int) -> None:
     headings = (Column("name", "left"), *(Column(f"c{i}") for i in range(columns - 1)))
     table = Table(headings, (("long [name] " * 9, *range(100, 100 + columns - 1)),))
     console = Console(width=90, color_system=None)

@@ -1,4 +1,4 @@
-"""Trains a run until the kernel kills it, once per moment, each in a fork of this process."""
+"""Trains a run that the kernel kills, once for each moment, each time in a fork."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import prepare
 from sgdph.lab.run.training import train_run
 
-# File operations of the second epoch, in the order in which they come.
+# File operations of the second epoch, in order.
 OPERATIONS = {
     "before the metrics": ("open", "metrics.jsonl"),
     "before the kept checkpoint": ("open", "epoch-2.pt.partial"),
@@ -26,7 +26,7 @@ OPERATIONS = {
 }
 MOMENTS = ("at a step", "within the checkpoint", *OPERATIONS)
 STEP = 3
-# Where it is written what killed each of them, in that order.
+# The file that lists, in the same order, the signal that killed each run.
 SIGNALS = "signals"
 CONFIG: Mapping[str, Any] = {
     "dataset": "digits",
@@ -40,7 +40,7 @@ CONFIG: Mapping[str, Any] = {
 
 
 class Killer:
-    """A reporter that has its process killed at a moment of the second epoch."""
+    """A reporter that gets its process killed at a given moment of the second epoch."""
 
     def __init__(self, moment: str) -> None:
         self.moment = moment
@@ -48,7 +48,7 @@ class Killer:
 
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
         if self.moment in OPERATIONS:
-            # Once added it stays, so it is told here to look.
+            # An audit hook cannot be removed, so it is added here, in the fork.
             sys.addaudithook(self.operation)
 
     def operation(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -64,7 +64,8 @@ class Killer:
     def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
         self.epoch += 1
         if self.moment == "within the checkpoint":
-            # What Python ignores, so that it can be read as an error, ends a process at the byte.
+            # Python ignores SIGXFSZ, so that the write raises an error. With the default action,
+            # the signal ends the process exactly at the size limit.
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))

@@ -1,7 +1,7 @@
-"""A program for ``torchrun``: trains the runs of a folder, and saves what each process ends with.
+"""A program for ``torchrun``: trains the runs of a folder and saves each process's final state.
 
-Arguments: the folder, the name of the run at which process 1 is to be killed, or ``none``, and
-what the command ``sgdph`` is called with before, if anything.
+Arguments: the folder; the name of the run in which process 1 is killed, or ``none``; optionally,
+arguments with which ``sgdph`` is called first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KILLED_AT = 3
 
 
 def killed_at(number: int, step: Callable[..., None]) -> Callable[..., None]:
-    """An optimizer step that ends its process, as it is taken for the given time."""
+    """Return an optimizer step that kills its process in the call with the given number."""
     left = [number]
 
     def counted(*arguments: Any) -> None:
@@ -43,7 +43,7 @@ def killed_at(number: int, step: Callable[..., None]) -> Callable[..., None]:
 
 
 def refused(team: Team, rank: int) -> str:
-    """What this process hears where another is refused something."""
+    """Return the error that this process gets if the process ``rank`` raises a ``LabError``."""
     try:
         with team.agreement():
             if team.rank == rank:
@@ -64,7 +64,7 @@ def main(folder: Path, doomed: str) -> None:
             config = run.read_config()
             data = load_dataset(config.dataset, train_size=config.train_size)
             prepared = prepare(config, data, team)
-            # What only the first process may read or write lies elsewhere for the others.
+            # Only the first process may use the run's directory; the others get a different path.
             here = run if team.first else RunDirectory(folder.parent / "nowhere")
             training.train_run(prepared, here, LineReporter(Console(quiet=True)))
             end = {"model": prepared.state.model.state_dict(), "history": prepared.state.history}

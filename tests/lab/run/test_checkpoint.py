@@ -14,11 +14,11 @@ from sgdph.lab.run.start import prepare
 
 
 def draws() -> list[float]:
-    """Figures from every global generator; they move on."""
+    """Draw a number from every global generator. This advances them."""
     return [torch.rand(1).item(), random.random(), float(np.random.rand())]  # noqa: NPY002
 
 
-def test_a_checkpoint_brings_every_global_generator_back(tmp_path: Path, digits: Dataset) -> None:
+def test_a_checkpoint_restores_every_global_generator(tmp_path: Path, digits: Dataset) -> None:
     config = tiny_config(optimizer="sgdm")
     state = prepare(config, digits).state
     draws()
@@ -51,7 +51,7 @@ def test_a_checkpoint_of_the_first_format_is_still_read(tmp_path: Path, digits: 
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "other bytes", "not a checkpoint"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, digits: Dataset, damage: str) -> None:
+def test_the_error_names_a_damaged_checkpoint(tmp_path: Path, digits: Dataset, damage: str) -> None:
     config = tiny_config(optimizer="sgdm", epochs=1)
     start(config, tmp_path / "run", digits)
     file = tmp_path / "run" / CHECKPOINT
@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, digits: Dataset, damage: 
         start(config, tmp_path / "run", digits)
 
 
-def test_an_earlier_checkpoint_is_offered_in_a_damaged_ones_place(
+def test_for_a_damaged_checkpoint_the_error_suggests_an_earlier_one(
     tmp_path: Path, digits: Dataset
 ) -> None:
     config = tiny_config(optimizer="sgdm", keep_checkpoints=(1, 2))
@@ -89,7 +89,7 @@ def test_an_earlier_checkpoint_is_offered_in_a_damaged_ones_place(
     ],
     ids=["network", "depth", "groups", "optimizer"],
 )
-def test_another_runs_checkpoint_is_refused_in_words(
+def test_a_checkpoint_of_another_run_raises_an_error(
     tmp_path: Path, digits: Dataset, other: dict[str, str]
 ) -> None:
     config = tiny_config(optimizer="sgdm", epochs=1)
@@ -101,9 +101,7 @@ def test_another_runs_checkpoint_is_refused_in_words(
         start(config, run.path, digits)
 
 
-def test_metrics_without_their_checkpoint_are_not_written_over(
-    tmp_path: Path, digits: Dataset
-) -> None:
+def test_metrics_without_a_checkpoint_are_not_overwritten(tmp_path: Path, digits: Dataset) -> None:
     config = tiny_config(optimizer="sgdm", epochs=2)
     start(config, tmp_path / "run", digits)
     run = RunDirectory(tmp_path / "run")

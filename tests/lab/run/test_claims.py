@@ -29,7 +29,7 @@ with Claim(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Another process that has claimed ``tmp_path / "run"``, until its input ends."""
+    """Another process that holds the claim on ``tmp_path / "run"`` until its input closes."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -40,7 +40,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
-def test_a_run_in_training_is_refused_and_the_holder_named(
+def test_starting_a_claimed_run_raises_an_error_that_names_the_holder(
     holder: "subprocess.Popen[str]", tmp_path: Path, digits: Dataset
 ) -> None:
     with pytest.raises(Claimed, match=rf"another process \(host .*, pid {holder.pid}\)"):
@@ -62,7 +62,7 @@ def test_a_claim_ends_with_its_process(
         assert str(os.getpid()) in (tmp_path / "run" / LOCK).read_text()
 
 
-def test_one_claim_may_be_entered_again_and_a_second_one_may_not(tmp_path: Path) -> None:
+def test_a_claim_can_be_entered_again_but_a_second_claim_raises_an_error(tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
     with first.claim():
         with first.claim():
@@ -74,7 +74,7 @@ def test_one_claim_may_be_entered_again_and_a_second_one_may_not(tmp_path: Path)
     assert not second.claim().held
 
 
-def test_a_claimed_directory_without_a_run_takes_one(tmp_path: Path) -> None:
+def test_a_run_can_be_created_and_cleared_in_a_claimed_directory(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.claim():
         assert not run.exists()
@@ -85,7 +85,7 @@ def test_a_claimed_directory_without_a_run_takes_one(tmp_path: Path) -> None:
             pass
 
 
-def test_what_is_being_trained_is_not_overwritten(
+def test_overwrite_does_not_change_a_run_that_is_being_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDirectory(tmp_path / "run")
@@ -114,7 +114,7 @@ def test_a_comparison_is_not_cleared_while_one_of_its_runs_is_trained(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_refused(
+def test_a_file_system_without_locks_raises_an_error(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*arguments: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_file_system_without_locks_is_refused(
     assert not isinstance(caught.value, Claimed)
 
 
-def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_to_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LabError, match="cannot be locked"), Claim(tmp_path / "file" / "run"):
         pass

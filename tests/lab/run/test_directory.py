@@ -33,11 +33,11 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
     assert names(tmp_path) == {"file"}
 
 
-def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_the_old_file_is_kept_until_the_new_one_is_complete(tmp_path: Path) -> None:
     def look(file: BinaryIO) -> None:
         file.write(b"new")
         file.flush()
-        # What a kill at this moment would leave.
+        # A kill at this moment would leave the old file.
         assert (tmp_path / "file").read_text() == "old"
 
     write_text(tmp_path / "file", "old")
@@ -45,18 +45,18 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_a_second_run_is_refused_with_the_three_ways_out(run: RunDirectory) -> None:
+def test_creating_a_second_run_raises_an_error_with_three_workarounds(run: RunDirectory) -> None:
     with pytest.raises(LabError, match=r"--resume.*--overwrite.*another --out"):
         run.create(tiny_config())
 
 
-def test_an_ordinary_file_is_refused(tmp_path: Path) -> None:
+def test_creating_a_run_at_an_ordinary_file_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LabError, match="is a file"):
         RunDirectory(tmp_path / "file").create(tiny_config())
 
 
-def test_a_directory_with_other_files_takes_a_run_and_keeps_them(tmp_path: Path) -> None:
+def test_clearing_a_run_keeps_the_other_files_of_its_directory(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     run = RunDirectory(tmp_path)
     run.create(tiny_config())
@@ -67,7 +67,9 @@ def test_a_directory_with_other_files_takes_a_run_and_keeps_them(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", [CONFIG, METRICS, SUMMARY, CHECKPOINT])
-def test_files_that_only_bear_a_runs_names_are_not_deleted(tmp_path: Path, name: str) -> None:
+def test_files_that_only_have_the_names_of_run_files_are_not_deleted(
+    tmp_path: Path, name: str
+) -> None:
     (tmp_path / name).write_text("lr: 0.1\n")
     with pytest.raises(LabError, match=rf"(not recognised as a run.*{name}|{name} but no run)"):
         RunDirectory(tmp_path).clear()
@@ -79,35 +81,35 @@ def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "nowhere").read_config()
 
 
-def test_metrics_are_on_the_disk_line_by_line(run: RunDirectory) -> None:
+def test_each_line_of_metrics_is_on_the_disk_at_once(run: RunDirectory) -> None:
     for epoch in (1, 2):
         run.append_metrics({"epoch": epoch, "train_loss": 0.5})
         lines = (run.path / METRICS).read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == list(range(1, epoch + 1))
 
 
-def test_a_line_that_a_kill_cut_off_is_not_read(run: RunDirectory) -> None:
+def test_a_line_of_metrics_that_a_kill_cut_off_is_ignored(run: RunDirectory) -> None:
     run.append_metrics({"epoch": 1})
     with (run.path / METRICS).open("a") as file:
         file.write('{"epoch": 2, "train_lo')
     assert run.read_metrics() == [{"epoch": 1}]
 
 
-def test_a_later_session_is_recorded_beside_the_first(run: RunDirectory) -> None:
+def test_environments_of_resumed_sessions_are_added_to_the_first(run: RunDirectory) -> None:
     run.write_env({"cpu": "a"})
     run.write_env({"cpu": "b"})
     run.write_env({"cpu": "c"})
     assert run.read_env() == {"cpu": "a", "resumed": [{"cpu": "b"}, {"cpu": "c"}]}
 
 
-def test_what_is_not_there_yet_reads_as_empty(run: RunDirectory) -> None:
+def test_files_that_do_not_exist_yet_read_as_empty(run: RunDirectory) -> None:
     assert run.read_env() == {}
     assert run.read_summary() == {}
     assert run.read_metrics() == []
     assert run.status() is None
 
 
-def test_kept_checkpoints_belong_to_the_run_and_others_of_the_kind_do_not(tmp_path: Path) -> None:
+def test_only_the_checkpoints_that_the_run_keeps_belong_to_it(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.create(tiny_config(keep_checkpoints=(0, 2)))
     for name in ("epoch-0.pt", "epoch-2.pt", "epoch-2.pt.partial", "epoch-1.pt"):
@@ -118,20 +120,20 @@ def test_kept_checkpoints_belong_to_the_run_and_others_of_the_kind_do_not(tmp_pa
 
 
 @pytest.mark.parametrize("line", ['{"epoch": 1, "train_lo', "17", "\0\0\0"])
-def test_a_damaged_line_is_named(run: RunDirectory, line: str) -> None:
+def test_the_error_names_a_damaged_line_of_metrics(run: RunDirectory, line: str) -> None:
     (run.path / METRICS).write_text('{"epoch": 0}\n' + line + '\n{"epoch": 2}\n')
     with pytest.raises(LabError, match=rf"{METRICS} is damaged at line 2 .*--resume"):
         run.read_metrics()
 
 
 @pytest.mark.parametrize("content", ['{"status": "fin', "[]"])
-def test_a_damaged_summary_is_named(run: RunDirectory, content: str) -> None:
+def test_the_error_names_a_damaged_summary(run: RunDirectory, content: str) -> None:
     (run.path / SUMMARY).write_text(content)
     with pytest.raises(LabError, match=f"{SUMMARY} is damaged"):
         run.status()
 
 
-def test_tensorboards_files_belong_to_the_run(run: RunDirectory) -> None:
+def test_clearing_a_run_deletes_its_tensorboard_files(run: RunDirectory) -> None:
     (run.path / "events.out.tfevents.17.host").write_bytes(b"events")
     run.clear()
     assert names(run.path) == {"run.lock"}

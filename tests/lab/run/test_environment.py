@@ -1,4 +1,4 @@
-"""What is recorded of the place where a run was computed."""
+"""What is recorded about the environment of a run."""
 
 import re
 import subprocess
@@ -12,14 +12,14 @@ PAGE = Path(__file__).parents[3] / "docs" / "reproducibility.md"
 OF_A_RUN = {"processes", "session", "resumed"}
 
 
-def test_every_field_is_explained_and_nothing_else() -> None:
+def test_the_documentation_explains_exactly_the_recorded_fields() -> None:
     _, _, section = PAGE.read_text().partition("## How the environment is recorded")
     first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     explained = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
     assert explained - OF_A_RUN == describe_environment(torch.device("cpu")).keys()
 
 
-def test_the_instructions_are_those_of_torch_s_own_report() -> None:
+def test_the_cpu_capability_is_the_one_that_torch_reports() -> None:
     recorded = describe_environment(torch.device("cpu"))["cpu_capability"]
     assert f"CPU capability usage: {recorded}" in torch.__config__.show()
 
@@ -29,5 +29,5 @@ def test_the_commit_is_that_of_the_checkout() -> None:
         ["git", "-C", str(PAGE.parent), "rev-parse", "HEAD"], capture_output=True, text=True
     )
     recorded = describe_environment(torch.device("cpu"))["git_commit"]
-    # Nothing where the sources are unpacked, as in a release.
+    # Both are empty if the sources are not a checkout, as in a release.
     assert (recorded or "").removesuffix("-dirty") == found.stdout.strip()

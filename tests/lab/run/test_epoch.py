@@ -1,4 +1,4 @@
-"""An epoch asks the device nothing: what a GPU would wait for, seen without one."""
+"""An epoch never waits for a GPU; the meta device shows this without a GPU."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def cifar(train: int, test: int = 7) -> TensorDataset:
 
 
 class Transfers(TorchDispatchMode):
-    """Notes what goes from one device to another; what is read raises on its own: meta holds none.
+    """Counts transfers between devices. Reading a meta tensor raises an error: it has no values.
 
-    What a GPU would wait for (``item``, ``nonzero``, an index by mask) meta cannot do.
+    The meta device does not support the operations for which a program would wait for a GPU
+    (``item``, ``nonzero``, an index by a mask).
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class Transfers(TorchDispatchMode):
     ) -> Any:
         out = function(*arguments, **(options or {}))
         tensors = [x for x in tree_leaves((arguments, options, out)) if isinstance(x, Tensor)]
-        # A number of no dimensions on the CPU is a kernel's argument.
+        # A CPU tensor without dimensions is a kernel's argument, not a transfer.
         if len({x.device.type for x in tensors if x.dim()}) > 1:
             self.seen[str(function)] += 1
         return out
@@ -67,7 +68,9 @@ class Transfers(TorchDispatchMode):
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("optimizer", SETTINGS)
-def test_an_epoch_takes_one_transfer_and_reads_nothing(optimizer: str, channels_last: bool) -> None:
+def test_an_epoch_makes_one_transfer_and_reads_no_value(
+    optimizer: str, channels_last: bool
+) -> None:
     data, model = cifar(23).to(META), build_model("resnet8", in_channels=3, classes=10).to(META)
     steps = make_optimizer(optimizer, model, SETTINGS[optimizer], 0)
     arithmetic = Arithmetic(channels_last=channels_last)
@@ -92,7 +95,9 @@ def test_an_epoch_takes_one_transfer_and_reads_nothing(optimizer: str, channels_
         lambda loss: loss.cpu(),
     ],
 )
-def test_what_would_wait_is_noticed(waits: Callable[[Tensor], object]) -> None:
+def test_operations_that_would_wait_for_a_gpu_are_detected(
+    waits: Callable[[Tensor], object],
+) -> None:
     with Transfers() as transfers:
         try:
             waits(torch.ones((), device=META))
@@ -102,7 +107,7 @@ def test_what_would_wait_is_noticed(waits: Callable[[Tensor], object]) -> None:
 
 
 @pytest.mark.parametrize("share", [Share(), EqualShare(1, 2), Share(0, 3)])
-def test_batches_made_together_are_those_made_one_by_one(
+def test_batches_made_together_equal_batches_made_one_by_one(
     monkeypatch: pytest.MonkeyPatch, share: Share
 ) -> None:
     data = cifar(23)
@@ -119,9 +124,9 @@ def test_batches_made_together_are_those_made_one_by_one(
     assert torch.equal(torch.cat([labels for _, labels in alone]), data.train_labels[whole])
 
 
-def test_the_choices_are_the_same_after_their_transfer() -> None:
+def test_a_transfer_does_not_change_an_epochs_plan() -> None:
     plan = plan_epoch(cifar(11), torch.Generator().manual_seed(0))
-    # To torch another device than "cpu".
+    # For torch, this is a different device from "cpu".
     moved = plan.to(torch.device("cpu", 0))
     assert moved is not plan
     for name, value in vars(plan).items():
@@ -129,7 +134,7 @@ def test_the_choices_are_the_same_after_their_transfer() -> None:
 
 
 class Losing(nn.Module):
-    """A network whose loss is infinite at one step."""
+    """A network whose loss is not finite at one step."""
 
     def __init__(self, bad: int) -> None:
         super().__init__()
@@ -143,17 +148,19 @@ class Losing(nn.Module):
 
 
 @pytest.mark.parametrize(("bad", "taken"), [(1, 20), (20, 20), (27, 40), (41, 45), (45, 45)])
-def test_the_step_at_which_it_diverged_is_exact(bad: int, taken: int) -> None:
+def test_the_error_names_the_exact_step_at_which_training_diverged(bad: int, taken: int) -> None:
     batches = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))] * 45
     network = Losing(bad)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     with pytest.raises(Diverged, match=f"the training loss at step {bad} of 45 is not finite"):
         train_epoch(network, optimizer, batches, steps=45, arithmetic=Arithmetic())
-    # Looked at every 20 steps, before the step.
+    # The losses are checked every 20 steps, before the optimizer's step.
     assert network.step == taken
 
 
-def test_a_gpu_says_the_same_when_it_is_asked_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_checks_during_the_epoch_its_end_names_the_diverged_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sgdph.lab.run.epoch._look", lambda *_: None)
     batches = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))] * 5
     network = Losing(4)
@@ -164,7 +171,7 @@ def test_a_gpu_says_the_same_when_it_is_asked_at_the_end(monkeypatch: pytest.Mon
     assert TrainingSums(trained.values, 10, 5).read([20.0, 5.0, 0.0]) == (2.0, 0.5)
 
 
-def test_a_gpu_evaluates_more_at_a_time_to_the_same_figures(
+def test_larger_evaluation_batches_on_a_gpu_give_the_same_metrics(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = cifar(5, 23)
@@ -186,11 +193,11 @@ def _flags_restored() -> Any:
 
 
 @pytest.mark.usefixtures("_flags_restored")
-def test_tf32_is_asked_of_a_gpu_and_taken_back() -> None:
+def test_tf32_is_switched_on_and_off_for_a_gpu() -> None:
     def flags() -> set[object]:
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         newer = [matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)]
-        # Reading the old interface raises where the two disagree.
+        # Reading the old interface raises an error if the two disagree.
         old = {matmul.allow_tf32, cudnn.allow_tf32}
         names = {True: "tf32", False: "ieee"}
         new = {b.fp32_precision for b in newer if hasattr(b, "fp32_precision")}
@@ -200,7 +207,7 @@ def test_tf32_is_asked_of_a_gpu_and_taken_back() -> None:
     for precision in ("tf32", "float32", "tf32", "bfloat16"):
         Arithmetic(precision).set_backends(cuda)  # type: ignore[arg-type]
         assert flags() == {"tf32" if precision == "tf32" else "ieee"}
-    # A CPU has none, and leaves the GPU's alone.
+    # A CPU has no TF32 and does not change the GPU's settings.
     Arithmetic("tf32").set_backends(torch.device("cpu"))
     assert flags() == {"ieee"}
 

@@ -1,4 +1,4 @@
-"""Runs that the kernel killed, at every kind of moment, and full disks."""
+"""Runs that the kernel kills at different moments, and runs on a full disk."""
 
 import errno
 import multiprocessing
@@ -23,9 +23,9 @@ from . import killed_run
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of killed runs by moment, and one under ``whole`` that came to its end."""
+    """A folder with a killed run for each moment; ``whole`` adds one that was not killed."""
     folder = tmp_path_factory.mktemp("killed")
-    # Forks need a process that has done nothing yet, and has imported all.
+    # Forks need a process that has imported everything and has not done anything else.
     process = multiprocessing.get_context("forkserver").Process(
         target=killed_run.main, args=(folder,)
     )
@@ -46,7 +46,7 @@ def whole(killed: Path, digits: Dataset) -> RunDirectory:
 
 @pytest.mark.xdist_group("killed runs")
 @pytest.mark.parametrize("moment", killed_run.MOMENTS)
-def test_a_killed_run_comes_out_to_the_same_bits(
+def test_resuming_a_killed_run_gives_the_same_bits(
     moment: str, killed: Path, whole: RunDirectory, digits: Dataset
 ) -> None:
     run = RunDirectory(killed / moment)
@@ -74,7 +74,7 @@ def quota(size: int) -> Iterator[None]:
 SMALL = ["train", "--dataset=digits", "--train-size=100", "--batch-size=25", "--epochs=2"]
 
 
-def test_a_full_disk_ends_in_words_and_loses_nothing(
+def test_on_a_full_disk_the_command_prints_an_error_and_loses_nothing(
     tmp_path: Path, digits: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(epochs=2)
@@ -94,11 +94,13 @@ def test_a_full_disk_ends_in_words_and_loses_nothing(
 
 
 def full_device(path: Path) -> None:
-    """Have what is written to a path fail as on a full disk, by the device made for that."""
+    """Make writes to a path fail as on a full disk, with a link to ``/dev/full``."""
     path.symlink_to("/dev/full")
 
 
-def test_the_metrics_may_be_what_no_longer_fits(tmp_path: Path, digits: Dataset) -> None:
+def test_if_the_metrics_no_longer_fit_on_the_disk_nothing_is_lost(
+    tmp_path: Path, digits: Dataset
+) -> None:
     config, run = tiny_config(optimizer="sgdm", epochs=2), RunDirectory(tmp_path / "run")
     start(config, tmp_path / "whole", digits)
 
@@ -121,7 +123,7 @@ def test_the_metrics_may_be_what_no_longer_fits(tmp_path: Path, digits: Dataset)
     assert without_seconds(run.read_metrics()) == without_seconds(expected)
 
 
-def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
+def test_on_a_disk_that_is_full_from_the_start_no_run_is_created(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     full_device(tmp_path / (CONFIG + PARTIAL_SUFFIX))
     with pytest.raises(WriteError, match=rf"{CONFIG} could not be written \(No space left"):
@@ -129,7 +131,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     assert not run.exists()
 
 
-def test_where_even_the_summary_cannot_be_written_the_reason_is_still_told(
+def test_if_even_the_summary_cannot_be_written_the_error_is_still_raised(
     tmp_path: Path, digits: Dataset
 ) -> None:
     class Filling:

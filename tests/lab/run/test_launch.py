@@ -1,4 +1,4 @@
-"""Runs of several processes, with ``torchrun`` played by the test."""
+"""Runs of several processes, with a stand-in for ``torchrun``."""
 
 import signal
 import subprocess
@@ -23,7 +23,7 @@ Play = Callable[[Callable[[], None], int], list[list[str]]]
 
 @pytest.fixture
 def torchrun(monkeypatch: pytest.MonkeyPatch) -> Play:
-    """Takes what is to be done in place of the processes, and their exit code."""
+    """Replaces the processes with a given function and a given exit code."""
 
     def play(act: Callable[[], None], code: int) -> list[list[str]]:
         commands: list[list[str]] = []
@@ -46,7 +46,9 @@ def nothing() -> None:
     pass
 
 
-def test_the_processes_carry_the_run_on_at_its_place(tmp_path: Path, torchrun: Play) -> None:
+def test_torchrun_resumes_the_run_with_its_data_directory_and_device(
+    tmp_path: Path, torchrun: Play
+) -> None:
     run = RunDirectory(tmp_path / "run")
     commands = torchrun(lambda: run.write_summary({"status": "finished"}), 0)
     run.create(CONFIG)
@@ -59,31 +61,35 @@ def test_the_processes_carry_the_run_on_at_its_place(tmp_path: Path, torchrun: P
     ]
 
 
-def test_a_failure_says_what_they_said_last(tmp_path: Path, torchrun: Play) -> None:
+def test_the_error_shows_the_last_output_of_failed_processes(
+    tmp_path: Path, torchrun: Play
+) -> None:
     torchrun(nothing, 1)
     with pytest.raises(LabError, match=r"code 1 .*\nthe last words"):
         train_in_processes(CONFIG, RunDirectory(tmp_path / "run"), tmp_path / "run.log")
 
 
-def test_a_run_that_diverged_is_no_failure(tmp_path: Path, torchrun: Play) -> None:
+def test_a_diverged_run_is_not_a_failure(tmp_path: Path, torchrun: Play) -> None:
     run = RunDirectory(tmp_path)
     torchrun(lambda: run.write_summary({"status": "diverged"}), 1)
     train_in_processes(CONFIG, run, tmp_path / "run.log")
 
 
-def test_an_interruption_goes_on_up(tmp_path: Path, torchrun: Play) -> None:
+def test_an_interruption_of_the_processes_raises_keyboard_interrupt(
+    tmp_path: Path, torchrun: Play
+) -> None:
     torchrun(nothing, 130)
     with pytest.raises(KeyboardInterrupt):
         train_in_processes(CONFIG, RunDirectory(tmp_path), tmp_path / "run.log")
 
 
-def test_a_run_that_another_process_took_is_no_failure(tmp_path: Path, torchrun: Play) -> None:
+def test_a_run_that_another_process_trains_raises_claimed(tmp_path: Path, torchrun: Play) -> None:
     torchrun(nothing, 2)
     with RunDirectory(tmp_path).claim(), pytest.raises(Claimed):
         train_in_processes(CONFIG, RunDirectory(tmp_path), tmp_path / "run.log")
 
 
-# A worker that waits for its torchrun, which takes a moment to end when it is interrupted.
+# A worker that waits for its torchrun. If interrupted, torchrun takes a moment to end.
 WORKER = """
 import signal, subprocess, sys
 from multiprocessing.connection import Connection
@@ -114,7 +120,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pause"), reason="needs POSIX signals")
-def test_a_worker_whose_parent_is_gone_ends_its_processes_and_waits_for_them() -> None:
+def test_a_worker_without_its_parent_stops_its_processes_and_waits_for_them() -> None:
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, TORCHRUN],
         stdin=subprocess.PIPE,
@@ -125,7 +131,7 @@ def test_a_worker_whose_parent_is_gone_ends_its_processes_and_waits_for_them() -
     assert worker.stdout is not None
     try:
         assert worker.stdout.readline() == "ready\n"
-        # What closes when the parent is gone.
+        # This closes standard input, as when the parent ends.
         said, _ = worker.communicate(timeout=120)
     finally:
         worker.kill()

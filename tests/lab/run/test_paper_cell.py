@@ -1,4 +1,4 @@
-"""``benchmarks/paper_cell.py`` runs where there is nothing but torch; its parts add up."""
+"""``benchmarks/paper_cell.py`` needs no package but torch, and every part of an epoch is timed."""
 
 import importlib
 import json
@@ -12,14 +12,14 @@ import torch
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "benchmarks" / "paper_cell.py"
-# What a Python with torch alone lacks.
+# Packages that are missing in a Python with only torch.
 LACKING = (
     *("pydantic", "annotated_types", "yaml", "rich", "jinja2", "matplotlib", "mlxtend", "optuna"),
     *("sklearn", "scipy", "pandas", "torchvision", "timm", "pytorch_optimizer", "lightning"),
 )
 
 
-def test_it_times_a_cell_where_there_is_nothing_but_torch(
+def test_the_script_times_a_cell_with_no_package_but_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
@@ -46,7 +46,7 @@ def test_it_times_a_cell_where_there_is_nothing_but_torch(
         assert 0 < cell["training_seconds"] < cell["seconds_per_epoch"]
         assert cell["minutes_of_200_epochs"] == pytest.approx(cell["seconds_per_epoch"] * 200 / 60)
     assert "8 images" in run.stdout
-    # Said of the paper's number alone.
+    # The minutes are compared only for the paper's number of images.
     assert "minutes" not in run.stdout
 
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
@@ -58,7 +58,7 @@ def test_it_times_a_cell_where_there_is_nothing_but_torch(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_ends_well(
+def test_without_a_gpu_the_script_says_so_and_returns_0(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
@@ -68,7 +68,7 @@ def test_without_a_gpu_it_says_so_and_ends_well(
     assert "no CUDA GPU here" in said
 
 
-def test_an_epochs_parts_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_of_an_epoch_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     cells, parts = (importlib.import_module(name) for name in ("paper_cell", "epoch_parts"))
     data = cells.noise(8, 4, torch.device("cpu"))

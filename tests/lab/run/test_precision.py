@@ -24,10 +24,10 @@ HALVES = ("bfloat16", "float16")
 
 @pytest.mark.parametrize("optimizer", ["sgdph", "sgdm"])
 @pytest.mark.parametrize("precision", HALVES)
-def test_a_step_in_half_precision_is_autocasts(
+def test_a_step_in_half_precision_equals_a_step_with_autocast(
     digits: Dataset, optimizer: str, precision: str
 ) -> None:
-    """The oracle is torch's recipe, by hand and without a scaler, on float32 weights."""
+    """The oracle is torch's autocast recipe, by hand, without a scaler, on float32 weights."""
     config = tiny_config(optimizer=optimizer, precision=precision)
     state, oracle = prepare(config, digits).state, prepare(config, digits).state
     images, labels = next(iter(digits.evaluation_batches(25)))
@@ -47,12 +47,12 @@ def test_a_step_in_half_precision_is_autocasts(
     oracle.optimizer.step()
     for found, expected in zip(state.model.parameters(), oracle.model.parameters(), strict=True):
         assert found.dtype == torch.float32
-        # The scale of float16 saves small gradients that the oracle rounds to 0.
+        # The loss scale of float16 keeps small gradients that the oracle rounds to 0.
         tolerance = 0 if precision == "bfloat16" else 2e-3
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_the_scale_reaches_the_curvature(digits: Dataset) -> None:
+def test_the_loss_scale_does_not_change_the_curvature(digits: Dataset) -> None:
     config = tiny_config(precision="float16")
     found = []
     for scale in (1.0, 1024.0):
@@ -68,7 +68,7 @@ def test_the_scale_reaches_the_curvature(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("precision", HALVES)
-def test_half_precision_resumes_to_the_same_bits(
+def test_resuming_in_half_precision_gives_the_same_bits(
     tmp_path: Path, digits: Dataset, precision: str
 ) -> None:
     config = tiny_config(epochs=2, precision=precision)
@@ -78,7 +78,7 @@ def test_half_precision_resumes_to_the_same_bits(
     start(config, tmp_path / "broken", digits)
     whole = checkpoint_of(tmp_path / "whole")
     assert same_bits(checkpoint_of(tmp_path / "broken"), whole)
-    # Evaluated in half precision too.
+    # The evaluation is in half precision too.
     model = prepare(config, digits).state.model
     model.load_state_dict(whole["model"])
     recorded = whole["history"][-1]["test_loss"]
@@ -88,8 +88,8 @@ def test_half_precision_resumes_to_the_same_bits(
     assert single == pytest.approx(recorded, rel=0.1)
 
 
-def test_the_scale_is_part_of_the_checkpoint(tmp_path: Path, digits: Dataset) -> None:
-    # Infinite at first in float16, so that the scale falls before a step is taken.
+def test_the_checkpoint_saves_and_restores_the_loss_scale(tmp_path: Path, digits: Dataset) -> None:
+    # In float16 the scaled loss is infinite at first, so the scale falls before the first step.
     config = tiny_config(optimizer="sgdm", precision="float16", epochs=1, lr=0.01)
     prepared = prepare(config, digits)
     prepared.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
@@ -103,7 +103,7 @@ def test_the_scale_is_part_of_the_checkpoint(tmp_path: Path, digits: Dataset) ->
     assert again.state.scaler.state_dict()["scale"] == saved
 
 
-def test_float16_is_refused_where_the_scale_would_be_lost(
+def test_create_graph_with_float16_or_several_processes_raises_an_error(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     takes_graph = {"sgdm": SimpleNamespace(create_graph=True)}
@@ -115,7 +115,7 @@ def test_float16_is_refused_where_the_scale_would_be_lost(
         prepare(tiny_config(optimizer="sgdm", processes=5), digits)
 
 
-def test_a_precision_that_torch_lacks_is_refused_in_words(
+def test_a_precision_that_torch_does_not_support_raises_an_error(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(*arguments: Any, **options: Any) -> None:
@@ -127,7 +127,9 @@ def test_a_precision_that_torch_lacks_is_refused_in_words(
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_images_and_weights_lie_as_asked(digits: Dataset, channels_last: bool) -> None:
+def test_images_and_weights_have_the_requested_memory_format(
+    digits: Dataset, channels_last: bool
+) -> None:
     # Two channels: with one, both layouts are the same.
     colour = replace(
         digits,
@@ -148,7 +150,7 @@ def test_images_and_weights_lie_as_asked(digits: Dataset, channels_last: bool) -
         assert tensor.is_contiguous() != channels_last
 
 
-def test_the_layout_changes_no_more_than_rounding(tmp_path: Path, digits: Dataset) -> None:
+def test_the_memory_format_changes_only_rounding(tmp_path: Path, digits: Dataset) -> None:
     for channels_last in (True, False):
         config = tiny_config(epochs=1, channels_last=channels_last)
         start(config, tmp_path / str(channels_last), digits)

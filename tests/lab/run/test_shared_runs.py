@@ -25,8 +25,8 @@ from sgdph.lab.run.start import pick_device, prepare
 
 from . import shared_run
 
-# Without batch norm, whose statistics are each process's own: 102 images leave 2 for the last
-# batch, one each of two processes, and none of three.
+# Without batch norm, because each process has its own statistics. 102 images leave 2 for the last
+# batch: one for each of two processes, and too few for three.
 OPTIONS = {"model": "resnet8-gn", "train_size": 102, "batch_size": 50, "epochs": 2}
 
 
@@ -42,7 +42,7 @@ def torchrun(processes: int, *program: str, folder: Path) -> "subprocess.Complet
 
 
 def program(folder: Path) -> list[str]:
-    # Beside the tests it would take our folder ``inspect`` for Python's module.
+    # Next to the tests, it would import our folder ``inspect`` instead of Python's module.
     copy = folder / "shared_run.py"
     copy.write_text(Path(shared_run.__file__).read_text())
     return [str(copy), str(folder / "runs"), "none"]
@@ -52,8 +52,10 @@ def ends(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{name}-{rank}.end") for rank in range(processes)]
 
 
-def test_joining_again_finds_nothing_of_the_time_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stale addresses, by which processes would wait for one that is no longer there."""
+def test_joining_again_finds_no_addresses_of_the_previous_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With stale addresses, processes would wait for one that no longer exists."""
     shared, stores = dist.HashStore(), []
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -69,8 +71,8 @@ def test_joining_again_finds_nothing_of_the_time_before(monkeypatch: pytest.Monk
     assert not second.check(["address"])
 
 
-def test_one_of_several_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gloo's threads abort a process that gives Python the time to end."""
+def test_one_of_several_processes_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Python shut down in the normal way, Gloo's threads would abort the process."""
     left: list[int] = []
     monkeypatch.setattr("os._exit", left.append)
     assert (leave(1), left) == (1, [])
@@ -81,7 +83,7 @@ def test_one_of_several_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.xdist_group("torchrun")
-def test_two_processes_make_the_run_that_one_makes(
+def test_two_processes_give_the_same_run_as_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for optimizer in ("sgdm", "sgdph"):
@@ -92,7 +94,7 @@ def test_two_processes_make_the_run_that_one_makes(
     done = torchrun(2, *program(tmp_path), *command, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "nowhere").exists()
-    # The first process alone has anything to say.
+    # Only the first process raises its own error; every other error is an ``Agreed``.
     for rank, heard in enumerate(
         ["LabError: no room, Agreed: process 1: no room", "Agreed: process 0: no room, Agreed"]
     ):
@@ -114,7 +116,8 @@ def test_two_processes_make_the_run_that_one_makes(
             for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
                 assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6)
 
-    # The command says all once, and in one process its run would become another.
+    # The command prints everything once. A single process must not resume its run, because the
+    # result would differ.
     assert done.stdout.count("The run lies in") == done.stdout.count("epoch 1/1") == 1
     run = RunDirectory(tmp_path / "by-command")
     assert run.read_config().processes == run.read_env()["processes"] == 2
@@ -133,7 +136,7 @@ def _as_rank(rank: int, processes: int, port: int, folder: Path, doomed: str) ->
 
 
 def on_ranks(processes: int, folder: Path, doomed: str = "none") -> None:
-    """Train the runs of a folder; where one process dies, the others are ended."""
+    """Train the runs of a folder; if one process dies, the others are terminated."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     mp.start_processes(  # type: ignore[no-untyped-call]
@@ -144,7 +147,7 @@ def on_ranks(processes: int, folder: Path, doomed: str = "none") -> None:
     )
 
 
-def test_three_processes_of_which_one_was_killed_come_out_to_the_same_bits(tmp_path: Path) -> None:
+def test_resuming_after_one_of_three_processes_died_gives_the_same_bits(tmp_path: Path) -> None:
     config = tiny_config(**{**OPTIONS, "batch_size": 51, "model": "resnet8"}, processes=3)
     whole, killed = (RunDirectory(tmp_path / "runs" / name) for name in ("1-whole", "2-killed"))
     for run in (whole, killed):
@@ -156,24 +159,26 @@ def test_three_processes_of_which_one_was_killed_come_out_to_the_same_bits(tmp_p
     on_ranks(3, tmp_path)
     found, expected = checkpoint_of(killed.path), checkpoint_of(whole.path)
     assert same_bits(found, expected)
-    # Batch norm's running statistics are the first process's, in all.
+    # All processes have batch norm's running statistics of the first process.
     first, *others = ends(tmp_path, "2-killed", 3)
     for other in others:
         assert same_bits(first["model"], other["model"])
     assert len({tuple(g["torch"].tolist()) for g in expected["generators"]}) == 3
 
 
-def test_a_run_of_several_processes_is_not_trained_by_one(tmp_path: Path, digits: Dataset) -> None:
+def test_training_a_run_of_several_processes_in_one_raises_an_error(
+    tmp_path: Path, digits: Dataset
+) -> None:
     with pytest.raises(LabError, match="is a run of 5 processes, but 1"):
         start(tiny_config(processes=5), tmp_path / "run", digits)
 
 
-def test_a_batch_must_divide_among_the_processes(digits: Dataset) -> None:
+def test_a_batch_that_the_processes_cannot_share_equally_raises_an_error(digits: Dataset) -> None:
     with pytest.raises(LabError, match="cannot be divided among 2; take a multiple of 2"):
         prepare(tiny_config(batch_size=25, processes=2), digits)
 
 
-def test_other_commands_are_not_shared(
+def test_other_commands_raise_an_error_in_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "0")
@@ -182,13 +187,13 @@ def test_other_commands_are_not_shared(
     assert "is for sgdph train only" in capsys.readouterr().err
 
 
-def test_one_gpu_is_not_for_several_processes() -> None:
+def test_one_gpu_for_several_processes_raises_an_error() -> None:
     with pytest.raises(LabError, match="is one GPU, and 2 processes need one each"):
         pick_device("cuda:1", Team(rank=0, size=2))
 
 
 @pytest.mark.parametrize("count", [11, 12, 13, 14])
-def test_shares_of_a_batch_are_equal_and_of_an_evaluation_complete(count: int) -> None:
+def test_training_shares_are_equal_and_evaluation_shares_are_complete(count: int) -> None:
     items = torch.arange(count)
     equal = [EqualShare(rank, 3).of(items) for rank in range(3)]
     assert {len(part) for part in equal} == {count // 3}
@@ -201,7 +206,7 @@ def test_shares_of_a_batch_are_equal_and_of_an_evaluation_complete(count: int) -
     ("count", "size", "processes", "steps"),
     [(100, 25, 1, 4), (101, 25, 1, 5), (101, 50, 2, 2), (102, 50, 2, 3), (102, 51, 3, 2)],
 )
-def test_steps_are_the_batches_with_an_image_for_every_process(
+def test_only_batches_with_an_image_for_every_process_count_as_steps(
     count: int, size: int, processes: int, steps: int
 ) -> None:
     assert Team(size=processes).steps(count, size) == steps

@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard for real, the others through what stands in for their packages."""
+"""Trackers: the real TensorBoard, and stand-ins for the packages of the others."""
 
 import importlib.machinery
 import sys
@@ -26,7 +26,7 @@ from sgdph.lab.run.start import prepare
 
 
 class Service:
-    """Stands in for ``wandb`` or ``trackio``: runs by identity, each with its steps."""
+    """A stand-in for ``wandb`` or ``trackio``: holds runs by ID, each with its steps."""
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[int, dict[str, Any]]] = {}
@@ -68,9 +68,7 @@ def expected(lines: list[dict[str, Any]], name: str) -> dict[int, float]:
     return {line["epoch"]: pytest.approx(line[name]) for line in lines}
 
 
-def test_tensorboard_holds_the_metrics_of_an_interrupted_run(
-    tmp_path: Path, digits: Dataset
-) -> None:
+def test_tensorboard_has_all_metrics_of_a_resumed_run(tmp_path: Path, digits: Dataset) -> None:
     config, run = tiny_config(track="tensorboard"), RunDirectory(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         start(config, run.path, digits, interrupt_at(6))
@@ -85,7 +83,7 @@ def test_tensorboard_holds_the_metrics_of_an_interrupted_run(
     assert same_bits(checkpoint_of(run.path), checkpoint_of(tmp_path / "plain"))
 
 
-def test_what_a_killed_session_sent_of_later_epochs_no_longer_counts(
+def test_resuming_discards_later_epochs_that_an_earlier_session_logged(
     tmp_path: Path, digits: Dataset
 ) -> None:
     config, run = tiny_config(track="tensorboard", keep_checkpoints=(1,)), tmp_path / "run"
@@ -97,7 +95,7 @@ def test_what_a_killed_session_sent_of_later_epochs_no_longer_counts(
     assert [e.step for e in events.Reload().Scalars("train_loss")] == [1]
 
 
-def test_a_service_is_told_all_and_a_resumed_run_goes_on_there(
+def test_a_service_gets_all_metrics_and_a_resumed_run_continues_there(
     tmp_path: Path, digits: Dataset, service: Service
 ) -> None:
     name = service.name  # type: ignore[attr-defined]
@@ -119,7 +117,7 @@ def test_a_service_is_told_all_and_a_resumed_run_goes_on_there(
         assert options["config"]["lr"] == config.lr
 
 
-def test_a_tracker_that_fails_loses_itself_and_not_the_run(
+def test_a_failing_tracker_is_dropped_with_a_warning_and_the_run_continues(
     tmp_path: Path, digits: Dataset, service: Service
 ) -> None:
     service.fails_at = 2
@@ -136,7 +134,7 @@ def test_a_tracker_that_fails_loses_itself_and_not_the_run(
     assert without_seconds(found) == without_seconds(plain)
 
 
-def test_a_tracker_that_cannot_be_started_is_an_error_with_a_way_out(
+def test_a_tracker_that_cannot_start_raises_an_error_with_a_workaround(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch, service: Service
 ) -> None:
     def no_login(**options: Any) -> None:
@@ -150,7 +148,7 @@ def test_a_tracker_that_cannot_be_started_is_an_error_with_a_way_out(
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
-def test_a_missing_package_is_named_before_anything_is_written(
+def test_the_error_names_a_missing_package_before_anything_is_written(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)

@@ -40,7 +40,7 @@ def test_training_learns_the_digits(tmp_path: Path, optimizer: str) -> None:
     assert summary["final_test_accuracy"] > 0.8
 
 
-def test_the_files_say_what_happened(tmp_path: Path, digits: Dataset) -> None:
+def test_the_files_record_the_run(tmp_path: Path, digits: Dataset) -> None:
     start(tiny_config(epochs=2), tmp_path / "run", digits)
     run = RunDirectory(tmp_path / "run")
     lines, summary, env = run.read_metrics(), run.read_summary(), run.read_env()
@@ -104,7 +104,7 @@ def test_evaluation_is_the_plain_mean_over_all_test_images(digits: Dataset) -> N
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("step", [2, 5, 12])
-def test_an_interrupted_run_comes_out_to_the_same_bits(
+def test_resuming_an_interrupted_run_gives_the_same_bits(
     tmp_path: Path, digits: Dataset, optimizer: str, step: int
 ) -> None:
     config = tiny_config(optimizer=optimizer, seed=3)
@@ -124,7 +124,7 @@ def test_an_interrupted_run_comes_out_to_the_same_bits(
 
 
 @pytest.mark.parametrize("estimator", ["hutchinson", "exact"])
-def test_probes_and_other_refreshes_resume_to_the_same_bits(
+def test_resuming_with_hutchinson_or_exact_curvature_gives_the_same_bits(
     tmp_path: Path, digits: Dataset, estimator: str
 ) -> None:
     config = tiny_config(epochs=2, estimator=estimator, hessian_interval=3)
@@ -135,7 +135,7 @@ def test_probes_and_other_refreshes_resume_to_the_same_bits(
     assert same_bits(checkpoint_of(tmp_path / "broken"), checkpoint_of(tmp_path / "whole"))
 
 
-def test_augmentation_resumes_to_the_same_bits(tmp_path: Path) -> None:
+def test_resuming_with_augmentation_gives_the_same_bits(tmp_path: Path) -> None:
     digits = load_dataset("digits", train_size=100)
     augmented = TensorDataset(**{**vars(digits), "crop_padding": 2, "flip": True})
     config = tiny_config(optimizer="sgdm", schedule="step")
@@ -146,7 +146,7 @@ def test_augmentation_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert same_bits(checkpoint_of(tmp_path / "broken"), checkpoint_of(tmp_path / "whole"))
 
 
-def test_a_kill_between_metrics_and_checkpoint_leaves_no_line_twice(
+def test_a_kill_between_metrics_and_checkpoint_leaves_no_duplicate_line(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(optimizer="sgdm")
@@ -166,7 +166,7 @@ def test_a_kill_between_metrics_and_checkpoint_leaves_no_line_twice(
     assert not (killed.path / "last.pt.partial").exists()
 
 
-def test_a_run_killed_right_after_its_last_checkpoint_is_only_concluded(
+def test_a_run_killed_after_its_last_checkpoint_finishes_without_training(
     tmp_path: Path, digits: Dataset
 ) -> None:
     config = tiny_config(optimizer="sgdm", epochs=1)
@@ -187,7 +187,7 @@ def test_a_run_killed_right_after_its_last_checkpoint_is_only_concluded(
         (100, "the test loss after epoch 1"),
     ],
 )
-def test_a_diverging_run_stops_and_says_so(
+def test_a_diverging_run_stops_and_records_the_reason(
     tmp_path: Path, digits: Dataset, optimizer: str, batch_size: int, reason: str
 ) -> None:
     config = tiny_config(optimizer=optimizer, lr=1e30, weight_decay=1.0, batch_size=batch_size)
@@ -215,7 +215,7 @@ def test_a_run_that_diverges_later_keeps_its_finite_epochs(tmp_path: Path, digit
     assert summary["best_test_accuracy"] == max(e["test_accuracy"] for e in run.read_metrics())
 
 
-def test_one_seed_gives_all_optimizers_one_start_and_one_order(digits: Dataset) -> None:
+def test_one_seed_gives_all_optimizers_the_same_weights_and_order(digits: Dataset) -> None:
     prepared = [prepare(tiny_config(optimizer=name, seed=5), digits) for name in OPTIMIZERS]
     other = prepare(tiny_config(seed=6), digits)
     first = prepared[0]
@@ -226,7 +226,7 @@ def test_one_seed_gives_all_optimizers_one_start_and_one_order(digits: Dataset) 
     assert not torch.equal(other.state.generator.get_state(), first.state.generator.get_state())
 
 
-def test_a_run_repeats_to_the_same_bits(tmp_path: Path, digits: Dataset) -> None:
+def test_repeating_a_run_gives_the_same_bits(tmp_path: Path, digits: Dataset) -> None:
     for name in ("a", "b"):
         start(tiny_config(epochs=1), tmp_path / name, digits)
     assert same_bits(checkpoint_of(tmp_path / "a"), checkpoint_of(tmp_path / "b"))
@@ -251,23 +251,23 @@ def test_schedules(name: str, rates: list[float]) -> None:
     assert found == pytest.approx(rates)
 
 
-def test_the_step_schedule_is_the_papers_at_200_epochs() -> None:
+def test_the_step_schedule_of_200_epochs_matches_the_paper() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     assert build_schedule(optimizer, "step", 200).step_size == 60  # type: ignore[attr-defined]
 
 
-def test_a_batch_beyond_the_data_is_refused_before_anything_is_written(digits: Dataset) -> None:
+def test_a_batch_larger_than_the_data_set_raises_an_error(digits: Dataset) -> None:
     with pytest.raises(LabError, match="--batch-size 101 is more than the 100 training images"):
         prepare(tiny_config(batch_size=101), digits)
 
 
 @pytest.mark.parametrize("name", ["abacus", "cuda:77"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+def test_an_unavailable_device_raises_an_error(name: str) -> None:
     with pytest.raises(LabError, match=f"--device {name} cannot be used here"):
         pick_device(name)
 
 
-def test_a_reporter_hears_every_step(tmp_path: Path, digits: Dataset) -> None:
+def test_a_reporter_is_called_for_every_step(tmp_path: Path, digits: Dataset) -> None:
     reporter = Silent()
     start(tiny_config(optimizer="sgdm", epochs=2), tmp_path / "run", digits, reporter)
     assert reporter.batches == 8
@@ -275,7 +275,7 @@ def test_a_reporter_hears_every_step(tmp_path: Path, digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("step", [2, 6, 9])
-def test_kept_checkpoints_are_those_moments_whether_interrupted_or_not(
+def test_kept_checkpoints_are_the_same_with_or_without_an_interruption(
     tmp_path: Path, digits: Dataset, step: int
 ) -> None:
     config = tiny_config(keep_checkpoints=(0, 1, 3), seed=3)

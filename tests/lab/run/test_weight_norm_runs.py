@@ -1,4 +1,4 @@
-"""Runs of weight-normalised networks: they resume to the bit, and what they leave folds."""
+"""Runs of weight-normalised networks: resuming is exact, and their checkpoints can be folded."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from sgdph.lab.run.directory import RunDirectory
 
 @pytest.fixture(scope="module")
 def few(digits: Dataset) -> Dataset:
-    """Enough to step and to be evaluated; a VGG is slow."""
+    """A few images, enough to train and evaluate: a VGG is slow."""
     parts = {
         name: getattr(digits, name)[:20]
         for name in ("train_images", "train_labels", "test_images", "test_labels")
@@ -27,7 +27,7 @@ def few(digits: Dataset) -> Dataset:
     ("model", "optimizer"),
     [("vgg11", "sgdm"), ("vgg11-wn", "sgdph"), ("resnet8-wn", "sgdph")],
 )
-def test_a_resumed_run_ends_at_the_same_bits(
+def test_resuming_gives_the_same_bits(
     model: str, optimizer: str, few: Dataset, tmp_path: Path
 ) -> None:
     config = tiny_config(model=model, optimizer=optimizer, epochs=2, batch_size=10, lr=0.01)

@@ -1,4 +1,4 @@
-"""An epoch's files, written while the next one is trained, and carried on elsewhere."""
+"""An epoch's files: written while the next epoch trains, and resumed on another device."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from sgdph.lab.run.writer import Snapshot, Writer
 
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a CPU's runs written as a GPU's are."""
+    """Write the files of CPU runs in the background, as for GPU runs."""
     monkeypatch.setattr(training, "writes_beside", lambda *_: True)
 
 
 @pytest.mark.parametrize("step", [6, 9])
-def test_a_run_written_beside_is_the_same(
+def test_a_run_written_in_the_background_is_the_same(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = tiny_config(keep_checkpoints=(1, 3), seed=3)
@@ -44,7 +44,7 @@ def test_a_run_written_beside_is_the_same(
     with pytest.raises(KeyboardInterrupt):
         start(config, tmp_path / "beside", digits, interrupt_at(step))
     run = RunDirectory(tmp_path / "beside")
-    # What was under way was waited for.
+    # The run waited for the write in progress.
     assert run.status() == "interrupted"
     assert checkpoint_of(run.path)["epoch"] == len(run.read_metrics()) == (step - 1) // 4
     start(config, run.path, digits)
@@ -57,7 +57,7 @@ def test_a_run_written_beside_is_the_same(
 
 
 @pytest.mark.usefixtures("beside")
-def test_training_goes_on_and_changes_no_checkpoint_that_is_being_written(
+def test_training_continues_without_changing_a_checkpoint_being_written(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second epoch's steps are taken before the first epoch's checkpoint is written."""
@@ -65,7 +65,7 @@ def test_training_goes_on_and_changes_no_checkpoint_that_is_being_written(
     write = writer.write_checkpoint
 
     def slow(paths: Any, content: Any) -> None:
-        # Ends once the next epoch is under way, and fails where that would wait for it.
+        # Ends after the next epoch has begun, and fails if that epoch waits for this write.
         assert content["epoch"] == 3 or stepped.wait(60)
         stepped.clear()
         written.append(content["epoch"])
@@ -91,7 +91,7 @@ def test_training_goes_on_and_changes_no_checkpoint_that_is_being_written(
 
 @pytest.mark.usefixtures("beside")
 @pytest.mark.parametrize("epoch", [2, 3])
-def test_what_cannot_be_written_ends_the_run_and_loses_nothing(
+def test_a_failed_background_write_ends_the_run_and_loses_nothing(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     write = writer.write_checkpoint
@@ -114,7 +114,7 @@ def test_what_cannot_be_written_ends_the_run_and_loses_nothing(
     assert same_bits(checkpoint_of(run.path), checkpoint_of(tmp_path / "whole"))
 
 
-def test_a_snapshot_is_left_alone_by_what_comes_after() -> None:
+def test_later_changes_do_not_affect_a_snapshot() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 2), torch.nn.BatchNorm2d(3))
     model.to(memory_format=torch.channels_last)
     state = model.state_dict()
@@ -130,13 +130,13 @@ def test_a_snapshot_is_left_alone_by_what_comes_after() -> None:
     assert isinstance(snapshot["model"], OrderedDict)
     assert same_bits(dict(snapshot["model"]), before)
     assert snapshot["model"]["0.weight"].stride() == state["0.weight"].stride()
-    # By which modules know a state's version.
+    # Modules read a state's version from it.
     assert snapshot["model"]._metadata == state._metadata  # type: ignore[attr-defined]
     assert snapshot["history"] == [{"epoch": 1}]
     assert snapshot["pair"][1:] == ("text", None)
 
 
-def test_a_writer_does_one_thing_after_another() -> None:
+def test_a_writer_runs_writes_in_order() -> None:
     done: list[int] = []
     with Writer(True) as beside:
         for number in range(5):
@@ -145,14 +145,14 @@ def test_a_writer_does_one_thing_after_another() -> None:
         assert done == list(range(5))
 
 
-def test_a_gpus_run_is_carried_on_where_there_is_none(
+def test_a_run_from_a_gpu_resumes_without_a_gpu(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As written by a process whose tensors lay on its third GPU."""
+    """The checkpoint is as written by a process whose tensors are on ``cuda:3``."""
     config = tiny_config(epochs=2, keep_checkpoints=(1,))
     start(config, tmp_path / "whole", digits)
     content = torch.load(tmp_path / "whole" / "epoch-1.pt", weights_only=True)
-    # As long as a CUDA generator's.
+    # As long as the state of a CUDA generator.
     content["generators"][0]["cuda"] = torch.zeros(16, dtype=torch.uint8)
     gpus = RunDirectory(tmp_path / "gpus")
     gpus.create(tiny_config(epochs=2, keep_checkpoints=(1,), device="cuda:3"))

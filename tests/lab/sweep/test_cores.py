@@ -23,7 +23,7 @@ from sgdph.lab.sweep.shapes import SHAPES, image_flops
 from sgdph.lab.sweep.worker import Task
 
 MAKEFILE = Path(__file__).parents[3] / "Makefile"
-# As `make demo` calls it, but for where it writes.
+# The command of `make demo`, except for its output directory.
 DEMO = re.findall(r"^\t\$\(BIN\)/sgdph (compare .*) --out", MAKEFILE.read_text(), re.MULTILINE)[0]
 DEMO_COMMAND = [*DEMO.split(), "--device", "cpu"]
 TINY = ["--dataset=digits", "--train-size=100", "--epochs=2", "--device=cpu"]
@@ -51,7 +51,7 @@ class Stop(Exception):  # noqa: N818 - not an error
         (1, [], 1, 1),
     ],
 )
-def test_the_demo_trains_in_one_thread_as_many_runs_as_there_are_cores(
+def test_cores_and_flags_determine_the_jobs_and_threads_of_the_demo(
     sgdph: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -91,7 +91,7 @@ CIFAR = {"dataset": "cifar10"}
         ({"dataset": "pydoc"}, 64, 1),
         ({**CIFAR, "model": "resnet18"}, 2, 2),
         ({**CIFAR, "model": "resnet18", "batch_size": 128}, 16, 16),
-        # What cannot be counted may be large.
+        # If the FLOPs cannot be counted, the network may be large.
         ({"model": "timm:no-such-network"}, 4, 4),
         ({"processes": 5}, 4, None),
         ({"device": "cuda"}, 4, None),
@@ -103,7 +103,7 @@ def test_threads_grow_with_the_work_of_a_batch(
     assert default_threads(config(**options), number) == expected
 
 
-def test_threads_are_no_more_than_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omp_num_threads_limits_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     large = config(**CIFAR, model="resnet18")
     for named, expected in (("1", 1), ("3,2", 3), ("", 4), ("many", 4)):
         monkeypatch.setenv("OMP_NUM_THREADS", named)
@@ -111,7 +111,7 @@ def test_threads_are_no_more_than_the_environment_allows(monkeypatch: pytest.Mon
 
 
 def test_flops_are_those_of_the_layers() -> None:
-    # 3x3 convolutions, 2 FLOPs a multiplication: channels in, channels out, pixels.
+    # 3x3 convolutions, 2 FLOPs per multiplication: channels in, channels out, pixels.
     layers = [(1, 16, 784), (16, 16, 784), (16, 16, 784), (16, 32, 196), (32, 32, 196)]
     layers += [(32, 64, 49), (64, 64, 49)]
     expected = sum(18 * a * b * pixels for a, b, pixels in layers) + 2 * 64 * 10
@@ -121,7 +121,7 @@ def test_flops_are_those_of_the_layers() -> None:
     assert next(build_model("resnet8", in_channels=1, classes=10).parameters()).device.type == "cpu"
 
 
-def test_processes_are_started_where_they_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_are_started_only_if_they_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def planned(**options: Any) -> list[PlannedRun]:
         configs = [config(threads=1, seed=seed, **options) for seed in range(3)]
         return [PlannedRun(f"run{each.seed}", each) for each in configs]
@@ -139,7 +139,7 @@ def test_processes_are_started_where_they_are_worth_it(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("without_pictures", "forked_workers")
-def test_runs_side_by_side_come_out_as_one_after_another(
+def test_parallel_runs_equal_sequential_runs(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare, more = ["compare", *TINY, "--seeds=0"], ["--optimizers=sgdm,sgdph", "--seeds=0-1"]
@@ -149,7 +149,7 @@ def test_runs_side_by_side_come_out_as_one_after_another(
     code, said, _ = sgdph("compare", "--resume", *more, "--out", tmp_path / "two")
     assert code == 0
     assert "2 workers" in said
-    # What was there before is not told of again.
+    # A run that had already ended is not reported again.
     assert "sgdm-seed0: epoch" not in said
     for name in ("sgdph-seed0", "sgdm-seed1", "sgdph-seed1"):
         assert f"{name}: epoch 1/2" in said
@@ -161,7 +161,7 @@ def test_runs_side_by_side_come_out_as_one_after_another(
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_overwrite_deletes_a_comparisons_logs_and_no_others(sgdph: Command, tmp_path: Path) -> None:
+def test_overwrite_deletes_only_the_logs_of_the_comparison(sgdph: Command, tmp_path: Path) -> None:
     compare = ["compare", *TINY, "--epochs=1", "--optimizers=sgdm", "--seeds=0", "--out", tmp_path]
     assert sgdph(*compare)[0] == 0
     logs = tmp_path / "logs"
@@ -172,7 +172,7 @@ def test_overwrite_deletes_a_comparisons_logs_and_no_others(sgdph: Command, tmp_
     assert snapshot(logs) == {"notes.txt": b"mine"}
 
 
-def test_a_run_that_was_begun_with_torchs_choice_goes_on_with_it(
+def test_a_run_begun_with_torchs_number_of_threads_keeps_it(
     tmp_path: Path, digits: Dataset
 ) -> None:
     asked = [PlannedRun(name, tiny_config(threads=None)) for name in ("begun", "new")]
@@ -186,6 +186,6 @@ def test_a_run_that_was_begun_with_torchs_choice_goes_on_with_it(
     assert RunDirectory(tmp_path / "new").read_config().threads == 1
 
 
-def test_a_run_alone_records_its_threads(sgdph: Command, tmp_path: Path) -> None:
+def test_a_single_run_records_its_threads(sgdph: Command, tmp_path: Path) -> None:
     assert sgdph("train", *TINY, "--epochs=1", "--out", tmp_path)[0] == 0
     assert RunDirectory(tmp_path).read_config().threads == 1

@@ -1,4 +1,4 @@
-"""Many runs on a Ray of this machine, one of whose workers is killed in the middle of a run."""
+"""Many runs on a local Ray; one of its workers is killed in the middle of a run."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ NAMES = ["sgdm-seed0", "sgdph-seed0"]
 
 @pytest.fixture
 def _ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gives Ray a short folder: the names of its sockets may have 107 bytes."""
+    """Gives Ray a folder with a short path: its socket names may have at most 107 bytes."""
     pytest.importorskip("ray")
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
@@ -35,7 +35,7 @@ def _ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def kill_once_begun(directory: RunDirectory, stop: threading.Event) -> None:
-    """Kill whoever trains a run, in the middle of it."""
+    """Kill the process that trains a run, in the middle of the run."""
     while not stop.wait(0.01):
         if kill_in_the_middle(directory):
             return
@@ -43,7 +43,7 @@ def kill_once_begun(directory: RunDirectory, stop: threading.Event) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals are POSIX's")
 @pytest.mark.usefixtures("_ray_folder", "without_pictures")
-def test_a_worker_of_ray_that_is_killed_costs_nothing(
+def test_killing_a_ray_worker_loses_nothing(
     sgdph: Command, tmp_path: Path, digits: Dataset
 ) -> None:
     victim, stop = RunDirectory(tmp_path / "out" / NAMES[1]), threading.Event()
@@ -58,7 +58,7 @@ def test_a_worker_of_ray_that_is_killed_costs_nothing(
         stop.set()
         killer.join()
     assert code == 0, said + errors
-    # The killed one was resumed, the others were not, and no epoch was trained twice.
+    # Only the killed run was resumed, and no epoch was trained twice.
     resumed = {name for name in NAMES if "resumed" in read(tmp_path, name).read_env()}
     assert resumed == {victim.path.name}
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""The recipes: what they say is what the paper's text says, and all of it can be run."""
+"""The recipes match the paper's text, and all of them can be run."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sgdph.lab.sweep.recipe import load_recipe, parse_recipe, recipe_names
 SCALES = ("paper", "gpu-hour", "cpu")
 TABLES = [f"table{k}" for k in range(1, 9)]
 SEVEN = {"sgdm", "adam", "adamw", "adabelief", "adahessian", "apollo", "sgdph"}
-# Cells and seeds of the paper's grids; Table 3's seeds are lost.
+# Numbers of cells and seeds in the paper's grids; Table 3's number of seeds is lost.
 COUNTS = {
     "table1": (2 * 4 * 7, 4),
     "table2": (2 * 7, 4),
@@ -34,12 +34,12 @@ def cells(name: str, scale: str = "paper") -> list[RunConfig]:
     return list(plan(name, scale).cells.values())
 
 
-def test_all_the_papers_experiments_are_there() -> None:
+def test_every_experiment_of_the_paper_has_a_recipe() -> None:
     assert recipe_names() == [*TABLES, "figure3", "figure4", "figure5", "cost"]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_papers_grid(name: str) -> None:
+def test_recipes_match_the_papers_grids(name: str) -> None:
     found = plan(name)
     count, seeds = COUNTS[name]
     assert len(found.cells) == count
@@ -50,14 +50,14 @@ def test_the_papers_grid(name: str) -> None:
         mini = name in ("table2", "table3")
         assert (config.epochs, config.schedule) == (100 if mini else 200, "step")
         assert config.schedule_every == (30 if mini else 60)
-        # A GPU's; a CPU computes in float32.
+        # For a GPU; a CPU computes in float32.
         assert config.precision == "tf32"
         assert config.batch_size == (256 if mini else 128) or name == "table8"
 
 
 @pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_scale_resolves_and_says_its_time(name: str, scale: str) -> None:
+def test_every_scale_resolves_and_states_its_time(name: str, scale: str) -> None:
     recipe = load_recipe(name)
     assert recipe.paper
     assert recipe.scale(scale).description
@@ -67,7 +67,7 @@ def test_every_scale_resolves_and_says_its_time(name: str, scale: str) -> None:
         return
     assert plan(name, scale).runs()
     systems = {(each.optimizer, each.label) for each in cells(name, scale)}
-    # These have SGDM beside SGD-PH at scale cpu, to tell what is SGD-PH's own.
+    # At scale cpu, these also have SGDM, to show what is specific to SGD-PH.
     more = {("sgdm", None)} if name in ("table5", "table8") and scale == "cpu" else set()
     assert systems == {(each.optimizer, each.label) for each in cells(name)} | more
 
@@ -79,7 +79,7 @@ def test_a_figure_has_the_runs_of_its_table() -> None:
         assert load_recipe(figure).title != load_recipe(table).title
 
 
-def test_table_1_says_what_the_papers_text_says() -> None:
+def test_table_1_matches_the_papers_text() -> None:
     found = cells("table1")
     assert {each.optimizer for each in found} == SEVEN
     assert {each.dataset for each in found} == {"cifar10", "cifar100"}
@@ -93,7 +93,7 @@ def test_table_1_says_what_the_papers_text_says() -> None:
     assert {(each.second_order_lr, each.eps) for each in ours} == {(1e-3, 1e-4)}
 
 
-def test_table_4_says_what_the_papers_text_says() -> None:
+def test_table_4_matches_the_papers_text() -> None:
     found = {each.label: (each.model, each.optimizer, each.lr) for each in cells("table4")}
     assert found["SGDM"] == ("vgg19", "sgdm", 0.01)
     assert found["SGDM+WN"] == ("vgg19-wn", "sgdm", 0.01)
@@ -102,7 +102,7 @@ def test_table_4_says_what_the_papers_text_says() -> None:
     assert (decays["SGDM"], decays["SGDM+WN"], decays["SGD-PH+WN"]) == (1e-4, 1e-4, 1e-3)
 
 
-def test_the_ablations_say_what_the_papers_text_says() -> None:
+def test_the_ablations_match_the_papers_text() -> None:
     assert [(each.lr, each.weight_decay) for each in cells("table5")] == [
         (0.01, 0.01),
         (0.01, 0.002),
@@ -123,17 +123,17 @@ def test_the_ablations_say_what_the_papers_text_says() -> None:
     assert [each.batch_size for each in cells("table8")] == [16, 32, 64, 128, 256]
 
 
-def test_what_is_lost_in_the_paper_is_not_said_to_be_the_papers() -> None:
+def test_settings_lost_in_the_paper_are_not_attributed_to_it() -> None:
     settings = load_recipe("table1").scale("paper").settings
     for optimizer, name in (("sgdm", "weight_decay"), ("apollo", "lr"), ("adahessian", "lr")):
         assert settings[optimizer][name].source.startswith("lost")
     assert settings["sgdph"]["weight_decay"].source == "paper"
 
 
-def test_what_is_given_goes_before_the_recipe_and_is_told() -> None:
+def test_given_options_override_the_recipe_and_are_reported() -> None:
     changed = plan("table1", "cpu", epochs=3, dataset="digits", threads=1)
     assert {each.epochs for each in changed.cells.values()} == {3}
-    # A fall of the learning rate moves with the epochs, and a subset is that of its own set.
+    # The schedule's steps scale with the epochs. A train size applies to its own data set only.
     assert {each.schedule_every for each in changed.cells.values()} == {1}
     assert {each.train_size for each in changed.cells.values()} == {None}
     # The two data sets have become one.
@@ -145,7 +145,7 @@ def test_what_is_given_goes_before_the_recipe_and_is_told() -> None:
     assert "deviates" not in (plan("table1", "cpu").layout.title or "")
 
 
-def test_settings_of_a_file_go_before_the_recipes_but_not_before_a_cells_own() -> None:
+def test_settings_from_a_file_override_the_recipe_but_not_a_cell() -> None:
     tuned = {"sgdph": {"lr": 0.5, "weight_decay": 0.25}, "sgdm": {"lr": 0.75}}
     found = make_plan(load_recipe("table1"), "cpu", {}, None, tuned).cells.values()
     assert {each.lr for each in found if each.optimizer == "sgdph"} == {0.5}
@@ -155,7 +155,7 @@ def test_settings_of_a_file_go_before_the_recipes_but_not_before_a_cells_own() -
     assert [each.lr for each in grid] == [each.lr for each in cells("table5", "cpu")]
 
 
-def test_one_network_for_systems_that_differ_in_theirs_is_refused() -> None:
+def test_one_network_for_systems_with_different_ones_raises_an_error() -> None:
     with pytest.raises(LabError, match="--model does not fit table4"):
         plan("table4", "cpu", model="resnet8")
 
@@ -175,17 +175,17 @@ scales:
 """
 
 
-def test_a_recipe_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_recipe_file_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(OWN)
     found = make_plan(load_recipe(str(file)), "cpu", {})
     assert found.recipe == "mine"
     assert [run.config.model for run in found.runs()] == ["resnet8", "resnet20"]
-    # No dot, so YAML takes it for text.
+    # Without a dot, YAML parses it as text.
     assert {run.config.lr for run in found.runs()} == {0.01}
 
 
-def test_cells_of_one_name_are_refused_rather_than_lost(tmp_path: Path) -> None:
+def test_cells_with_the_same_name_raise_an_error(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(OWN.replace("{model: [resnet8, resnet20]}", "{lr: [0.1, 0.03]}"))
     with pytest.raises(LabError, match="both be called digits-resnet8-sgdm, and differ in lr"):
@@ -205,14 +205,14 @@ def test_cells_of_one_name_are_refused_rather_than_lost(tmp_path: Path) -> None:
         ({"layout": {"rows": ["colour"]}}, "'colour'"),
     ],
 )
-def test_what_is_no_recipe_is_refused(change: dict[str, object], message: str) -> None:
+def test_an_invalid_recipe_raises_an_error(change: dict[str, object], message: str) -> None:
     values = {**yaml.safe_load(OWN), **change}
     text = yaml.safe_dump({key: value for key, value in values.items() if value is not None})
     with pytest.raises(LabError, match=message):
         parse_recipe(text, "mine", "mine.yaml")
 
 
-def test_an_unknown_recipe_or_scale_is_refused() -> None:
+def test_an_unknown_recipe_or_scale_raises_an_error() -> None:
     with pytest.raises(LabError, match="unknown recipe"):
         load_recipe("table9")
     with pytest.raises(LabError, match="one of paper, gpu-hour, cpu"):

@@ -1,4 +1,4 @@
-"""``sgdph reproduce`` in this process: each recipe's smallest form, and what goes wrong."""
+"""``sgdph reproduce`` in this process: each recipe's smallest form, and errors."""
 
 import csv
 import re
@@ -29,7 +29,7 @@ def runs_under(path: Path) -> list[str]:
     return sorted(each.parent.name for each in path.glob("*/config.yaml"))
 
 
-# Few cells each: all optimizers of the grids are trained by the tests of optimizers.
+# A few cells each: the tests of optimizers train all optimizers of the grids.
 @pytest.mark.parametrize(
     ("name", "options", "count"),
     [
@@ -46,7 +46,7 @@ def runs_under(path: Path) -> list[str]:
         ("table8", ["--only=16,32"], 4),
     ],
 )
-def test_the_smallest_form(
+def test_the_smallest_form_of_each_recipe_runs(
     sgdph: Command, tmp_path: Path, name: str, options: list[str], count: int
 ) -> None:
     code, said, errors = sgdph("reproduce", name, *ONE, *options, "--out", tmp_path / "out")
@@ -62,7 +62,7 @@ def test_the_smallest_form(
     assert len(rows) == count
 
 
-def test_the_smallest_form_of_the_cost_study(reproduce: Command, tmp_path: Path) -> None:
+def test_the_smallest_form_of_the_cost_study_runs(reproduce: Command, tmp_path: Path) -> None:
     small = ["cost", "--model=resnet8", "--batch-size=2", "--out", tmp_path]
     code, said, _ = reproduce(*small)
     assert code == 0
@@ -99,7 +99,7 @@ def test_the_smallest_form_of_the_cost_study(reproduce: Command, tmp_path: Path)
         ("table6", "1e-3,cifar10,resnet18", ["cifar10-resnet18-second-order-lr0.001-sgdph"]),
     ],
 )  # fmt: skip
-def test_a_choice_of_cells_of_the_papers_grid(
+def test_the_only_option_selects_cells_of_the_papers_grid(
     reproduce: Command, monkeypatch: pytest.MonkeyPatch, name: str, only: str, cells: list[str]
 ) -> None:
     found: list[str] = []
@@ -113,7 +113,7 @@ def test_a_choice_of_cells_of_the_papers_grid(
     assert found == [f"{cell}-seed0" for cell in cells]
 
 
-def test_the_table_is_laid_out_like_the_papers(reproduce: Command, tmp_path: Path) -> None:
+def test_the_table_has_the_layout_of_the_papers_table(reproduce: Command, tmp_path: Path) -> None:
     both = ["--only=sgdm,sgdph", "--seeds=0-1"]
     code, said, _ = reproduce("table1", *SMALLEST, *both, "--train-size=60", "--out", tmp_path)
     assert code == 0
@@ -127,7 +127,7 @@ def test_the_table_is_laid_out_like_the_papers(reproduce: Command, tmp_path: Pat
     assert {each["n"] for each in rows} == {"2"}
 
 
-def test_a_second_call_trains_nothing_and_a_further_one_adds(
+def test_repeating_a_call_trains_nothing_and_a_wider_call_adds_runs(
     reproduce: Command, tmp_path: Path
 ) -> None:
     table = ["table7", *ONE, "--out", tmp_path]
@@ -143,7 +143,7 @@ def test_a_second_call_trains_nothing_and_a_further_one_adds(
     assert snapshot(tmp_path / "digits-resnet8-hessian-momentum0.8-sgdph-seed0") == before
 
 
-def test_a_sweep_grows_by_seeds_and_cells(reproduce: Command, tmp_path: Path) -> None:
+def test_seeds_and_cells_can_be_added_to_a_sweep(reproduce: Command, tmp_path: Path) -> None:
     recipe, out = tmp_path / "mine.yaml", tmp_path / "out"
     scale = {
         "description": "d",
@@ -171,7 +171,7 @@ def test_a_sweep_grows_by_seeds_and_cells(reproduce: Command, tmp_path: Path) ->
     assert runs_under(out) == [f"digits-{x}-seed{k}" for x in ("sgdm", "sgdph") for k in (0, 1)]
     assert snapshot(out / "digits-sgdm-seed0") == before
     assert len(yaml.safe_load((out / "sweep.yaml").read_text())["cells"]) == 2
-    # It does not shrink: what was asked for once would be missing from its report.
+    # A sweep cannot shrink: runs of the earlier call would be missing from its report.
     code, _, errors = reproduce(*grow)
     assert code == 2
     assert "seeds: the sweep has (0, 1), this call (0,)" in errors
@@ -186,7 +186,7 @@ def test_a_sweep_grows_by_seeds_and_cells(reproduce: Command, tmp_path: Path) ->
         (["table7", *ONE, "--scale=gpu-hour"], "scale: the sweep has 'cpu'"),
     ],
 )
-def test_another_sweep_in_the_directory_is_refused(
+def test_another_sweep_in_the_same_directory_raises_an_error(
     reproduce: Command, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
@@ -213,7 +213,7 @@ scales:
 """
 
 
-def test_files_called_recipe_have_a_folder_of_runs_each(
+def test_recipe_files_with_the_same_name_get_separate_run_folders(
     reproduce: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -229,7 +229,7 @@ def test_files_called_recipe_have_a_folder_of_runs_each(
     assert folders == ["mine-cpu", "one-cpu", "other-cpu"]
 
 
-def test_a_recipe_that_changed_since_is_refused(reproduce: Command, tmp_path: Path) -> None:
+def test_a_recipe_that_has_changed_raises_an_error(reproduce: Command, tmp_path: Path) -> None:
     assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
     file = tmp_path / "sweep.yaml"
     values = yaml.safe_load(file.read_text())
@@ -240,7 +240,7 @@ def test_a_recipe_that_changed_since_is_refused(reproduce: Command, tmp_path: Pa
     assert "momentum0.9-sgdph: lr: the run has 0.5, given 0.0769" in errors
 
 
-def test_a_directory_of_something_else_is_refused(reproduce: Command, tmp_path: Path) -> None:
+def test_a_directory_with_only_a_report_raises_an_error(reproduce: Command, tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("mine")
     code, _, errors = reproduce("table7", *ONE, "--out", tmp_path)
     assert code == 2
@@ -258,7 +258,7 @@ def test_overwriting_deletes_the_sweep_and_nothing_else(reproduce: Command, tmp_
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_dry_run_tells_and_leaves_nothing(reproduce: Command, tmp_path: Path) -> None:
+def test_a_dry_run_prints_an_estimate_and_saves_nothing(reproduce: Command, tmp_path: Path) -> None:
     small = ["table1", *ONE, "--model=resnet8", "--out", tmp_path / "out"]
     code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adahessian", "--jobs=2")
     assert code == 0
@@ -298,11 +298,11 @@ def test_a_dry_run_times_each_network_and_each_optimizer_once(
         (2.01, 2.02, "2 s"),
     ],
 )
-def test_a_range_is_told_in_the_unit_that_fits(low: float, high: float, text: str) -> None:
+def test_a_range_is_printed_in_a_suitable_unit(low: float, high: float, text: str) -> None:
     assert str(Range(low, high)) == text
 
 
-def test_a_comparison_has_a_dry_run(sgdph: Command, tmp_path: Path) -> None:
+def test_a_dry_run_of_a_comparison_prints_an_estimate(sgdph: Command, tmp_path: Path) -> None:
     small = ["--dataset=digits", "--train-size=60", "--epochs=1", "--device=cpu", "--threads=1"]
     code, said, _ = sgdph("compare", *small, "--dry-run", "--out", tmp_path / "out")
     assert code == 0
@@ -337,7 +337,7 @@ def test_a_comparison_has_a_dry_run(sgdph: Command, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_comparison_says_where_its_settings_are_from(
+def test_a_comparison_states_the_source_of_its_settings(
     given: dict[str, str], told: str, warned: str
 ) -> None:
     given = {"dataset": "digits", **given}
@@ -394,7 +394,7 @@ def test_the_list_names_every_recipe_and_its_times(reproduce: Command) -> None:
         (["table7", *ONE, "--settings=nowhere.yaml"], "nowhere.yaml cannot be read"),
     ],
 )
-def test_wrong_usage_says_what_to_do(
+def test_the_error_for_wrong_usage_says_what_to_do(
     reproduce: Command, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     code, _, errors = reproduce(*arguments, "--out", tmp_path / "out")
@@ -419,12 +419,12 @@ def break_step(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseExceptio
 TABLE7 = ["table7", *SMALLEST, "--train-size=60", "--seeds=0", "--epochs=3"]
 
 
-def test_an_interrupted_sweep_is_carried_on_by_the_same_command(
+def test_the_same_command_resumes_an_interrupted_sweep(
     reproduce: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert reproduce(*TABLE7, "--out", tmp_path / "whole")[0] == 0
     with monkeypatch.context() as patch:
-        # A run has 9 steps: this is in the second epoch of the second.
+        # A run has 9 steps: step 14 is in the second epoch of the second run.
         break_step(patch, 14, KeyboardInterrupt())
         code, said, _ = reproduce(*TABLE7, "--out", tmp_path / "broken")
     assert code == 130
@@ -438,7 +438,7 @@ def test_an_interrupted_sweep_is_carried_on_by_the_same_command(
         assert same_bits(checkpoint_of(first), checkpoint_of(second))
 
 
-def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
+def test_a_failed_run_does_not_stop_the_others_and_is_retried_later(
     reproduce: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -456,7 +456,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
     assert list((tmp_path / "logs").iterdir()) == []
 
 
-def test_a_diverging_run_is_an_outcome(reproduce: Command, tmp_path: Path) -> None:
+def test_a_diverged_run_is_not_a_failure(reproduce: Command, tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("format: sgdph-settings-1\noptimizers: {sgdph: {lr: 1.0e+30}}\n")
     out = tmp_path / "out"

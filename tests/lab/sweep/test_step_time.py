@@ -1,4 +1,4 @@
-"""An average step is measured without its first one, over a whole cycle, and by an interval."""
+"""The average step time: without the first step, over a whole cycle, for any refresh interval."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sgdph.lab.sweep.step_time import average_step, time_step
 
 
 class FakeStep:
-    """Steps whose time is known: a fake clock moves by it.
+    """Steps of known duration, on a fake clock.
 
-    The first takes 100 s. After that a refresh takes 2 s at the input, 1 s at the output, and a
-    step without one 1 s.
+    The first step takes 100 s. After that, a step with a refresh takes 2 s at the input and 1 s at
+    the output, and a step without a refresh takes 1 s.
     """
 
     def __init__(self) -> None:
@@ -33,16 +33,16 @@ class FakeStep:
 
 
 @pytest.mark.parametrize(("interval", "seconds"), [(1, 1.5), (10, 1.05)])
-def test_the_average_leaves_the_first_step_out_and_weighs_refreshes(
+def test_the_average_excludes_the_first_step_and_weights_refreshes(
     interval: int, seconds: float
 ) -> None:
     step = FakeStep()
     assert average_step(step.take, interval, step.clock) == pytest.approx(seconds)
-    # Each takes longer than a timing may, so one of each kind has to do.
+    # Each step takes longer than the time limit, so only one of each kind is timed.
     assert step.taken == [(0.0, True), (0.5, True), (0.5, False)][: 2 if interval == 1 else 3]
 
 
-def test_short_steps_are_taken_all_over_the_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_steps_are_measured_over_the_whole_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_time, "SECONDS_PER_TIMING", 1000)
     step = FakeStep()
     assert average_step(step.take, 1, step.clock) == pytest.approx(1.5)

@@ -1,4 +1,4 @@
-"""Many runs in one directory, and several processes at them."""
+"""Many runs in one directory, trained by several processes."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def tiny_runs(count: int, **options: object) -> list[PlannedRun]:
 
 
 class Told(Silent):
-    """Notes which runs ended, and how."""
+    """Records which runs ended, and how."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_a_finished_run_is_kept_and_its_data_are_not_loaded(
     assert state_of(tmp_path, runs).ended == ("run0",)
 
 
-def test_a_run_that_another_process_trains_is_left_to_it_and_taken_over_when_it_dies(
+def test_a_run_of_another_process_is_taken_over_only_when_that_process_dies(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = tiny_runs(2, epochs=1)
@@ -88,7 +88,7 @@ def test_a_run_that_another_process_trains_is_left_to_it_and_taken_over_when_it_
     told = Told()
 
     def dies(seconds: float) -> None:
-        # Nothing was begun where another is at it.
+        # Nothing was begun in the run that the other process holds.
         assert not (tmp_path / "run0" / "config.yaml").exists()
         other.__exit__()
 
@@ -99,7 +99,7 @@ def test_a_run_that_another_process_trains_is_left_to_it_and_taken_over_when_it_
     assert state_of(tmp_path, runs).ended == ("run0", "run1")
 
 
-def test_a_run_that_ended_between_the_look_and_the_claim_is_not_trained_again(
+def test_a_run_that_ends_just_before_it_is_claimed_is_not_trained_again(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (planned,) = runs = tiny_runs(1, epochs=1)
@@ -125,7 +125,7 @@ def test_a_failed_run_is_not_tried_again_by_another_worker(tmp_path: Path, digit
     assert progress.failed == {"run0": "RuntimeError: broken"}
 
 
-def test_runs_that_were_begun_with_other_options_are_listed(
+def test_the_error_lists_runs_that_were_begun_with_other_options(
     tmp_path: Path, digits: Dataset
 ) -> None:
     (planned,) = tiny_runs(1, epochs=1)
@@ -140,7 +140,7 @@ def same(planned: PlannedRun) -> dict[str, object]:
     return {"optimizer": "sgdm", "seed": planned.config.seed, "epochs": planned.config.epochs}
 
 
-def test_missing_data_and_refused_settings_are_told_before_anything_is_trained(
+def test_missing_data_and_invalid_settings_raise_an_error_before_training(
     digits: Dataset,
 ) -> None:
     runs = [*tiny_runs(1), PlannedRun("late", tiny_config(optimizer="sgdph", eps=-1.0))]
@@ -154,13 +154,13 @@ def test_missing_data_and_refused_settings_are_told_before_anything_is_trained(
         check_runs(runs, load)
 
 
-def test_workers_share_the_cores_where_runs_leave_their_threads_open(
+def test_workers_share_the_cores_if_runs_do_not_set_their_threads(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cores, "available_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    # Large enough for more threads than there are cores for each.
+    # Large enough to use more threads than each worker has cores.
     large = {"dataset": "cifar10", "model": "resnet18", "train_size": None, "threads": None}
     open_run = PlannedRun("open", tiny_config(**large))
     shared, _ = arranged(tmp_path, [open_run, *tiny_runs(1)], 3)
@@ -188,21 +188,21 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"processes": 2}, False),
     ],
 )
-def test_a_run_of_several_gpus_or_of_a_certain_one_sees_all(
+def test_gpus_are_not_split_if_a_run_names_one_or_needs_several(
     changes: dict[str, Any], fits: bool
 ) -> None:
     other = PlannedRun("other", tiny_config(**{"batch_size": 24, **changes}))
     assert fit_one_gpu([*tiny_runs(1), other]) is fits
 
 
-def test_runs_go_on_with_the_threads_that_they_began_with(
+def test_a_resumed_run_keeps_the_threads_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cores, "available_cores", lambda: 8)
     asked = [PlannedRun(name, tiny_config(threads=None)) for name in ("begun", "new")]
     for planned in (sweep.with_threads(asked[0], 2),):
         RunDirectory(tmp_path / planned.name).create(planned.config)
-    # Carried on by one process alone, which would take all cores.
+    # Resumed by a single process, which would take all cores.
     begun, new = as_begun(tmp_path, asked)
     assert (begun.config.threads, new.config.threads) == (2, None)
     other = [PlannedRun("begun", tiny_config(threads=3))]
@@ -222,7 +222,7 @@ NAMES = [
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A sweep of six runs by two workers, in a process of its own."""
+    """A sweep of six runs by two workers, in its own process."""
     words = [sys.executable, "-m", "sgdph.lab", *SWEEP, "--jobs=2", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -231,7 +231,7 @@ def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def next_end(process: subprocess.Popen[str]) -> str:
-    """Wait until the parent tells of a run's end; return the run's name."""
+    """Wait until the parent reports the end of a run; return the run's name."""
     assert process.stdout is not None
     for line in process.stdout:
         name, _, message = line.partition(": ")
@@ -241,7 +241,7 @@ def next_end(process: subprocess.Popen[str]) -> str:
 
 
 def kill_a_worker(directory: Path) -> int:
-    """Kill a worker in the middle of a run; return its process."""
+    """Kill a worker in the middle of a run; return its process ID."""
     while True:
         for name in NAMES:
             if killed := kill_in_the_middle(RunDirectory(directory / name)):
@@ -249,7 +249,7 @@ def kill_a_worker(directory: Path) -> int:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_killed_workers_and_a_killed_parent_cost_nothing(
+def test_killing_a_worker_and_the_parent_loses_nothing(
     tmp_path: Path,
     parent: subprocess.Popen[str],
     digits: Dataset,
@@ -257,12 +257,12 @@ def test_killed_workers_and_a_killed_parent_cost_nothing(
 ) -> None:
     first = next_end(parent)
     assert kill_a_worker(tmp_path) != parent.pid
-    # The other worker goes on, and takes the killed one's run over when it comes to it.
+    # The other worker continues, and takes over the killed worker's run later.
     second = next_end(parent)
     parent.kill()
     parent.wait(PATIENCE)
     for name in NAMES:
-        # Whoever lost its parent stops, and so lets go of its run.
+        # A worker without its parent stops, and so releases its run.
         if (tmp_path / name).is_dir():
             with FileLock(tmp_path / name / LOCK, timeout=PATIENCE):
                 pass
@@ -274,7 +274,7 @@ def test_killed_workers_and_a_killed_parent_cost_nothing(
     for name in (first, second):
         assert f"{name}: kept" in said
     for run in runs:
-        # A history without gaps or repetitions, to the bits of a run trained alone.
+        # The history has no gaps or repetitions. Resumed runs have the bits of a run trained alone.
         assert [line["epoch"] for line in run.read_metrics()] == list(range(1, 7))
     broken = [run for run in runs if "resumed" in run.read_env()]
     assert broken
@@ -285,7 +285,7 @@ def test_killed_workers_and_a_killed_parent_cost_nothing(
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_workers_train_what_one_process_trains(tmp_path: Path, digits: Dataset) -> None:
+def test_two_workers_give_the_same_runs_as_one_process(tmp_path: Path, digits: Dataset) -> None:
     runs = tiny_runs(3, epochs=2)
     progress = train_all(tmp_path / "many", runs, Console(quiet=True), jobs=2)
     assert progress.ended == ("run0", "run1", "run2")
@@ -297,14 +297,14 @@ def test_workers_train_what_one_process_trains(tmp_path: Path, digits: Dataset) 
 
 
 def kill_worker(file: Path, worker: Worker) -> bool:
-    """A task that its process does not survive."""
+    """A task that kills its process."""
     with file.open("a") as deaths:
         deaths.write("died")
     os._exit(9)
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_a_run_whose_worker_keeps_dying_is_reported_and_the_others_are_trained(
+def test_a_run_whose_worker_keeps_dying_is_reported_and_others_are_trained(
     tmp_path: Path,
 ) -> None:
     (good,) = tiny_runs(1, epochs=1)
@@ -314,11 +314,11 @@ def test_a_run_whose_worker_keeps_dying_is_reported_and_the_others_are_trained(
     assert (tmp_path / "deaths").read_text() == "died" * ATTEMPTS
     assert state_of(tmp_path, [good]).ended == ("run0",)
     assert f"its process died {ATTEMPTS} times" in failures(tmp_path)["deadly"]
-    # The one beside it was not disturbed.
+    # The other run was not disturbed.
     assert "resumed" not in RunDirectory(tmp_path / "run0").read_env()
 
 
-def test_without_ray_it_is_said_what_to_install(
+def test_without_ray_the_error_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -1,4 +1,4 @@
-"""What the tests of tuning share: the command in this process, and tiny options."""
+"""Shared by the tests of tuning: a small tuning, helpers that read one, and tiny options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TINY = ["--dataset=digits", "--train-size=100", "--device=cpu", "--threads=1", "
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the pictures blank, which take longer than the trials, but in the module's tuning."""
+    """Makes pictures blank, except those of ``tuned``: drawing takes longer than the trials."""
 
     def blank(searches: object, path: Path, title: str) -> None:
         path.write_bytes(b"")
@@ -30,7 +30,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a small tuning: two optimizers of three trials; tests leave it as it is."""
+    """Directory of a small tuning: two optimizers, three trials each. Tests must not change it."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("tuned") / "out"
     words = ["tune", *TINY, "--optimizers=sgdm,adamw", "--trials=3", f"--out={out}"]
@@ -39,13 +39,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def searches(out: Path) -> dict[str, Search]:
-    """Read what a directory holds, by optimizer."""
+    """Read the searches of a directory, by optimizer."""
     directory = TuneDirectory(out)
     return {each.optimizer: each for each in read_searches(directory, directory.read())}
 
 
 def facts(out: Path) -> dict[str, list[Any]]:
-    """What decides a tuning, without what a clock decides: every trial's settings and course."""
+    """Return each trial's number, status, settings and metrics, without what depends on a clock."""
     return {
         name: [
             (trial.number, trial.status, dict(trial.settings), _course(trial.run.metrics))

@@ -1,4 +1,4 @@
-"""``sgdph tune``: budgets, what is held out, what it ends in, what it refuses."""
+"""``sgdph tune``: budgets, held-out data, results and errors."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from sgdph.lab.run.directory import RunDirectory
 
 from .conftest import TINY, facts, searches
 
-# What is made once for the module is made by one worker alone.
+# One pytest worker runs these tests, so the module's tuning is made only once.
 pytestmark = pytest.mark.xdist_group("tuned")
 
 
@@ -37,7 +37,7 @@ def test_every_optimizer_gets_the_same_budget(tuned: Path) -> None:
         runs = sorted((tuned / optimizer).iterdir())
         assert [run.name for run in runs] == ["trial-000", "trial-001", "trial-002"]
         assert [RunDirectory(run).status() for run in runs] == ["finished"] * 3
-    # Searched, not repeated.
+    # The trials differ: they are a search, not repetitions.
     assert len({trial.settings["lr"] for trial in searches(tuned)["sgdm"].trials}) == 3
 
 
@@ -52,9 +52,9 @@ def test_the_best_settings_are_those_of_the_best_run(tuned: Path) -> None:
         )
         config = runs[best].read_config()
         assert found == {"lr": config.lr, "weight_decay": config.weight_decay}
-        # What a person reads and types is what was run.
+        # The rounded values that a person reads and types are those of the run.
         assert all(value == float(f"{value:.3g}") for value in found.values())
-        # A run takes them as they are.
+        # A run accepts them without a change.
         assert resolve({**found, "optimizer": optimizer, "dataset": "digits"}).lr == found["lr"]
     source = yaml.safe_load((tuned / "best.yaml").read_text())["source"]
     assert (source["trials_of_each"], source["validation_size"], source["epochs"]) == (3, 20, 1)
@@ -74,7 +74,7 @@ def test_a_comparison_takes_the_best_settings(sgdph: Command, tuned: Path, tmp_p
     }
     assert configs["sgdm"].lr == best["sgdm"]["lr"]
     assert configs["adamw"].weight_decay == best["adamw"]["weight_decay"]
-    # What is said in so many words goes before.
+    # An explicit option overrides the file.
     assert configs["adamw"].lr == 0.5
 
 
@@ -90,7 +90,7 @@ def test_all_trials_are_in_the_json(tuned: Path) -> None:
             assert trial["settings"]["lr"] == run.read_config().lr
 
 
-def test_page_and_pictures(tuned: Path) -> None:
+def test_the_report_has_pictures_and_lists_the_trials(tuned: Path) -> None:
     check_folder(tuned)
     page = (tuned / "report.md").read_text()
     for picture in ("sensitivity.png", "budget.png"):
@@ -98,12 +98,12 @@ def test_page_and_pictures(tuned: Path) -> None:
         assert (tuned / picture).read_bytes().startswith(b"\x89PNG")
     for trial in ("sgdm/trial-000/", "adamw/trial-002/"):
         assert trial in page
-    assert "there was no further search" in page  # Three trials are no search.
+    assert "there was no further search" in page  # Three trials are all random.
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Makes all test images brighter than any image is, and keeps the brightest that is seen."""
+    """Makes test images brighter than any real one, and records the brightest pixels seen."""
     read = embedded.read_digits
 
     def poisoned() -> TensorSplits:
@@ -129,12 +129,12 @@ def test_no_test_image_reaches_the_network(
     assert code == 0
     assert len(seen) == 2 * (4 + 1)  # 4 batches of 80 images to train, one of 20 to validate.
     assert max(seen) < 10
-    # The hook would have seen it: a plain run is evaluated on the test images.
+    # The hook does see test images: a plain run is evaluated on them.
     sgdph("train", *TINY, "--optimizer=sgdm", f"--out={tmp_path}/b")
     assert max(seen) > 20
 
 
-def test_the_same_command_again_has_nothing_left_to_do(
+def test_repeating_the_command_trains_nothing(
     sgdph: Command, tuned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = facts(tuned)
@@ -155,12 +155,12 @@ def test_trials_and_optimizers_can_be_added(sgdph: Command, tmp_path: Path) -> N
     assert list(found) == ["sgdm", "adamw"]
     assert [len(trials) for trials in found.values()] == [2, 2]
     assert found["sgdm"][:1] == first
-    # What comes later is what would have come at once.
+    # Trials that are added later equal those of one longer search.
     sgdph("tune", *TINY, "--optimizers=sgdm", "--trials=2", f"--out={tmp_path}/b")
     assert facts(tmp_path / "b")["sgdm"] == found["sgdm"]
 
 
-def test_what_was_fixed_goes_with_the_best_settings(sgdph: Command, tmp_path: Path) -> None:
+def test_the_best_settings_include_the_fixed_ones(sgdph: Command, tmp_path: Path) -> None:
     out = f"--out={tmp_path}/a"
     fixed = ["--momentum=0.8", "--optimizer-args", "adamw.amsgrad=true", "adamw.eps=1e-6"]
     code, _, _ = sgdph("tune", *TINY, "--optimizers=sgdm,adamw", "--trials=1", out, *fixed)
@@ -171,7 +171,7 @@ def test_what_was_fixed_goes_with_the_best_settings(sgdph: Command, tmp_path: Pa
     assert found["adamw"]["optimizer_args"] == {"amsgrad": True, "eps": 1e-6}
     config = searches(tmp_path / "a")["adamw"].trials[0].run.config
     assert (config.eps, config.optimizer_args) == (1e-6, (("amsgrad", True),))
-    # The same words again agree, others do not.
+    # The same options are accepted again, different ones are not.
     code, _, errors = sgdph("tune", out, "--optimizer-args", "adamw.amsgrad=false")
     assert code == 2
     assert "amsgrad: the run has True, given False" in errors
@@ -192,7 +192,7 @@ def test_what_was_fixed_goes_with_the_best_settings(sgdph: Command, tmp_path: Pa
         (["--validation-size=30"], "validation_size: the run has 20, given 30"),
     ],
 )
-def test_options_that_disagree_are_refused(
+def test_options_that_disagree_with_the_tuning_raise_an_error(
     sgdph: Command, tuned: Path, words: list[str], said: str
 ) -> None:
     before = snapshot(tuned)
@@ -221,7 +221,7 @@ def test_options_that_disagree_are_refused(
         (["--validation-size=100"], "images"),
     ],
 )
-def test_what_cannot_be_done_is_refused(
+def test_invalid_options_raise_an_error_and_nothing_is_written(
     sgdph: Command, tmp_path: Path, words: list[str], said: str
 ) -> None:
     code, _, errors = sgdph("tune", *TINY, f"--out={tmp_path}/a", *words)
@@ -231,7 +231,7 @@ def test_what_cannot_be_done_is_refused(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_overwrite_deletes_the_tuning_alone(sgdph: Command, tmp_path: Path) -> None:
+def test_overwrite_deletes_only_the_tuning(sgdph: Command, tmp_path: Path) -> None:
     command = ["tune", *TINY, "--optimizers=sgdm", f"--out={tmp_path}/a"]
     sgdph(*command, "--trials=2")
     (tmp_path / "a" / "notes.txt").write_text("mine")
@@ -242,7 +242,7 @@ def test_overwrite_deletes_the_tuning_alone(sgdph: Command, tmp_path: Path) -> N
     assert [trial.run.config.seed for trial in trials] == [5]
 
 
-def test_a_directory_of_something_else_is_left_alone(sgdph: Command, tmp_path: Path) -> None:
+def test_a_directory_with_a_foreign_tune_yaml_is_unchanged(sgdph: Command, tmp_path: Path) -> None:
     (tmp_path / "tune.yaml").write_text("tempo: 120\n")
     before = snapshot(tmp_path)
     for words in ([], ["--overwrite"]):
@@ -253,7 +253,7 @@ def test_a_directory_of_something_else_is_left_alone(sgdph: Command, tmp_path: P
 
 
 @pytest.mark.parametrize("words", [[], ["--resume"], ["--overwrite"]])
-def test_a_strangers_table_is_not_a_tuning(
+def test_a_foreign_table_raises_an_error_and_is_not_changed(
     sgdph: Command, tmp_path: Path, words: list[str]
 ) -> None:
     (tmp_path / "table.csv").write_text("mine")
@@ -263,7 +263,7 @@ def test_a_strangers_table_is_not_a_tuning(
     assert (tmp_path / "table.csv").read_text() == "mine"
 
 
-def test_an_old_page_goes_and_a_strangers_report_is_not_replaced(
+def test_an_old_page_is_deleted_but_a_foreign_report_is_not_replaced(
     sgdph: Command, tmp_path: Path
 ) -> None:
     command = ["tune", *TINY, "--optimizers=sgdm", "--trials=1", f"--out={tmp_path}"]
@@ -279,7 +279,7 @@ def test_an_old_page_goes_and_a_strangers_report_is_not_replaced(
     assert (tmp_path / "report.md").read_text() == "mine"
 
 
-def test_diverged_trials_count_and_are_the_worst(sgdph: Command, tmp_path: Path) -> None:
+def test_diverged_trials_count_and_get_the_worst_value(sgdph: Command, tmp_path: Path) -> None:
     code, said, _ = sgdph(
         "tune",
         *TINY,
@@ -299,7 +299,7 @@ def test_diverged_trials_count_and_are_the_worst(sgdph: Command, tmp_path: Path)
     assert [trial.value for trial in study.trials] == [0.0, 0.0]
 
 
-def test_a_grid_is_walked_once_and_its_edges_are_told(sgdph: Command, tmp_path: Path) -> None:
+def test_a_grid_is_searched_once_and_its_edges_are_reported(sgdph: Command, tmp_path: Path) -> None:
     code, said, _ = sgdph(
         "tune",
         *TINY,

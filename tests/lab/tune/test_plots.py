@@ -23,7 +23,7 @@ def trial(number: int, status: str, accuracy: float | None, **settings: float) -
 
 
 def search(optimizer: str, scale: float) -> Search:
-    """Five scattered trials, the last of them not ended."""
+    """Five scattered trials; the last one has not ended."""
     bounds = Range(1e-3 * scale, 1.0 * scale, log=True)
     outcomes = [
         ("finished", 0.5),
@@ -41,7 +41,7 @@ def search(optimizer: str, scale: float) -> Search:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are drawn, one after another."""
+    """The figures that are drawn, in order."""
     made: list[Figure] = []
     legend_below = sensitivity_pictures.legend_below
 
@@ -61,19 +61,19 @@ def test_all_optimizers_share_axes_and_colours(tmp_path: Path, drawn: list[Figur
     for axes in (first, second):
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
         low, high = axes.get_xlim()
-        # Both searched ranges lie in it.
+        # The axis covers both searched ranges.
         assert low < 1e-4 < 1.0 < high
     assert first.get_xlim() == second.get_xlim()
     assert first.get_ylim() == second.get_ylim()
     assert len({bar.get_ylim() for bar in bars}) == 1
     told = {text.get_text() for text in drawn[0].legends[0].get_texts()}
     assert told == {"finished", "pruned", "none finished", "best", "searched"}
-    # Four trials ended; the pruned one is not the best, whatever it had reached.
+    # Four trials ended. The pruned one is not the best, even with a higher accuracy.
     assert len(first.collections) == 4
     assert [text.get_text() for text in first.texts] == ["80.0"]
 
 
-def test_a_grid_is_a_map_and_the_best_of_equals_is_framed(
+def test_a_grid_is_a_map_and_among_equals_the_lowest_loss_is_framed(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
     bounds = Range(0.01, 0.1, log=True)
@@ -91,6 +91,6 @@ def test_a_grid_is_a_map_and_the_best_of_equals_is_framed(
     assert [math.ceil(each) for each in frame.get_xy()] == [1, 1]
 
 
-def test_the_budget_is_drawn_from_the_first_finished_trial(tmp_path: Path) -> None:
+def test_the_budget_is_drawn_as_a_png(tmp_path: Path) -> None:
     draw_budget([search("sgdm", 1.0)], tmp_path / "a.png", "a task")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

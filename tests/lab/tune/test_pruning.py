@@ -1,4 +1,4 @@
-"""Trials below the median are stopped, count in the budget, and are what they are called."""
+"""Trials below the median are stopped, count in the budget, and are recorded as pruned."""
 
 import statistics
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_a_trial_below_the_median_is_stopped(sgdph: Command, tmp_path: Path) -> 
     finished: list[list[float]] = []
     for trial in search.trials:
         course = [line["validation_accuracy"] for line in trial.run.metrics]
-        # The rule, by hand: from a third of the epochs on, the best so far against the median.
+        # The rule, by hand: from a third of the epochs on, compare the best so far to the median.
         below = [
             len(finished) >= STARTUP
             and max(course[:epoch]) < statistics.median(each[epoch - 1] for each in finished)
@@ -43,7 +43,7 @@ def test_a_trial_below_the_median_is_stopped(sgdph: Command, tmp_path: Path) -> 
 
 
 class Stub:
-    """A trial that the study wants stopped, and what it is told."""
+    """A trial that the study wants to stop, and the accuracies that are reported."""
 
     def __init__(self) -> None:
         self.told: list[tuple[int, float]] = []
@@ -59,7 +59,7 @@ class Stub:
         pass
 
 
-def test_after_the_last_epoch_there_is_nothing_to_stop() -> None:
+def test_a_trial_is_not_pruned_after_its_last_epoch() -> None:
     stub = Stub()
     watch = Watch(stub, stub)
     with pytest.raises(Pruned):

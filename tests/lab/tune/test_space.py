@@ -1,4 +1,4 @@
-"""Ranges, what is written of them, and grids."""
+"""Ranges, their text form, and grids."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_every_optimizer_is_searched_over_equally_many_decades(optimizer: str) -
         assert middle == pytest.approx(defaults[name] or 5e-4, rel=0.05)
 
 
-def test_a_text_names_ranges() -> None:
+def test_ranges_are_parsed_from_a_text() -> None:
     text = "sgdm.lr=1e-3:1:log, sgdph.eps=1e-5:1e-3,momentum=0.5:0.99,weight_decay=0:0.1:linear"
     assert parse_space(text, ("sgdm", "sgdph", "adamw")) == {
         "sgdm": {
@@ -59,13 +59,13 @@ def test_a_text_names_ranges() -> None:
         ("sgdm.lr=0.1:1,sgdm.lr=0.1:2", "twice"),
     ],
 )
-def test_a_text_that_is_something_else_is_refused(text: str, said: str) -> None:
+def test_an_invalid_text_raises_an_error(text: str, said: str) -> None:
     with pytest.raises(LabError) as error:
         parse_space(text, ("sgdm", "sgdph"))
     assert said in str(error.value)
 
 
-def test_places_on_a_scale() -> None:
+def test_values_map_to_places_on_a_scale_and_to_its_edges() -> None:
     each = Range(0.001, 0.1, True)
     assert each.place(0.01) == pytest.approx(0.5)
     assert each.at(0.5) == pytest.approx(0.01)
@@ -109,7 +109,7 @@ def test_a_grid_is_as_square_as_it_can_be(trials: int, sides: list[int]) -> None
 
 
 @pytest.mark.parametrize("trials", [1, 3, 7, 13])
-def test_a_number_that_makes_no_grid_is_refused(trials: int) -> None:
+def test_a_number_of_trials_that_makes_no_grid_raises_an_error(trials: int) -> None:
     space = {"lr": Range(0.01, 1.0, True), "weight_decay": Range(0.01, 1.0, True)}
     with pytest.raises(LabError, match="like 16 = 4 x 4"):
         grid(space, trials)

@@ -1,4 +1,4 @@
-"""Trials are taken by one process at a time, never more than the budget, and never lost."""
+"""One process at a time takes a trial. Trials never exceed the budget and are never lost."""
 
 import math
 import shutil
@@ -23,7 +23,7 @@ GIVEN = {"dataset": "digits", "validation_size": 20, "seed": 0, "epochs": 3}
 
 
 def begin(path: Path, **options: object) -> TuneDirectory:
-    """Record a tuning of one optimizer with two trials, or what the options say."""
+    """Record a tuning of one optimizer with two trials; the options override this."""
     values = {"trials": 2, "sampler": "tpe", "pruner": "none", "storage": "sqlite", **options}
     tuning = Tuning("x", {"sgdm": default_space("sgdm")}, given=GIVEN, **values)
     directory = TuneDirectory(path)
@@ -45,7 +45,7 @@ def test_processes_share_the_budget(tmp_path: Path, storage: str) -> None:
         assert first.running() == 2
         mine.finish("finished", 0.5)
     with first.take() as left:
-        # The other's was let go unfinished, the first one's not.
+        # The second process released its trial unfinished; the first one finished its trial.
         assert left is not None
         assert left.trial.number == 1
         assert left.settings == other.settings
@@ -55,7 +55,7 @@ def test_processes_share_the_budget(tmp_path: Path, storage: str) -> None:
     assert first.running() == 0
 
 
-def test_a_budget_that_is_raised_meanwhile_is_seen(tmp_path: Path) -> None:
+def test_a_budget_that_is_raised_during_the_search_is_used(tmp_path: Path) -> None:
     directory = begin(tmp_path, trials=1)
     studies = Studies(directory)
     with studies.take() as hand:
@@ -68,8 +68,8 @@ def test_a_budget_that_is_raised_meanwhile_is_seen(tmp_path: Path) -> None:
         assert hand is not None
 
 
-def test_what_is_suggested_does_not_depend_on_interruptions(tmp_path: Path) -> None:
-    """One process asks for all trials, or each is asked for by a process of its own."""
+def test_suggestions_do_not_depend_on_interruptions(tmp_path: Path) -> None:
+    """Either one process takes all trials, or a separate process takes each trial."""
 
     def walk(path: Path, fresh: bool) -> list[dict[str, float]]:
         directory = begin(path, trials=STARTUP + 5, storage="journal")
@@ -78,7 +78,7 @@ def test_what_is_suggested_does_not_depend_on_interruptions(tmp_path: Path) -> N
             if fresh:
                 studies = Studies(directory)
                 with studies.take():
-                    pass  # Taken and let go, as a kill does.
+                    pass  # Taken and released, as after a kill.
                 studies = Studies(directory)
             with studies.take() as hand:
                 assert hand is not None
@@ -88,7 +88,7 @@ def test_what_is_suggested_does_not_depend_on_interruptions(tmp_path: Path) -> N
 
     once, often = walk(tmp_path / "once", False), walk(tmp_path / "often", True)
     assert once == often
-    # The model of the trials is in use: it suggests what lies nearer to the best than chance does.
+    # The sampler's model is in use: its suggestions lie nearer to the best than random ones.
     chance, model = once[:STARTUP], once[STARTUP:]
     assert statistics.median(map(distance, model)) < statistics.median(map(distance, chance))
 
@@ -108,7 +108,7 @@ def test_a_diverged_trial_has_the_worst_value(tmp_path: Path) -> None:
     assert (trial.value, trial.user_attrs["status"]) == (0.0, "diverged")
 
 
-def test_a_journal_with_a_torn_line_is_read_on(tmp_path: Path) -> None:
+def test_a_journal_with_an_incomplete_line_can_still_be_used(tmp_path: Path) -> None:
     directory = begin(tmp_path, storage="journal")
     with Studies(directory).take() as hand:
         assert hand is not None
@@ -123,7 +123,7 @@ def test_a_journal_with_a_torn_line_is_read_on(tmp_path: Path) -> None:
         assert hand is None
 
 
-def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path) -> None:
+def test_a_killed_process_loses_no_trial(sgdph: Command, tmp_path: Path) -> None:
     words = ["tune", *TINY[:-1], "--epochs=2", "--optimizers=sgdm", "--trials=3"]
     with started_apart(*words, f"--out={tmp_path}/killed") as command:
         for line in command.output:
@@ -137,12 +137,12 @@ def test_a_process_that_is_killed_loses_no_trial(sgdph: Command, tmp_path: Path)
     found = facts(tmp_path / "killed")
     assert [trial[1] for trial in found["sgdm"]] == ["finished"] * 3
     assert found == facts(tmp_path / "whole")
-    # Carried on, not begun anew.
+    # The trial was resumed, not restarted.
     assert len(killed.read_env()["resumed"]) == 1
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) -> None:
+def test_two_processes_of_one_machine_share_the_trials(sgdph: Command, tmp_path: Path) -> None:
     out = tmp_path / "a"
     code, said, _ = sgdph(
         "tune", *TINY, "--optimizers=sgdm,adamw", "--trials=2", "--jobs=2", f"--out={out}"
@@ -160,7 +160,7 @@ def test_processes_of_one_machine_work_together(sgdph: Command, tmp_path: Path) 
     assert sum(log.count("1 epoch of 4 steps") for log in logs) == 4
 
 
-def test_a_trial_that_ended_untold_takes_no_other_s_place(
+def test_a_trial_that_ended_unreported_does_not_replace_another(
     sgdph: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: Any) -> None:
@@ -176,13 +176,13 @@ def test_a_trial_that_ended_untold_takes_no_other_s_place(
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: Path) -> None:
+def test_workers_end_with_the_process_that_started_them(sgdph: Command, tmp_path: Path) -> None:
     words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--jobs=2"]
     with started_apart(*words, f"--out={tmp_path}") as command:
         assert any(line.startswith("sgdm trial-") for line in command.output)
     trials = [RunDirectory(path.parent) for path in tmp_path.glob("sgdm/*/config.yaml")]
     for trial in trials:
-        # Whoever lost its parent stops, and so lets go of its trial.
+        # A worker without its parent stops, and so releases its trial.
         with FileLock(trial.path / LOCK, timeout=60):
             pass
     assert {trial.status() for trial in trials} != {"finished"}
@@ -192,12 +192,12 @@ def test_processes_end_with_the_one_that_started_them(sgdph: Command, tmp_path: 
 
 @pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_trial_that_fails_is_named_and_no_more_are_taken(
+def test_a_failed_trial_is_named_and_no_more_trials_are_taken(
     sgdph: Command, tmp_path: Path, jobs: int
 ) -> None:
     words = ["tune", *TINY, "--optimizers=sgdm", "--trials=4", f"--out={tmp_path}/a"]
     assert sgdph(*words[:-2], "--trials=1", words[-1])[0] == 0
-    # Where the next trials are to lie there is another run.
+    # The directories of the next trials already contain another run.
     trials = tmp_path / "a" / "sgdm"
     for number in range(1, 4):
         (trials / f"trial-{number:03d}").mkdir()
