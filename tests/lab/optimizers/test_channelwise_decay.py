@@ -13,6 +13,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.optimizers.channelwise_decay import set_channelwise_decay
 from sgdph.lab.optimizers.muon import split_for_muon
 from sgdph.lab.options.resolution import resolve
+from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.run.start import build_optimizer
 
 Make = Callable[[nn.Module, float], torch.optim.Optimizer]
@@ -97,7 +98,8 @@ def test_channelwise_decay_is_only_for_first_order_optimizers(optimizer: str) ->
         build_optimizer(net(), config)
 
 
-def test_train_accepts_the_option_channelwise_decay(sgdph: Command, tmp_path: Path) -> None:
+def test_a_run_records_its_channelwise_decay(sgdph: Command, tmp_path: Path) -> None:
     words = ["--dataset=digits", "--train-size=60", "--epochs=1", "--out", str(tmp_path / "run")]
     code, _, _ = sgdph("train", *words, "--optimizer=sgdm", "--channelwise-decay=coupled")
     assert code == 0
+    assert RunDirectory(tmp_path / "run").read_config().channelwise_decay == "coupled"
