@@ -98,6 +98,18 @@ def test_a_run_in_an_archive_and_a_directory_is_counted_once(tmp_path: Path) -> 
     assert not runs.duplicates
 
 
+def test_relative_and_absolute_paths_may_be_archived_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_down(tmp_path / "one", "sgdm", 0, 0.8)
+    lay_down(tmp_path / "two", "sgdm", 1, 0.9)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "kept"
+    assert main(["report", "one", str(tmp_path / "two"), "--out", str(out), "--archive"]) == 0
+    names = sorted(run.name for run in read_archive(out))
+    assert names == ["one/sgdm-seed0", "two/sgdm-seed1"]
+
+
 def test_an_archive_in_the_directory_of_the_runs_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

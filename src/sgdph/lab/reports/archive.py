@@ -36,11 +36,13 @@ def archive_report(made: Report, out: Path, layout: Layout) -> None:
     Duplicates, which the report leaves out, are not written.
     """
     records = made.runs.records
-    above = Path(os.path.commonpath([run.path.parent for run in records]))
+    # Some paths may have been given as relative, and others as absolute.
+    places = [run.path.absolute() for run in records]
+    above = Path(os.path.commonpath([place.parent for place in places]))
     runs = [
         ArchivedRun(
-            run.path.relative_to(above).as_posix(), run.config, run.summary, run.metrics, run.env
+            place.relative_to(above).as_posix(), run.config, run.summary, run.metrics, run.env
         )
-        for run in records
+        for place, run in zip(places, records, strict=True)
     ]
     write_archive(out, runs, with_lists(dataclasses.asdict(layout)))
