@@ -45,6 +45,11 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "zoo": zoo.summary,
     **{f"zoo-{package}": partial(zoo.networks, package) for package in PACKAGES},
     "paper-regime": studies.paper_regime,
+    "paper-regime-curves": studies.paper_regime_curves,
+    **{
+        f"channelwise-decay-{task}": partial(studies.channelwise_decay, task)
+        for task in ("mnist5k", "cifar10")
+    },
     "eps-warmup-mnist5k": partial(studies.eps_warmup, "mnist5k"),
     "reidentification": partial(studies.transcribed, "reidentification", 2),
     "tuning-example": partial(studies.transcribed, "tuning-example", 1),

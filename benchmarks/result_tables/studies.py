@@ -8,13 +8,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comparison import by_system, percent
+from comparison import by_system, compare, percent
 from scipy.stats import ttest_rel
 
+from result_tables.accuracies import AGAINST, outcome_of, over_baseline, p_value
 from result_tables.markdown import RESULTS, markdown
 from sgdph.lab.reports.numbers import points, shown_interval
 from sgdph.lab.reports.statistics import Difference, Spread, difference, holm
 from sgdph.lab.reports.statistics import outcome as judged
+
+# What the page of claims calls a system of the paper's regime; the order is the page's.
+PAPER_REGIME = {
+    "SGDM": "SGDM",
+    "SGD-PH": "SGD-PH",
+    "SGD-PH, eps_warmup": "SGD-PH, `eps_warmup=True`",
+    "control: multiplier 1": "control: multiplier 1",
+}
 
 
 def with_controls(task: str) -> str:
@@ -151,28 +160,94 @@ def transcribed(name: str, texts: int) -> str:
 
 
 def paper_regime() -> str:
-    """Make the table of the paper's 200 epochs.
-
-    It shows test accuracy where the lr falls and at the end, training loss and multipliers.
-    """
-    found = by_system(RESULTS / "evidence" / "cifar10-paper" / "table")
+    """Make the table of the paper's 200 epochs: each system compared with SGDM."""
+    systems = by_system(RESULTS / "evidence" / "cifar10-paper" / "table", list(PAPER_REGIME))
+    compared = compare(systems)
     rows = []
-    for label in sorted(found, key=["SGDM", "SGD-PH"].index):
-        runs = found[label]
+    for label, row in compared.items():
+        runs = systems[label]
         middle = [run.metrics[-1].get("newton_multiplier", {}).get("median") for run in runs]
         known = [value for value in middle if value is not None]
         rows.append(
             [
-                label,
-                str(len(runs)),
-                *(percent([run.accuracies[epoch - 1] for run in runs]) for epoch in (60, 120, 200)),
+                *(PAPER_REGIME[label], str(len(runs)), percent(row.final)),
+                *(over_baseline(compared, label), p_value(row), outcome_of(compared, label)),
                 f"{statistics.fmean(run.losses[-1] for run in runs):.3f}",
                 f"{statistics.fmean(known):.3f}" if known else "1",
             ]
         )
-    places = [f"test accuracy after epoch {epoch}, %" for epoch in (60, 120, 200)]
-    headings = ["system", "n", *places, "final training loss", "median multiplier at the end"]
-    return markdown(headings, rows)
+    headings = ["system", "n", "final test accuracy, %", AGAINST, "p (Holm)", "outcome"]
+    return markdown([*headings, "final training loss", "median multiplier at the end"], rows)
+
+
+def paper_regime_curves() -> str:
+    """Make the table of SGD-PH's and SGDM's accuracy curves, by parts of training."""
+    found = by_system(RESULTS / "evidence" / "cifar10-paper" / "table")
+    parts = [(1, 60), (61, 120), (121, 180), (181, 200)]
+    curves = {label: [run.accuracies for run in found[label]] for label in ("SGDM", "SGD-PH")}
+    middle = {
+        label: list(map(statistics.fmean, zip(*curves[label], strict=True))) for label in curves
+    }
+    ours, theirs = middle["SGD-PH"], middle["SGDM"]
+    spreads = [
+        {
+            label: Spread.of([statistics.fmean(curve[first - 1 : last]) for curve in curves[label]])
+            for label in curves
+        }
+        for first, last in parts
+    ]
+    pairs = [difference(each["SGD-PH"], each["SGDM"]) for each in spreads]
+    p = holm([pair.p for pair in pairs if pair is not None])
+    rows = []
+    for (first, last), each, pair, corrected in zip(parts, spreads, pairs, p, strict=True):
+        assert pair is not None
+        epochs = range(first - 1, last)
+        above = sum(ours[epoch] > theirs[epoch] for epoch in epochs)
+        rows.append(
+            [
+                *(f"{first} to {last}", each["SGDM"].show(100, 2), each["SGD-PH"].show(100, 2)),
+                f"{points(pair.mean)} ({shown_interval(pair.low, pair.high)})",
+                *(f"{corrected:.2g}", judged(corrected, pair), f"{above} of {len(epochs)}"),
+            ]
+        )
+    headings = ["epochs", "SGDM, %", "SGD-PH, %", "SGD-PH minus SGDM (95% interval)"]
+    return markdown([*headings, "p (Holm)", "outcome", "epochs with SGD-PH above"], rows)
+
+
+def channelwise_decay(task: str) -> str:
+    """Make the table of weight decay on norms and biases.
+
+    Each optimizer's own kind of decay is compared with none and with the other kind.
+    """
+    found = by_system(RESULTS / "evidence" / "channelwise-decay" / task)
+    ways = {
+        "SGDM": ("coupled", "decoupled"),
+        "AdamW": ("decoupled", "coupled"),
+        "Muon": ("decoupled", "coupled"),
+    }
+    spreads = {
+        label: Spread.of([run.accuracies[-1] for run in runs]) for label, runs in found.items()
+    }
+    pairs = {
+        (name, way): difference(spreads[f"{name}, {way}"], spreads[f"{name}, {own}"])
+        for name, (own, other) in ways.items()
+        for way in ("none", other)
+    }
+    p = dict(zip(pairs, holm([pair.p for pair in pairs.values() if pair]), strict=True))
+    rows = []
+    for (name, way), pair in pairs.items():
+        assert pair is not None
+        own = ways[name][0]
+        rows.append(
+            [
+                *(name, f"{own}: {spreads[f'{name}, {own}'].show(100, 2)}"),
+                f"{way}: {spreads[f'{name}, {way}'].show(100, 2)}",
+                f"{points(pair.mean)} ({shown_interval(pair.low, pair.high)})",
+                *(f"{p[name, way]:.2g}", judged(p[name, way], pair)),
+            ]
+        )
+    headings = ("optimizer", "its own decay, %", "another, %", "difference (95% interval)")
+    return markdown([*headings, "p (Holm)", "outcome"], rows, 3)
 
 
 def eps_warmup(task: str) -> str:
