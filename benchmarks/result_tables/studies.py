@@ -173,7 +173,7 @@ def paper_regime() -> str:
                 *(PAPER_REGIME[label], str(len(runs)), percent(row.final)),
                 *(over_baseline(compared, label), p_value(row), outcome_of(compared, label)),
                 f"{statistics.fmean(run.losses[-1] for run in runs):.3f}",
-                f"{statistics.fmean(known):.3f}" if known else "1",
+                f"{statistics.fmean(known):.3f}" if known else "–",
             ]
         )
     headings = ["system", "n", "final test accuracy, %", AGAINST, "p (Holm)", "outcome"]
@@ -211,7 +211,7 @@ def paper_regime_curves() -> str:
             ]
         )
     headings = ["epochs", "SGDM, %", "SGD-PH, %", "SGD-PH minus SGDM (95% interval)"]
-    return markdown([*headings, "p (Holm)", "outcome", "epochs with SGD-PH above"], rows)
+    return markdown([*headings, "p (Holm)", "outcome", "epochs with SGD-PH's mean above"], rows)
 
 
 def channelwise_decay(task: str) -> str:
