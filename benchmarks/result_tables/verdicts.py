@@ -25,7 +25,7 @@ def verdicts() -> str:
     sgdph = "SGD-PH minus SGDM"
     cifar = "CIFAR-10 (10,000 images), ResNet-8, 12 epochs"
     return markdown(
-        ["claim", "tested on", "measured: points (95% interval), n", "verdict"],
+        ["claim", "tested on", "measured; accuracy in points (95% interval), n", "verdict"],
         [
             _block(),
             [claim_2, MNIST, _over(sgdph, "mnist5k", "SGD-PH", "SGDM"), OPEN],
