@@ -12,7 +12,7 @@ from evidence import TASKS
 
 from result_tables.markdown import RESULTS, markdown
 from sgdph.lab.reports.numbers import points, shown_interval
-from sgdph.lab.reports.statistics import Spread
+from sgdph.lab.reports.statistics import Difference, Spread
 from sgdph.lab.run.records import group_runs, read_runs
 
 AGAINST = "minus SGDM's (95% interval)"
@@ -59,12 +59,17 @@ def p_value(row: Row) -> str:
     return "" if row.p is None else f"{row.p:.2g}"
 
 
+def difference_text(found: Difference) -> str:
+    """Format a difference in points with its 95% interval."""
+    return f"{points(found.mean)} ({shown_interval(found.low, found.high)})"
+
+
 def over_baseline(rows: Mapping[str, Row], label: str) -> str:
     """Format a difference to the baseline with its interval; empty for the baseline itself."""
     found = None if label == BASELINE else rows[label].over(rows[BASELINE])
     if found is None:
         return ""
-    return f"{points(found.mean)} ({shown_interval(found.low, found.high)})"
+    return difference_text(found)
 
 
 def outcome_of(rows: Mapping[str, Row], label: str) -> str:

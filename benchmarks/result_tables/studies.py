@@ -6,14 +6,20 @@ import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from comparison import by_system, compare, percent
 from scipy.stats import ttest_rel
 
-from result_tables.accuracies import AGAINST, outcome_of, over_baseline, p_value
+from result_tables.accuracies import (
+    AGAINST,
+    difference_text,
+    outcome_of,
+    over_baseline,
+    p_value,
+)
 from result_tables.markdown import RESULTS, markdown
-from sgdph.lab.reports.numbers import points, shown_interval
 from sgdph.lab.reports.statistics import Difference, Spread, difference, holm
 from sgdph.lab.reports.statistics import outcome as judged
 
@@ -49,7 +55,7 @@ def with_controls(task: str) -> str:
         text, outcome = "", ""
         if found.get("p_holm") is not None:
             pairs = _over_row_sum(runs, found["system"])
-            text = f"{points(pairs.mean)} ({shown_interval(pairs.low, pairs.high)})"
+            text = difference_text(pairs)
             outcome = judged(found["p_holm"], pairs)
         rows.append(
             [
@@ -180,36 +186,43 @@ def paper_regime() -> str:
     return markdown([*headings, "final training loss", "median multiplier at the end"], rows)
 
 
+def _compared(pairs: Sequence[tuple[Spread, Spread]]) -> list[list[str]]:
+    """Compare pairs, the first with the second: difference, p corrected for all pairs, outcome."""
+    found = [difference(*pair) for pair in pairs]
+    known = [each for each in found if each is not None]
+    return [
+        [difference_text(each), f"{p:.2g}", judged(p, each)]
+        for each, p in zip(known, holm([each.p for each in known]), strict=True)
+    ]
+
+
+def _finals(folder: Path) -> dict[str, Spread]:
+    """Read the final test accuracies of each label."""
+    return {
+        label: Spread.of([run.accuracies[-1] for run in runs])
+        for label, runs in by_system(folder).items()
+    }
+
+
 def paper_regime_curves() -> str:
     """Make the table of SGD-PH's and SGDM's accuracy curves, by parts of training."""
     found = by_system(RESULTS / "evidence" / "cifar10-paper" / "table")
-    parts = [(1, 60), (61, 120), (121, 180), (181, 200)]
-    curves = {label: [run.accuracies for run in found[label]] for label in ("SGDM", "SGD-PH")}
-    middle = {
-        label: list(map(statistics.fmean, zip(*curves[label], strict=True))) for label in curves
-    }
-    ours, theirs = middle["SGD-PH"], middle["SGDM"]
-    spreads = [
-        {
-            label: Spread.of([statistics.fmean(curve[first - 1 : last]) for curve in curves[label]])
-            for label in curves
-        }
-        for first, last in parts
+    curves = [[run.accuracies for run in found[label]] for label in ("SGD-PH", "SGDM")]
+    ours, theirs = (list(map(statistics.fmean, zip(*each, strict=True))) for each in curves)
+    parts = [range(60), range(60, 120), range(120, 180), range(180, 200)]
+    pairs = []
+    for part in parts:
+        means = [
+            [statistics.fmean(run[epoch] for epoch in part) for run in each] for each in curves
+        ]
+        pairs.append((Spread.of(means[0]), Spread.of(means[1])))
+    rows = [
+        [
+            *(f"{part.start + 1} to {part.stop}", sgdm.show(100, 2), sgdph.show(100, 2), *cells),
+            f"{sum(ours[epoch] > theirs[epoch] for epoch in part)} of {len(part)}",
+        ]
+        for part, (sgdph, sgdm), cells in zip(parts, pairs, _compared(pairs), strict=True)
     ]
-    pairs = [difference(each["SGD-PH"], each["SGDM"]) for each in spreads]
-    p = holm([pair.p for pair in pairs if pair is not None])
-    rows = []
-    for (first, last), each, pair, corrected in zip(parts, spreads, pairs, p, strict=True):
-        assert pair is not None
-        epochs = range(first - 1, last)
-        above = sum(ours[epoch] > theirs[epoch] for epoch in epochs)
-        rows.append(
-            [
-                *(f"{first} to {last}", each["SGDM"].show(100, 2), each["SGD-PH"].show(100, 2)),
-                f"{points(pair.mean)} ({shown_interval(pair.low, pair.high)})",
-                *(f"{corrected:.2g}", judged(corrected, pair), f"{above} of {len(epochs)}"),
-            ]
-        )
     headings = ["epochs", "SGDM, %", "SGD-PH, %", "SGD-PH minus SGDM (95% interval)"]
     return markdown([*headings, "p (Holm)", "outcome", "epochs with SGD-PH's mean above"], rows)
 
@@ -219,60 +232,37 @@ def channelwise_decay(task: str) -> str:
 
     Each optimizer's own kind of decay is compared with none and with the other kind.
     """
-    found = by_system(RESULTS / "evidence" / "channelwise-decay" / task)
-    ways = {
-        "SGDM": ("coupled", "decoupled"),
-        "AdamW": ("decoupled", "coupled"),
-        "Muon": ("decoupled", "coupled"),
-    }
-    spreads = {
-        label: Spread.of([run.accuracies[-1] for run in runs]) for label, runs in found.items()
-    }
-    pairs = {
-        (name, way): difference(spreads[f"{name}, {way}"], spreads[f"{name}, {own}"])
-        for name, (own, other) in ways.items()
-        for way in ("none", other)
-    }
-    p = dict(zip(pairs, holm([pair.p for pair in pairs.values() if pair]), strict=True))
-    rows = []
-    for (name, way), pair in pairs.items():
-        assert pair is not None
-        own = ways[name][0]
-        rows.append(
-            [
-                *(name, f"{own}: {spreads[f'{name}, {own}'].show(100, 2)}"),
-                f"{way}: {spreads[f'{name}, {way}'].show(100, 2)}",
-                f"{points(pair.mean)} ({shown_interval(pair.low, pair.high)})",
-                *(f"{p[name, way]:.2g}", judged(p[name, way], pair)),
-            ]
+    finals = _finals(RESULTS / "evidence" / "channelwise-decay" / task)
+    ways = [
+        (optimizer, own, way)
+        for optimizer, own, other in (
+            ("SGDM", "coupled", "decoupled"),
+            ("AdamW", "decoupled", "coupled"),
+            ("Muon", "decoupled", "coupled"),
         )
+        for way in ("none", other)
+    ]
+    pairs = [(finals[f"{name}, {way}"], finals[f"{name}, {own}"]) for name, own, way in ways]
+    rows = [
+        [name, f"{own}: {usual.show(100, 2)}", f"{way}: {changed.show(100, 2)}", *cells]
+        for (name, own, way), (changed, usual), cells in zip(
+            ways, pairs, _compared(pairs), strict=True
+        )
+    ]
     headings = ("optimizer", "its own decay, %", "another, %", "difference (95% interval)")
     return markdown([*headings, "p (Holm)", "outcome"], rows, 3)
 
 
 def eps_warmup(task: str) -> str:
     """Make the table that compares the authors' bias correction with ours, for two settings."""
-    found = by_system(RESULTS / "evidence" / "eps-warmup" / task)
+    finals = _finals(RESULTS / "evidence" / "eps-warmup" / task)
     names = {"SGDM's settings": "SGDM's lr and weight decay", "tuned": "tuned for SGD-PH"}
-    pairs = {
-        label: [
-            Spread.of([run.accuracies[-1] for run in found[each]])
-            for each in (label, f"{label}, eps_warmup")
-        ]
-        for label in names
-    }
-    differences = {label: difference(warm, plain) for label, (plain, warm) in pairs.items()}
-    p = holm([each.p for each in differences.values() if each is not None])
-    rows = []
-    for (label, (plain, warm)), corrected in zip(pairs.items(), p, strict=True):
-        each = differences[label]
-        assert each is not None
-        interval = f"{points(each.mean)} ({shown_interval(each.low, each.high)})"
-        rows.append(
-            [
-                *(names[label], plain.show(100, 2), warm.show(100, 2), interval),
-                *(f"{each.n[0]}", f"{corrected:.2g}", judged(corrected, each)),
-            ]
+    pairs = [(finals[f"{label}, eps_warmup"], finals[label]) for label in names]
+    rows = [
+        [name, plain.show(100, 2), warm.show(100, 2), interval, str(warm.n), *judgement]
+        for name, (warm, plain), (interval, *judgement) in zip(
+            names.values(), pairs, _compared(pairs), strict=True
         )
+    ]
     headings = ("settings", "`False`, %", "`True`, %", "difference (95% interval)")
     return markdown([*headings, "n", "p (Holm)", "outcome"], rows)

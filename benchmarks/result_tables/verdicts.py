@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from result_tables.accuracies import finals_with, rows_of
+from result_tables.accuracies import difference_text, finals_with, rows_of
 from result_tables.costs import costs, ratio, with_range
 from result_tables.markdown import RESULTS, markdown
-from sgdph.lab.reports.numbers import points, shown_interval
+from sgdph.lab.reports.numbers import points
 from sgdph.lab.reports.statistics import Difference, Spread, difference
 
 MNIST = "MNIST-5k, ResNet-8, 12 epochs"
@@ -80,7 +80,7 @@ def _shown(name: str, found: Difference | None) -> str:
     assert found is not None, name
     low, high = sorted(found.n)
     n = str(low) if low == high else f"{low} and {high}"
-    return f"{name}: {points(found.mean)} ({shown_interval(found.low, found.high)}), n = {n}"
+    return f"{name}: {difference_text(found)}, n = {n}"
 
 
 def _cost() -> list[str]:
