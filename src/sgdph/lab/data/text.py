@@ -59,6 +59,33 @@ def windows(text: str) -> tuple[Tensor, Tensor]:
     return here, following.long()
 
 
+def text_dataset(
+    name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+) -> TextDataset:
+    """Make a data set of windows ``(N, 64)``, bytes, and their next characters, int64."""
+    return TextDataset(
+        name=name,
+        classes=len(CHARACTERS),
+        crop_padding=0,
+        flip=False,
+        train_images=train[0],
+        train_labels=train[1],
+        test_images=test[0],
+        test_labels=test[1],
+        mean=torch.zeros(1),
+        std=torch.ones(1),
+    )
+
+
+def noise_text(name: str, *, train: int, test: int) -> TextDataset:
+    """Make windows of random characters."""
+    codes = torch.randint(
+        len(CHARACTERS), (train + test, LENGTH), generator=torch.Generator().manual_seed(0)
+    )
+    some, others = codes[:train], codes[train:]
+    return text_dataset(name, (some.to(torch.uint8), some), (others.to(torch.uint8), others))
+
+
 class PydocSource(Source):
     """The source of the text that comes with Python."""
 
@@ -73,18 +100,7 @@ class PydocSource(Source):
         kept, held = request.sizes.split(request.name, torch.zeros(len(windows), dtype=torch.int64))
         if held is not None:
             test, test_following = windows[held], following[held]
-        return TextDataset(
-            name=request.name,
-            classes=len(CHARACTERS),
-            crop_padding=0,
-            flip=False,
-            train_images=windows[kept],
-            train_labels=following[kept],
-            test_images=test,
-            test_labels=test_following,
-            mean=torch.zeros(1),
-            std=torch.ones(1),
-        )
+        return text_dataset(request.name, (windows[kept], following[kept]), (test, test_following))
 
     def check(self, data_dir: Path | None, workers: int) -> str:
         """Read the text, and return the counts."""

@@ -27,7 +27,7 @@ import torch
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.errors import LabError
 from sgdph.lab.sweep.plan import PlannedRun
-from sgdph.lab.sweep.shapes import Shape, image_flops, shape_of
+from sgdph.lab.sweep.shapes import image_flops, shape_of
 
 FLOPS_PER_THREAD = 2e9
 # Processes are started only if the remaining work takes this long on one core, because each process
@@ -35,8 +35,6 @@ FLOPS_PER_THREAD = 2e9
 SECONDS_WORTH_PROCESSES = 15.0
 # For one core of a small virtual machine. On tiny images, a step is mostly overhead.
 FLOPS_PER_SECOND, SECONDS_PER_STEP = 3e10, 0.01
-# A rough size for the one text data set, whose windows have 64 characters.
-TEXT_WINDOWS, TEXT_CHARACTERS = 1_000, 96
 
 
 def available_cores() -> int:
@@ -77,7 +75,7 @@ def default_threads(config: RunConfig, cores: int) -> int | None:
         return None
     named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     most = min(cores, int(named)) if named.isdigit() else cores
-    flops = image_flops(config.model, _shape(config)) * config.batch_size
+    flops = image_flops(config.model, shape_of(config)) * config.batch_size
     return max(1, int(min(flops / FLOPS_PER_THREAD, most)))
 
 
@@ -114,15 +112,8 @@ def run_seconds(config: RunConfig) -> float:
 
     A training image costs three forward passes, a test image one, and each step some overhead.
     """
-    shape = _shape(config)
+    shape = shape_of(config)
     images = 3 * shape.train + shape.test
     steps = shape.train / config.batch_size
     flops = image_flops(config.model, shape) * images
     return config.epochs * (flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP)
-
-
-def _shape(config: RunConfig) -> Shape:
-    try:
-        return shape_of(config)
-    except LabError:
-        return Shape(TEXT_CHARACTERS, 64, TEXT_CHARACTERS, TEXT_WINDOWS, TEXT_WINDOWS)

@@ -19,14 +19,14 @@ from sgdph.lab.networks.registry import reads_text
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a set of images.
+    """The shape of a set of images, or of windows of text.
 
     Attributes:
-        channels: Channels of an image.
-        size: Height and width in pixels.
+        channels: Channels of an image; for a text, the number of different characters.
+        size: Height and width in pixels; for a text, the characters of a window.
         classes: Number of classes.
-        train: Number of training images.
-        test: Number of test images.
+        train: Number of training images or windows.
+        test: Number of test images or windows.
     """
 
     channels: int
@@ -44,6 +44,8 @@ SHAPES: Mapping[str, Shape] = {
     "cifar100": Shape(3, 32, 100, 50_000, 10_000),
     "mini-imagenet": Shape(3, 224, 100, 50_000, 10_000),
     "imagenet": Shape(3, 224, 1_000, 1_281_167, 50_000),
+    # Of Python 3.11. The text differs a little between versions.
+    "pydoc": Shape(96, 64, 96, 6_734, 531),
 }
 
 
@@ -55,7 +57,7 @@ def shape_of(config: RunConfig) -> Shape:
     """
     if config.dataset not in SHAPES:
         raise LabError(
-            f"the size of the images is known for {', '.join(SHAPES)} only; got --dataset "
+            f"the shape of a data set is known for {', '.join(SHAPES)} only; got --dataset "
             f"{config.dataset}"
         )
     shape = SHAPES[config.dataset]

@@ -18,9 +18,10 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset, plan_epoch
 from sgdph.lab.data.tensors import noise_dataset
+from sgdph.lab.data.text import noise_text
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import prepare
-from sgdph.lab.run.step import go_to, optimization_step
+from sgdph.lab.run.step import attention_for, go_to, optimization_step
 from sgdph.lab.sweep.shapes import shape_of
 
 # Steps of one kind are timed until together they have taken this long; at least one is timed.
@@ -58,7 +59,9 @@ def time_step(config: RunConfig, images: int, clock: Clock | None = None) -> flo
     def take(place: float, due: bool) -> None:
         go_to(state.optimizer, int(place * count), due=due if interval > 1 else None)
         for inputs, labels in data.training_batches(plan, images):
-            loss = F.cross_entropy(arithmetic.logits(state.model, inputs), labels)
+            with attention_for(state.optimizer):
+                logits = arithmetic.logits(state.model, inputs)
+            loss = F.cross_entropy(logits, labels)
             optimization_step(state.optimizer, loss, state.scaler)
         if not on_cpu:
             torch.cuda.synchronize()
@@ -107,7 +110,9 @@ def refresh_interval(optimizer: torch.optim.Optimizer) -> int:
 
 
 def noise(config: RunConfig, count: int) -> Dataset:
-    """Return a data set of random images with the shape of the run's own."""
+    """Return a data set of random images or text with the shape of the run's own."""
     shape = shape_of(config)
+    if config.dataset == "pydoc":
+        return noise_text(config.dataset, train=count, test=count)
     size = (shape.channels, shape.size, shape.size)
     return noise_dataset(config.dataset, size, shape.classes, train=count, test=count)
