@@ -258,11 +258,13 @@ def test_closure_returns_the_loss() -> None:
         optimizer.backward(loss)
         return loss
 
+    before = loss_of(model)
     with torch.no_grad():
         first = optimizer.step(closure)
         last = first
         for _ in range(20):
             last = optimizer.step(closure)
+    torch.testing.assert_close(first, before)
     assert last < first
 
 

@@ -480,13 +480,19 @@ def test_the_first_closure_chooses_the_parameter_for_all_micro_batches() -> None
     assert "hessian" not in optimizer.state[b]
 
 
-def test_replacing_gradients_after_one_backward_raises_no_error() -> None:
-    model = bn_net()
-    optimizer = sgdph.SGDPH(model.parameters())
-    for step in range(3):
-        optimizer.zero_grad()
-        optimizer.backward(loss_of(model, step))
-        for p in model.parameters():
-            assert p.grad is not None
-            p.grad = p.grad * 0.1
-        optimizer.step()
+def test_replaced_gradients_step_like_gradients_changed_in_place() -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, replace in zip(models, (True, False), strict=True):
+        optimizer = sgdph.SGDPH(model.parameters())
+        for step in range(3):
+            optimizer.zero_grad()
+            optimizer.backward(loss_of(model, step))
+            for p in model.parameters():
+                assert p.grad is not None
+                if replace:
+                    p.grad = p.grad * 0.1
+                else:
+                    p.grad.mul_(0.1)
+            optimizer.step()
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)

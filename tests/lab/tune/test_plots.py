@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from lab.conftest import tiny_config
 from sgdph.lab.reports import sensitivity_pictures
 from sgdph.lab.run.records import RunRecord
+from sgdph.lab.tune import plots
 from sgdph.lab.tune.outcome import Search, TrialRecord
 from sgdph.lab.tune.plots import draw_budget, draw_sensitivity
 from sgdph.lab.tune.space import Range
@@ -43,13 +44,14 @@ def search(optimizer: str, scale: float) -> Search:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn, in order."""
     made: list[Figure] = []
-    legend_below = sensitivity_pictures.legend_below
+    legend_below = plots.legend_below
 
     def record(figure: Figure, *arguments: Any) -> None:
         legend_below(figure, *arguments)
         made.append(figure)
 
-    monkeypatch.setattr(sensitivity_pictures, "legend_below", record)
+    for module in (plots, sensitivity_pictures):
+        monkeypatch.setattr(module, "legend_below", record)
     return made
 
 
@@ -91,6 +93,14 @@ def test_a_grid_is_a_map_and_among_equals_the_lowest_loss_is_framed(
     assert [math.ceil(each) for each in frame.get_xy()] == [1, 1]
 
 
-def test_the_budget_is_drawn_as_a_png(tmp_path: Path) -> None:
+def test_the_budget_shows_the_best_finished_trial_so_far(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     draw_budget([search("sgdm", 1.0)], tmp_path / "a.png", "a task")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    by_trial, by_seconds = (axes.lines[0] for axes in drawn[0].axes)
+    # The pruned trial's 90% is not counted. A trial takes 2 seconds; the running one has none yet.
+    for line in (by_trial, by_seconds):
+        assert list(line.get_ydata()) == [50.0, 50.0, 50.0, 80.0, 80.0]
+    assert list(by_trial.get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(by_seconds.get_xdata()) == [2.0, 4.0, 6.0, 8.0, 8.0]
