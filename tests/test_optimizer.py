@@ -173,9 +173,10 @@ def test_reading_multipliers_visits_each_parameter_only_a_few_times() -> None:
         assert Counting.looked <= 10 * count
 
 
-def test_multipliers_follow_a_schedule_of_tau() -> None:
+@pytest.mark.parametrize("tau", [1e-3, torch.tensor(1e-3)], ids=["number", "tensor"])
+def test_multipliers_follow_a_schedule_of_tau(tau: Any) -> None:
     model = bn_net()
-    optimizer = sgdph.SGDPH(model.named_parameters())
+    optimizer = sgdph.SGDPH(model.named_parameters(), second_order_lr=copy.copy(tau))
     train(model, optimizer, range(3))
     before = optimizer.multipliers()["1.bias"]
     optimizer.param_groups[0]["second_order_lr"] *= 2

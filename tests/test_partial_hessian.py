@@ -216,6 +216,26 @@ def test_states_of_the_wrong_kind_or_number_raise_errors() -> None:
         pair.load_state_dict(bare)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_state_with_named_parameters_in_another_order_raises_an_error(named: bool) -> None:
+    """Torch's optimizers go by position, so a layer would get the moments of another."""
+
+    def build(names: str) -> sgdph.PartialHessian:
+        layers = {name: nn.Linear(3, 3, bias=False) for name in names}
+        model = nn.ModuleDict({**layers, "norm": nn.LayerNorm(3)})
+        params = model.named_parameters() if named else model.parameters()
+        return sgdph.PartialHessian(torch.optim.AdamW(params), sgdph.param_groups(model))
+
+    saved = build("ab").state_dict()
+    build("ab").load_state_dict(saved)
+    other = build("ba")
+    if not named:
+        other.load_state_dict(saved)
+        return
+    with pytest.raises(ValueError, match=r"AdamW in another order \(a\.weight, b\.weight\)"):
+        other.load_state_dict(saved)
+
+
 def test_a_group_added_later_is_last_and_split_between_the_halves() -> None:
     model = bn_net()
     optimizer = over_adamw(model)

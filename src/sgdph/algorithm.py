@@ -219,27 +219,23 @@ class CurvatureAverages:
 
     def multiplier(self, p: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
         """Return ``τ / (D̂ + ε)``, shaped like ``p``, with its group's hyperparameters."""
-        tau, eps, beta2 = group["second_order_lr"], group["eps"], group["hessian_momentum"]
-        warmup = bool(group["eps_warmup"])
-        average = state.get("hessian")
+        settings = group["second_order_lr"], group["eps"], group["hessian_momentum"]
+        warmup, average = bool(group["eps_warmup"]), state.get("hessian")
         # Nothing here waits for the device. Writes change the version; assigning .data does not.
+        writes = [setting._version for setting in settings if isinstance(setting, Tensor)]
         if average is None:
-            made_of: tuple[object, ...] = (tau, eps, beta2, p.get_device(), p.dtype)
+            made_of: tuple[object, ...] = (*settings, writes, p.get_device(), p.dtype)
         else:
-            made_of = (tau, eps, beta2, warmup, average.get_device(), average._version)
+            made_of = (*settings, writes, warmup, average.get_device(), average._version)
         known = self._multipliers.get(id(p))
         if known is not None and known.average is average and known.made_of == made_of:
             return known.multiplier
         if average is None:
             multiplier = _zeros_like(p).fill_(1)
         else:
+            (tau, eps, beta2), v = settings, state["refreshes"]
             multiplier = newton_multiplier(
-                average,
-                state["refreshes"],
-                second_order_lr=tau,
-                eps=eps,
-                beta2=beta2,
-                eps_warmup=warmup,
+                average, v, second_order_lr=tau, eps=eps, beta2=beta2, eps_warmup=warmup
             )
         self._multipliers[id(p)] = _Remembered(average, made_of, multiplier)
         return multiplier

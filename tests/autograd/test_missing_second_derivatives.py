@@ -148,6 +148,47 @@ def test_a_user_s_hook_on_the_node_raises_an_error(way: str) -> None:
         WAYS[way](optimizer, total)
 
 
+def _sparse_matrix_of_values(x: Tensor) -> Tensor:
+    """As in graph attention: the entries of a sparse matrix are computed."""
+    places, size = torch.tensor([[0, 1, 2, 3], [2, 0, 3, 1]]), (4, 4)
+    matrix = torch.sparse_coo_tensor(places, x[:, 0] * x[:, 1], size, check_invariants=True)
+    return (matrix @ x).sin().sum()
+
+
+def _chunked_cross_entropy(x: Tensor) -> Tensor:
+    if not hasattr(functional, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    options = nn.LinearCrossEntropyOptions(allow_retain_graph=True)
+    weight = torch.linspace(-1, 1, 150, dtype=F64).view(5, 30).sin()
+    return functional.linear_cross_entropy(x, weight, Y, options=options)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (_sparse_matrix_of_values, r"sparse_coo_tensor.*to_sparse\(\)"),
+        (_chunked_cross_entropy, r"linear_cross_entropy.*options=None"),
+    ],
+    ids=["sparse", "linear_cross_entropy"],
+)
+def test_a_wrong_second_derivative_of_torch_raises_an_error(
+    loss: Loss, message: str, way: str
+) -> None:
+    """Torch's own second derivative of these two is wrong, without an error."""
+    of_p, p = of_a_parameter(loss)
+    optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
+
+    def take() -> None:
+        if way == "hessian_block":
+            sgdph.hessian_block(of_p(p), p)
+        WAYS[way](optimizer, of_p(p))
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match=message):
+        take()
+
+
 def test_ctc_of_many_frames_stays_finite_in_float32() -> None:
     """Most states stay unreachable for so many frames that a power of three overflows float32."""
     generator = torch.Generator().manual_seed(0)

@@ -391,6 +391,29 @@ def test_fused_attention_agrees_with_the_plain_kernel() -> None:
     assert error < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_closure_may_be_called_inside_autocast(dtype: torch.dtype) -> None:
+    """Autocast remembers its casts of the weights, and the passes move the weights."""
+    averages, losses = [], []
+    for outside in (True, False):
+        model = smooth_net(torch.float32)
+        optimizer = sgdph.SGDPH(sgdph.param_groups(model), refresh="all")
+
+        def loss(model: nn.Module = model) -> Tensor:
+            with torch.autocast("cpu", dtype):
+                return loss_of(model)
+
+        with torch.autocast("cpu", dtype, enabled=outside):
+            loss()
+            optimizer.update_hessian(closure=loss)
+            after = loss()
+        losses.append(after.detach())
+        after.backward()
+        averages.append(torch.cat([h.flatten() for h in pending(optimizer)]))
+    assert torch.equal(*averages)
+    assert torch.equal(*losses)
+
+
 def test_a_compiled_model_trains_like_the_uncompiled_one() -> None:
     """``aot_eager`` uses torch's compiled autograd, but no C++ compiler."""
     model = smooth_net(torch.float32)

@@ -164,13 +164,20 @@ def test_hooks_fire_once_per_backward(way: str) -> None:
         assert torch.equal(g, gradients[name])
 
 
-def test_a_gradient_hook_does_not_change_the_curvature() -> None:
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("before_the_optimizer", [True, False])
+def test_a_gradient_hook_does_not_change_the_curvature(
+    way: str, before_the_optimizer: bool
+) -> None:
     plain, hooked = bn_net(), bn_net()
-    hooked[0].bias.register_hook(lambda g: g * 0.5)
     averages = []
     for model in (plain, hooked):
+        if model is hooked and before_the_optimizer:
+            model[0].bias.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
         optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
-        by_update(optimizer, loss_of(model))
+        if model is hooked and not before_the_optimizer:
+            model[0].bias.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+        WAYS[way](optimizer, loss_of(model))
         optimizer.step()
         averages.append(optimizer.state[model[0].bias]["hessian"])
     assert torch.equal(*averages)
@@ -239,7 +246,12 @@ def test_an_unfrozen_parameter_is_refreshed_in_every_way() -> None:
 
 def test_clearing_between_micro_batches_drops_earlier_curvature() -> None:
     """A step given up by hand: model.zero_grad() and start again."""
-    for set_to_none in (True, False):
+
+    def new_zeros(model: nn.Module) -> None:
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+
+    for clear in (nn.Module.zero_grad, lambda model: model.zero_grad(False), new_zeros):
         for feed in WAYS.values():
             models = bn_net(), bn_net()
             for model, false_start in zip(models, (True, False), strict=True):
@@ -247,27 +259,42 @@ def test_clearing_between_micro_batches_drops_earlier_curvature() -> None:
                 for step in range(4):
                     if false_start:
                         feed(optimizer, 100 * loss_of(model, 50 + step))
-                        model.zero_grad(set_to_none)
+                        clear(model)
                     feed(optimizer, loss_of(model, step))
                     optimizer.step()
-                    model.zero_grad(set_to_none)
+                    clear(model)
             # Batch norm's running statistics have seen the false starts.
             for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
                 assert torch.equal(p, q)
 
 
-def test_clipping_between_micro_batches_keeps_earlier_curvature() -> None:
+def _replace_gradients(model: nn.Module) -> None:
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad = torch.nan_to_num(p.grad).clamp(-1e-3, 1e-3)
+
+
+CLIPS: dict[str, Callable[[nn.Module], object]] = {
+    "in place": lambda model: torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3),
+    "replaced": _replace_gradients,
+    "replaced without gradients": torch.no_grad()(_replace_gradients),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_clipping_between_micro_batches_keeps_earlier_curvature(clip: str, way: str) -> None:
     averages = []
-    for clip in (True, False):
+    for clipping in (True, False):
         model = bn_net()
         optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
         for k in range(2):
-            by_update(optimizer, loss_of(model, k))
-            if clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            WAYS[way](optimizer, loss_of(model, k))
+            if clipping:
+                CLIPS[clip](model)
         optimizer.step()
         averages.append(optimizer.state[model[1].weight]["hessian"])
-    assert torch.equal(*averages)
+    torch.testing.assert_close(*averages)
 
 
 def test_a_failed_backward_leaves_no_curvature() -> None:
@@ -321,8 +348,7 @@ def test_curvature_without_a_backward_is_replaced(way: str, clear: str, factor: 
                 optimizer.update_hessian(closure=loss)
                 loss().backward()
             else:
-                # create_graph computes nothing before its backward, so backward replaces it here.
-                WAYS["backward" if way == "create_graph" else way](optimizer, loss())
+                WAYS[way](optimizer, loss())
             optimizer.step()
     assert_same_bits(*models)
 
@@ -399,6 +425,36 @@ def test_gradients_combined_by_hand_raise_an_error(way: str, move: str, last_too
         p.grad = torch.stack([g.detach() for g in gradients]).sum(0)
     with pytest.raises(RuntimeError, match="set by hand after several backwards"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("keep_losses", [False, True])
+def test_gradients_from_autograd_grad_for_several_losses(keep_losses: bool) -> None:
+    """Right as long as their graphs live; without them, the curvature of the first is lost."""
+    model, expected = bn_net(torch.float64), bn_net(torch.float64)
+    optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+    params = list(model.parameters())
+    losses, gradients = [], []
+    for step in range(2):
+        loss = loss_of(model, step)
+        optimizer.update_hessian(loss)
+        gradients.append(torch.autograd.grad(loss, params))
+        losses.append(loss)
+        del loss
+        if not keep_losses:
+            losses.clear()
+    for p, *each in zip(params, *gradients, strict=True):
+        p.grad = torch.stack(each).sum(0)
+    if not keep_losses:
+        with pytest.raises(RuntimeError, match="set by hand after several backwards"):
+            optimizer.step()
+        return
+    optimizer.step()
+    other = sgdph.SGDPH(expected.parameters(), refresh="all")
+    for step in range(2):
+        other.backward(loss_of(expected, step))
+    other.step()
+    for p, q in zip(params, expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -60,6 +60,18 @@ WEIGHT_NORM_WORKAROUND = (
     "optimizer.backward(loss) or optimizer.update_hessian(loss), which correct it"
 )
 
+SPARSE_WORKAROUND = (
+    "torch.sparse_coo_tensor makes a matrix of values that depend on the parameter, and torch's "
+    "second derivative of it is wrong: put the values into a dense matrix with index_put and call "
+    "to_sparse() on it, or train the parameters before it first-order, with channelwise=False in "
+    "their groups, " + BY_DIFFERENCES
+)
+
+CHUNKED_LOSS_WORKAROUND = (
+    "torch's linear_cross_entropy with options computes its gradient in the forward, which has no "
+    "second derivative: pass options=None, " + BY_DIFFERENCES
+)
+
 COMPILED_WORKAROUND = (
     "a compiled model has no second derivative: call model = sgdph.compiled(model, optimizer) in "
     "place of torch.compile or once after it, which runs due steps uncompiled. Do the same for a "

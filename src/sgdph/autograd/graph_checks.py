@@ -9,7 +9,7 @@ the gradients are taken. For a graph of torch's operations only, just each node'
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,11 @@ from torch.autograd.function import BackwardCFunction, once_differentiable
 from sgdph.autograd.differentiability import (
     BATCH_NORM_WORKAROUND,
     BY_DIFFERENCES,
+    CHUNKED_LOSS_WORKAROUND,
     COMPILED_WORKAROUND,
     LAYER_NORM_WORKAROUND,
     OPERATION_WORKAROUND,
+    SPARSE_WORKAROUND,
     WEIGHT_NORM_WORKAROUND,
     no_partial_hessian,
 )
@@ -52,6 +54,7 @@ WRONG_IN_TORCH = {
     "NativeBatchNormBackwardBackward0": (1, BATCH_NORM_WORKAROUND),
     "CudnnBatchNormBackwardBackward0": (0, BATCH_NORM_WORKAROUND),
     "MiopenBatchNormBackwardBackward0": (0, BATCH_NORM_WORKAROUND),
+    "SparseCooTensorWithDimsAndTensorsBackward0": (0, SPARSE_WORKAROUND),
     WEIGHT_NORM: (0, WEIGHT_NORM_WORKAROUND),
 }
 
@@ -96,9 +99,13 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
     elif isinstance(node, BackwardCFunction):
-        if function_of(node).__name__ == "ScanAutogradOp":
+        function = function_of(node).__name__
+        if function == "ScanAutogradOp":
             # torch's scan computes gradients without a graph.
             return f"it passes through torch's scan; {OPERATION_WORKAROUND}"
+        if "_linear_cross_entropy_batch_chunked" in function:
+            # Its forward computes the gradients.
+            return CHUNKED_LOSS_WORKAROUND
         if _is_compiled(node):
             return COMPILED_WORKAROUND
         if _is_once_differentiable(node):
@@ -142,6 +149,8 @@ def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterat
         RuntimeError: A function returns a gradient without a graph that is not always zero.
     """
     handles = [node.register_hook(_graph_hook(node, region)) for node in custom]
+    # Before the function runs: its backward may keep references to what the forward saved.
+    handles += [node.register_prehook(_saved_hook(node, region)) for node in custom]
     try:
         yield
     finally:
@@ -151,7 +160,6 @@ def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterat
 
 def _graph_hook(node: Node, region: Region) -> Hook:
     def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
-        warn_of_lost_history(node, region)
         if not any(g is not None and g.requires_grad for g in grad_outputs):
             return
         graphless = {
@@ -167,6 +175,13 @@ def _graph_hook(node: Node, region: Region) -> Hook:
                 "a kernel, torch.no_grad(), .detach() or a constant), so the curvature would be "
                 f"wrong. Write that backward with differentiable operations, {BY_DIFFERENCES}"
             )
+
+    return hook
+
+
+def _saved_hook(node: Node, region: Region) -> Callable[[Gradients], None]:
+    def hook(grad_outputs: Gradients) -> None:
+        warn_of_lost_history(node, region)
 
     return hook
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
+from sgdph.roles import listed
 from sgdph.state_matching import match_groups, names_of, rearranged
 
 StateDict = dict[str, Any]
@@ -57,7 +58,7 @@ def joined(
 
 
 def taken_apart(
-    saved: Mapping[str, Any], layout: Sequence[int], kinds: list[str]
+    saved: Mapping[str, Any], layout: Sequence[int], kinds: list[str], owners: Sequence[Optimizer]
 ) -> list[StateDict]:
     """Split a state dict that :func:`joined` made.
 
@@ -65,12 +66,14 @@ def taken_apart(
         saved: The state dict of the whole. It is not changed.
         layout: The layout of the optimizer that loads it.
         kinds: The classes of its first-order optimizers.
+        owners: The optimizers of the parts.
 
     Returns:
         One state dict for each part. Their states share no tensors with ``saved``.
 
     Raises:
-        ValueError: It is not a joined state, or has other first-order optimizers or groups.
+        ValueError: It is not a joined state, or has other first-order optimizers or groups, or the
+            same parameters in another order.
     """
     groups = _groups_of(saved)
     last = len(kinds)
@@ -101,6 +104,8 @@ def taken_apart(
     for group, k in zip(groups, layout, strict=True):
         parts[k]["param_groups"].append({n: v for n, v in group.items() if n != FIRST_ORDER})
         home.update((i, k) for i in group["params"])
+    for part, owner in zip(parts, owners, strict=True):
+        _check_order(part["param_groups"], owner)
     for i, kept in saved["state"].items():
         k, key = _owner_of(i) or (home.get(i, last), i)
         # Copied, because torch's optimizers later write into the tensors that they load.
@@ -108,6 +113,28 @@ def taken_apart(
     for part, more in zip(parts, saved.get(FIRST_ORDER, ()), strict=False):
         part.update(copy.deepcopy(more))
     return parts
+
+
+def _check_order(saved: Sequence[Mapping[str, Any]], owner: Optimizer) -> None:
+    """Check that a part has its parameters in the order of their names here, if both have names.
+
+    torch's optimizers go by position only.
+
+    Raises:
+        ValueError: The order differs.
+    """
+    names, own_names = names_of(saved), names_of(owner.param_groups)
+    # torch.distributed.checkpoint numbers parameters by name, and has already ordered them.
+    by_checkpoint = any(isinstance(i, str) for group in saved for i in group["params"])
+    if names is None or own_names is None or by_checkpoint or names == own_names:
+        return
+    if set(names) == set(own_names):
+        moved = [a for a, b in zip(names, own_names, strict=True) if a != b]
+        raise ValueError(
+            f"the loaded state has the parameters of {type(owner).__name__} in another order "
+            f"({listed(moved)}). Build the model and the optimizer in the order in which the saved "
+            "ones were built"
+        )
 
 
 def _owner_of(key: Any) -> tuple[int, str] | None:

@@ -82,7 +82,19 @@ def _watch_gradient(
         leaf.register_hook(before),  # type: ignore[no-untyped-call]
         leaf.register_post_accumulate_grad_hook(after),  # type: ignore[no-untyped-call]
     ]
+    _put_first(handles[0].id, leaf)
     return handles
+
+
+def _put_first(hook: int, leaf: Tensor) -> None:
+    """Let a hook see the gradient of the loss, before the user's hooks change it.
+
+    Torch reads the dict in its order of insertion, whatever ``OrderedDict.move_to_end`` did.
+    """
+    hooks: Any = leaf._backward_hooks
+    ordered = {hook: hooks[hook], **hooks}
+    hooks.clear()
+    hooks.update(ordered)
 
 
 def detach_gradients(params: Iterable[Tensor]) -> None:

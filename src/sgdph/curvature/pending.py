@@ -98,6 +98,7 @@ class PendingCurvature:
         """Note the gradient of one backward, just before it is added to ``p.grad``."""
         entry = self._entry(p)
         entry.drop_if_cleared(p)
+        entry.captured = bool(entry.fresh)
         # Gradient mode is on inside a backward only with create_graph=True.
         if torch.is_grad_enabled():
             entry.incoming = gradient
@@ -107,7 +108,7 @@ class PendingCurvature:
         self._accumulations += 1
         entry = self._entry(p)
         gradient, entry.incoming = entry.incoming, None
-        if entry.fresh:
+        if entry.is_taken(gradient):
             # Already taken: using this gradient's graph too would count the curvature twice.
             entry.settle()
         elif gradient is not None:

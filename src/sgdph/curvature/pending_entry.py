@@ -36,6 +36,11 @@ class Owner:
         self._reference = _reference_to(node)
         self._end = _reference_to(end)
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the curvature was taken from a graph, and not from differences."""
+        return self._reference is not None
+
     def is_gone(self) -> bool:
         """Return whether no backward can run through that graph any more."""
         return self._reference is None or self._reference() is None
@@ -108,6 +113,10 @@ class PendingEntry:
     """A gradient came for which nothing was taken, and without a graph to take it from."""
     dropped: bool = False
     """Some went with its gradient, since the last step."""
+    captured: bool = False
+    """``autograd.grad`` has taken the gradient of the fresh curvature."""
+    lost: bool = False
+    """Some whose gradient ``autograd.grad`` had taken went with its graph, since the last step."""
     is_averaged: bool = False
     """Nothing has been added to the gradient since it was averaged over ranks, outside of DDP."""
     stamp: GradientStamp | None = None
@@ -134,11 +143,13 @@ class PendingEntry:
         self.incoming = None
         if self.stamp is None:
             return
-        if self.stamp.is_replaced(p.grad):
+        if p.grad is None:
             self.drop_settled()
-        elif self.stamp.is_changed() and p.grad is not None:
-            # Changed in place: cleared with set_to_none=False, clipped, unscaled, or averaged over
-            # ranks. Only a cleared one is all zeros, which can be checked without a host sync.
+            return
+        replaced = self.stamp.is_replaced(p.grad)
+        if replaced or self.stamp.is_changed():
+            # Cleared with set_to_none=False, or clipped, unscaled, averaged over ranks, in place or
+            # not. Only a cleared one is all zeros, which can be checked without a host sync.
             kept = p.grad.ne(0).any()
             self.kept = kept if self.kept is None else self.kept & kept
             if self.settled:
@@ -149,8 +160,10 @@ class PendingEntry:
                     )
                     for taken in self.settled
                 ]
-            if self.gradient_with_graph is not None and p.grad.grad_fn is None:
-                # Clearing detaches; clipping and unscaling do not.
+            # Clearing in place detaches; clipping and unscaling do not. A new tensor may have been
+            # computed without a graph, so only its entries tell, at the cost of a host sync.
+            detached = self.gradient_with_graph is not None and p.grad.grad_fn is None
+            if detached and not (replaced and bool(kept)):
                 self.gradient_with_graph = None
             self.stamp = GradientStamp.of(p.grad)
 
@@ -202,6 +215,8 @@ class PendingEntry:
         the gradient of the latest backward. Waits for the device only if gradients were cleared, or
         changed in place between two backwards, since the last step.
         """
+        if self.fresh and self.lost:
+            return True
         if self.forgotten or self.fresh or self.missed_at is not None:
             return False
         stamp = self.stamp
@@ -230,10 +245,24 @@ class PendingEntry:
     def drop_without_graph(self) -> None:
         """Drop fresh curvature whose backward can no longer run."""
         if self.fresh:
-            self.fresh = [taken for taken in self.fresh if not taken.owner.is_gone()]
+            before, self.fresh = self.fresh, [t for t in self.fresh if not t.owner.is_gone()]
+            if len(self.fresh) < len(before):
+                self.lost |= self.captured
+                self.captured = False
+
+    def is_taken(self, gradient_with_graph: Tensor | None) -> bool:
+        """Return whether the curvature of the gradient that has just arrived was taken before.
+
+        If the gradient has a graph, curvature from a graph that is gone belongs to a skipped batch,
+        and is dropped.
+        """
+        if gradient_with_graph is not None:
+            self.fresh = [t for t in self.fresh if not (t.owner.has_graph and t.owner.is_gone())]
+        return bool(self.fresh)
 
     def settle(self) -> None:
         """Turn fresh curvature into settled curvature, because its gradient has arrived."""
+        self.captured = False
         for taken in self.fresh:
             same = [i for i, t in enumerate(self.settled) if t.factors.key == taken.factors.key]
             if same:

@@ -108,12 +108,15 @@ def moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
     """Move the weights inside the context, and restore the very same tensors on exit.
 
     It assigns ``.data``, because a change in place would invalidate the graph of an earlier loss.
+    Autocast keeps its casts of weights and does not notice such a change, so they are dropped.
     """
     before = [p.data for p in params]
     for p, step in zip(params, steps, strict=True):
         p.data = p.data + step
+    torch.clear_autocast_cache()
     try:
         yield
     finally:
         for p, data in zip(params, before, strict=True):
             p.data = data
+        torch.clear_autocast_cache()
