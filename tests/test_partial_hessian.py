@@ -216,20 +216,20 @@ def test_states_of_the_wrong_kind_or_number_raise_errors() -> None:
         pair.load_state_dict(bare)
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_a_state_with_named_parameters_in_another_order_raises_an_error(named: bool) -> None:
+@pytest.mark.parametrize("prefix", ["", "module", None], ids=["plain", "of DDP", "unnamed"])
+def test_a_state_with_named_parameters_in_another_order_raises_an_error(prefix: str | None) -> None:
     """Torch's optimizers go by position, so a layer would get the moments of another."""
 
-    def build(names: str) -> sgdph.PartialHessian:
+    def build(names: str, prefix: str | None = prefix) -> sgdph.PartialHessian:
         layers = {name: nn.Linear(3, 3, bias=False) for name in names}
         model = nn.ModuleDict({**layers, "norm": nn.LayerNorm(3)})
-        params = model.named_parameters() if named else model.parameters()
+        params = model.parameters() if prefix is None else model.named_parameters(prefix)
         return sgdph.PartialHessian(torch.optim.AdamW(params), sgdph.param_groups(model))
 
-    saved = build("ab").state_dict()
+    saved = build("ab", None if prefix is None else "").state_dict()
     build("ab").load_state_dict(saved)
     other = build("ba")
-    if not named:
+    if prefix is None:
         other.load_state_dict(saved)
         return
     with pytest.raises(ValueError, match=r"AdamW in another order \(a\.weight, b\.weight\)"):

@@ -222,7 +222,7 @@ class CurvatureAverages:
         settings = group["second_order_lr"], group["eps"], group["hessian_momentum"]
         warmup, average = bool(group["eps_warmup"]), state.get("hessian")
         # Nothing here waits for the device. Writes change the version; assigning .data does not.
-        writes = [setting._version for setting in settings if isinstance(setting, Tensor)]
+        writes = [s._version for s in settings if isinstance(s, Tensor) and not s.is_inference()]
         if average is None:
             made_of: tuple[object, ...] = (*settings, writes, p.get_device(), p.dtype)
         else:

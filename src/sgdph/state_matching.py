@@ -71,9 +71,14 @@ def match_groups(
 
 def names_of(groups: SavedGroups) -> list[str] | None:
     """Return the names of all parameters, or ``None`` unless each has a unique name."""
-    names = [str(name) for group in groups for name in group.get("param_names") or []]
+    names = [_unwrapped(name) for group in groups for name in group.get("param_names") or []]
     count = sum(len(group["params"]) for group in groups)
     return names if len(names) == count == len(set(names)) else None
+
+
+def _unwrapped(name: object) -> str:
+    """Remove what DistributedDataParallel and torch.compile add to a parameter's name."""
+    return ".".join(part for part in str(name).split(".") if part not in ("module", "_orig_mod"))
 
 
 def rearranged(

@@ -165,18 +165,23 @@ def test_hooks_fire_once_per_backward(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("before_the_optimizer", [True, False])
+@pytest.mark.parametrize("first", [True, False], ids=["before the optimizer", "after it"])
+@pytest.mark.parametrize(
+    "hook",
+    [lambda g: g.clamp(-1e-3, 1e-3), lambda g: g.mul_(0.5)],
+    ids=["new tensor", "in place"],
+)
 def test_a_gradient_hook_does_not_change_the_curvature(
-    way: str, before_the_optimizer: bool
+    hook: Callable[[Tensor], Tensor], first: bool, way: str
 ) -> None:
     plain, hooked = bn_net(), bn_net()
     averages = []
     for model in (plain, hooked):
-        if model is hooked and before_the_optimizer:
-            model[0].bias.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+        if model is hooked and first:
+            model[0].bias.register_hook(hook)
         optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
-        if model is hooked and not before_the_optimizer:
-            model[0].bias.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+        if model is hooked and not first:
+            model[0].bias.register_hook(hook)
         WAYS[way](optimizer, loss_of(model))
         optimizer.step()
         averages.append(optimizer.state[model[0].bias]["hessian"])
@@ -274,7 +279,15 @@ def _replace_gradients(model: nn.Module) -> None:
         p.grad = torch.nan_to_num(p.grad).clamp(-1e-3, 1e-3)
 
 
+def _detach_and_clip(model: nn.Module) -> None:
+    for p in model.parameters():
+        assert p.grad is not None
+        p.grad = p.grad.detach()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+
+
 CLIPS: dict[str, Callable[[nn.Module], object]] = {
+    "detached, then in place": _detach_and_clip,
     "in place": lambda model: torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3),
     "replaced": _replace_gradients,
     "replaced without gradients": torch.no_grad()(_replace_gradients),
@@ -455,6 +468,37 @@ def test_gradients_from_autograd_grad_for_several_losses(keep_losses: bool) -> N
     other.step()
     for p, q in zip(params, expected.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["update_hessian", "closure"])
+def test_a_batch_skipped_after_autograd_grad_leaves_no_curvature(way: str) -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, skipping in zip(models, (True, False), strict=True):
+        model.eval()
+        optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+        params = list(model.parameters())
+        for step in range(6):
+            if step % 2 == 0 and not skipping:
+                continue
+
+            def loss_now(model: nn.Module = model, step: int = step) -> Tensor:
+                return loss_of(model, step)
+
+            if way == "closure":
+                optimizer.update_hessian(closure=loss_now)
+                loss = loss_now()
+            else:
+                loss = loss_now()
+                optimizer.update_hessian(loss)
+            gradients = torch.autograd.grad(loss, params)
+            del loss
+            if step % 2 == 0:
+                continue
+            for p, g in zip(params, gradients, strict=True):
+                # As if clipped.
+                p.grad = g * 0.5
+            optimizer.step()
+    assert_same_bits(*models)
 
 
 @pytest.mark.parametrize("way", WAYS)

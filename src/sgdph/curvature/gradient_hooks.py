@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
@@ -65,9 +66,11 @@ def _watch_gradient(
     # alive.
     @unserializable_hook  # type: ignore[untyped-decorator]
     def before(gradient: Tensor) -> None:
-        listener = reference()
+        listener, p = reference(), p_reference()
         if listener is not None:
-            listener.before_accumulation(p_reference(), gradient)
+            # The user's hooks, which come later, may write into it.
+            shared = torch.is_grad_enabled() and len(p._backward_hooks or ()) > 1
+            listener.before_accumulation(p, gradient.clone() if shared else gradient)
 
     @unserializable_hook  # type: ignore[untyped-decorator]
     def after(_: Tensor) -> None:

@@ -26,7 +26,8 @@ from sgdph.autograd.running_backward import RunningBackward
 from sgdph.curvature.estimators import curvature_of_gradients
 from sgdph.curvature.grad_scaler import LossFactors, calling_grad_scaler
 from sgdph.curvature.gradient_hooks import GradientHooks
-from sgdph.curvature.pending_entry import GradientStamp, Owner, PendingEntry, Taken, is_of_several
+from sgdph.curvature.pending_entry import GradientStamp, PendingEntry, is_of_several
+from sgdph.curvature.taken import Owner, Taken
 from sgdph.distributed.dtensor import is_dtensor
 from sgdph.names import Estimator
 
@@ -98,7 +99,7 @@ class PendingCurvature:
         """Note the gradient of one backward, just before it is added to ``p.grad``."""
         entry = self._entry(p)
         entry.drop_if_cleared(p)
-        entry.captured = bool(entry.fresh)
+        entry.note_arrival(gradient)
         # Gradient mode is on inside a backward only with create_graph=True.
         if torch.is_grad_enabled():
             entry.incoming = gradient
@@ -199,7 +200,7 @@ class PendingCurvature:
         """
         for p in [p for p in params if alone and is_of_several(self._entry(p), p, name)]:
             entry = self._entry(p)
-            entry.settled, entry.gradient_with_graph = [], None
+            entry.fresh, entry.settled, entry.gradient_with_graph = [], [], None
             entry.missed_at = self._accumulations
         gradients = [self._gradient_with_graph(p) for p in params]
         is_plain = all(g is None for g in gradients)

@@ -3,73 +3,15 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
-from sgdph.autograd.graph import Node
-from sgdph.curvature.grad_scaler import LossFactors
+from sgdph.curvature.taken import Taken
 from sgdph.distributed.dtensor import is_dtensor
-
-_OWNER = "sgdph.owner"
-
-
-class _Owner:
-    """A marker in the metadata of a node, which lives as long as the node."""
-
-
-class Owner:
-    """A weak reference to a graph. Nodes themselves cannot have weak references.
-
-    Args:
-        node: A node of the graph, the one nearest to a parameter. Losses that are computed from the
-            same output share it. ``None`` for curvature without a graph.
-        end: The node that produced the loss.
-    """
-
-    def __init__(self, node: Node | None, end: Node | None = None) -> None:
-        self._reference = _reference_to(node)
-        self._end = _reference_to(end)
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether the curvature was taken from a graph, and not from differences."""
-        return self._reference is not None
-
-    def is_gone(self) -> bool:
-        """Return whether no backward can run through that graph any more."""
-        return self._reference is None or self._reference() is None
-
-    def is_of_loss(self, end: Node | None) -> bool:
-        """Return whether the graph is that of the loss produced by this node."""
-        own = None if self._end is None else self._end()
-        return own is not None and end is not None and end.metadata.get(_OWNER) is own
-
-
-def _reference_to(node: Node | None) -> weakref.ref[_Owner] | None:
-    return None if node is None else weakref.ref(node.metadata.setdefault(_OWNER, _Owner()))
-
-
-class Taken(NamedTuple):
-    """Curvature as it was taken, not yet divided by a scale.
-
-    Attributes:
-        curvature: A tensor shaped like the parameter.
-        factors: The factors of the loss.
-        owner: The graph it was taken from.
-        valid: A boolean of shape ``()`` on the device, false if its gradient was cleared since;
-            ``None`` means true.
-    """
-
-    curvature: Tensor
-    factors: LossFactors
-    owner: Owner
-    valid: Tensor | None = None
 
 
 @dataclass
@@ -146,8 +88,7 @@ class PendingEntry:
         if p.grad is None:
             self.drop_settled()
             return
-        replaced = self.stamp.is_replaced(p.grad)
-        if replaced or self.stamp.is_changed():
+        if self.stamp.is_replaced(p.grad) or self.stamp.is_changed():
             # Cleared with set_to_none=False, or clipped, unscaled, averaged over ranks, in place or
             # not. Only a cleared one is all zeros, which can be checked without a host sync.
             kept = p.grad.ne(0).any()
@@ -160,10 +101,10 @@ class PendingEntry:
                     )
                     for taken in self.settled
                 ]
-            # Clearing in place detaches; clipping and unscaling do not. A new tensor may have been
-            # computed without a graph, so only its entries tell, at the cost of a host sync.
+            # Clearing in place detaches; clipping and unscaling do not. A gradient that was
+            # detached by hand is told from a cleared one by its entries, at a host sync.
             detached = self.gradient_with_graph is not None and p.grad.grad_fn is None
-            if detached and not (replaced and bool(kept)):
+            if detached and not bool(kept):
                 self.gradient_with_graph = None
             self.stamp = GradientStamp.of(p.grad)
 
@@ -172,7 +113,7 @@ class PendingEntry:
         stamp, gradient = self.stamp, p.grad
         if stamp is None or stamp.is_replaced(gradient) or not stamp.is_changed():
             return
-        if gradient is not None and gradient.grad_fn is None:
+        if gradient is not None and gradient.grad_fn is None and not bool(gradient.any()):
             self.gradient_with_graph = None
 
     def holds(self) -> bool:
@@ -215,8 +156,8 @@ class PendingEntry:
         the gradient of the latest backward. Waits for the device only if gradients were cleared, or
         changed in place between two backwards, since the last step.
         """
-        if self.fresh and self.lost:
-            return True
+        if self.fresh and self.lost and not self.settled:
+            return not bool(self.is_multiple_of_latest(gradient))
         if self.forgotten or self.fresh or self.missed_at is not None:
             return False
         stamp = self.stamp
@@ -250,6 +191,12 @@ class PendingEntry:
                 self.lost |= self.captured
                 self.captured = False
 
+    def note_arrival(self, gradient: Tensor) -> None:
+        """Note a gradient that ``autograd.grad`` may be taking, or a backward is about to add."""
+        self.captured = bool(self.fresh)
+        if self.captured and self.lost:
+            self.latest = gradient.detach().clone()
+
     def is_taken(self, gradient_with_graph: Tensor | None) -> bool:
         """Return whether the curvature of the gradient that has just arrived was taken before.
 
@@ -258,6 +205,7 @@ class PendingEntry:
         """
         if gradient_with_graph is not None:
             self.fresh = [t for t in self.fresh if not (t.owner.has_graph and t.owner.is_gone())]
+            self.captured = self.captured and bool(self.fresh)
         return bool(self.fresh)
 
     def settle(self) -> None:
