@@ -176,9 +176,11 @@ class PendingEntry:
         if self.latest is None or self.latest.shape != gradient.shape:
             return torch.zeros((), dtype=torch.bool, device=gradient.device)
         dtype = curvature_dtype(gradient)
+        tiny = torch.finfo(dtype).tiny
         a, b = (g.detach().to(dtype).flatten() for g in (gradient, self.latest))
-        length = b.norm()
-        direction = b / length.clamp(min=torch.finfo(dtype).tiny)
+        # To their largest entries first, because the norm of a scaled gradient may overflow.
+        a, b = (g / g.norm(torch.inf).clamp(min=tiny) for g in (a, b))
+        direction = b / b.norm().clamp(min=tiny)
         rest: Tensor = (a - (a * direction).sum() * direction).norm()
         # The tolerance covers the rounding of a product in the gradient's own precision.
         return rest.le(64 * torch.finfo(gradient.dtype).eps * a.norm())
