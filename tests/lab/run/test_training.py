@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import warnings
@@ -259,6 +260,31 @@ def test_the_step_schedule_of_200_epochs_matches_the_paper() -> None:
 def test_a_batch_larger_than_the_data_set_raises_an_error(digits: Dataset) -> None:
     with pytest.raises(LabError, match="--batch-size 101 is more than the 100 training images"):
         prepare(tiny_config(batch_size=101), digits)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "where"),
+    [
+        (99, 1, "the last batch of an epoch has one image, and a batch norm of --model resnet18"),
+        (98, 2, "the last batch of an epoch has one image in each process"),
+        (1, 1, "every batch has one image, and"),
+    ],
+)
+def test_a_batch_norm_that_cannot_train_on_a_lone_image_raises_an_error(
+    digits: Dataset, batch_size: int, processes: int, where: str
+) -> None:
+    config = tiny_config(optimizer="sgdm", model="resnet18", batch_size=batch_size)
+    with pytest.raises(LabError, match=f"{where}.* change --batch-size {batch_size}, or the 100"):
+        prepare(dataclasses.replace(config, processes=processes), digits)
+
+
+def test_trying_a_network_on_a_lone_image_changes_nothing(digits: Dataset) -> None:
+    def prepared_with(batch_size: int) -> tuple[dict[str, Any], torch.Tensor]:
+        state = prepare(tiny_config(optimizer="sgdm", batch_size=batch_size), digits).state
+        return state.model.state_dict(), torch.get_rng_state()
+
+    # ResNet-8's last batch norm sees four pixels, so it can train on one image.
+    assert same_bits(prepared_with(99), prepared_with(98))
 
 
 @pytest.mark.parametrize("name", ["abacus", "cuda:77"])

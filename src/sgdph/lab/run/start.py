@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import hashlib
 import random
@@ -175,6 +176,33 @@ def check_external(name: str, model: nn.Module, data: Dataset) -> None:
     check_output(name, model, images, data.classes)
 
 
+def check_lone_image(config: RunConfig, model: nn.Module, data: Dataset) -> None:
+    """Raise LabError if a batch would have one image, and the network cannot train on one.
+
+    Batch norm cannot if it sees a single pixel per image. The network is tried on one image only if
+    there is such a batch. Neither its state nor the random numbers of the run change.
+    """
+    rest = data.train_count % config.batch_size // config.processes
+    if (rest or config.batch_size // config.processes) != 1:
+        return
+    model = copy.deepcopy(model).train()
+    devices = [data.device] if data.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        image, _ = next(iter(data.evaluation_batches(1)))
+        try:
+            Arithmetic.of(config).logits(model, image)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            where = "the last batch of an epoch" if rest else "every batch"
+            each = " in each process" if config.processes > 1 else ""
+            raise LabError(
+                f"{where} has one image{each}, and a batch norm of --model {config.model} cannot "
+                f"train on one; change --batch-size {config.batch_size}, or the "
+                f"{data.train_count} training images with --train-size"
+            ) from error
+
+
 def load_data(config: RunConfig, *, download: bool = False) -> Dataset:
     """Load the data set of a run, with a download if ``download`` asks for it."""
     return load_dataset(
@@ -238,6 +266,7 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     data = data.to(device)
     if is_external(config.model):
         check_external(config.model, model, data)
+    check_lone_image(config, model, data)
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
