@@ -35,6 +35,17 @@ def test_runs_from_several_directories_make_one_report(
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_settings_that_differ_between_compared_runs_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    lay_down(tmp_path, "sgdph", 0, 0.9, epochs=9)
+    assert main(["report", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the compared runs differ in epochs (3 and 9), which may explain the result." in said
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_options_set_layout_targets_and_title(tmp_path: Path) -> None:
     lay_down_two_places(tmp_path)
     options = ["--rows", "model", "--columns", "dataset", "--target", "0.75", "--title", "Mine"]

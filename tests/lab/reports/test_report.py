@@ -252,6 +252,45 @@ def test_the_suggested_tune_command_is_for_the_same_task(
     assert f"sgdph tune --dataset {command}, then sgdph" in (tmp_path / REPORT).read_text()
 
 
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(
+    ("options", "differences", "cost"),
+    [
+        ({}, "", True),
+        ({"lr": 0.5, "device": "cuda"}, "", True),
+        (
+            {"epochs": 5, "schedule": "step"},
+            "epochs (3 and 5) and schedule (cosine and step)",
+            True,
+        ),
+        ({"train_size": None}, "train size (all and 100)", False),
+        (
+            {"batch_size": 50, "precision": "bfloat16"},
+            "batch size (25 and 50) and precision (",
+            False,
+        ),
+    ],
+)
+def test_the_first_lines_name_the_settings_in_which_compared_runs_differ(
+    tmp_path: Path, options: dict[str, Any], differences: str, cost: bool
+) -> None:
+    for seed in range(2):
+        lay_down(tmp_path, "sgdm", seed, 0.8 + 0.01 * seed)
+        lay_down(tmp_path, "sgdph", seed, 0.9 + 0.01 * seed, **options)
+        # Another column, which is compared with nothing of the first.
+        for optimizer in ("sgdm", "sgdph"):
+            other = {"model": "vgg11", "epochs": 7, "batch_size": 10}
+            lay_down(tmp_path / "vgg11", optimizer, seed, 0.8 + 0.01 * seed, **other)
+    layout = Layout(columns=("model", "dataset"))
+    reported(tmp_path, layout=layout)
+    page = (tmp_path / REPORT).read_text()
+    assert ("Not alike: the compared runs differ in " in page) is bool(differences)
+    assert differences in page
+    assert ("Cost: " in page) is cost
+    reported(tmp_path, layout=Layout(rows=("system", *options), columns=("model",)))
+    assert "Not alike" not in (tmp_path / REPORT).read_text()
+
+
 def test_a_long_list_of_names_with_commas_is_shortened() -> None:
     names = [f"SGDM, lr {k}" for k in range(8)]
     assert _listed(names).endswith("SGDM, lr 5; 2 more")

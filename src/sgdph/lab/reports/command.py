@@ -10,6 +10,7 @@ from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import say, say_files
 from sgdph.lab.reports.archive import archive_report, check_archive
 from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
+from sgdph.lab.reports.lead import not_alike
 from sgdph.lab.reports.options import ReportOptions
 from sgdph.lab.reports.pictures import EPOCHS as PLOT
 from sgdph.lab.reports.report import (
@@ -50,6 +51,9 @@ def show_report(made: Report, out: Path, console: Console) -> None:
     """Print a report's first tables and verdicts, and the paths of its files."""
     for table in made.main_tables:
         console.print(table.rich())
+    for section in made.sections:
+        for line in not_alike(section.grid):
+            say(console, line)
     say(console, verdict(made))
     for broken in made.runs.unreadable:
         say(console, f"Unreadable, left out: {broken.path}: {broken.reason}")

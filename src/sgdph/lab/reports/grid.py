@@ -73,6 +73,26 @@ class Grid:
         """Return a column's entries by row."""
         return {i: self.entries[i, j] for i in range(len(self.rows)) if (i, j) in self.entries}
 
+    def differing(self, names: Iterable[str]) -> dict[str, list[Any]]:
+        """Return the fields in which entries of one column differ, each with its values.
+
+        Fields of the layout are left out, because the headings name their values.
+        """
+        found: dict[str, dict[Any, RunConfig]] = {}
+        for name in names:
+            for j in range(len(self.columns)):
+                values = {
+                    getattr(each.config, name): each.config for each in self.column(j).values()
+                }
+                if len(values) > 1 and name not in self.layout.rows + self.layout.columns:
+                    found.setdefault(name, {}).update(values)
+        return {
+            name: [
+                value for value, _ in sorted(values.items(), key=lambda each: rank(each[1], name))
+            ]
+            for name, values in found.items()
+        }
+
     @property
     def groups(self) -> list[Group]:
         """All entries, row by row."""

@@ -13,6 +13,7 @@ from sgdph.lab.data.registry import DATASETS
 from sgdph.lab.optimizers.registry import flag
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, judge_column, seconds_per_epoch, spread
+from sgdph.lab.reports.names import field_title, shown_value
 from sgdph.lab.reports.numbers import (
     MOST_LISTED,
     counted,
@@ -32,6 +33,9 @@ SEEDS = 10
 COMPARISON = "comparison.yaml"
 # The settings that a tuning must share with the runs that it is for.
 TASK = ("model", "epochs", "batch_size", "train_size")
+# Settings that change the time of an epoch, and all that should be alike in a comparison.
+TIMED = ("train_size", "image_size", "batch_size", "precision")
+ALIKE = ("epochs", *TIMED, "validation_size", "schedule", "schedule_every")
 
 
 def lead(grid: Grid, task: str, out: Path) -> list[str]:
@@ -42,7 +46,7 @@ def lead(grid: Grid, task: str, out: Path) -> list[str]:
         task: Data set, sizes, network and recipe.
         out: The report's directory.
     """
-    lines = [f"Trained: {_systems(grid)}. {task}."]
+    lines = [f"Trained: {_systems(grid)}. {task}.", *not_alike(grid)]
     for j, heading in enumerate(grid.columns):
         judgement = judge_column(grid, final(grid.evaluated), j)
         assert judgement is not None
@@ -50,6 +54,28 @@ def lead(grid: Grid, task: str, out: Path) -> list[str]:
         lines.append(f"Result{where}: {_result(grid, j, judgement)}")
     lines += [f"Cost: {cost}" for cost in _costs(grid)]
     return [*lines, *(f"Next: {step}" for step in _next_steps(grid, out))]
+
+
+def not_alike(grid: Grid) -> list[str]:
+    """Describe which of the settings in :data:`ALIKE` differ between the compared runs.
+
+    Returns:
+        One line; empty if there is no difference outside the layout.
+    """
+    found = grid.differing(ALIKE)
+    if not found:
+        return []
+    parts = [
+        f"{field_title(name)} ({listed([_shown_setting(name, value) for value in values])})"
+        for name, values in found.items()
+    ]
+    return [
+        f"Not alike: the compared runs differ in {listed(parts)}, which may explain the result."
+    ]
+
+
+def _shown_setting(name: str, value: object) -> str:
+    return options_of(RunConfig)[name][1].shown if value is None else shown_value(name, value)
 
 
 def _systems(grid: Grid) -> str:
@@ -154,8 +180,11 @@ def _costs(grid: Grid) -> list[str]:
     """Describe the time per epoch as a ratio to SGDM's, or to the first row's without SGDM.
 
     Returns:
-        One line; empty if there are fewer than two systems with known times.
+        One line; empty if there are fewer than two systems with known times, or their epochs
+        cannot be compared because of a setting in :data:`TIMED`.
     """
+    if grid.differing(TIMED):
+        return []
     seconds = {i: _median_seconds(grid, i) for i in range(len(grid.rows))}
     known = {i: value for i, value in seconds.items() if value}
     base = next((i for i in known if _optimizer(grid, i) == "sgdm"), min(known, default=None))
