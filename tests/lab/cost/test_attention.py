@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from sgdph.lab.cost import step as step_module
 from sgdph.lab.cost.authors import newton_names
@@ -108,6 +109,7 @@ def test_math_attention_is_not_compiled() -> None:
             (2, 512),
             (2, 512),
         ),
+        ("transformer", 25_440, (2, 64), (2, 64)),
     ],
 )
 def test_text_networks_have_the_right_sizes_and_shapes(
@@ -118,6 +120,16 @@ def test_text_networks_have_the_right_sizes_and_shapes(
     assert workload.inputs.shape == inputs
     assert workload.targets.shape == targets
     assert workload.inputs.max() < TEXT_NETWORKS[name].vocabulary
+
+
+def test_the_transformer_of_sgdph_train_is_measured_on_windows_of_characters() -> None:
+    chosen = settings("sgdph", "adahessian", visits=1, rounds=1)
+    figures = measure_cell("transformer", BATCH, chosen, CPU, Counted())
+    assert (figures.parameters, len(figures.systems)) == (25_440, 3)
+    workload = build_workload("transformer", BATCH, chosen, CPU)
+    logits = workload.model(workload.inputs).transpose(1, 2)
+    expected = F.cross_entropy(logits.flatten(0, 1), workload.targets.flatten())
+    torch.testing.assert_close(workload.loss(workload.model), expected)
 
 
 def test_the_loss_is_the_mean_over_all_positions(tiny: str) -> None:

@@ -15,11 +15,13 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 from sgdph.lab.cost.figures import CostSettings
 from sgdph.lab.cost.memory import bytes_of
 from sgdph.lab.cost.systems import Kind, System
+from sgdph.lab.data.text import CHARACTERS
 from sgdph.lab.errors import LabError
-from sgdph.lab.networks import encoder
+from sgdph.lab.networks import encoder, transformer
 from sgdph.lab.networks.external import is_external
 from sgdph.lab.networks.gpt import GPT
 from sgdph.lab.networks.models import build_model
+from sgdph.lab.networks.registry import NETWORKS
 
 CIFAR_SIZE, IMAGENET_SIZE = 32, 224
 CIFAR_CLASSES, IMAGENET_CLASSES = 10, 1000
@@ -27,7 +29,7 @@ CIFAR_CLASSES, IMAGENET_CLASSES = 10, 1000
 
 @dataclass(frozen=True)
 class TextNetwork:
-    """A network over token ids, for cost measurements only.
+    """A network over token ids.
 
     Attributes:
         build: Builds the network.
@@ -35,12 +37,15 @@ class TextNetwork:
         length: Number of tokens in a text.
         classes: Number of classes of a text; ``None`` for a language model, which predicts each
             next token.
+        positions_last: Whether its logits are ``(N, vocabulary, T)`` instead of
+            ``(N, T, vocabulary)``.
     """
 
     build: Callable[[], nn.Module]
     vocabulary: int
     length: int
     classes: int | None = None
+    positions_last: bool = False
 
 
 def _gpt(vocabulary: int, length: int, width: int, heads: int, layers: int) -> TextNetwork:
@@ -55,6 +60,13 @@ TEXT_NETWORKS: Mapping[str, TextNetwork] = {
     # A sixth of GPT-2's 12 layers and of its 50,257 tokens, so that the output layer takes the same
     # share of a step as in GPT-2.
     "gpt2-2": _gpt(vocabulary=50_257 // 6, length=512, width=768, heads=12, layers=2),
+    # The only one of these that sgdph train has, too.
+    "transformer": TextNetwork(
+        lambda: transformer.Transformer(len(CHARACTERS)),
+        len(CHARACTERS),
+        transformer.LENGTH,
+        positions_last=True,
+    ),
 }
 
 
@@ -67,18 +79,23 @@ class Workload:
         inputs: Images ``(N, 3, H, W)``, or token ids ``(N, T)``.
         targets: Classes ``(N,)``; for a language model, the next tokens ``(N, T)``.
         autocast: Whether the forward pass runs under bfloat16 autocast.
+        positions_last: As in :class:`TextNetwork`.
     """
 
     model: nn.Module
     inputs: Tensor
     targets: Tensor
     autocast: bool
+    positions_last: bool = False
 
     def loss(self, model: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute the mean cross-entropy of the batch; a language model's is over all positions."""
         device = self.inputs.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocast):
-            return F.cross_entropy(model(self.inputs).flatten(0, -2), self.targets.flatten())
+            logits = model(self.inputs)
+            if self.positions_last:
+                return F.cross_entropy(logits, self.targets)
+            return F.cross_entropy(logits.flatten(0, -2), self.targets.flatten())
 
 
 def build_network(model: str) -> nn.Module:
@@ -93,7 +110,7 @@ def build_network(model: str) -> nn.Module:
     try:
         return build_model(model, in_channels=3, classes=classes)
     except LabError as error:
-        alone = ", ".join(TEXT_NETWORKS)
+        alone = ", ".join(name for name in TEXT_NETWORKS if name not in NETWORKS)
         raise LabError(f"--model: {error} (and {alone}, for cost alone)") from error
 
 
@@ -119,7 +136,8 @@ def build_workload(
         network = network.to(memory_format=torch.channels_last)
         inputs = inputs.to(memory_format=torch.channels_last)
     autocast = settings.precision == "bfloat16"
-    return Workload(network, inputs, targets.to(device), autocast)
+    positions_last = model in TEXT_NETWORKS and TEXT_NETWORKS[model].positions_last
+    return Workload(network, inputs, targets.to(device), autocast, positions_last)
 
 
 def _batch(model: str, batch_size: int) -> tuple[Tensor, Tensor]:
