@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.conftest import tiny_config
+from lab.conftest import snapshot, tiny_config
 from lab.folders import check_folder
 from lab.made_runs import lay_down, write_run
 from sgdph.lab.cli import main
@@ -117,6 +117,27 @@ def test_an_archive_in_the_directory_of_the_runs_is_an_error(
     assert main(["report", str(tmp_path / "runs"), "--archive"]) == 2
     assert "name another --out" in capsys.readouterr().err
     assert not (tmp_path / "runs" / RUNS).exists()
+
+
+def test_an_archive_of_other_runs_is_not_left_beside_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_down(tmp_path / "a", "sgdm", 0, 0.8)
+    lay_down(tmp_path / "b", "sgdph", 0, 0.9)
+    one, other, out = tmp_path / "a", tmp_path / "b", tmp_path / "kept"
+    archive(one, out)
+    before = snapshot(out)
+    for paths in ([one, other], [other], [out, other]):
+        assert main(["report", *map(str, paths), "--out", str(out)]) == 2
+        assert "holds an archive of other runs (runs.csv, runs.jsonl)" in capsys.readouterr().err
+        assert snapshot(out) == before
+    # The same runs, from their directories and from the archive.
+    for path in (one, out):
+        assert main(["report", str(path), "--out", str(out)]) == 0
+    (one / "sgdm-seed0" / "env.json").write_text("{}")
+    assert main(["report", str(one), "--out", str(out)]) == 2
+    assert main(["report", str(one), str(other), "--out", str(out), "--archive"]) == 0
+    assert len(read_archive(out)) == 2
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sgdph.lab.config.yaml import with_lists
+from sgdph.lab.config.yaml import to_yaml, with_lists
 from sgdph.lab.errors import LabError
 from sgdph.lab.reports.layout import Layout
 from sgdph.lab.reports.report import Report
-from sgdph.lab.run.archive import ArchivedRun, write_archive
-from sgdph.lab.run.records import find_runs
+from sgdph.lab.run.archive import EPOCHS, RUNS, ArchivedRun, read_archive, write_archive
+from sgdph.lab.run.records import RunRecord, find_runs, read_runs
 
 
 def check_archive(paths: Sequence[Path], out: Path) -> None:
@@ -28,6 +29,34 @@ def check_archive(paths: Sequence[Path], out: Path) -> None:
             f"--archive must not write into a directory that contains the runs: {out} contains "
             f"{within[0]}; name another --out"
         )
+
+
+def check_earlier_archive(paths: Sequence[Path], out: Path) -> None:
+    """Raise LabError if an archive in ``out`` does not hold exactly the runs that are reported.
+
+    A report without ``--archive`` would leave it there, and the report's list of files would name
+    it as the runs. An archive that is itself reported may stay.
+    """
+    names = [name for name in (EPOCHS, RUNS) if (out / name).is_file()]
+    alone = {path.resolve() for path in paths} == {out.resolve()}
+    if names and not alone and not _holds(out, read_runs(paths).records):
+        raise LabError(
+            f"{out} holds an archive of other runs ({', '.join(names)}), which would seem to be "
+            "this report's; name another --out, or replace it by these runs with --archive"
+        )
+
+
+def _holds(directory: Path, records: Sequence[RunRecord]) -> bool:
+    """Return whether a directory's archive can be read, and holds exactly these runs."""
+
+    def content(run: RunRecord | ArchivedRun) -> str:
+        return json.dumps([to_yaml(run.config), run.summary, run.metrics, run.env], sort_keys=True)
+
+    try:
+        archived = read_archive(directory)
+    except LabError:
+        return False
+    return sorted(map(content, archived)) == sorted(map(content, records))
 
 
 def archive_report(made: Report, out: Path, layout: Layout) -> None:

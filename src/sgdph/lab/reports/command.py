@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sgdph.lab.errors import OK, LabError
 from sgdph.lab.progress import say, say_files
-from sgdph.lab.reports.archive import archive_report, check_archive
+from sgdph.lab.reports.archive import archive_report, check_archive, check_earlier_archive
 from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.reports.lead import not_alike
 from sgdph.lab.reports.options import ReportOptions
@@ -39,6 +39,8 @@ def report(options: ReportOptions, console: Console) -> int:
     check_out(options.place)
     if options.archive:
         check_archive(options.runs, options.place)
+    else:
+        check_earlier_archive(options.runs, options.place)
     coming = (EPOCHS, RUNS) if options.archive else ()
     made = report_on(options.runs, options.place, layout, targets, coming)
     if options.archive:
