@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,19 @@ def test_a_report_of_an_archive_equals_that_of_the_directories(tmp_path: Path) -
     assert "# Mine" in page
     # The runs are named without a link, because their directories are gone.
     assert "| ../kept/sgdm-seed0 | 0 | finished | 80.00 |" in page
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_an_archive_holds_paths_that_are_not_utf8_and_any_character(tmp_path: Path) -> None:
+    place = os.fsdecode(b"caf\xe9")
+    data = {"data_dir": f"/τ/😀\\{place}", "label": "SGDM, τ, 😀"}
+    lay_down(tmp_path / "runs" / place, "sgdm", 0, 0.8, **data)
+    archive(tmp_path / "runs", tmp_path / "kept")
+    assert "/τ/😀" in (tmp_path / "kept" / RUNS).read_text(encoding="utf-8")
+    (record,) = read_runs([tmp_path / "kept"]).records
+    assert (record.config.data_dir, record.config.label) == (data["data_dir"], data["label"])
+    assert record.path.name == "sgdm-seed0"
+    assert len(record.metrics) == 2
 
 
 def test_a_run_in_an_archive_and_a_directory_is_counted_once(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import from_yaml, to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
+from sgdph.lab.output import printable
 
 EPOCHS, RUNS = "runs.csv", "runs.jsonl"
 FORMAT = "sgdph-runs-1"
@@ -61,7 +62,7 @@ def write_archive(
         runs: The runs, with unique names.
         layout: The rows and columns of the report's tables.
     """
-    first = json.dumps({"format": FORMAT, "layout": layout}, ensure_ascii=False)
+    first = _to_json({"format": FORMAT, "layout": layout})
     lines = [first, *(_to_line(run) for run in runs)]
     write_text(directory / EPOCHS, _to_csv(runs))
     write_text(directory / RUNS, "".join(f"{line}\n" for line in lines))
@@ -69,8 +70,15 @@ def write_archive(
 
 def _to_line(run: ArchivedRun) -> str:
     config = yaml.safe_load(to_yaml(run.config))
-    values = {"run": run.name, "config": config, "summary": run.summary, "env": run.env}
-    return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    # The name is escaped as in the table, which has no way back to the bytes of a path.
+    name = printable(run.name)
+    return _to_json({"run": name, "config": config, "summary": run.summary, "env": run.env})
+
+
+def _to_json(value: Mapping[str, Any]) -> str:
+    """Write JSON in which only what UTF-8 lacks is escaped: invalid bytes in a path."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _to_csv(runs: Sequence[ArchivedRun]) -> str:
@@ -116,7 +124,7 @@ def read_archive(directory: Path) -> list[ArchivedRun]:
         place = f"line {number} of {directory / RUNS}"
         try:
             # JSON is valid YAML, and configurations are read from YAML.
-            config = from_yaml(json.dumps(line["config"], ensure_ascii=False), place)
+            config = from_yaml(_to_json(line["config"]), place)
             name = str(line["run"])
             run = ArchivedRun(name, config, line["summary"], metrics.pop(name, []), line["env"])
         except (KeyError, TypeError) as error:
