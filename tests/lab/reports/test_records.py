@@ -23,6 +23,27 @@ def test_each_run_is_found_once_at_any_depth(tmp_path: Path) -> None:
     assert not runs.duplicates
 
 
+def test_links_are_followed_and_each_directory_is_read_once(tmp_path: Path) -> None:
+    lay_down(tmp_path / "disk", "sgdm", 0, 0.8)
+    lay_down(tmp_path / "runs" / "z", "sgdm", 1, 0.9)
+    links = {
+        "linked": tmp_path / "disk" / "sgdm-seed0",
+        "again": tmp_path / "disk",
+        "a": tmp_path / "runs" / "z",
+        "loop": tmp_path / "runs",
+        "broken": tmp_path / "absent",
+    }
+    for name, target in links.items():
+        (tmp_path / "runs" / name).symlink_to(target)
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "runs")
+    runs = read_runs([tmp_path / "runs"])
+    assert [run.config.seed for run in runs.records] == [0, 1]
+    # The path without a link is preferred.
+    assert runs.records[1].path == tmp_path / "runs" / "z" / "sgdm-seed1"
+    assert not runs.duplicates
+    assert len(read_runs([tmp_path, tmp_path / "runs" / "again"]).records) == 2
+
+
 def test_a_broken_run_is_listed_with_its_reason_and_others_are_read(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
     broken = {

@@ -179,14 +179,26 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def _walk(paths: Sequence[Path]) -> list[tuple[Path, list[str]]]:
-    """List directories and all directories below them, each once, with their files."""
-    found: dict[Path, tuple[Path, list[str]]] = {}
+    """List directories and all directories below them, each once, with their files.
+
+    Links are followed after everything else. So a directory that can be reached without a link has
+    the path without it.
+    """
     for root in paths:
         if not root.is_dir():
             raise LabError(f"{root} is not a directory; name one that holds runs")
-        for place, directories, files in os.walk(root):
+    found: dict[Path, tuple[Path, list[str]]] = {}
+    # The links that are found are added while this list is walked.
+    roots = list(paths)
+    for root in roots:
+        for name, directories, files in os.walk(root):
+            place = Path(name)
+            if place.resolve() in found:
+                directories.clear()
+                continue
+            found[place.resolve()] = (place, files)
             directories[:] = sorted(name for name in directories if not name.startswith("."))
-            found.setdefault(Path(place).resolve(), (Path(place), files))
+            roots += [place / name for name in directories if (place / name).is_symlink()]
     return list(found.values())
 
 
