@@ -74,6 +74,23 @@ def test_systems_that_differ_in_a_text_setting_have_separate_lines(tmp_path: Pat
     assert names == ["SGD-PH (estimator hutchinson)", "SGD-PH (estimator row_sum)"]
 
 
+def test_runs_that_lack_a_setting_have_a_line_of_their_own(tmp_path: Path) -> None:
+    for k, lr in enumerate((0.1, 0.2)):
+        lay_down(tmp_path, "sgdm", 0, 0.5 + k / 10, name=str(lr), lr=lr)
+        older = lay_down(tmp_path, "sgdm", 0, 0.7 + k / 10, name=f"older{lr}", lr=lr)
+        config = (older / "config.yaml").read_text()
+        assert "momentum: 0.9\n" in config
+        (older / "config.yaml").write_text(config.replace("momentum: 0.9\n", ""))
+    surfaces, lines = found(tmp_path)
+    assert not surfaces
+    means = {line.name: [point.accuracy.mean for point in line.points] for line in lines}
+    assert means == {
+        "SGDM": pytest.approx([0.5, 0.6]),
+        "SGDM (momentum none)": pytest.approx([0.7, 0.8]),
+    }
+    assert {line.x for line in lines} == {"lr"}
+
+
 def test_with_three_varying_numbers_a_line_varies_only_one(tmp_path: Path) -> None:
     centre = {"lr": 0.1, "weight_decay": 1e-3, "momentum": 0.9}
     others = [{"lr": 0.2}, {"lr": 0.4}, {"weight_decay": 0.01}, {"momentum": 0.8}]

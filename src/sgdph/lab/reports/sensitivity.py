@@ -114,11 +114,11 @@ def find_sensitivity(grid: Grid) -> tuple[list[Surface], list[Line]]:
 
 
 def _alike(groups: Sequence[Group], but: Sequence[str]) -> list[list[Group]]:
-    """Collect groups that agree in all fields except ``but``."""
+    """Collect groups that agree in all fields except ``but``, and in which of those they lack."""
     found: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
         values = vars(group.config)
-        key = tuple(value for name, value in values.items() if name not in but)
+        key = tuple(value is None if name in but else value for name, value in values.items())
         found.setdefault(key, []).append(group)
     return list(found.values())
 
@@ -131,7 +131,11 @@ def _name(family: Sequence[Group], families: Sequence[Sequence[Group]]) -> str:
 
     own = family[0].config
     rivals = [other[0].config for other in families if kind(other[0].config) == kind(own)]
-    fields = [name for name in differing_fields(rivals) if name not in NUMERIC]
+    fields = [
+        name
+        for name in differing_fields(rivals)
+        if name not in NUMERIC or getattr(own, name) is None
+    ]
     details = _values(own, fields)
     return shown_value(SYSTEM, kind(own)[2]) + (f" ({details})" if details else "")
 
