@@ -123,6 +123,20 @@ def test_a_comparison_distributes_arguments_to_its_optimizers() -> None:
         share_arguments(("sgdph.eps=1",), both)
 
 
+def test_a_comparisons_options_override_a_settings_file_in_either_form() -> None:
+    file = {
+        "sgdm": {"lr": 0.235, "weight_decay": 1e-3},
+        "adamw": {"optimizer_args": {"eps": 1e-6, "amsgrad": True}},
+    }
+    given = {"optimizer_args": ("sgdm.lr=0.5", "sgdm.nesterov=true"), "eps": 1e-3}
+    sgdm, adamw = resolve_many(given, ("sgdm", "adamw"), (0,), file)
+    assert (sgdm.lr, sgdm.weight_decay) == (0.5, 1e-3)
+    assert sgdm.optimizer_args == (("nesterov", True),)
+    assert (adamw.eps, adamw.optimizer_args) == (1e-3, (("amsgrad", True),))
+    with pytest.raises(LabError, match=r"--lr 0.1 and .* lr=0.5 contradict"):
+        resolve_many({**given, "lr": "sgdm=0.1"}, ("sgdm", "adamw"), (0,), file)
+
+
 def test_differences_are_listed_only_for_given_arguments() -> None:
     saved = resolve({"optimizer": "adahessian", "optimizer_args": {"update_each": 2, "eps": 1e-3}})
     same = given_of("--optimizer-args", "update_each=2", "eps=1e-3")

@@ -4,6 +4,7 @@ import csv
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -336,6 +337,11 @@ def test_a_dry_run_of_a_comparison_prints_an_estimate(
             "sgdm, adamw-ph",
         ),
         (
+            {"optimizer_args": ("sgdm.lr=0.5",), "dataset": "mnist5k"},
+            "sgdm: lr 0.5 (given), weight decay 0.005 (tuned on mnist5k)",
+            "",
+        ),
+        (
             {"dataset": "mnist5k"},
             "lr 0.01 (tuned on mnist5k), weight decay 0.05 (tuned on mnist5k), newton lr 0.1",
             "",
@@ -349,7 +355,7 @@ def test_a_dry_run_of_a_comparison_prints_an_estimate(
     ids=str,
 )
 def test_a_comparison_states_the_source_of_its_settings(
-    given: dict[str, str], told: str, warned: str
+    given: dict[str, Any], told: str, warned: str
 ) -> None:
     given = {"dataset": "digits", **given}
     settings = {"sgdm": {"lr": 0.3, "weight_decay": 0.01}} if "from" in told else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
@@ -98,3 +99,18 @@ def share_arguments(
         )
         for name in optimizers
     }
+
+
+def overlaid(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with others on top of them, argument by argument.
+
+    A setting can be an option or be one of the ``optimizer_args``. Each form replaces the other.
+
+    Args:
+        lower: Field of a run's configuration to value; ``optimizer_args`` as a mapping or as pairs.
+        upper: The same; it takes precedence.
+    """
+    below, above = (dict(each.get("optimizer_args") or ()) for each in (lower, upper))
+    arguments = {**{name: each for name, each in below.items() if name not in upper}, **above}
+    kept = {name: each for name, each in lower.items() if name not in above}
+    return {**kept, **upper, "optimizer_args": arguments or None}

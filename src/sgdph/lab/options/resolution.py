@@ -21,7 +21,7 @@ from sgdph.lab.optimizers.registry import (
     owners_in_words,
 )
 from sgdph.lab.options.defaults import defaults_for
-from sgdph.lab.options.optimizer_args import share_arguments
+from sgdph.lab.options.optimizer_args import overlaid, share_arguments
 
 # Settings for which a comparison may take one value per optimizer.
 PER_OPTIMIZER = ("lr", "weight_decay", "newton_lr")
@@ -98,11 +98,9 @@ def resolve_many(
                 for name, values in per_optimizer.items()
                 if optimizer in values
             }
-            tuned = revived((settings or {}).get(optimizer, {}))
-            asked = dict(further[optimizer] or ())
-            merged = as_pairs({**dict(tuned.get("optimizer_args") or ()), **asked}) or None
-            rest = {"optimizer_args": merged, "optimizer": optimizer, "seed": seed}
-            configs.append(resolve({**tuned, **own, **rates, **rest}))
+            asked = {**own, **rates, "optimizer_args": further[optimizer]}
+            values = overlaid(revived((settings or {}).get(optimizer, {})), asked)
+            configs.append(resolve({**values, "optimizer": optimizer, "seed": seed}))
     return configs
 
 

@@ -17,6 +17,7 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.config.yaml import with_lists, with_tuples
 from sgdph.lab.files import write_text
 from sgdph.lab.optimizers.registry import TUNED
+from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import PER_OPTIMIZER, parse_per_optimizer, resolve_many
 from sgdph.lab.reports.layout import Layout
 from sgdph.lab.reports.report import REPORT_FILES
@@ -80,10 +81,11 @@ class Comparison:
 
     def _source(self, optimizer: str, setting: str, config: RunConfig) -> str:
         """Describe where an optimizer's setting comes from."""
+        words = self.given.get("optimizer_args") or ()
         given = self.given.get(setting)
-        if given is not None and (
-            setting not in PER_OPTIMIZER
-            or optimizer in parse_per_optimizer(str(given), setting, self.optimizers)
+        if setting in dict(share_arguments(words, self.optimizers)[optimizer]) or (
+            given is not None
+            and optimizer in parse_per_optimizer(str(given), setting, self.optimizers)
         ):
             return "given"
         if setting in self.settings.get(optimizer, {}):
