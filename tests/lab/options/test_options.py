@@ -83,7 +83,7 @@ def test_a_setting_is_one_number_for_all_optimizers_or_one_for_each() -> None:
     both = ("sgdm", "sgdph")
     assert parse_per_optimizer("0.5", "lr", both) == {"sgdm": 0.5, "sgdph": 0.5}
     assert parse_per_optimizer("sgdph=1e-3", "lr", both) == {"sgdph": 1e-3}
-    for text in ("x", "sgdm=x", "sgdm=0.1,0.2", "sgdm=0.1=0.2", "adamw=0.1"):
+    for text in ("x", "sgdm=x", "sgdm=0.1,0.2", "sgdm=0.1=0.2", "adamw=0.1", "sgdm=1,sgdm=2"):
         with pytest.raises(LabError, match="--lr"):
             parse_per_optimizer(text, "lr", both)
     beside = ("adamw", "adamw-ph", "muon-ph")

@@ -193,19 +193,23 @@ def parse_per_optimizer(text: str, setting: str, optimizers: tuple[str, ...]) ->
         Optimizer to value, without optimizers that the text does not name.
 
     Raises:
-        LabError: If the text has another form, or names an optimizer that is not compared.
+        LabError: If the text has another form, or names an optimizer twice or one that is not
+            compared.
     """
     name, having = flag(setting), [each for each in optimizers if each in owners(setting)]
     try:
         if "=" not in text:
             return dict.fromkeys(having, float(text))
-        pairs = [part.split("=") for part in text.split(",")]
-        values = {key.strip(): float(value) for key, value in pairs}
+        words = [part.split("=") for part in text.split(",")]
+        pairs = [(key.strip(), float(value)) for key, value in words]
     except ValueError as error:
         raise LabError(
             f"{name} must be a number or like {','.join(f'{each}=0.1' for each in having[:2])}; "
             f"got {text!r}"
         ) from error
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise LabError(f"{name} names an optimizer twice: {text!r}; name each once")
     strangers = [key for key in values if key not in optimizers]
     if strangers:
         raise LabError(
