@@ -147,12 +147,34 @@ def test_given_options_override_the_recipe_and_are_reported() -> None:
 
 def test_settings_from_a_file_override_the_recipe_but_not_a_cell() -> None:
     tuned = {"sgdph": {"lr": 0.5, "weight_decay": 0.25}, "sgdm": {"lr": 0.75}}
-    found = make_plan(load_recipe("table1"), "cpu", {}, None, tuned).cells.values()
+    changed = make_plan(load_recipe("table1"), "cpu", {}, None, tuned)
+    found = changed.cells.values()
     assert {each.lr for each in found if each.optimizer == "sgdph"} == {0.5}
     assert {each.lr for each in found if each.optimizer == "sgdm"} == {0.75}
     assert {each.weight_decay for each in found if each.optimizer == "sgdm"} == {2.05e-4}
-    grid = make_plan(load_recipe("table5"), "cpu", {}, None, tuned).cells.values()
-    assert [each.lr for each in grid] == [each.lr for each in cells("table5", "cpu")]
+    assert "the file has no settings of adam, adamw, adabelief, adahessian, apollo." in changed.note
+    changed = make_plan(load_recipe("table4"), "cpu", {}, None, tuned)
+    assert [each.lr for each in changed.cells.values()] == [0.01, 0.01, 0.01, 0.75, 0.5]
+    assert "fixes lr for mnist5k-SGDM and mnist5k-SGDM+WN; " in changed.note
+    assert "fixes lr and weight_decay for mnist5k-SGD-PH+WN." in changed.note
+    assert "tuned settings" in (changed.layout.title or "")
+    assert not make_plan(load_recipe("table7"), "cpu", {}, None, tuned).note
+
+
+def test_settings_from_a_file_without_an_effect_raise_an_error() -> None:
+    tuned = {"sgdph": {"lr": 0.5, "weight_decay": 0.25}, "sgdm": {"lr": 0.75}, "muon": {"lr": 0.1}}
+    with pytest.raises(LabError, match=r"no effect on table5: the recipe fixes lr and weight_decay"):
+        make_plan(load_recipe("table5"), "cpu", {}, None, tuned)
+    with pytest.raises(LabError, match="no effect on table7: the file has no settings of sgdph"):
+        make_plan(load_recipe("table7"), "cpu", {}, None, {"muon": tuned["muon"]})
+
+
+def test_arguments_from_a_file_are_merged_with_the_recipes() -> None:
+    tuned = {"apollo": {"lr": 0.5, "optimizer_args": {"beta": 0.95, "eps": 1e-3}}}
+    found = make_plan(load_recipe("table1"), "cpu", {}, None, tuned).cells.values()
+    apollo = next(each for each in found if each.optimizer == "apollo")
+    assert (apollo.lr, apollo.eps) == (0.5, 1e-3)
+    assert [apollo.setting(name) for name in ("beta", "warmup_steps")] == [0.95, 20]
 
 
 def test_one_network_for_systems_with_different_ones_raises_an_error() -> None:

@@ -6,14 +6,17 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
 from sgdph.lab.config.yaml import revived, with_lists
 from sgdph.lab.errors import LabError
+from sgdph.lab.options.optimizer_args import overlaid
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.reports.layout import SYSTEM, Layout, value_of
 from sgdph.lab.sweep.recipe import Options, Recipe, Scale
+from sgdph.lab.sweep.settings_use import describe_limits
 
 # These options belong to one data set, so they are not applied to another.
 OF_A_DATASET = ("train_size", "image_size")
@@ -43,6 +46,7 @@ class Plan:
         layout: How the runs make a table.
         cells: Each cell's name and configuration, whose seed has no meaning.
         seeds: The seeds of every cell.
+        note: A sentence on it for the user, which is not recorded.
     """
 
     recipe: str
@@ -51,6 +55,7 @@ class Plan:
     layout: Layout
     cells: Mapping[str, RunConfig]
     seeds: tuple[int, ...]
+    note: str = ""
 
     def runs(self) -> list[PlannedRun]:
         """List the runs seed by seed, so that a table with one seed is complete first."""
@@ -77,7 +82,7 @@ def make_plan(
 
     Each value of a cell comes from the first of these that has it: ``given``, the cell's axes,
     ``settings``, the recipe's settings of the optimizer, the scale's options, the laboratory's
-    defaults. Cells that ``given`` makes equal become one. If ``epochs`` is given without
+    defaults. Each of the ``optimizer_args`` counts by itself. Cells that ``given`` makes equal become one. If ``epochs`` is given without
     ``schedule_every``, the latter changes in proportion.
 
     Args:
@@ -88,17 +93,21 @@ def make_plan(
         settings: Optimizer to settings, as in a settings file.
 
     Raises:
-        LabError: If the recipe has no such scale, two of its cells have the same name, or ``given``
-            does not fit the recipe.
+        LabError: If the recipe has no such scale, two of its cells have the same name, ``given``
+            does not fit the recipe, or ``settings`` have no effect on it.
     """
     scale = recipe.scale(scale_name)
     _check_model(recipe, scale, given)
     _check_names(recipe, scale, given, settings or {})
     cells: dict[str, RunConfig] = {}
+    owned: dict[str, tuple[str, Options]] = {}
     for own in scale.combinations():
         config = _resolve(scale, own, given, settings or {})
+        name = cell_name(config, recipe.layout)
         # Cells of one name differed only in what ``given`` now sets for both: see _check_names.
-        cells.setdefault(cell_name(config, recipe.layout), config)
+        cells.setdefault(name, config)
+        owned.setdefault(name, (config.optimizer, own))
+    note = "" if settings is None else describe_limits(recipe.name, owned, settings)
     overrides = with_lists({k: v for k, v in given.items() if k not in PLACE_FIELDS})
     if seeds is not None and seeds != scale.seeds:
         overrides["seeds"] = list(seeds)
@@ -108,7 +117,7 @@ def make_plan(
         recipe.layout, title=describe_title(recipe.title, scale_name, overrides)
     )
     # A recipe that shows another recipe's runs uses the directory of that recipe.
-    return Plan(recipe.runs_of, scale_name, overrides, layout, cells, seeds or scale.seeds)
+    return Plan(recipe.runs_of, scale_name, overrides, layout, cells, seeds or scale.seeds, note)
 
 
 def describe_title(title: str, scale: str, overrides: Options) -> str:
@@ -137,14 +146,9 @@ def _resolve(
         for name in OF_A_DATASET:
             base.pop(name, None)
             cell.pop(name, None)
-    values: dict[str, Any] = {
-        **base,
-        **{name: setting.value for name, setting in sourced.items()},
-        **settings.get(str(optimizer), {}),
-        **cell,
-        **given,
-        "seed": 0,
-    }
+    recipes = {name: setting.value for name, setting in sourced.items()}
+    layers = (base, recipes, settings.get(str(optimizer), {}), cell, given)
+    values = {**reduce(overlaid, layers), "seed": 0}
     if "epochs" in given and "schedule_every" in values and "schedule_every" not in given:
         planned = cell.get("epochs", base["epochs"])
         shrunk = round(values["schedule_every"] * given["epochs"] / planned)

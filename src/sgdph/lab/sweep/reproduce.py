@@ -58,6 +58,8 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     settings = None if options.settings is None else read_settings(options.settings)
     plan = make_plan(recipe, options.scale, given, seeds, settings)
     place = {name: value for name, value in given.items() if name in PLACE_FIELDS}
+    if plan.note:
+        say(console, plan.note)
     directory = SweepDirectory(out)
     if options.dry_run:
         plan = plan if options.overwrite else directory.agreed(plan, place)

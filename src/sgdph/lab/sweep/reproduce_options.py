@@ -37,7 +37,8 @@ class ReproduceOptions(ManyRunsOptions):
     """Train only these cells, like cifar10,resnet18,SGDM: values of one field (data set, network,
     optimizer ...) are alternatives, and those of several fields must all hold."""
     settings: Annotated[Path | None, Option(OPTIMIZER, "none", metavar="FILE")] = None
-    """Settings of each optimizer, as sgdph tune writes them, in place of the recipe's."""
+    """Settings of each optimizer, as sgdph tune writes them, in place of the recipe's. Values that
+    the recipe gives to single cells (Tables 4 and 5) stay."""
     seeds: Annotated[str | None, Option(TRAINING, "the recipe's", metavar="SEEDS")] = None
     """Seeds, like 0-3 or 0,2."""
     out: Annotated[Path | None, Option(OUTPUT, "runs/RECIPE-SCALE", metavar="DIR")] = None
