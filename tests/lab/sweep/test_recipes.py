@@ -207,6 +207,14 @@ def test_a_custom_recipe_file_can_be_used(tmp_path: Path) -> None:
     assert {run.config.lr for run in found.runs()} == {0.01}
 
 
+def test_a_recipe_without_epochs_has_the_default_number(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN.replace("epochs: 1,", "schedule: step, schedule_every: 4,"))
+    found = make_plan(load_recipe(str(file)), "cpu", {"epochs": 6})
+    # Half of the default 12.
+    assert {run.config.schedule_every for run in found.runs()} == {2}
+
+
 def test_cells_with_the_same_name_raise_an_error(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(OWN.replace("{model: [resnet8, resnet20]}", "{lr: [0.1, 0.03]}"))

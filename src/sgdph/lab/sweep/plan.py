@@ -12,6 +12,7 @@ from typing import Any
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
 from sgdph.lab.config.yaml import revived, with_lists
 from sgdph.lab.errors import LabError
+from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.options.optimizer_args import overlaid
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.reports.layout import SYSTEM, Layout, value_of
@@ -150,7 +151,7 @@ def _resolve(
     layers = (base, recipes, settings.get(str(optimizer), {}), cell, given)
     values = {**reduce(overlaid, layers), "seed": 0}
     if "epochs" in given and "schedule_every" in values and "schedule_every" not in given:
-        planned = cell.get("epochs", base["epochs"])
+        planned = cell.get("epochs", base.get("epochs", defaults_for({**base, **own})["epochs"]))
         shrunk = round(values["schedule_every"] * given["epochs"] / planned)
         values["schedule_every"] = max(1, shrunk)
     return complete(values)
