@@ -11,10 +11,11 @@ import yaml
 
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot
 from lab.folders import check_folder
+from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run import epoch
 from sgdph.lab.run.directory import RunDirectory
 from sgdph.lab.sweep.comparison import Comparison
-from sgdph.lab.sweep.estimate import Range
+from sgdph.lab.sweep.estimate import Range, with_small_images
 
 SMALLEST = ["--scale=cpu", "--dataset=digits", "--epochs=1", "--threads=1", "--device=cpu"]
 ONE = [*SMALLEST, "--train-size=60", "--seeds=0"]
@@ -287,6 +288,14 @@ def test_a_dry_run_times_each_network_and_each_optimizer_once(
     # 28 cells of two sets, each with images of its own size, two networks and seven optimizers.
     assert sorted({network for network, _ in timed}) == ["resnet8", "vgg8-bn"]
     assert len(timed) == len({optimizer for _, optimizer in timed}) + 3 == 10
+
+
+def test_networks_are_timed_on_small_images_if_they_take_them() -> None:
+    sizes = {
+        model: with_small_images(resolve({"dataset": "mini-imagenet", "model": model})).image_size
+        for model in ("resnet8", "timm:vit_tiny_patch16_224")
+    }
+    assert sizes == {"resnet8": 64, "timm:vit_tiny_patch16_224": 224}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ seven optimizers and four networks takes eleven short timings instead of 28.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -152,9 +153,13 @@ def affordable_images(config: RunConfig) -> int:
 
 
 def with_small_images(config: RunConfig) -> RunConfig:
-    """Return a run on images that are small enough for timing every optimizer."""
+    """Return a run on images that are small enough for timing every optimizer.
+
+    A network that takes images of one size only keeps that size.
+    """
     size = shape_of(config).size
-    return dataclasses.replace(config, image_size=min(size, SMALL_IMAGE))
+    small = dataclasses.replace(config, image_size=min(size, SMALL_IMAGE))
+    return config if flops_of(config) < math.inf == flops_of(small) else small
 
 
 def with_optimizer(config: RunConfig, other: RunConfig) -> RunConfig:
