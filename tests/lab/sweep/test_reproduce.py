@@ -276,6 +276,10 @@ def test_a_dry_run_prints_an_estimate_and_saves_nothing(reproduce: Command, tmp_
     code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adam-")
     assert code == 0
     assert " for the 1 run left" in said
+    code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm", "--overwrite")
+    assert code == 0
+    assert " for the 1 run left" in said
+    assert "1 of 1 runs have ended; --overwrite deletes them" in said
     assert snapshot(tmp_path) == before
 
 

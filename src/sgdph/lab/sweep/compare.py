@@ -47,7 +47,8 @@ def compare(options: CompareOptions, console: Console) -> int:
     for line in comparison.describe_settings(plan):
         say(console, line)
     if options.dry_run:
-        dry_run(plan, plan.runs(), directory.path, options.jobs, console)
+        overwrite = options.overwrite
+        dry_run(plan, plan.runs(), directory.path, options.jobs, console, overwrite=overwrite)
         return OK
     record = partial(directory.write_comparison, comparison)
     try:

@@ -24,10 +24,17 @@ COLUMNS = (
 
 
 def dry_run(
-    plan: Plan, runs: Sequence[PlannedRun], out: Path, jobs: int | None, console: Console
+    plan: Plan,
+    runs: Sequence[PlannedRun],
+    out: Path,
+    jobs: int | None,
+    console: Console,
+    *,
+    overwrite: bool,
 ) -> None:
     """Print what would be trained and how long it would take here, without writing a file."""
-    ended = set(state_of(out, runs).ended)
+    found = state_of(out, runs).ended
+    ended = set() if overwrite else set(found)
     left = [planned for planned in runs if planned.name not in ended]
     estimate = Estimate(left, partial(say, console))
     console.print(estimate_table(plan, runs, ended, estimate).rich())
@@ -45,7 +52,8 @@ def dry_run(
             "core or a GPU of its own.",
         )
     if out.exists():
-        state = f"{len(ended)} of {len(runs)} runs have ended"
+        deletes = "; --overwrite deletes them" if overwrite and found else ""
+        state = f"{len(found)} of {len(runs)} runs have ended{deletes}"
     else:
         state = "which does not exist yet"
     say(console, f"Directory of the runs: {out.resolve()} ({state}).")

@@ -65,7 +65,8 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
         plan = plan if options.overwrite else directory.agreed(plan, place)
         say(console, plan.layout.title or recipe.title)
         say(console, f"{scale.description}\nTime given by the recipe: {scale.time}")
-        dry_run(plan, chosen(plan, options.only), out, options.jobs, console)
+        runs, overwrite = chosen(plan, options.only), options.overwrite
+        dry_run(plan, runs, out, options.jobs, console, overwrite=overwrite)
         say_settings(scale, plan, console)
         return OK
     return train_plan(directory, plan, place, options, console)
