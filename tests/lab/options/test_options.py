@@ -10,6 +10,8 @@ from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.options.options import parse_optimizers, parse_seeds
 from sgdph.lab.options.resolution import parse_per_optimizer, resolve, resolve_many
 from sgdph.lab.run.start import build_optimizer
+from sgdph.lab.sweep.plan import make_plan
+from sgdph.lab.sweep.recipe import load_recipe
 
 
 def test_unset_options_take_the_documented_defaults() -> None:
@@ -105,6 +107,19 @@ def test_a_comparison_gives_each_setting_to_the_optimizers_that_have_it() -> Non
     assert (sgdm.lr, sgdm.momentum, sgdm.eps) == (0.2, 0.8, None)
     assert (sgdph.lr, sgdph.momentum, sgdph.eps) == (0.1, 0.8, 1e-3)
     assert (adamw.lr, adamw.momentum, adamw.eps, adamw.epochs) == (0.01, None, 1e-3, 2)
+
+
+def test_a_settings_file_may_hold_the_channelwise_decay_of_an_optimizer() -> None:
+    file = {"sgdm": {"lr": 0.2, "channelwise_decay": "none"}}
+    found = resolve_many({}, ("sgdm", "adamw"), (0,), file)
+    assert [each.channelwise_decay for each in found] == ["none", "same"]
+    (sgdm,) = resolve_many({"channelwise_decay": "same"}, ("sgdm",), (0,), file)
+    assert sgdm.channelwise_decay == "same"
+    cells = make_plan(load_recipe("table8"), "cpu", {}, None, file).cells.values()
+    assert {(each.optimizer, each.channelwise_decay) for each in cells} == {
+        ("sgdm", "none"),
+        ("sgdph", "same"),
+    }
 
 
 def test_a_setting_that_no_compared_optimizer_has_raises_an_error() -> None:

@@ -162,13 +162,16 @@ def test_trials_and_optimizers_can_be_added(sgdph: Command, tmp_path: Path) -> N
 
 def test_the_best_settings_include_the_fixed_ones(sgdph: Command, tmp_path: Path) -> None:
     out = f"--out={tmp_path}/a"
-    fixed = ["--momentum=0.8", "--optimizer-args", "adamw.amsgrad=true", "adamw.eps=1e-6"]
+    fixed = ["--momentum=0.8", "--channelwise-decay=none", "--precision=bfloat16"]
+    fixed += ["--optimizer-args", "adamw.amsgrad=true", "adamw.eps=1e-6"]
     code, _, _ = sgdph("tune", *TINY, "--optimizers=sgdm,adamw", "--trials=1", out, *fixed)
     assert code == 0
     found = read_settings(tmp_path / "a" / "best.yaml")
-    assert set(found["sgdm"]) == {"momentum", "lr", "weight_decay"}
+    assert set(found["sgdm"]) == {"momentum", "channelwise_decay", "lr", "weight_decay"}
     assert found["sgdm"]["momentum"] == 0.8
     assert found["adamw"]["optimizer_args"] == {"amsgrad": True, "eps": 1e-6}
+    source = yaml.safe_load((tmp_path / "a" / "best.yaml").read_text())["source"]
+    assert source["precision"] == "bfloat16"
     config = searches(tmp_path / "a")["adamw"].trials[0].run.config
     assert (config.eps, config.optimizer_args) == (1e-6, (("amsgrad", True),))
     # The same options are accepted again, different ones are not.

@@ -127,6 +127,8 @@ class Tuning:
         """Return the settings of an optimizer that were given, and are not searched."""
         own = own_options(self.given, optimizer, self.optimizers)
         fixed = {name: value for name, value in own.items() if name in SETTINGS}
+        if own.get("channelwise_decay", RunConfig.channelwise_decay) != RunConfig.channelwise_decay:
+            fixed["channelwise_decay"] = own["channelwise_decay"]
         arguments = dict(own.get("optimizer_args", ()))
         return {**fixed, "optimizer_args": arguments} if arguments else fixed
 
