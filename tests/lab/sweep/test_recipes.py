@@ -163,7 +163,9 @@ def test_settings_from_a_file_override_the_recipe_but_not_a_cell() -> None:
 
 def test_settings_from_a_file_without_an_effect_raise_an_error() -> None:
     tuned = {"sgdph": {"lr": 0.5, "weight_decay": 0.25}, "sgdm": {"lr": 0.75}, "muon": {"lr": 0.1}}
-    with pytest.raises(LabError, match=r"no effect on table5: the recipe fixes lr and weight_decay"):
+    with pytest.raises(
+        LabError, match=r"no effect on table5: the recipe fixes lr and weight_decay"
+    ):
         make_plan(load_recipe("table5"), "cpu", {}, None, tuned)
     with pytest.raises(LabError, match="no effect on table7: the file has no settings of sgdph"):
         make_plan(load_recipe("table7"), "cpu", {}, None, {"muon": tuned["muon"]})

@@ -83,8 +83,8 @@ def make_plan(
 
     Each value of a cell comes from the first of these that has it: ``given``, the cell's axes,
     ``settings``, the recipe's settings of the optimizer, the scale's options, the laboratory's
-    defaults. Each of the ``optimizer_args`` counts by itself. Cells that ``given`` makes equal become one. If ``epochs`` is given without
-    ``schedule_every``, the latter changes in proportion.
+    defaults. Each of the ``optimizer_args`` counts by itself. Cells that ``given`` makes equal
+    become one. If ``epochs`` is given without ``schedule_every``, the latter changes in proportion.
 
     Args:
         recipe: The recipe.
