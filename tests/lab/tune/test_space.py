@@ -6,6 +6,7 @@ import pytest
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.optimizers.registry import BASELINES
+from sgdph.lab.tune.page import widened
 from sgdph.lab.tune.space import Range, default_space, grid, parse_space
 
 
@@ -80,6 +81,22 @@ def test_values_map_to_places_on_a_scale_and_to_its_edges() -> None:
         "high",
         "high",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "searched", "end", "wider"),
+    [
+        ("lr", Range(0.01, 0.1, True), "high", "0.01:0.32:log"),
+        ("momentum", Range(0.5, 0.99, False), "high", "0.5:0.999:linear"),
+        ("momentum", Range(0.5, 0.999, False), "high", None),
+        ("weight_decay", Range(0.02, 0.1, False), "low", "0:0.1:linear"),
+        ("weight_decay", Range(0.0, 0.1, False), "low", None),
+    ],
+)
+def test_a_wider_range_has_only_allowed_values(
+    name: str, searched: Range, end: str, wider: str | None
+) -> None:
+    assert widened(searched, end, name) == wider
 
 
 def test_rounding_stays_within_the_bounds() -> None:

@@ -33,7 +33,7 @@ from sgdph.lab.tune.record import (
     Tuning,
     with_settings,
 )
-from sgdph.lab.tune.space import Range
+from sgdph.lab.tune.space import BELOW_ONE, MOST_BELOW_ONE, Range
 from sgdph.lab.tune.study import STARTUP
 from sgdph.lab.tune.tables import best_table, figures_table, spent_table, trials_table
 
@@ -162,19 +162,41 @@ def edge_warning(search: Search, name: str, end: str) -> str:
     """Explain that a best setting is at an end of its range, and what to do."""
     assert search.best is not None
     space, value = search.space[name], search.best.settings[name]
-    wider = widened(space, end)
-    return (
+    wider = widened(space, end, name)
+    found = (
         f"{search.optimizer}: the best {name}, {value:g}, lies at the {end} end of its range "
-        f"({space}); better values may lie beyond. Search again with --space "
+        f"({space})"
+    )
+    if wider is None:
+        return f"{found}, and there are no values to search beyond."
+    return (
+        f"{found}; better values may lie beyond. Search again with --space "
         f"{search.optimizer}.{name}={wider} and another --out."
     )
 
 
-def widened(space: Range, end: str) -> str:
-    """Return, as text, a range that extends beyond one end by half its width."""
-    low = space.at(-0.5) if end == "low" else space.low
-    high = space.at(1.5) if end == "high" else space.high
-    return f"{low:.2g}:{high:.2g}:{'log' if space.log else 'linear'}"
+def widened(space: Range, end: str, name: str) -> str | None:
+    """Return, as text, a range that extends beyond one end by half its width, if that is allowed.
+
+    Args:
+        space: The range.
+        end: ``"low"`` or ``"high"``.
+        name: The setting. Only values that it may have are in the wider range.
+
+    Returns:
+        The range; ``None`` if no wider range is allowed.
+    """
+    most = MOST_BELOW_ONE if name.endswith(BELOW_ONE) else math.inf
+    low = max(space.at(-0.5), 0.0) if end == "low" else space.low
+    high = min(space.at(1.5), most) if end == "high" else space.high
+    if low >= space.low and high <= space.high:
+        return None
+    # Known bounds are not rounded: 0.999 would become 1.
+    ends = (
+        f"{each:g}" if each in (space.low, space.high, most) else f"{each:.2g}"
+        for each in (low, high)
+    )
+    return f"{':'.join(ends)}:{'log' if space.log else 'linear'}"
 
 
 def sensitivity(search: Search) -> str:

@@ -11,7 +11,7 @@ tuned on a data set here.
 | weight_decay | the default; 5e-4 where that is 0 | 0 has no logarithm; 5e-4 is common on CIFAR |
 | newton_lr | the default, beside the partial Hessian | of the paper |
 
-Other settings and arguments with a number as value are searched if they are named.
+Other settings and arguments whose default is a float are searched if they are named.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ WIDTH = 30.0
 USUAL_WEIGHT_DECAY = 5e-4
 # Endings of the names of settings whose order of magnitude matters.
 LOGARITHMIC = ("lr", "weight_decay", "wd", "eps")
+# Endings of the names of settings that are below 1. No setting that is searched may be negative.
+BELOW_ONE, MOST_BELOW_ONE = ("momentum", "beta"), 0.999
 SYNTAX = "sgdm.lr=1e-3:1:log,sgdph.eps=1e-5:1e-3 (low:high, then log or linear)"
 # The part of a range, measured on its scale, that counts as its edge.
 EDGE = 0.05
