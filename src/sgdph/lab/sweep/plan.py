@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
@@ -148,8 +147,11 @@ def _resolve(
             base.pop(name, None)
             cell.pop(name, None)
     recipes = {name: setting.value for name, setting in sourced.items()}
-    layers = (base, recipes, settings.get(str(optimizer), {}), cell, given)
-    values = {**reduce(overlaid, layers), "seed": 0}
+    file = settings.get(str(optimizer), {})
+    values: dict[str, Any] = {}
+    for options in (base, recipes, file, cell, given):
+        values = overlaid(values, options)
+    values["seed"] = 0
     if "epochs" in given and "schedule_every" in values and "schedule_every" not in given:
         planned = cell.get("epochs", base.get("epochs", defaults_for({**base, **own})["epochs"]))
         shrunk = round(values["schedule_every"] * given["epochs"] / planned)
