@@ -83,7 +83,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "lab.cost": {
         "sgdph", "names", "validation", "curvature", "lab.errors", "lab.progress", "lab.files",
-        "lab.networks", "lab.config", "lab.optimizers", "lab.run", "lab.reports",
+        "lab.networks", "lab.config", "lab.optimizers", "lab.data", "lab.run", "lab.reports",
     },
     "lab.inspect": {
         "sgdph", "algorithm", "curvature", "lab.errors", "lab.progress", "lab.files", "lab.config",

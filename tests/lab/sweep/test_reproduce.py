@@ -107,7 +107,7 @@ def test_the_only_option_selects_cells_of_the_papers_grid(
     found: list[str] = []
     monkeypatch.setattr(
         "sgdph.lab.sweep.reproduce.dry_run",
-        lambda _, runs, *rest: found.extend(r.name for r in runs),
+        lambda _, runs, *rest, **more: found.extend(r.name for r in runs),
     )
     asked = ["--scale=paper", "--seeds=0", "--dry-run", f"--only={only}"]
     code, _, errors = reproduce(name, *asked)

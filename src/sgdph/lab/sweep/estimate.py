@@ -146,10 +146,11 @@ def affordable_images(config: RunConfig) -> int:
     """Return the number of images that a run's step is timed on.
 
     It is at most the batch size, and at most as many as take about ``SECONDS_PER_TIMING`` seconds,
-    judged by their FLOPs.
+    judged by their FLOPs. Unless the batch has one image, it is at least two, because some networks
+    cannot train on one.
     """
     images = SECONDS_PER_TIMING * FLOPS_PER_SECOND / (FORWARDS * flops_of(config))
-    return max(1, min(config.batch_size, int(images)))
+    return min(config.batch_size, max(2, int(images)))
 
 
 def with_small_images(config: RunConfig) -> RunConfig:
