@@ -41,7 +41,7 @@ def verdicts() -> str:
             [
                 *(claim_2, "CIFAR-10 (50,000 images, 16 × 16), ResNet-8, 200 epochs"),
                 _over(sgdph, "cifar10-paper", "SGD-PH", "SGDM"),
-                f"{FAILS} with the paper's settings",
+                f"{FAILS} with the paper's settings where known",
             ],
             [
                 *("[3. More stable than AdaHessian on VGG](#3-more-stable-than-adahessian)", VGG),

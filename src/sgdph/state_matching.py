@@ -49,16 +49,12 @@ def match_groups(
     """
     params = [p for group in groups for p in group["params"]]
     names, own_names = names_of(saved), names_of(groups)
-    same_names = names is not None and own_names is not None and set(names) == set(own_names)
-    in_order = not same_names or names == own_names
     same_sizes = [len(g["params"]) for g in saved] == [len(g["params"]) for g in groups]
-    # Saved under names: torch.distributed.checkpoint has already ordered them.
-    by_checkpoint = all(isinstance(i, str) for g in saved for i in g["params"])
-    if same_sizes and (in_order or by_checkpoint):
+    if same_sizes and not out_of_order(saved, groups):
         return [dict(group) for group in saved]
     if any("second_order_lr" in group for group in saved):
-        raise ValueError(_other_groups(saved, groups, names, own_names, same_sizes))
-    if names is not None and own_names is not None and same_names:
+        raise ValueError(_other_groups(saved, groups, same_sizes))
+    if names is not None and own_names is not None and set(names) == set(own_names):
         place = {name: i for i, name in enumerate(names)}
         order = [place[name] for name in own_names]
     else:
@@ -74,6 +70,19 @@ def names_of(groups: SavedGroups) -> list[str] | None:
     names = [_unwrapped(name) for group in groups for name in group.get("param_names") or []]
     count = sum(len(group["params"]) for group in groups)
     return names if len(names) == count == len(set(names)) else None
+
+
+def out_of_order(saved: SavedGroups, groups: SavedGroups) -> list[str]:
+    """Return the saved names that stand at other places in the groups.
+
+    It is empty if not all parameters have the same names in both, or if the state is from
+    ``torch.distributed.checkpoint``, which numbers parameters by name and has ordered them.
+    """
+    names, own_names = names_of(saved), names_of(groups)
+    by_checkpoint = all(isinstance(i, str) for g in saved for i in g["params"])
+    if by_checkpoint or names is None or own_names is None or set(names) != set(own_names):
+        return []
+    return [a for a, b in zip(names, own_names, strict=True) if a != b]
 
 
 def _unwrapped(name: object) -> str:
@@ -139,15 +148,9 @@ def _sizes(groups: SavedGroups) -> str:
     return f"{len(sizes)} group{'s' if len(sizes) > 1 else ''} of {', '.join(sizes)} parameters"
 
 
-def _other_groups(
-    saved: SavedGroups,
-    groups: SavedGroups,
-    names: list[str] | None,
-    own_names: list[str] | None,
-    same_sizes: bool,
-) -> str:
-    if same_sizes and names is not None and own_names is not None:
-        moved = [a for a, b in zip(names, own_names, strict=True) if a != b]
+def _other_groups(saved: SavedGroups, groups: SavedGroups, same_sizes: bool) -> str:
+    if same_sizes:
+        moved = out_of_order(saved, groups)
         finding = f"it has the same parameters in another order ({listed(moved)})"
     else:
         finding = f"it has {_sizes(saved)}, this optimizer has {_sizes(groups)}"

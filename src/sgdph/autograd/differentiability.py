@@ -34,15 +34,14 @@ REENTRANT_WORKAROUND = (
 
 BY_DIFFERENCES = "or use differences of gradients: update_hessian(closure=...)"
 
-OPERATION_WORKAROUND = (
-    "an operation of this network has no second derivative: replace it, or train the parameters "
-    "before it first-order, with channelwise=False in their groups, " + BY_DIFFERENCES
+_ELSE = (
+    "or train the parameters before it first-order, with channelwise=False in their groups, "
+    + BY_DIFFERENCES
 )
 
-_OTHER_NORM = (
-    "use RMSNorm or GroupNorm there, or train the parameters before it first-order, with "
-    "channelwise=False in their groups, " + BY_DIFFERENCES
-)
+OPERATION_WORKAROUND = "an operation of this network has no second derivative: replace it, " + _ELSE
+
+_OTHER_NORM = "use RMSNorm or GroupNorm there, " + _ELSE
 
 LAYER_NORM_WORKAROUND = (
     "the loss contains a gradient that passes through layer norm, whose third derivative is wrong "
@@ -63,8 +62,7 @@ WEIGHT_NORM_WORKAROUND = (
 SPARSE_WORKAROUND = (
     "torch.sparse_coo_tensor makes a matrix of values that depend on the parameter, and torch's "
     "second derivative of it is wrong: put the values into a dense matrix with index_put and call "
-    "to_sparse() on it, or train the parameters before it first-order, with channelwise=False in "
-    "their groups, " + BY_DIFFERENCES
+    "to_sparse() on it, " + _ELSE
 )
 
 CHUNKED_LOSS_WORKAROUND = (

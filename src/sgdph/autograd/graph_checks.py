@@ -9,7 +9,7 @@ the gradients are taken. For a graph of torch's operations only, just each node'
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -150,7 +150,10 @@ def refuse_graphless_gradients(custom: Sequence[Node], region: Region) -> Iterat
     """
     handles = [node.register_hook(_graph_hook(node, region)) for node in custom]
     # Before the function runs: its backward may keep references to what the forward saved.
-    handles += [node.register_prehook(_saved_hook(node, region)) for node in custom]
+    handles += [
+        node.register_prehook(lambda _, node=node: warn_of_lost_history(node, region))
+        for node in custom
+    ]
     try:
         yield
     finally:
@@ -175,13 +178,6 @@ def _graph_hook(node: Node, region: Region) -> Hook:
                 "a kernel, torch.no_grad(), .detach() or a constant), so the curvature would be "
                 f"wrong. Write that backward with differentiable operations, {BY_DIFFERENCES}"
             )
-
-    return hook
-
-
-def _saved_hook(node: Node, region: Region) -> Callable[[Gradients], None]:
-    def hook(grad_outputs: Gradients) -> None:
-        warn_of_lost_history(node, region)
 
     return hook
 

@@ -277,7 +277,7 @@ class CompoundOptimizer(SecondOrderOptimizer):
 
     def _load_parts(self, _: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         """Let each owner load its part, and return a state without entries for torch to load."""
-        parts = taken_apart(saved, self._layout, self._kinds, self._owners)
+        parts = taken_apart(saved, self._layout, self._owners)
         for owner, part in zip(self._owners, parts, strict=True):
             for group, current in zip(part["param_groups"], owner.param_groups, strict=True):
                 # torch.distributed.checkpoint does not save groups without parameters.

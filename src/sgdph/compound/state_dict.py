@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim.optimizer import Optimizer
 
 from sgdph.roles import listed
-from sgdph.state_matching import match_groups, names_of, rearranged
+from sgdph.state_matching import match_groups, names_of, out_of_order, rearranged
 
 StateDict = dict[str, Any]
 
@@ -58,15 +58,14 @@ def joined(
 
 
 def taken_apart(
-    saved: Mapping[str, Any], layout: Sequence[int], kinds: list[str], owners: Sequence[Optimizer]
+    saved: Mapping[str, Any], layout: Sequence[int], owners: Sequence[Optimizer]
 ) -> list[StateDict]:
     """Split a state dict that :func:`joined` made.
 
     Args:
         saved: The state dict of the whole. It is not changed.
         layout: The layout of the optimizer that loads it.
-        kinds: The classes of its first-order optimizers.
-        owners: The optimizers of the parts.
+        owners: The optimizers of the parts; the last is that of the Newton parameters.
 
     Returns:
         One state dict for each part. Their states share no tensors with ``saved``.
@@ -75,7 +74,7 @@ def taken_apart(
         ValueError: It is not a joined state, or has other first-order optimizers or groups, or the
             same parameters in another order.
     """
-    groups = _groups_of(saved)
+    groups, kinds = _groups_of(saved), [*_kinds(owners[:-1])]
     last = len(kinds)
     was_newton = [NEWTON in group for group in groups]
     # If torch.distributed.checkpoint flattens states, it keeps only keys that live groups have too.
@@ -116,20 +115,13 @@ def taken_apart(
 
 
 def _check_order(saved: Sequence[Mapping[str, Any]], owner: Optimizer) -> None:
-    """Check that a part has its parameters in the order of their names here, if both have names.
-
-    torch's optimizers go by position only.
+    """Check that named parameters of a part are in this order: torch's optimizers go by position.
 
     Raises:
         ValueError: The order differs.
     """
-    names, own_names = names_of(saved), names_of(owner.param_groups)
-    # torch.distributed.checkpoint numbers parameters by name, and has already ordered them.
-    by_checkpoint = any(isinstance(i, str) for group in saved for i in group["params"])
-    if names is None or own_names is None or by_checkpoint or names == own_names:
-        return
-    if set(names) == set(own_names):
-        moved = [a for a, b in zip(names, own_names, strict=True) if a != b]
+    moved = out_of_order(saved, owner.param_groups)
+    if moved:
         raise ValueError(
             f"the loaded state has the parameters of {type(owner).__name__} in another order "
             f"({listed(moved)}). Build the model and the optimizer in the order in which the saved "

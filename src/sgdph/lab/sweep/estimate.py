@@ -160,7 +160,8 @@ def with_small_images(config: RunConfig) -> RunConfig:
     """
     size = shape_of(config).size
     small = dataclasses.replace(config, image_size=min(size, SMALL_IMAGE))
-    return config if flops_of(config) < math.inf == flops_of(small) else small
+    only_its_own = math.isinf(flops_of(small)) and math.isfinite(flops_of(config))
+    return config if only_its_own else small
 
 
 def with_optimizer(config: RunConfig, other: RunConfig) -> RunConfig:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.files import write_json
 from sgdph.lab.optimizers.registry import BASELINES
 from sgdph.lab.options.settings import write_settings
@@ -95,10 +94,8 @@ def describe_source(
     """Describe where the settings come from: the task, the budget, the machine."""
     config = tuning.config(tuning.optimizers[0])
     task = ("dataset", "train_size", "validation_size", "model", "epochs", "batch_size", "schedule")
-    precision = {"precision": config.precision}
     return {
-        **{name: getattr(config, name) for name in task},
-        **(precision if config.precision != RunConfig.precision else {}),
+        **{name: getattr(config, name) for name in (*task, "precision")},
         "seed": tuning.seed,
         "judged_by": "final validation accuracy",
         "trials_of_each": tuning.trials,
