@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgdph import __version__
+from sgdph.lab import cli
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.run.directory import RunDirectory
 
@@ -72,6 +73,17 @@ def test_an_error_prints_one_message_without_a_traceback(tmp_path: Path) -> None
     assert done.returncode == 2
     assert done.stderr.startswith("sgdph: error: cifar10: found neither cifar-10-batches-py")
     assert done.stdout == ""
+
+
+def test_an_interrupted_report_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sgdph.lab.reports.command.report", interrupted)
+    assert cli.main(["report", "some-run"]) == 130
+    assert capsys.readouterr() == ("", "sgdph: interrupted\n")
 
 
 def test_compare_on_digits_prints_where_its_files_are(tmp_path: Path) -> None:

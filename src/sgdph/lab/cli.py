@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sgdph
-from sgdph.lab.errors import OK, WRONG_USAGE, LabError, unknown_name
+from sgdph.lab.errors import INTERRUPTED, OK, WRONG_USAGE, LabError, unknown_name
 from sgdph.lab.output import standard_streams
 from sgdph.lab.run.processes import processes, speaks
 
@@ -107,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if speaks(error):
                 print(f"sgdph: error: {error}", file=sys.stderr)
             return WRONG_USAGE
+        except KeyboardInterrupt:
+            # Commands that can be continued catch it themselves and say how.
+            print("sgdph: interrupted", file=sys.stderr)
+            return INTERRUPTED
 
 
 def overview() -> str:
