@@ -149,6 +149,26 @@ def test_update_hessian_does_nothing_if_the_step_is_not_due() -> None:
     optimizer.update_hessian(torch.zeros(3))
 
 
+def test_gradients_may_have_another_dtype_than_their_parameter() -> None:
+    parameters = [nn.Parameter(torch.full((3,), 0.5, dtype=torch.bfloat16)) for _ in range(2)]
+    if not hasattr(parameters[0], "grad_dtype"):
+        pytest.skip("this torch has no grad_dtype")
+    p, q = parameters
+    # The multiplier is 1 until the first refresh, which comes too late here.
+    optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}], lr=0.1, hessian_interval=9)
+    optimizer.param_groups[0]["step"] = 1
+    sgd = torch.optim.SGD([q], lr=0.1, momentum=0.9)
+    for _ in range(3):
+        for each, stepped in ((p, optimizer), (q, sgd)):
+            stepped.zero_grad()
+            each.grad_dtype = torch.float32
+            each.float().pow(3).sum().backward()
+            stepped.step()
+    assert p.grad is not None
+    assert p.grad.dtype == torch.float32
+    torch.testing.assert_close(p, q)
+
+
 def test_step_without_any_gradient_does_nothing() -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())

@@ -98,6 +98,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
             return
         self._check_ready()
         if loss is not None:
+            # Drop the curvature of an earlier call for the same loss.
+            self._curvature.pending.drop_loss(getattr(loss, "grad_fn", None))
             self._curvature.take(loss, loss_scale, self._groups)
         elif closure is not None:
             self._curvature.take_differences(closure, loss_scale, self._groups)

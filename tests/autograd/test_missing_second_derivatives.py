@@ -11,6 +11,7 @@ import torch
 from property_kernels import plain_kernels
 from small import WAYS, bn_net, by_backward, loss_of
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional
 
 import sgdph
@@ -163,19 +164,37 @@ def _chunked_cross_entropy(x: Tensor) -> Tensor:
     return functional.linear_cross_entropy(x, weight, Y, options=options)
 
 
+def _conditional(x: Tensor) -> Tensor:
+    is_true = torch.tensor(True)
+    return torch.cond(is_true, lambda y: (y * y).sin(), lambda y: y.cos(), (x * 1.0,)).pow(2).sum()
+
+
+def _loop(x: Tensor) -> Tensor:
+    def body(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return i + 1, y.sin() * 2
+
+    try:
+        _, y = while_loop(lambda i, _: i < 2, body, (torch.tensor(0), x * 1.0))
+    except Exception as error:
+        pytest.skip(f"this torch has no derivative of while_loop: {error}")
+    return y.pow(2).sum()
+
+
 @pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
         (_sparse_matrix_of_values, r"sparse_coo_tensor.*to_sparse\(\)"),
         (_chunked_cross_entropy, r"linear_cross_entropy.*options=None"),
+        (_conditional, "scan, while_loop or cond"),
+        (_loop, "scan, while_loop or cond"),
     ],
-    ids=["sparse", "linear_cross_entropy"],
+    ids=["sparse", "linear_cross_entropy", "cond", "while_loop"],
 )
 def test_a_wrong_second_derivative_of_torch_raises_an_error(
     loss: Loss, message: str, way: str
 ) -> None:
-    """Torch's own second derivative of these two is wrong, without an error."""
+    """Torch's own second derivative of these is wrong or missing, without an error."""
     of_p, p = of_a_parameter(loss)
     optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}])
 

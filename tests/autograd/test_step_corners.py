@@ -105,6 +105,12 @@ def buffer_of_a_hook() -> tuple[Tensor, Leaves]:
     return (total.tanh() ** 2).sum(), at
 
 
+def gradient_without_memory() -> tuple[Tensor, Leaves]:
+    at = leaves(w=(4,), p=(4,))
+    # sgn's gradient is a zero that has no storage.
+    return (at["w"] * 2 + torch.sgn(at["w"] * at["p"]) * at["p"]).sin().pow(2).sum(), at
+
+
 BUILDS: dict[str, Build] = {
     build.__name__: build
     for build in (
@@ -116,6 +122,7 @@ BUILDS: dict[str, Build] = {
         input_stepped_in_the_backward,
         pass_of_its_own_in_a_hook,
         buffer_of_a_hook,
+        gradient_without_memory,
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import sys
@@ -16,6 +17,7 @@ import torch._dynamo.testing
 from small import assert_same_bits, batch, bn_net, loss_of
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 import sgdph
 
@@ -412,6 +414,28 @@ def test_a_closure_may_be_called_inside_autocast(dtype: torch.dtype) -> None:
         averages.append(torch.cat([h.flatten() for h in pending(optimizer)]))
     assert torch.equal(*averages)
     assert torch.equal(*losses)
+
+
+class _Shifted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["nothing before", "a forward before"])
+def test_a_closure_may_be_called_while_parametrizations_are_cached(before: bool) -> None:
+    averages = []
+    for outside in (True, False):
+        model = smooth_net()
+        parametrize.register_parametrization(model[0], "bias", _Shifted())
+        original = model[0].parametrizations.bias.original
+        optimizer = sgdph.SGDPH([{"params": [original], "channelwise": True}])
+        with parametrize.cached() if outside else contextlib.nullcontext():
+            loss = loss_of(model) if before else None
+            optimizer.update_hessian(closure=lambda model=model: loss_of(model))
+            (loss_of(model) if loss is None else loss).backward()
+        averages.extend(pending(optimizer))
+    assert torch.equal(*averages)
+    assert bool(averages[0].any())
 
 
 def test_a_compiled_model_trains_like_the_uncompiled_one() -> None:

@@ -40,6 +40,27 @@ def by_closure(optimizer: sgdph.SGDPH, loss: Callable[[], Tensor]) -> None:
     loss().backward()
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_head_of_a_rejected_batch_raises_no_error(way: str) -> None:
+    """Its gradient is cleared to zeros, and the next loss does not reach it."""
+    body, *heads = parts = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)])
+    optimizer = sgdph.SGDPH(sgdph.param_groups(parts), hessian_interval=2, lr=0.0)
+    x = torch.linspace(-1, 1, 12).view(4, 3)
+
+    def take(head: nn.Module) -> None:
+        WAYS[way](optimizer, head(body(x).tanh()).tanh().pow(2).mean())
+
+    for rejected in (False, False, False, True, True, False, False, True, True, True):
+        optimizer.zero_grad(set_to_none=False)
+        if rejected:
+            take(heads[0])
+            optimizer.zero_grad(set_to_none=False)
+        take(heads[1])
+        optimizer.step()
+    assert float(optimizer.state[body.bias]["refreshes"]) > 0
+    assert float(optimizer.state[heads[0].bias].get("refreshes", 0)) == 0
+
+
 @pytest.mark.parametrize("way", ["closure", *WAYS])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_parameter_outside_the_loss_is_skipped(way: str, frozen: bool) -> None:

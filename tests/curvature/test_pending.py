@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -207,15 +207,17 @@ def test_gradient_penalty_is_not_taken_for_a_backward() -> None:
         torch.testing.assert_close(p, q)
 
 
-def test_two_ways_for_one_loss_count_once() -> None:
+@pytest.mark.parametrize(("calls", "both"), [(1, True), (2, False), (2, True)])
+def test_one_loss_counts_once(calls: int, both: bool) -> None:
     models = bn_net(), bn_net()
-    for model, both in zip(models, (True, False), strict=True):
+    for model, (times, graph) in zip(models, ((calls, both), (1, False)), strict=True):
         optimizer = sgdph.SGDPH(model.parameters())
         for step in range(4):
             optimizer.zero_grad()
             loss = loss_of(model, step)
-            optimizer.update_hessian(loss)
-            loss.backward(create_graph=both)
+            for _ in range(times):
+                optimizer.update_hessian(loss)
+            loss.backward(create_graph=graph)
             optimizer.step()
     assert_same_bits(*models)
 
@@ -518,10 +520,8 @@ def test_gradients_added_in_place_give_a_warning_and_no_refresh(way: str) -> Non
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("in_place", [True, False])
-def test_a_clipped_gradient_after_a_skipped_batch_keeps_its_curvature(
-    way: str, in_place: bool
-) -> None:
+@pytest.mark.parametrize("clip", ["in place", "replaced", "by value"])
+def test_a_clipped_gradient_after_a_skipped_batch_keeps_its_curvature(way: str, clip: str) -> None:
     """A GradScaler usually skips its first steps. Some users clip by replacing gradients."""
     found = []
     for skipping in (True, False):
@@ -535,10 +535,12 @@ def test_a_clipped_gradient_after_a_skipped_batch_keeps_its_curvature(
             for p in model.parameters():
                 assert p.grad is not None
                 with torch.no_grad():
-                    if in_place:
+                    if clip == "in place":
                         p.grad *= 0.1
-                    else:
+                    elif clip == "replaced":
                         p.grad = p.grad * 0.1
+                    else:
+                        nn.utils.clip_grad_value_(p, 0.5 * p.grad.abs().max().item())
             optimizer.step()
             optimizer.zero_grad()
         found.append(optimizer.multipliers())
@@ -565,6 +567,80 @@ def test_a_batch_cleared_in_place_leaves_no_curvature(way: str, clear: str) -> N
     optimizer.step()
     assert float(optimizer.state[a].get("refreshes", 0)) == 0
     torch.testing.assert_close(optimizer.state[b]["hessian"], 12 * b.detach().square())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_skipped_before_the_step_leaves_no_curvature(way: str) -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, skipping in zip(models, (True, False), strict=True):
+        model.eval()
+        optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+        for step in range(3):
+            optimizer.zero_grad()
+            WAYS[way](optimizer, loss_of(model, step))
+            if skipping:
+                optimizer.update_hessian(100 * loss_of(model, 7))
+            optimizer.step()
+    assert_same_bits(*models)
+
+
+def _zeroed(params: Iterable[Tensor], how: str) -> None:
+    for p in params:
+        assert p.grad is not None
+        with torch.no_grad():
+            if how == "zero_":
+                p.grad.detach_().zero_()
+            elif how == "mul_":
+                p.grad.mul_(0)
+            else:
+                p.grad = torch.zeros_like(p)
+
+
+ZEROS: dict[str, Callable[[nn.Module, sgdph.SGDPH], None]] = {
+    "model": lambda model, optimizer: model.zero_grad(set_to_none=False),
+    "optimizer": lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
+    **{
+        how: lambda model, optimizer, how=how: _zeroed(model.parameters(), how)
+        for how in ("zero_", "mul_", "zeros_like")
+    },
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("zero", ZEROS)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_step_with_gradients_set_to_zero_is_sgds(way: str, zero: str, micro_batches: int) -> None:
+    """Some reject a batch so, and step all the same, for schedulers and the other ranks."""
+    ours, sgds = bn_net(torch.float64), bn_net(torch.float64)
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    optimizer = sgdph.SGDPH(ours.parameters(), refresh="all", **settings)
+    sgd = torch.optim.SGD(sgds.parameters(), **settings)
+    for step in range(micro_batches):
+        WAYS[way](optimizer, loss_of(ours, step))
+        loss_of(sgds, step).backward()
+    ZEROS[zero](ours, optimizer)
+    sgds.zero_grad(set_to_none=False)
+    optimizer.step()
+    sgd.step()
+    assert all(bool(m.eq(1).all()) for m in optimizer.multipliers().values())
+    weights = [(p, q) for p, q in zip(ours.parameters(), sgds.parameters(), strict=True)]
+    for p, q in weights:
+        # Decay does not go through the momentum of a Newton parameter: its first step is equal.
+        torch.testing.assert_close(p, q)
+    # The next batch counts as usual.
+    optimizer.zero_grad()
+    WAYS[way](optimizer, loss_of(ours, 5))
+    optimizer.step()
+    assert all(float(optimizer.state[p]["refreshes"]) == 1 for p in optimizer.newton_parameters)
+
+
+def test_a_zero_gradient_keeps_its_curvature_if_it_is_clipped() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
+    optimizer.backward(p.square().sum())
+    nn.utils.clip_grad_norm_([p], 1.0)
+    optimizer.step()
+    assert optimizer.state[p]["hessian"].tolist() == [2, 2, 2]
 
 
 def test_the_first_closure_chooses_the_parameter_for_all_micro_batches() -> None:

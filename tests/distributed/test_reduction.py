@@ -18,6 +18,7 @@ from ranks import (
     loss_on,
     network,
     on_ranks,
+    rank_batch,
 )
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.xdist_group("distributed")
 
 RANKS = 2
 STEPS = 8
+MODELS = (4, 4), (4, 5)
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "hutchinson": {"estimator": "hutchinson", "refresh": "all", "hessian_momentum": 0.99},
@@ -96,6 +98,26 @@ def alone_in_its_group(rank: int) -> Found:
     return {"hessian": optimizer.state[model[0].bias]["hessian"]}
 
 
+def of_its_own(rank: int, sizes: tuple[int, int], grouped: bool) -> Found:
+    """Each rank trains another model, as in a search or in an ensemble."""
+    torch.manual_seed(rank)
+    size = sizes[rank]
+    # The first Newton parameters are equal: a norm's scales of 1 and shifts of 0.
+    model = nn.Sequential(nn.Linear(3, size, bias=False), nn.LayerNorm(size), nn.Linear(size, 2))
+    group = dist.new_group([rank], use_local_synchronization=True) if grouped else None
+    optimizer = sgdph.SGDPH(sgdph.param_groups(model), process_group=group, hessian_momentum=0.0)
+    loss = model(rank_batch(rank, 0).float()).pow(3).sum()
+    (gradient,) = torch.autograd.grad(loss, model[1].weight, create_graph=True)
+    (expected,) = torch.autograd.grad(gradient.sum(), model[1].weight, retain_graph=True)
+    optimizer.backward(loss)
+    if not grouped:
+        with pytest.raises(RuntimeError, match="parameters differ between ranks"):
+            optimizer.step()
+        return {}
+    optimizer.step()
+    return {"hessian": optimizer.state[model[1].weight]["hessian"], "expected": expected.abs()}
+
+
 def hutchinson_of(rank: int, process_group: dist.ProcessGroup | None = None) -> Found:
     model = network()
     optimizer = sgdph.SGDPH(model.parameters(), estimator="hutchinson", process_group=process_group)
@@ -117,6 +139,11 @@ JOBS: dict[str, Job] = {
     "one has nothing": one_rank_has_nothing,
     "none has anything": no_rank_has_anything,
     "alone": alone_in_its_group,
+    **{
+        f"{grouped} {sizes}": functools.partial(of_its_own, sizes=sizes, grouped=grouped)
+        for grouped in (False, True)
+        for sizes in MODELS
+    },
     "outside": outside_its_group,
 }
 
@@ -168,6 +195,15 @@ def test_if_no_rank_has_curvature_all_raise_an_error(ranks: Results) -> None:
 def test_ranks_in_separate_process_groups_are_not_averaged(ranks: Results) -> None:
     first, second = (found["alone"]["hessian"] for found in ranks)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("sizes", MODELS)
+def test_models_of_their_own_need_groups_of_their_own(
+    sizes: tuple[int, int], ranks: Results
+) -> None:
+    for found in ranks:
+        assert found[f"False {sizes}"] == {}
+        torch.testing.assert_close(*found[f"True {sizes}"].values())
 
 
 def test_a_rank_outside_its_process_group_uses_its_own_curvature(ranks: Results) -> None:

@@ -44,6 +44,9 @@ from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM
 # The modules in which AOTAutograd, which every compiler backend uses, defines its functions.
 _AOT_AUTOGRAD = ("torch._functorch._aot_autograd", "torch._functorch.aot_autograd")
 
+# torch's higher-order operations whose backward computes gradients without a graph.
+_GRAPHLESS = ("ScanAutogradOp", "WhileLoopAutogradOp", "CondAutogradOp")
+
 # The wrapper has the same code object for every function that it wraps.
 _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx, *grads: None).__code__
 
@@ -76,8 +79,8 @@ def check_region(region: Region, *, corrected: bool = True) -> list[Node]:
         The custom functions among them, for :func:`refuse_graphless_gradients`.
 
     Raises:
-        RuntimeError: An operation is a compiled graph or torch's scan, is marked
-            ``once_differentiable``, or has a derivative that torch gets wrong.
+        RuntimeError: An operation is a compiled graph or torch's scan, while_loop or cond, is
+            marked ``once_differentiable``, or has a derivative that torch gets wrong.
     """
     custom = []
     for node in region.nodes:
@@ -100,9 +103,8 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
             return message
     elif isinstance(node, BackwardCFunction):
         function = function_of(node).__name__
-        if function == "ScanAutogradOp":
-            # torch's scan computes gradients without a graph.
-            return f"it passes through torch's scan; {OPERATION_WORKAROUND}"
+        if function in _GRAPHLESS:
+            return f"it passes through torch's scan, while_loop or cond; {OPERATION_WORKAROUND}"
         if "_linear_cross_entropy_batch_chunked" in function:
             # Its forward computes the gradients.
             return CHUNKED_LOSS_WORKAROUND

@@ -251,8 +251,11 @@ def _gradients(node: Node, grad_outputs: Gradients, places: list[int]) -> list[T
 
 
 def _memory(tensor: Tensor) -> int:
-    # A sparse gradient has no such address. All share 0, so they are copied if there are several.
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    # A sparse gradient has no such address, nor has a zero without memory, such as sgn's. All share
+    # 0, so they are copied if there are several.
+    if tensor.layout is not torch.strided or tensor._is_zerotensor():
+        return 0
+    return tensor.untyped_storage().data_ptr()
 
 
 def _deliver(leaf: Tensor, supply: Callable[[], Tensor | None]) -> Tensor:

@@ -229,6 +229,7 @@ class Curvature:
         if not alone:
             if not self.sharded.is_around(self.cycle.newton, groups.every):
                 self.ranks.check_join(self.cycle.newton)
+                self.ranks.check_alike(groups.every)
             collected = self.ranks.mean(collected, active=active)
         none = self.cycle.is_regular(groups.newton) and self._has_none(found.values())
         # Only a rank without curvature waits for its device, to learn whether others have any.

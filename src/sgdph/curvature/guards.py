@@ -242,8 +242,7 @@ class _Membership:
             return
         for group in groups.newton:
             refuse_sharded(group)
-        here = set(present)
-        gone = [p for p in self._cycle.newton if id(p) not in here]
+        gone = [p for p in self._cycle.newton if id(p) not in present]
         excepted = {id(p) for p in self._excepted}
         unknown = [p for p in self._without_turn(groups.newton) if id(p) not in excepted]
         if gone or unknown:
@@ -286,7 +285,8 @@ def _check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tenso
     """
     buffer = state.get("momentum_buffer")
     average = state.get("hessian")
-    for kept, dtype in ((buffer, p.dtype), (average, curvature_dtype(p))):
+    gradient = p if p.grad is None else p.grad  # Torch allows it another dtype.
+    for kept, dtype in ((buffer, gradient.dtype), (average, curvature_dtype(p))):
         if kept is None or (
             kept.shape == p.shape and kept.dtype == dtype and kept.device == p.device
         ):

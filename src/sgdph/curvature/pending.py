@@ -26,7 +26,7 @@ from sgdph.autograd.running_backward import RunningBackward
 from sgdph.curvature.estimators import curvature_of_gradients
 from sgdph.curvature.grad_scaler import LossFactors, calling_grad_scaler
 from sgdph.curvature.gradient_hooks import GradientHooks
-from sgdph.curvature.pending_entry import GradientStamp, PendingEntry, is_of_several
+from sgdph.curvature.pending_entry import GradientStamp, PendingEntry
 from sgdph.curvature.taken import Owner, Taken
 from sgdph.distributed.dtensor import is_dtensor
 from sgdph.names import Estimator
@@ -198,10 +198,8 @@ class PendingCurvature:
             RuntimeError: A gradient was combined by hand from several backwards, so its curvature
                 is unknown; or it is unclear whether a loss was scaled.
         """
-        for p in [p for p in params if alone and is_of_several(self._entry(p), p, name)]:
-            entry = self._entry(p)
-            entry.fresh, entry.settled, entry.gradient_with_graph = [], [], None
-            entry.missed_at = self._accumulations
+        for p in params:
+            self._entry(p).prepare_step(p, self._accumulations, name if alone else None)
         gradients = [self._gradient_with_graph(p) for p in params]
         is_plain = all(g is None for g in gradients)
         is_divided = not any(self._entry(p).has_factors() for p in params)

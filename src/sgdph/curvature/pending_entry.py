@@ -20,13 +20,15 @@ class GradientStamp:
 
     alias: Tensor
     version: int
+    nonzero: Tensor
+    """Whether any entry was not zero; a boolean of shape ``()`` on the device."""
 
     @classmethod
     def of(cls, gradient: Tensor) -> GradientStamp:
         """Return the stamp of a gradient."""
         # A detached alias shares memory and version counter, but keeps no graph alive.
         alias = gradient.detach()
-        return cls(alias, alias._version)
+        return cls(alias, alias._version, alias.any())
 
     def is_replaced(self, gradient: Tensor | None) -> bool:
         """Return whether another tensor, or ``None``, has replaced the gradient."""
@@ -35,6 +37,10 @@ class GradientStamp:
     def is_changed(self) -> bool:
         """Return whether the gradient was written to."""
         return self.alias._version != self.version
+
+    def fits(self, gradient: Tensor | None) -> bool:
+        """Return whether the gradient is as it was last seen."""
+        return not (self.is_replaced(gradient) or self.is_changed())
 
 
 @dataclass
@@ -64,6 +70,8 @@ class PendingEntry:
     stamp: GradientStamp | None = None
     kept: Tensor | None = None
     """Whether gradients that were changed in place between two backwards were not cleared so."""
+    kept_graph: Tensor | None = None
+    """Whether the gradient with a graph was not set to zero before the step."""
     latest: Tensor | None = None
     """The gradient as the latest backward left it, where some may have been dropped before."""
 
@@ -88,25 +96,61 @@ class PendingEntry:
         if p.grad is None:
             self.drop_settled()
             return
-        if self.stamp.is_replaced(p.grad) or self.stamp.is_changed():
+        if not self.stamp.fits(p.grad):
             # Cleared with set_to_none=False, or clipped, unscaled, averaged over ranks, in place or
             # not. Only a cleared one is all zeros, which can be checked without a host sync.
-            kept = p.grad.ne(0).any()
+            kept = p.grad.any()
             self.kept = kept if self.kept is None else self.kept & kept
-            if self.settled:
-                self.settled = [
-                    taken._replace(
-                        curvature=torch.where(kept, taken.curvature, 0),
-                        valid=kept if taken.valid is None else kept & taken.valid,
-                    )
-                    for taken in self.settled
-                ]
+            self._keep_settled_if(kept)
             # Clearing in place detaches; clipping and unscaling do not. A gradient that was
             # detached by hand is told from a cleared one by its entries, at a host sync.
             detached = self.gradient_with_graph is not None and p.grad.grad_fn is None
             if detached and not bool(kept):
                 self.gradient_with_graph = None
             self.stamp = GradientStamp.of(p.grad)
+
+    def _keep_settled_if(self, kept: Tensor) -> None:
+        self.settled = [
+            taken._replace(
+                curvature=torch.where(kept, taken.curvature, 0),
+                valid=kept if taken.valid is None else kept & taken.valid,
+            )
+            for taken in self.settled
+        ]
+
+    def prepare_step(
+        self, p: Tensor, accumulations: int, name: Callable[[Tensor], str] | None
+    ) -> None:
+        """Drop what does not belong to the gradient that the step will use.
+
+        Args:
+            p: The parameter, which has a gradient.
+            accumulations: The gradients that have come so far.
+            name: Returns the name of a parameter. ``None`` if other ranks may have changed the
+                gradient, so that it cannot be told whether it was combined by hand.
+
+        Raises:
+            RuntimeError: See :func:`is_of_several`.
+        """
+        assert p.grad is not None, "only live parameters are collected"
+        if name is not None and is_of_several(self, p, name):
+            self.fresh, self.settled, self.gradient_with_graph = [], [], None
+            self.missed_at = accumulations
+        stamp, has_graph = self.stamp, self.gradient_with_graph is not None
+        if (self.settled or has_graph) and not self.captured:
+            # After a backward, a loss without one was skipped. Without any, the gradient may have
+            # been computed in another way.
+            self._drop_skipped()
+        if (self.settled or has_graph) and stamp is not None and not stamp.fits(p.grad):
+            # Clipping leaves a gradient of zeros as it is, with its curvature.
+            self.kept_graph = p.grad.any() | ~stamp.nonzero
+            self._keep_settled_if(self.kept_graph)
+        if self.dropped and not self.holds() and not bool(p.grad.any()):
+            self.missed_at = accumulations
+
+    def _drop_skipped(self) -> None:
+        """Drop fresh curvature from graphs that are gone."""
+        self.fresh = [t for t in self.fresh if not (t.owner.has_graph and t.owner.is_gone())]
 
     def drop_cleared_graph(self, p: Tensor) -> None:
         """Drop the graph of a gradient that was cleared in place. Such clearing detaches it."""
@@ -115,6 +159,7 @@ class PendingEntry:
             return
         if gradient is not None and gradient.grad_fn is None and not bool(gradient.any()):
             self.gradient_with_graph = None
+            self.dropped = True
 
     def holds(self) -> bool:
         """Return whether there is any curvature, fresh or settled."""
@@ -140,35 +185,38 @@ class PendingEntry:
 
     def validity(self) -> Tensor | None:
         """See :meth:`PendingCurvature.validity`."""
-        if self.fresh or self.gradient_with_graph is not None:
-            return None
+        flags = [taken.valid for taken in self.settled]
+        if self.gradient_with_graph is not None:
+            flags.append(self.kept_graph)
         valid: Tensor | None = None
-        for taken in self.settled:
-            if taken.valid is None:
+        for flag in flags:
+            if flag is None or self.fresh:
                 return None
-            valid = taken.valid if valid is None else valid | taken.valid
+            valid = flag if valid is None else valid | flag
         return valid
 
     def is_of_several(self, gradient: Tensor) -> bool:
         """Return whether ``.grad`` was combined by hand after other gradients were cleared.
 
-        A gradient that was only clipped, after a skipped batch, does not count: it is a multiple of
-        the gradient of the latest backward. Waits for the device only if gradients were cleared, or
-        changed in place between two backwards, since the last step.
+        A gradient that was cleared does not count, nor one that was only clipped after a skipped
+        batch. Waits for the device only if gradients were cleared, or changed in place between two
+        backwards, since the last step.
         """
         if self.fresh and self.lost and not self.settled:
-            return not bool(self.is_multiple_of_latest(gradient))
+            return not bool(self.follows_latest(gradient))
         if self.forgotten or self.fresh or self.missed_at is not None:
             return False
         stamp = self.stamp
-        if stamp is not None and not stamp.is_replaced(gradient) and not stamp.is_changed():
+        if stamp is not None and stamp.fits(gradient):
             return False
         if not self.dropped and (self.kept is None or bool(self.kept)):
             return False
-        return stamp is None or not bool(self.is_multiple_of_latest(gradient))
+        if not bool(gradient.any()):
+            return False
+        return stamp is None or not bool(self.follows_latest(gradient))
 
-    def is_multiple_of_latest(self, gradient: Tensor) -> Tensor:
-        """Return whether a gradient is a multiple of what the latest backward left.
+    def follows_latest(self, gradient: Tensor) -> Tensor:
+        """Return whether a gradient is what the latest backward left, scaled or clipped by value.
 
         Returns:
             A boolean of shape ``()`` on the device.
@@ -182,8 +230,10 @@ class PendingEntry:
         a, b = (g / g.norm(torch.inf).clamp(min=tiny) for g in (a, b))
         direction = b / b.norm().clamp(min=tiny)
         rest: Tensor = (a - (a * direction).sum() * direction).norm()
+        limit = gradient.detach().abs().max()
+        clipped = gradient.detach().eq(self.latest.clamp(-limit, limit)).all()
         # The tolerance covers the rounding of a product in the gradient's own precision.
-        return rest.le(64 * torch.finfo(gradient.dtype).eps * a.norm())
+        return clipped | rest.le(64 * torch.finfo(gradient.dtype).eps * a.norm())
 
     def drop_without_graph(self) -> None:
         """Drop fresh curvature whose backward can no longer run."""
@@ -206,7 +256,7 @@ class PendingEntry:
         and is dropped.
         """
         if gradient_with_graph is not None:
-            self.fresh = [t for t in self.fresh if not (t.owner.has_graph and t.owner.is_gone())]
+            self._drop_skipped()
             self.captured = self.captured and bool(self.fresh)
         return bool(self.fresh)
 
@@ -231,8 +281,7 @@ def is_of_several(entry: PendingEntry, p: Tensor, name: Callable[[Tensor], str])
         RuntimeError: The gradient is a tensor that no backward has left, so its curvature is
             unknown.
     """
-    assert p.grad is not None, "only live parameters are collected"
-    if is_dtensor(p) or not entry.is_of_several(p.grad):
+    if p.grad is None or is_dtensor(p) or not entry.is_of_several(p.grad):
         return False
     if entry.stamp is None or entry.stamp.is_replaced(p.grad):
         raise RuntimeError(

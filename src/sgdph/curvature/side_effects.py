@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.utils import parametrize
 
 # The active uncompiled contexts, in the order in which they were entered.
 _HELD: list[Any] = []
@@ -108,15 +109,20 @@ def moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
     """Move the weights inside the context, and restore the very same tensors on exit.
 
     It assigns ``.data``, because a change in place would invalidate the graph of an earlier loss.
-    Autocast keeps its casts of weights and does not notice such a change, so they are dropped.
+    Autocast keeps its casts of weights, and ``parametrize.cached()`` what it computed from them.
+    Neither notices such a change, so both begin anew.
     """
     before = [p.data for p in params]
+    cached = dict(parametrize._cache)
     for p, step in zip(params, steps, strict=True):
         p.data = p.data + step
     torch.clear_autocast_cache()
+    parametrize._cache.clear()
     try:
         yield
     finally:
         for p, data in zip(params, before, strict=True):
             p.data = data
         torch.clear_autocast_cache()
+        parametrize._cache.clear()
+        parametrize._cache.update(cached)

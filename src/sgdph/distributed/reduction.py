@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.distributed.ddp import Wrappers
+from sgdph.distributed.dtensor import is_dtensor
 
 
 class Collected(NamedTuple):
@@ -44,6 +45,7 @@ class Ranks:
         self.over_active = False
         self._wrappers = Wrappers()
         self._join_is_new = False
+        self._are_alike = False
 
     def count(self) -> int:
         """Return the number of ranks: 1 without ``torch.distributed``, -1 outside the group."""
@@ -74,6 +76,37 @@ class Ranks:
         """
         self.accept_join(newton)
         self._wrappers.refuse_join_without_optimizer(newton)
+
+    def check_alike(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Check that all ranks train the same model: in the first call, in one more collective.
+
+        Args:
+            groups: All parameter groups. Sharded parameters are not compared.
+
+        Raises:
+            RuntimeError: The number, sizes or values of their parameters differ between ranks.
+        """
+        if self._are_alike:
+            return
+        params = [p for group in groups for p in group["params"] if not is_dtensor(p)]
+        sizes = [p.numel() for p in params]
+        # Sums of bytes, because they are exact.
+        sums = [
+            int(p.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for p in params
+        ]
+        totals = (sum(place * n for place, n in enumerate(each, 1)) for each in (sizes, sums))
+        own = torch.tensor([len(params), *totals], device=params[0].device)
+        found = [torch.empty_like(own) for _ in range(self.count())]
+        dist.all_gather(found, own, group=self.process_group)
+        if not all(torch.equal(each, own) for each in found):
+            raise RuntimeError(
+                "the parameters differ between ranks, but the curvature is averaged over the ranks "
+                "as for one model. If they train one model, begin with the same weights on all "
+                "(DistributedDataParallel sends those of rank 0). If each rank trains a model of "
+                "its own, pass process_group=torch.distributed.new_group([rank], "
+                "use_local_synchronization=True) to the optimizer"
+            )
+        self._are_alike = True
 
     def mean(self, collected: Sequence[Collected], *, active: bool = True) -> list[Collected]:
         """Average signed curvature, in one collective.
