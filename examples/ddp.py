@@ -32,7 +32,7 @@ def two_moons(count: int) -> TensorDataset:
 
 
 def main() -> None:
-    """Train for some epochs, and let the first process tell how it goes."""
+    """Train for some epochs, and let the first process print the progress."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     torch.manual_seed(0)

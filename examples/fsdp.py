@@ -35,7 +35,7 @@ def build(seed: int) -> tuple[nn.Module, sgdph.SGDPH]:
     for block in blocks:
         fully_shard(block)
     fully_shard(model)
-    # Behind layer norm take "hutchinson": the row sum of some biases is zero.
+    # With layer norm take "hutchinson": the row sum of biases in front of it is zero.
     groups = sgdph.param_groups(model)
     return model, sgdph.SGDPH(groups, lr=0.1, estimator="hutchinson", hessian_interval=2)
 

@@ -36,7 +36,7 @@ def digits(first: int) -> tuple[Tensor, Tensor]:
 def train(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, layer_decay: float) -> None:
     """Train a model; each layer's lr is ``layer_decay`` times that of the layer above it."""
     groups = param_groups_layer_decay(model, weight_decay=5e-4, layer_decay=layer_decay)
-    # timm's groups tell no roles: by_role splits them, and keeps lr_scale and weight_decay.
+    # timm's groups do not know the roles: by_role splits them, and keeps lr_scale and weight_decay.
     optimizer = sgdph.SGDPH(by_role(model, groups), lr=0.05)
     # timm's schedulers are what multiplies each group's lr with its lr_scale.
     scheduler = CosineLRScheduler(optimizer, t_initial=epochs)
@@ -52,7 +52,7 @@ def train(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, layer_deca
 
 
 def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    """Return the share of images that the model tells right, from 0 to 1."""
+    """Return the share of images that the model classifies correctly, from 0 to 1."""
     x, y = data
     model.eval()
     with torch.no_grad():

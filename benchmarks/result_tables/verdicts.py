@@ -106,9 +106,9 @@ def cost() -> str:
     }
     found = costs("resnet18")
     return markdown(
-        ["", "time", "mean peak memory"],
+        ["", "time", "highest peak of memory"],
         [
-            [name, with_range(found[key]), ratio(found[key]["mean_peak"])]
+            [name, with_range(found[key]), ratio(found[key]["worst_peak"])]
             for key, name in names.items()
         ],
     )

@@ -104,7 +104,7 @@ def _unsuitable(optimizer: Optimizer) -> str | None:
     if any(isinstance(getattr(optimizer, name, None), Optimizer) for name in _INSIDE):
         return (
             "it wraps another optimizer. Give PartialHessian the optimizer inside, and wrap the "
-            "PartialHessian"
+            "PartialHessian (not possible if the wrapper builds that optimizer itself, as SAM)"
         )
     return None
 
