@@ -98,8 +98,6 @@ class SecondOrderOptimizer(JoinableOptimizer):
             return
         self._check_ready()
         if loss is not None:
-            # Drop the curvature of an earlier call for the same loss.
-            self._curvature.pending.drop_loss(getattr(loss, "grad_fn", None))
             self._curvature.take(loss, loss_scale, self._groups)
         elif closure is not None:
             self._curvature.take_differences(closure, loss_scale, self._groups)
@@ -128,8 +126,6 @@ class SecondOrderOptimizer(JoinableOptimizer):
         finish_backward = None
         if self.hessian_due:
             self._check_ready()
-            # Drop the curvature of update_hessian, if it was called for the same loss before.
-            self._curvature.pending.drop_loss(getattr(loss, "grad_fn", None))
             finish_backward = self._curvature.take(
                 loss, loss_scale, self._groups, share=not low_memory
             )

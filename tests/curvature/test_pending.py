@@ -584,6 +584,26 @@ def test_a_batch_skipped_before_the_step_leaves_no_curvature(way: str) -> None:
     assert_same_bits(*models)
 
 
+@pytest.mark.parametrize("retained", [False, True])
+def test_losses_count_one_by_one(retained: bool) -> None:
+    """They come from one operation, or their backward has run before."""
+    p = nn.Parameter(torch.full((3,), 0.5))
+    optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
+    if retained:
+        for factor in (1.0, 3.0):
+            loss = factor * p.square().sum()
+            loss.backward(retain_graph=True)
+            optimizer.update_hessian(loss)
+            del loss
+    else:
+        losses = torch.stack([p.square().sum(), 3 * p.square().sum()])
+        for loss in losses:
+            optimizer.update_hessian(loss)
+        losses.sum().backward()
+    optimizer.step()
+    assert optimizer.state[p]["hessian"].tolist() == [8, 8, 8]
+
+
 def _zeroed(params: Iterable[Tensor], how: str) -> None:
     for p in params:
         assert p.grad is not None

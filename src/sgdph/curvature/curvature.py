@@ -90,6 +90,7 @@ class Curvature:
             freed. ``None`` otherwise.
         """
         check_loss(loss)
+        self.pending.drop_loss(loss)  # Of an earlier call.
         self.guards.check_take(loss_scale, groups)
         graph = Graph(loss)
         reaches = self.sharded.reached_in(graph)
@@ -189,7 +190,7 @@ class Curvature:
             if h is not None:
                 h = h.to(curvature_dtype(p))
                 h = h if loss_scale is None else h / loss_scale
-            self.pending.add(p, h, factors, owner, loss.grad_fn if owner is not None else None)
+            self.pending.add(p, h, factors, owner, loss if owner is not None else None)
 
     def collect(
         self, groups: Groups, loss_scale: float | None, *, active: bool = True
@@ -202,7 +203,7 @@ class Curvature:
             active: Whether this rank still has batches.
 
         Raises:
-            RuntimeError: There are gradients but no curvature; or as :meth:`Ranks.check_join`.
+            RuntimeError: There are gradients but no curvature; or as :meth:`Ranks.check`.
         """
         self.pending.drop_cleared_graphs(self.cycle.newton)
         alone = self.is_alone()
@@ -228,8 +229,7 @@ class Curvature:
         collected = [found.get(p, Collected(p, None)) for p in targets]
         if not alone:
             if not self.sharded.is_around(self.cycle.newton, groups.every):
-                self.ranks.check_join(self.cycle.newton)
-                self.ranks.check_alike(groups.every)
+                self.ranks.check(self.cycle.newton, groups.newton[0], active=active)
             collected = self.ranks.mean(collected, active=active)
         none = self.cycle.is_regular(groups.newton) and self._has_none(found.values())
         # Only a rank without curvature waits for its device, to learn whether others have any.

@@ -285,10 +285,10 @@ def _check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tenso
     """
     buffer = state.get("momentum_buffer")
     average = state.get("hessian")
-    gradient = p if p.grad is None else p.grad  # Torch allows it another dtype.
-    for kept, dtype in ((buffer, gradient.dtype), (average, curvature_dtype(p))):
+    gradients = {p.dtype, p.dtype if p.grad is None else p.grad.dtype}  # Torch lets them differ.
+    for kept, dtypes in ((buffer, gradients), (average, {curvature_dtype(p)})):
         if kept is None or (
-            kept.shape == p.shape and kept.dtype == dtype and kept.device == p.device
+            kept.shape == p.shape and kept.dtype in dtypes and kept.device == p.device
         ):
             continue
         raise RuntimeError(

@@ -57,7 +57,7 @@ class PendingCurvature:
         curvature: Tensor | None,
         factors: LossFactors = LossFactors(),  # noqa: B008
         owner: Node | None = None,
-        end: Node | None = None,
+        loss: Tensor | None = None,
     ) -> None:
         """Add the curvature taken from one loss.
 
@@ -67,13 +67,13 @@ class PendingCurvature:
             factors: The factors of the loss, if ``curvature`` still has to be divided by the scale.
             owner: A node of the graph that the curvature was taken from, near the parameter;
                 ``None`` for curvature from differences.
-            end: The loss's own node.
+            loss: The loss.
         """
         entry = self._present_entry(p)
         if curvature is None:
             entry.missed_at = self._accumulations
         else:
-            entry.fresh.append(Taken(curvature, factors, Owner(owner, end)))
+            entry.fresh.append(Taken(curvature, factors, Owner(owner, loss)))
 
     def add_missed(self, params: Iterable[Tensor]) -> None:
         """Note that a loss does not depend on ``params``."""
@@ -148,10 +148,10 @@ class PendingCurvature:
         """Drop the curvature of ``p`` that belongs to a cleared gradient."""
         self._entry(p).drop_settled()
 
-    def drop_loss(self, end: Node | None) -> None:
-        """Drop the fresh curvature that was taken from the loss with this node."""
+    def drop_loss(self, loss: Tensor) -> None:
+        """Drop the fresh curvature that was taken from this loss."""
         for entry in self._pending.values():
-            entry.fresh = [taken for taken in entry.fresh if not taken.owner.is_of_loss(end)]
+            entry.fresh = [taken for taken in entry.fresh if not taken.owner.is_of_loss(loss)]
 
     def drop_fresh(self) -> None:
         """Drop all fresh curvature, because its backward will never run."""

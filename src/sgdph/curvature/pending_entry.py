@@ -126,8 +126,7 @@ class PendingEntry:
         Args:
             p: The parameter, which has a gradient.
             accumulations: The gradients that have come so far.
-            name: Returns the name of a parameter. ``None`` if other ranks may have changed the
-                gradient, so that it cannot be told whether it was combined by hand.
+            name: Returns the name of a parameter; ``None`` if other ranks may have changed it.
 
         Raises:
             RuntimeError: See :func:`is_of_several`.
@@ -137,15 +136,17 @@ class PendingEntry:
             self.fresh, self.settled, self.gradient_with_graph = [], [], None
             self.missed_at = accumulations
         stamp, has_graph = self.stamp, self.gradient_with_graph is not None
-        if (self.settled or has_graph) and not self.captured:
-            # After a backward, a loss without one was skipped. Without any, the gradient may have
-            # been computed in another way.
+        if (self.settled or has_graph) and not self.captured and not self.forgotten:
+            # After a backward, a loss without one was skipped. If none had curvature, gradients may
+            # have been computed in another way.
             self._drop_skipped()
+        self.kept_graph = None
         if (self.settled or has_graph) and stamp is not None and not stamp.fits(p.grad):
             # Clipping leaves a gradient of zeros as it is, with its curvature.
             self.kept_graph = p.grad.any() | ~stamp.nonzero
             self._keep_settled_if(self.kept_graph)
-        if self.dropped and not self.holds() and not bool(p.grad.any()):
+        is_missed = self.dropped and not self.holds() and not is_dtensor(p)
+        if is_missed and not bool(p.grad.any()):
             self.missed_at = accumulations
 
     def _drop_skipped(self) -> None:
@@ -185,15 +186,12 @@ class PendingEntry:
 
     def validity(self) -> Tensor | None:
         """See :meth:`PendingCurvature.validity`."""
-        flags = [taken.valid for taken in self.settled]
-        if self.gradient_with_graph is not None:
-            flags.append(self.kept_graph)
-        valid: Tensor | None = None
-        for flag in flags:
-            if flag is None or self.fresh:
-                return None
-            valid = flag if valid is None else valid | flag
-        return valid
+        flags = [self.kept_graph] if self.gradient_with_graph is not None else []
+        flags += [taken.valid for taken in self.settled]
+        known = [flag for flag in flags if flag is not None]
+        if self.fresh or not known or len(known) < len(flags):
+            return None
+        return torch.stack(known).any()
 
     def is_of_several(self, gradient: Tensor) -> bool:
         """Return whether ``.grad`` was combined by hand after other gradients were cleared.
@@ -217,6 +215,8 @@ class PendingEntry:
 
     def follows_latest(self, gradient: Tensor) -> Tensor:
         """Return whether a gradient is what the latest backward left, scaled or clipped by value.
+
+        Up to rounding. A gradient of one entry always is.
 
         Returns:
             A boolean of shape ``()`` on the device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,12 +23,14 @@ class Owner:
     Args:
         node: A node of the graph, the one nearest to a parameter. Losses that are computed from the
             same output share it. ``None`` for curvature without a graph.
-        end: The node that produced the loss.
+        loss: The loss.
     """
 
-    def __init__(self, node: Node | None, end: Node | None = None) -> None:
+    def __init__(self, node: Node | None, loss: Tensor | None = None) -> None:
         self._reference = _reference_to(node)
-        self._end = _reference_to(end)
+        self._end = _reference_to(None if loss is None else loss.grad_fn)
+        # One node may produce several losses.
+        self._place = 0 if loss is None else loss.output_nr
 
     @property
     def has_graph(self) -> bool:
@@ -39,10 +41,13 @@ class Owner:
         """Return whether no backward can run through that graph any more."""
         return self._reference is None or self._reference() is None
 
-    def is_of_loss(self, end: Node | None) -> bool:
-        """Return whether the graph is that of the loss produced by this node."""
-        own = None if self._end is None else self._end()
-        return own is not None and end is not None and end.metadata.get(_OWNER) is own
+    def is_of_loss(self, loss: Tensor) -> bool:
+        """Return whether the graph is that of this loss."""
+        own, end = None if self._end is None else self._end(), loss.grad_fn
+        if own is None or end is None or loss.output_nr != self._place:
+            return False
+        metadata: Any = end.metadata
+        return metadata.get(_OWNER) is own
 
 
 def _reference_to(node: Node | None) -> weakref.ref[_Owner] | None:

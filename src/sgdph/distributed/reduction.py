@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -45,7 +45,6 @@ class Ranks:
         self.over_active = False
         self._wrappers = Wrappers()
         self._join_is_new = False
-        self._are_alike = False
 
     def count(self) -> int:
         """Return the number of ranks: 1 without ``torch.distributed``, -1 outside the group."""
@@ -68,45 +67,45 @@ class Ranks:
             self._join_is_new = False
             self._wrappers.accept_joins(newton)
 
-    def check_join(self, newton: Sequence[Tensor]) -> None:
-        """Check that a join context around the model includes the optimizer.
+    def check(self, newton: Sequence[Tensor], group: Mapping[str, Any], *, active: bool) -> None:
+        """Check the join context around the model, and that the ranks train one model.
+
+        Args:
+            newton: The Newton parameters.
+            group: Their first group.
+            active: Whether this rank still has batches.
 
         Raises:
-            RuntimeError: It does not.
+            RuntimeError: The context does not include the optimizer, or the ranks' Newton
+                parameters differ.
         """
         self.accept_join(newton)
         self._wrappers.refuse_join_without_optimizer(newton)
+        # Not once only: models of their own may begin with equal scales and shifts. The count is in
+        # the group, so that a rank that was restored takes part in the same checks.
+        refresh, rest = divmod(group["step"], group["hessian_interval"])
+        if rest == 0 and refresh & (refresh - 1) == 0:
+            self._check_alike(newton, active)
 
-    def check_alike(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Check that all ranks train the same model: in the first call, in one more collective.
-
-        Args:
-            groups: All parameter groups. Sharded parameters are not compared.
-
-        Raises:
-            RuntimeError: The number, sizes or values of their parameters differ between ranks.
-        """
-        if self._are_alike:
-            return
-        params = [p for group in groups for p in group["params"] if not is_dtensor(p)]
-        sizes = [p.numel() for p in params]
+    def _check_alike(self, newton: Sequence[Tensor], active: bool) -> None:
+        # Sharded parameters are not compared, nor are those of a rank without batches: it may have
+        # old weights.
+        whole = [p.detach() for p in newton if not is_dtensor(p)]
         # Sums of bytes, because they are exact.
-        sums = [
-            int(p.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for p in params
-        ]
-        totals = (sum(place * n for place, n in enumerate(each, 1)) for each in (sizes, sums))
-        own = torch.tensor([len(params), *totals], device=params[0].device)
+        bytes_of = [int(p.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for p in whole]
+        sizes = sum(place * p.numel() for place, p in enumerate(whole, 1))
+        values = sum(place * n for place, n in enumerate(bytes_of, 1))
+        own = torch.tensor([int(active), sizes, values], device=newton[0].device)
         found = [torch.empty_like(own) for _ in range(self.count())]
         dist.all_gather(found, own, group=self.process_group)
-        if not all(torch.equal(each, own) for each in found):
+        if len({(size, value) for here, size, value in torch.stack(found).tolist() if here}) > 1:
             raise RuntimeError(
-                "the parameters differ between ranks, but the curvature is averaged over the ranks "
-                "as for one model. If they train one model, begin with the same weights on all "
-                "(DistributedDataParallel sends those of rank 0). If each rank trains a model of "
-                "its own, pass process_group=torch.distributed.new_group([rank], "
-                "use_local_synchronization=True) to the optimizer"
+                "the Newton parameters differ between ranks, but their curvature is averaged over "
+                "the ranks as for one model. If the ranks train one model, begin with the same "
+                "weights on all, and average the gradients (DistributedDataParallel does both). If "
+                "each rank trains a model of its own, pass process_group=torch.distributed."
+                "new_group([rank], use_local_synchronization=True) to the optimizer"
             )
-        self._are_alike = True
 
     def mean(self, collected: Sequence[Collected], *, active: bool = True) -> list[Collected]:
         """Average signed curvature, in one collective.
