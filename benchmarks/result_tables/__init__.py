@@ -20,6 +20,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "claims-cifar10": partial(accuracies.claims, "cifar10"),
     "claims-resnet20": partial(accuracies.claims, "cifar10-resnet20"),
     "claims-vgg": partial(accuracies.claims, "mnist5k-vgg", accuracies.NARROW_VGG),
+    "claims-vgg-60": partial(studies.long_study, "60-epochs/mnist5k-vgg", accuracies.NARROW_VGG),
+    "exchanged-settings": studies.exchanged_settings,
     "robust-lr": accuracies.robust_to_lr,
     "robust-tau": accuracies.robust_to_tau,
     "robust-beta2": accuracies.robust_to_beta2,
@@ -44,7 +46,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "data-loading": partial(studies.transcribed, "data-loading", 4),
     "zoo": zoo.summary,
     **{f"zoo-{package}": partial(zoo.networks, package) for package in PACKAGES},
-    "paper-regime": studies.paper_regime,
+    "paper-regime": partial(studies.long_study, "cifar10-paper", studies.PAPER_REGIME),
     "paper-regime-curves": studies.paper_regime_curves,
     **{
         f"channelwise-decay-{task}": partial(studies.channelwise_decay, task)

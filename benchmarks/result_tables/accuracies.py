@@ -44,6 +44,9 @@ NARROW_VGG = {
     "SGD-PH+BN": "SGD-PH, batch norm",
     "AdaHessian+BN": "AdaHessian, batch norm",
 }
+# The systems of claims 6 to 9, and the folder under ``results/evidence`` of each number of epochs.
+SYSTEMS = {"sgdph": "SGD-PH", "sgdm": "SGDM"}
+LENGTHS = {12: "", 60: "60-epochs/"}
 
 
 @cache
@@ -51,7 +54,7 @@ def rows_of(study: str) -> Mapping[str, Row]:
     """Compare the systems of one study under ``results/evidence`` with SGDM."""
     task = TASKS.get(study)
     labels, untimed = (list(task.systems), task.untimed) if task else ([], frozenset[str]())
-    return compare(by_system(RESULTS / "evidence" / study / "table", labels), untimed)
+    return compare(by_system(RESULTS / "evidence" / study, labels), untimed)
 
 
 def p_value(row: Row) -> str:
@@ -211,14 +214,23 @@ def robust_to_lr() -> str:
     tuned = {"sgdph": (0.0769, 0.00284), "sgdm": (0.124, 0.000205)}
     factors = ((1, 2), (1, 0.4), (1, 1), (2, 1), (0.5, 1))
 
-    def at(optimizer: str, lr: float, decay: float) -> str:
+    def at(folder: str, optimizer: str, lr: float, decay: float) -> str:
         middle = tuned[optimizer]
         settings = {"lr": round(middle[0] * lr, 9), "weight_decay": round(middle[1] * decay, 9)}
-        return final("table5", optimizer=optimizer, **settings)
+        return final(f"{folder}table5", optimizer=optimizer, **settings)
 
     return markdown(
-        ["factors of lr, weight decay", "SGD-PH, %", "SGDM, %"],
-        [[f"{lr:g}, {wd:g}", at("sgdph", lr, wd), at("sgdm", lr, wd)] for lr, wd in factors],
+        [
+            "factors of lr, weight decay",
+            *(f"{name}, {epochs} epochs, %" for epochs in LENGTHS for name in SYSTEMS.values()),
+        ],
+        [
+            [
+                f"{lr:g}, {decay:g}",
+                *(at(folder, each, lr, decay) for folder in LENGTHS.values() for each in SYSTEMS),
+            ]
+            for lr, decay in factors
+        ],
     )
 
 
@@ -248,18 +260,26 @@ def robust_to_tau() -> str:
 def robust_to_beta2() -> str:
     """Make the table for claim 8: robustness to β₂."""
     values = (0.8, 0.9, 0.99)
-    cells = [final("table7", hessian_momentum=value) for value in values]
-    return markdown(["", *(f"β₂ = {value:g}" for value in values)], [["SGD-PH", *cells]])
+    return markdown(
+        ["epochs", *(f"β₂ = {value:g}" for value in values)],
+        [
+            [str(epochs), *(final(f"{folder}table7", hessian_momentum=value) for value in values)]
+            for epochs, folder in LENGTHS.items()
+        ],
+    )
 
 
 def robust_to_batch() -> str:
     """Make the table for claim 9: robustness to the batch size."""
     sizes = (16, 32, 64, 128, 256)
-    systems = {"sgdph": "SGD-PH", "sgdm": "SGDM"}
     return markdown(
-        ["", *map(str, sizes)],
+        ["", "epochs", *map(str, sizes)],
         [
-            [name, *(final("table8", optimizer=each, batch_size=size) for size in sizes)]
-            for each, name in systems.items()
+            [
+                *(name, str(epochs)),
+                *(final(f"{folder}table8", optimizer=each, batch_size=size) for size in sizes),
+            ]
+            for epochs, folder in LENGTHS.items()
+            for each, name in SYSTEMS.items()
         ],
     )

@@ -15,6 +15,7 @@ from scipy.stats import ttest_rel
 from result_tables.accuracies import (
     AGAINST,
     difference_text,
+    finals_with,
     outcome_of,
     over_baseline,
     p_value,
@@ -165,9 +166,9 @@ def transcribed(name: str, texts: int) -> str:
     return markdown(headings, rows, texts)
 
 
-def paper_regime() -> str:
-    """Make the table of the paper's 200 epochs: each system compared with SGDM."""
-    systems = by_system(RESULTS / "evidence" / "cifar10-paper" / "table", list(PAPER_REGIME))
+def long_study(study: str, names: Mapping[str, str]) -> str:
+    """Make the table of a study of many epochs: each system compared with SGDM."""
+    systems = by_system(RESULTS / "evidence" / study, list(names))
     compared = compare(systems)
     rows = []
     for label, row in compared.items():
@@ -176,10 +177,10 @@ def paper_regime() -> str:
         known = [value for value in middle if value is not None]
         rows.append(
             [
-                *(PAPER_REGIME[label], str(len(runs)), percent(row.final)),
+                *(names[label], str(len(runs)), percent(row.final)),
                 *(over_baseline(compared, label), p_value(row), outcome_of(compared, label)),
-                f"{statistics.fmean(run.losses[-1] for run in runs):.3f}",
-                f"{statistics.fmean(known):.3f}" if known else "–",
+                f"{statistics.fmean(run.losses[-1] for run in runs):.3g}",
+                f"{statistics.fmean(known):.2g}" if known else "–",
             ]
         )
     headings = ["system", "n", "final test accuracy, %", AGAINST, "p (Holm)", "outcome"]
@@ -225,6 +226,34 @@ def paper_regime_curves() -> str:
     ]
     headings = ["epochs", "SGDM, %", "SGD-PH, %", "SGD-PH minus SGDM (95% interval)"]
     return markdown([*headings, "p (Holm)", "outcome", "epochs with SGD-PH's mean above"], rows)
+
+
+def exchanged_settings() -> str:
+    """Make the table of SGDM and SGD-PH with each other's lr and weight decay, 60 epochs."""
+    tuned = {"SGDM": ("sgdm", 0.124, 2.05e-4), "SGD-PH": ("sgdph", 0.0769, 2.84e-3)}
+    finals = _finals(RESULTS / "evidence" / "60-epochs" / "settings")
+    for name, (optimizer, lr, decay) in tuned.items():
+        wanted = {"optimizer": optimizer, "lr": lr, "weight_decay": decay}
+        finals[name] = Spread.of(*finals_with("60-epochs/table5", **wanted))
+    names = {
+        "SGDM": ("SGDM", "SGDM"),
+        "SGDM, SGD-PH's settings": ("SGDM", "SGD-PH"),
+        "SGD-PH": ("SGD-PH", "SGD-PH"),
+        "SGD-PH, SGDM's settings": ("SGD-PH", "SGDM"),
+        "control: multiplier 1": ("control: multiplier 1", "SGD-PH"),
+    }
+    others = [label for label in names if label != "SGDM"]
+    compared = _compared([(finals[label], finals["SGDM"]) for label in others])
+    cells = {"SGDM": [""] * 3, **dict(zip(others, compared, strict=True))}
+    rows = [
+        [
+            *(system, "{1:g}, {2:g}".format(*tuned[source]), str(finals[label].n)),
+            *(finals[label].show(100, 2), *cells[label]),
+        ]
+        for label, (system, source) in names.items()
+    ]
+    headings = ["system", "lr, weight decay", "n", "final test accuracy, %", AGAINST]
+    return markdown([*headings, "p (Holm)", "outcome"], rows, 2)
 
 
 def channelwise_decay(task: str) -> str:
