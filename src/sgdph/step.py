@@ -126,6 +126,9 @@ class SecondOrderOptimizer(JoinableOptimizer):
         finish_backward = None
         if self.hessian_due:
             self._check_ready()
+            # Drop the curvature of update_hessian, if it was called for the same loss before.
+            if isinstance(loss, Tensor):
+                self._curvature.pending.drop_loss(loss)
             finish_backward = self._curvature.take(
                 loss, loss_scale, self._groups, share=not low_memory
             )

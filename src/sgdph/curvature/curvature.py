@@ -90,7 +90,6 @@ class Curvature:
             freed. ``None`` otherwise.
         """
         check_loss(loss)
-        self.pending.drop_loss(loss)  # Of an earlier call.
         self.guards.check_take(loss_scale, groups)
         graph = Graph(loss)
         reaches = self.sharded.reached_in(graph)
