@@ -14,8 +14,10 @@ from scipy.stats import ttest_rel
 
 from result_tables.accuracies import (
     AGAINST,
+    SYSTEMS,
+    TUNED,
     difference_text,
-    finals_with,
+    exchanged,
     outcome_of,
     over_baseline,
     p_value,
@@ -230,27 +232,21 @@ def paper_regime_curves() -> str:
 
 def exchanged_settings() -> str:
     """Make the table of SGDM and SGD-PH with each other's lr and weight decay, 60 epochs."""
-    tuned = {"SGDM": ("sgdm", 0.124, 2.05e-4), "SGD-PH": ("sgdph", 0.0769, 2.84e-3)}
-    finals = _finals(RESULTS / "evidence" / "60-epochs" / "settings")
-    for name, (optimizer, lr, decay) in tuned.items():
-        wanted = {"optimizer": optimizer, "lr": lr, "weight_decay": decay}
-        finals[name] = Spread.of(*finals_with("60-epochs/table5", **wanted))
-    names = {
-        "SGDM": ("SGDM", "SGDM"),
-        "SGDM, SGD-PH's settings": ("SGDM", "SGD-PH"),
-        "SGD-PH": ("SGD-PH", "SGD-PH"),
-        "SGD-PH, SGDM's settings": ("SGD-PH", "SGDM"),
-        "control: multiplier 1": ("control: multiplier 1", "SGD-PH"),
-    }
-    others = [label for label in names if label != "SGDM"]
-    compared = _compared([(finals[label], finals["SGDM"]) for label in others])
-    cells = {"SGDM": [""] * 3, **dict(zip(others, compared, strict=True))}
+    names = {**SYSTEMS, "sgdph-fixed1": "control: multiplier 1"}
+    baseline, *others = (
+        *(("sgdm", "sgdm"), ("sgdm", "sgdph"), ("sgdph", "sgdph")),
+        *(("sgdph", "sgdm"), ("sgdph-fixed1", "sgdph")),
+    )
+    finals = {each: Spread.of(exchanged(*each)) for each in (baseline, *others)}
+    compared = _compared([(finals[each], finals[baseline]) for each in others])
     rows = [
         [
-            *(system, "{1:g}, {2:g}".format(*tuned[source]), str(finals[label].n)),
-            *(finals[label].show(100, 2), *cells[label]),
+            *(names[system], "{:g}, {:g}".format(*TUNED[source]), str(found.n)),
+            *(found.show(100, 2), *cells),
         ]
-        for label, (system, source) in names.items()
+        for ((system, source), found), cells in zip(
+            finals.items(), [[""] * 3, *compared], strict=True
+        )
     ]
     headings = ["system", "lr, weight decay", "n", "final test accuracy, %", AGAINST]
     return markdown([*headings, "p (Holm)", "outcome"], rows, 2)

@@ -584,7 +584,7 @@ def test_a_batch_skipped_before_the_step_leaves_no_curvature(way: str) -> None:
 
 @pytest.mark.parametrize("retained", [False, True])
 def test_losses_count_one_by_one(retained: bool) -> None:
-    """They come from one operation, and one is taken twice; or their backward has run before."""
+    """Also if one operation returns them, or if their backward has run before."""
     p = nn.Parameter(torch.full((3,), 0.5))
     optimizer = sgdph.SGDPH([{"params": [p], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
     if retained:
@@ -642,8 +642,7 @@ def test_a_step_with_gradients_set_to_zero_is_sgds(way: str, zero: str, micro_ba
     optimizer.step()
     sgd.step()
     assert all(bool(m.eq(1).all()) for m in optimizer.multipliers().values())
-    weights = [(p, q) for p, q in zip(ours.parameters(), sgds.parameters(), strict=True)]
-    for p, q in weights:
+    for p, q in zip(ours.parameters(), sgds.parameters(), strict=True):
         # Decay does not go through the momentum of a Newton parameter: its first step is equal.
         torch.testing.assert_close(p, q)
     # The next batch counts as usual.

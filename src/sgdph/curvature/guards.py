@@ -242,8 +242,8 @@ class _Membership:
             return
         for group in groups.newton:
             refuse_sharded(group)
-        gone = [p for p in self._cycle.newton if id(p) not in present]
-        excepted = {id(p) for p in self._excepted}
+        here, excepted = set(present), {id(p) for p in self._excepted}
+        gone = [p for p in self._cycle.newton if id(p) not in here]
         unknown = [p for p in self._without_turn(groups.newton) if id(p) not in excepted]
         if gone or unknown:
             raise RuntimeError(
