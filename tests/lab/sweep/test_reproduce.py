@@ -19,6 +19,7 @@ from sgdph.lab.sweep.estimate import Range, with_small_images
 
 SMALLEST = ["--scale=cpu", "--dataset=digits", "--epochs=1", "--threads=1", "--device=cpu"]
 ONE = [*SMALLEST, "--train-size=60", "--seeds=0"]
+PAPER_REGIME = Path(__file__).parents[3] / "results/evidence/cifar10-paper/recipe.yaml"
 
 
 @pytest.fixture
@@ -99,6 +100,10 @@ def test_the_smallest_form_of_the_cost_study_runs(reproduce: Command, tmp_path: 
         ("table5", "lr0.01-weight-decay0.005",
          ["cifar100-resnet18-sgdph-lr0.01-weight-decay0.005"]),
         ("table6", "1e-3,cifar10,resnet18", ["cifar10-resnet18-second-order-lr0.001-sgdph"]),
+        # A label that has commas itself is one word.
+        (PAPER_REGIME, "SGDM, sgd-ph,eps_warmup", [f"cifar10-resnet8-{x}"
+         for x in ("SGDM", "SGD-PH-eps-warmup")]),
+        (PAPER_REGIME, "SGD-PH", ["cifar10-resnet8-SGD-PH"]),
     ],
 )  # fmt: skip
 def test_the_only_option_selects_cells_of_the_papers_grid(
@@ -109,8 +114,8 @@ def test_the_only_option_selects_cells_of_the_papers_grid(
         "sgdph.lab.sweep.reproduce.dry_run",
         lambda _, runs, *rest, **more: found.extend(r.name for r in runs),
     )
-    asked = ["--scale=paper", "--seeds=0", "--dry-run", f"--only={only}"]
-    code, _, errors = reproduce(name, *asked)
+    scale = ["--data-dir=."] if name == PAPER_REGIME else ["--scale=paper"]
+    code, _, errors = reproduce(name, *scale, "--seeds=0", "--dry-run", f"--only={only}")
     assert code == 0, errors
     assert found == [f"{cell}-seed0" for cell in cells]
 

@@ -24,7 +24,8 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
 
     A word that equals a value means only that value: ``SGDM`` does not match ``SGDM+WN``. Any other
     word means all values that contain it (``vgg``), or else all cells whose names contain it
-    (``resnet8-sgdm``). Case is ignored. A cell's full name means that cell.
+    (``resnet8-sgdm``). Case is ignored. A cell's full name means that cell. A value that itself has
+    commas is one word (``SGD-PH, eps_warmup``).
 
     Args:
         plan: The plan.
@@ -36,7 +37,7 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
     """
     if only is None:
         return plan.runs()
-    words = [word.strip() for word in only.split(",") if word.strip()]
+    words = _words(plan, only)
     if not words:
         raise LabError(f"--only names nothing; {_listed(plan)}")
     # Fields to the cells that match. Words that mean the same fields are alternatives.
@@ -59,6 +60,25 @@ def chosen(plan: Plan, only: str | None) -> list[PlannedRun]:
         )
     # A run's name consists of its cell's name and its seed.
     return [run for run in plan.runs() if run.name.rpartition("-seed")[0] in kept]
+
+
+def _words(plan: Plan, only: str) -> list[str]:
+    """Split at commas, except at those of a value that itself has commas."""
+    values = {str(value_of(each, at)) for each in plan.cells.values() for at in _fields(plan)}
+    whole = [(_pieces(value.casefold()), value) for value in values if "," in value]
+    pieces, words = _pieces(only), list[str]()
+    while pieces:
+        lower = [piece.casefold() for piece in pieces]
+        fitting = [(parts, value) for parts, value in whole if lower[: len(parts)] == parts]
+        # The longest, where a value begins with another one.
+        parts, word = max(fitting, key=lambda item: len(item[0]), default=(pieces[:1], pieces[0]))
+        words.append(word)
+        pieces = pieces[len(parts) :]
+    return words
+
+
+def _pieces(text: str) -> list[str]:
+    return [piece.strip() for piece in text.split(",") if piece.strip()]
 
 
 def _meaning(plan: Plan, word: str) -> tuple[frozenset[str], set[str]]:
