@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ import yaml
 
 from sgdph.lab import cli
 from sgdph.lab.files import write_json, write_text
+from sgdph.lab.reports.table import Table
 from sgdph.lab.sweep.recipe import FORMAT
 from sgdph.lab.tune.record import TRIALS
 
@@ -207,12 +207,7 @@ def write_tuning(directory: Path, found: Mapping[str, Mapping[str, Any]]) -> Non
             rows.append({**first, **figures, **trial["settings"]})
         rest = {name: value for name, value in search.items() if name != "trials"}
         searches[label] = {**record, "optimizers": {optimizer: rest}}
-    stream = io.StringIO()
-    names = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(stream, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(directory / TUNING, stream.getvalue())
+    write_text(directory / TUNING, Table.of_records(rows).csv())
     write_json(directory / SEARCHES, searches)
 
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from network_zoo.network import Built
+from sgdph.autograd.graph import graph_nodes
 
 SEED = 3
 
@@ -107,22 +108,11 @@ def same_each_time(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def graph_nodes(loss: Tensor) -> Iterator[Any]:
-    """Yield every node of a loss's graph once."""
-    seen, ahead = set(), [loss.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            ahead.extend(following for following, _ in node.next_functions)
-            yield node
-
-
 def computes_in(loss: Tensor, dtype: torch.dtype) -> bool:
     """Return whether a gradient of this dtype passes through the loss's graph."""
-    return any(each.dtype == dtype for node in graph_nodes(loss) for each in node._input_metadata)
+    return any(each.dtype == dtype for node in graph_nodes([loss]) for each in node._input_metadata)
 
 
 def fused_attentions(loss: Tensor) -> int:
     """Count the fused attention operations in a loss's graph."""
-    return sum(type(node).__name__.startswith("ScaledDotProduct") for node in graph_nodes(loss))
+    return sum(type(node).__name__.startswith("ScaledDotProduct") for node in graph_nodes([loss]))

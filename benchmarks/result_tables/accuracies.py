@@ -11,6 +11,7 @@ from comparison import BASELINE, Row, by_system, compare, percent
 from evidence import TASKS
 
 from result_tables.markdown import RESULTS, markdown
+from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.reports.numbers import points, shown_interval
 from sgdph.lab.reports.statistics import Difference, Spread
 from sgdph.lab.run.records import group_runs, read_runs
@@ -179,29 +180,21 @@ def carried() -> str:
 
 
 @cache
-def finals(study: str) -> Mapping[tuple[Any, ...], tuple[float, ...]]:
-    """Read a sweep's final accuracies by optimizer, data set, network and varied settings."""
+def finals(study: str) -> list[tuple[RunConfig, tuple[float, ...]]]:
+    """Read each entry of a sweep: its settings and its runs' final accuracies."""
     groups = group_runs(read_runs([RESULTS / "evidence" / study]).records)
-    return {
-        (
-            *(group.config.optimizer, group.config.dataset, group.config.model, group.config.lr),
-            *(group.config.weight_decay, group.config.second_order_lr),
-            *(group.config.hessian_momentum, group.config.batch_size),
-        ): tuple(run.figure("final") or 0.0 for run in group.finished)
+    return [
+        (group.config, tuple(run.figure("final") or 0.0 for run in group.finished))
         for group in groups
-    }
+    ]
 
 
 def finals_with(study: str, **wanted: Any) -> list[tuple[float, ...]]:
     """Return the final accuracies of each entry of a sweep that has the wanted settings."""
-    names = (
-        *("optimizer", "dataset", "model", "lr", "weight_decay"),
-        *("second_order_lr", "hessian_momentum", "batch_size"),
-    )
     return [
         values
-        for key, values in finals(study).items()
-        if all(dict(zip(names, key, strict=True))[name] == each for name, each in wanted.items())
+        for config, values in finals(study)
+        if all(getattr(config, name) == each for name, each in wanted.items())
     ]
 
 

@@ -18,6 +18,12 @@ from sgdph.lab.reports.numbers import fixed
 CUDA = RESULTS / "cost" / "cuda"
 NOT_RUN = "Not run on a GPU yet.\n"
 COLUMNS = ("process_median", "floor", "mean_peak", "worst_peak")
+SETTINGS = {
+    "sgdph": "SGD-PH, default",
+    "sgdph-plain": "`update_hessian(loss)` + `loss.backward()`",
+    "sgdph-interval10": "`hessian_interval=10`",
+    "sgdph-hutchinson-all": '`hutchinson`, `refresh="all"`',
+}
 PRECISIONS = {"tf32": "TF32", "bfloat16": "bfloat16 autocast"}
 
 
@@ -66,10 +72,7 @@ def readme_cost() -> str:
 def cost_settings() -> str:
     """Make the table of several settings of SGD-PH on ResNet18."""
     names = {
-        "sgdph": "SGD-PH, default",
-        "sgdph-plain": "`update_hessian(loss)` + `loss.backward()`",
-        "sgdph-interval10": "`hessian_interval=10`",
-        "sgdph-hutchinson-all": '`hutchinson`, `refresh="all"`',
+        **SETTINGS,
         "sgdph-hutchinson-all-interval10": "the same, `hessian_interval=10`",
     }
     return markdown(
@@ -230,13 +233,7 @@ def cost_cuda() -> str:
     with (CUDA / "cost.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     environment = json.loads((CUDA / "cost.json").read_text(encoding="utf-8"))["environment"]
-    names = {
-        "sgdm": "SGDM",
-        "sgdph": "SGD-PH, default",
-        "sgdph-plain": "`update_hessian(loss)` + `loss.backward()`",
-        "sgdph-interval10": "`hessian_interval=10`",
-        "sgdph-hutchinson-all": '`hutchinson`, `refresh="all"`',
-    }
+    names = {"sgdm": "SGDM", **SETTINGS}
 
     def network(row: dict[str, str]) -> str:
         kernel = f", {row['attention']} attention" if row["attention"] else ""
