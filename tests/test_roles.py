@@ -166,6 +166,15 @@ def test_output_layers_bias_is_first_order(model: nn.Module, first_order_bias: s
     assert {name for name in first if name.endswith("bias")} == {first_order_bias}
 
 
+def test_the_output_layers_bias_is_first_order_if_its_parent_owns_it_too() -> None:
+    """So it is in BERT's head, where the parent comes first."""
+    head = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    head.bias = head[1].bias
+    newton, first = roles(head)
+    assert newton == {"0.bias"}
+    assert "bias" in first
+
+
 class Shifted(nn.Module):
     """A parametrisation with a parameter of its own."""
 

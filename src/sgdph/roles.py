@@ -95,7 +95,8 @@ def param_groups(
     order that owns parameters.
 
     Every group has ``channelwise=True`` or ``False``, so shapes do not matter. A tied parameter
-    appears once, in the role of its first owner. Frozen parameters are included, and
+    appears once, in the role of its first owner; the output layer's bias stays first-order even if
+    another module owns it, too. Frozen parameters are included, and
     :class:`sgdph.SGDPH` trains them once they are unfrozen. :class:`sgdph.PartialHessian` does so
     for Newton parameters, and for first-order ones that its first-order optimizer holds.
 
@@ -127,10 +128,16 @@ def param_groups(
     output_bias: list[tuple[str, Tensor]] = []
     weights: list[tuple[str, Tensor]] = []
     output = output_layer(model)
-    for name, p, owner, role in parameters_with_roles(model):
+    # By identity: BERT's head registers this bias a second time, in the parent, which comes first.
+    of_output = {
+        id(p)
+        for name, p in (() if output is None else output.named_parameters(recurse=False))
+        if _is_bias_name(name)
+    }
+    for name, p, _, role in parameters_with_roles(model):
         if not role:
             weights.append((name, p))
-        elif owner is output and _is_bias_name(name.rpartition(".")[2]):
+        elif id(p) in of_output:
             output_bias.append((name, p))
         else:
             newton.append((name, p))

@@ -141,6 +141,43 @@ def test_micro_batches_add_up_and_a_skipped_step_leaves_nothing(way: str) -> Non
     torch.testing.assert_close(curvature(optimizer), expected, rtol=tolerance, atol=1e-12)
 
 
+@pytest.mark.parametrize("change", ["none", "clip by value", "add in place", "add out of place"])
+@pytest.mark.parametrize(
+    ("way", "overflow"),
+    # A gradient with a graph does not show the scale of its loss: if it was finite, it counts.
+    [*((way, "everywhere") for way in FEEDS), *((way, "elsewhere") for way in list(FEEDS)[:2])],
+)
+def test_gradients_may_be_changed_after_a_skipped_step(
+    way: str, change: str, overflow: str
+) -> None:
+    """What was skipped cannot be in them again, also where its gradient was finite."""
+    model, scaler = network(), scaler_of()
+    optimizer = measuring(model)
+    optimizer.add_param_group({"params": [model[2].weight], "channelwise": False})
+    for step in range(2):
+        weight = float("inf") if step == 0 and overflow == "everywhere" else 1.0
+        FEEDS[way](optimizer, lambda weight=weight: weight * scaler.scale(plain_loss(model)))
+        bias = model[0].bias
+        assert bias.grad is not None
+        assert model[2].weight.grad is not None
+        if step == 0 and overflow == "elsewhere":
+            model[2].weight.grad.fill_(float("inf"))
+        scaler.unscale_(optimizer)
+        if change == "clip by value":
+            nn.utils.clip_grad_value_(bias, 0.5 * bias.grad.abs().max().item())
+        elif change == "add in place":
+            bias.grad.add_(bias.detach(), alpha=0.1)
+        elif change == "add out of place":
+            bias.grad = bias.grad + 0.1 * bias.detach()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    tolerance = 1e-3 if way == "closure" else 1e-10
+    expected = oracle(model, plain_loss(model))
+    found = optimizer.state[model[0].bias]["hessian"]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-12)
+
+
 def test_an_unscaled_loss_before_a_scaled_backward_is_not_divided() -> None:
     model, scaler = network(), scaler_of()
     optimizer = measuring(model)

@@ -170,6 +170,31 @@ def test_a_replaced_parameter_with_zero_gradients_raises_an_error() -> None:
         optimizer.step()
 
 
+def test_a_second_network_is_no_replacement_of_what_was_beside_it() -> None:
+    """Like a critic with an optimizer of its own, behind two generators in turn."""
+    torch.manual_seed(0)
+    first, second, critic = (nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4)) for _ in range(3))
+    both = nn.ModuleList([first, second])
+    optimizer = sgdph.SGDPH([{"params": list(both.parameters()), "channelwise": True}])
+    with pytest.warns(UserWarning, match="unknown to the optimizer"):
+        optimizer.backward(critic(first(torch.randn(5, 4))).square().mean())
+    for turn in (second, first, second, first):
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.backward(critic(turn(torch.randn(5, 4))).square().mean())
+    for layer in first:
+        layer.bias = nn.Parameter(layer.bias.detach().clone())
+
+    def train_on() -> None:
+        for _ in range(4):
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.backward(critic(first(torch.randn(5, 4))).square().mean())
+
+    with pytest.raises(RuntimeError, match=r"is not in the loss's graph.*replaced"):
+        train_on()
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_clearing_the_gradients_clears_a_recorded_miss(set_to_none: bool) -> None:
     model, optimizer = with_zero_gradients()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from small import WAYS, assert_same_bits, batch, bn_net, by_backward, by_update, loss_of, train
 from torch import Tensor, nn
+from torch.nn import functional
 
 import sgdph
 
@@ -470,6 +471,60 @@ def test_gradients_from_autograd_grad_for_several_losses(keep_losses: bool) -> N
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("keep_losses", [False, True])
+@pytest.mark.parametrize("way", ["set by hand", "all losses, then all backwards"])
+def test_curvature_of_losses_that_are_gone_is_missed(way: str, keep_losses: bool) -> None:
+    """Their gradients come in a way that shows no difference from a skipped batch."""
+    model, other = bn_net(torch.float64), bn_net(torch.float64)
+    optimizer, expected = (sgdph.SGDPH(m.parameters(), refresh="all") for m in (model, other))
+    losses = []
+    for step in range(2):
+        expected.backward(loss_of(other, step))
+        loss = loss_of(model, step)
+        optimizer.update_hessian(loss)
+        losses.append(loss)
+        del loss
+        if not keep_losses:
+            losses.clear()
+    if way == "set by hand":
+        # As torch.func.grad gives them.
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            p.grad = None if q.grad is None else q.grad.clone()
+    else:
+        for loss in losses or [loss_of(model, step) for step in range(2)]:
+            loss.backward()
+    if not keep_losses:
+        with pytest.raises(RuntimeError, match="Keep the losses of all micro-batches"):
+            optimizer.step()
+        return
+    optimizer.step()
+    expected.step()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_a_skipped_batch_before_gradients_set_by_hand_leaves_no_curvature() -> None:
+    models = bn_net(torch.float64), bn_net(torch.float64)
+    for model, skipping in zip(models, (True, False), strict=True):
+        model.eval()
+        optimizer = sgdph.SGDPH(model.parameters(), refresh="all")
+        for step in range(3):
+            if skipping:
+                optimizer.update_hessian(100 * loss_of(model, 7))
+            optimizer.zero_grad()
+            loss, values = loss_of(model, step), dict(model.named_parameters())
+            optimizer.update_hessian(loss)
+
+            def of_values(given: dict[str, Tensor], model: nn.Module, step: int) -> Tensor:
+                x, y = batch(step, torch.float64)
+                return functional.cross_entropy(torch.func.functional_call(model, given, (x,)), y)
+
+            for name, gradient in torch.func.grad(of_values)(values, model, step).items():
+                values[name].grad = gradient.detach()
+            optimizer.step()
+    assert_same_bits(*models)
+
+
 @pytest.mark.parametrize("way", ["update_hessian", "closure"])
 def test_a_batch_skipped_after_autograd_grad_leaves_no_curvature(way: str) -> None:
     models = bn_net(torch.float64), bn_net(torch.float64)
@@ -565,6 +620,19 @@ def test_a_batch_cleared_in_place_leaves_no_curvature(way: str, clear: str) -> N
     optimizer.step()
     assert float(optimizer.state[a].get("refreshes", 0)) == 0
     torch.testing.assert_close(optimizer.state[b]["hessian"], 12 * b.detach().square())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_cleared_through_data_leaves_no_curvature(way: str) -> None:
+    """As in tutorials of old. Such a write does not change the version of the gradient."""
+    a = nn.Parameter(torch.full((2,), 0.5))
+    optimizer = sgdph.SGDPH([{"params": [a], "channelwise": True}], lr=0.0, hessian_momentum=0.0)
+    WAYS[way](optimizer, a.pow(4).sum())
+    assert a.grad is not None
+    a.grad.data.zero_()
+    WAYS[way](optimizer, a.pow(2).sum())
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[a]["hessian"], torch.full((2,), 2.0))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -104,6 +104,15 @@ class LossFactors:
             tuple(factor.key for factor in self.unclear),
         )
 
+    def are_outdated(self) -> bool:
+        """Return whether a scaler has updated its scale since: after a step, or a skipped one."""
+        return any(
+            factor.tensor is not None
+            and factor.power == 1
+            and factor.tensor._version != factor.version
+            for factor in self.common
+        )
+
     def scale(self, scaler: torch.amp.GradScaler | None) -> Tensor | None:
         """Return the scale of the scaler that calls ``step``, by which the loss is too large.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
-from sgdph.autograd.differentiability import REENTRANT_WORKAROUND, refuse_compiled_autograd
-from sgdph.autograd.graph import graph_nodes, is_leaf
+from sgdph.autograd.differentiability import refuse_compiled_autograd
 from sgdph.curvature.cycle import Cycle
+from sgdph.curvature.replaced_parameters import ReplacedParameters
 from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.distributed.dtensor import is_dtensor
 from sgdph.distributed.sharding import refuse_sharded
@@ -67,7 +66,7 @@ class Guards:
         self._cycle = cycle
         self._sharded = sharded
         self._membership = _Membership(cycle, groups)
-        self._replaced = _ReplacedParameters()
+        self._replaced = ReplacedParameters()
 
     def check_groups(self, groups: Groups) -> None:
         """Check that the groups still hold the parameters that take Newton steps.
@@ -119,94 +118,11 @@ class Guards:
             groups: The parameter groups.
 
         Raises:
-            RuntimeError: See :meth:`_ReplacedParameters.check`.
+            RuntimeError: See :meth:`ReplacedParameters.check`.
         """
         # The leaves of a sharded model are unknown to the optimizer.
         if not self._sharded.is_gathered:
             self._replaced.check(roots, missed, groups)
-
-
-class _ReplacedParameters:
-    """A check that distinguishes a parameter unused at one step from one the model has lost.
-
-    Both are missing from the loss's graph. But a replaced parameter has a substitute of its shape:
-    a leaf that the optimizer does not know and that was not there before.
-    """
-
-    def __init__(self) -> None:
-        self._unknown: set[int] | None = None
-
-    def check(
-        self,
-        roots: Iterable[Tensor],
-        missed: Sequence[Tensor],
-        groups: Sequence[dict[str, Any]],
-    ) -> None:
-        """Raise an error if missing parameters look replaced. The first call warns if others do.
-
-        The graph is searched when a parameter is missing. It is also searched once before, to learn
-        which unknown tensors belong there (such as a second network with its own optimizer).
-
-        Args:
-            roots: Tensors whose graphs lead to everything that the loss depends on.
-            missed: The parameters that are due and that the graphs do not reach.
-            groups: The optimizer's parameter groups.
-
-        Raises:
-            RuntimeError: A parameter is missing, and the loss depends on no parameter of the
-                optimizer, or on replacements, or contains a reentrant checkpoint.
-        """
-        if not missed and self._unknown is not None:
-            return
-        nodes = graph_nodes(roots)
-        name = partial(parameter_name, groups)
-        if missed and any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
-            raise RuntimeError(
-                f"no partial Hessian of parameter {name(missed[0])} can be taken from this loss: "
-                f"{REENTRANT_WORKAROUND}"
-            )
-        leaves = [node.variable for node in nodes if is_leaf(node)]
-        own = [p for group in groups for p in group["params"] if p.requires_grad]
-        known, reached = {id(p) for p in own}, {id(leaf) for leaf in leaves}
-        absent = [p for p in own if id(p) not in reached]
-        unknown = [leaf for leaf in leaves if id(leaf) not in known]
-        shapes, expected = {p.shape for p in absent}, self._unknown or set()
-        lookalikes = [s for s in unknown if s.shape in shapes and id(s) not in expected]
-        first = self._unknown is None
-        if first:
-            self._unknown = {id(s) for s in unknown} - {id(s) for s in lookalikes}
-        if not missed:
-            if first and lookalikes:
-                # First-order parameters are never due, so they would never be missed.
-                warnings.warn(_described(lookalikes) + _REMEDY, UserWarning, stacklevel=8)
-            return
-        if len(absent) == len(own):
-            raise RuntimeError(
-                "the loss depends on none of this optimizer's parameters. "
-                f"{_REMEDY if unknown else 'Was it computed from another model?'}"
-            )
-        if lookalikes:
-            raise RuntimeError(
-                f"parameter {name(missed[0])} is not in the loss's graph. "
-                f"{_described(lookalikes)}{_REMEDY}. If that is intended, give that parameter's "
-                "group channelwise=False"
-            )
-
-
-def _described(lookalikes: Sequence[Tensor]) -> str:
-    shapes = ", ".join(str(tuple(t.shape)) for t in lookalikes[:3])
-    return (
-        f"The loss depends on {len(lookalikes)} trainable tensor(s) unknown to the optimizer, in "
-        f"the shapes of parameters that it does not depend on ({shapes}). "
-    )
-
-
-_REMEDY = (
-    "The model's parameters seem to have been replaced after the optimizer was built (by a "
-    "conversion such as .to() that makes new ones, by adding or folding a weight norm, by a new "
-    "layer). Build a new optimizer from the present model, or pass the new parameters to "
-    "add_param_group"
-)
 
 
 class _Membership:

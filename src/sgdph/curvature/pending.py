@@ -26,7 +26,8 @@ from sgdph.autograd.running_backward import RunningBackward
 from sgdph.curvature.estimators import curvature_of_gradients
 from sgdph.curvature.grad_scaler import LossFactors, calling_grad_scaler
 from sgdph.curvature.gradient_hooks import GradientHooks
-from sgdph.curvature.pending_entry import GradientStamp, PendingEntry
+from sgdph.curvature.gradient_stamp import GradientStamp
+from sgdph.curvature.pending_entry import PendingEntry
 from sgdph.curvature.taken import Owner, Taken
 from sgdph.distributed.dtensor import is_dtensor
 from sgdph.names import Estimator
@@ -99,6 +100,7 @@ class PendingCurvature:
         """Note the gradient of one backward, just before it is added to ``p.grad``."""
         entry = self._entry(p)
         entry.drop_if_cleared(p)
+        entry.drop_if_zero(p)
         entry.note_arrival(gradient)
         # Gradient mode is on inside a backward only with create_graph=True.
         if torch.is_grad_enabled():
@@ -163,10 +165,7 @@ class PendingCurvature:
         self._first_pass = None
         self._reached_first.clear()
         for entry in self._pending.values():
-            entry.drop_settled()
-            entry.incoming = None
-            if entry.missed_at is not None and entry.missed_at < self._accumulations:
-                entry.missed_at = None
+            entry.note_clearing(self._accumulations)
 
     def collect(
         self,

@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sgdph.algorithm import curvature_dtype
+from sgdph.curvature.by_hand import losses_gone, set_by_hand, warn_of_change
+from sgdph.curvature.grad_scaler import LossFactors
+from sgdph.curvature.gradient_stamp import GradientStamp, follows
 from sgdph.curvature.taken import Taken
 from sgdph.distributed.dtensor import is_dtensor
-
-
-@dataclass
-class GradientStamp:
-    """A ``.grad`` as it was last seen: its storage, kept alive so it is not reused, and version."""
-
-    alias: Tensor
-    version: int
-    nonzero: Tensor
-    """Whether any entry was not zero; a boolean of shape ``()`` on the device."""
-
-    @classmethod
-    def of(cls, gradient: Tensor) -> GradientStamp:
-        """Return the stamp of a gradient."""
-        # A detached alias shares memory and version counter, but keeps no graph alive.
-        alias = gradient.detach()
-        return cls(alias, alias._version, alias.any())
-
-    def is_replaced(self, gradient: Tensor | None) -> bool:
-        """Return whether another tensor, or ``None``, has replaced the gradient."""
-        return gradient is None or gradient.data_ptr() != self.alias.data_ptr()
-
-    def is_changed(self) -> bool:
-        """Return whether the gradient was written to."""
-        return self.alias._version != self.version
-
-    def fits(self, gradient: Tensor | None) -> bool:
-        """Return whether the gradient is as it was last seen."""
-        return not (self.is_replaced(gradient) or self.is_changed())
 
 
 @dataclass
@@ -61,10 +33,16 @@ class PendingEntry:
     """A gradient came for which nothing was taken, and without a graph to take it from."""
     dropped: bool = False
     """Some went with its gradient, since the last step."""
+    dropped_finite: Tensor | None = None
+    """Whether any of these gradients was finite; ``None`` if it is unknown."""
+    dropped_factors: tuple[LossFactors, ...] = ()
+    """Those of the last losses whose curvature went with its gradient."""
     captured: bool = False
     """``autograd.grad`` has taken the gradient of the fresh curvature."""
     lost: bool = False
     """Some whose gradient ``autograd.grad`` had taken went with its graph, since the last step."""
+    abandoned: bool = False
+    """Some went with its graph before any gradient came, since gradients were cleared."""
     is_averaged: bool = False
     """Nothing has been added to the gradient since it was averaged over ranks, outside of DDP."""
     stamp: GradientStamp | None = None
@@ -77,10 +55,23 @@ class PendingEntry:
 
     def drop_settled(self) -> None:
         """Drop settled curvature, because its gradient is gone."""
-        self.dropped |= bool(self.settled) or self.gradient_with_graph is not None
+        if self.settled or self.gradient_with_graph is not None:
+            self.dropped = True
+            self.dropped_factors = tuple(taken.factors for taken in self.settled)
+            if self.stamp is not None:
+                finite, before = self.stamp.size.isfinite(), self.dropped_finite
+                self.dropped_finite = finite if before is None else finite | before
         self.settled = []
         self.gradient_with_graph = self.objection = self.stamp = None
         self.forgotten = False
+
+    def note_clearing(self, accumulations: int) -> None:
+        """Note that all gradients are being cleared; see :meth:`drop_settled`."""
+        self.drop_settled()
+        self.fresh = [taken._replace(outlived_clearing=True) for taken in self.fresh]
+        self.incoming, self.abandoned = None, False
+        if self.missed_at is not None and self.missed_at < accumulations:
+            self.missed_at = None
 
     def note_average(self, p: Tensor) -> None:
         """Note that ``p.grad`` has been averaged over ranks in place."""
@@ -100,14 +91,28 @@ class PendingEntry:
             # Cleared with set_to_none=False, or clipped, unscaled, averaged over ranks, in place or
             # not. Only a cleared one is all zeros, which can be checked without a host sync.
             kept = p.grad.any()
-            self.kept = kept if self.kept is None else self.kept & kept
             self._keep_settled_if(kept)
+            if not any(taken.factors.are_outdated() for taken in self.settled):
+                counts = kept | ~self.stamp.size.isfinite()
+                self.kept = counts if self.kept is None else self.kept & counts
             # Clearing in place detaches; clipping and unscaling do not. A gradient that was
             # detached by hand is told from a cleared one by its entries, at a host sync.
             detached = self.gradient_with_graph is not None and p.grad.grad_fn is None
             if detached and not bool(kept):
                 self.gradient_with_graph = None
             self.stamp = GradientStamp.of(p.grad)
+
+    def drop_if_zero(self, p: Tensor) -> None:
+        """Drop settled curvature if its gradient is zero now, as ``p.grad.data.zero_()`` makes it.
+
+        Such a write leaves no other trace.
+        """
+        if self.stamp is None or p.grad is None or not self.holds():
+            return
+        kept = self.stamp.is_kept(p.grad)
+        self._keep_settled_if(kept)
+        if self.gradient_with_graph is not None and not bool(kept):
+            self.gradient_with_graph = None
 
     def _keep_settled_if(self, kept: Tensor) -> None:
         self.settled = [
@@ -129,12 +134,12 @@ class PendingEntry:
             name: Returns the name of a parameter; ``None`` if other ranks may have changed it.
 
         Raises:
-            RuntimeError: See :func:`is_of_several`.
+            RuntimeError: The gradient was set by hand, or losses are gone, so that its curvature
+                is unknown.
         """
         assert p.grad is not None, "only live parameters are collected"
-        if name is not None and is_of_several(self, p, name):
-            self.fresh, self.settled, self.gradient_with_graph = [], [], None
-            self.missed_at = accumulations
+        if name is not None and not is_dtensor(p):
+            self._check_gradient(p, p.grad, accumulations, name)
         stamp, has_graph = self.stamp, self.gradient_with_graph is not None
         if (self.settled or has_graph) and not self.captured and not self.forgotten:
             # After a backward, a loss without one was skipped. If none had curvature, gradients may
@@ -143,10 +148,24 @@ class PendingEntry:
         self.kept_graph = None
         if (self.settled or has_graph) and stamp is not None and not stamp.fits(p.grad):
             # Clipping leaves a gradient of zeros as it is, with its curvature.
-            self.kept_graph = p.grad.any() | ~stamp.nonzero
+            self.kept_graph = stamp.is_kept(p.grad)
             self._keep_settled_if(self.kept_graph)
         is_missed = self.dropped and not self.holds() and not is_dtensor(p)
         if is_missed and not bool(p.grad.any()):
+            self.missed_at = accumulations
+
+    def _check_gradient(
+        self, p: Tensor, gradient: Tensor, accumulations: int, name: Callable[[Tensor], str]
+    ) -> None:
+        if self.abandoned:
+            by_hand = self.stamp is None and not (self.captured or self.forgotten)
+            if (self.fresh and by_hand) or (self.settled and self.forgotten):
+                raise losses_gone(name(p), by_hand=by_hand)
+        if self.is_of_several(gradient):
+            if self.stamp is None or self.stamp.is_replaced(gradient):
+                raise set_by_hand(name(p))
+            warn_of_change(name(p))
+            self.fresh, self.settled, self.gradient_with_graph = [], [], None
             self.missed_at = accumulations
 
     def _drop_skipped(self) -> None:
@@ -197,50 +216,41 @@ class PendingEntry:
         """Return whether ``.grad`` was combined by hand after other gradients were cleared.
 
         A gradient that was cleared does not count, nor one that was only clipped after a skipped
-        batch. Waits for the device only if gradients were cleared, or changed in place between two
-        backwards, since the last step.
+        batch, nor one after a batch that cannot come back (:meth:`_may_come_back`). Waits for the
+        device only if gradients were cleared, or changed in place between two backwards, since the
+        last step.
         """
         if self.fresh and self.lost and not self.settled:
-            return not bool(self.follows_latest(gradient))
+            return not bool(follows(gradient, self.latest))
         if self.forgotten or self.fresh or self.missed_at is not None:
             return False
         stamp = self.stamp
         if stamp is not None and stamp.fits(gradient):
             return False
-        if not self.dropped and (self.kept is None or bool(self.kept)):
+        if (self.kept is None or bool(self.kept)) and not self._may_come_back():
             return False
         if not bool(gradient.any()):
             return False
-        return stamp is None or not bool(self.follows_latest(gradient))
+        return stamp is None or not bool(follows(gradient, self.latest))
 
-    def follows_latest(self, gradient: Tensor) -> Tensor:
-        """Return whether a gradient is what the latest backward left, scaled or clipped by value.
+    def _may_come_back(self) -> bool:
+        """Return whether any gradient that was cleared may be in ``.grad`` again.
 
-        Up to rounding. A gradient of one entry always is.
-
-        Returns:
-            A boolean of shape ``()`` on the device.
+        Not one that was not finite, and not one from before a step that a ``GradScaler`` skipped.
         """
-        if self.latest is None or self.latest.shape != gradient.shape:
-            return torch.zeros((), dtype=torch.bool, device=gradient.device)
-        dtype = curvature_dtype(gradient)
-        tiny = torch.finfo(dtype).tiny
-        a, b = (g.detach().to(dtype).flatten() for g in (gradient, self.latest))
-        # To their largest entries first, because the norm of a scaled gradient may overflow.
-        a, b = (g / g.norm(torch.inf).clamp(min=tiny) for g in (a, b))
-        direction = b / b.norm().clamp(min=tiny)
-        rest: Tensor = (a - (a * direction).sum() * direction).norm()
-        limit = gradient.detach().abs().max()
-        clipped = gradient.detach().eq(self.latest.clamp(-limit, limit)).all()
-        # The tolerance covers the rounding of a product in the gradient's own precision.
-        return clipped | rest.le(64 * torch.finfo(gradient.dtype).eps * a.norm())
+        if not self.dropped or any(each.are_outdated() for each in self.dropped_factors):
+            return False
+        return self.dropped_finite is None or bool(self.dropped_finite)
 
     def drop_without_graph(self) -> None:
         """Drop fresh curvature whose backward can no longer run."""
         if self.fresh:
-            before, self.fresh = self.fresh, [t for t in self.fresh if not t.owner.is_gone()]
-            if len(self.fresh) < len(before):
+            gone = [taken for taken in self.fresh if taken.owner.is_gone()]
+            self.fresh = [taken for taken in self.fresh if not taken.owner.is_gone()]
+            if gone:
                 self.lost |= self.captured
+                seems_skipped = all(taken.outlived_clearing for taken in gone)
+                self.abandoned |= not (self.captured or seems_skipped)
                 self.captured = False
 
     def note_arrival(self, gradient: Tensor) -> None:
@@ -272,28 +282,3 @@ class PendingEntry:
             else:
                 self.settled.append(taken)
         self.fresh = []
-
-
-def is_of_several(entry: PendingEntry, p: Tensor, name: Callable[[Tensor], str]) -> bool:
-    """Return whether a gradient was combined by hand after others were cleared, and warn if so.
-
-    Raises:
-        RuntimeError: The gradient is a tensor that no backward has left, so its curvature is
-            unknown.
-    """
-    if p.grad is None or is_dtensor(p) or not entry.is_of_several(p.grad):
-        return False
-    if entry.stamp is None or entry.stamp.is_replaced(p.grad):
-        raise RuntimeError(
-            f"the .grad of parameter {name(p)} was set by hand after several backwards, so the "
-            "curvature that belongs to it is unknown. Let the backwards add up in .grad, or sum "
-            "the losses and call optimizer.backward(loss) once"
-        )
-    warnings.warn(
-        f"the .grad of parameter {name(p)} was changed by hand after its backward, after an "
-        "earlier gradient was cleared. The curvature that belongs to it is unknown and is left "
-        "out at this step. To sum several backwards, let them add up in .grad without clearing it",
-        UserWarning,
-        stacklevel=8,
-    )
-    return True

@@ -63,9 +63,11 @@ class Taken(NamedTuple):
         owner: The graph it was taken from.
         valid: A boolean of shape ``()`` on the device, false if its gradient was cleared since;
             ``None`` means true.
+        outlived_clearing: Whether gradients were cleared since, before any came for it.
     """
 
     curvature: Tensor
     factors: LossFactors
     owner: Owner
     valid: Tensor | None = None
+    outlived_clearing: bool = False

@@ -1,0 +1,42 @@
+"""Messages about gradients that may not be those of the curvature that is pending."""
+
+from __future__ import annotations
+
+import warnings
+
+
+def losses_gone(name: str, *, by_hand: bool) -> RuntimeError:
+    """Return the error for curvature that was dropped with its loss, but may count.
+
+    Args:
+        name: The parameter's.
+        by_hand: Whether its gradient was set by hand; otherwise some came without curvature.
+    """
+    return RuntimeError(
+        f"the curvature of parameter {name} was dropped for a loss that did not exist any more "
+        "when the next loss came, as after a skipped batch. But "
+        + ("its .grad was set by hand" if by_hand else "gradients came without curvature")
+        + ", so it is unknown whether it belongs to them. Keep the losses of all micro-batches "
+        "until optimizer.step(), or sum them and call update_hessian once. If a batch was skipped, "
+        "call optimizer.zero_grad() after it"
+    )
+
+
+def set_by_hand(name: str) -> RuntimeError:
+    """Return the error for a gradient that no backward has left."""
+    return RuntimeError(
+        f"the .grad of parameter {name} was set by hand after several backwards, so the "
+        "curvature that belongs to it is unknown. Let the backwards add up in .grad, or sum "
+        "the losses and call optimizer.backward(loss) once"
+    )
+
+
+def warn_of_change(name: str) -> None:
+    """Warn that a gradient may have others in it, so that its curvature is left out."""
+    warnings.warn(
+        f"the .grad of parameter {name} was changed by hand after its backward, after an "
+        "earlier gradient was cleared. The curvature that belongs to it is unknown and is left "
+        "out at this step. To sum several backwards, let them add up in .grad without clearing it",
+        UserWarning,
+        stacklevel=9,
+    )

@@ -1,0 +1,105 @@
+"""A check whether parameters that are missing from a loss's graph have been replaced."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, MutableMapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
+from sgdph.autograd.graph import graph_nodes, is_leaf
+from sgdph.roles import parameter_name
+
+
+class ReplacedParameters:
+    """A check that distinguishes a parameter unused at one step from one the model has lost.
+
+    Both are missing from the loss's graph. But a replaced parameter has a substitute of its shape:
+    a leaf that the optimizer does not know and that was never in a graph together with it.
+    """
+
+    def __init__(self) -> None:
+        # Maps unknown leaves to the parameters that were in a graph with them.
+        self._beside: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()
+        self._is_first = True
+
+    def check(
+        self,
+        roots: Iterable[Tensor],
+        missed: Sequence[Tensor],
+        groups: Sequence[dict[str, Any]],
+    ) -> None:
+        """Raise an error if missing parameters look replaced. The first call warns if others do.
+
+        The graph is searched when a parameter is missing. It is also searched once before, to learn
+        which unknown tensors belong there (such as a second network with its own optimizer). A
+        second network whose parameters come later may look like a replacement.
+
+        Args:
+            roots: Tensors whose graphs lead to everything that the loss depends on.
+            missed: The parameters that are due and that the graphs do not reach.
+            groups: The optimizer's parameter groups.
+
+        Raises:
+            RuntimeError: A parameter is missing, and the loss depends on no parameter of the
+                optimizer, or on replacements, or contains a reentrant checkpoint.
+        """
+        if not missed and not self._is_first:
+            return
+        nodes = graph_nodes(roots)
+        name = partial(parameter_name, groups)
+        if missed and any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes):
+            raise RuntimeError(
+                f"no partial Hessian of parameter {name(missed[0])} can be taken from this loss: "
+                f"{REENTRANT_WORKAROUND}"
+            )
+        leaves = [node.variable for node in nodes if is_leaf(node)]
+        own = [p for group in groups for p in group["params"] if p.requires_grad]
+        known, reached = {id(p) for p in own}, {id(leaf) for leaf in leaves}
+        absent = [p for p in own if id(p) not in reached]
+        unknown = [leaf for leaf in leaves if id(leaf) not in known]
+        lookalikes = [s for s in unknown if any(map(partial(self._may_replace, s), absent))]
+        present = {id(p) for p in own} & reached
+        for leaf in unknown:
+            self._beside[leaf] = self._beside.get(leaf, set()) | present
+        first, self._is_first = self._is_first, False
+        if not missed:
+            if first and lookalikes:
+                # First-order parameters are never due, so they would never be missed.
+                warnings.warn(_described(lookalikes) + _REMEDY, UserWarning, stacklevel=8)
+            return
+        if len(absent) == len(own):
+            raise RuntimeError(
+                "the loss depends on none of this optimizer's parameters. "
+                f"{_REMEDY if unknown else 'Was it computed from another model?'}"
+            )
+        if lookalikes:
+            raise RuntimeError(
+                f"parameter {name(missed[0])} is not in the loss's graph. "
+                f"{_described(lookalikes)}{_REMEDY}. If they belong to another network with its "
+                "own optimizer, freeze that one during this step (requires_grad_(False)). If the "
+                "parameter is meant to take no Newton step, give its group channelwise=False"
+            )
+
+    def _may_replace(self, leaf: Tensor, p: Tensor) -> bool:
+        return leaf.shape == p.shape and id(p) not in self._beside.get(leaf, ())
+
+
+def _described(lookalikes: Sequence[Tensor]) -> str:
+    shapes = ", ".join(str(tuple(t.shape)) for t in lookalikes[:3])
+    return (
+        f"The loss depends on {len(lookalikes)} trainable tensor(s) unknown to the optimizer, in "
+        f"the shapes of parameters that it does not depend on ({shapes}). "
+    )
+
+
+_REMEDY = (
+    "The model's parameters seem to have been replaced after the optimizer was built (by a "
+    "conversion such as .to() that makes new ones, by adding or folding a weight norm, by a new "
+    "layer). Build a new optimizer from the present model, or pass the new parameters to "
+    "add_param_group"
+)
