@@ -21,7 +21,6 @@ from sgdph.lab.output import shell_command
 from sgdph.lab.progress import say
 from sgdph.lab.run.out import check_contradiction
 from sgdph.lab.sweep.choice import chosen
-from sgdph.lab.sweep.cores import check_jobs
 from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.plan import Plan, make_plan
 from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
@@ -47,7 +46,6 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.name is None:
         raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list describes each")
     check_contradiction(options)
-    check_jobs(options.jobs, "--jobs")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"

@@ -19,7 +19,7 @@ from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.out import check_contradiction, default_out
 from sgdph.lab.run.start import load_data, pick_device, prepare
-from sgdph.lab.sweep.cores import check_jobs, default_threads, threads_each
+from sgdph.lab.sweep.cores import default_threads, threads_each
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
 from sgdph.lab.tune.page import warnings, write_outcome
@@ -87,8 +87,6 @@ def tune(options: TuneOptions, console: Console) -> int:
 def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
     """Raise LabError for options that cannot be followed, whatever the directory holds."""
     check_contradiction(options)
-    if options.jobs is not None:
-        check_jobs(options.jobs, "--jobs")
     storage = options.storage or SQLITE
     if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")
