@@ -87,7 +87,8 @@ def train_plan(
         state = train_and_report(directory, plan, runs, record, options, console)
     except KeyboardInterrupt:
         say(console, f"Interrupted. The finished runs are in {directory.path.resolve()}.")
-        say(console, f"Continue with the same command:\n  {same_command()}")
+        command = shell_command(["sgdph", *sys.argv[1:]])
+        say(console, f"Continue with the same command:\n  {command}")
         return INTERRUPTED
     rest = len(plan.runs()) - len(state_of(directory.path, plan.runs()).ended)
     if rest and options.only is not None:
@@ -105,11 +106,6 @@ def runs_name(recipe: Recipe, asked: str) -> str:
     if path.name in ("recipe.yaml", "recipe.yml"):
         return path.resolve().parent.name or recipe.runs_of
     return recipe.runs_of
-
-
-def same_command() -> str:
-    """Return the command that this process was called with."""
-    return shell_command(["sgdph", *sys.argv[1:]])
 
 
 def list_recipes(console: Console) -> None:
