@@ -21,7 +21,7 @@ from sgdph.lab.reports.folder import (
 )
 from sgdph.lab.reports.grid import Grid, make_grids
 from sgdph.lab.reports.layout import SWEEP, Layout, saved_layout
-from sgdph.lab.reports.lead import lead
+from sgdph.lab.reports.lead import COMPARISON, lead
 from sgdph.lab.reports.numbers import NOTHING, percent
 from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section
 from sgdph.lab.reports.pictures import PICTURE_MEANINGS, VALIDATION, draw_pictures
@@ -49,7 +49,7 @@ HOLDS = {
     **PICTURE_MEANINGS,
     RUN_EPOCHS: "the runs: a line per run and epoch, every figure in full",
     RUNS: "the runs: a line per run, its configuration, outcome and environment",
-    "comparison.yaml": "what was compared; --resume reads it",
+    COMPARISON: "what was compared; --resume reads it",
     SWEEP: "what the sweep consists of; a second call reads it",
     "*-seed*": "a folder per run: configuration, figures of each epoch, checkpoint, environment",
     "logs": "what parallel workers said, and why runs failed",

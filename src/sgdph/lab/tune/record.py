@@ -29,6 +29,7 @@ from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import check_settings, resolve
 from sgdph.lab.reports.folder import PAGE_FILES, page_marks
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
+from sgdph.lab.run.out import disagreement
 from sgdph.lab.tune.space import Range, Space, complete, grid
 
 FORMAT = "sgdph-tuning-1"
@@ -173,11 +174,11 @@ class Tuning:
             own = own_options(given, optimizer, known)
             problems += differences(own, self.config(optimizer))
         if problems:
-            lines = "\n  ".join(dict.fromkeys(problems))
-            raise LabError(
-                f"the options disagree with the tuning in --out:\n  {lines}\nleave these options "
-                "out to continue it, or name another --out for a new one"
+            workaround = (
+                "leave these options out to continue it, or name another --out for a new one"
             )
+            found = [*dict.fromkeys(problems)]
+            raise LabError(disagreement("the tuning in --out", found, workaround))
         more = [each for each in optimizers if each not in self.spaces]
         added = {each: complete(each, spaces.get(each, {})) for each in more}
         kept = {name: value for name, value in given.items() if name not in PLACE_FIELDS}
