@@ -38,9 +38,9 @@ BEST, TRIALS = "best.yaml", "tune.json"
 SENSITIVITY, BUDGET = "sensitivity.png", "budget.png"
 DATABASE, JOURNAL = "study.db", "study.log"
 DATABASE_FILES = (DATABASE, DATABASE + "-journal", JOURNAL, JOURNAL + ".lock")
-WORKER_LOG = "worker-{}.log"
 GENERATOR, HEADING = "sgdph tune", "Tuning of "
 # What earlier versions wrote.
+WORKER_LOGS = "worker-*.log"
 FORMER = {"tune.md": f"# {HEADING}"}
 SEARCH_DEFAULTS: Mapping[str, Any] = {"trials": 20, "sampler": "tpe", "storage": "sqlite"}
 DEFAULT_PRUNERS = {"tpe": "median", "random": "median", "grid": "none"}
@@ -264,8 +264,7 @@ class TuneDirectory(DirectoryOfRuns):
         """Delete the tuning's files, its runs and its processes' logs, and no others."""
         folders = {run.path.parent for run in self.inner_runs()}
         super().clear()
-        logs = [path.name for path in self.path.glob(WORKER_LOG.format("*"))]
-        remove_files(self.path, logs)
+        remove_files(self.path, [path.name for path in self.path.glob(WORKER_LOGS)])
         for folder in folders:
             if not any(folder.iterdir()):
                 folder.rmdir()
