@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sgdph.lab import cli
 from sgdph.lab.config.run_config import RunConfig
@@ -19,6 +20,9 @@ from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.claims import LOCK
 from sgdph.lab.run.directory import CHECKPOINT, RunDirectory
+from sgdph.lab.run.distributed import ALONE
+from sgdph.lab.run.evaluation import evaluation_sums
+from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import prepare
 from sgdph.lab.run.training import train_run
 
@@ -49,6 +53,14 @@ def sgdph(capsys: pytest.CaptureFixture[str]) -> Command:
         return code, output.out, output.err
 
     return call
+
+
+def evaluate(
+    model: nn.Module, data: Dataset, arithmetic: Arithmetic | None = None
+) -> tuple[float, float]:
+    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over all labels evaluated on."""
+    loss, correct, count = evaluation_sums(model, data, arithmetic or Arithmetic(), ALONE).tolist()
+    return loss / count, correct / count
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:

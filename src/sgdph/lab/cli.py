@@ -142,7 +142,7 @@ def _run(name: str, words: Sequence[str]) -> int:
                 "processes; start this command without torchrun"
             )
         run: Callable[[Any, Any], int] = _find(COMMANDS[name].run)
-        screen = _find("progress:screen")
+        screen = _find("progress:Screen")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == "sgdph":
             raise
@@ -151,7 +151,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             "install them with: pip install '.[lab]' in a checkout of sgdph"
         ) from error
     # If the width is not known, a table that is too wide is better than a broken one.
-    return run(options, screen(None if sys.stdout.isatty() else 140))
+    return run(options, screen(width=None if sys.stdout.isatty() else 140))
 
 
 def parse(name: str, words: Sequence[str]) -> Any:

@@ -45,15 +45,6 @@ class Screen(Console):
         return super().render_str(printable(text, self.encoding), **options)
 
 
-def screen(width: int | None = None) -> Console:
-    """Make the console that a command writes to.
-
-    Args:
-        width: Number of columns; ``None`` for that of the terminal.
-    """
-    return Screen(width=width)
-
-
 def say(console: Console, text: str) -> None:
     """Print a text unchanged: without wrapping, and without interpreting markup."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -91,34 +82,27 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-class Lines:
-    """Base class of the reporters that print lines."""
+class LineReporter:
+    """One line per epoch, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def _say(self, text: str) -> None:
-        say(self.console, text)
-
-
-class LineReporter(Lines):
-    """One line per epoch, for logs and pipes."""
-
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
         """Print which run starts or resumes."""
         where = f", carrying on after epoch {done}" if done else ""
-        self._say(f"{name}: {epochs} epoch{'s' * (epochs != 1)} of {batches} steps{where}")
+        say(self.console, f"{name}: {epochs} epoch{'s' * (epochs != 1)} of {batches} steps{where}")
 
     def batch_finished(self) -> None:
         """Print nothing."""
 
     def epoch_finished(self, metrics: Mapping[str, Any], epochs: int) -> None:
         """Print the epoch's line."""
-        self._say(epoch_line(metrics, epochs))
+        say(self.console, epoch_line(metrics, epochs))
 
     def run_finished(self, name: str, message: str) -> None:
         """Print how the run ended."""
-        self._say(f"{name}: {message}")
+        say(self.console, f"{name}: {message}")
 
 
 class BarReporter(LineReporter):
@@ -194,23 +178,23 @@ class StepReporter(Protocol):
         """Report that the cell is done, now or earlier; ``message`` gives its result."""
 
 
-class StepLines(Lines):
+class StepLines:
     """A line at the start and the end of each cell; ``units`` is what the steps are called."""
 
     def __init__(self, console: Console, units: str) -> None:
-        super().__init__(console)
+        self.console = console
         self.units = units
 
     def cell_started(self, name: str, steps: int) -> None:
         """Print which cell starts."""
-        self._say(f"{name}: {steps} {self.units}")
+        say(self.console, f"{name}: {steps} {self.units}")
 
     def step_finished(self) -> None:
         """Print nothing."""
 
     def cell_finished(self, name: str, message: str) -> None:
         """Print the result of the cell."""
-        self._say(f"{name}: {message}")
+        say(self.console, f"{name}: {message}")
 
 
 class StepBars(StepLines):

@@ -24,6 +24,12 @@ def test_every_data_set_is_listed_with_what_is_missing(capsys: pytest.CaptureFix
     assert "because --data-dir was not given" in text
 
 
+def test_a_negative_number_of_workers_raises_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, "--data-workers", "-1")
+    assert code == 2
+    assert "--data-workers must be at least 0; got '-1'" in text
+
+
 def test_a_missing_data_set_that_is_named_gives_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lab.conftest import checkpoint_of, interrupt_at, same_bits, start
+from lab.conftest import checkpoint_of, evaluate, interrupt_at, same_bits, start
 from sgdph.lab.data.dataset import plan_epoch
 from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.data.tensors import TextDataset, training_batch
@@ -15,7 +15,6 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.networks.transformer import LENGTH
 from sgdph.lab.options.resolution import resolve
-from sgdph.lab.run.evaluation import evaluate
 from sgdph.lab.run.start import prepare
 
 

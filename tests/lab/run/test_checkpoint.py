@@ -37,17 +37,12 @@ def test_the_seed_decides_what_every_generator_draws(digits: Dataset) -> None:
     assert not set(draws()) & set(first)
 
 
-def test_a_checkpoint_of_the_first_format_is_still_read(tmp_path: Path, digits: Dataset) -> None:
-    config = tiny_config(epochs=2, keep_checkpoints=(1,))
+def test_a_checkpoint_of_another_format_raises_an_error(tmp_path: Path, digits: Dataset) -> None:
+    config = tiny_config(optimizer="sgdm", epochs=1)
     start(config, tmp_path / "run", digits)
-    expected = checkpoint_of(tmp_path / "run")
-    old = torch.load(tmp_path / "run" / "epoch-1.pt", weights_only=True)
-    generators = old.pop("generators")[0]
-    del old["scaler"]
-    old |= {"format": 1, "torch_generator": generators["torch"], "cuda_generators": []}
-    torch.save(old, tmp_path / "run" / CHECKPOINT)
-    start(config, tmp_path / "run", digits)
-    assert same_bits(checkpoint_of(tmp_path / "run"), expected)
+    torch.save({**checkpoint_of(tmp_path / "run"), "format": 1}, tmp_path / "run" / CHECKPOINT)
+    with pytest.raises(LabError, match=r"last.pt has checkpoint format 1, expected 2.*--overw"):
+        start(config, tmp_path / "run", digits)
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "other bytes", "not a checkpoint"])

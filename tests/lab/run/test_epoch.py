@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lab.conftest import evaluate
 from sgdph.lab.data.dataset import Share, plan_epoch
 from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.networks.models import build_model
@@ -20,7 +21,7 @@ from sgdph.lab.optimizers.build import make_optimizer
 from sgdph.lab.run import evaluation
 from sgdph.lab.run.distributed import ALONE, EqualShare
 from sgdph.lab.run.epoch import Diverged, TrainingSums, train_epoch
-from sgdph.lab.run.evaluation import evaluate, evaluation_batch, evaluation_sums
+from sgdph.lab.run.evaluation import evaluation_batch, evaluation_sums
 from sgdph.lab.run.precision import Arithmetic
 
 META = torch.device("meta")

@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lab.conftest import Silent, checkpoint_of, interrupt_at, same_bits, start, tiny_config
+from lab.conftest import (
+    Silent,
+    checkpoint_of,
+    evaluate,
+    interrupt_at,
+    same_bits,
+    start,
+    tiny_config,
+)
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.directory import RunDirectory
-from sgdph.lab.run.evaluation import evaluate
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import prepare
 from sgdph.lab.run.step import optimization_step

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from lab.conftest import (
     Silent,
     checkpoint_of,
+    evaluate,
     interrupt_at,
     same_bits,
     start,
@@ -23,7 +24,7 @@ from sgdph.lab.data.loading import load_dataset
 from sgdph.lab.data.tensors import TensorDataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.directory import CHECKPOINT, RunDirectory, kept_checkpoint
-from sgdph.lab.run.evaluation import EVALUATION_BATCH, evaluate
+from sgdph.lab.run.evaluation import EVALUATION_BATCH
 from sgdph.lab.run.start import build_schedule, pick_device, prepare
 from sgdph.lab.run.training import train_run
 

@@ -22,6 +22,7 @@ from sgdph.lab.cost.systems import Kind, System, choose_systems
 from sgdph.lab.errors import LabError
 from sgdph.lab.progress import StepReporter
 from sgdph.lab.run.environment import describe_environment
+from sgdph.lab.run.step import wait_for
 
 Seconds = tuple[float, float]  # CPU time of the process, wall time
 
@@ -210,16 +211,11 @@ def time_round(
 
 
 def _time(contestant: Contestant, kind: Kind, device: torch.device) -> Seconds:
-    _wait_for(device)
+    wait_for(device)
     process, wall = time.process_time(), time.perf_counter()
     contestant.step(kind)
-    _wait_for(device)
+    wait_for(device)
     return time.process_time() - process, time.perf_counter() - wall
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _with_times(

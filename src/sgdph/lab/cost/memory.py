@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -139,7 +139,7 @@ def watch_memory(device: torch.device) -> Iterator[MemoryWatch]:
             yield tracker
 
 
-def bytes_of(tensors: Iterator[Tensor]) -> int:
+def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Sum the bytes of the tensors' storages, each storage once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgdph.lab.cost.directory import TITLE
 from sgdph.lab.cost.figures import CellFigures
 from sgdph.lab.cost.summary import Row, summarise
 from sgdph.lab.reports.figure import figure, legend_below
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TIME, MEMORY, FLOOR = COLOURS[5], COLOURS[4], COLOURS[6]
-TITLE = "What a training step costs"
 RATIO = "ratio to a step of SGDM"
 LEGEND = ("time, median of rounds", "floor, in FLOPs", "mean peak memory", "worst peak")
 

@@ -200,13 +200,8 @@ class Contestant:
 
     def held_bytes(self) -> int:
         """Sum the bytes of parameters, buffers and batch."""
-        return bytes_of(self._held())
-
-    def _held(self) -> Iterator[Tensor]:
-        yield from self._network.parameters()
-        yield from self._network.buffers()
-        yield self._workload.inputs
-        yield self._workload.targets
+        model, batch = self._network, (self._workload.inputs, self._workload.targets)
+        return bytes_of([*model.parameters(), *model.buffers(), *batch])
 
     def _stance(self, eager: bool) -> AbstractContextManager[object]:
         if self._compiled and eager:

@@ -254,7 +254,7 @@ def choose_systems(names: Sequence[str]) -> list[System]:
     """
     for name in names:
         if name not in SYSTEMS:
-            listed = "docs/laboratory.md lists them"
+            listed = "docs/cost-command.md lists them"
             raise LabError(unknown_name("system", name, tuple(SYSTEMS), listed))
         needed = SYSTEMS[name].requires
         if needed is not None and not is_installed(needed):

@@ -159,18 +159,10 @@ def _report_all_but_hanging_up(
 
 
 def pick_workers(workers: int | None) -> int:
-    """Return the requested number of workers; by default one per available CPU core, at most 8.
-
-    Raises:
-        LabError: If the number is negative.
-    """
+    """Return the requested number of workers; by default one per available CPU core, at most 8."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return min(MOST_WORKERS, cores or 1)
-    if workers < 0:
-        raise LabError(
-            f"--data-workers must be at least 0 (which reads in this process); got {workers}"
-        )
     return workers
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from sgdph import hessian_block
 from sgdph.lab.errors import LabError
 from sgdph.lab.inspect.figures import Candidate, InspectSettings, Plan
-from sgdph.lab.inspect.measure import draw_batches, loss_on, training_mode, wait_for
+from sgdph.lab.inspect.measure import draw_batches, loss_on, training_mode
 from sgdph.lab.inspect.parameters import NewtonParameter, newton_parameters
 from sgdph.lab.run.start import PreparedRun
+from sgdph.lab.run.step import wait_for
 
 # Number of blocks that are drawn.
 PICTURED = 4

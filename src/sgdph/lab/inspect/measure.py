@@ -32,6 +32,7 @@ from sgdph.lab.progress import StepReporter
 from sgdph.lab.run.checkpoint import load_checkpoint
 from sgdph.lab.run.environment import describe_environment
 from sgdph.lab.run.start import PreparedRun, derive_seed, prepare
+from sgdph.lab.run.step import wait_for
 
 
 def measure_checkpoint(
@@ -186,9 +187,3 @@ def training_mode(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(before)
         for module, mode in modes.items():
             module.training = mode
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has finished its queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

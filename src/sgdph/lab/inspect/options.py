@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from sgdph.lab.config.option import MEASUREMENT, OUTPUT, Option
+from sgdph.lab.config.run_config import Count
 from sgdph.lab.options.options import ALL, OneRunOptions, parse_epochs
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class InspectOptions(OneRunOptions):
     ] = None
     """Epochs whose checkpoints are inspected, like 0,3,12; left out with --run, all that the run
     has. 0 alone trains nothing."""
-    batches: Annotated[int | None, Option(MEASUREMENT, "8")] = None
+    batches: Annotated[Count | None, Option(MEASUREMENT, "8")] = None
     """Training batches for the estimates; the same number of other batches makes the reference."""
     budget: Annotated[float | None, Option(MEASUREMENT, "300", metavar="SECONDS")] = None
     """Seconds for dense blocks over all checkpoints; decides which blocks are computed."""
@@ -35,7 +33,7 @@ class InspectOptions(OneRunOptions):
     )
     """Patterns of parameter names, separated by commas, like 'blocks.0.*,*.bias': take these blocks
     whatever they cost."""
-    probes: Annotated[int | None, Option(MEASUREMENT, "16")] = None
+    probes: Annotated[Count | None, Option(MEASUREMENT, "16")] = None
     """Rademacher probes per batch, to average Hutchinson's error over."""
     float64: Annotated[bool | None, Option(MEASUREMENT, "--no-float64")] = None
     """Compute the blocks in double precision."""

@@ -38,7 +38,7 @@ STYLES = {
 def draw_shares(inspection: Inspection, path: Path) -> None:
     """Draw the off-diagonal shares into a PNG file: a row per layer, a mark per checkpoint."""
     checkpoints = inspection.checkpoints
-    labels = layer_labels(checkpoints)
+    labels = [f"{block.label}  ({block.size})" for block in checkpoints[0].blocks]
     titles = ("one batch's block\n(mean over batches)", "the mean block\nover batches")
     fields = ("off_diagonal_share_batch", "off_diagonal_share_mean")
     title = f"How far from diagonal the blocks are\n{inspection.task}"
@@ -157,11 +157,6 @@ def multipliers_title(inspection: Inspection, sources: set[str]) -> str:
     held = "row_sum_average" not in sources
     source = "the optimizer's own average" if held else "row sums averaged, SGD-PH's defaults"
     return f"Multipliers τ/(D̂+ε), D̂: {source}"
-
-
-def layer_labels(checkpoints: list[CheckpointFigures]) -> list[str]:
-    """Return the labels of the measured layers, with the size of each block."""
-    return [f"{block.label}  ({block.size})" for block in checkpoints[0].blocks]
 
 
 def name_layers(axes: Axes, labels: list[str]) -> None:

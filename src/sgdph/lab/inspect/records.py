@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.inspect.choice import estimate_costs, make_plan
 from sgdph.lab.inspect.figures import BlockRecord, InspectSettings
 from sgdph.lab.inspect.measure import at_checkpoint, measure_checkpoint
+from sgdph.lab.progress import StepLines
 
 
 def inspect_checkpoints(
@@ -33,21 +36,9 @@ def inspect_checkpoints(
     run = at_checkpoint(config, data, checkpoints[-1], settings.float64)
     candidates = estimate_costs(run, settings, len(checkpoints))
     plan = make_plan(candidates, settings.budget, settings.layers)
+    reporter = StepLines(Console(quiet=True), "blocks")
     return [
         block
         for path in checkpoints
-        for block in measure_checkpoint(config, data, path, plan, settings, _Quiet()).blocks
+        for block in measure_checkpoint(config, data, path, plan, settings, reporter).blocks
     ]
-
-
-class _Quiet:
-    """A reporter that prints nothing."""
-
-    def cell_started(self, name: str, steps: int) -> None:
-        """Do nothing."""
-
-    def step_finished(self) -> None:
-        """Do nothing."""
-
-    def cell_finished(self, name: str, message: str) -> None:
-        """Do nothing."""

@@ -40,7 +40,8 @@ def make_optimizer(
             return build(baseline.load(), model, settings, seed)
         own, newton = divided(settings)
         first_order = build(baseline.first_order.load(), model, own, seed)
-        return with_newton_steps(baseline.load(), first_order, model, newton, seed)
+        with_newton_steps: Constructor = baseline.load()
+        return with_newton_steps(first_order, param_groups(model), seed=seed, **newton)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise LabError(f"{name} cannot use its settings: {error}") from error
 
@@ -59,25 +60,6 @@ def sgdph(
     rest = {name: value for name, value in settings.items() if name != "weight_decay"}
     groups = param_groups(model, weight_decay=settings["weight_decay"])
     return make(groups, seed=seed, **rest)
-
-
-def with_newton_steps(
-    make: Constructor,
-    first_order: torch.optim.Optimizer,
-    model: nn.Module,
-    settings: Mapping[str, Any],
-    seed: int,
-) -> torch.optim.Optimizer:
-    """Give the channel-wise parameters Newton steps instead of an optimizer's own steps.
-
-    Args:
-        make: ``PartialHessian`` or a control that replaces it.
-        first_order: The optimizer, over all parameters of the model.
-        model: The model.
-        settings: Settings of the Newton steps.
-        seed: The run's seed, for the probes.
-    """
-    return make(first_order, param_groups(model), seed=seed, **settings)
 
 
 def adahessian(

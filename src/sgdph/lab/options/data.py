@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import Ge
+
 from sgdph.lab.config.option import DATA, MACHINE, Option
 from sgdph.lab.data.registry import DatasetName
 
@@ -23,5 +25,7 @@ class DataOptions:
     download: Annotated[bool, Option(DATA)] = False
     """Let torchvision download CIFAR or Fashion-MNIST (the set that --dataset names, or all three)
     into --data-dir where it is missing."""
-    data_workers: Annotated[int | None, Option(MACHINE, "one per CPU core, at most 8")] = None
+    data_workers: Annotated[
+        Annotated[int, Ge(0)] | None, Option(MACHINE, "one per CPU core, at most 8")
+    ] = None
     """Processes that read image files for --check."""

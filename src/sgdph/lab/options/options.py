@@ -23,7 +23,7 @@ from sgdph.lab.config.option import (
     Option,
     options_of,
 )
-from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.config.run_config import Count, RunConfig
 from sgdph.lab.config.yaml import as_pairs
 from sgdph.lab.errors import LabError
 from sgdph.lab.networks.registry import canonical
@@ -125,7 +125,7 @@ class TrainOptions(OneRunOptions):
 class ManyRunsOptions(CommonOptions):
     """The options of a command that trains many runs."""
 
-    jobs: Annotated[int | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
+    jobs: Annotated[Count | None, Option(MACHINE, "the cores / a run's threads; 1 on a GPU")] = None
     """How many runs train at the same time; each has its own cores, or one of the GPUs."""
     ray: Annotated[str | None, Option(MACHINE, "this machine", metavar="local|auto|HOST:PORT")] = (
         None

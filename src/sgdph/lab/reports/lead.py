@@ -103,10 +103,8 @@ def _result(grid: Grid, j: int, judgement: Judgement) -> str:
     """Describe which system is best, or say that this is not decided."""
     if judgement.best is None:
         return "no run is finished."
-    measure = final(grid.evaluated)
     best = grid.rows[judgement.best].text
-    mean = percent(spread(grid.column(j)[judgement.best], measure).mean)
-    reached = f"{mean}% final {grid.evaluated} accuracy"
+    reached = f"{_shown_mean(grid, j, judgement.best)}% final {grid.evaluated} accuracy"
     if len(grid.column(j)) == 1:
         return f"{best} reached {reached}; there is nothing to compare with."
     if not judgement.adjusted:

@@ -18,6 +18,14 @@ FIELDS: Mapping[str, str] = {
     "second_order_lr": "second-order lr",
     "hessian_momentum": "Hessian momentum",
 }
+# Fields whose values have labels, as papers write them: ``ResNet18``, ``VGG19-BN``. A value that is
+# not in the registry, such as a network from another library, is its own label.
+REGISTRIES: Mapping[str, Mapping[str, Any]] = {
+    SYSTEM: BASELINES,
+    "optimizer": BASELINES,
+    "dataset": DATASETS,
+    "model": NETWORKS,
+}
 # Order of optimizers in a table: the reference first, then the others in the registry's order.
 ORDER = ("sgdm", *(name for name in BASELINES if name != "sgdm"))
 
@@ -29,12 +37,9 @@ def shown_value(name: str, value: Any) -> str:
         name: A field of :class:`RunConfig`, or :data:`SYSTEM`.
         value: Its value.
     """
-    if name in (SYSTEM, "optimizer"):
-        return BASELINES[value].label if value in BASELINES else str(value)
-    if name == "dataset":
-        return DATASETS[value].label if value in DATASETS else str(value)
-    if name == "model":
-        return network(value)
+    if name in REGISTRIES:
+        entry = REGISTRIES[name].get(value)
+        return str(value) if entry is None else str(entry.label)
     if name == "optimizer_args":
         return ", ".join(f"{key} {shown_value('', item)}" for key, item in value or ()) or "none"
     if isinstance(value, bool):
@@ -44,14 +49,6 @@ def shown_value(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(shown_value("", item) for item in value)
     return "none" if value is None else str(value)
-
-
-def network(name: str) -> str:
-    """Return a network's name as papers write it: ``ResNet18``, ``VGG19-BN``.
-
-    The name of a network from another library is not changed.
-    """
-    return NETWORKS[name].label if name in NETWORKS else name
 
 
 def field_title(name: str) -> str:

@@ -36,12 +36,6 @@ def percent(share: float | None) -> str:
     return fixed(share, 2, 100)
 
 
-def mean_and_std(mean: float | None, std: float | None, digits: int, scale: float = 1) -> str:
-    """Format as ``mean ± std``, both times ``scale``; the mean alone if ``std`` is ``None``."""
-    shown = fixed(mean, digits, scale)
-    return shown if mean is None or std is None else f"{shown} ± {fixed(std, digits, scale)}"
-
-
 def points(value: float) -> str:
     """Format a difference of shares in percentage points, with its sign."""
     return f"{value * 100:+.2f}".replace("-", "−")

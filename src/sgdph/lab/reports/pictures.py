@@ -26,11 +26,6 @@ _WHAT = {
 VALIDATION = "-validation"
 
 
-def picture_names() -> tuple[str, ...]:
-    """Return the names of all pictures that a report may draw."""
-    return tuple(PICTURE_MEANINGS)
-
-
 def named(name: str, suffix: str) -> str:
     """Insert a suffix before the extension of a file name."""
     return name.removesuffix(".png") + suffix + ".png"

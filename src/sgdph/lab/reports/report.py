@@ -21,15 +21,10 @@ from sgdph.lab.reports.folder import (
 )
 from sgdph.lab.reports.grid import Grid, make_grids
 from sgdph.lab.reports.layout import SWEEP, Layout, saved_layout
-from sgdph.lab.reports.lead import lead
+from sgdph.lab.reports.lead import COMPARISON, lead
 from sgdph.lab.reports.numbers import NOTHING, percent
 from sgdph.lab.reports.page import Block, Bullets, Picture, Section, machine_section
-from sgdph.lab.reports.pictures import (
-    PICTURE_MEANINGS,
-    VALIDATION,
-    draw_pictures,
-    picture_names,
-)
+from sgdph.lab.reports.pictures import PICTURE_MEANINGS, VALIDATION, draw_pictures
 from sgdph.lab.reports.table import Cell, Column, Table, latex_file
 from sgdph.lab.reports.tables import make_tables
 from sgdph.lab.reports.words import (
@@ -45,7 +40,7 @@ from sgdph.lab.run.archive import RUNS
 from sgdph.lab.run.records import Runs, read_runs
 
 LATEX, TARGETS = "table.tex", "targets.csv"
-REPORT_FILES = (*PAGE_FILES, LATEX, TARGETS, *picture_names())
+REPORT_FILES = (*PAGE_FILES, LATEX, TARGETS, *PICTURE_MEANINGS)
 # Other files that may be in a report's directory, and what each holds. They belong to the report,
 # or to a comparison, a sweep or an archive.
 HOLDS = {
@@ -54,7 +49,7 @@ HOLDS = {
     **PICTURE_MEANINGS,
     RUN_EPOCHS: "the runs: a line per run and epoch, every figure in full",
     RUNS: "the runs: a line per run, its configuration, outcome and environment",
-    "comparison.yaml": "what was compared; --resume reads it",
+    COMPARISON: "what was compared; --resume reads it",
     SWEEP: "what the sweep consists of; a second call reads it",
     "*-seed*": "a folder per run: configuration, figures of each epoch, checkpoint, environment",
     "logs": "what parallel workers said, and why runs failed",
@@ -135,18 +130,17 @@ class Report:
         ]
 
 
-def write_report(directory: Path, layout: Layout | None = None) -> Report:
+def write_report(directory: Path) -> Report:
     """Write the report on the runs under a directory into this directory.
 
     Args:
-        directory: The directory with the runs.
-        layout: Rows and columns of the tables. If ``None``, the layout that is saved in the
-            directory (see :func:`saved_layout`).
+        directory: The directory with the runs, and with the layout of the tables if one is saved
+            (see :func:`saved_layout`).
 
     Raises:
         LabError: If there is no readable run, or the saved layout cannot be read.
     """
-    return report_on([directory], directory, layout or saved_layout(directory), ())
+    return report_on([directory], directory, saved_layout(directory), ())
 
 
 def report_on(

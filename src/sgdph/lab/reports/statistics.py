@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from sgdph.lab.reports.numbers import mean_and_std
+from sgdph.lab.reports.numbers import fixed
 
 ALPHA = 0.05
 # Half a point of accuracy. It was set before any runs were compared.
@@ -44,7 +44,8 @@ class Spread:
 
     def show(self, scale: float, digits: int) -> str:
         """Format as ``mean ± std``, both times ``scale``; one value alone, a dash for none."""
-        return mean_and_std(self.mean, self.std, digits, scale)
+        mean = fixed(self.mean, digits, scale)
+        return mean if self.std is None else f"{mean} ± {fixed(self.std, digits, scale)}"
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""One run: its loop, checkpoints, directory, progress and tracking."""
+"""One run: its loop, checkpoints, directory and tracking."""

@@ -82,7 +82,7 @@ def _to_json(value: Mapping[str, Any]) -> str:
 
 
 def _to_csv(runs: Sequence[ArchivedRun]) -> str:
-    rows = [{**_identity(run), **_flat(line)} for run in runs for line in run.metrics]
+    rows = [{**_identity(run), **_encoded(line)} for run in runs for line in run.metrics]
     names = dict.fromkeys([*_IDENTITY, *(name for row in rows for name in row)])
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(names), lineterminator="\n")
@@ -100,15 +100,20 @@ def _identity(run: ArchivedRun) -> dict[str, str]:
     return dict(zip(_IDENTITY, map(str, values), strict=True))
 
 
-def _flat(line: Mapping[str, Any]) -> dict[str, str]:
+def _encoded(line: Mapping[str, Any]) -> dict[str, str]:
     """Encode an epoch's figures as JSON at full precision, nested ones as ``group.name``."""
-    flat: dict[str, str] = {}
+    return {name: json.dumps(value) for name, value in flat(line, ".").items()}
+
+
+def flat(line: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Return an epoch's figures by name, nested ones as outer name, separator, inner name."""
+    figures: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": json.dumps(each) for inner, each in value.items()}
+            figures |= {f"{name}{separator}{inner}": each for inner, each in value.items()}
         else:
-            flat[name] = json.dumps(value)
-    return flat
+            figures[name] = value
+    return figures
 
 
 def read_archive(directory: Path) -> list[ArchivedRun]:
@@ -169,7 +174,7 @@ def _read_metrics(file: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _nested(figures: Mapping[str, str]) -> dict[str, Any]:
-    """Parse what :func:`_flat` wrote; an empty field means that there was no such figure."""
+    """Parse what :func:`_encoded` wrote; an empty field means that there was no such figure."""
     line: dict[str, Any] = {}
     for name, text in figures.items():
         if text != "":

@@ -17,12 +17,6 @@ from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.writer import write_checkpoint
 
 FORMAT = 2
-# Format 1 is for one process, and of the global generators it holds only torch's.
-READABLE = (1, 2)
-
-
-def _no_scaler() -> torch.amp.GradScaler:
-    return torch.amp.GradScaler("cpu", enabled=False)
 
 
 @dataclass
@@ -44,7 +38,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     generator: torch.Generator
-    scaler: torch.amp.GradScaler = field(default_factory=_no_scaler)
+    scaler: torch.amp.GradScaler
     epoch: int = 0
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -115,10 +109,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise LabError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); {_remedy(path)}"
         ) from error
-    if found not in READABLE:
+    if found != FORMAT:
         raise LabError(
-            f"{path} has checkpoint format {found}, expected one of {READABLE}: another version "
-            "of sgdph wrote it; resume with that version, or start again with --overwrite"
+            f"{path} has checkpoint format {found}, expected {FORMAT}: another version of sgdph "
+            "wrote it; resume with that version, or start again with --overwrite"
         )
     return dict(content)
 
@@ -146,10 +140,7 @@ def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
     if content.get("scaler"):
         state.scaler.load_state_dict(content["scaler"])
     state.generator.set_state(content["data_generator"])
-    if content["format"] == 1:
-        torch.set_rng_state(content["torch_generator"])
-    else:
-        _restore_generators(content["generators"][rank], state.device)
+    _restore_generators(content["generators"][rank], state.device)
     state.epoch, state.step = content["epoch"], content["step"]
     state.history = content["history"]
 

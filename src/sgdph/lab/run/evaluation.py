@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch r
 
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.data.tensors import TensorDataset
-from sgdph.lab.run.distributed import ALONE, Team
+from sgdph.lab.run.distributed import Team
 from sgdph.lab.run.precision import Arithmetic
 
 # Small enough that a batch's activations stay in a CPU's cache: twice as fast there as 1,000.
@@ -50,18 +50,3 @@ def evaluation_sums(model: nn.Module, data: Dataset, arithmetic: Arithmetic, tea
         sums[1] = torch.stack(hits).sum()
     sums[2] = count
     return team.sum(sums)
-
-
-def evaluate(
-    model: nn.Module, data: Dataset, arithmetic: Arithmetic | None = None, team: Team = ALONE
-) -> tuple[float, float]:
-    """Compute mean cross-entropy (nats) and accuracy (0 to 1) over all labels evaluated on.
-
-    Args:
-        model: The network, the same in all processes.
-        data: The data set, on the network's device.
-        arithmetic: Precision and memory layout; ``None`` is float32.
-        team: The processes that share the images.
-    """
-    loss, correct, count = evaluation_sums(model, data, arithmetic or Arithmetic(), team).tolist()
-    return loss / count, correct / count

@@ -73,6 +73,12 @@ def go_to(optimizer: torch.optim.Optimizer, cursor: int, *, due: bool | None = N
             group["step"] = 0 if due else 1
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has finished its queued work, for timing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def backward_with_graph(loss: Tensor) -> None:
     """Compute gradients that can be differentiated; the caller must clear them."""
     with warnings.catch_warnings():

@@ -20,6 +20,7 @@ from sgdph.lab.config.yaml import to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.output import printable
 from sgdph.lab.progress import Reporter
+from sgdph.lab.run.archive import flat
 
 PROJECT = "sgdph"
 
@@ -162,7 +163,7 @@ class TrackingReporter:
         self._reporter.epoch_finished(metrics, epochs)
         if self._tracker is not None:
             try:
-                self._tracker.log(flat(metrics), metrics["epoch"])
+                self._tracker.log(flat(metrics, "/"), metrics["epoch"])
             except Exception as error:
                 self._give_up(error)
 
@@ -214,14 +215,3 @@ def tracked(reporter: Reporter, run: TrackedRun) -> Iterator[Reporter]:
         yield tracking
     finally:
         tracking.close()
-
-
-def flat(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return an epoch's metrics as numbers by name, nested ones as ``outer/inner``."""
-    figures: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            figures.update({f"{name}/{inner}": number for inner, number in value.items()})
-        else:
-            figures[name] = value
-    return figures

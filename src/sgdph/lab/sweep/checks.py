@@ -9,6 +9,7 @@ from sgdph.lab.config.run_config import RunConfig, differences
 from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.directory import RunDirectory
+from sgdph.lab.run.out import disagreement
 from sgdph.lab.run.start import prepare
 from sgdph.lab.sweep.plan import PlannedRun
 from sgdph.lab.sweep.worker import data_key
@@ -31,11 +32,8 @@ def check_agreement(directory: Path, runs: Sequence[PlannedRun]) -> None:
             ]
             problems += [f"{planned.name}: {line}" for line in found]
     if problems:
-        raise LabError(
-            f"the options disagree with the runs in {directory}:\n  "
-            + "\n  ".join(problems)
-            + "\nleave these options out to continue, or name another --out"
-        )
+        workaround = "leave these options out to continue, or name another --out"
+        raise LabError(disagreement(f"the runs in {directory}", problems, workaround))
 
 
 def check_runs(runs: Sequence[PlannedRun], load: Callable[[RunConfig], Dataset]) -> None:

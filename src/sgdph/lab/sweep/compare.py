@@ -20,7 +20,6 @@ from sgdph.lab.options.settings import read_settings
 from sgdph.lab.progress import say
 from sgdph.lab.run.out import check_target, default_out, report_interruption
 from sgdph.lab.sweep.comparison import Comparison, ComparisonDirectory
-from sgdph.lab.sweep.cores import check_jobs
 from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.state import report_failures
 from sgdph.lab.sweep.sweep import train_and_report
@@ -38,7 +37,6 @@ def compare(options: CompareOptions, console: Console) -> int:
     """
     given = options.given()
     directory = ComparisonDirectory(options.out or default_out(given, "compare"))
-    check_jobs(options.jobs, "--jobs")
     check_target(directory, options)
     comparison = requested_comparison(options, given)
     if options.resume:

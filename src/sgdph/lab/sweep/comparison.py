@@ -20,12 +20,12 @@ from sgdph.lab.optimizers.registry import TUNED
 from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import PER_OPTIMIZER, parse_per_optimizer, resolve_many
 from sgdph.lab.reports.layout import Layout
+from sgdph.lab.reports.lead import COMPARISON
 from sgdph.lab.reports.report import REPORT_FILES
 from sgdph.lab.sweep.plan import Plan
 from sgdph.lab.sweep.sweep_directory import SweepDirectory
 
 FORMAT = "sgdph-comparison-1"
-COMPARISON = "comparison.yaml"
 # The settings that matter most. They have to be tuned for each optimizer and data set.
 COMPARED = ("lr", "weight_decay", "newton_lr")
 DEFAULT = "the default"

@@ -25,7 +25,6 @@ from dataclasses import replace
 import torch
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.errors import LabError
 from sgdph.lab.sweep.plan import PlannedRun
 from sgdph.lab.sweep.shapes import image_flops, shape_of
 
@@ -47,12 +46,6 @@ def available_cores() -> int:
 def threads_each(count: int) -> int:
     """Return how many CPU threads each of ``count`` processes gets."""
     return max(1, available_cores() // count)
-
-
-def check_jobs(count: int | None, flag: str) -> None:
-    """Raise LabError if a flag asks for fewer than one process."""
-    if count is not None and count < 1:
-        raise LabError(f"{flag} must be at least 1; got {count}")
 
 
 def computes_on_cpu(config: RunConfig) -> bool:

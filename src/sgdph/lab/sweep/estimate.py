@@ -58,12 +58,8 @@ class Range:
         name, size = next(
             ((name, size) for name, size, most in units if self.high < most), ("days", 86_400.0)
         )
-        low, high = (f"{_two_digits(each / size):g}" for each in (self.low, self.high))
-        return f"{low} to {high} {name}" if low != high else f"{high} {name}"
-
-
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
+        low, high = (float(f"{each / size:.2g}") for each in (self.low, self.high))
+        return f"{low:g} to {high:g} {name}" if low != high else f"{high:g} {name}"
 
 
 class Estimate:

@@ -176,14 +176,9 @@ def cell_name(config: RunConfig, layout: Layout) -> str:
     parts: list[str] = []
     for name in dict.fromkeys([*layout.columns, *layout.rows, SYSTEM]):
         value = value_of(config, name)
-        parts.append(
-            str(value) if name in ("dataset", "model", SYSTEM) else f"{_word(name)}{value}"
-        )
+        field = "" if name in ("dataset", "model", SYSTEM) else name.replace("_", "-")
+        parts.append(f"{field}{value}")
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", "-".join(parts))
-
-
-def _word(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def _check_names(

@@ -21,7 +21,6 @@ from sgdph.lab.output import shell_command
 from sgdph.lab.progress import say
 from sgdph.lab.run.out import check_contradiction
 from sgdph.lab.sweep.choice import chosen
-from sgdph.lab.sweep.cores import check_jobs
 from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.plan import Plan, make_plan
 from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
@@ -47,7 +46,6 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     if options.name is None:
         raise LabError(f"name a recipe: one of {', '.join(recipe_names())}; --list describes each")
     check_contradiction(options)
-    check_jobs(options.jobs, "--jobs")
     recipe = load_recipe(options.name)
     scale = recipe.scale(options.scale)
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
@@ -89,7 +87,8 @@ def train_plan(
         state = train_and_report(directory, plan, runs, record, options, console)
     except KeyboardInterrupt:
         say(console, f"Interrupted. The finished runs are in {directory.path.resolve()}.")
-        say(console, f"Continue with the same command:\n  {same_command()}")
+        command = shell_command(["sgdph", *sys.argv[1:]])
+        say(console, f"Continue with the same command:\n  {command}")
         return INTERRUPTED
     rest = len(plan.runs()) - len(state_of(directory.path, plan.runs()).ended)
     if rest and options.only is not None:
@@ -107,11 +106,6 @@ def runs_name(recipe: Recipe, asked: str) -> str:
     if path.name in ("recipe.yaml", "recipe.yml"):
         return path.resolve().parent.name or recipe.runs_of
     return recipe.runs_of
-
-
-def same_command() -> str:
-    """Return the command that this process was called with."""
-    return shell_command(["sgdph", *sys.argv[1:]])
 
 
 def list_recipes(console: Console) -> None:

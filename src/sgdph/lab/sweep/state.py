@@ -31,17 +31,16 @@ def note_failure(directory: Path, name: str, text: str) -> None:
 def failures(directory: Path) -> dict[str, str]:
     """Return the failed runs' names, each with the last line of its traceback."""
     files = sorted((directory / LOGS).glob(f"*{_FAILURE}"))
-    return {file.name.removesuffix(_FAILURE): _last_line(file) for file in files}
+    return {
+        file.name.removesuffix(_FAILURE): file.read_text(encoding="utf-8").strip().splitlines()[-1]
+        for file in files
+    }
 
 
 def forget_failures(directory: Path, names: Iterable[str]) -> None:
     """Delete the records of failed runs, so that they are tried again."""
     for name in names:
         failure_file(directory, name).unlink(missing_ok=True)
-
-
-def _last_line(file: Path) -> str:
-    return file.read_text(encoding="utf-8").strip().splitlines()[-1]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sgdph.lab.data.tensors import noise_dataset
 from sgdph.lab.data.text import noise_text
 from sgdph.lab.run.precision import Arithmetic
 from sgdph.lab.run.start import prepare
-from sgdph.lab.run.step import attention_for, go_to, optimization_step
+from sgdph.lab.run.step import attention_for, go_to, optimization_step, wait_for
 from sgdph.lab.sweep.shapes import shape_of
 
 # Steps of one kind are timed until together they have taken this long; at least one is timed.
@@ -63,8 +63,7 @@ def time_step(config: RunConfig, images: int, clock: Clock | None = None) -> flo
                 logits = arithmetic.logits(state.model, inputs)
             loss = F.cross_entropy(logits, labels)
             optimization_step(state.optimizer, loss, state.scaler)
-        if not on_cpu:
-            torch.cuda.synchronize()
+        wait_for(data.device)
 
     return average_step(
         take, interval, clock or (time.process_time if on_cpu else time.perf_counter)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset
+from sgdph.lab.options.options import ManyRunsOptions
 from sgdph.lab.progress import Reporter, say
 from sgdph.lab.reports.command import say_report
 from sgdph.lab.run.claims import Claimed
@@ -37,32 +37,12 @@ from sgdph.lab.sweep.worker import Task, Worker
 PATIENCE = 1.0
 
 
-class Asked(Protocol):
-    """The training options of every command that trains many runs."""
-
-    @property
-    def overwrite(self) -> bool:
-        """Whether to delete what exists first."""
-
-    @property
-    def download(self) -> bool:
-        """Whether to download data sets."""
-
-    @property
-    def jobs(self) -> int | None:
-        """How many runs are trained at once; ``None`` for as many as there is room for."""
-
-    @property
-    def ray(self) -> str | None:
-        """Ray's address; ``None`` trains on this machine."""
-
-
 def train_and_report(
     directory: SweepDirectory,
     plan: Plan,
     runs: Sequence[PlannedRun],
     record: Callable[[], None],
-    asked: Asked,
+    asked: ManyRunsOptions,
     console: Console,
 ) -> SweepState:
     """Train what is left of a plan's runs, and write the report of the directory.

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from sgdph.lab.config.run_config import RunConfig, differences
-from sgdph.lab.config.yaml import from_mapping, to_yaml
+from sgdph.lab.config.yaml import from_mapping, to_yaml, with_lists
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import read_marked, write_text
 from sgdph.lab.reports.layout import SWEEP, layout_from
@@ -79,12 +79,7 @@ class SweepDirectory(DirectoryOfRuns):
             "recipe": plan.recipe,
             "scale": plan.scale,
             "overrides": dict(plan.overrides),
-            "layout": {
-                "title": plan.layout.title,
-                "rows": list(plan.layout.rows),
-                "columns": list(plan.layout.columns),
-                "turned": plan.layout.turned,
-            },
+            "layout": with_lists(dataclasses.asdict(plan.layout)),
             "seeds": list(plan.seeds),
             "cells": {name: _cell(config) for name, config in plan.cells.items()},
         }
@@ -105,10 +100,9 @@ class SweepDirectory(DirectoryOfRuns):
         """
         if self.path.exists() and not self.path.is_dir():
             raise LabError(f"{self.path} is a file; --out must name a directory")
-        if not (self.path / SWEEP).exists():
-            self.check_own()
-            return plan
         self.check_own()
+        if not (self.path / SWEEP).exists():
+            return plan
         saved = self.read()
         problems = sweep_differences(plan, saved)
         if problems:

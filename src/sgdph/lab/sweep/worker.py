@@ -12,7 +12,7 @@ from typing import Protocol
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.data.dataset import Dataset
-from sgdph.lab.progress import LineReporter, Reporter, screen
+from sgdph.lab.progress import LineReporter, Reporter, Screen
 from sgdph.lab.run.claims import Claimed
 from sgdph.lab.run.start import load_data
 from sgdph.lab.sweep.state import note_failure
@@ -68,7 +68,7 @@ class Worker:
 @cache
 def process_worker() -> Worker:
     """Return the worker of a process that only trains; it reports in lines, for a log."""
-    return Worker(LineReporter(screen(140)))
+    return Worker(LineReporter(Screen(width=140)))
 
 
 class Train(Protocol):

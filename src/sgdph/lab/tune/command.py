@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from sgdph.lab.config.run_config import PLACE_FIELDS
-from sgdph.lab.errors import INTERRUPTED, OK, LabError
+from sgdph.lab.errors import OK, LabError
 from sgdph.lab.options.defaults import DEFAULTS
 from sgdph.lab.options.options import DEFAULT_OPTIMIZERS, parse_optimizers
-from sgdph.lab.output import printable, shell_word
+from sgdph.lab.output import printable
 from sgdph.lab.progress import say, say_files
 from sgdph.lab.reports.folder import PAGE, TABLE, TEXT
 from sgdph.lab.run.environment import describe_environment
-from sgdph.lab.run.out import check_contradiction, default_out
+from sgdph.lab.run.out import check_contradiction, default_out, report_interruption
 from sgdph.lab.run.start import load_data, pick_device, prepare
-from sgdph.lab.sweep.cores import check_jobs, default_threads, threads_each
+from sgdph.lab.sweep.cores import default_threads, threads_each
 from sgdph.lab.tune.options import TuneOptions
 from sgdph.lab.tune.outcome import Search
 from sgdph.lab.tune.page import warnings, write_outcome
@@ -77,7 +77,7 @@ def tune(options: TuneOptions, console: Console) -> int:
             console,
         )
     except KeyboardInterrupt:
-        return report_interruption(directory, console)
+        return report_interruption(console, "tune", directory.path, directory.exists())
     device = pick_device(tuning.config(tuning.optimizers[0], place=place).device)
     searches = write_outcome(directory, directory.read(), describe_environment(device))
     show(directory, directory.read(), searches, console)
@@ -87,8 +87,6 @@ def tune(options: TuneOptions, console: Console) -> int:
 def check_options(directory: TuneDirectory, options: TuneOptions) -> None:
     """Raise LabError for options that cannot be followed, whatever the directory holds."""
     check_contradiction(options)
-    if options.jobs is not None:
-        check_jobs(options.jobs, "--jobs")
     storage = options.storage or SQLITE
     if storage not in (SQLITE, JOURNAL_FILE) and "://" not in storage:
         raise LabError(f"--storage must be sqlite, journal or a database's URL; got {storage!r}")
@@ -157,17 +155,6 @@ def begin(
             open_storage(asked.storage, directory.path)
         directory.write(asked)
     return asked
-
-
-def report_interruption(directory: TuneDirectory, console: Console) -> int:
-    """Print how to continue, and return the exit code of an interrupted command."""
-    if not directory.exists():
-        say(console, "Interrupted before anything was recorded.")
-        return INTERRUPTED
-    place = directory.path.resolve()
-    say(console, f"Interrupted. The finished trials are in {place}; continue with:")
-    say(console, f"  sgdph tune --out {shell_word(place)}")
-    return INTERRUPTED
 
 
 def show(

@@ -28,7 +28,7 @@ class TuneOptions(SeveralOptions):
 
     validation_size: Annotated[Count | None, Option(DATA, "a fifth of them")] = None
     """Hold out this many training images and evaluate on them; the test images are not used."""
-    trials: Annotated[int | None, Option(MEASUREMENT, "20")] = None
+    trials: Annotated[Count | None, Option(MEASUREMENT, "20")] = None
     """Trials of each optimizer, including pruned and diverged ones. Can be raised later."""
     space: Annotated[
         str | None,
@@ -44,7 +44,7 @@ class TuneOptions(SeveralOptions):
     storage: Annotated[str | None, Option(OUTPUT, "sqlite", metavar="sqlite|journal|URL")] = None
     """Where the study is kept: a file in --out, or a database. On a network folder: journal."""
 
-    jobs: Annotated[int | None, Option(MACHINE, "1")] = None
+    jobs: Annotated[Count | None, Option(MACHINE, "1")] = None
     """Processes that work at once on this machine; each takes its share of the CPU cores."""
 
     def search(self) -> dict[str, Any]:

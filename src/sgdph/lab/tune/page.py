@@ -14,6 +14,7 @@ from sgdph.lab.options.settings import write_settings
 from sgdph.lab.reports.folder import Page, write_folder
 from sgdph.lab.reports.numbers import counted, listed
 from sgdph.lab.reports.page import Block, Bullets, Picture, Section
+from sgdph.lab.run.directory import LOGS
 from sgdph.lab.tune.outcome import Search, read_searches, to_json
 from sgdph.lab.tune.plots import draw_budget, draw_sensitivity
 from sgdph.lab.tune.record import (
@@ -27,7 +28,6 @@ from sgdph.lab.tune.record import (
     SENSITIVITY,
     TRIALS,
     TUNING,
-    WORKER_LOG,
     TuneDirectory,
     Tuning,
     with_settings,
@@ -45,7 +45,7 @@ HOLDS = {
     TUNING: "what was searched; --resume reads it",
     **dict.fromkeys((DATABASE, JOURNAL), "the trials, for the sampler"),
     **dict.fromkeys(BASELINES, "a folder of trials, each with its run"),
-    WORKER_LOG.format("*"): "what parallel workers said",
+    LOGS: "what parallel workers said, and why trials failed",
     "*.lock": "held while a process writes here, without a meaning otherwise",
 }
 

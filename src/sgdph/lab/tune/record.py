@@ -29,6 +29,7 @@ from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import check_settings, resolve
 from sgdph.lab.reports.folder import PAGE_FILES, page_marks
 from sgdph.lab.run.directory import DirectoryOfRuns, RunDirectory
+from sgdph.lab.run.out import disagreement
 from sgdph.lab.tune.space import Range, Space, complete, grid
 
 FORMAT = "sgdph-tuning-1"
@@ -37,9 +38,9 @@ BEST, TRIALS = "best.yaml", "tune.json"
 SENSITIVITY, BUDGET = "sensitivity.png", "budget.png"
 DATABASE, JOURNAL = "study.db", "study.log"
 DATABASE_FILES = (DATABASE, DATABASE + "-journal", JOURNAL, JOURNAL + ".lock")
-WORKER_LOG = "worker-{}.log"
 GENERATOR, HEADING = "sgdph tune", "Tuning of "
 # What earlier versions wrote.
+WORKER_LOGS = "worker-*.log"
 FORMER = {"tune.md": f"# {HEADING}"}
 SEARCH_DEFAULTS: Mapping[str, Any] = {"trials": 20, "sampler": "tpe", "storage": "sqlite"}
 DEFAULT_PRUNERS = {"tpe": "median", "random": "median", "grid": "none"}
@@ -173,11 +174,11 @@ class Tuning:
             own = own_options(given, optimizer, known)
             problems += differences(own, self.config(optimizer))
         if problems:
-            lines = "\n  ".join(dict.fromkeys(problems))
-            raise LabError(
-                f"the options disagree with the tuning in --out:\n  {lines}\nleave these options "
-                "out to continue it, or name another --out for a new one"
+            workaround = (
+                "leave these options out to continue it, or name another --out for a new one"
             )
+            found = [*dict.fromkeys(problems)]
+            raise LabError(disagreement("the tuning in --out", found, workaround))
         more = [each for each in optimizers if each not in self.spaces]
         added = {each: complete(each, spaces.get(each, {})) for each in more}
         kept = {name: value for name, value in given.items() if name not in PLACE_FIELDS}
@@ -263,8 +264,7 @@ class TuneDirectory(DirectoryOfRuns):
         """Delete the tuning's files, its runs and its processes' logs, and no others."""
         folders = {run.path.parent for run in self.inner_runs()}
         super().clear()
-        logs = [path.name for path in self.path.glob(WORKER_LOG.format("*"))]
-        remove_files(self.path, logs)
+        remove_files(self.path, [path.name for path in self.path.glob(WORKER_LOGS)])
         for folder in folders:
             if not any(folder.iterdir()):
                 folder.rmdir()

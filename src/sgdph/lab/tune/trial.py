@@ -64,8 +64,10 @@ class Watch:
         self.reporter = reporter
 
     def run_started(self, name: str, *, epochs: int, done: int, batches: int) -> None:
-        """Pass on that the run begins, under the trial's name."""
-        self.reporter.run_started(describe(self.hand), epochs=epochs, done=done, batches=batches)
+        """Pass on that the run begins, under the trial's name and with its settings."""
+        settings = ", ".join(f"{key} {value:g}" for key, value in self.hand.settings.items())
+        name = f"{self.hand.name} ({settings})"
+        self.reporter.run_started(name, epochs=epochs, done=done, batches=batches)
 
     def batch_finished(self) -> None:
         """Pass on that one step is done."""
@@ -101,13 +103,6 @@ class Watch:
                 f"below the median of the finished trials after epoch {epoch}, at "
                 f"{metrics['validation_accuracy']:.2%}"
             )
-
-
-def describe(hand: TrialInHand) -> str:
-    """Return a trial's name with its settings."""
-    return (
-        f"{hand.name} ({', '.join(f'{name} {value:g}' for name, value in hand.settings.items())})"
-    )
 
 
 def run_trial(hand: TrialInHand, config: RunConfig, data: Dataset, reporter: Reporter) -> None:

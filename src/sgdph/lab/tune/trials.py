@@ -42,7 +42,8 @@ def train_trials(
     # Other processes or machines may have another working directory.
     path = directory.path.resolve()
     forget_failures(path, failures(path))
-    tuning, over = directory.read(), {run.path for run in directory.inner_runs() if is_over(run)}
+    tuning = directory.read()
+    over = {run.path for run in directory.inner_runs() if run.status() in OVER}
     epochs = tuning.config(tuning.optimizers[0]).epochs
     left = tuning.budget - len(over)
     named = ":" in str(place.get("device", ""))
@@ -68,11 +69,6 @@ def train_trials(
     running = Studies(directory).running()
     if running:
         say(console, f"{running} trials are still running in other processes.")
-
-
-def is_over(run: RunDirectory) -> bool:
-    """Return whether nothing is left to do for a trial's run."""
-    return run.status() in OVER
 
 
 def tasks(directory: TuneDirectory, place: Mapping[str, Any], over: int) -> Iterator[Task]:
