@@ -76,7 +76,7 @@ class InspectSettings:
         probes: Number of Rademacher probes per batch, over which Hutchinson's error is averaged.
 
     Raises:
-        LabError: If the budget is not above 0 and finite.
+        LabError: If a value is out of bounds.
     """
 
     checkpoints: tuple[int, ...]
@@ -87,6 +87,9 @@ class InspectSettings:
     probes: int = 16
 
     def __post_init__(self) -> None:
+        for name in ("batches", "probes"):
+            if getattr(self, name) < 1:
+                raise LabError(f"--{name} must be at least 1; got {getattr(self, name)}")
         if not 0 < self.budget < float("inf"):
             raise LabError(f"--budget must be above 0 seconds and finite; got {self.budget:g}")
 
