@@ -358,6 +358,26 @@ def test_the_error_on_wrong_usage_says_what_to_do(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "compare", "tune", "report"])
+def test_an_out_that_cannot_be_made_is_an_error(
+    sgdph: Command, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "file").touch()
+    out = ["--out", tmp_path / "file" / "run"]
+    small = {
+        "train": [*SMALL, "--epochs=1"],
+        "compare": [*SMALL, "--epochs=1", "--optimizers=sgdm", "--seeds=0"],
+        "tune": [*SMALL, "--epochs=1", "--optimizers=sgdm", "--trials=1"],
+        "report": [tmp_path],
+    }[command]
+    if command == "report":
+        sgdph("train", *SMALL, "--epochs=1", "--optimizer=sgdm", "--out", tmp_path / "old")
+    code, _, errors = sgdph(command, *small, *out)
+    assert code == 2
+    assert "Not a directory" in errors
+    assert str(tmp_path / "file") in errors
+
+
 def test_threads_sets_torchs_threads_and_is_recorded(sgdph: Command, tmp_path: Path) -> None:
     sgdph("train", *SMALL, "--epochs=1", "--threads=2", "--optimizer=sgdm", "--out", tmp_path)
     assert torch.get_num_threads() == 2

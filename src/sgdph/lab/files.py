@@ -136,6 +136,21 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, unless it exists.
+
+    Raises:
+        WriteError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"the directory {path} cannot be made ({error.strerror or error}); name an --out in a "
+            "place that can be written to"
+        ) from error
+
+
 def remove_files(directory: Path, names: Sequence[str]) -> None:
     """Delete the named files and their partial versions, in this order, and nothing else."""
     for name in names:

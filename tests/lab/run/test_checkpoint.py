@@ -1,5 +1,6 @@
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_a_checkpoint_of_another_format_raises_an_error(tmp_path: Path, digits: 
     config = tiny_config(optimizer="sgdm", epochs=1)
     start(config, tmp_path / "run", digits)
     torch.save({**checkpoint_of(tmp_path / "run"), "format": 1}, tmp_path / "run" / CHECKPOINT)
-    with pytest.raises(LabError, match=r"last.pt has checkpoint format 1, expected 2.*--overw"):
+    with pytest.raises(LabError, match=r"last.pt has checkpoint format 1, expected 2.*or delete "):
         start(config, tmp_path / "run", digits)
 
 
@@ -56,7 +57,9 @@ def test_the_error_names_a_damaged_checkpoint(tmp_path: Path, digits: Dataset, d
     else:
         ruins = {"cut": content[: len(content) // 2], "emptied": b"", "other bytes": b"damaged"}
         file.write_bytes(ruins[damage])
-    with pytest.raises(LabError, match=r"last.pt cannot be read.*start again with --overw"):
+    with pytest.raises(
+        LabError, match=r"last.pt cannot be read.*delete .* and train the run again"
+    ):
         start(config, tmp_path / "run", digits)
 
 
@@ -81,18 +84,19 @@ def test_for_a_damaged_checkpoint_the_error_suggests_an_earlier_one(
         {"model": "resnet20"},
         {"optimizer": "sgdph"},
         {"optimizer": "adamw"},
+        {"lr": 0.7},
     ],
-    ids=["network", "depth", "groups", "optimizer"],
+    ids=["network", "depth", "groups", "optimizer", "rate"],
 )
 def test_a_checkpoint_of_another_run_raises_an_error(
-    tmp_path: Path, digits: Dataset, other: dict[str, str]
+    tmp_path: Path, digits: Dataset, other: dict[str, Any]
 ) -> None:
     config = tiny_config(optimizer="sgdm", epochs=1)
     stranger = prepare(tiny_config(epochs=1, **{"optimizer": "sgdm", **other}), digits).state
     run = RunDirectory(tmp_path / "run")
     run.create(config)
     save_checkpoint(run.path / CHECKPOINT, stranger)
-    with pytest.raises(LabError, match=r"last.pt does not fit the run.*--overwrite"):
+    with pytest.raises(LabError, match=r"last.pt does not fit the run.*or setting .*; delete "):
         start(config, run.path, digits)
 
 

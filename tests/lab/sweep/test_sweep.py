@@ -116,6 +116,31 @@ def test_a_run_that_ends_just_before_it_is_claimed_is_not_trained_again(
     assert "resumed" not in RunDirectory(tmp_path / "run0").read_env()
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_that_another_command_began_with_other_settings_is_not_taken(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    (planned,) = runs = tiny_runs(1, epochs=1)
+    claim, other = RunDirectory.claim, tiny_config(**{**same(planned), "lr": 0.5})
+
+    def slow_claim(run: RunDirectory) -> object:
+        monkeypatch.setattr(RunDirectory, "claim", claim)
+        run.create(other)
+        return claim(run)
+
+    if ended:
+        start(other, tmp_path / "run0", digits)
+    else:
+        monkeypatch.setattr(RunDirectory, "claim", slow_claim)
+    before = RunDirectory(tmp_path / "run0").read_summary() if ended else {}
+    told = Told()
+    work(tmp_path, runs, lambda config: digits, told)
+    assert "failed: LabError" in told.lines[0]
+    assert "run0: lr: the run has 0.5, given 0.1" in told.lines[0]
+    assert list(state_of(tmp_path, runs).failed) == ["run0"]
+    assert RunDirectory(tmp_path / "run0").read_summary() == before
+
+
 def test_a_failed_run_is_not_tried_again_by_another_worker(tmp_path: Path, digits: Dataset) -> None:
     runs = tiny_runs(2, epochs=1)
     note_failure(tmp_path, "run0", "Traceback\nRuntimeError: broken")

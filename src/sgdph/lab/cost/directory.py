@@ -20,7 +20,7 @@ from sgdph.lab.cost.figures import (
     to_plain,
 )
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_json
+from sgdph.lab.files import make_directory, write_json
 from sgdph.lab.reports.folder import PAGE_FILES, page_marks
 from sgdph.lab.run.record_directory import RecordDirectory
 
@@ -58,7 +58,7 @@ class CostDirectory(RecordDirectory):
 
     def write(self, settings: CostSettings, cells: Sequence[CellFigures]) -> None:
         """Replace settings and results."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         content = {
             "format": FORMAT,
             "settings": to_plain(settings),

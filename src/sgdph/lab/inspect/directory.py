@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgdph.lab.config.yaml import from_mapping, with_tuples
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_atomically, write_json
+from sgdph.lab.files import make_directory, write_atomically, write_json
 from sgdph.lab.inspect.figures import (
     ESTIMATE_FIELDS,
     FIELDS,
@@ -87,7 +87,7 @@ class InspectDirectory(DirectoryOfRuns):
 
     def write(self, inspection: Inspection) -> None:
         """Write the current state of the inspection, in place of the former one."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         # Blocks first: if the process is killed in between, only unused blocks are left over.
         self._write_blocks(inspection)
         checkpoints = inspection.checkpoints

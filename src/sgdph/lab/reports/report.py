@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import write_text
+from sgdph.lab.files import make_directory, write_text
 from sgdph.lab.reports.csv_tables import figures_table, targets_table
 from sgdph.lab.reports.folder import (
     PAGE_FILES,
@@ -165,7 +165,7 @@ def report_on(
     """
     runs = read_runs(paths)
     grids = make_grids(runs.records, layout)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     sections = tuple(
         _report_on_grid(grid, out, VALIDATION if place else "", targets)
         for place, grid in enumerate(grids)

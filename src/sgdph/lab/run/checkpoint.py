@@ -12,11 +12,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from sgdph.lab.config.run_config import RunConfig, differences
+from sgdph.lab.config.yaml import from_yaml, to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.writer import write_checkpoint
 
 FORMAT = 2
+# May differ between a run and its checkpoint.
+_FREE = ("keep_checkpoints",)
 
 
 @dataclass
@@ -24,6 +28,7 @@ class TrainingState:
     """The state that changes while a run trains.
 
     Attributes:
+        config: The run's configuration.
         model: The network, on its device.
         optimizer: Its optimizer.
         scheduler: The optimizer's learning-rate schedule, stepped once per epoch.
@@ -34,6 +39,7 @@ class TrainingState:
         history: The metrics lines of the finished epochs.
     """
 
+    config: RunConfig
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
@@ -69,6 +75,7 @@ def checkpoint_content(state: TrainingState, team: Team = ALONE) -> dict[str, An
     """Gather a checkpoint's content, without copying tensors. All processes must call it."""
     return {
         "format": FORMAT,
+        "config": to_yaml(state.config),
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "optimizer_kind": type(state.optimizer).__name__,
@@ -112,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise LabError(
             f"{path} has checkpoint format {found}, expected {FORMAT}: another version of sgdph "
-            "wrote it; resume with that version, or start again with --overwrite"
+            "wrote it; resume with that version, or delete {path.parent} and train the run again"
         )
     return dict(content)
 
@@ -121,11 +128,11 @@ def _remedy(path: Path) -> str:
     """Describe what to do without this checkpoint, such as using a kept one."""
     kept = [file for file in path.parent.glob("epoch-*.pt") if file != path]
     if not kept:
-        return "start again with --overwrite"
+        return f"delete {path.parent} and train the run again"
     latest = max(kept, key=lambda file: file.stat().st_mtime)
     return (
-        f"copy {latest.name} over it and continue from there with --resume, or start again with "
-        "--overwrite"
+        f"copy {latest.name} over it and continue from there with --resume, or delete "
+        f"{path.parent} and train the run again"
     )
 
 
@@ -134,6 +141,12 @@ def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
     if content.get("optimizer_kind", kind) != kind:
         # Groups of the same sizes would load without an error, with another optimizer's state.
         raise ValueError(f"it belongs to {content['optimizer_kind']}, the run has {kind}")
+    if "config" in content:
+        # Those of 0.1.0 have none. Rates and the like would be the checkpoint's, not the file's.
+        now = {name: value for name, value in vars(state.config).items() if name not in _FREE}
+        found = differences(now, from_yaml(content["config"]))
+        if found:
+            raise ValueError("config.yaml was changed since: " + "; ".join(found))
     state.model.load_state_dict(content["model"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.scheduler.load_state_dict(content["scheduler"])

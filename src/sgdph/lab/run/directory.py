@@ -31,6 +31,7 @@ from sgdph.lab.config.yaml import from_yaml, to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import (
     append_line,
+    make_directory,
     read_json,
     read_json_lines,
     remove_files,
@@ -141,7 +142,7 @@ class RunDirectory(RecordDirectory):
             LabError: If a run already exists there, or the path is not a directory.
         """
         self.check_free()
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         write_text(self.path / CONFIG, to_yaml(config))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
@@ -170,8 +171,8 @@ class RunDirectory(RecordDirectory):
         if not (self.path / CHECKPOINT).exists() and len(self.read_metrics()) > 1:
             raise LabError(
                 f"{self.path} has the metrics of {len(self.read_metrics())} epochs but no "
-                f"{CHECKPOINT}; restore it or copy a kept checkpoint there, or start again with "
-                "--overwrite"
+                f"{CHECKPOINT}; restore it or copy a kept checkpoint there, or delete the "
+                "directory and train the run again"
             )
 
     def write_env(self, environment: Mapping[str, Any]) -> None:
@@ -220,7 +221,7 @@ class DirectoryOfRuns(RecordDirectory):
         Raises:
             LabError: If another process is still writing after :data:`LOCK_TIMEOUT` seconds.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         try:
             with FileLock(self.path / f"{self.what}.lock", timeout=LOCK_TIMEOUT):
                 yield

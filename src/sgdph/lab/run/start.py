@@ -271,7 +271,7 @@ def prepare(config: RunConfig, data: Dataset, team: Team = ALONE) -> PreparedRun
     schedule = build_schedule(optimizer, config.schedule, config.epochs, config.schedule_every)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "data"))
     scaler = arithmetic.scaler(device)
-    state = TrainingState(model, optimizer, schedule, generator, scaler)
+    state = TrainingState(config, model, optimizer, schedule, generator, scaler)
     if not team.first:
         seed_generators(derive_seed(config.seed, f"process {team.rank}"))
     return PreparedRun(config, data, state, team)

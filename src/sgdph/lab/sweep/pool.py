@@ -25,6 +25,7 @@ from types import TracebackType
 import torch
 
 from sgdph.lab.errors import INTERRUPTED, OK
+from sgdph.lab.files import make_directory
 from sgdph.lab.sweep.worker import Task, Train, process_worker
 
 # How long a worker that was told to stop may take, in seconds.
@@ -47,7 +48,7 @@ class Pool:
     """
 
     def __init__(self, slots: int, logs: Path, *, split_gpus: bool) -> None:
-        logs.mkdir(parents=True, exist_ok=True)
+        make_directory(logs)
         self.slots = slots
         self.logs = logs
         self.split_gpus = split_gpus

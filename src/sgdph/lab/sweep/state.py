@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sgdph.lab.errors import FAILED, OK
-from sgdph.lab.files import write_text
+from sgdph.lab.files import make_directory, write_text
 from sgdph.lab.progress import say
 from sgdph.lab.run.directory import ENDED, LOGS, RunDirectory
 from sgdph.lab.sweep.plan import PlannedRun
@@ -24,7 +24,7 @@ def failure_file(directory: Path, name: str) -> Path:
 
 def note_failure(directory: Path, name: str, text: str) -> None:
     """Record that a run failed, for other processes and for users who look for the cause."""
-    (directory / LOGS).mkdir(parents=True, exist_ok=True)
+    make_directory(directory / LOGS)
     write_text(failure_file(directory, name), text)
 
 
@@ -61,12 +61,13 @@ class SweepState:
 def state_of(directory: Path, runs: Sequence[PlannedRun]) -> SweepState:
     """Return the progress of the runs."""
     failed, names = failures(directory), [planned.name for planned in runs]
-    ended = [name for name in names if RunDirectory(directory / name).status() in ENDED]
-    open_names = [name for name in names if name not in ended]
+    others = [name for name in names if name not in failed]
+    ended = [name for name in others if RunDirectory(directory / name).status() in ENDED]
     return SweepState(
         tuple(ended),
-        {name: failed[name] for name in open_names if name in failed},
-        tuple(name for name in open_names if name not in failed),
+        # Also a run that has ended, but with other settings than this sweep's.
+        {name: failed[name] for name in names if name in failed},
+        tuple(name for name in others if name not in ended),
     )
 
 

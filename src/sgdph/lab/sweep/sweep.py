@@ -208,25 +208,28 @@ def train_planned(directory: Path, planned: PlannedRun, worker: Worker) -> bool:
         False if another process is training the run; otherwise True.
     """
     run = RunDirectory(directory / planned.name)
-    if run.status() in ENDED:
-        outcome = describe_outcome(run.read_summary())
-        worker.reporter.run_finished(planned.name, f"kept; {outcome}")
-    elif not failure_file(directory, planned.name).exists():
-        try:
-            with worker.noting_failure(directory, planned.name):
-                if planned.config.processes == 1:
-                    _train_here(planned, run, worker)
-                else:
-                    _train_in_processes(directory, planned, run, worker.reporter)
-        except Claimed:
-            time.sleep(PATIENCE)
-            return False
+    if failure_file(directory, planned.name).exists():
+        return True
+    try:
+        with worker.noting_failure(directory, planned.name):
+            if run.status() in ENDED:
+                check_agreement(directory, [planned])
+                outcome = describe_outcome(run.read_summary())
+                worker.reporter.run_finished(planned.name, f"kept; {outcome}")
+            elif planned.config.processes == 1:
+                _train_here(directory, planned, run, worker)
+            else:
+                _train_in_processes(directory, planned, run, worker.reporter)
+    except Claimed:
+        time.sleep(PATIENCE)
+        return False
     return True
 
 
-def _train_here(planned: PlannedRun, run: RunDirectory, worker: Worker) -> None:
+def _train_here(directory: Path, planned: PlannedRun, run: RunDirectory, worker: Worker) -> None:
     with run.claim():
-        # Another process may have ended it between the check above and the claim.
+        # Another process may have begun or ended it since, even with other settings.
+        check_agreement(directory, [planned])
         if run.status() not in ENDED:
             prepared = prepare(planned.config, worker.dataset(planned.config))
             if not run.exists():
@@ -238,6 +241,7 @@ def _train_in_processes(
     directory: Path, planned: PlannedRun, run: RunDirectory, reporter: Reporter
 ) -> None:
     with run.claim():
+        check_agreement(directory, [planned])
         if run.status() in ENDED:
             return
         if not run.exists():

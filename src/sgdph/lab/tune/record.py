@@ -23,7 +23,7 @@ from filelock import BaseFileLock, FileLock
 from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig, differences
 from sgdph.lab.config.yaml import with_lists, with_tuples
 from sgdph.lab.errors import LabError
-from sgdph.lab.files import remove_files, write_text
+from sgdph.lab.files import make_directory, remove_files, write_text
 from sgdph.lab.optimizers.registry import BASELINES, SETTINGS, flag, owners
 from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import check_settings, resolve
@@ -246,7 +246,7 @@ class TuneDirectory(DirectoryOfRuns):
 
         The kernel holds the lock, so it is released when the process ends in any way.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         return FileLock(self.path / LOCK)
 
     def trial(self, optimizer: str, number: int) -> RunDirectory:
@@ -286,7 +286,7 @@ class TuneDirectory(DirectoryOfRuns):
 
     def write(self, tuning: Tuning) -> None:
         """Create the directory and record the tuning."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         given = with_lists(tuning.given)
         spaces = {
             optimizer: {name: vars(each) for name, each in space.items()}
