@@ -181,7 +181,8 @@ class SecondOrderOptimizer(JoinableOptimizer):
         Raises:
             RuntimeError: A partial Hessian is due but was not taken; a channel-wise parameter has
                 a sparse gradient; a parameter was moved or converted since its state was made;
-                Newton parameters in ``param_groups`` were replaced; a CUDA graph is being captured.
+                Newton parameters in ``param_groups`` were replaced; ``.grad`` was set by hand, so
+                that its curvature is unknown; a CUDA graph is being captured.
             ValueError: Groups disagree about the cycle; sharded parameters were put into them;
                 ``loss_scale`` is not above 0 and finite.
         """

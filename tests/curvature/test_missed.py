@@ -170,6 +170,18 @@ def test_a_replaced_parameter_with_zero_gradients_raises_an_error() -> None:
         optimizer.step()
 
 
+def test_a_second_network_is_no_replacement_of_what_was_frozen_beside_it() -> None:
+    first, second, critic = (nn.Linear(4, 4) for _ in range(3))
+    first.requires_grad_(False)
+    both = [*first.parameters(), *second.parameters()]
+    optimizer = sgdph.SGDPH([{"params": both, "channelwise": True}], refresh="all")
+    for way in (lambda x: second(first(x)), second):
+        optimizer.zero_grad()
+        optimizer.backward(critic(way(torch.randn(5, 4))).square().mean())
+        optimizer.step()
+        first.requires_grad_(True)
+
+
 def test_a_second_network_is_no_replacement_of_what_was_beside_it() -> None:
     """Like a critic with an optimizer of its own, behind two generators in turn."""
     torch.manual_seed(0)

@@ -472,8 +472,11 @@ def test_gradients_from_autograd_grad_for_several_losses(keep_losses: bool) -> N
 
 
 @pytest.mark.parametrize("keep_losses", [False, True])
+@pytest.mark.parametrize("clears", [False, True])
 @pytest.mark.parametrize("way", ["set by hand", "all losses, then all backwards"])
-def test_curvature_of_losses_that_are_gone_is_missed(way: str, keep_losses: bool) -> None:
+def test_curvature_of_losses_that_are_gone_is_missed(
+    way: str, clears: bool, keep_losses: bool
+) -> None:
     """Their gradients come in a way that shows no difference from a skipped batch."""
     model, other = bn_net(torch.float64), bn_net(torch.float64)
     optimizer, expected = (sgdph.SGDPH(m.parameters(), refresh="all") for m in (model, other))
@@ -486,6 +489,8 @@ def test_curvature_of_losses_that_are_gone_is_missed(way: str, keep_losses: bool
         del loss
         if not keep_losses:
             losses.clear()
+    if clears:
+        optimizer.zero_grad()
     if way == "set by hand":
         # As torch.func.grad gives them.
         for p, q in zip(model.parameters(), other.parameters(), strict=True):
@@ -501,6 +506,37 @@ def test_curvature_of_losses_that_are_gone_is_missed(way: str, keep_losses: bool
     expected.step()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clear", ["in place", "to None"])
+def test_an_auxiliary_backward_before_a_skipped_batch_changes_nothing(clear: str) -> None:
+    model, other = bn_net(torch.float64), bn_net(torch.float64)
+    for each, skipping in ((model, True), (other, False)):
+        each.eval()
+        optimizer = sgdph.SGDPH(each.parameters(), refresh="all")
+        loss_of(each, 5).backward()
+        if skipping:
+            optimizer.update_hessian(100 * loss_of(each, 7))
+        if clear == "to None":
+            each.zero_grad()
+        loss = loss_of(each, 0)
+        optimizer.update_hessian(loss)
+        loss.backward()
+        optimizer.step()
+    assert_same_bits(model, other)
+
+
+def test_a_step_after_skipped_batches_alone_refreshes_nothing() -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH(model.parameters(), lr=0.0)
+    train(model, optimizer, range(1))
+    before = {name: m.clone() for name, m in optimizer.multipliers().items()}
+    optimizer.zero_grad(set_to_none=False)
+    for step in range(2):
+        optimizer.update_hessian(loss_of(model, step))
+    optimizer.step()
+    for name, multiplier in optimizer.multipliers().items():
+        assert torch.equal(multiplier, before[name])
 
 
 def test_a_skipped_batch_before_gradients_set_by_hand_leaves_no_curvature() -> None:

@@ -17,8 +17,9 @@ def losses_gone(name: str, *, by_hand: bool) -> RuntimeError:
         "when the next loss came, as after a skipped batch. But "
         + ("its .grad was set by hand" if by_hand else "gradients came without curvature")
         + ", so it is unknown whether it belongs to them. Keep the losses of all micro-batches "
-        "until optimizer.step(), or sum them and call update_hessian once. If a batch was skipped, "
-        "call optimizer.zero_grad() after it"
+        "until optimizer.step(), or sum them (with closure=, in one closure) and call "
+        "update_hessian once. If a batch was skipped, decide that before update_hessian, or call "
+        "optimizer.zero_grad() right after it"
     )
 
 

@@ -104,13 +104,14 @@ class LossFactors:
             tuple(factor.key for factor in self.unclear),
         )
 
-    def are_outdated(self) -> bool:
-        """Return whether a scaler has updated its scale since: after a step, or a skipped one."""
+    def are_outdated(self, scale: Tensor) -> bool:
+        """Return whether a scaler has updated its scale since: after a step, or a skipped one.
+
+        Args:
+            scale: The scaler's scale.
+        """
         return any(
-            factor.tensor is not None
-            and factor.power == 1
-            and factor.tensor._version != factor.version
-            for factor in self.common
+            factor.is_in(scale) and factor.version != scale._version for factor in self.common
         )
 
     def scale(self, scaler: torch.amp.GradScaler | None) -> Tensor | None:

@@ -17,14 +17,16 @@ class GradientStamp:
     alias: Tensor
     version: int
     size: Tensor
-    """The sum of the entries' magnitudes, of shape ``()`` on the device."""
+    """The largest magnitude of an entry, of shape ``()`` on the device."""
 
     @classmethod
     def of(cls, gradient: Tensor) -> GradientStamp:
         """Return the stamp of a gradient."""
         # A detached alias shares memory and version counter, but keeps no graph alive.
         alias = gradient.detach()
-        size = torch.linalg.vector_norm(alias, 1, dtype=curvature_dtype(alias))
+        # A sparse gradient is refused at the step.
+        entries = alias if alias.layout is torch.strided else alias.coalesce().values()
+        size = entries.abs().max() if entries.numel() else entries.new_zeros(())
         return cls(alias, alias._version, size)
 
     def is_replaced(self, gradient: Tensor | None) -> bool:
@@ -49,9 +51,10 @@ class GradientStamp:
 
 
 def follows(gradient: Tensor, latest: Tensor | None) -> Tensor:
-    """Return whether a gradient is another one, scaled or clipped by value, in any order.
+    """Return whether a gradient is another one, scaled or clipped by value.
 
-    Up to rounding. A gradient of one entry always is.
+    Up to rounding. With three entries or more, it may be both, in any order. A gradient of one
+    entry always is.
 
     Args:
         gradient: The present gradient.
@@ -68,11 +71,16 @@ def follows(gradient: Tensor, latest: Tensor | None) -> Tensor:
     # To their largest entries first, because the norm of a scaled gradient may overflow.
     a, b = (g / g.norm(torch.inf).clamp(min=tiny) for g in (a, b))
     # The tolerance covers the rounding of a product in the gradient's own precision.
-    tolerance = 64 * torch.finfo(gradient.dtype).eps
+    precise = gradient.dtype in (torch.float32, torch.float64)
+    tolerance = (64 if precise else 8) * torch.finfo(gradient.dtype).eps
     direction = b / b.norm().clamp(min=tiny)
     rest: Tensor = (a - (a * direction).sum() * direction).norm()
-    # Clipping makes the ratio of an entry smaller. The largest ratio is that of the rest.
-    ratio = torch.where(b == 0, 0, a / b).abs().max()
-    clipped = (a - (b * ratio).clamp(-1, 1)).abs().max()
-    found: Tensor = clipped.le(tolerance) | rest.le(tolerance * a.norm())
+    limit = gradient.detach().abs().max()
+    clipped = gradient.detach().eq(latest.clamp(-limit, limit)).all()
+    if gradient.numel() > 2:
+        # Clipping makes the ratio of an entry smaller. The largest ratio is that of the rest. Tiny
+        # entries are rounded too much to show it.
+        ratio = torch.where(b.abs() * torch.finfo(dtype).eps <= tiny, 0, a / b).abs().max()
+        clipped |= (a - (b * ratio).clamp(-1, 1)).abs().max() <= tolerance
+    found: Tensor = clipped | rest.le(tolerance * a.norm())
     return found

@@ -124,7 +124,7 @@ class PendingCurvature:
                 entry.gradient_with_graph = gradient if before is None else before + gradient
             entry.objection = entry.objection or self._running_backward.objection(p)
         else:
-            entry.forgotten = True
+            entry.forgotten, entry.uncovered = True, entry.abandoned
         entry.is_averaged = False
         holds = entry.settled or entry.gradient_with_graph is not None
         # The gradient of a sharded parameter arrives later, from a collective.
@@ -194,8 +194,8 @@ class PendingCurvature:
             curvature.
 
         Raises:
-            RuntimeError: A gradient was combined by hand from several backwards, so its curvature
-                is unknown; or it is unclear whether a loss was scaled.
+            RuntimeError: A gradient was combined by hand from several backwards, or losses are
+                gone, so its curvature is unknown; or it is unclear whether a loss was scaled.
         """
         for p in params:
             self._entry(p).prepare_step(p, self._accumulations, name if alone else None)

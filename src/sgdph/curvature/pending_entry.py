@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sgdph.curvature.by_hand import losses_gone, set_by_hand, warn_of_change
-from sgdph.curvature.grad_scaler import LossFactors
+from sgdph.curvature.grad_scaler import LossFactors, calling_grad_scaler
 from sgdph.curvature.gradient_stamp import GradientStamp, follows
 from sgdph.curvature.taken import Taken
 from sgdph.distributed.dtensor import is_dtensor
@@ -35,14 +35,16 @@ class PendingEntry:
     """Some went with its gradient, since the last step."""
     dropped_finite: Tensor | None = None
     """Whether any of these gradients was finite; ``None`` if it is unknown."""
-    dropped_factors: tuple[LossFactors, ...] = ()
-    """Those of the last losses whose curvature went with its gradient."""
+    former_factors: tuple[LossFactors, ...] = ()
+    """Those of the last losses whose gradient was cleared, or changed before the next backward."""
     captured: bool = False
     """``autograd.grad`` has taken the gradient of the fresh curvature."""
     lost: bool = False
     """Some whose gradient ``autograd.grad`` had taken went with its graph, since the last step."""
     abandoned: bool = False
     """Some went with its graph before any gradient came, since gradients were cleared."""
+    uncovered: bool = False
+    """After that, a gradient came without curvature."""
     is_averaged: bool = False
     """Nothing has been added to the gradient since it was averaged over ranks, outside of DDP."""
     stamp: GradientStamp | None = None
@@ -57,19 +59,20 @@ class PendingEntry:
         """Drop settled curvature, because its gradient is gone."""
         if self.settled or self.gradient_with_graph is not None:
             self.dropped = True
-            self.dropped_factors = tuple(taken.factors for taken in self.settled)
+            self.former_factors = tuple(taken.factors for taken in self.settled)
             if self.stamp is not None:
                 finite, before = self.stamp.size.isfinite(), self.dropped_finite
                 self.dropped_finite = finite if before is None else finite | before
         self.settled = []
         self.gradient_with_graph = self.objection = self.stamp = None
-        self.forgotten = False
+        self.forgotten = self.uncovered = False
 
     def note_clearing(self, accumulations: int) -> None:
         """Note that all gradients are being cleared; see :meth:`drop_settled`."""
         self.drop_settled()
         self.fresh = [taken._replace(outlived_clearing=True) for taken in self.fresh]
-        self.incoming, self.abandoned = None, False
+        # Fresh curvature may be that of the last micro-batch, with .grad set only after this.
+        self.incoming, self.abandoned = None, self.abandoned and bool(self.fresh)
         if self.missed_at is not None and self.missed_at < accumulations:
             self.missed_at = None
 
@@ -83,6 +86,8 @@ class PendingEntry:
         """Drop settled curvature if its gradient was cleared since."""
         self.incoming = None
         if self.stamp is None:
+            if p.grad is None:
+                self.forgotten = self.uncovered = False
             return
         if p.grad is None:
             self.drop_settled()
@@ -92,9 +97,9 @@ class PendingEntry:
             # not. Only a cleared one is all zeros, which can be checked without a host sync.
             kept = p.grad.any()
             self._keep_settled_if(kept)
-            if not any(taken.factors.are_outdated() for taken in self.settled):
-                counts = kept | ~self.stamp.size.isfinite()
-                self.kept = counts if self.kept is None else self.kept & counts
+            self.former_factors = tuple(taken.factors for taken in self.settled)
+            counts = kept | ~self.stamp.size.isfinite()
+            self.kept = counts if self.kept is None else self.kept & counts
             # Clearing in place detaches; clipping and unscaling do not. A gradient that was
             # detached by hand is told from a cleared one by its entries, at a host sync.
             detached = self.gradient_with_graph is not None and p.grad.grad_fn is None
@@ -111,8 +116,9 @@ class PendingEntry:
             return
         kept = self.stamp.is_kept(p.grad)
         self._keep_settled_if(kept)
-        if self.gradient_with_graph is not None and not bool(kept):
-            self.gradient_with_graph = None
+        if self.gradient_with_graph is not None:
+            with torch.enable_grad():
+                self.gradient_with_graph = torch.where(kept, self.gradient_with_graph, 0)
 
     def _keep_settled_if(self, kept: Tensor) -> None:
         self.settled = [
@@ -159,8 +165,11 @@ class PendingEntry:
     ) -> None:
         if self.abandoned:
             by_hand = self.stamp is None and not (self.captured or self.forgotten)
-            if (self.fresh and by_hand) or (self.settled and self.forgotten):
-                raise losses_gone(name(p), by_hand=by_hand)
+            if (self.fresh and by_hand) or (self.settled and self.uncovered):
+                if bool(gradient.any()):
+                    raise losses_gone(name(p), by_hand=by_hand)
+                # All batches were skipped, and only the schedules go on.
+                self.fresh, self.settled, self.missed_at = [], [], accumulations
         if self.is_of_several(gradient):
             if self.stamp is None or self.stamp.is_replaced(gradient):
                 raise set_by_hand(name(p))
@@ -227,7 +236,7 @@ class PendingEntry:
         stamp = self.stamp
         if stamp is not None and stamp.fits(gradient):
             return False
-        if (self.kept is None or bool(self.kept)) and not self._may_come_back():
+        if not self._may_come_back():
             return False
         if not bool(gradient.any()):
             return False
@@ -238,9 +247,14 @@ class PendingEntry:
 
         Not one that was not finite, and not one from before a step that a ``GradScaler`` skipped.
         """
-        if not self.dropped or any(each.are_outdated() for each in self.dropped_factors):
+        if not self.dropped and self.kept is None:
             return False
-        return self.dropped_finite is None or bool(self.dropped_finite)
+        scale = getattr(calling_grad_scaler(), "_scale", None)
+        if scale is not None and any(each.are_outdated(scale) for each in self.former_factors):
+            return False
+        if self.kept is not None and not bool(self.kept):
+            return True
+        return self.dropped and (self.dropped_finite is None or bool(self.dropped_finite))
 
     def drop_without_graph(self) -> None:
         """Drop fresh curvature whose backward can no longer run."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
 from sgdph.autograd.graph import graph_nodes, is_leaf
@@ -23,8 +23,8 @@ class ReplacedParameters:
     """
 
     def __init__(self) -> None:
-        # Maps unknown leaves to the parameters that were in a graph with them.
-        self._beside: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()
+        # Maps an unknown leaf, once seen, to the parameters that it may have replaced.
+        self._suspected: dict[int, set[int]] = {}
         self._is_first = True
 
     def check(
@@ -62,10 +62,17 @@ class ReplacedParameters:
         known, reached = {id(p) for p in own}, {id(leaf) for leaf in leaves}
         absent = [p for p in own if id(p) not in reached]
         unknown = [leaf for leaf in leaves if id(leaf) not in known]
-        lookalikes = [s for s in unknown if any(map(partial(self._may_replace, s), absent))]
-        present = {id(p) for p in own} & reached
+        by_shape: dict[torch.Size, set[int]] = {}
+        for p in absent:
+            by_shape.setdefault(p.shape, set()).add(id(p))
+        lookalikes = []
         for leaf in unknown:
-            self._beside[leaf] = self._beside.get(leaf, set()) | present
+            missing = by_shape.get(leaf.shape, set())
+            before = self._suspected.get(id(leaf), missing)
+            if missing & before:
+                lookalikes.append(leaf)
+            # Not what was in a graph with it, nor what was frozen or unknown when it first came.
+            self._suspected[id(leaf)] = before - reached
         first, self._is_first = self._is_first, False
         if not missed:
             if first and lookalikes:
@@ -84,9 +91,6 @@ class ReplacedParameters:
                 "own optimizer, freeze that one during this step (requires_grad_(False)). If the "
                 "parameter is meant to take no Newton step, give its group channelwise=False"
             )
-
-    def _may_replace(self, leaf: Tensor, p: Tensor) -> bool:
-        return leaf.shape == p.shape and id(p) not in self._beside.get(leaf, ())
 
 
 def _described(lookalikes: Sequence[Tensor]) -> str:
