@@ -23,8 +23,9 @@ from sgdph.lab.run.out import check_contradiction
 from sgdph.lab.sweep.choice import chosen
 from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.plan import Plan, make_plan
-from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
+from sgdph.lab.sweep.recipe import Recipe, load_recipe, recipe_names
 from sgdph.lab.sweep.reproduce_options import ReproduceOptions
+from sgdph.lab.sweep.scale import Scale
 from sgdph.lab.sweep.state import report_failures, state_of
 from sgdph.lab.sweep.sweep import train_and_report
 from sgdph.lab.sweep.sweep_directory import SweepDirectory

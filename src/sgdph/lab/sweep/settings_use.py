@@ -7,7 +7,7 @@ from typing import Any
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.reports.numbers import listed
-from sgdph.lab.sweep.recipe import Options
+from sgdph.lab.sweep.scale import Options
 
 
 def describe_limits(
