@@ -52,6 +52,11 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
     if scale.cost is not None:
         return reproduce_cost(recipe, scale, out, options, console)
+    if options.overwrite and options.only is not None:
+        raise LabError(
+            f"--overwrite deletes all runs in {out}, also those that --only leaves out. Leave out "
+            "--only, or delete the folders of the runs that you mean, without --overwrite"
+        )
     given = options.given()
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     settings = None if options.settings is None else read_settings(options.settings)
