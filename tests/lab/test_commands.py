@@ -337,6 +337,18 @@ def test_compare_checks_the_settings_of_all_runs_first(sgdph: Command, tmp_path:
     assert not (tmp_path / "all").exists()
 
 
+@pytest.mark.parametrize("content", ["{muon: {lr: 0.1}}", "{muon: {lr: 0.1}, sgdm: {}}"])
+def test_compare_with_a_settings_file_without_an_effect_is_an_error(
+    sgdph: Command, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"format: sgdph-settings-1\noptimizers: {content}\n")
+    code, _, errors = sgdph(*COMPARE, "--settings", file, "--out", tmp_path / "all")
+    assert code == 2
+    assert f"no effect on this comparison: {file} has no settings of sgdm, sgdph;" in errors
+    assert not (tmp_path / "all").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

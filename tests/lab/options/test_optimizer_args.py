@@ -89,6 +89,34 @@ def test_the_error_for_an_unknown_argument_lists_the_known_ones(
         resolve({"optimizer": optimizer, "optimizer_args": {argument: 1}})
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "word", "expected"),
+    [
+        ("sgdm", "nesterov=no", "sgdm's argument nesterov must be true or false; got 'no'"),
+        ("adam", "amsgrad=off", "true or false; got 'off'"),
+        ("adamw", "amsgrad=tru", "true or false; got 'tru'"),
+        ("sgdph", "eps_warmup=1", "true or false; got 1"),
+        ("sgdm", "nesterov=none", "true or false; got None"),
+        ("adahessian", "avg_conv_kernel=no", "true or false; got 'no'"),
+        ("adamw-ph", "amsgrad=no", "true or false; got 'no'"),
+        ("adamw-ph", "newton_maximize=no", "true or false; got 'no'"),
+        ("adamw", "foreach=no", "true, false or none; got 'no'"),
+        ("sgdph", "foreach=no", "true, false or none; got 'no'"),
+        ("adamw", "fused=0", "true, false or none; got 0"),
+    ],
+)
+def test_a_boolean_argument_must_be_true_or_false(optimizer: str, word: str, expected: str) -> None:
+    given = parse_arguments([word])
+    with pytest.raises(LabError, match=expected):
+        resolve({"optimizer": optimizer, "optimizer_args": given})
+    (name,) = given
+    with pytest.raises(LabError, match=expected):
+        resolve_many({}, (optimizer,), (0,), {optimizer: {"optimizer_args": given}})
+    for value in (True, False, *[None] * ("none" in expected)):
+        config = resolve({"optimizer": optimizer, "optimizer_args": {name: value}})
+        assert config.setting(name) is value
+
+
 def test_a_contradicting_option_and_argument_raise_an_error() -> None:
     given = {"optimizer": "sgdm", "momentum": 0.5}
     with pytest.raises(LabError, match=r"--momentum 0.5 and .* momentum=0.9 contradict"):

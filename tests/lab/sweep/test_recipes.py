@@ -227,6 +227,11 @@ def test_cells_with_the_same_name_raise_an_error(tmp_path: Path) -> None:
     assert [run.config.lr for run in found.runs()] == [0.1, 0.03]
 
 
+def in_scale(**changes: object) -> dict[str, object]:
+    """Return what to change in :data:`OWN` for other values in its scale."""
+    return {"scales": {"cpu": {**yaml.safe_load(OWN)["scales"]["cpu"], **changes}}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -235,6 +240,27 @@ def test_cells_with_the_same_name_raise_an_error(tmp_path: Path) -> None:
         ({"settings": {"sgdm": {"lr": 0.1}}}, "sgdm's lr must be .value"),
         ({"scales": {"laptop": yaml.safe_load(OWN)["scales"]["cpu"]}}, "got laptop"),
         ({"layout": {"rows": ["colour"]}}, "'colour'"),
+        # A misspelt name would have no effect.
+        ({"setings": {}}, "mine.yaml: unknown key 'setings'; did you mean settings.* of format,"),
+        ({"layout": {"row": ["lr"]}}, "mine.yaml, layout: unknown key 'row'; did you mean rows"),
+        ({"layout": {"title": "x"}}, "mine.yaml, layout: unknown key 'title'; expected one of"),
+        (in_scale(sed=[0]), "mine.yaml, scale cpu: unknown key 'sed'; did you mean seeds"),
+        (in_scale(cost={}), "scale cpu: unknown key beside cost 'axes'; expected one of"),
+        ({"runs_of": "table1"}, "mine.yaml: unknown key beside runs_of 'scales'; expected one"),
+        ({"settings": {"sgmd": {}}}, "mine.yaml, settings: unknown optimizer 'sgmd'; did .* sgdm"),
+        (in_scale(settings={"sgmd": {}}), "scale cpu, settings: unknown optimizer 'sgmd'; did"),
+        ({"settings": {"sgdm": [0.1]}}, "mine.yaml: settings of sgdm must be a mapping"),
+        (in_scale(seeds="0-2"), r"scale cpu: seeds must be a list .* \[0, 1, 2\]; got '0-2'"),
+        (in_scale(seeds=["0-2"]), r"seeds must be a list .*; got \['0-2'\]"),
+        (in_scale(seeds=[]), "mine.yaml, scale cpu: seeds is empty; name at least one"),
+        (in_scale(seeds=[0, 0]), r"mine.yaml, scale cpu: seeds names a seed twice: \[0, 0\]"),
+        (in_scale(axes={"lr": [0.1]}), "mine.yaml, scale cpu: axes must be a list of axes"),
+        (in_scale(axes=[{"lr": 0.1}]), "scale cpu: an axis must be .*; got {'lr': 0.1}"),
+        (in_scale(axes=[{"lr": []}]), r"scale cpu: an axis must be .*; got {'lr': \[\]}"),
+        (in_scale(axes=[["sgdm"]]), r"scale cpu: an axis must be .*; got \['sgdm'\]"),
+        (in_scale(axes=[[{"label": 3}]]), "scale cpu, cell {'label': 3}: label must be a text"),
+        (in_scale(options={"label": 3}), "mine.yaml, scale cpu: label must be a text; got 3"),
+        (in_scale(options=[]), "mine.yaml, scale cpu: options must be a mapping"),
     ],
 )
 def test_an_invalid_recipe_raises_an_error(change: dict[str, object], message: str) -> None:
@@ -242,6 +268,22 @@ def test_an_invalid_recipe_raises_an_error(change: dict[str, object], message: s
     text = yaml.safe_dump({key: value for key, value in values.items() if value is not None})
     with pytest.raises(LabError, match=message):
         parse_recipe(text, "mine", "mine.yaml")
+
+
+def test_settings_without_a_value_are_empty() -> None:
+    values = {**yaml.safe_load(OWN), "layout": None, "settings": None, **in_scale(settings=None)}
+    recipe = parse_recipe(yaml.safe_dump(values), "mine", "mine.yaml")
+    assert recipe.scale("cpu").settings == {}
+    values["settings"] = {"sgdm": None}
+    recipe = parse_recipe(yaml.safe_dump(values), "mine", "mine.yaml")
+    assert recipe.scale("cpu").settings == {"sgdm": {}}
+
+
+def test_a_boolean_argument_in_a_recipe_must_be_true_or_false() -> None:
+    options = {"dataset": "digits", "optimizer": "sgdm", "optimizer_args": {"nesterov": "tru"}}
+    text = yaml.safe_dump({**yaml.safe_load(OWN), **in_scale(options=options)})
+    with pytest.raises(LabError, match="nesterov must be true or false; got 'tru'"):
+        make_plan(parse_recipe(text, "mine", "mine.yaml"), "cpu", {})
 
 
 def test_an_unknown_recipe_or_scale_raises_an_error() -> None:

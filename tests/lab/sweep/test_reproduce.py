@@ -236,6 +236,19 @@ def test_recipe_files_with_the_same_name_get_separate_run_folders(
     assert folders == ["mine-cpu", "one-cpu", "other-cpu"]
 
 
+def test_a_new_title_of_a_recipe_replaces_the_reports(reproduce: Command, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "mine.yaml", tmp_path / "out"
+    for title, threads in (("The old title", 1), ("The new title", 2)):
+        recipe.write_text(OWN_RECIPE.format(title=title, lr=0.1))
+        words = [f"--threads={threads}", "--device=cpu", "--out", out]
+        assert reproduce(recipe, *words)[0] == 0
+        assert title in (out / "report.md").read_text()
+    assert "The old title" not in (out / "report.md").read_text()
+    # Where the sweep was computed first stays recorded.
+    (cell,) = yaml.safe_load((out / "sweep.yaml").read_text())["cells"].values()
+    assert cell["threads"] == 1
+
+
 def test_a_recipe_that_has_changed_raises_an_error(reproduce: Command, tmp_path: Path) -> None:
     assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
     file = tmp_path / "sweep.yaml"
@@ -258,11 +271,20 @@ def test_a_directory_with_only_a_report_raises_an_error(reproduce: Command, tmp_
 def test_overwriting_deletes_the_sweep_and_nothing_else(reproduce: Command, tmp_path: Path) -> None:
     assert reproduce("table7", *ONE, "--only=0.8", "--out", tmp_path)[0] == 0
     (tmp_path / "notes.txt").write_text("mine")
-    anew = ["--seeds=1", "--only=0.9-", "--overwrite", "--out", tmp_path]
+    anew = ["--seeds=1", "--overwrite", "--out", tmp_path]
     code, _, _ = reproduce("table7", *ONE, *anew)
     assert code == 0
-    assert runs_under(tmp_path) == ["digits-resnet8-hessian-momentum0.9-sgdph-seed1"]
+    momenta = (0.8, 0.9, 0.99)
+    names = [f"digits-resnet8-hessian-momentum{each}-sgdph-seed1" for each in momenta]
+    assert runs_under(tmp_path) == names
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    # Only part of the sweep cannot be overwritten.
+    before = snapshot(tmp_path)
+    for more in ([], ["--dry-run"]):
+        code, _, errors = reproduce("table7", *ONE, *anew, "--only=0.9-", *more)
+        assert code == 2
+        assert f"--overwrite deletes all runs in {tmp_path}, also those that --only" in errors
+        assert snapshot(tmp_path) == before
 
 
 def test_a_dry_run_prints_an_estimate_and_saves_nothing(reproduce: Command, tmp_path: Path) -> None:
@@ -281,10 +303,10 @@ def test_a_dry_run_prints_an_estimate_and_saves_nothing(reproduce: Command, tmp_
     code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm,adam-")
     assert code == 0
     assert " for the 1 run left" in said
-    code, said, _ = reproduce(*small, "--dry-run", "--only=sgdm", "--overwrite")
+    code, said, _ = reproduce(*small, "--dry-run", "--overwrite")
     assert code == 0
-    assert " for the 1 run left" in said
-    assert "1 of 1 runs have ended; --overwrite deletes them" in said
+    assert " for the 7 runs left" in said
+    assert "1 of 7 runs have ended; --overwrite deletes them" in said
     assert snapshot(tmp_path) == before
 
 

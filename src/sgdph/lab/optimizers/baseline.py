@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 Setting: TypeAlias = bool | int | float | str | tuple[int | float, ...] | None
 """A value that an optimizer's argument can have on the command line."""
 
+# Types of an argument that is true, false or left to the optimizer, as signatures have them.
+_OPTIONAL_BOOL = (bool | None, "bool | None", "Optional[bool]")
+
 # Constructor arguments that the laboratory sets itself.
 _GIVEN = frozenset({"self", "first_order", "params", "seed", "process_group"})
 
@@ -61,21 +64,30 @@ class Baseline:
         """Import its class."""
         return resolve_name(self.constructor)
 
-    def constructor_arguments(self) -> tuple[str, ...]:
-        """Return the names of its constructor arguments that a user may set.
+    def constructor_arguments(self) -> dict[str, inspect.Parameter]:
+        """Return its constructor arguments that a user may set, by name.
 
         Arguments that the constructor would ignore (``**kwargs``) are left out. If another
         optimizer takes the first-order steps, the arguments of that one come first.
         """
-        parameters = inspect.signature(self.load()).parameters.values()
-        own = tuple(
-            each.name
-            for each in parameters
-            if each.name not in _GIVEN and each.kind is not inspect.Parameter.VAR_KEYWORD
-        )
+        own = {
+            name: each
+            for name, each in inspect.signature(self.load()).parameters.items()
+            if name not in _GIVEN and each.kind is not inspect.Parameter.VAR_KEYWORD
+        }
         if self.first_order is None:
             return own
-        return (*self.first_order.constructor_arguments(), *map(newton_name, own))
+        newton = {newton_name(name): each for name, each in own.items()}
+        return {**self.first_order.constructor_arguments(), **newton}
+
+    def boolean_arguments(self) -> dict[str, bool]:
+        """Return its true-or-false constructor arguments, each with whether it may be ``None``."""
+        return {
+            name: each.default is None
+            for name, each in self.constructor_arguments().items()
+            if isinstance(each.default, bool)
+            or (each.default is None and each.annotation in _OPTIONAL_BOOL)
+        }
 
 
 def is_installed(package: str) -> bool:

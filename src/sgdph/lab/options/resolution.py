@@ -166,14 +166,19 @@ def _of_newton_steps(baseline: Baseline, name: str) -> str:
 def _check_arguments(
     optimizer: str, further: Mapping[str, Setting], given: Mapping[str, Any]
 ) -> None:
-    """Raise LabError if the optimizer lacks an argument, or an option contradicts one."""
-    taken = arguments(optimizer)
+    """Raise LabError if an argument is unknown, is not true or false, or contradicts an option."""
+    taken, booleans = arguments(optimizer), BASELINES[optimizer].boolean_arguments()
     for name, value in further.items():
         if name not in taken:
             raise LabError(
                 f"{optimizer} has no argument {name!r} (got {value!r} in --optimizer-args); it has "
                 f"{', '.join(taken)}"
             )
+        # Constructors do not check this: for them, any text is true.
+        optional = booleans.get(name, True)
+        if name in booleans and not isinstance(value, bool) and not (value is None and optional):
+            choices = "true, false or none" if optional else "true or false"
+            raise LabError(f"{optimizer}'s argument {name} must be {choices}; got {value!r}")
         if given.get(name, value) != value:
             raise LabError(
                 f"{flag(name)} {given[name]} and --optimizer-args {name}={value} contradict each "

@@ -21,6 +21,7 @@ from sgdph.lab.progress import say
 from sgdph.lab.run.out import check_target, default_out, report_interruption
 from sgdph.lab.sweep.comparison import Comparison, ComparisonDirectory
 from sgdph.lab.sweep.dry_run import dry_run
+from sgdph.lab.sweep.settings_use import check_effect
 from sgdph.lab.sweep.state import report_failures
 from sgdph.lab.sweep.sweep import train_and_report
 
@@ -38,9 +39,11 @@ def compare(options: CompareOptions, console: Console) -> int:
     given = options.given()
     directory = ComparisonDirectory(options.out or default_out(given, "compare"))
     check_target(directory, options)
-    comparison = requested_comparison(options, given)
+    asked = comparison = requested_comparison(options, given)
     if options.resume:
-        comparison = directory.read_comparison().extended(comparison)
+        comparison = directory.read_comparison().extended(asked)
+    if options.settings is not None:
+        check_effect(options.settings, asked.settings, comparison.optimizers)
     plan = comparison.plan()
     for line in comparison.describe_settings(plan):
         say(console, line)

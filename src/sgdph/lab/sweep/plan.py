@@ -15,7 +15,8 @@ from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.options.optimizer_args import overlaid
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.reports.layout import SYSTEM, Layout, value_of
-from sgdph.lab.sweep.recipe import Options, Recipe, Scale
+from sgdph.lab.sweep.recipe import Recipe
+from sgdph.lab.sweep.scale import Options, Scale
 from sgdph.lab.sweep.settings_use import describe_limits
 
 # These options belong to one data set, so they are not applied to another.

@@ -26,58 +26,23 @@ scales, a recipe shows another recipe's runs. A scale with ``cost`` in place of 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.files import parse_yaml
 from sgdph.lab.reports.layout import Layout, layout_from
+from sgdph.lab.sweep.scale import Scale, as_mapping, check_keys, parse_scale, parse_settings
 
 FORMAT = "sgdph-recipe-1"
 ScaleName = Literal["paper", "gpu-hour", "cpu"]
-Options: TypeAlias = Mapping[str, Any]
-"""Fields of a run's configuration to values."""
-
-
-@dataclass(frozen=True)
-class Sourced:
-    """A value with its source."""
-
-    value: Any
-    source: str
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A recipe at one scale.
-
-    Attributes:
-        description: What is smaller than in the paper, and what replaces its lost details.
-        time: How long it takes, and on what machine.
-        seeds: The seeds of every cell.
-        options: The options that all runs have in common.
-        settings: Each optimizer's settings, with their sources.
-        axes: Alternative options on each axis; every combination, with one from each axis, makes a
-            cell.
-        cost: Options of ``sgdph cost``, if the scale is a measurement of cost and has no runs.
-    """
-
-    description: str
-    time: str
-    seeds: tuple[int, ...] = ()
-    options: Options = field(default_factory=dict)
-    settings: Mapping[str, Mapping[str, Sourced]] = field(default_factory=dict)
-    axes: tuple[tuple[Options, ...], ...] = ()
-    cost: Options | None = None
-
-    def combinations(self) -> Iterator[dict[str, Any]]:
-        """Yield the options of each cell; the first axis changes slowest."""
-        for parts in itertools.product(*self.axes):
-            yield {name: value for part in parts for name, value in part.items()}
+_KEYS = ("format", "title", "paper", "layout", "settings", "scales", "runs_of")
+# A recipe that shows the runs of another one has no other keys.
+_RUNS_OF_KEYS = ("format", "title", "paper", "runs_of")
+_LAYOUT_KEYS = ("rows", "columns", "turned")
 
 
 @dataclass(frozen=True)
@@ -157,10 +122,13 @@ def parse_recipe(text: str, name: str, source: str) -> Recipe:
     values = parse_yaml(text, FORMAT, source, "a recipe")
     try:
         if "runs_of" in values:
+            check_keys(values, _RUNS_OF_KEYS, source, "key beside runs_of")
             origin = load_recipe(values["runs_of"])
             return replace(origin, name=name, title=values["title"], paper=values["paper"])
+        check_keys(values, _KEYS, source)
+        settings = parse_settings(values.get("settings"), source)
         scales = {
-            key: _scale(scale, values.get("settings", {}), f"{source}, scale {key}")
+            key: parse_scale(scale, settings, f"{source}, scale {key}")
             for key, scale in values["scales"].items()
         }
         unknown = set(scales) - set(get_args(ScaleName))
@@ -169,7 +137,9 @@ def parse_recipe(text: str, name: str, source: str) -> Recipe:
                 f"{source}: scales must be of {', '.join(get_args(ScaleName))}; got "
                 f"{', '.join(sorted(unknown))}"
             )
-        layout = replace(layout_from(values.get("layout", {})), title=values["title"])
+        layout_values = as_mapping(values.get("layout"), f"{source}: layout")
+        check_keys(layout_values, _LAYOUT_KEYS, f"{source}, layout")
+        layout = replace(layout_from(layout_values), title=values["title"])
         return Recipe(name, values["title"], values["paper"], layout, scales, name)
     except KeyError as error:
         raise LabError(f"{source}: the key {error} is missing") from error
@@ -177,39 +147,3 @@ def parse_recipe(text: str, name: str, source: str) -> Recipe:
         if isinstance(error, LabError):
             raise
         raise LabError(f"{source} is not a valid recipe: {error}") from error
-
-
-def _scale(values: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> Scale:
-    described = {"description": values["description"].strip(), "time": values["time"].strip()}
-    if "cost" in values:
-        return Scale(**described, cost=dict(values["cost"]))
-    own = values.get("settings") or {}
-    return Scale(
-        **described,
-        seeds=tuple(values["seeds"]),
-        options=dict(values["options"]),
-        settings={
-            optimizer: {
-                name: _sourced(value, f"{source}, {optimizer}'s {name}")
-                for name, value in {**settings.get(optimizer, {}), **own.get(optimizer, {})}.items()
-            }
-            for optimizer in dict.fromkeys([*settings, *own])
-        },
-        axes=tuple(_axis(axis, source) for axis in values["axes"]),
-    )
-
-
-def _sourced(value: Any, what: str) -> Sourced:
-    if not isinstance(value, Mapping) or set(value) != {"value", "source"}:
-        raise LabError(f"{what} must be {{value: ..., source: ...}}; got {value!r}")
-    return Sourced(value["value"], str(value["source"]))
-
-
-def _axis(axis: Any, source: str) -> tuple[Options, ...]:
-    """Parse ``{field: [values]}``, or a list of mappings, each of options that belong together."""
-    if isinstance(axis, Mapping):
-        if len(axis) != 1:
-            raise LabError(f"{source}: an axis must have one field or be a list; got {axis!r}")
-        ((name, choices),) = axis.items()
-        return tuple({name: choice} for choice in choices)
-    return tuple(dict(options) for options in axis)

@@ -23,8 +23,9 @@ from sgdph.lab.run.out import check_contradiction
 from sgdph.lab.sweep.choice import chosen
 from sgdph.lab.sweep.dry_run import dry_run
 from sgdph.lab.sweep.plan import Plan, make_plan
-from sgdph.lab.sweep.recipe import Recipe, Scale, load_recipe, recipe_names
+from sgdph.lab.sweep.recipe import Recipe, load_recipe, recipe_names
 from sgdph.lab.sweep.reproduce_options import ReproduceOptions
+from sgdph.lab.sweep.scale import Scale
 from sgdph.lab.sweep.state import report_failures, state_of
 from sgdph.lab.sweep.sweep import train_and_report
 from sgdph.lab.sweep.sweep_directory import SweepDirectory
@@ -51,6 +52,11 @@ def reproduce(options: ReproduceOptions, console: Console) -> int:
     out = options.out or Path("runs") / f"{runs_name(recipe, options.name)}-{options.scale}"
     if scale.cost is not None:
         return reproduce_cost(recipe, scale, out, options, console)
+    if options.overwrite and options.only is not None:
+        raise LabError(
+            f"--overwrite deletes all runs in {out}, also those that --only leaves out. Leave out "
+            "--only, or delete the folders of the runs that you mean, without --overwrite"
+        )
     given = options.given()
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     settings = None if options.settings is None else read_settings(options.settings)

@@ -1,13 +1,31 @@
-"""Which cells of a recipe use the values of a settings file."""
+"""What a settings file has an effect on: cells of a recipe, optimizers of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sgdph.lab.errors import LabError
 from sgdph.lab.reports.numbers import listed
-from sgdph.lab.sweep.recipe import Options
+from sgdph.lab.sweep.scale import Options
+
+
+def check_effect(file: Path, settings: Mapping[str, Options], optimizers: Sequence[str]) -> None:
+    """Raise LabError if a settings file has no settings of the optimizers that are compared.
+
+    Args:
+        file: The file.
+        settings: Optimizer to settings, as in the file.
+        optimizers: Names of the compared optimizers.
+    """
+    owners = [name for name, own in settings.items() if own]
+    if not set(owners) & set(optimizers):
+        raise LabError(
+            f"--settings has no effect on this comparison: {file} has no settings of "
+            f"{', '.join(optimizers)}; it has those of {', '.join(owners) or 'no optimizer'}. "
+            "Change --optimizers or the file, or leave out --settings"
+        )
 
 
 def describe_limits(

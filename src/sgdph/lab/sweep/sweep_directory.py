@@ -126,10 +126,13 @@ class SweepDirectory(DirectoryOfRuns):
         """
         with self.alone():
             agreed = self.agreed(plan, place)
+            saved = self.read() if (self.path / SWEEP).exists() else None
             # Unless the sweep has grown, keep the record of where it was computed first.
-            known = self.read().runs() if (self.path / SWEEP).exists() else []
-            if len(agreed.runs()) > len(known):
+            if saved is None or len(agreed.runs()) > len(saved.runs()):
                 self.write(agreed)
+            elif agreed.layout != saved.layout:
+                # Such as another title in the recipe.
+                self.write(dataclasses.replace(saved, layout=agreed.layout))
 
 
 def _cell(config: RunConfig) -> dict[str, Any]:
