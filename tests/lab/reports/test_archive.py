@@ -191,6 +191,8 @@ def test_an_archive_of_other_runs_is_not_left_beside_a_report(
         (RUNS, '"optimizer": "sgdm"', '"optimizer": "sdgm"', "line 2 of"),
         (RUNS, "final_test_accuracy", "other", "no number for final_test_accuracy"),
         (RUNS, '"sgdm-seed0"', '"elsewhere"', "lacks the runs sgdm-seed0"),
+        (RUNS, '"epochs": 2', '"epochs": 3', "must have 3 lines, but 2 can be read"),
+        (RUNS, '"final_test_accuracy": 0.8', '"final_test_accuracy": 0.9', "but has 0.8"),
         (EPOCHS, "run,system", "system", "cannot be read"),
         (EPOCHS, "finished,1,", "finished,one,", "cannot be read"),
         (EPOCHS, "finished,1,", "finished,1,1,1,1,1,1,", "cannot be read"),
