@@ -43,7 +43,8 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
         raise WriteError(
             f"{path} could not be written "
             f"({error.strerror or error}){needed}{_room(path.parent)}. Everything saved before is "
-            "intact. Free some space or raise the quota, then continue with --resume"
+            "intact. Free some space or raise the quota, then run the command again, with --resume "
+            "if it has that option"
         ) from error
 
 
@@ -204,7 +205,7 @@ def parse_yaml(text: str, mark: str, source: Path | str, what: str) -> dict[str,
         content = yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
         raise LabError(f"{source} is not valid YAML: {error}") from error
-    return _marked(content, mark, source, what)
+    return check_mark(content, mark, source, what)
 
 
 def read_marked(path: Path, mark: str, what: str) -> dict[str, Any]:
@@ -228,10 +229,15 @@ def read_marked(path: Path, mark: str, what: str) -> dict[str, Any]:
         content = json.loads(text)
     except ValueError as error:
         raise LabError(f"{path} is not valid JSON: {error}") from error
-    return _marked(content, mark, path, what)
+    return check_mark(content, mark, path, what)
 
 
-def _marked(content: object, mark: str, source: Path | str, what: str) -> dict[str, Any]:
+def check_mark(content: object, mark: str, source: Path | str, what: str) -> dict[str, Any]:
+    """Return the content of a file of ours; the arguments are those of :func:`parse_yaml`.
+
+    Raises:
+        LabError: If it lacks the mark.
+    """
     if not isinstance(content, dict) or content.get("format") != mark:
         raise LabError(f"{source} is not {what}: expected 'format: {mark}' in it")
     return content

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from sgdph.lab.errors import LabError
 from sgdph.lab.reports.folder import TABLE, TEXT
 from sgdph.lab.reports.layout import saved_layout
 from sgdph.lab.reports.report import TARGETS
-from sgdph.lab.run.archive import EPOCHS, RUNS, read_archive
+from sgdph.lab.run.archive import EPOCHS, RUNS, ArchivedRun, read_archive, write_archive
 from sgdph.lab.run.records import read_run, read_runs
 
 ROOT = Path(__file__).parents[3]
@@ -37,6 +38,9 @@ def lay_down_all(directory: Path) -> list[Path]:
     with (runs[2] / "metrics.jsonl").open("a") as file:
         line = {"epoch": 3, "train_loss": 5e-324, "test_accuracy": 1, "reached": None, "ok": True}
         file.write(json.dumps({**line, "newton_multiplier": {"min": 1 / 3, "refreshed": 2}}) + "\n")
+    summary = json.loads((runs[2] / "summary.json").read_text())
+    summary |= {"epochs": 3, "final_test_accuracy": 1}
+    (runs[2] / "summary.json").write_text(json.dumps(summary))
     return runs
 
 
@@ -102,6 +106,29 @@ def test_an_archive_holds_paths_that_are_not_utf8_and_any_character(tmp_path: Pa
     assert len(record.metrics) == 2
 
 
+@pytest.mark.parametrize("break_", ["\u2028", "\u2029", "\u0085", "\x0b", "\x1c", "\n", "\r\n"])
+def test_an_archive_holds_labels_with_any_line_break(tmp_path: Path, break_: str) -> None:
+    run = read_run(lay_down(tmp_path / "runs", "sgdm", 0, 0.8))
+    label = f"a{break_}b {break_} c{break_}"
+    config = replace(run.config, label=label)
+    write_archive(tmp_path, [ArchivedRun(label, config, run.summary, run.metrics, run.env)])
+    (kept,) = read_archive(tmp_path)
+    assert (kept.name, kept.config, kept.metrics) == (label, config, run.metrics)
+
+
+def test_the_error_on_a_torn_archive_names_its_file(tmp_path: Path) -> None:
+    lay_down(tmp_path / "runs", "sgdm", 0, 0.8)
+    archive(tmp_path / "runs", tmp_path / "kept")
+    path = tmp_path / "kept" / RUNS
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    with pytest.raises(LabError, match=r"^\S*runs.jsonl cannot be read: .*write it again from"):
+        saved_layout(tmp_path / "kept")
+    path.write_text(whole.replace('"rows": ["system"]', '"rows": ["mood"]'))
+    with pytest.raises(LabError, match=r"the layout in \S*runs.jsonl .*correct it under 'layout'"):
+        saved_layout(tmp_path / "kept")
+
+
 def test_a_run_in_an_archive_and_a_directory_is_counted_once(tmp_path: Path) -> None:
     lay_down_all(tmp_path / "runs")
     archive(tmp_path / "runs", tmp_path / "kept")
@@ -164,6 +191,8 @@ def test_an_archive_of_other_runs_is_not_left_beside_a_report(
         (RUNS, '"optimizer": "sgdm"', '"optimizer": "sdgm"', "line 2 of"),
         (RUNS, "final_test_accuracy", "other", "no number for final_test_accuracy"),
         (RUNS, '"sgdm-seed0"', '"elsewhere"', "lacks the runs sgdm-seed0"),
+        (RUNS, '"epochs": 2', '"epochs": 3', "must have 3 lines, but 2 can be read"),
+        (RUNS, '"final_test_accuracy": 0.8', '"final_test_accuracy": 0.9', "but has 0.8"),
         (EPOCHS, "run,system", "system", "cannot be read"),
         (EPOCHS, "finished,1,", "finished,one,", "cannot be read"),
         (EPOCHS, "finished,1,", "finished,1,1,1,1,1,1,", "cannot be read"),

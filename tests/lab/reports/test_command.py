@@ -93,6 +93,10 @@ def test_the_report_of_one_directory_is_written_there_and_repeatable(tmp_path: P
     [
         ([], "holds no run"),
         (["--rows", "mood"], "unknown field of --rows or --columns 'mood'; did you mean model?"),
+        (["--rows", "mood"], "expected system or a name in the config.yaml of a run, like lr"),
+        (["--rows", "threads,device"], "cannot be threads, device: runs that differ only in"),
+        (["--columns", "seed"], "--rows and --columns cannot be seed: runs that differ only in"),
+        (["--rows", "keep_checkpoints"], "are one entry. Leave it out, or report on the"),
         (["--rows", "model"], "cannot be in both --rows and --columns"),
         (["--target", "90"], "at most at 1"),
         (["absent"], "is not a directory"),
@@ -106,6 +110,18 @@ def test_an_error_is_one_message_and_writes_nothing(
     assert errors.startswith("sgdph: error: ")
     assert message in errors
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_on_a_full_disk_the_error_names_no_option_that_report_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+    (tmp_path / "report.md.partial").symlink_to("/dev/full")
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "report.md could not be written" in said
+    assert "then run the command again, with --resume if it has that option" in said
 
 
 def test_without_a_directory_the_error_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,13 +80,13 @@ def test_the_band_over_seconds_by_hand(tmp_path: Path) -> None:
 
 
 def test_no_curve_without_epochs(tmp_path: Path) -> None:
-    run = lay_down(tmp_path, "sgdm", 0, 0.5)
-    (run / "metrics.jsonl").unlink()
-    runs = group_of(tmp_path).finished
-    assert band_over_epochs(runs, accuracy_percent) is None
-    assert band_over_seconds(runs, accuracy_percent) is None
+    lay_down(tmp_path, "sgdm", 0, 0.5)
+    (run,) = group_of(tmp_path).finished
+    group = Group(run.config, (replace(run, metrics=[]),))
+    assert band_over_epochs(group.finished, accuracy_percent) is None
+    assert band_over_seconds(group.finished, accuracy_percent) is None
     axes = Figure().subplots()
-    draw_band(axes, group_of(tmp_path), "loss", "seconds", 0)
+    draw_band(axes, group, "loss", "seconds", 0)
     assert not axes.get_lines()
 
 

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.conftest import tiny_config
+from lab.made_runs import write_run
+from sgdph.lab.reports.curves import end_axis
 from sgdph.lab.reports.figure import figure, legend_below, make_panels, new_figure, title_panel
+from sgdph.lab.run.records import group_runs, read_runs
 
 TASK = "mnist5k, 800 training and 200 validation images, resnet8, 12 epochs "
 
@@ -22,6 +26,27 @@ def test_a_title_fits_in_its_figure(width: float, title: str) -> None:
 def test_a_line_break_in_a_title_is_kept() -> None:
     made = new_figure(12.0, 5.0, "What a step costs\nresnet8")
     assert made._suptitle.get_text() == "What a step costs\nresnet8"
+
+
+@pytest.mark.parametrize("text", ["cost $5 vs $10", r"$\unknown{$", "$x_1$", r"\$5"])
+def test_dollar_signs_are_not_read_as_formulas(tmp_path: Path, text: str) -> None:
+    for k, seconds in enumerate((1.0, 1.0, 99.0)):
+        write_run(tmp_path / str(k), tiny_config(lr=0.1 + k), [0.5], seconds=[seconds])
+    made = new_figure(12.0, 5.0, text)
+    (axes,) = make_panels(made, 1, 1)
+    title_panel(axes, text, 12.0)
+    axes.plot([1, 2], label=text)
+    axes.set_yscale("log")
+    groups = group_runs(read_runs([tmp_path]).records)
+    end_axis(axes, {f"{text} {k}": group for k, group in enumerate(groups)})
+    legend_below(made)
+    made.canvas.draw()
+    texts = [made._suptitle, axes.title, *axes.texts, *made.legends[0].get_texts()]
+    assert len(texts) == 4
+    for each in texts:
+        shown, formula = each._preprocess_math(each.get_text())
+        assert text in shown
+        assert formula is False
 
 
 def test_panel_titles_do_not_overlap() -> None:

@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.made_runs import lay_down
 from sgdph.lab.errors import LabError
+from sgdph.lab.reports.curves import legend_names
 from sgdph.lab.reports.grid import Grid, make_grids
 from sgdph.lab.reports.layout import SYSTEM, Layout, parse_fields, saved_layout
 from sgdph.lab.run.records import read_runs
@@ -49,6 +51,48 @@ def test_runs_with_a_label_are_a_separate_system(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.5)
     lay_down(tmp_path, "sgdm", 1, 0.5, label="SGDM+WN")
     assert [row.text for row in grid_of(tmp_path).rows] == ["SGDM", "SGDM+WN"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "texts"),
+    [
+        (
+            [{"label": "SGDM"}, {}, {"label": "SGDM+WN"}],
+            ["SGDM (without a label)", "SGDM (label SGDM)", "SGDM+WN"],
+        ),
+        ([{"lr": 0.3}, {"lr": 0.1 + 0.2}], ["SGDM (lr 0.3)", "SGDM (lr 0.30000000000000004)"]),
+        (
+            [{"label": "SGDM"}, {}, {"label": "SGDM (without a label)"}],
+            [
+                "SGDM (without a label)",
+                "SGDM (label SGDM)",
+                "SGDM (without a label) (label SGDM (without a label))",
+            ],
+        ),
+        # Each is sgdm on one network, with another label on the other.
+        (
+            [{}, {"model": "vgg11", "label": "sgdm"}, {"label": "SGDM"}],
+            ["sgdm", "SGDM"],
+        ),
+        (
+            [{"label": "SGDM", "lr": 0.2}, {"lr": 0.3}],
+            ["SGDM (without a label)", "SGDM (label SGDM)"],
+        ),
+    ],
+)
+def test_no_two_rows_or_columns_show_the_same_text(
+    tmp_path: Path, runs: list[dict[str, Any]], texts: list[str]
+) -> None:
+    for k, options in enumerate(runs):
+        lay_down(tmp_path, "sgdm", 0, 0.5 + k / 10, name=str(k), **options)
+    grid = grid_of(tmp_path)
+    assert [row.text for row in grid.rows] == texts
+    names = list(legend_names(grid, range(len(texts))).values())
+    assert names == [f"{text}, n = 1" for text in texts]
+    if not any("model" in options or "lr" in options for options in runs):
+        turned = grid_of(tmp_path, Layout(("model",), ("system",)))
+        assert [column.text for column in turned.columns] == texts
+        assert [column.parts for column in turned.columns] == [(text,) for text in texts]
 
 
 def test_rows_and_columns_of_numbers_are_sorted_by_value(tmp_path: Path) -> None:

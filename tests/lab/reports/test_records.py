@@ -46,6 +46,7 @@ def test_links_are_followed_and_each_directory_is_read_once(tmp_path: Path) -> N
 
 def test_a_broken_run_is_listed_with_its_reason_and_others_are_read(tmp_path: Path) -> None:
     lay_down(tmp_path, "sgdm", 0, 0.8)
+    line = '{"epoch": 1, "train_loss": 1, "test_accuracy": 0.5}\n'
     broken = {
         1: ("config.yaml", "format: sgdph-run-1\nlr: [", "not valid YAML"),
         2: ("config.yaml", "format: sgdph-run-9\n", "expected 'format: sgdph-run-1'"),
@@ -60,15 +61,20 @@ def test_a_broken_run_is_listed_with_its_reason_and_others_are_read(tmp_path: Pa
         7: ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2}\n', "lacks epoch, train_loss"),
         8: ("summary.json", "[]", "is damaged"),
         9: ("env.json", "{", "is damaged"),
+        10: ("config.yaml", None, "config.yaml is missing; restore it"),
+        11: ("metrics.jsonl", None, "must have 2 lines, but 0 can be read"),
+        12: ("metrics.jsonl", line, "must have 2 lines, but 1 can be read"),
+        13: ("metrics.jsonl", line + line, "accuracy 0.8, so the last line of metrics.jsonl must"),
     }
     for seed, (file, text, _) in broken.items():
-        (lay_down(tmp_path, "sgdm", seed, 0.8) / file).write_text(text)
+        path = lay_down(tmp_path, "sgdm", seed, 0.8) / file
+        path.write_text(text) if text is not None else path.unlink()
     runs = read_runs([tmp_path])
     assert [run.config.seed for run in runs.records] == [0]
-    reasons = {int(each.path.name[-1]): each.reason for each in runs.unreadable}
-    assert set(reasons) == set(broken)
+    reasons = {each.path.name: each.reason for each in runs.unreadable}
+    assert set(reasons) == {f"sgdm-seed{seed}" for seed in broken}
     for seed, (_, _, reason) in broken.items():
-        assert reason in reasons[seed]
+        assert reason in reasons[f"sgdm-seed{seed}"]
 
 
 @pytest.mark.parametrize("end", ["", "\n"])

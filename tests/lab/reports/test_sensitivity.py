@@ -48,6 +48,15 @@ def test_settings_that_do_not_fill_a_grid_are_not_a_map(tmp_path: Path) -> None:
     assert (tmp_path / "points.png").exists()
 
 
+def test_systems_with_the_same_shown_name_have_lines_of_their_own(tmp_path: Path) -> None:
+    for label in (None, "SGDM"):
+        for size in (25, 50):
+            name = f"{label}{size}"
+            lay_down(tmp_path, "sgdm", 0, size / 100, name=name, label=label, batch_size=size)
+    _, lines = found(tmp_path)
+    assert [line.name for line in lines] == ["SGDM (without a label)", "SGDM (label SGDM)"]
+
+
 def test_one_varying_number_makes_a_line_per_system_and_task(tmp_path: Path) -> None:
     for size in (50, 25):
         for optimizer in ("sgdm", "sgdph"):

@@ -157,6 +157,8 @@ class RunConfig:
 
 # Where a run is computed, not what it computes: these fields may change when a run is resumed.
 PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "track"})
+# Runs that differ in these fields alone are one entry of a report.
+WITHIN_ENTRY = PLACE_FIELDS | {"seed", "keep_checkpoints"}
 
 
 @cache

@@ -11,10 +11,11 @@ import yaml
 
 from sgdph.lab.config.run_config import RunConfig, field_types
 from sgdph.lab.errors import LabError, unknown_name
-from sgdph.lab.files import parse_yaml
+from sgdph.lab.files import check_mark, parse_yaml
 from sgdph.lab.optimizers.baseline import Setting
 
 FORMAT = "sgdph-run-1"
+WHAT = "a run's configuration"
 # Earlier name of a field to its current name, so that older files can still be read.
 RENAMED = {"workers": "data_workers"}
 
@@ -55,7 +56,16 @@ def from_yaml(text: str, source: Path | str = "the configuration") -> RunConfig:
         LabError: If the text is not YAML, lacks the format mark or a key, has an unknown key, or
             holds a value of the wrong type.
     """
-    values = parse_yaml(text, FORMAT, source, "a run's configuration")
+    return from_marked(parse_yaml(text, FORMAT, source, WHAT), source)
+
+
+def from_marked(content: object, source: Path | str) -> RunConfig:
+    """Make a configuration from the content of a file with the format mark.
+
+    Raises:
+        LabError: As for :func:`from_yaml`.
+    """
+    values = check_mark(content, FORMAT, source, WHAT)
     return from_mapping({key: value for key, value in values.items() if key != "format"}, source)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sgdph.lab.reports.figure import figure, legend_below, title_panel
+from sgdph.lab.reports.figure import figure, legend_below, title_panel, without_maths
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, spread
 from sgdph.lab.reports.numbers import from_to
@@ -178,7 +178,7 @@ def end_axis(axes: Axes, groups: Mapping[str, Group]) -> None:
     axes.set_xlim(0, 1.03 * min(limit, max(end for each in ends.values() for end in each)))
     beyond = [f"{name}: to {end:.0f} s" for name, end in usual.items() if end > limit]
     if beyond:
-        text = "\n".join(["beyond the axis →", *beyond])
+        text = without_maths("\n".join(["beyond the axis →", *beyond]))
         place: Any = {
             "xy": (0.98, 0.04),
             "xycoords": "axes fraction",

@@ -58,7 +58,15 @@ def wrapped(text: str, width: float) -> str:
     """Wrap a text to a width in inches; existing line breaks are kept."""
     # Sized for the largest font, that of a title. An axis takes some of a panel's width.
     letters = int(9.5 * width)
-    return "\n".join(_balanced(line, letters) for line in text.splitlines())
+    return without_maths("\n".join(_balanced(line, letters) for line in text.splitlines()))
+
+
+def without_maths(text: str) -> str:
+    """Escape dollar signs, between which matplotlib would read formulas.
+
+    Its setting ``text.parse_math`` would also change the labels of logarithmic axes.
+    """
+    return text.replace("$", r"\$")
 
 
 def _balanced(line: str, letters: int) -> str:
@@ -104,7 +112,7 @@ def legend_below(
         return
     # As many columns as fit. If not even one column fits, the labels are wrapped more narrowly.
     for letters in LABELS:
-        labels = [textwrap.fill(label, letters) for label in shown]
+        labels = [without_maths(textwrap.fill(label, letters)) for label in shown]
         for columns in range(min(COLUMNS, len(shown)), 0, -1):
             legend = made.legend(shown.values(), labels, loc="outside lower center", ncols=columns)
             box = legend.get_window_extent()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.reports.layout import SYSTEM, Layout, value_of
-from sgdph.lab.reports.names import field_title, rank, shown_value
+from sgdph.lab.reports.names import field_title, rank, shown_field, shown_value
+from sgdph.lab.reports.numbers import exact
 from sgdph.lab.run.records import Group, RunRecord, differing_fields, group_runs
+
+# The values of these fields need no name in a heading.
+SPEAKING = (SYSTEM, "optimizer", "dataset", "model", "label", "estimator", "schedule")
 
 
 @dataclass(frozen=True)
@@ -18,25 +22,30 @@ class Heading:
 
     Attributes:
         values: Maps each field of the layout to its value.
-        details: Further fields that distinguish this row from others with the same values.
+        details: Further fields that distinguish it from others with the same values or name.
+        in_full: Fields whose values are shown in full, with the terms of the command line.
     """
 
     values: Mapping[str, Any]
     details: Mapping[str, Any] = field(default_factory=dict)
+    in_full: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The layout's values for display, with the field's name where it is needed."""
-        return tuple(_named(name, shown_value(name, each)) for name, each in self.values.items())
+        """The layout's values for display, with the field's name where it is needed.
+
+        The last part includes the details.
+        """
+        parts = [self._shown(name, value) for name, value in self.values.items()]
+        details = ", ".join(self._shown(name, value, True) for name, value in self.details.items())
+        if details:
+            parts[-1:] = [" ".join([*parts[-1:], f"({details})"])]
+        return tuple(parts)
 
     @property
     def text(self) -> str:
         """The whole name, for display."""
-        details = ", ".join(
-            f"{field_title(name)} {shown_value(name, value)}"
-            for name, value in self.details.items()
-        )
-        return ", ".join(self.parts) + (f" ({details})" if details else "")
+        return ", ".join(self.parts)
 
     @property
     def plain(self) -> str:
@@ -45,10 +54,13 @@ class Heading:
         values = ", ".join(str(value) for value in self.values.values())
         return values + (f" ({details})" if details else "")
 
-
-def _named(name: str, value: str) -> str:
-    speaks = name in (SYSTEM, "optimizer", "dataset", "model", "label", "estimator", "schedule")
-    return value if speaks else f"{field_title(name)} {value}"
+    def _shown(self, name: str, value: Any, named: bool = False) -> str:
+        """Format a value, with the field's name if it is needed or asked for."""
+        if name not in SPEAKING or value is None:
+            named = True
+        if name in self.in_full:
+            return f"{field_title(name)} {exact(value)}" if named else exact(value)
+        return shown_field(name, value) if named else shown_value(name, value)
 
 
 @dataclass(frozen=True)
@@ -133,8 +145,81 @@ def _make_grid(groups: Sequence[Group], layout: Layout) -> Grid:
                 entries[len(rows), place] = group
             values = dict(zip(layout.rows, name, strict=True))
             rows.append(Heading(values, dict(zip(extra, detail, strict=True))))
-    headings = tuple(Heading(dict(zip(layout.columns, c, strict=True))) for c in columns)
-    return Grid(groups[0].config.evaluated, layout, tuple(rows), headings, entries)
+    headings = [Heading(dict(zip(layout.columns, c, strict=True))) for c in columns]
+    placed = [(place, group.config) for place, group in entries.items()]
+    by_row = [[config for (i, _), config in placed if i == row] for row in range(len(rows))]
+    by_column = [[config for (_, j), config in placed if j == k] for k in range(len(columns))]
+    return Grid(
+        groups[0].config.evaluated,
+        layout,
+        _distinguish(rows, by_row, layout),
+        _distinguish(headings, by_column, layout),
+        entries,
+    )
+
+
+def _distinguish(
+    headings: Sequence[Heading], configs: Sequence[Sequence[RunConfig]], layout: Layout
+) -> tuple[Heading, ...]:
+    """Add details to headings that show the same text, such as sgdm and a run labelled SGDM.
+
+    Args:
+        headings: The headings of all rows, or of all columns.
+        configs: The configurations in each row or column.
+        layout: Its fields are not details, because the headings have their values.
+    """
+    found = list(headings)
+    while same := _same_texts(found):
+        before = list(found)
+        for places in same:
+            names = _constant_differences([configs[i] for i in places], layout)
+            for i in places:
+                more = {name: getattr(configs[i][0], name) for name in names}
+                found[i] = replace(found[i], details={**found[i].details, **more})
+        if found == before:
+            # They differ in what a short text rounds or renames.
+            for places in same:
+                full = _differing_values([found[i] for i in places])
+                for i in places:
+                    found[i] = replace(found[i], in_full=found[i].in_full | full)
+        if found == before:
+            break
+    return tuple(found)
+
+
+def _same_texts(headings: Sequence[Heading]) -> list[list[int]]:
+    """Return the places of headings that show the same text, a list for each such text."""
+    places: dict[str, list[int]] = {}
+    for i, heading in enumerate(headings):
+        places.setdefault(heading.text, []).append(i)
+    return [each for each in places.values() if len(each) > 1]
+
+
+def _differing_values(headings: Sequence[Heading]) -> frozenset[str]:
+    """Return the fields whose values, among those that are shown, differ between headings."""
+    shown = [{**each.values, **each.details} for each in headings]
+    names = {name for values in shown for name in values}
+    return frozenset(name for name in names if len({each.get(name) for each in shown}) > 1)
+
+
+def _constant_differences(configs: Sequence[Sequence[RunConfig]], layout: Layout) -> list[str]:
+    """Return the fields that are constant within each heading, and differ between headings.
+
+    The label alone is enough if each heading has its own.
+    """
+    values = {
+        each.name: [{getattr(config, each.name) for config in here} for here in configs]
+        for each in fields(RunConfig)
+        if each.name not in layout.rows + layout.columns
+    }
+    distinct = {
+        name: len(set().union(*sets))
+        for name, sets in values.items()
+        if all(len(each) == 1 for each in sets)
+    }
+    if distinct.get("label") == len(configs):
+        return ["label"]
+    return [name for name, count in distinct.items() if count > 1]
 
 
 def _values(config: RunConfig, names: Iterable[str]) -> tuple[Any, ...]:

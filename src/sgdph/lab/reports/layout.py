@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sgdph.lab.config.run_config import RunConfig
+from sgdph.lab.config.run_config import WITHIN_ENTRY, RunConfig
 from sgdph.lab.errors import LabError, unknown_name
 from sgdph.lab.run.archive import RUNS, read_layout
 
@@ -32,7 +32,7 @@ class Layout:
             tables of the SGD-PH paper. Comparisons are still between the entries of ``rows``.
 
     Raises:
-        LabError: If a field is unknown, or is in both rows and columns.
+        LabError: If a field is unknown, is in both rows and columns, or may differ within an entry.
     """
 
     rows: tuple[str, ...] = (SYSTEM,)
@@ -41,17 +41,20 @@ class Layout:
     turned: bool = False
 
     def __post_init__(self) -> None:
-        known = {SYSTEM, *(field.name for field in dataclasses.fields(RunConfig))} - {"seed"}
-        for name in self.rows + self.columns:
+        names = self.rows + self.columns
+        within = [name for name in names if name in WITHIN_ENTRY]
+        if within:
+            raise LabError(
+                f"--rows and --columns cannot be {', '.join(within)}: runs that differ only in "
+                f"{', '.join(sorted(WITHIN_ENTRY))} are one entry. Leave it out, or report on the "
+                "directories of these runs one by one"
+            )
+        known = {SYSTEM, *(field.name for field in dataclasses.fields(RunConfig))} - WITHIN_ENTRY
+        for name in names:
             if name not in known:
-                raise LabError(
-                    unknown_name(
-                        "field of --rows or --columns",
-                        name,
-                        sorted(known),
-                        "docs/reports.md lists them",
-                    )
-                )
+                listed = f"expected {SYSTEM} or a name in the config.yaml of a run, like lr"
+                what = "field of --rows or --columns"
+                raise LabError(unknown_name(what, name, sorted(known), listed))
         twice = set(self.rows) & set(self.columns)
         if twice:
             raise LabError(f"{', '.join(sorted(twice))} cannot be in both --rows and --columns")
@@ -90,16 +93,19 @@ def saved_layout(directory: Path) -> Layout:
     Raises:
         LabError: If the saved layout cannot be read.
     """
-    file = directory / SWEEP
+    swept = (directory / SWEEP).is_file()
+    file = directory / (SWEEP if swept else RUNS)
+    if not file.is_file():
+        return Layout()
+    # Outside of the context below: if an archive is damaged, its layout is not what to correct.
+    asked = None if swept else read_layout(directory)
     try:
-        if file.is_file():
+        if swept:
             values = yaml.safe_load(file.read_text(encoding="utf-8"))
             asked = (values or {}).get("layout")
-        else:
-            asked = read_layout(directory) if (directory / RUNS).is_file() else None
         return Layout() if asked is None else layout_from(asked)
     except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
         raise LabError(
-            f"the layout in {file} cannot be read ({error}); correct it under 'layout', or move "
-            "the file away and give --rows and --columns"
+            f"the layout in {file} cannot be read ({error}); correct it under 'layout', or give "
+            "--rows and --columns"
         ) from error

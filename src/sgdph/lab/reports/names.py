@@ -51,6 +51,13 @@ def shown_value(name: str, value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def shown_field(name: str, value: Any) -> str:
+    """Format a field's value for display, with the field's name."""
+    if name == "label" and value is None:
+        return "without a label"
+    return f"{field_title(name)} {shown_value(name, value)}"
+
+
 def field_title(name: str) -> str:
     """Return a field's name for display."""
     return FIELDS.get(name, name.replace("_", " "))

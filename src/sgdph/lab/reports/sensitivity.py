@@ -10,7 +10,7 @@ from sgdph.lab.config.run_config import RunConfig
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.layout import SYSTEM, value_of
 from sgdph.lab.reports.measures import final, spread
-from sgdph.lab.reports.names import field_title, shown_value
+from sgdph.lab.reports.names import field_title, shown_field, shown_value
 from sgdph.lab.reports.statistics import Spread
 from sgdph.lab.run.records import Group, differing_fields
 
@@ -127,7 +127,7 @@ def _name(family: Sequence[Group], families: Sequence[Sequence[Group]]) -> str:
     """Name a family by its system, and by its differences from this system's other families."""
 
     def kind(config: RunConfig) -> tuple[str, ...]:
-        return config.dataset, config.model, str(value_of(config, SYSTEM))
+        return config.dataset, config.model, shown_value(SYSTEM, value_of(config, SYSTEM))
 
     own = family[0].config
     rivals = [other[0].config for other in families if kind(other[0].config) == kind(own)]
@@ -137,13 +137,11 @@ def _name(family: Sequence[Group], families: Sequence[Sequence[Group]]) -> str:
         if name not in NUMERIC or getattr(own, name) is None
     ]
     details = _values(own, fields)
-    return shown_value(SYSTEM, kind(own)[2]) + (f" ({details})" if details else "")
+    return kind(own)[2] + (f" ({details})" if details else "")
 
 
 def _values(config: RunConfig, names: Sequence[str]) -> str:
-    return ", ".join(
-        f"{field_title(name)} {shown_value(name, getattr(config, name))}" for name in names
-    )
+    return ", ".join(shown_field(name, getattr(config, name)) for name in names)
 
 
 def _point(group: Group, x: str, y: str | None = None) -> Point:

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.config.yaml import from_yaml, to_yaml
+from sgdph.lab.config.yaml import from_marked, to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.files import write_text
 from sgdph.lab.output import printable
@@ -128,8 +128,7 @@ def read_archive(directory: Path) -> list[ArchivedRun]:
     for number, line in enumerate(lines, 2):
         place = f"line {number} of {directory / RUNS}"
         try:
-            # JSON is valid YAML, and configurations are read from YAML.
-            config = from_yaml(_to_json(line["config"]), place)
+            config = from_marked(line["config"], place)
             name = str(line["run"])
             run = ArchivedRun(name, config, line["summary"], metrics.pop(name, []), line["env"])
         except (KeyError, TypeError) as error:
@@ -152,9 +151,14 @@ def read_layout(directory: Path) -> Mapping[str, Any] | None:
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
     try:
-        lines = [dict(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines(): it also splits at characters that a label may have, such as U+2028.
+        texts = file.read_text(encoding="utf-8").split("\n")
+        lines = [dict(json.loads(line)) for line in (texts if texts[-1] else texts[:-1])]
     except (OSError, ValueError, TypeError) as error:
-        raise LabError(f"{file} cannot be read: {error}") from error
+        raise LabError(
+            f"{file} cannot be read: {error}; restore the file, or write it again from the run "
+            "directories with sgdph report --archive"
+        ) from error
     if not lines or lines[0].get("format") != FORMAT:
         raise LabError(f"{file} is not an archive of runs: expected the format {FORMAT} in it")
     return lines

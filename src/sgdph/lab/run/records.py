@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.config.run_config import PLACE_FIELDS, RunConfig
+from sgdph.lab.config.run_config import WITHIN_ENTRY, RunConfig
 from sgdph.lab.config.yaml import FORMAT
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.archive import RUNS, read_archive
+from sgdph.lab.run.content import check_content, is_number
 from sgdph.lab.run.directory import CHECKPOINT, CONFIG, METRICS, OVER, SUMMARY, RunDirectory
 
 # The format marks of all versions begin like this.
@@ -64,7 +64,7 @@ class RunRecord:
         """Seconds of training up to the end of each epoch; empty if they were not recorded."""
         total, sums = 0.0, []
         for line in self.metrics:
-            if not _is_number(line.get("seconds")):
+            if not is_number(line.get("seconds")):
                 return ()
             total += float(line["seconds"])
             sums.append(total)
@@ -72,13 +72,10 @@ class RunRecord:
 
     @cached_property
     def key(self) -> RunConfig:
-        """The configuration without seed, place and kept checkpoints: equal within a group."""
-        defaults: dict[str, Any] = {
-            field.name: field.default
-            for field in dataclasses.fields(self.config)
-            if field.name in PLACE_FIELDS
-        }
-        return dataclasses.replace(self.config, seed=0, keep_checkpoints=None, **defaults)
+        """The configuration without :data:`WITHIN_ENTRY`: equal within a group."""
+        fields = [field for field in dataclasses.fields(RunConfig) if field.name in WITHIN_ENTRY]
+        neutral: dict[str, Any] = {field.name: field.default for field in fields}
+        return dataclasses.replace(self.config, **{**neutral, "seed": 0})
 
 
 @dataclass(frozen=True)
@@ -203,15 +200,16 @@ def _walk(paths: Sequence[Path]) -> list[tuple[Path, list[str]]]:
 
 
 def _is_run(path: Path, files: Sequence[str]) -> bool:
-    """Return whether ``config.yaml`` in a directory is a run's, even if that file is damaged."""
+    """Return whether a directory is a run's, even if its configuration is damaged or missing."""
+    if METRICS in files and (SUMMARY in files or (CONFIG in files and CHECKPOINT in files)):
+        return True
     if CONFIG not in files:
         return False
     try:
         text = (path / CONFIG).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        text = ""
-    beside = METRICS in files and (SUMMARY in files or CHECKPOINT in files)
-    return f"format: {MARK}" in text or beside
+        return False
+    return f"format: {MARK}" in text
 
 
 def _try_to_read(path: Path) -> RunRecord | Unreadable:
@@ -228,8 +226,8 @@ def _try_to_read_archive(directory: Path) -> Sequence[RunRecord | Unreadable]:
             RunRecord(directory / run.name, run.config, run.summary, run.metrics, run.env)
             for run in runs
         ]
-        for record in records:
-            _check(record)
+        for run in runs:
+            check_content(run.config, run.summary, run.metrics, run.env)
     except LabError as error:
         return [Unreadable(directory / RUNS, str(error))]
     return records
@@ -239,10 +237,12 @@ def read_run(path: Path) -> RunRecord:
     """Read one run's directory.
 
     Raises:
-        LabError: If one of its files is damaged.
+        LabError: If one of its files is damaged, or lacks what a report needs.
     """
     directory = RunDirectory(path)
     try:
+        if not (path / CONFIG).exists():
+            raise LabError(f"{CONFIG} is missing; restore it from a copy, or train the run again")
         record = RunRecord(
             path,
             directory.read_config(),
@@ -254,28 +254,8 @@ def read_run(path: Path) -> RunRecord:
         raise
     except (OSError, ValueError) as error:
         raise LabError(f"a file in it cannot be read: {error}") from error
-    _check(record)
+    check_content(record.config, record.summary, record.metrics, record.env)
     return record
-
-
-def _check(record: RunRecord) -> None:
-    """Raise LabError if a run's files lack what a report needs."""
-    if not isinstance(record.summary, dict) or not isinstance(record.env, dict):
-        raise LabError(f"{SUMMARY} or env.json holds no mapping of names to values")
-    accuracy = f"{record.config.evaluated}_accuracy"
-    for number, line in enumerate(record.metrics, 1):
-        names = ("epoch", "train_loss", accuracy)
-        if not isinstance(line, dict) or not all(_is_number(line.get(name)) for name in names):
-            raise LabError(f"line {number} of {METRICS} lacks epoch, train_loss or {accuracy}")
-    if record.status == "finished":
-        needed = (f"final_{accuracy}", f"best_{accuracy}", "final_train_loss", "seconds", "epochs")
-        lacking = [name for name in needed if not _is_number(record.summary.get(name))]
-        if lacking:
-            raise LabError(f"{SUMMARY} says finished, but has no number for {', '.join(lacking)}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def group_runs(records: Sequence[RunRecord]) -> list[Group]:
