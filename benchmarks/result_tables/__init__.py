@@ -8,7 +8,7 @@ from functools import partial
 from evidence import TASKS
 from network_zoo.row import PACKAGES
 
-from result_tables import accuracies, costs, studies, verdicts, zoo
+from result_tables import accuracies, costs, paper_regime, studies, verdicts, zoo
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "readme-cost": costs.readme_cost,
@@ -46,8 +46,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "data-loading": partial(studies.transcribed, "data-loading", 4),
     "zoo": zoo.summary,
     **{f"zoo-{package}": partial(zoo.networks, package) for package in PACKAGES},
-    "paper-regime": partial(studies.long_study, "cifar10-paper", studies.PAPER_REGIME),
-    "paper-regime-curves": studies.paper_regime_curves,
+    "paper-regime": paper_regime.final,
+    "paper-regime-curves": paper_regime.curves,
+    "paper-regime-parts": paper_regime.parts,
     **{
         f"channelwise-decay-{task}": partial(studies.channelwise_decay, task)
         for task in ("mnist5k", "cifar10")

@@ -26,14 +26,6 @@ from result_tables.markdown import RESULTS, markdown
 from sgdph.lab.reports.statistics import Difference, Spread, difference, holm
 from sgdph.lab.reports.statistics import outcome as judged
 
-# What the page of claims calls a system of the paper's regime; the order is the page's.
-PAPER_REGIME = {
-    "SGDM": "SGDM",
-    "SGD-PH": "SGD-PH",
-    "SGD-PH, eps_warmup": "SGD-PH, `eps_warmup=True`",
-    "control: multiplier 1": "control: multiplier 1",
-}
-
 
 def with_controls(task: str) -> str:
     """Make the table of SGD-PH and controls without curvature."""
@@ -189,7 +181,7 @@ def long_study(study: str, names: Mapping[str, str]) -> str:
     return markdown([*headings, "final training loss", "median multiplier at the end"], rows)
 
 
-def _compared(pairs: Sequence[tuple[Spread, Spread]]) -> list[list[str]]:
+def compare_pairs(pairs: Sequence[tuple[Spread, Spread]]) -> list[list[str]]:
     """Compare pairs, the first with the second: difference, p corrected for all pairs, outcome."""
     found = [difference(*pair) for pair in pairs]
     known = [each for each in found if each is not None]
@@ -199,35 +191,12 @@ def _compared(pairs: Sequence[tuple[Spread, Spread]]) -> list[list[str]]:
     ]
 
 
-def _finals(folder: Path) -> dict[str, Spread]:
+def final_spreads(folder: Path) -> dict[str, Spread]:
     """Read the final test accuracies of each label."""
     return {
         label: Spread.of([run.accuracies[-1] for run in runs])
         for label, runs in by_system(folder).items()
     }
-
-
-def paper_regime_curves() -> str:
-    """Make the table of SGD-PH's and SGDM's accuracy curves, by parts of training."""
-    found = by_system(RESULTS / "evidence" / "cifar10-paper" / "table")
-    curves = [[run.accuracies for run in found[label]] for label in ("SGD-PH", "SGDM")]
-    ours, theirs = (list(map(statistics.fmean, zip(*each, strict=True))) for each in curves)
-    parts = [range(60), range(60, 120), range(120, 180), range(180, 200)]
-    pairs = []
-    for part in parts:
-        means = [
-            [statistics.fmean(run[epoch] for epoch in part) for run in each] for each in curves
-        ]
-        pairs.append((Spread.of(means[0]), Spread.of(means[1])))
-    rows = [
-        [
-            *(f"{part.start + 1} to {part.stop}", sgdm.show(100, 2), sgdph.show(100, 2), *cells),
-            f"{sum(ours[epoch] > theirs[epoch] for epoch in part)} of {len(part)}",
-        ]
-        for part, (sgdph, sgdm), cells in zip(parts, pairs, _compared(pairs), strict=True)
-    ]
-    headings = ["epochs", "SGDM, %", "SGD-PH, %", "SGD-PH minus SGDM (95% interval)"]
-    return markdown([*headings, "p (Holm)", "outcome", "epochs with SGD-PH's mean above"], rows)
 
 
 def exchanged_settings() -> str:
@@ -238,7 +207,7 @@ def exchanged_settings() -> str:
         *(("sgdph", "sgdm"), ("sgdph-fixed1", "sgdph")),
     )
     finals = {each: Spread.of(exchanged(*each)) for each in (baseline, *others)}
-    compared = _compared([(finals[each], finals[baseline]) for each in others])
+    compared = compare_pairs([(finals[each], finals[baseline]) for each in others])
     rows = [
         [
             *(names[system], "{:g}, {:g}".format(*TUNED[source]), str(found.n)),
@@ -257,7 +226,7 @@ def channelwise_decay(task: str) -> str:
 
     Each optimizer's own kind of decay is compared with none and with the other kind.
     """
-    finals = _finals(RESULTS / "evidence" / "channelwise-decay" / task)
+    finals = final_spreads(RESULTS / "evidence" / "channelwise-decay" / task)
     ways = [
         (optimizer, own, way)
         for optimizer, own, other in (
@@ -271,7 +240,7 @@ def channelwise_decay(task: str) -> str:
     rows = [
         [name, f"{own}: {usual.show(100, 2)}", f"{way}: {changed.show(100, 2)}", *cells]
         for (name, own, way), (changed, usual), cells in zip(
-            ways, pairs, _compared(pairs), strict=True
+            ways, pairs, compare_pairs(pairs), strict=True
         )
     ]
     headings = ("optimizer", "its own decay, %", "another, %", "difference (95% interval)")
@@ -280,13 +249,13 @@ def channelwise_decay(task: str) -> str:
 
 def eps_warmup(task: str) -> str:
     """Make the table that compares the authors' bias correction with ours, for two settings."""
-    finals = _finals(RESULTS / "evidence" / "eps-warmup" / task)
+    finals = final_spreads(RESULTS / "evidence" / "eps-warmup" / task)
     names = {"SGDM's settings": "SGDM's lr and weight decay", "tuned": "tuned for SGD-PH"}
     pairs = [(finals[f"{label}, eps_warmup"], finals[label]) for label in names]
     rows = [
         [name, plain.show(100, 2), warm.show(100, 2), interval, str(warm.n), *judgement]
         for name, (warm, plain), (interval, *judgement) in zip(
-            names.values(), pairs, _compared(pairs), strict=True
+            names.values(), pairs, compare_pairs(pairs), strict=True
         )
     ]
     headings = ("settings", "`False`, %", "`True`, %", "difference (95% interval)")
