@@ -170,6 +170,23 @@ def test_a_replaced_parameter_with_zero_gradients_raises_an_error() -> None:
         optimizer.step()
 
 
+def test_a_replacement_is_found_where_a_tensor_was_that_is_gone() -> None:
+    """Python may give it the id of an input that the optimizer has seen before."""
+    for _ in range(20):
+        branches = [nn.Linear(4, 4), nn.Linear(4, 4)]
+        params = [p for branch in branches for p in branch.parameters()]
+        optimizer = sgdph.SGDPH([{"params": params, "channelwise": True}], refresh="all")
+        for turn in (0, 1, 0, 1):
+            optimizer.zero_grad()
+            x = nn.Parameter(torch.randn(1, 4))
+            optimizer.backward(branches[turn](x).square().sum())
+            optimizer.step()
+        del x
+        branches[1].bias = nn.Parameter(torch.zeros(4))
+        with pytest.raises(RuntimeError, match=r"is not in the loss's graph.*replaced"):
+            optimizer.backward(branches[1](torch.randn(1, 4)).square().sum())
+
+
 def test_a_second_network_is_no_replacement_of_what_was_frozen_beside_it() -> None:
     first, second, critic = (nn.Linear(4, 4) for _ in range(3))
     first.requires_grad_(False)

@@ -5,19 +5,13 @@ from __future__ import annotations
 import warnings
 
 
-def losses_gone(name: str, *, by_hand: bool) -> RuntimeError:
-    """Return the error for curvature that was dropped with its loss, but may count.
-
-    Args:
-        name: The parameter's.
-        by_hand: Whether its gradient was set by hand; otherwise some came without curvature.
-    """
+def losses_gone(name: str) -> RuntimeError:
+    """Return the error for curvature that was dropped with its loss, but may count."""
     return RuntimeError(
         f"the curvature of parameter {name} was dropped for a loss that did not exist any more "
-        "when the next loss came, as after a skipped batch. But "
-        + ("its .grad was set by hand" if by_hand else "gradients came without curvature")
-        + ", so it is unknown whether it belongs to them. Keep the losses of all micro-batches "
-        "until optimizer.step(), or sum them (with closure=, in one closure) and call "
+        "when the next loss came, as after a skipped batch. But its .grad was set by hand, so it "
+        "is unknown whether it belongs to that. Keep the losses of all micro-batches until "
+        "optimizer.step(), or sum them (with closure=, in one closure) and call "
         "update_hessian once. If a batch was skipped, decide that before update_hessian, or call "
         "optimizer.zero_grad() right after it"
     )

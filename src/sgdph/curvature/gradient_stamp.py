@@ -53,8 +53,8 @@ class GradientStamp:
 def follows(gradient: Tensor, latest: Tensor | None) -> Tensor:
     """Return whether a gradient is another one, scaled or clipped by value.
 
-    Up to rounding. With three entries or more, it may be both, in any order. A gradient of one
-    entry always is.
+    Up to rounding. With three different entries or more, it may be both, in any order. A gradient
+    of one entry always is.
 
     Args:
         gradient: The present gradient.
@@ -77,7 +77,7 @@ def follows(gradient: Tensor, latest: Tensor | None) -> Tensor:
     rest: Tensor = (a - (a * direction).sum() * direction).norm()
     limit = gradient.detach().abs().max()
     clipped = gradient.detach().eq(latest.clamp(-limit, limit)).all()
-    if gradient.numel() > 2:
+    if torch.unique(torch.stack((a, b)), dim=1).any(0).sum() > 2:
         # Clipping makes the ratio of an entry smaller. The largest ratio is that of the rest. Tiny
         # entries are rounded too much to show it.
         ratio = torch.where(b.abs() * torch.finfo(dtype).eps <= tiny, 0, a / b).abs().max()

@@ -124,7 +124,7 @@ class PendingCurvature:
                 entry.gradient_with_graph = gradient if before is None else before + gradient
             entry.objection = entry.objection or self._running_backward.objection(p)
         else:
-            entry.forgotten, entry.uncovered = True, entry.abandoned
+            entry.forgotten = True
         entry.is_averaged = False
         holds = entry.settled or entry.gradient_with_graph is not None
         # The gradient of a sharded parameter arrives later, from a collective.

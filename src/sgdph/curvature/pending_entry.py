@@ -43,8 +43,6 @@ class PendingEntry:
     """Some whose gradient ``autograd.grad`` had taken went with its graph, since the last step."""
     abandoned: bool = False
     """Some went with its graph before any gradient came, since gradients were cleared."""
-    uncovered: bool = False
-    """After that, a gradient came without curvature."""
     is_averaged: bool = False
     """Nothing has been added to the gradient since it was averaged over ranks, outside of DDP."""
     stamp: GradientStamp | None = None
@@ -65,7 +63,7 @@ class PendingEntry:
                 self.dropped_finite = finite if before is None else finite | before
         self.settled = []
         self.gradient_with_graph = self.objection = self.stamp = None
-        self.forgotten = self.uncovered = False
+        self.forgotten = False
 
     def note_clearing(self, accumulations: int) -> None:
         """Note that all gradients are being cleared; see :meth:`drop_settled`."""
@@ -86,11 +84,10 @@ class PendingEntry:
         """Drop settled curvature if its gradient was cleared since."""
         self.incoming = None
         if self.stamp is None:
-            if p.grad is None:
-                self.forgotten = self.uncovered = False
             return
         if p.grad is None:
             self.drop_settled()
+            self.abandoned = self.abandoned and bool(self.fresh)
             return
         if not self.stamp.fits(p.grad):
             # Cleared with set_to_none=False, or clipped, unscaled, averaged over ranks, in place or
@@ -117,6 +114,10 @@ class PendingEntry:
         kept = self.stamp.is_kept(p.grad)
         self._keep_settled_if(kept)
         if self.gradient_with_graph is not None:
+            if kept.device.type == "cpu":
+                self.gradient_with_graph = self.gradient_with_graph if kept else None
+                return
+            # Elsewhere this must not wait for the device.
             with torch.enable_grad():
                 self.gradient_with_graph = torch.where(kept, self.gradient_with_graph, 0)
 
@@ -163,13 +164,12 @@ class PendingEntry:
     def _check_gradient(
         self, p: Tensor, gradient: Tensor, accumulations: int, name: Callable[[Tensor], str]
     ) -> None:
-        if self.abandoned:
-            by_hand = self.stamp is None and not (self.captured or self.forgotten)
-            if (self.fresh and by_hand) or (self.settled and self.uncovered):
-                if bool(gradient.any()):
-                    raise losses_gone(name(p), by_hand=by_hand)
-                # All batches were skipped, and only the schedules go on.
-                self.fresh, self.settled, self.missed_at = [], [], accumulations
+        no_backward_ran = self.stamp is None and not (self.captured or self.forgotten)
+        if self.abandoned and self.fresh and no_backward_ran:
+            if bool(gradient.any()):
+                raise losses_gone(name(p))
+            # All batches were skipped, and only the schedules go on.
+            self.fresh, self.missed_at = [], accumulations
         if self.is_of_several(gradient):
             if self.stamp is None or self.stamp.is_replaced(gradient):
                 raise set_by_hand(name(p))
@@ -250,7 +250,8 @@ class PendingEntry:
         if not self.dropped and self.kept is None:
             return False
         scale = getattr(calling_grad_scaler(), "_scale", None)
-        if scale is not None and any(each.are_outdated(scale) for each in self.former_factors):
+        factors = self.former_factors
+        if scale is not None and factors and all(each.are_outdated(scale) for each in factors):
             return False
         if self.kept is not None and not bool(self.kept):
             return True
@@ -265,6 +266,8 @@ class PendingEntry:
                 self.lost |= self.captured
                 seems_skipped = all(taken.outlived_clearing for taken in gone)
                 self.abandoned |= not (self.captured or seems_skipped)
+                if seems_skipped and not self.holds():
+                    self.abandoned = False
                 self.captured = False
 
     def note_arrival(self, gradient: Tensor) -> None:

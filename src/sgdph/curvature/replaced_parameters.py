@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.roles import parameter_name
+
+# Not typed in torch.
+_weak_storage: Any = StorageWeakRef
 
 
 class ReplacedParameters:
@@ -23,8 +27,10 @@ class ReplacedParameters:
     """
 
     def __init__(self) -> None:
-        # Maps an unknown leaf, once seen, to the parameters that it may have replaced.
-        self._suspected: dict[int, set[int]] = {}
+        # Maps the id of an unknown leaf, once seen, to the parameters that it may have replaced. An
+        # id may be used again after the leaf is gone, and a weak reference to the leaf itself would
+        # keep torch from converting its module.
+        self._suspected: dict[int, tuple[Any, set[int]]] = {}
         self._is_first = True
 
     def check(
@@ -68,11 +74,13 @@ class ReplacedParameters:
         lookalikes = []
         for leaf in unknown:
             missing = by_shape.get(leaf.shape, set())
-            before = self._suspected.get(id(leaf), missing)
+            storage, before = self._suspected.get(id(leaf), (None, missing))
+            if storage is None or storage.expired():
+                storage, before = _weak_storage(leaf.untyped_storage()), missing
             if missing & before:
                 lookalikes.append(leaf)
             # Not what was in a graph with it, nor what was frozen or unknown when it first came.
-            self._suspected[id(leaf)] = before - reached
+            self._suspected[id(leaf)] = (storage, before - reached)
         first, self._is_first = self._is_first, False
         if not missed:
             if first and lookalikes:
