@@ -246,15 +246,16 @@ def robust_to_tau() -> str:
         ("digits", "vgg8-bn"): "digits, VGG-8 with batch norm",
     }
     return markdown(
-        ["", "τ = 1e-4", "1e-3", "1e-2"],
+        ["", "epochs", "τ = 1e-4", "1e-3", "1e-2"],
         [
             [
-                name,
+                *(name, str(epochs)),
                 *(
-                    final("table6", dataset=data, model=model, second_order_lr=tau)
+                    final(f"{folder}table6", dataset=data, model=model, second_order_lr=tau)
                     for tau in (1e-4, 1e-3, 1e-2)
                 ),
             ]
+            for epochs, folder in LENGTHS.items()
             for (data, model), name in tasks.items()
         ],
     )

@@ -162,7 +162,7 @@ def _robustness() -> list[list[str]]:
                     for model in ("resnet8", "vgg8-bn")
                 ]
             ),
-            {12: OPEN},
+            {12: OPEN, 60: OPEN},
         ),
         (
             *("[8. Robust to β₂]", "{}, {} epochs; three values"),
