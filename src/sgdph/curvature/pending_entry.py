@@ -113,13 +113,12 @@ class PendingEntry:
             return
         kept = self.stamp.is_kept(p.grad)
         self._keep_settled_if(kept)
-        if self.gradient_with_graph is not None:
-            if kept.device.type == "cpu":
-                self.gradient_with_graph = self.gradient_with_graph if kept else None
-                return
-            # Elsewhere this must not wait for the device.
-            with torch.enable_grad():
-                self.gradient_with_graph = torch.where(kept, self.gradient_with_graph, 0)
+        graph = self.gradient_with_graph
+        if graph is not None and kept.device.type == "cpu":
+            self.gradient_with_graph = graph if kept else None
+        elif graph is not None:
+            with torch.enable_grad():  # Without waiting for the device.
+                self.gradient_with_graph = torch.where(kept, graph, 0)
 
     def _keep_settled_if(self, kept: Tensor) -> None:
         self.settled = [

@@ -161,6 +161,16 @@ PLACE_FIELDS = frozenset({"data_dir", "device", "threads", "data_workers", "trac
 WITHIN_ENTRY = PLACE_FIELDS | {"seed", "keep_checkpoints"}
 
 
+def without_place(config: RunConfig) -> RunConfig:
+    """Return a configuration without its place and kept checkpoints, which change no result."""
+    defaults: dict[str, Any] = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name in PLACE_FIELDS
+    }
+    return dataclasses.replace(config, keep_checkpoints=None, **defaults)
+
+
 @cache
 def field_types() -> dict[str, Any]:
     """Return each field's annotation, with its bounds and option."""

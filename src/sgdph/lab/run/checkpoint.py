@@ -12,15 +12,13 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from sgdph.lab.config.run_config import RunConfig, differences
+from sgdph.lab.config.run_config import RunConfig, differences, without_place
 from sgdph.lab.config.yaml import from_yaml, to_yaml
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.distributed import ALONE, Team
 from sgdph.lab.run.writer import write_checkpoint
 
 FORMAT = 2
-# May differ between a run and its checkpoint.
-_FREE = ("keep_checkpoints",)
 
 
 @dataclass
@@ -75,7 +73,7 @@ def checkpoint_content(state: TrainingState, team: Team = ALONE) -> dict[str, An
     """Gather a checkpoint's content, without copying tensors. All processes must call it."""
     return {
         "format": FORMAT,
-        "config": to_yaml(state.config),
+        "config": to_yaml(without_place(state.config)),
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "optimizer_kind": type(state.optimizer).__name__,
@@ -143,7 +141,7 @@ def _restore(content: dict[str, Any], state: TrainingState, rank: int) -> None:
         raise ValueError(f"it belongs to {content['optimizer_kind']}, the run has {kind}")
     if "config" in content:
         # Those of 0.1.0 have none. Rates and the like would be the checkpoint's, not the file's.
-        now = {name: value for name, value in vars(state.config).items() if name not in _FREE}
+        now = vars(without_place(state.config))
         found = differences(now, from_yaml(content["config"]))
         if found:
             raise ValueError("config.yaml was changed since: " + "; ".join(found))

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sgdph.lab.config.run_config import WITHIN_ENTRY, RunConfig
+from sgdph.lab.config.run_config import RunConfig, without_place
 from sgdph.lab.config.yaml import FORMAT
 from sgdph.lab.errors import LabError
 from sgdph.lab.run.archive import RUNS, read_archive
@@ -72,10 +72,8 @@ class RunRecord:
 
     @cached_property
     def key(self) -> RunConfig:
-        """The configuration without :data:`WITHIN_ENTRY`: equal within a group."""
-        fields = [field for field in dataclasses.fields(RunConfig) if field.name in WITHIN_ENTRY]
-        neutral: dict[str, Any] = {field.name: field.default for field in fields}
-        return dataclasses.replace(self.config, **{**neutral, "seed": 0})
+        """The configuration without seed, place and kept checkpoints: equal within a group."""
+        return dataclasses.replace(without_place(self.config), seed=0)
 
 
 @dataclass(frozen=True)
