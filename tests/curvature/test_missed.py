@@ -187,6 +187,17 @@ def test_a_replacement_is_found_where_a_tensor_was_that_is_gone() -> None:
             optimizer.backward(branches[1](torch.randn(1, 4)).square().sum())
 
 
+def test_a_sparse_tensor_in_the_loss_is_no_replacement() -> None:
+    branches = [nn.Linear(3, 3), nn.Linear(3, 3)]
+    params = [p for branch in branches for p in branch.parameters()]
+    optimizer = sgdph.SGDPH([{"params": params, "channelwise": True}], refresh="all")
+    mixing = torch.eye(3).to_sparse().requires_grad_()
+    for turn in (0, 1, 0):
+        optimizer.zero_grad()
+        optimizer.backward(torch.sparse.mm(mixing, branches[turn](torch.ones(3, 3))).square().sum())
+        optimizer.step()
+
+
 def test_a_second_network_is_no_replacement_of_what_was_frozen_beside_it() -> None:
     first, second, critic = (nn.Linear(4, 4) for _ in range(3))
     first.requires_grad_(False)

@@ -67,16 +67,17 @@ class ReplacedParameters:
         own = [p for group in groups for p in group["params"] if p.requires_grad]
         known, reached = {id(p) for p in own}, {id(leaf) for leaf in leaves}
         absent = [p for p in own if id(p) not in reached]
-        unknown = [leaf for leaf in leaves if id(leaf) not in known]
+        # A sparse tensor has no storage, and replaces no parameter.
+        unknown = [s for s in leaves if id(s) not in known and s.layout is torch.strided]
         by_shape: dict[torch.Size, set[int]] = {}
         for p in absent:
             by_shape.setdefault(p.shape, set()).add(id(p))
         lookalikes = []
+        self._suspected = {k: v for k, v in self._suspected.items() if not v[0].expired()}
         for leaf in unknown:
             missing = by_shape.get(leaf.shape, set())
-            storage, before = self._suspected.get(id(leaf), (None, missing))
-            if storage is None or storage.expired():
-                storage, before = _weak_storage(leaf.untyped_storage()), missing
+            new = _weak_storage(leaf.untyped_storage()), missing
+            storage, before = self._suspected.get(id(leaf), new)
             if missing & before:
                 lookalikes.append(leaf)
             # Not what was in a graph with it, nor what was frozen or unknown when it first came.
