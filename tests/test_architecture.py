@@ -25,13 +25,16 @@ FRAMEWORKS = {
 # is a folder, or a file outside these folders. "sgdph" stands for the public names.
 ROOMS: dict[str, set[str]] = {
     "names": set(),
-    "validation": {"names"},
+    "user_warning": set(),
+    "validation": {"names", "user_warning"},
     "roles": {"validation"},
     "algorithm": set(),
-    "autograd": set(),
+    "autograd": {"user_warning"},
     "distributed": {"roles", "algorithm", "autograd"},
-    "curvature": {"names", "validation", "roles", "algorithm", "autograd", "distributed"},
-    "state_matching": {"roles", "curvature"},
+    "curvature": {
+        "names", "user_warning", "validation", "roles", "algorithm", "autograd", "distributed",
+    },
+    "state_matching": {"user_warning", "roles", "curvature"},
     "state_dict": {"roles", "algorithm", "distributed", "curvature", "state_matching"},
     "join": {"roles", "curvature"},
     "step": {
@@ -39,12 +42,12 @@ ROOMS: dict[str, set[str]] = {
     },
     "wrappers": {"step"},
     "metrics": {"wrappers"},
-    "compilation": {"curvature", "step", "wrappers"},
+    "compilation": {"user_warning", "curvature", "step", "wrappers"},
     "optimizer": {
         "names", "validation", "roles", "distributed", "curvature", "state_dict", "step",
     },
-    "compound": {"roles", "state_matching", "state_dict", "step", "optimizer"},
-    "partial_hessian": {"names", "roles", "optimizer", "compound"},
+    "compound": {"user_warning", "roles", "state_matching", "state_dict", "step", "optimizer"},
+    "partial_hessian": {"names", "user_warning", "roles", "optimizer", "compound"},
     "with_muon": {"roles", "partial_hessian"},
     "diagnostics": {
         "validation", "roles", "algorithm", "autograd", "distributed", "curvature", "step",
@@ -197,6 +200,11 @@ def test_the_core_imports_only_torch(path: Path) -> None:
     if path.parent.name == "integrations":
         allowed |= FRAMEWORKS.get(path.stem, set())
     assert roots_of(path) <= allowed
+
+
+def test_the_core_warns_at_the_users_line() -> None:
+    warning = {module_of(path) for path in CORE if "warnings.warn(" in path.read_text()}
+    assert warning == {"user_warning"}
 
 
 def test_files_are_short() -> None:

@@ -13,6 +13,7 @@ from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from user_warnings import warns_here
 
 import sgdph
 
@@ -520,9 +521,9 @@ def test_capture_in_a_cuda_graph_raises_an_error(monkeypatch: pytest.MonkeyPatch
 
 def test_joint_hutchinson_warns_of_its_noise() -> None:
     settings: dict[str, Any] = {"estimator": "hutchinson", "refresh": "all"}
-    with pytest.warns(UserWarning, match=r"hessian_momentum=0\.9 .*0\.99"):
+    with warns_here(r"hessian_momentum=0\.9 .*0\.99"):
         sgdph.SGDPH(bn_net().parameters(), **settings)
-    with pytest.warns(UserWarning, match="0.97"):
+    with warns_here("0.97"):
         sgdph.SGDPH(
             [{"params": bn_net().parameters(), "hessian_momentum": 0.97}],
             hessian_momentum=0.99,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from small import WAYS, assert_same_bits, bn_net, loss_of, train
 from torch import nn
+from user_warnings import warns_here
 
 import sgdph
 
@@ -342,7 +343,7 @@ def test_frozen_parameters_need_no_optimizer_and_unused_settings_warn() -> None:
     model = bn_net()
     model[0].weight.requires_grad_(False)
     sgd = torch.optim.SGD(model[4].parameters(), lr=0.1, weight_decay=1e-4)
-    with pytest.warns(UserWarning, match=r"weight_decay=0\.1 \(there 0\.0001\)"):
+    with warns_here(r"weight_decay=0\.1 \(there 0\.0001\)"):
         optimizer = sgdph.PartialHessian(sgd, sgdph.param_groups(model, weight_decay=0.1))
     assert [g["weight_decay"] for g in optimizer.param_groups] == [1e-4, 0.1]
     train(model, optimizer, range(3))
@@ -469,7 +470,7 @@ def test_unfreezing_a_parameter_that_no_optimizer_has_warns() -> None:
     optimizer = sgdph.PartialHessian(adamw, sgdph.param_groups(model))
     train(model, optimizer, range(2))
     model[0].weight.requires_grad_(True)
-    with pytest.warns(UserWarning, match=r"parameter 0\.weight was frozen when"):
+    with warns_here(r"parameter 0\.weight was frozen when"):
         train(model, optimizer, range(2, 4))
     optimizer.add_param_group({"params": [model[0].weight]})
     before = model[0].weight.detach().clone()
@@ -482,7 +483,7 @@ def test_opposed_halves_raise_an_error_and_an_empty_half_warns() -> None:
     adamw = torch.optim.AdamW(model.parameters(), maximize=True)
     with pytest.raises(ValueError, match="maximize is False for the Newton steps and True"):
         sgdph.PartialHessian(adamw, sgdph.param_groups(model))
-    with pytest.warns(UserWarning, match="no Newton parameter"):
+    with warns_here("no Newton parameter"):
         sgdph.PartialHessian(adamw, [model[1].weight], maximize=True)
 
 

@@ -12,6 +12,7 @@ import torch
 from small import assert_same_bits, bn_net, by_update, loss_of, train
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_state_dict
+from user_warnings import warns_here
 
 import sgdph
 
@@ -30,7 +31,7 @@ def built(first: Any, second: Any, *, later: bool) -> sgdph.SGDPH:
 
 
 @pytest.mark.parametrize("trained", [0, 4])
-@pytest.mark.parametrize(("before", "after"), itertools.permutations([False, True]))
+@pytest.mark.parametrize(("before", "after"), list(itertools.permutations([False, True])))
 def test_exchanged_roles_raise_an_error(trained: int, before: bool, after: bool) -> None:
     """A group added later has no exception; of the first groups, the last parameter is one."""
     model, first, second = two_parts()
@@ -212,7 +213,7 @@ def test_loading_one_weight_decay_in_place_of_two_warns() -> None:
     model = bn_net()
     state = sgd_state(model, model.parameters(), weight_decay=1e-3)
     groups = sgdph.param_groups(model, 0.1, channelwise_weight_decay=0.0)
-    with pytest.warns(UserWarning, match=r"one weight_decay .* 0\.001. It replaces 0\.0, 0\.1"):
+    with warns_here(r"one weight_decay .* 0\.001. It replaces 0\.0, 0\.1"):
         sgdph.SGDPH(groups).load_state_dict(state)
 
 

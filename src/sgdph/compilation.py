@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sgdph.curvature.side_effects import uncompiled
 from sgdph.step import SecondOrderOptimizer
+from sgdph.user_warning import warn_user
 from sgdph.wrappers import wrapped_sgdph
 
 ModelOrFunction = TypeVar("ModelOrFunction", bound=Callable[..., Any])
@@ -234,11 +234,9 @@ def _optimizers(optimizer: object) -> list[SecondOrderOptimizer]:
 def _warn_if_always_due(optimizers: Sequence[SecondOrderOptimizer]) -> None:
     groups = [g for each in optimizers if each.newton_parameters for g in each.param_groups]
     if any(group.get("hessian_interval") == 1 for group in groups):
-        warnings.warn(
+        warn_user(
             "hessian_interval is 1, so every training step needs a partial Hessian and runs "
             "uncompiled. To train compiled, set a larger one, such as hessian_interval=10",
-            UserWarning,
-            stacklevel=3,
         )
 
 

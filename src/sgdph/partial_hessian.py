@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -23,6 +22,7 @@ from sgdph.compound.first_order import (
 from sgdph.names import Estimator, Refresh
 from sgdph.optimizer import SGDPH
 from sgdph.roles import parameter_names
+from sgdph.user_warning import warn_user
 
 
 class PartialHessian(CompoundOptimizer):
@@ -173,17 +173,15 @@ def _keep_newton_parameters(
         group["channelwise"] = True
     groups[:] = [group for group in groups if group["params"]] or groups[:1]
     if not in_newton:
-        warnings.warn(
+        warn_user(
             "PartialHessian was given no Newton parameter, so it has no effect. Of bare tensors, "
             "those with one number per channel are Newton parameters, except the last. Set "
             "channelwise=True in a group to choose them yourself",
-            stacklevel=4,
         )
     if ignored:
-        warnings.warn(
+        warn_user(
             "first-order parameters keep the settings of their own optimizer. These settings of "
             f"the groups given to PartialHessian are not used: {', '.join(sorted(set(ignored)))}",
-            stacklevel=4,
         )
     return unheld
 

@@ -13,7 +13,6 @@ because ``torch.distributed.checkpoint`` rejects checkpoints that lack a key.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from sgdph.curvature.cycle import Cycle
 from sgdph.roles import listed, parameter_names
+from sgdph.user_warning import warn_user
 
 SavedGroups = Sequence[Mapping[str, Any]]
 Groups = Sequence[dict[str, Any]]
@@ -125,11 +125,10 @@ def _warn_of_equalised(arranged: SavedGroups, groups: SavedGroups) -> None:
     for key in ("lr", "momentum", "weight_decay"):
         now, then = [g.get(key) for g in groups], [g.get(key) for g in arranged]
         if _all_same(then) and then[0] is not None and not _all_same(now):
-            warnings.warn(
+            warn_user(
                 f"the loaded state has one {key} for all parameters, {then[0]}. It replaces "
                 f"{', '.join(map(str, now))} of this optimizer's groups; set these again after "
                 "loading to keep them",
-                stacklevel=6,
             )
 
 

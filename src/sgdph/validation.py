@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any, NoReturn
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgdph.names import ESTIMATORS, REFRESHES, Estimator
+from sgdph.user_warning import warn_user
 
 # The cycle runs over all groups at once, so these cannot differ between them.
 ONE_FOR_ALL_GROUPS = ("estimator", "refresh", "hessian_interval", "seed")
@@ -205,22 +205,19 @@ def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
     joint = is_stochastic(groups[0]["estimator"]) and groups[0]["refresh"] == "all"
     lowest = min(group["hessian_momentum"] for group in groups)
     if joint and lowest < 0.98:
-        warnings.warn(
+        warn_user(
             "estimator='hutchinson' with refresh='all' draws one probe for all parameters, so "
             f"each estimate contains the noise of every layer. hessian_momentum={lowest} averages "
             "too little of that noise away; use 0.99 or more",
-            stacklevel=3,
         )
 
 
 def warn_of_unrefreshed(names: Sequence[str], sweeps: int) -> None:
     """Warn about Newton parameters that no loss has reached for too long."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    warnings.warn(
+    warn_user(
         f"no partial Hessian has reached parameter {', '.join(names[:3])}{rest} during {sweeps} "
         "sweeps over all Newton parameters, because the losses at due steps do not depend on it. "
         "Its multiplier does not change. If the parameter is not used, freeze it or give its "
         "group channelwise=False",
-        UserWarning,
-        stacklevel=7,
     )

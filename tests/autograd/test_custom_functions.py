@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from user_warnings import warns_here
 
 import sgdph
 
@@ -417,7 +418,7 @@ LOST = [
 @pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
 @pytest.mark.parametrize("use", LOST, ids=lambda use: use.__name__)
 def test_saved_tensors_without_a_history_give_a_warning(use: Use, way: str) -> None:
-    with pytest.warns(UserWarning, match=r"Kernel saved tensors.*sgdph\.check_curvature"):
+    with warns_here(r"Kernel saved tensors.*sgdph\.check_curvature"):
         curvature(use, way)
 
 
@@ -425,7 +426,7 @@ def test_a_warning_is_given_once_per_class() -> None:
     kernel = function(
         saving(lambda x: x + 1), lambda ctx, g: silu_gradient(g, ctx.saved_tensors[0] - 1)
     )
-    with pytest.warns(UserWarning, match="check_curvature"):
+    with warns_here("check_curvature"):
         curvature(lambda h, d: kernel.apply(h), "backward")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

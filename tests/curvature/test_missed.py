@@ -12,6 +12,7 @@ import torch
 from small import WAYS, bn_net, by_update, loss_of, train
 from torch import Tensor, nn
 from torch.nn import functional
+from user_warnings import warns_here
 
 import sgdph
 
@@ -216,7 +217,7 @@ def test_a_second_network_is_no_replacement_of_what_was_beside_it() -> None:
     first, second, critic = (nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4)) for _ in range(3))
     both = nn.ModuleList([first, second])
     optimizer = sgdph.SGDPH([{"params": list(both.parameters()), "channelwise": True}])
-    with pytest.warns(UserWarning, match="unknown to the optimizer"):
+    with warns_here("unknown to the optimizer"):
         optimizer.backward(critic(first(torch.randn(5, 4))).square().mean())
     for turn in (second, first, second, first):
         optimizer.step()

@@ -15,6 +15,7 @@ from ranks import assert_near, assert_same_bits, on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, prune
+from user_warnings import warns_here
 
 import sgdph
 from weight_norm.test_weight_norm import G, V, conv_net, images, loss_of, names, old_style
@@ -287,7 +288,7 @@ def test_an_optimizer_built_before_applying_warns_at_its_first_step() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
     optimizer = sgdph.SGDPH(sgdph.param_groups(model))
     sgdph.apply_weight_norm(model)
-    with pytest.warns(UserWarning, match="unknown to the optimizer.*weight norm"):
+    with warns_here("unknown to the optimizer.*weight norm"):
         optimizer.backward(model(torch.randn(5, 3)).pow(2).sum())
 
 

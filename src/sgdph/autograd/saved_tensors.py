@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -22,6 +21,7 @@ from sgdph.autograd.graph import (
     has_packed_tensors,
     is_leaf,
 )
+from sgdph.user_warning import warn_user
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 
@@ -63,12 +63,11 @@ def warn_of_lost_history(node: Node, region: Region) -> None:
     candidates = lost + inexact
     if any(not _is_mask(saved[i]) for i in candidates):
         _warned.add(function_of(node))
-        warnings.warn(
+        warn_user(
             f"{function_name(node)} saved tensors that its forward computed without a graph. If "
             "its backward uses them (a statistic, a precomputed gradient), the curvature is "
             "wrong. Run sgdph.check_curvature(closure, optimizer) once; if it raises, save inputs "
             "and outputs only, or use update_hessian(closure=...)",
-            stacklevel=2,
         )
 
 

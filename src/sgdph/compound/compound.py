@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from sgdph.optimizer import SGDPH
 from sgdph.roles import Groups, listed, named_like
 from sgdph.state_dict import rehearse
 from sgdph.step import SecondOrderOptimizer
+from sgdph.user_warning import warn_user
 
 # Settings that have the same name in both halves, but different meanings.
 _UNCLEAR = ("eps", "momentum")
@@ -110,10 +110,9 @@ class CompoundOptimizer(SecondOrderOptimizer):
         names = [n for n, p in self._unheld.items() if p.grad is not None and id(p) not in held]
         self._unheld = {}
         if names:
-            warnings.warn(
+            warn_user(
                 f"parameter {listed(names)} was frozen when PartialHessian was built, has a "
                 "gradient, and is in no first-order optimizer. Call add_param_group, or freeze it",
-                stacklevel=6,
             )
 
     def _rehearse(self) -> None:

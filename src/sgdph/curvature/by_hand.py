@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from sgdph.user_warning import warn_user
 
 
 def losses_gone(name: str) -> RuntimeError:
@@ -28,10 +28,8 @@ def set_by_hand(name: str) -> RuntimeError:
 
 def warn_of_change(name: str) -> None:
     """Warn that a gradient may have others in it, so that its curvature is left out."""
-    warnings.warn(
+    warn_user(
         f"the .grad of parameter {name} was changed by hand after its backward, after an "
         "earlier gradient was cleared. The curvature that belongs to it is unknown and is left "
         "out at this step. To sum several backwards, let them add up in .grad without clearing it",
-        UserWarning,
-        stacklevel=9,
     )

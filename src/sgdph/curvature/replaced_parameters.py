@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from sgdph.autograd.differentiability import REENTRANT_WORKAROUND
 from sgdph.autograd.graph import graph_nodes, is_leaf
 from sgdph.roles import parameter_name
+from sgdph.user_warning import warn_user
 
 # Not typed in torch.
 _weak_storage: Any = StorageWeakRef
@@ -86,7 +86,7 @@ class ReplacedParameters:
         if not missed:
             if first and lookalikes:
                 # First-order parameters are never due, so they would never be missed.
-                warnings.warn(_described(lookalikes) + _REMEDY, UserWarning, stacklevel=8)
+                warn_user(_described(lookalikes) + _REMEDY)
             return
         if len(absent) == len(own):
             raise RuntimeError(
