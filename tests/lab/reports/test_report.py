@@ -470,6 +470,21 @@ def test_a_report_only_overwrites_reports(tmp_path: Path) -> None:
         check_out(tmp_path / TABLE)
 
 
+def test_the_next_report_replaces_one_that_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_down(tmp_path, "sgdm", 0, 0.8)
+
+    def interrupted(*_: object) -> None:
+        (tmp_path / PLOT).write_bytes(b"picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sgdph.lab.reports.report.draw_pictures", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path)
+    check_out(tmp_path)
+
+
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(
     ("text", "gone"), [('<meta name="generator" content="sgdph report">', True), ("mine", False)]

@@ -175,6 +175,15 @@ def test_a_trial_that_ended_unreported_does_not_replace_another(
     assert [trial[1] for trial in facts(tmp_path)["sgdm"]] == ["finished"] * 3
 
 
+def test_a_deleted_trial_raises_an_error(sgdph: Command, tuned: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(tuned, tmp_path / "out")
+    shutil.rmtree(out / "adamw" / "trial-001")
+    words = ["tune", *TINY, "--optimizers=sgdm,adamw", "--trials=3", f"--out={out}"]
+    code, _, errors = sgdph(*words)
+    assert code == 2
+    assert "lacks the directories of adamw/trial-001, whose results" in errors
+
+
 @pytest.mark.usefixtures("forked_workers")
 def test_workers_end_with_the_process_that_started_them(sgdph: Command, tmp_path: Path) -> None:
     words = ["tune", *TINY[:-1], "--epochs=8", "--optimizers=sgdm", "--trials=4", "--jobs=2"]

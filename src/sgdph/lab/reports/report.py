@@ -13,6 +13,7 @@ from sgdph.lab.files import make_directory, write_text
 from sgdph.lab.reports.csv_tables import figures_table, targets_table
 from sgdph.lab.reports.folder import (
     PAGE_FILES,
+    TABLE,
     Page,
     check_pages,
     generator_mark,
@@ -166,6 +167,9 @@ def report_on(
     runs = read_runs(paths)
     grids = make_grids(runs.records, layout)
     make_directory(out)
+    figures = figures_table(grids)
+    # Before the pictures, which have no mark: the next report replaces those of an interrupted one.
+    write_text(out / TABLE, figures.csv())
     sections = tuple(
         _report_on_grid(grid, out, VALIDATION if place else "", targets)
         for place, grid in enumerate(grids)
@@ -176,7 +180,7 @@ def report_on(
     write_text(out / TARGETS, targets_table(grids, targets).csv())
     write_text(out / LATEX, latex_file(tables, said))
     page = Page(report.title, tuple(report.blocks(out)), GENERATOR)
-    write_folder(out, page, figures_table(grids), HOLDS, coming, FORMER)
+    write_folder(out, page, figures, HOLDS, coming, FORMER)
     return report
 
 

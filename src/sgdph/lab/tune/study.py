@@ -112,11 +112,22 @@ class Studies:
 
     def running(self) -> int:
         """Count the trials that have not ended."""
+        return len(self._trials(TrialState.RUNNING))
+
+    def without_run(self) -> list[str]:
+        """Name the trials that have ended, but whose run directories are gone."""
+        ended = self._trials(TrialState.COMPLETE, TrialState.PRUNED)
+        return [f"{run.path.parent.name}/{run.path.name}" for run in ended if not run.exists()]
+
+    def _trials(self, *states: TrialState) -> list[RunDirectory]:
         tuning = self.directory.read()
         with self.directory.lock():
-            studies = [self._study(tuning, optimizer) for optimizer in tuning.optimizers]
-        running = (TrialState.RUNNING,)
-        return sum(len(study.get_trials(deepcopy=False, states=running)) for study in studies)
+            studies = {each: self._study(tuning, each) for each in tuning.optimizers}
+        return [
+            self.directory.trial(optimizer, trial.number)
+            for optimizer, study in studies.items()
+            for trial in study.get_trials(deepcopy=False, states=states)
+        ]
 
     def _study(self, tuning: Tuning, optimizer: str) -> optuna.Study:
         return optuna.create_study(

@@ -36,12 +36,18 @@ def train_trials(
         console: Where to report the progress.
 
     Raises:
-        LabError: If a trial failed, or Ray is not available.
+        LabError: If a trial failed, Ray is not available, or the directory of a trial is gone.
         KeyboardInterrupt: If interrupted.
     """
     # Other processes or machines may have another working directory.
     path = directory.path.resolve()
     forget_failures(path, failures(path))
+    gone = Studies(directory).without_run()
+    if gone:
+        raise LabError(
+            f"{directory.path} lacks the directories of {', '.join(gone)}, whose results the "
+            "search has used. Put them back, or search anew with --overwrite or with another --out"
+        )
     tuning = directory.read()
     over = {run.path for run in directory.inner_runs() if run.status() in OVER}
     epochs = tuning.config(tuning.optimizers[0]).epochs
