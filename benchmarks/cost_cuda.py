@@ -33,41 +33,14 @@ from sgdph.lab.cost.memory import watch_memory
 from sgdph.lab.cost.step import Contestant
 from sgdph.lab.cost.systems import SYSTEMS, Kind
 from sgdph.lab.run.environment import describe_environment
+from sgdph.lab.run.epoch import Stopwatch
+from sgdph.lab.run.step import wait_for
 
 MEASURED = ("sgdm", "sgdph", "sgdph-plain", "sgdph-interval10", "sgdph-hutchinson-all")
 COLUMNS = (
     *("network", "batch", "precision", "attention", "system", "label", "milliseconds", "time"),
     *("lowest", "highest", "mean_peak", "worst_peak"),
 )
-
-
-class Clock:
-    """A timer for sections of work on a device, which reads the times when all work is done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
-        self._stretches: list[tuple[Any, Any]] = []
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Run some work, and record its start and end on the device."""
-        start = self._now()
-        work()
-        self._stretches.append((start, self._now()))
-
-    def milliseconds(self) -> list[float]:
-        """Return the time of each section in milliseconds, and reset the timer."""
-        if self._is_cuda:
-            torch.cuda.synchronize()
-        found = [a.elapsed_time(b) if self._is_cuda else b - a for a, b in self._stretches]
-        self._stretches.clear()
-        return found
-
-    def _now(self) -> Any:
-        if not self._is_cuda:
-            return 1000 * time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 Step = tuple[int, Contestant, Kind]
@@ -97,6 +70,14 @@ def mean_of_run(name: str, figures: Figures) -> float:
     """Return the mean over a run's steps: the kinds of step are weighted by their shares."""
     shares = SYSTEMS[name].weights
     return sum(share * statistics.fmean(figures[name][kind]) for kind, share in shares.items())
+
+
+def timed(work: Callable[[], None], device: torch.device) -> Stopwatch:
+    """Do some work, and return its stopwatch, which can be read when the device has finished."""
+    watch = Stopwatch(device)
+    work()
+    watch.stop()
+    return watch
 
 
 def measure(cell: Cell, device: torch.device, visits: int, rounds: int, end: float) -> Any:
@@ -130,14 +111,14 @@ def measure(cell: Cell, device: torch.device, visits: int, rounds: int, end: flo
             work()
             peaks.append(float(memory.peak().added))
         step[1].clear()
-    clock, times = Clock(device), []
+    times = []
     gc.collect()
     gc.disable()
     try:
         while not times or (len(times) < rounds and time.monotonic() < end):
-            for step in steps:
-                clock.run(take(step))
-            times.append(by_kind(steps, clock.milliseconds()))
+            watches = [timed(take(step), device) for step in steps]
+            wait_for(device)
+            times.append(by_kind(steps, [1000 * watch.seconds() for watch in watches]))
     finally:
         gc.enable()
     loss = workload.loss(workload.model)

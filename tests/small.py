@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +72,14 @@ def train(
         optimizer.zero_grad()
         feed(optimizer, loss_of(model, step))
         optimizer.step()
+
+
+def stored(value: object) -> Any:
+    """Write a value as a checkpoint does, and read it again."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
 
 
 def assert_same_bits(a: nn.Module, b: nn.Module) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from small import WAYS, assert_same_bits, bn_net, loss_of, train
+from small import WAYS, assert_same_bits, bn_net, loss_of, stored, train
 from torch import nn
 from user_warnings import warns_here
 
@@ -46,13 +45,6 @@ def over_sgd(model: nn.Module, by_role: bool = True, **settings: Any) -> sgdph.P
 def over_adamw(model: nn.Module, **settings: Any) -> sgdph.PartialHessian:
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
     return sgdph.PartialHessian(adamw, sgdph.param_groups(model), lr=0.05, **settings)
-
-
-def stored(value: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -7,14 +7,13 @@ Newton parameters. Each has companions of its own. Both agree to the bit, in flo
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small import WAYS, Feed, assert_same_bits, bn_net, by_update, loss_of, train
+from small import WAYS, Feed, assert_same_bits, bn_net, by_update, loss_of, stored, train
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import lr_scheduler
@@ -71,13 +70,6 @@ class Pair:
             self.optimizer.multipliers().values(), self.newton.multipliers().values(), strict=True
         ):
             assert torch.equal(ours, theirs)
-
-
-def stored(value: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 # ---- schedulers ----------------------------------------------------------------------------------

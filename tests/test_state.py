@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
+from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, stored, train
 from torch import nn
 
 import sgdph
@@ -25,13 +24,6 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def saved_and_loaded(value: Any) -> Any:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resumed_run_equals_uninterrupted_one(settings: dict[str, Any], dtype: torch.dtype) -> None:
@@ -39,7 +31,7 @@ def test_resumed_run_equals_uninterrupted_one(settings: dict[str, Any], dtype: t
     optimizer = sgdph.SGDPH(whole.parameters(), **settings)
     # 7 steps: neither at the start of a cycle over 3 parameters nor of an interval of 3.
     train(whole, optimizer, range(7))
-    saved = saved_and_loaded({"model": whole.state_dict(), "optimizer": optimizer.state_dict()})
+    saved = stored({"model": whole.state_dict(), "optimizer": optimizer.state_dict()})
     train(whole, optimizer, range(7, 16))
 
     resumed = bn_net(dtype, seed=99)
@@ -66,7 +58,7 @@ def test_average_of_bfloat16_parameters_stays_float32() -> None:
     assert state["hessian"].dtype == torch.float32
     assert not torch.equal(state["hessian"], state["hessian"].bfloat16().float())
     loaded = sgdph.SGDPH(model.parameters())
-    loaded.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    loaded.load_state_dict(stored(optimizer.state_dict()))
     assert torch.equal(loaded.state[model[1].weight]["hessian"], state["hessian"])
     assert loaded.state[model[1].weight]["hessian"].dtype == torch.float32
     assert loaded.state[model[1].weight]["momentum_buffer"].dtype == torch.bfloat16
@@ -143,7 +135,7 @@ def test_sgd_state_is_a_warm_start() -> None:
         loss_of(model, step).backward()
         sgd.step()
     optimizer = sgdph.SGDPH(model.parameters(), second_order_lr=2e-3)
-    optimizer.load_state_dict(saved_and_loaded(sgd.state_dict()))
+    optimizer.load_state_dict(stored(sgd.state_dict()))
     for p in model.parameters():
         kept = optimizer.state[p]["momentum_buffer"]
         assert torch.equal(kept, sgd.state[p]["momentum_buffer"])

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 from sgdph.algorithm import CurvatureAverages, curvature_dtype
 from sgdph.autograd.graph import Graph, Node, Region
 from sgdph.autograd.shared_backward import SharedBackward
-from sgdph.curvature.cycle import MOST_SWEEPS, Cycle
+from sgdph.curvature.cycle import Cycle
 from sgdph.curvature.estimators import (
     check_loss,
     curvature_of_gradients,
@@ -27,6 +27,7 @@ from sgdph.curvature.guards import Guards, none_came
 from sgdph.curvature.pending import PendingCurvature
 from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.curvature.targets import Targets
+from sgdph.curvature.turn import MOST_SWEEPS
 from sgdph.distributed.ddp import static_graph_unnoticed
 from sgdph.distributed.reduction import Collected, Ranks
 from sgdph.names import Estimator

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgdph.curvature.probes import rademacher_probe
+from sgdph.curvature.turn import MOST_SWEEPS, Turn
 from sgdph.validation import is_stochastic
 
 Groups = Sequence[dict[str, Any]]
@@ -17,9 +18,6 @@ Reaches = Callable[[Tensor], bool]
 _START = {"step": 0, "cursor": 0, "refreshes": 0, "sought": -1}
 # The key of a parameter's state under which its three integers are saved.
 TURN = "turn"
-
-# A warning names parameters that have waited for this many sweeps: passes over all parameters.
-MOST_SWEEPS = 10
 
 
 class Cycle:
@@ -34,9 +32,8 @@ class Cycle:
     for a regular refresh or refreshed a sought parameter; ``cursor``, the parameter that is next;
     ``sought``, the parameter that is sought, or -1. They are stored in every parameter group, with
     equal values, so code that saves groups includes them. Writing ``cursor`` by hand starts a new
-    cycle there. Three more integers per parameter are kept here. A saved state has them as one
-    tensor per parameter, ``turn``: the number of its latest refresh; how many probes it has used;
-    the number of the refresh after which it was sought, or -1.
+    cycle there. The first three integers of each parameter's :class:`Turn` are saved as one
+    tensor per parameter, ``turn``.
 
     Args:
         newton: The Newton parameters.
@@ -47,11 +44,7 @@ class Cycle:
         self._places = {id(p): i for i, p in enumerate(self.newton)}
         count = len(self.newton)
         # As if a whole cycle had been completed before, so that all numbers differ.
-        self._last_refresh = [i - count for i in range(count)]
-        self._probe_count = [0] * count
-        self._last_search = [-1] * count
-        # When each was first seen trainable: a frozen parameter does not wait.
-        self._trainable_since: dict[int, int] = {}
+        self._turns = [Turn(i - count) for i in range(count)]
         self._cursor = 0
 
     def __contains__(self, p: Tensor) -> bool:
@@ -61,12 +54,10 @@ class Cycle:
     def append(self, p: Tensor) -> None:
         """Add one more parameter at the end of the cycle."""
         # If two numbers are equal, the parameter registered first goes first.
-        last = self._last_refresh[-1] if self.newton else -1
+        last = self._turns[-1].last_refresh if self.newton else -1
         self._places[id(p)] = len(self.newton)
         self.newton.append(p)
-        self._last_refresh.append(last)
-        self._probe_count.append(0)
-        self._last_search.append(-1)
+        self._turns.append(Turn(last))
 
     @staticmethod
     def start(groups: Iterable[dict[str, Any]]) -> None:
@@ -127,9 +118,9 @@ class Cycle:
             assert sought is not None, "no step is due but for one that is sought"
             if cyclic:
                 return [self.newton[sought]], []
-            began = self._last_search[sought]
-            pairs = zip(self.newton, self._last_refresh, strict=True)
-            return [p for p, last in pairs if last < began], []
+            began = self._turns[sought].last_search
+            pairs = zip(self.newton, self._turns, strict=True)
+            return [p for p, turn in pairs if turn.last_refresh < began], []
         if not cyclic:
             return self.newton, []
         passed_over: list[Tensor] = []
@@ -143,13 +134,15 @@ class Cycle:
 
     def _by_waiting(self) -> list[int]:
         """Return the indices of the parameters, those refreshed longest ago first."""
-        return sorted(range(len(self.newton)), key=self._last_refresh.__getitem__)
+        latest = [turn.last_refresh for turn in self._turns]
+        return sorted(range(len(latest)), key=latest.__getitem__)
 
     def _follow(self, groups: Groups) -> None:
         """Begin a new cycle at the cursor if it was written by hand."""
         if groups[0]["cursor"] != self._cursor:
             self._cursor = groups[0]["cursor"]
-            self._last_refresh = self._as_in_a_cycle(groups[0])
+            for turn, number in zip(self._turns, self._as_in_a_cycle(groups[0]), strict=True):
+                turn.last_refresh = number
 
     def _as_in_a_cycle(self, place: Mapping[str, Any]) -> list[int]:
         count = len(self.newton)
@@ -162,7 +155,7 @@ class Cycle:
         seed = groups[0]["seed"]
         # Counted here, because a parameter's own refresh count is stored on its device.
         places = [(p, self._places[id(p)]) for p in params]
-        return [rademacher_probe(seed, self._probe_count[i], i, p) for p, i in places]
+        return [rademacher_probe(seed, self._turns[i].probes, i, p) for p, i in places]
 
     def advance(
         self, groups: Groups, refreshed: Iterable[Tensor], *, due: bool, alone: bool
@@ -187,14 +180,14 @@ class Cycle:
             cyclic = groups[0]["refresh"] == "cyclic"
             order = self._by_waiting() if alone and (regular or refreshed) else []
             for p in refreshed:
-                i = self._places[id(p)]
-                self._last_refresh[i] = number
-                self._probe_count[i] += 1
+                turn = self._turns[self._places[id(p)]]
+                turn.last_refresh = number
+                turn.probes += 1
             if regular:
                 place["sought"] = -1
                 if alone and groups[0]["hessian_interval"] > 1:
                     place["sought"] = self._to_seek(order, refreshed, number, cyclic)
-            elif self._last_refresh[place["sought"]] == number:
+            elif self._turns[place["sought"]].last_refresh == number:
                 place["sought"] = -1
             if regular or refreshed:
                 place["refreshes"] += 1
@@ -230,10 +223,9 @@ class Cycle:
                 if cyclic:
                     break
                 continue
-            searched = self._last_search[i]
-            in_vain = max(self._last_refresh[i], -1) < searched and number - searched < pause
-            if self.newton[i].requires_grad and not in_vain:
-                self._last_search[i] = number
+            turn = self._turns[i]
+            if self.newton[i].requires_grad and not turn.was_sought_in_vain(number, pause):
+                turn.last_search = number
                 if cyclic:
                     return i
                 # One search serves all parameters that were missed.
@@ -245,24 +237,18 @@ class Cycle:
         if number % sweep:
             return []
         unrefreshed = []
-        for i, p in enumerate(self.newton):
+        for p, turn in zip(self.newton, self._turns, strict=True):
             if not p.requires_grad:
-                self._trainable_since.pop(i, None)
-                continue
-            since = max(self._trainable_since.setdefault(i, number - sweep), self._last_refresh[i])
-            waited = number - since
-            if MOST_SWEEPS * sweep <= waited < (MOST_SWEEPS + 1) * sweep:
+                turn.trainable_since = None
+            elif turn.waits_too_long(number, sweep):
                 unrefreshed.append(p)
         return unrefreshed
 
     def turns(self, groups: Groups) -> list[Tensor]:
         """Return each parameter's three integers as a tensor, as :meth:`load` takes them."""
         self._follow(groups)
-        lists = (self._last_refresh, self._probe_count, self._last_search)
-        return [
-            torch.tensor(numbers, dtype=torch.int64, device="cpu")
-            for numbers in zip(*lists, strict=True)
-        ]
+        numbers = [(turn.last_refresh, turn.probes, turn.last_search) for turn in self._turns]
+        return [torch.tensor(each, dtype=torch.int64, device="cpu") for each in numbers]
 
     def load(self, groups: Groups, turns: Sequence[Tensor | None]) -> None:
         """Load a place in the cycle.
@@ -274,18 +260,14 @@ class Cycle:
         """
         count, place = len(self.newton), groups[0]
         self._cursor = place["cursor"]
-        self._trainable_since.clear()
         if all(turn is None for turn in turns):
-            self._last_refresh = self._as_in_a_cycle(place)
-            self._probe_count = [self._probes_in_a_cycle(i, place) for i in range(count)]
-            self._last_search = [-1] * count
+            latest = self._as_in_a_cycle(place)
+            self._turns = [Turn(latest[i], self._probes_in_a_cycle(i, place)) for i in range(count)]
             return
-        numbers = [
-            (i - count, 0, -1) if turn is None else turn.tolist() for i, turn in enumerate(turns)
+        self._turns = [
+            Turn(i - count) if turn is None else Turn(*turn.tolist())
+            for i, turn in enumerate(turns)
         ]
-        self._last_refresh = [each[0] for each in numbers]
-        self._probe_count = [each[1] for each in numbers]
-        self._last_search = [each[2] for each in numbers]
 
     def _probes_in_a_cycle(self, i: int, place: Mapping[str, Any]) -> int:
         if place["refresh"] == "all":

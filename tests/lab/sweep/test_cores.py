@@ -11,7 +11,6 @@ from rich.console import Console
 
 from lab.conftest import Command, checkpoint_of, same_bits, snapshot, tiny_config
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.networks.models import build_model
 from sgdph.lab.options.resolution import resolve
 from sgdph.lab.run.directory import RunDirectory
@@ -172,16 +171,14 @@ def test_overwrite_deletes_only_the_logs_of_the_comparison(sgdph: Command, tmp_p
     assert snapshot(logs) == {"notes.txt": b"mine"}
 
 
-def test_a_run_begun_with_torchs_number_of_threads_keeps_it(
-    tmp_path: Path, digits: Dataset
-) -> None:
+def test_a_run_begun_with_torchs_number_of_threads_keeps_it(tmp_path: Path) -> None:
     asked = [PlannedRun(name, tiny_config(threads=None)) for name in ("begun", "new")]
     RunDirectory(tmp_path / "begun").create(asked[0].config)
     runs, jobs = sweep.arranged(tmp_path, asked, None)
     assert ([planned.config.threads for planned in runs], jobs) == ([None, 1], 1)
     runs, jobs = sweep.arranged(tmp_path, asked, 2)
     assert ([planned.config.threads for planned in runs], jobs) == ([1, 1], 2)
-    progress = sweep.train_all(tmp_path, asked[1:], Console(quiet=True), load=lambda _: digits)
+    progress = sweep.train_all(tmp_path, asked[1:], Console(quiet=True))
     assert progress.ended == ("new",)
     assert RunDirectory(tmp_path / "new").read_config().threads == 1
 

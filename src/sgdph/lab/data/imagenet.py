@@ -6,7 +6,6 @@ usual, this laboratory tests on the 50,000 validation images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,7 @@ PAGE = DATASETS[NAME].origin
 # The file that torchvision makes from the development kit, and the kit itself.
 META = ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")
 SPLITS = ("train", "val")
-
-
-@dataclass(frozen=True)
-class Official:
-    """The official counts.
-
-    Attributes:
-        classes: Number of classes.
-        train: Training images.
-        test: Validation images.
-    """
-
-    classes: int = 1000
-    train: int = 1_281_167
-    test: int = 50_000
-
-
-OFFICIAL = Official()
+CLASSES, TRAINING_IMAGES, TEST_IMAGES = 1000, 1_281_167, 50_000
 
 
 def has_devkit(root: Path) -> bool:
@@ -122,8 +104,8 @@ def disagreement(root: Path, classes: list[str], found: FolderSplits) -> str | N
         )
     if len(found.test) < len(test_labels):
         return f"has {len(found.test):,} images in val/, and {META[0]} lists {len(test_labels):,}"
-    if found.classes == OFFICIAL.classes and len(found.train) != OFFICIAL.train:
-        return f"has {len(found.train):,} images in train/, expected {OFFICIAL.train:,}"
+    if found.classes == CLASSES and len(found.train) != TRAINING_IMAGES:
+        return f"has {len(found.train):,} images in train/, expected {TRAINING_IMAGES:,}"
     return None
 
 
@@ -151,7 +133,7 @@ def files_of(split: Any) -> ImageFiles:
 def shortfall(found: FolderSplits) -> str | None:
     """Describe how a set's counts differ from the official ones; ``None`` if they do not."""
     counts = (found.classes, len(found.train), len(found.test))
-    official = (OFFICIAL.classes, OFFICIAL.train, OFFICIAL.test)
+    official = (CLASSES, TRAINING_IMAGES, TEST_IMAGES)
     if counts == official:
         return None
     return "{} classes and {:,} + {:,} images, ImageNet has {} and {:,} + {:,}".format(

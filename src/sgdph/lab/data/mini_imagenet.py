@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,20 +29,7 @@ IMAGES = "images"
 PAGE = DATASETS[NAME].origin
 
 
-@dataclass(frozen=True)
-class Official:
-    """The official counts.
-
-    Attributes:
-        classes: Number of classes.
-        images: Number of images in each class.
-    """
-
-    classes: int = 100
-    images: int = 600
-
-
-OFFICIAL = Official()
+CLASSES, IMAGES_PER_CLASS = 100, 600
 # Of every six images of a class, five are for training and one is for testing.
 PARTS = 6
 
@@ -136,7 +122,7 @@ def pooled(root: Path) -> dict[str, set[str]]:
         path = root / name
         if not path.is_file():
             raise LabError(
-                f"{path} is missing: the {OFFICIAL.classes} classes are spread over "
+                f"{path} is missing: the {CLASSES} classes are spread over "
                 f"{', '.join(LISTS)}; put the three split files beside {IMAGES}/"
             )
         with path.open(newline="", encoding="utf-8") as file:
@@ -163,7 +149,7 @@ def check_sizes(root: Path, sizes: dict[str, int]) -> None:
         raise LabError(
             f"the split files in {root} list {sizes[smallest]} images of class {smallest} and "
             f"{sizes[largest]} of {largest}; expected equally many of each (Mini-ImageNet has "
-            f"{OFFICIAL.images} of each of {OFFICIAL.classes} classes): one of {', '.join(LISTS)} "
+            f"{IMAGES_PER_CLASS} of each of {CLASSES} classes): one of {', '.join(LISTS)} "
             "is cut off or not the official one; fetch it again. Your own set may also have the "
             "layout train/<class>/ and test/<class>/, without these files and with any numbers of "
             "images"
@@ -186,12 +172,11 @@ def check_images(root: Path, classes: dict[str, set[str]]) -> None:
 def shortfall(found: FolderSplits) -> str | None:
     """Describe how a set's counts differ from the official ones; ``None`` if they do not."""
     images = len(found.train) + len(found.test)
-    wanted = OFFICIAL.classes * OFFICIAL.images
-    if (found.classes, images) == (OFFICIAL.classes, wanted):
+    wanted = CLASSES * IMAGES_PER_CLASS
+    if (found.classes, images) == (CLASSES, wanted):
         return None
     return (
-        f"{found.classes} classes and {images:,} images, Mini-ImageNet has {OFFICIAL.classes} and "
-        f"{wanted:,}"
+        f"{found.classes} classes and {images:,} images, Mini-ImageNet has {CLASSES} and {wanted:,}"
     )
 
 

@@ -91,9 +91,7 @@ def draw_error_line(
     axes: Axes, checkpoints: list[CheckpointFigures], name: str, shift: float
 ) -> None:
     """Draw one estimate's medians and ranges into a panel, shifted sideways by ``shift``."""
-    spreads = [
-        (i, spread_over_layers(c, name, "relative_error")) for i, c in enumerate(checkpoints)
-    ]
+    spreads = [(i, spread_over_layers(c, name)) for i, c in enumerate(checkpoints)]
     found = [(i + shift, spread) for i, spread in spreads if spread is not None]
     if not found:
         return

@@ -132,7 +132,7 @@ def words_table(pairs: list[tuple[str, str]]) -> Table:
 def describe_checkpoint(figures: CheckpointFigures) -> str:
     """Summarise a checkpoint's results in one line."""
     shares = [block.off_diagonal_share_batch or 0.0 for block in figures.blocks]
-    row_sum = spread_over_layers(figures, "row_sum_one", "relative_error")
+    row_sum = spread_over_layers(figures, "row_sum_one")
     error = "unknown" if row_sum is None else two_decimals(row_sum.median)
     return (
         f"{len(figures.blocks)} blocks in {figures.seconds:.1f} s, off-diagonal share "

@@ -39,9 +39,9 @@ COLUMNS = (
 MULTIPLIER_FIELDS = ("source", "min", "p05", "p25", "median", "p75", "p95", "max", "mean")
 
 
-def spread_over_layers(figures: CheckpointFigures, name: str, measure: str) -> Range | None:
-    """Summarise an estimate's error over a checkpoint's layers; ``None`` if no layer has one."""
-    errors = [block.errors[f"{name}_{measure}"] for block in figures.blocks]
+def spread_over_layers(figures: CheckpointFigures, name: str) -> Range | None:
+    """Summarise an estimate's relative error over layers; ``None`` if no layer has one."""
+    errors = [block.errors[f"{name}_relative_error"] for block in figures.blocks]
     values = [error for error in errors if error is not None]
     return Range.of(values) if values else None
 
@@ -77,7 +77,7 @@ def summary_table(inspection: Inspection) -> Table:
 
 
 def _over_layers(figures: CheckpointFigures, name: str) -> str | None:
-    found = spread_over_layers(figures, name, "relative_error")
+    found = spread_over_layers(figures, name)
     if found is None:
         return None
     return found.show(two_decimals)

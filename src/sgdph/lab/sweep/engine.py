@@ -20,11 +20,8 @@ from typing import Protocol
 
 from rich.console import Console
 
-from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.progress import reporter_for, say
 from sgdph.lab.run.directory import LOGS
-from sgdph.lab.run.start import load_data
 from sgdph.lab.sweep.board import Find, board_for
 from sgdph.lab.sweep.cluster import Cluster
 from sgdph.lab.sweep.cores import available_cores
@@ -45,13 +42,11 @@ class Place:
         ray: Ray's address; ``None`` computes on this machine.
         split_gpus: Whether each process on this machine sees only one of the GPUs, assigned in
             turn. If not, every process sees all GPUs.
-        load: Loads data sets, if this process computes.
     """
 
     jobs: int | None = 1
     ray: str | None = None
     split_gpus: bool = True
-    load: Callable[[RunConfig], Dataset] = load_data
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def compute(
     """
     if place.jobs == 1 and place.ray is None:
         with reporter_for(console, expected.runs) as reporter:
-            run_tasks(directory, tasks, ThisProcess(Worker(reporter, place.load)))
+            run_tasks(directory, tasks, ThisProcess(Worker(reporter)))
         return
     executor: Pool | Cluster
     if place.ray is not None:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data.dataset import Dataset
 from sgdph.lab.options.options import ManyRunsOptions
 from sgdph.lab.progress import Reporter, say
 from sgdph.lab.reports.command import say_report
@@ -85,7 +83,6 @@ def train_all(
     *,
     jobs: int | None = 1,
     ray: str | None = None,
-    load: Callable[[RunConfig], Dataset] = load_data,
 ) -> SweepState:
     """Train runs to their ends, in this process, in several, or on Ray.
 
@@ -97,7 +94,6 @@ def train_all(
         console: Where to report the progress.
         jobs: How many are trained at once; ``None`` for as many as there is room for.
         ray: Ray's address; ``None`` trains on this machine.
-        load: Loads a run's data set, if this process trains.
 
     Returns:
         The progress of the runs after training.
@@ -121,7 +117,7 @@ def train_all(
         len(runs),
         sum(planned.config.epochs for planned in runs),
     )
-    place = Place(jobs, ray, fit_one_gpu(runs), load)
+    place = Place(jobs, ray, fit_one_gpu(runs))
     compute(directory, map(partial(task_of, directory), runs), expected, place, console)
     return state_of(directory, runs)
 
