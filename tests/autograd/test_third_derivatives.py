@@ -1,15 +1,18 @@
-"""Losses that contain a gradient: right, or an error where torch's third derivative is wrong."""
+"""Where torch's second or third derivatives are wrong: right here, or an error."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from small import WAYS
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.func import functional_call
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import sgdph
 
@@ -117,3 +120,82 @@ def test_weight_norm_s_direction_is_right_or_raises_an_error(way: str) -> None:
         hessian = torch.autograd.functional.hessian(by_hand, values)[i][i]
         expected = hessian.reshape(p.numel(), -1).diagonal().abs().view_as(p)
         torch.testing.assert_close(take(p), expected)
+
+
+Norm = Callable[[Tensor, "Tensor | None"], Tensor]
+SHIFTS: dict[str, Norm] = {
+    "layer": lambda x, shift: functional.layer_norm(x, (4,), None, shift),
+    "batch": lambda x, shift: functional.batch_norm(x, None, None, None, shift, True),
+    "batch in evaluation": lambda x, shift: functional.batch_norm(
+        x, x.new_zeros(4), x.new_ones(4), None, shift
+    ),
+    "instance": lambda x, shift: functional.instance_norm(x, None, None, None, shift),
+    "group": lambda x, shift: functional.group_norm(x, 2, None, shift),
+}
+
+
+def saving_on_cpu(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with save_on_cpu():
+        return norm(x)
+
+
+KEEPING = {
+    "plain": lambda norm, x: norm(x),
+    "checkpoint": lambda norm, x: checkpoint(norm, x, use_reentrant=False),
+    "save_on_cpu": saving_on_cpu,
+}
+WRONG_SHIFTS = SHIFTS.keys() - {"group"}
+
+
+@pytest.mark.parametrize("kept", KEEPING)
+@pytest.mark.parametrize("way", [*WAYS, "hessian_block"])
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_norm_s_shift_without_a_scale_is_right_or_raises_an_error(
+    name: str, way: str, kept: str
+) -> None:
+    """In torch its second derivative is zero. Also if the input depends on the same parameter."""
+    x = X.movedim(1, 2).contiguous() if name == "layer" else X
+    mixed = torch.linspace(0.5, 1.5, x.numel(), dtype=DTYPE).view(x.shape).sin()
+
+    def loss_of_shift(p: Tensor, norm: Norm, kept: str = "plain") -> Tensor:
+        scaled = x * (p if name == "layer" else p[:, None]).sin()
+        return (KEEPING[kept](lambda h: norm(h, p), scaled) * mixed).sin().sum()
+
+    def written_out(h: Tensor, p: Tensor | None) -> Tensor:
+        assert p is not None
+        return SHIFTS[name](h, None) + (p if name == "layer" else p[:, None])
+
+    p = nn.Parameter(torch.linspace(0.4, 1.2, 4, dtype=DTYPE))
+    expected = torch.autograd.functional.hessian(lambda p: loss_of_shift(p, written_out), p)
+    if way == "hessian_block":
+        block = sgdph.hessian_block(loss_of_shift(p, SHIFTS[name], kept), p)
+        torch.testing.assert_close(block, expected)
+        return
+    groups = [{"params": [p], "channelwise": True}]
+    optimizer = sgdph.SGDPH(groups, lr=0.0, hessian_momentum=0.0, estimator="exact")
+    WAYS[way](optimizer, loss_of_shift(p, SHIFTS[name], kept))
+    if way == "create_graph" and name in WRONG_SHIFTS:
+        with pytest.raises(RuntimeError, match=r"no scale.*use optimizer.backward\(loss\)"):
+            optimizer.step()
+        return
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["hessian"], expected.diagonal().abs())
+
+
+@pytest.mark.parametrize("way", [*WAYS, "a user's hook"])
+@pytest.mark.parametrize("frozen_scale", [True, False])
+def test_only_a_shift_without_a_scale_is_refused(frozen_scale: bool, way: str) -> None:
+    p = nn.Parameter(torch.linspace(0.4, 1.2, 4, dtype=DTYPE))
+    groups = [{"params": [p], "channelwise": True}]
+    optimizer = sgdph.SGDPH(groups, lr=0.0, hessian_momentum=0.0, estimator="exact")
+    scale = torch.ones_like(p) if frozen_scale else None
+    h = functional.layer_norm(X.movedim(1, 2), (4,), scale, p)
+    loss = h.sin().sum()
+    if way == "a user's hook":
+        h.grad_fn.register_hook(lambda *_: None)  # type: ignore[union-attr]
+    wrong = not frozen_scale and way in ("create_graph", "a user's hook")
+    with pytest.raises(RuntimeError, match="no scale") if wrong else nullcontext():
+        WAYS.get(way, WAYS["backward"])(optimizer, loss)
+        optimizer.step()
+        expected = h.sin().sum((0, 1)).abs()
+        torch.testing.assert_close(optimizer.state[p]["hessian"], expected)

@@ -59,6 +59,13 @@ WEIGHT_NORM_WORKAROUND = (
     "optimizer.backward(loss) or optimizer.update_hessian(loss), which correct it"
 )
 
+NORM_SHIFT_WORKAROUND = (
+    "it passes through the shift of a layer norm or batch norm that has no scale, and torch's "
+    "second derivative with respect to that shift is wrong. Instead of "
+    "loss.backward(create_graph=True) use optimizer.backward(loss) or "
+    "optimizer.update_hessian(loss), which correct it"
+)
+
 SPARSE_WORKAROUND = (
     "torch.sparse_coo_tensor makes a matrix of values that depend on the parameter, and torch's "
     "second derivative of it is wrong: put the values into a dense matrix with index_put and call "

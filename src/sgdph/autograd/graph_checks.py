@@ -23,6 +23,7 @@ from sgdph.autograd.differentiability import (
     CHUNKED_LOSS_WORKAROUND,
     COMPILED_WORKAROUND,
     LAYER_NORM_WORKAROUND,
+    NORM_SHIFT_WORKAROUND,
     OPERATION_WORKAROUND,
     SPARSE_WORKAROUND,
     WEIGHT_NORM_WORKAROUND,
@@ -38,6 +39,7 @@ from sgdph.autograd.graph import (
     graph_nodes,
     is_leaf,
 )
+from sgdph.autograd.norm_shift import has_shift_alone
 from sgdph.autograd.saved_tensors import warn_of_lost_history
 from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM
 
@@ -73,7 +75,7 @@ def check_region(region: Region, *, corrected: bool = True) -> list[Node]:
     Args:
         region: The nodes between the loss and the parameters.
         corrected: Whether :func:`~sgdph.autograd.lean.lean_second_derivatives` will correct torch's
-            wrong derivative of weight normalisation.
+            wrong derivatives of weight normalisation, and of a norm's shift without a scale.
 
     Returns:
         The custom functions among them, for :func:`refuse_graphless_gradients`.
@@ -101,6 +103,8 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
         # Batch norm in evaluation is right. Only the native batch norm's node shows the mode.
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
+    elif not corrected and has_shift_alone(node) and region.leads_on(node, 2):
+        return NORM_SHIFT_WORKAROUND
     elif isinstance(node, BackwardCFunction):
         function = function_of(node).__name__
         if function in _GRAPHLESS:

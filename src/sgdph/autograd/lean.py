@@ -22,7 +22,8 @@ first one (:mod:`sgdph.autograd.recomputed`). These are hardsigmoid
 (:mod:`sgdph.autograd.activations`), the multi-class margin losses
 (:mod:`sgdph.autograd.margin_losses`) and CTC (:mod:`sgdph.autograd.ctc`). The same is done for the
 direction of a weight-normalised weight, whose second derivative is wrong in torch
-(:mod:`sgdph.autograd.weight_norm_gradients`).
+(:mod:`sgdph.autograd.weight_norm_gradients`). So is that of a norm with a shift and no scale
+(:mod:`sgdph.autograd.norm_shift`).
 
 Everything else is left to torch. So are layers whose node has a user's hook, and lean derivatives
 that would have to read a tensor that a checkpoint will recompute.
@@ -44,6 +45,7 @@ from sgdph.autograd.group_norm import GROUP_NORM, group_norm_hook
 from sgdph.autograd.layer_norm import LAYER_NORM, RMS_NORM, layer_norm_hook
 from sgdph.autograd.margin_losses import MARGIN_LOSSES
 from sgdph.autograd.matmul import MATRIX_PRODUCTS, matrix_product_hook
+from sgdph.autograd.norm_shift import has_shift_alone, norm_shift_hook
 from sgdph.autograd.recomputed import Operation, PackedArguments, recomputed_hook
 from sgdph.autograd.released import ReleasedInputs
 from sgdph.autograd.roi_align import make_roi_align_twice_differentiable
@@ -114,6 +116,9 @@ def lean_second_derivatives(
             hooks.append((node, RELEASING[name](node, region, released)))
         elif lean and name in LEAN and not has_hooks(node):
             hooks.append((node, LEAN[name](node, region, once)))
+        # After the lean derivative, which a norm may lack.
+        if has_shift_alone(node):
+            hooks.append((node, norm_shift_hook(node, region)))
     packed = PackedArguments.of(recomputed) if recomputed else None
     hooks += [
         (node, recomputed_hook(node, operation, once, packed))
