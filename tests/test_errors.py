@@ -12,7 +12,7 @@ import torch
 from small import WAYS, assert_same_bits, bn_net, by_update, loss_of, train
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from user_warnings import warns_here
 
 import sgdph
@@ -379,19 +379,30 @@ def test_a_once_differentiable_function_raises_an_error(way: str) -> None:
         step()
 
 
+def saving_convolutions() -> Any:
+    return create_selective_checkpoint_contexts([torch.ops.aten.convolution.default])
+
+
+UNSUITABLE_CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "use_reentrant=False": {"use_reentrant": True},
+    "leave out context_fn.*closure": {"use_reentrant": False, "context_fn": saving_convolutions},
+}
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_reentrant_checkpointing_raises_an_error(way: str) -> None:
+@pytest.mark.parametrize("advice", UNSUITABLE_CHECKPOINTS)
+def test_unsuitable_checkpointing_raises_an_error(advice: str, way: str) -> None:
     model = bn_net()
     optimizer = sgdph.SGDPH(model.parameters())
 
-    def step(**kwargs: bool) -> None:
+    def step(**kwargs: Any) -> None:
         x = torch.randn(4, 1, 6, 6, requires_grad=True)
         x = checkpoint(model[:3], x, **kwargs)
         WAYS[way](optimizer, functional.cross_entropy(model[3:](x), torch.zeros(4).long()))
         optimizer.step()
 
-    with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        step(use_reentrant=True)
+    with pytest.raises(RuntimeError, match=advice):
+        step(**UNSUITABLE_CHECKPOINTS[advice])
     optimizer.zero_grad()
     step(use_reentrant=False)
 

@@ -310,3 +310,20 @@ def test_a_second_network_in_the_loss_raises_no_error() -> None:
     optimizer.zero_grad()
     by_update(optimizer, model[4].weight.square().sum() + loss_of(other))
     optimizer.step()
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "Adadelta", "Rprop", "ASGD", "Muon"])
+def test_a_state_of_another_optimizer_raises_an_error(name: str, stepped: bool) -> None:
+    """Its eps would be taken for SGDPH's, which caps the multipliers."""
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}")
+    weight = nn.Parameter(torch.ones(4, 3))
+    other = getattr(torch.optim, name)([weight])
+    if stepped:
+        weight.square().sum().backward()
+        other.step()
+    optimizer = sgdph.SGDPH([{"params": [weight], "channelwise": False}])
+    with pytest.raises(ValueError, match=r"another optimizer's.*sgdph\.PartialHessian"):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.param_groups[0]["eps"] == sgdph.SGDPH([weight]).defaults["eps"]

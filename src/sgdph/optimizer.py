@@ -19,6 +19,7 @@ from sgdph.roles import (
     is_newton,
     like_the_others,
     newton_parameters,
+    parameter_name,
 )
 from sgdph.state_dict import (
     complete_averages,
@@ -164,7 +165,8 @@ class SGDPH(SecondOrderOptimizer):
         Raises:
             TypeError: The group is not a dict, or its parameters are not tensors or are a set. The
                 optimizer is then unchanged.
-            ValueError: As in the constructor. The optimizer is then unchanged.
+            ValueError: As in the constructor; or a Newton parameter of the group has a gradient
+                between a backward and its step. The optimizer is then unchanged.
         """
         # Torch's constructor adds the first groups, whose roles depend on one another. hasattr,
         # because Lightning's wrapper is an instance of this class without its attributes.
@@ -177,6 +179,8 @@ class SGDPH(SecondOrderOptimizer):
             check_group(group)
             check_groups_agree(self.param_groups)
             refuse_sharded(group)
+            if is_later:
+                self._refuse_late_newton_parameters(group)
         except Exception:
             self.param_groups.pop()
             raise
@@ -188,6 +192,15 @@ class SGDPH(SecondOrderOptimizer):
             Cycle.join(group, self.param_groups)
             self._add_newton_parameters(group)
             warn_of_joint_noise(self.param_groups)
+
+    def _refuse_late_newton_parameters(self, group: dict[str, Any]) -> None:
+        late = [p for p in group["params"] if p.grad is not None and is_newton(p, group)]
+        if late and self._curvature.pending.holds(self._curvature.cycle.newton):
+            raise ValueError(
+                f"parameter {parameter_name(self.param_groups, late[0])} joins between a backward "
+                "and its step, and already has a gradient, whose curvature was not taken. Call "
+                "add_param_group after step(), or set its .grad to None before"
+            )
 
     def _add_newton_parameters(self, group: dict[str, Any]) -> None:
         """Add the Newton parameters of a later group to the cycle."""

@@ -34,6 +34,9 @@ EXACT_KEYS = (*_AVERAGE, TURN)
 
 _SGD_ONLY = ("differentiable", "fused", "positions")
 
+# Settings of torch's other optimizers. SGDPH has an eps with another meaning.
+_NOT_OF_SGD = {"alpha", "betas", "eps", "etas", "lambd", "lr_decay", "ns_steps", "rho"}
+
 _WHOLE_NUMBERS = ("step", "cursor", "refreshes")
 
 _USE_A_STATE_DICT = "Load what state_dict() of SGDPH or torch.optim.SGD returned"
@@ -85,6 +88,13 @@ def _check_form(saved: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"group {i} of the loaded state has no list of parameters, 'params'. "
                 f"{_USE_A_STATE_DICT}"
+            )
+        foreign = sorted(_NOT_OF_SGD & group.keys())
+        if foreign and "second_order_lr" not in group:
+            raise ValueError(
+                f"group {i} of the loaded state has {', '.join(map(repr, foreign))}, so it is "
+                f"another optimizer's. {_USE_A_STATE_DICT}. To go on with that optimizer, give it "
+                "to sgdph.PartialHessian, which loads its state"
             )
         for key in _WHOLE_NUMBERS:
             value = group.get(key, 0)

@@ -157,3 +157,26 @@ def test_copying_or_loading_is_not_taken_for_a_replacement(how: str) -> None:
     exchange_scale(*pair)
     with pytest.raises(RuntimeError, match=r"0\.2.*is in none of them"):
         by_update(pair[1], loss_of(pair[0]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_parameter_that_joins_with_a_gradient_raises_an_error(way: str, wrapped: bool) -> None:
+    """Its gradient would be that of two micro-batches, and its curvature that of the second."""
+    model = bn_net()
+    groups = [{"params": [model[1].weight], "channelwise": True}]
+    optimizer: sgdph.SGDPH | sgdph.PartialHessian = sgdph.SGDPH(groups)
+    if wrapped:
+        optimizer = sgdph.PartialHessian(torch.optim.AdamW([model[0].weight]), groups)
+    WAYS[way](optimizer, loss_of(model, 0) / 2)
+    group = {"params": [model[1].bias], "channelwise": True}
+    with pytest.raises(ValueError, match=r"joins between a backward and its step"):
+        optimizer.add_param_group(group)
+    assert len(optimizer.newton_parameters) == 1
+    model[1].bias.grad = None
+    optimizer.add_param_group(group)
+    WAYS[way](optimizer, loss_of(model, 1) / 2)
+    optimizer.step()
+    # With zero_grad left out, it still has a gradient, but nothing is pending.
+    optimizer.add_param_group({"params": [model[0].bias], "channelwise": True})
+    assert len(optimizer.newton_parameters) == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from pytorch_optimizer import Lookahead
 from small import assert_same_bits, bn_net, loss_of
 from torch import Tensor, nn
 
+import sgdph
 from integrations.loops import KINDS, optimizer_of
 from sgdph.integrations.accelerate import backward
 from sgdph.integrations.wrapped import wrapped_sgdph
@@ -155,7 +158,20 @@ def test_a_wrapped_step_without_curvature_raises_an_error(name: str) -> None:
     model = bn_net()
     wrapper = WRAPPERS[name](optimizer_of(model))
     loss_of(model).backward()
-    with pytest.raises(RuntimeError, match=r"needs a partial Hessian.*frameworks\.md"):
+    with pytest.raises(RuntimeError, match=r"needs a partial Hessian.*wrapped_sgdph"):
         wrapper.step()
     with pytest.raises(TypeError, match="around Adam"):
         wrapped_sgdph(WRAPPERS[name](torch.optim.Adam(model.parameters())))  # type: ignore[arg-type]
+
+
+def test_the_error_for_a_forgotten_line_names_lines_that_exist() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = sgdph.SGDPH([{"params": [weight], "channelwise": True}])
+    weight.square().sum().backward()
+    with pytest.raises(RuntimeError, match=r"sgdph\.integrations") as info:
+        optimizer.step()
+    _, _, lines = str(info.value).partition("sgdph.integrations: ")
+    named = re.findall(r"(lightning|accelerate|transformers|timm|wrapped|fsdp)\.(\w+)", lines)
+    assert len(named) == 6
+    for module, what in named:
+        assert callable(getattr(importlib.import_module(f"sgdph.integrations.{module}"), what))

@@ -127,6 +127,11 @@ _WAYS_OUT: tuple[tuple[tuple[str, ...], str], ...] = (
         REENTRANT_WORKAROUND,
     ),
     (
+        ("under selective activation checkpoint",),
+        "selective checkpointing lets a backward pass through its inside only once: leave out "
+        "context_fn, " + BY_DIFFERENCES,
+    ),
+    (
         ("backward through the graph a second time",),
         "the loss's graph was already freed: call update_hessian(loss) before loss.backward(), or "
         "optimizer.backward(loss) instead of both. Call hessian_block and diagonality before it, "

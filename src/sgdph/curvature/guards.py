@@ -44,10 +44,12 @@ def none_came(newton: Iterable[Tensor]) -> RuntimeError:
     return RuntimeError(
         "this step needs a partial Hessian and has none. Take it in one of three ways: "
         "optimizer.backward(loss) in place of loss.backward(); or optimizer.update_hessian(loss) "
-        "before loss.backward(); or loss.backward(create_graph=True), which leaves no graph "
-        "inside a reentrant checkpoint (use_reentrant=False does). If a framework runs the "
-        "backward, use its module in sgdph.integrations (docs/frameworks.md); for a model sharded "
-        "by fully_shard, sgdph.integrations.fsdp.backward(model, optimizer, loss)"
+        "before loss.backward(); or loss.backward(create_graph=True). In reentrant checkpoints it "
+        "finds nothing: pass use_reentrant=False. If a framework runs the backward, take "
+        "from sgdph.integrations: lightning.PartialHessianCallback, accelerate.backward, "
+        "transformers.PartialHessianTrainer or timm.PartialHessianScaler; for an optimizer inside "
+        "a wrapper, wrapped.wrapped_sgdph(optimizer).backward(loss); for a model sharded by "
+        "fully_shard, fsdp.backward(model, optimizer, loss)"
     )
 
 
