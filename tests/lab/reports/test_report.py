@@ -241,6 +241,11 @@ def test_more_seeds_are_suggested_only_between_finished_systems(
             "digits --model vgg11 --epochs 3 --batch-size 50 --train-size 100 --optimizers sgdm",
         ),
         ({"epochs": 12, "train_size": None}, "digits --optimizers sgdm"),
+        (
+            {"schedule": "step", "schedule_every": 2, "precision": "bfloat16"},
+            "digits --epochs 3 --train-size 100 --schedule step --schedule-every 2 "
+            "--precision bfloat16 --optimizers sgdm",
+        ),
     ],
 )
 def test_the_suggested_tune_command_is_for_the_same_task(

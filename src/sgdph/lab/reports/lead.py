@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -32,7 +33,10 @@ SEEDS = 10
 # The file that is needed to resume a comparison.
 COMPARISON = "comparison.yaml"
 # The settings that a tuning must share with the runs that it is for.
-TASK = ("model", "epochs", "batch_size", "train_size")
+TASK = (
+    *("model", "epochs", "batch_size", "train_size", "image_size"),
+    *("schedule", "schedule_every", "precision"),
+)
 # Settings that change the time of an epoch, and all that should be alike in a comparison.
 TIMED = ("train_size", "image_size", "batch_size", "precision")
 ALIKE = ("epochs", *TIMED, "validation_size", "schedule", "schedule_every")
@@ -239,7 +243,7 @@ def _next_steps(grid: Grid, out: Path) -> list[str]:
     untuned = with_untuned_settings(grid)
     configs = [group.config for group in grid.groups]
     if untuned and len({config.dataset for config in configs}) == 1:
-        command = _tune_command([config for config in configs if is_untuned(config)])
+        command = tune_command([config for config in configs if is_untuned(config)])
         steps.append(
             f"tune lr and weight decay for these data; {_listed(untuned)} had defaults. Run "
             f"{command}, then sgdph compare --settings with its best.yaml."
@@ -263,10 +267,11 @@ def _without_result(grid: Grid) -> list[str]:
     return steps
 
 
-def _tune_command(configs: Sequence[RunConfig]) -> str:
+def tune_command(configs: Sequence[RunConfig]) -> str:
     """Return the command that tunes the runs' optimizers on their task, which is one data set."""
     dataset = configs[0].dataset
-    defaults = {name: options_of(RunConfig)[name][1].default for name in TASK}
+    plain = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    defaults = {name: options_of(RunConfig)[name][1].default or plain[name] for name in TASK}
     defaults |= DATASETS[dataset].defaults if dataset in DATASETS else {}
     words = ["sgdph tune --dataset", shlex.quote(dataset)]
     for name in TASK:

@@ -39,7 +39,8 @@ def warn_of_short_run(config: RunConfig, optimizer: Optimizer, steps: int) -> No
         warnings.warn(
             f"with {steps:,} steps and hessian_interval {interval}, the run refreshes only "
             f"{refreshes:,} of its {count:,} Newton parameters, one per refresh. Train for more "
-            "steps, use a smaller interval, or refresh all",
+            f"steps, {'use a smaller interval, ' if interval > 1 else ''}or refresh all at once: "
+            "--refresh all --estimator hutchinson --hessian-momentum 0.99",
             UserWarning,
             stacklevel=2,
         )

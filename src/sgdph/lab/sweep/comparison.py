@@ -20,7 +20,7 @@ from sgdph.lab.optimizers.registry import TUNED
 from sgdph.lab.options.optimizer_args import share_arguments
 from sgdph.lab.options.resolution import PER_OPTIMIZER, parse_per_optimizer, resolve_many
 from sgdph.lab.reports.layout import Layout
-from sgdph.lab.reports.lead import COMPARISON
+from sgdph.lab.reports.lead import COMPARISON, tune_command
 from sgdph.lab.reports.report import REPORT_FILES
 from sgdph.lab.sweep.plan import Plan
 from sgdph.lab.sweep.sweep_directory import SweepDirectory
@@ -71,11 +71,11 @@ class Comparison:
             lines.append(f"{name}: {', '.join(shown)}")
             untuned += [name] if DEFAULT in sources.values() else []
         if untuned:
-            dataset = next(iter(plan.cells.values())).dataset
+            configs = [plan.cells[name] for name in untuned]
             lines.append(
-                f"Not tuned for {dataset}: {', '.join(untuned)}. Differences between optimizers "
-                f"may come from these settings. sgdph tune --dataset {dataset} finds better ones; "
-                "pass them with --settings"
+                f"Not tuned for {configs[0].dataset}: {', '.join(untuned)}. Differences between "
+                f"optimizers may come from these settings. {tune_command(configs)} finds better "
+                "ones; pass them with --settings"
             )
         return lines
 
