@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,16 @@ def test_settings_that_differ_between_groups_raise_value_error(name: str, value:
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), 1])
 def test_numbers_of_numpy_and_torch_are_accepted(number: Any) -> None:
     sgdph.SGDPH(bn_net().parameters(), lr=number, eps=number, maximize=np.bool_(True))
+
+
+def test_a_model_in_place_of_parameters_raises_an_error() -> None:
+    model = bn_net()
+    for build in (
+        sgdph.SGDPH,
+        partial(sgdph.PartialHessian, torch.optim.AdamW(bn_net().parameters())),
+    ):
+        with pytest.raises(TypeError, match=r"got a model \(Sequential\); pass sgdph.param_groups"):
+            build(model)  # type: ignore[arg-type]
 
 
 def test_a_group_that_raises_an_error_is_not_added() -> None:

@@ -20,6 +20,7 @@ from sgdph.roles import (
     like_the_others,
     newton_parameters,
     parameter_name,
+    refuse_model,
 )
 from sgdph.state_dict import (
     complete_averages,
@@ -144,6 +145,7 @@ class SGDPH(SecondOrderOptimizer):
             "seed": seed,
             "channelwise": None,
         }
+        refuse_model(params)
         check_group({**defaults, "params": []})
         # The positions of parameters in their model, if param_groups made their group.
         self._positions: list[tuple[Tensor, int]] = []

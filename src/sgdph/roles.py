@@ -264,6 +264,15 @@ def _name_at(group: dict[str, Any], i: int, j: int) -> str:
     return str(names[j]) if j < len(names) else f"{i}.{j}"
 
 
+def refuse_model(params: object) -> None:
+    """Raise TypeError if a model was given in place of its parameters."""
+    if isinstance(params, nn.Module):
+        raise TypeError(
+            f"expected parameters, got a model ({type(params).__name__}); pass "
+            "sgdph.param_groups(model)"
+        )
+
+
 def like_the_others(groups: Sequence[dict[str, Any]], group: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a later group that fits the existing groups.
 

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from sgdph.compound.ownership import is_owned
 from sgdph.optimizer import SGDPH
-from sgdph.roles import is_newton, listed, parameter_names
+from sgdph.roles import is_newton, listed, parameter_names, refuse_model
 
 # The attributes in which wrappers hold the optimizer inside.
 _INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim")
@@ -113,9 +113,11 @@ def own_entries(params: ParamsT, optimizers: Sequence[Optimizer]) -> list[Any]:
     """Return the entries of ``params`` as a list, with groups copied.
 
     Raises:
+        TypeError: ``params`` is a model.
         ValueError: A group belongs to a first-order optimizer, or is a copy of such a group, with
             that optimizer's settings in it.
     """
+    refuse_model(params)
     theirs = {id(group) for optimizer in optimizers for group in optimizer.param_groups}
     entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
     for entry in entries:
