@@ -241,17 +241,23 @@ def test_an_optimizer_built_by_trainer_trains(tmp_path: Path) -> None:
 
 
 def test_newton_steps_beside_the_optimizer_built_by_trainer(tmp_path: Path) -> None:
-    class Mine(PartialHessianTrainer):
-        def create_optimizer(self, *arguments: Any) -> Any:
-            adamw = super().create_optimizer(*arguments)
-            self.optimizer = sgdph.PartialHessian(adamw, sgdph.param_groups(self.model), **SETTINGS)
-            return self.optimizer
-
     args = arguments(tmp_path, optim="adamw_torch", learning_rate=1e-3, weight_decay=0.1)
-    run = Mine(gpt2(), args, train_dataset=ROWS)
+    run = PartialHessianTrainer(gpt2(), args, train_dataset=ROWS, newton=SETTINGS)
     run.train()
+    # Training again builds nothing anew.
+    assert run.create_optimizer() is run.optimizer
     expected = plain_loop(gpt2(), kind=as_trainer_builds_it)
     assert_same_run(run.model, run.optimizer.optimizer, expected, bound=1e-5)
+
+
+def test_newton_steps_beside_newton_steps_raise_an_error(tmp_path: Path) -> None:
+    model = gpt2()
+    optimizers = (optimizer_of(model), None)
+    run = PartialHessianTrainer(
+        model, arguments(tmp_path), train_dataset=ROWS, optimizers=optimizers, newton=SETTINGS
+    )
+    with pytest.raises(ValueError, match="takes them already; leave out newton"):
+        run.train()
 
 
 def as_trainer_builds_it(params: Iterable[nn.Parameter], lr: float) -> torch.optim.AdamW:

@@ -6,6 +6,7 @@ No callback of ``Trainer`` runs between a loss and its backward. So a mixin over
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,9 @@ from transformers import Trainer
 from sgdph.compilation import uncompiled_while_due
 from sgdph.integrations.accelerate import update_hessian
 from sgdph.integrations.ahead import ahead_of
+from sgdph.partial_hessian import PartialHessian
+from sgdph.roles import param_groups
+from sgdph.step import SecondOrderOptimizer
 from sgdph.wrappers import wrapped_sgdph
 
 
@@ -25,10 +29,45 @@ class PartialHessianMixin:
     is divided by the accumulation steps, or normalised by ``num_items_in_batch``. A model compiled
     by ``torch_compile=True`` runs uncompiled in the steps that need a partial Hessian, and compiled
     in all others.
+
+    Args:
+        arguments: The trainer's.
+        newton: Settings of :class:`sgdph.PartialHessian`, which then adds Newton steps to the
+            optimizer that the trainer builds or gets. ``None`` leaves it as it is.
+        named: The trainer's.
     """
 
+    _built: PartialHessian | None = None
+
     accelerator: Any
+    model: Any
     optimizer: Any
+
+    def __init__(
+        self, *arguments: Any, newton: Mapping[str, Any] | None = None, **named: Any
+    ) -> None:
+        self._newton = newton
+        super().__init__(*arguments, **named)
+
+    def create_optimizer(self, *arguments: Any) -> Any:
+        """Build the trainer's own optimizer, and with ``newton`` the Newton steps beside it.
+
+        Raises:
+            ValueError: The trainer's optimizer takes Newton steps already.
+        """
+        trainer: Any = super()
+        optimizer = trainer.create_optimizer(*arguments)
+        # After the first training, the accelerator's wrapper is around it.
+        if self._newton is None or getattr(optimizer, "optimizer", optimizer) is self._built:
+            return optimizer
+        if isinstance(optimizer, SecondOrderOptimizer):
+            raise ValueError(
+                f"newton adds Newton steps to another optimizer, and got {type(optimizer).__name__}"
+                ", which takes them already; leave out newton"
+            )
+        groups = param_groups(self.model)
+        self.optimizer = self._built = PartialHessian(optimizer, groups, **self._newton)
+        return self.optimizer
 
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
         """Run the trainer's own training step; its backward takes the curvature first."""
@@ -48,6 +87,10 @@ class PartialHessianTrainer(PartialHessianMixin, Trainer):
     ``"flash_attention_2"``, have no second derivative.
 
     Example:
+        >>> newton = {"lr": 0.05, "estimator": "hutchinson", "hessian_interval": 10}
+        >>> trainer = PartialHessianTrainer(model, args, train_dataset=data, newton=newton)
+        >>> trainer.train()  # AdamW as args say, and Newton steps
+
         >>> groups = param_groups(model, weight_decay=0.01)
         >>> optimizer = SGDPH(groups, lr=0.01, estimator="hutchinson")
         >>> trainer = PartialHessianTrainer(model, args, train_dataset=data,
