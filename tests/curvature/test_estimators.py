@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from reference.algorithm1 import dense_hessian
 from reference.drive import WAYS, package_probe, state_of
 from reference.nets import batches, build, loss_of
+from small import WAYS as CALLS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from user_warnings import warns_here
 
 import sgdph
 from sgdph.curvature.estimators import curvature_of_gradients, is_one_product, products_per_block
@@ -387,3 +390,30 @@ def test_every_estimator_name_works_in_every_function(estimator: Estimator) -> N
     assert is_stochastic(estimator) is (estimator == "hutchinson")
     assert products_per_block(estimator, 2) == (2 if estimator == "exact" else 1)
     assert is_one_product(estimator, [p]) is (estimator != "exact")
+
+
+@pytest.mark.parametrize("way", CALLS)
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d, nn.RMSNorm])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_row_sum_before_layer_norm_gives_one_warning(
+    estimator: Estimator, norm: Callable[[int], nn.Module], way: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), norm(4), nn.Tanh(), nn.Linear(4, 1))
+    adamw = torch.optim.AdamW(model.parameters())
+    optimizer = sgdph.PartialHessian(adamw, sgdph.param_groups(model), estimator=estimator)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        CALLS[way](optimizer, model(torch.randn(8, 3)).square().mean())
+        optimizer.step()
+
+    if estimator == "row_sum" and norm is nn.LayerNorm:
+        with warns_here("row_sum.*fails before layer norm.*hutchinson"):
+            step()
+        bias = optimizer.state[model[0].bias]["hessian"]
+        assert bias.max() < 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Using backward")
+        step()

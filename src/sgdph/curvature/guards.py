@@ -10,12 +10,15 @@ from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.autograd.differentiability import refuse_compiled_autograd
+from sgdph.autograd.graph import graph_nodes
+from sgdph.autograd.layer_norm import LAYER_NORM
 from sgdph.curvature.cycle import Cycle
 from sgdph.curvature.replaced_parameters import ReplacedParameters
 from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.distributed.dtensor import is_dtensor
 from sgdph.distributed.sharding import refuse_sharded
 from sgdph.roles import Groups, is_newton, parameter_name, parameter_names
+from sgdph.user_warning import warn_user
 from sgdph.validation import check_loss_scale, refuse_graph_capture, refuse_sparse_gradients
 
 
@@ -69,6 +72,7 @@ class Guards:
         self._sharded = sharded
         self._membership = _Membership(cycle, groups)
         self._replaced = ReplacedParameters()
+        self._is_first = True
 
     def check_groups(self, groups: Groups) -> None:
         """Check that the groups still hold the parameters that take Newton steps.
@@ -110,9 +114,11 @@ class Guards:
                     refuse_sparse_gradients([p], [p.grad], name)
 
     def check_reached(
-        self, roots: Iterable[Tensor], missed: Sequence[Tensor], groups: Sequence[dict[str, Any]]
+        self, roots: Sequence[Tensor], missed: Sequence[Tensor], groups: Sequence[dict[str, Any]]
     ) -> None:
         """Check that parameters missing from the graph of ``roots`` have not been replaced.
+
+        The first call also warns if an estimator is known to fail on this network.
 
         Args:
             roots: Tensors whose graphs lead to everything that the loss depends on.
@@ -122,6 +128,9 @@ class Guards:
         Raises:
             RuntimeError: See :meth:`ReplacedParameters.check`.
         """
+        if self._is_first:
+            self._is_first = False
+            _warn_of_row_sums(roots, groups)
         # The leaves of a sharded model are unknown to the optimizer.
         if not self._sharded.is_gathered:
             self._replaced.check(roots, missed, groups)
@@ -193,6 +202,18 @@ class _Membership:
                 "and would get no Newton step"
             )
         return "; ".join(findings)
+
+
+def _warn_of_row_sums(roots: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> None:
+    estimators = {group["estimator"] for group in groups if "estimator" in group}
+    if "row_sum" not in estimators:
+        return
+    if any(type(node).__name__ == LAYER_NORM for node in graph_nodes(roots)):
+        warn_user(
+            "estimator='row_sum' fails before layer norm, where row sums of a bias's Hessian block "
+            "are close to zero and its multiplier goes to the cap. Pass estimator='hutchinson' "
+            "(docs/is-the-block-diagonal.md)"
+        )
 
 
 def _check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tensor], str]) -> None:
