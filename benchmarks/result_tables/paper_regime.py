@@ -54,6 +54,7 @@ def parts() -> str:
     names = {
         ("control: multiplier 1", "SGDM"): "lr and weight decay",
         ("SGD-PH", "control: multiplier 1"): "multipliers",
+        ("SGD-PH, eps_warmup", "SGD-PH"): "the bias correction",
     }
     cells = compare_pairs([(finals[first], finals[second]) for first, second in names])
     rows = [

@@ -189,23 +189,23 @@ class SecondOrderOptimizer(JoinableOptimizer):
         check_call(loss_scale)
         loss = evaluate(closure)
         self._check_ready()
-        groups = self._groups
-        self._curvature.guards.check_step(groups, self._newton_state)
+        groups, curvature = self._groups, self._curvature
+        curvature.guards.check_step(groups, self._newton_state)
         if closure is None and self._is_rehearsed():
             return None
-        taken = self._curvature
-        taken.sharded.check_step(taken.cycle.newton, groups.every, taken.pending, taken.is_alone())
+        alone, newton = curvature.is_alone(), curvature.cycle.newton
+        curvature.sharded.check_step(newton, groups.every, curvature.pending, alone)
         due = self.hessian_due
-        if self._has_gradients() or not self._curvature.is_alone():
-            collected = self._curvature.collect(groups, loss_scale) if due else []
+        if self._has_gradients() or not alone:
+            collected = curvature.collect(groups, loss_scale) if due else []
             with torch.no_grad():
                 # First the first-order steps: they may be other optimizers' code, and may raise.
                 self._first_order_step()
-                self._curvature.average(collected, groups, self._newton_state)
+                curvature.average(collected, groups, self._newton_state)
                 for group in groups.newton:
                     self._newton_step(group)
-            self._curvature.advance(groups, collected, due=due)
-        self._curvature.finish_step(groups)
+            curvature.advance(groups, collected, due=due)
+        curvature.finish_step(groups)
         return loss
 
     def multipliers(self) -> dict[str, Tensor]:
