@@ -89,10 +89,11 @@ def test_a_model_in_place_of_parameters_raises_an_error() -> None:
     model = bn_net()
     for build in (
         sgdph.SGDPH,
-        partial(sgdph.PartialHessian, torch.optim.AdamW(bn_net().parameters())),
+        partial(sgdph.PartialHessian, torch.optim.AdamW(model.parameters())),
     ):
         with pytest.raises(TypeError, match=r"got a model \(Sequential\); pass sgdph.param_groups"):
             build(model)  # type: ignore[arg-type]
+        build(nn.ParameterList(model.parameters()))
 
 
 def test_a_group_that_raises_an_error_is_not_added() -> None:

@@ -168,7 +168,8 @@ class SGDPH(SecondOrderOptimizer):
             TypeError: The group is not a dict, or its parameters are not tensors or are a set. The
                 optimizer is then unchanged.
             ValueError: As in the constructor; or a Newton parameter of the group has a gradient
-                between a backward and its step. The optimizer is then unchanged.
+                between a ``backward(create_graph=True)`` and its step. The optimizer is then
+                unchanged.
         """
         # Torch's constructor adds the first groups, whose roles depend on one another. hasattr,
         # because Lightning's wrapper is an instance of this class without its attributes.
@@ -196,12 +197,13 @@ class SGDPH(SecondOrderOptimizer):
             warn_of_joint_noise(self.param_groups)
 
     def _refuse_late_newton_parameters(self, group: dict[str, Any]) -> None:
-        late = [p for p in group["params"] if p.grad is not None and is_newton(p, group)]
+        late = [p for p in group["params"] if is_newton(p, group) and p.grad is not None]
+        late = [p for p in late if p.grad.grad_fn is not None]
         if late and self._curvature.pending.holds(self._curvature.cycle.newton):
             raise ValueError(
-                f"parameter {parameter_name(self.param_groups, late[0])} joins between a backward "
-                "and its step, and already has a gradient, whose curvature was not taken. Call "
-                "add_param_group after step(), or set its .grad to None before"
+                f"parameter {parameter_name(self.param_groups, late[0])} joins between a "
+                "backward(create_graph=True) and its step, and has a gradient, whose graph was not "
+                "kept. Call add_param_group after step(), or set its .grad to None before"
             )
 
     def _add_newton_parameters(self, group: dict[str, Any]) -> None:

@@ -266,7 +266,7 @@ def _name_at(group: dict[str, Any], i: int, j: int) -> str:
 
 def refuse_model(params: object) -> None:
     """Raise TypeError if a model was given in place of its parameters."""
-    if isinstance(params, nn.Module):
+    if isinstance(params, nn.Module) and not isinstance(params, nn.ParameterList):
         raise TypeError(
             f"expected parameters, got a model ({type(params).__name__}); pass "
             "sgdph.param_groups(model)"

@@ -34,8 +34,8 @@ EXACT_KEYS = (*_AVERAGE, TURN)
 
 _SGD_ONLY = ("differentiable", "fused", "positions")
 
-# Settings of torch's other optimizers. SGDPH has an eps with another meaning.
-_NOT_OF_SGD = {"alpha", "betas", "eps", "etas", "lambd", "lr_decay", "ns_steps", "rho"}
+# Settings of Adam and the like, and not of SGD. SGDPH has an eps with another meaning.
+_NOT_OF_SGD = {"betas", "eps"}
 
 _WHOLE_NUMBERS = ("step", "cursor", "refreshes")
 

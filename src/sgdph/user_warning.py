@@ -16,7 +16,7 @@ def warn_user(message: str) -> None:
         message: What was found, and what to do.
     """
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and _is_internal(frame.f_globals.get("__name__", "")):
+    while frame.f_back is not None and _is_internal(str(frame.f_globals.get("__name__"))):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
 

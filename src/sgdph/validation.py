@@ -210,14 +210,3 @@ def warn_of_joint_noise(groups: Sequence[dict[str, Any]]) -> None:
             f"each estimate contains the noise of every layer. hessian_momentum={lowest} averages "
             "too little of that noise away; use 0.99 or more",
         )
-
-
-def warn_of_unrefreshed(names: Sequence[str], sweeps: int) -> None:
-    """Warn about Newton parameters that no loss has reached for too long."""
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    warn_user(
-        f"no partial Hessian has reached parameter {', '.join(names[:3])}{rest} during {sweeps} "
-        "sweeps over all Newton parameters, because the losses at due steps do not depend on it. "
-        "Its multiplier does not change. If the parameter is not used, freeze it or give its "
-        "group channelwise=False",
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -161,22 +162,42 @@ def test_copying_or_loading_is_not_taken_for_a_replacement(how: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_parameter_that_joins_with_a_gradient_raises_an_error(way: str, wrapped: bool) -> None:
-    """Its gradient would be that of two micro-batches, and its curvature that of the second."""
+def test_a_parameter_that_joins_between_micro_batches_is_not_refreshed_for_one_of_them(
+    way: str, wrapped: bool
+) -> None:
+    """Its gradient is that of two micro-batches, and its curvature would be that of the second."""
     model = bn_net()
     groups = [{"params": [model[1].weight], "channelwise": True}]
-    optimizer: sgdph.SGDPH | sgdph.PartialHessian = sgdph.SGDPH(groups)
+    settings: dict[str, Any] = {"refresh": "all", "lr": 0.0}
+    optimizer: sgdph.SGDPH | sgdph.PartialHessian = sgdph.SGDPH(groups, **settings)
     if wrapped:
-        optimizer = sgdph.PartialHessian(torch.optim.AdamW([model[0].weight]), groups)
+        optimizer = sgdph.PartialHessian(torch.optim.AdamW([model[0].weight]), groups, **settings)
     WAYS[way](optimizer, loss_of(model, 0) / 2)
     group = {"params": [model[1].bias], "channelwise": True}
-    with pytest.raises(ValueError, match=r"joins between a backward and its step"):
-        optimizer.add_param_group(group)
-    assert len(optimizer.newton_parameters) == 1
-    model[1].bias.grad = None
+    if way == "create_graph":
+        with pytest.raises(ValueError, match=r"joins between a backward\(create_graph=True\)"):
+            optimizer.add_param_group(group)
+        assert len(optimizer.newton_parameters) == 1
+        model[1].bias.grad = None
     optimizer.add_param_group(group)
     WAYS[way](optimizer, loss_of(model, 1) / 2)
     optimizer.step()
-    # With zero_grad left out, it still has a gradient, but nothing is pending.
-    optimizer.add_param_group({"params": [model[0].bias], "channelwise": True})
-    assert len(optimizer.newton_parameters) == 3
+    assert ("hessian" in optimizer.state[model[1].bias]) is (way == "create_graph")
+    for step in (0, 1):
+        optimizer.zero_grad()
+        WAYS[way](optimizer, loss_of(model, step))
+        optimizer.step()
+    assert int(optimizer.state[model[1].bias]["refreshes"]) == 2 + (way == "create_graph")
+
+
+@pytest.mark.parametrize("cleared", ["in place", "after a step"])
+def test_a_parameter_with_an_old_gradient_may_join(cleared: str) -> None:
+    model = bn_net()
+    optimizer = sgdph.SGDPH([{"params": [model[1].weight], "channelwise": True}])
+    loss_of(model).backward(create_graph=True)
+    if cleared == "in place":
+        model.zero_grad(set_to_none=False)
+    else:
+        optimizer.step()
+    optimizer.add_param_group({"params": [model[1].bias], "channelwise": True})
+    assert len(optimizer.newton_parameters) == 2

@@ -24,6 +24,7 @@ from transformers import (
     GPT2LMHeadModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
     TrainingArguments,
 )
 
@@ -240,12 +241,26 @@ def test_an_optimizer_built_by_trainer_trains(tmp_path: Path) -> None:
     assert all(not torch.equal(p, b) for p, b in zip(run.model.parameters(), before, strict=True))
 
 
-def test_newton_steps_beside_the_optimizer_built_by_trainer(tmp_path: Path) -> None:
+class Older(Trainer):
+    """It returns nothing. ``Trainer`` reads its attribute."""
+
+    def create_optimizer(self, *arguments: Any, **named: Any) -> None:
+        super().create_optimizer(*arguments, **named)
+
+
+class PartialHessianOlder(PartialHessianMixin, Older):
+    pass
+
+
+@pytest.mark.parametrize("kind", [PartialHessianTrainer, PartialHessianOlder])
+def test_newton_steps_beside_the_optimizer_built_by_trainer(
+    tmp_path: Path, kind: type[PartialHessianTrainer]
+) -> None:
     args = arguments(tmp_path, optim="adamw_torch", learning_rate=1e-3, weight_decay=0.1)
-    run = PartialHessianTrainer(gpt2(), args, train_dataset=ROWS, newton=SETTINGS)
+    run = kind(gpt2(), args, train_dataset=ROWS, newton=SETTINGS)
     run.train()
     # Training again builds nothing anew.
-    assert run.create_optimizer() is run.optimizer
+    assert run.create_optimizer(model=run.model) is run.optimizer
     expected = plain_loop(gpt2(), kind=as_trainer_builds_it)
     assert_same_run(run.model, run.optimizer.optimizer, expected, bound=1e-5)
 

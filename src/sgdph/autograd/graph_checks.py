@@ -39,7 +39,7 @@ from sgdph.autograd.graph import (
     graph_nodes,
     is_leaf,
 )
-from sgdph.autograd.norm_shift import has_shift_alone
+from sgdph.autograd.norm_shift import lacks_scale, may_lack_scale
 from sgdph.autograd.saved_tensors import warn_of_lost_history
 from sgdph.autograd.weight_norm_gradients import WEIGHT_NORM
 
@@ -103,8 +103,9 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
         # Batch norm in evaluation is right. Only the native batch norm's node shows the mode.
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
-    elif not corrected and has_shift_alone(node) and region.leads_on(node, 2):
-        return NORM_SHIFT_WORKAROUND
+    elif may_lack_scale(node):
+        if not corrected and region.leads_on(node, 2) and lacks_scale(node):
+            return NORM_SHIFT_WORKAROUND
     elif isinstance(node, BackwardCFunction):
         function = function_of(node).__name__
         if function in _GRAPHLESS:

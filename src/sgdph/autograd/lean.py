@@ -45,7 +45,7 @@ from sgdph.autograd.group_norm import GROUP_NORM, group_norm_hook
 from sgdph.autograd.layer_norm import LAYER_NORM, RMS_NORM, layer_norm_hook
 from sgdph.autograd.margin_losses import MARGIN_LOSSES
 from sgdph.autograd.matmul import MATRIX_PRODUCTS, matrix_product_hook
-from sgdph.autograd.norm_shift import has_shift_alone, norm_shift_hook
+from sgdph.autograd.norm_shift import may_lack_scale, norm_shift_hook
 from sgdph.autograd.recomputed import Operation, PackedArguments, recomputed_hook
 from sgdph.autograd.released import ReleasedInputs
 from sgdph.autograd.roi_align import make_roi_align_twice_differentiable
@@ -117,7 +117,7 @@ def lean_second_derivatives(
         elif lean and name in LEAN and not has_hooks(node):
             hooks.append((node, LEAN[name](node, region, once)))
         # After the lean derivative, which a norm may lack.
-        if has_shift_alone(node):
+        if may_lack_scale(node):
             hooks.append((node, norm_shift_hook(node, region)))
     packed = PackedArguments.of(recomputed) if recomputed else None
     hooks += [

@@ -13,21 +13,33 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sgdph.autograd.batch_norm import BATCH_NORMS
-from sgdph.autograd.graph import Gradients, Hook, Node, Region, has_hooks, is_packed
+from sgdph.autograd.graph import TELLS_PACKED, Gradients, Hook, Node, Region, has_hooks, is_packed
 from sgdph.autograd.layer_norm import LAYER_NORM
 
 _SHIFT = 2
 
 
-def has_shift_alone(node: Node) -> bool:
-    """Return whether a node is a layer norm or batch norm with a trainable shift and no scale."""
+def may_lack_scale(node: Node) -> bool:
+    """Return whether a node is a layer norm or batch norm with a shift, and no trainable scale."""
     if type(node).__name__ not in (LAYER_NORM, *BATCH_NORMS):
         return False
     (scale, _), (shift, _) = node.next_functions[1:]
-    if shift is None or scale is not None:
+    return shift is not None and scale is None
+
+
+def lacks_scale(node: Node) -> bool:
+    """Return whether such a norm has no scale, and not a frozen one."""
+    if not TELLS_PACKED:
+        # Reading the scale might recompute a checkpoint. So a frozen one is refused here as well.
+        return True
+    # A scale that is not there is never packed.
+    if is_packed(node, "weight"):
         return False
-    # A frozen scale leads nowhere either. One that is not there is never packed.
-    return not is_packed(node, "weight") and node._saved_weight is None
+    try:
+        return node._saved_weight is None
+    except RuntimeError:
+        # The graph was freed. No product can be taken from it.
+        return False
 
 
 def norm_shift_hook(node: Node, region: Region) -> Hook | None:
@@ -38,14 +50,17 @@ def norm_shift_hook(node: Node, region: Region) -> Hook | None:
         region: The nodes between the loss and the parameters of a product.
 
     Returns:
-        The hook; ``None`` if torch's derivative is right, or no product passes through the shift.
+        The hook; ``None`` if the norm has a trainable scale, or no product passes through the
+        shift. With a frozen scale torch's derivative is right, and the hook's is the same.
 
     Raises:
         RuntimeError: The hook is needed, but a user's hook on the node prevents it.
     """
-    if not has_shift_alone(node) or not region.leads_on(node, _SHIFT):
+    if not may_lack_scale(node) or not region.leads_on(node, _SHIFT):
         return None
     if has_hooks(node):
+        if not lacks_scale(node):
+            return None
         raise RuntimeError(
             "no partial Hessian can be taken from this loss: a hook on the graph node of a norm "
             "with a shift and no scale prevents the correction of torch's second derivative. "

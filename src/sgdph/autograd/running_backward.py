@@ -12,7 +12,7 @@ from torch.autograd import graph
 
 from sgdph.autograd.graph import Node, Region, graph_nodes
 from sgdph.autograd.graph_checks import WRONG_IN_TORCH, check_region, is_custom
-from sgdph.autograd.norm_shift import has_shift_alone
+from sgdph.autograd.norm_shift import lacks_scale, may_lack_scale
 from sgdph.autograd.saved_tensors import warn_of_lost_history
 
 
@@ -39,7 +39,9 @@ class RunningBackward:
             # Once per backward. The roots are not stored, because they would outlive it.
             self._task = task
             self._is_plain = not any(
-                is_custom(node) or type(node).__name__ in WRONG_IN_TORCH or has_shift_alone(node)
+                is_custom(node)
+                or type(node).__name__ in WRONG_IN_TORCH
+                or (may_lack_scale(node) and lacks_scale(node))
                 for node in graph_nodes(_roots_of_running_backward())
             )
         if self._is_plain:

@@ -27,12 +27,12 @@ from sgdph.curvature.guards import Guards, none_came
 from sgdph.curvature.pending import PendingCurvature
 from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.curvature.targets import Targets
-from sgdph.curvature.turn import MOST_SWEEPS
+from sgdph.curvature.turn import warn_of_unrefreshed
 from sgdph.distributed.ddp import static_graph_unnoticed
 from sgdph.distributed.reduction import Collected, Ranks
 from sgdph.names import Estimator
 from sgdph.roles import Groups, parameter_name
-from sgdph.validation import is_stochastic, refuse_sparse_gradients, warn_of_unrefreshed
+from sgdph.validation import is_stochastic, refuse_sparse_gradients
 
 NewtonGroups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -105,6 +105,7 @@ class Curvature:
         self.pending.watch(trainable)
         leaves = self.sharded.leaves_in(graph, trainable, self.ranks)
         region = Region(graph, leaves)
+        self.guards.warn_of_row_sums(region, trainable, estimator)
         factors = loss_factors(graph) if loss_scale is None else LossFactors()
         once = is_one_product(estimator, trainable)
         shared = SharedBackward.through(region) if share and once else None
@@ -248,8 +249,7 @@ class Curvature:
         refreshed = [c.p for c in collected if c.h is not None]
         alone = self.is_alone()
         if unrefreshed := self.cycle.advance(groups.newton, refreshed, due=due, alone=alone):
-            names = [parameter_name(groups.every, p) for p in unrefreshed]
-            warn_of_unrefreshed(names, MOST_SWEEPS)
+            warn_of_unrefreshed([parameter_name(groups.every, p) for p in unrefreshed])
 
     def average(self, collected: Sequence[Collected], groups: Groups, state: State) -> None:
         """Add collected curvature to the averages (Eq. 4, 5)."""

@@ -112,7 +112,7 @@ class Cycle:
         cursor = self.newton[groups[0]["cursor"] % len(self.newton)]
         cyclic = groups[0]["refresh"] == "cyclic"
         if reaches is None:
-            return ([cursor] if cyclic else self.newton), []
+            return ([cursor] if cyclic else list(self.newton)), []
         if not self.is_regular(groups):
             sought = self._sought(groups)
             assert sought is not None, "no step is due but for one that is sought"
@@ -122,7 +122,8 @@ class Cycle:
             pairs = zip(self.newton, self._turns, strict=True)
             return [p for p, turn in pairs if turn.last_refresh < began], []
         if not cyclic:
-            return self.newton, []
+            # A copy: what joins between the losses of a step is refreshed from the next step on.
+            return list(self.newton), []
         passed_over: list[Tensor] = []
         for place in self._by_waiting():
             p = self.newton[place]

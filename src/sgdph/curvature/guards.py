@@ -10,13 +10,14 @@ from torch import Tensor
 
 from sgdph.algorithm import curvature_dtype
 from sgdph.autograd.differentiability import refuse_compiled_autograd
-from sgdph.autograd.graph import graph_nodes
+from sgdph.autograd.graph import Region
 from sgdph.autograd.layer_norm import LAYER_NORM
 from sgdph.curvature.cycle import Cycle
 from sgdph.curvature.replaced_parameters import ReplacedParameters
 from sgdph.curvature.sharded_model import ShardedModel
 from sgdph.distributed.dtensor import is_dtensor
 from sgdph.distributed.sharding import refuse_sharded
+from sgdph.names import Estimator
 from sgdph.roles import Groups, is_newton, parameter_name, parameter_names
 from sgdph.user_warning import warn_user
 from sgdph.validation import check_loss_scale, refuse_graph_capture, refuse_sparse_gradients
@@ -72,7 +73,9 @@ class Guards:
         self._sharded = sharded
         self._membership = _Membership(cycle, groups)
         self._replaced = ReplacedParameters()
-        self._is_first = True
+        # Newton parameters that are known to lie before no layer norm, by id.
+        self._examined: set[int] = set()
+        self._is_warned = False
 
     def check_groups(self, groups: Groups) -> None:
         """Check that the groups still hold the parameters that take Newton steps.
@@ -113,12 +116,33 @@ class Guards:
                 if p in self._cycle:
                     refuse_sparse_gradients([p], [p.grad], name)
 
+    def warn_of_row_sums(
+        self, region: Region, targets: Sequence[Tensor], estimator: Estimator
+    ) -> None:
+        """Warn once if parameters whose row sums are taken lie before a layer norm.
+
+        Args:
+            region: The nodes between the loss and the parameters.
+            targets: The parameters. Each is examined at its first refresh.
+            estimator: The estimator.
+        """
+        ids = set(map(id, targets))
+        if estimator != "row_sum" or self._is_warned or ids <= self._examined:
+            return
+        self._examined |= ids
+        norms = (node for node in region.nodes if type(node).__name__ == LAYER_NORM)
+        if any(region.leads_on(node, 0) for node in norms):
+            self._is_warned = True
+            warn_user(
+                "estimator='row_sum' fails before layer norm, where row sums of a bias's Hessian "
+                "block are close to zero and its multiplier goes to the cap. Pass "
+                "estimator='hutchinson' (docs/how-it-works.md)"
+            )
+
     def check_reached(
-        self, roots: Sequence[Tensor], missed: Sequence[Tensor], groups: Sequence[dict[str, Any]]
+        self, roots: Iterable[Tensor], missed: Sequence[Tensor], groups: Sequence[dict[str, Any]]
     ) -> None:
         """Check that parameters missing from the graph of ``roots`` have not been replaced.
-
-        The first call also warns if an estimator is known to fail on this network.
 
         Args:
             roots: Tensors whose graphs lead to everything that the loss depends on.
@@ -128,9 +152,6 @@ class Guards:
         Raises:
             RuntimeError: See :meth:`ReplacedParameters.check`.
         """
-        if self._is_first:
-            self._is_first = False
-            _warn_of_row_sums(roots, groups)
         # The leaves of a sharded model are unknown to the optimizer.
         if not self._sharded.is_gathered:
             self._replaced.check(roots, missed, groups)
@@ -202,18 +223,6 @@ class _Membership:
                 "and would get no Newton step"
             )
         return "; ".join(findings)
-
-
-def _warn_of_row_sums(roots: Sequence[Tensor], groups: Sequence[dict[str, Any]]) -> None:
-    estimators = {group["estimator"] for group in groups if "estimator" in group}
-    if "row_sum" not in estimators:
-        return
-    if any(type(node).__name__ == LAYER_NORM for node in graph_nodes(roots)):
-        warn_user(
-            "estimator='row_sum' fails before layer norm, where row sums of a bias's Hessian block "
-            "are close to zero and its multiplier goes to the cap. Pass estimator='hutchinson' "
-            "(docs/is-the-block-diagonal.md)"
-        )
 
 
 def _check_still_fits(p: Tensor, state: Mapping[str, Any], name: Callable[[Tensor], str]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sgdph.roles import listed
+from sgdph.user_warning import warn_user
 
 # A warning names parameters that have waited for this many sweeps: passes over all parameters.
 MOST_SWEEPS = 10
@@ -31,3 +35,13 @@ class Turn:
             self.trainable_since = number - sweep
         waited = number - max(self.trainable_since, self.last_refresh)
         return MOST_SWEEPS * sweep <= waited < (MOST_SWEEPS + 1) * sweep
+
+
+def warn_of_unrefreshed(names: Sequence[str]) -> None:
+    """Warn about Newton parameters that no loss has reached for too long."""
+    warn_user(
+        f"no partial Hessian has reached parameter {listed(names)} during {MOST_SWEEPS} "
+        "sweeps over all Newton parameters, because the losses at due steps do not depend on it. "
+        "Its multiplier does not change. If the parameter is not used, freeze it or give its "
+        "group channelwise=False",
+    )

@@ -49,16 +49,18 @@ class PartialHessianMixin:
         self._newton = newton
         super().__init__(*arguments, **named)
 
-    def create_optimizer(self, *arguments: Any) -> Any:
+    def create_optimizer(self, *arguments: Any, **named: Any) -> Any:
         """Build the trainer's own optimizer, and with ``newton`` the Newton steps beside it.
 
         Raises:
             ValueError: The trainer's optimizer takes Newton steps already.
         """
         trainer: Any = super()
-        optimizer = trainer.create_optimizer(*arguments)
+        trainer.create_optimizer(*arguments, **named)
+        optimizer = self.optimizer
         # After the first training, the accelerator's wrapper is around it.
-        if self._newton is None or getattr(optimizer, "optimizer", optimizer) is self._built:
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if self._newton is None or (self._built is not None and inner is self._built):
             return optimizer
         if isinstance(optimizer, SecondOrderOptimizer):
             raise ValueError(
