@@ -53,7 +53,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         f"channelwise-decay-{task}": partial(studies.channelwise_decay, task)
         for task in ("mnist5k", "cifar10")
     },
-    "eps-warmup-mnist5k": partial(studies.eps_warmup, "mnist5k"),
+    **{f"eps-warmup-{task}": partial(studies.eps_warmup, task) for task in ("mnist5k", "cifar10")},
     "reidentification": partial(studies.transcribed, "reidentification", 2),
     "tuning-example": partial(studies.transcribed, "tuning-example", 1),
 }
