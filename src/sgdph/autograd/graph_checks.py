@@ -103,8 +103,8 @@ def _objection(node: Node, region: Region, corrected: bool) -> str | None:
         # Batch norm in evaluation is right. Only the native batch norm's node shows the mode.
         if region.leads_on(node, place) and getattr(node, "_saved_train", True):
             return message
-    elif may_lack_scale(node):
-        if not corrected and region.leads_on(node, 2) and lacks_scale(node):
+    elif not corrected and may_lack_scale(node):
+        if region.leads_on(node, 2) and lacks_scale(node):
             return NORM_SHIFT_WORKAROUND
     elif isinstance(node, BackwardCFunction):
         function = function_of(node).__name__

@@ -16,12 +16,13 @@ from sgdph.autograd.batch_norm import BATCH_NORMS
 from sgdph.autograd.graph import TELLS_PACKED, Gradients, Hook, Node, Region, has_hooks, is_packed
 from sgdph.autograd.layer_norm import LAYER_NORM
 
+_NORMS = frozenset((LAYER_NORM, *BATCH_NORMS))
 _SHIFT = 2
 
 
 def may_lack_scale(node: Node) -> bool:
     """Return whether a node is a layer norm or batch norm with a shift, and no trainable scale."""
-    if type(node).__name__ not in (LAYER_NORM, *BATCH_NORMS):
+    if type(node).__name__ not in _NORMS:
         return False
     (scale, _), (shift, _) = node.next_functions[1:]
     return shift is not None and scale is None
