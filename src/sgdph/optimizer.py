@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 
 from sgdph.curvature.curvature import Curvature
-from sgdph.curvature.cycle import TURN, Cycle, starting_group
+from sgdph.curvature.cycle import START, TURN, Cycle
 from sgdph.distributed.dtensor import is_dtensor
 from sgdph.distributed.sharding import refuse_sharded, refuse_zero
 from sgdph.names import Estimator, Refresh
@@ -19,7 +19,6 @@ from sgdph.roles import (
     is_newton,
     like_the_others,
     newton_parameters,
-    parameter_name,
     refuse_model,
 )
 from sgdph.state_dict import (
@@ -162,14 +161,13 @@ class SGDPH(SecondOrderOptimizer):
         """Add a group. Without a flag, the shape decides which parameters are Newton parameters.
 
         ``estimator``, ``refresh``, ``hessian_interval`` and ``seed`` default to those of the other
-        groups, all other settings to the constructor's.
+        groups, all other settings to the constructor's. Parameters that join between a backward
+        and its step are refreshed from the next step on.
 
         Raises:
             TypeError: The group is not a dict, or its parameters are not tensors or are a set. The
                 optimizer is then unchanged.
-            ValueError: As in the constructor; or a Newton parameter of the group has a gradient
-                between a ``backward(create_graph=True)`` and its step. The optimizer is then
-                unchanged.
+            ValueError: As in the constructor. The optimizer is then unchanged.
         """
         # Torch's constructor adds the first groups, whose roles depend on one another. hasattr,
         # because Lightning's wrapper is an instance of this class without its attributes.
@@ -182,8 +180,6 @@ class SGDPH(SecondOrderOptimizer):
             check_group(group)
             check_groups_agree(self.param_groups)
             refuse_sharded(group)
-            if is_later:
-                self._refuse_late_newton_parameters(group)
         except Exception:
             self.param_groups.pop()
             raise
@@ -195,16 +191,6 @@ class SGDPH(SecondOrderOptimizer):
             Cycle.join(group, self.param_groups)
             self._add_newton_parameters(group)
             warn_of_joint_noise(self.param_groups)
-
-    def _refuse_late_newton_parameters(self, group: dict[str, Any]) -> None:
-        late = [p for p in group["params"] if is_newton(p, group) and p.grad is not None]
-        late = [p for p in late if p.grad.grad_fn is not None]
-        if late and self._curvature.pending.holds(self._curvature.cycle.newton):
-            raise ValueError(
-                f"parameter {parameter_name(self.param_groups, late[0])} joins between a "
-                "backward(create_graph=True) and its step, and has a gradient, whose graph was not "
-                "kept. Call add_param_group after step(), or set its .grad to None before"
-            )
 
     def _add_newton_parameters(self, group: dict[str, Any]) -> None:
         """Add the Newton parameters of a later group to the cycle."""
@@ -314,7 +300,7 @@ class SGDPH(SecondOrderOptimizer):
         if newton is not None:
             state.setdefault("_positions", [])
         known = self.__dict__.get("param_groups") or [
-            starting_group(state["defaults"]) for _ in state["param_groups"]
+            {**state["defaults"], **START} for _ in state["param_groups"]
         ]
         super().__setstate__(state)
         for group, current in zip(self.param_groups, known, strict=True):

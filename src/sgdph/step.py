@@ -148,6 +148,7 @@ class SecondOrderOptimizer(JoinableOptimizer):
         Curvature whose backward has not run yet is kept.
         """
         self._curvature.pending.gradients_cleared()
+        self._curvature.cycle.gradients_cleared()
         super().zero_grad(set_to_none)
 
     @overload

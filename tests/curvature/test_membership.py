@@ -161,43 +161,49 @@ def test_copying_or_loading_is_not_taken_for_a_replacement(how: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("refresh", ["cyclic", "all"])
+@pytest.mark.parametrize("first", ["reached", "missed", "absent"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_parameter_that_joins_between_micro_batches_is_not_refreshed_for_one_of_them(
-    way: str, wrapped: bool
+def test_a_parameter_that_joins_between_micro_batches_waits_for_the_next_step(
+    wrapped: bool, first: str, refresh: str, way: str
 ) -> None:
     """Its gradient is that of two micro-batches, and its curvature would be that of the second."""
     model = bn_net()
-    groups = [{"params": [model[1].weight], "channelwise": True}]
-    settings: dict[str, Any] = {"refresh": "all", "lr": 0.0}
-    optimizer: sgdph.SGDPH | sgdph.PartialHessian = sgdph.SGDPH(groups, **settings)
+    own = {"reached": model[1].weight, "missed": nn.Parameter(torch.ones(5)), "absent": None}[first]
+    groups = [{"params": [] if own is None else [own], "channelwise": True}]
+    settings: dict[str, Any] = {"refresh": refresh, "lr": 0.0}
+    optimizer: sgdph.SGDPH | sgdph.PartialHessian
     if wrapped:
-        optimizer = sgdph.PartialHessian(torch.optim.AdamW([model[0].weight]), groups, **settings)
+        adamw = torch.optim.AdamW([model[0].weight], lr=0.0)
+        optimizer = sgdph.PartialHessian(adamw, groups, **settings)
+    else:
+        groups.append({"params": [model[0].weight], "channelwise": False})
+        optimizer = sgdph.SGDPH(groups, **settings)
     WAYS[way](optimizer, loss_of(model, 0) / 2)
-    group = {"params": [model[1].bias], "channelwise": True}
-    if way == "create_graph":
-        with pytest.raises(ValueError, match=r"joins between a backward\(create_graph=True\)"):
-            optimizer.add_param_group(group)
-        assert len(optimizer.newton_parameters) == 1
-        model[1].bias.grad = None
-    optimizer.add_param_group(group)
+    optimizer.add_param_group({"params": [model[1].bias], "channelwise": True})
     WAYS[way](optimizer, loss_of(model, 1) / 2)
     optimizer.step()
-    assert ("hessian" in optimizer.state[model[1].bias]) is (way == "create_graph")
-    for step in (0, 1):
+    assert "hessian" not in optimizer.state[model[1].bias]
+    assert ("hessian" in optimizer.state.get(own, {})) is (first == "reached")  # type: ignore[call-overload]
+    # With two reached parameters and refresh="cyclic", it is its turn in one of two steps.
+    for step in (2, 3):
         optimizer.zero_grad()
         WAYS[way](optimizer, loss_of(model, step))
         optimizer.step()
-    assert int(optimizer.state[model[1].bias]["refreshes"]) == 2 + (way == "create_graph")
+    assert int(optimizer.state[model[1].bias]["refreshes"]) == (
+        1 if refresh == "cyclic" and first == "reached" else 2
+    )
 
 
-@pytest.mark.parametrize("cleared", ["in place", "after a step"])
-def test_a_parameter_with_an_old_gradient_may_join(cleared: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_parameter_that_joins_after_a_step_is_refreshed_at_once(way: str) -> None:
     model = bn_net()
-    optimizer = sgdph.SGDPH([{"params": [model[1].weight], "channelwise": True}])
-    loss_of(model).backward(create_graph=True)
-    if cleared == "in place":
-        model.zero_grad(set_to_none=False)
-    else:
-        optimizer.step()
+    optimizer = sgdph.SGDPH([{"params": [model[1].weight], "channelwise": True}], refresh="all")
+    WAYS[way](optimizer, loss_of(model, 0))
+    optimizer.step()
+    model[1].bias.grad = None
     optimizer.add_param_group({"params": [model[1].bias], "channelwise": True})
-    assert len(optimizer.newton_parameters) == 2
+    optimizer.zero_grad()
+    WAYS[way](optimizer, loss_of(model, 1))
+    optimizer.step()
+    assert int(optimizer.state[model[1].bias]["refreshes"]) == 1

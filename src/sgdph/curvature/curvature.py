@@ -64,7 +64,7 @@ class Curvature:
 
     def append(self, p: Tensor) -> None:
         """Add one more Newton parameter."""
-        self.cycle.append(p)
+        self.cycle.append(p, has_begun=self._targets.are_chosen)
         self.pending.watch([p])
 
     def is_due(self, groups: Groups) -> bool:
@@ -97,15 +97,15 @@ class Curvature:
         targets = self._targets.choose(groups.newton, reaches, alone=self.is_alone())
         if not self.cycle.is_regular(groups.newton):
             targets = list(filter(reaches, targets))
-            if not targets:
-                # The loss does not reach the sought parameter either.
-                return None
+        if not targets:
+            # The loss does not reach the sought parameter either, or all have joined too late.
+            return None
         estimator: Estimator = groups.newton[0]["estimator"]
         trainable = [p for p in targets if p.requires_grad]
         self.pending.watch(trainable)
         leaves = self.sharded.leaves_in(graph, trainable, self.ranks)
         region = Region(graph, leaves)
-        self.guards.warn_of_row_sums(region, trainable, estimator)
+        self.guards.warn_of_row_sums(region, list(filter(reaches, trainable)), estimator)
         factors = loss_factors(graph) if loss_scale is None else LossFactors()
         once = is_one_product(estimator, trainable)
         shared = SharedBackward.through(region) if share and once else None
@@ -228,7 +228,7 @@ class Curvature:
             for p, h in zip(live, curvatures, strict=True)
         }
         collected = [found.get(p, Collected(p, None)) for p in targets]
-        if not alone:
+        if not alone and targets:
             if not self.sharded.is_around(self.cycle.newton, groups.every):
                 self.ranks.check(self.cycle.newton, groups.newton[0], active=active)
             collected = self.ranks.mean(collected, active=active)

@@ -15,7 +15,8 @@ from sgdph.validation import is_stochastic
 Groups = Sequence[dict[str, Any]]
 Reaches = Callable[[Tensor], bool]
 
-_START = {"step": 0, "cursor": 0, "refreshes": 0, "sought": -1}
+# The place of a new optimizer.
+START = {"step": 0, "cursor": 0, "refreshes": 0, "sought": -1}
 # The key of a parameter's state under which its three integers are saved.
 TURN = "turn"
 
@@ -45,14 +46,22 @@ class Cycle:
         count = len(self.newton)
         # As if a whole cycle had been completed before, so that all numbers differ.
         self._turns = [Turn(i - count) for i in range(count)]
+        # Those that joined within the present step, by id: whether only their gradient shows that.
+        self._late: dict[int, bool] = {}
         self._cursor = 0
 
     def __contains__(self, p: Tensor) -> bool:
         """Return whether ``p`` is a Newton parameter."""
         return id(p) in self._places
 
-    def append(self, p: Tensor) -> None:
-        """Add one more parameter at the end of the cycle."""
+    def append(self, p: Tensor, *, has_begun: bool) -> None:
+        """Add one more parameter at the end of the cycle.
+
+        It is not chosen before the next step if ``has_begun`` (curvature was taken since the last
+        one) or if it has a gradient: the curvature of what came before it joined was not taken.
+        """
+        if has_begun or p.grad is not None:
+            self._late[id(p)] = not has_begun
         # If two numbers are equal, the parameter registered first goes first.
         last = self._turns[-1].last_refresh if self.newton else -1
         self._places[id(p)] = len(self.newton)
@@ -63,7 +72,7 @@ class Cycle:
     def start(groups: Iterable[dict[str, Any]]) -> None:
         """Put the groups of a new optimizer at the beginning."""
         for group in groups:
-            group.update(_START)
+            group.update(START)
 
     @staticmethod
     def join(group: dict[str, Any], groups: Groups) -> None:
@@ -73,7 +82,7 @@ class Cycle:
     @staticmethod
     def place(group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the place in the cycle that a group holds."""
-        return {name: group[name] for name in _START}
+        return {name: group[name] for name in START}
 
     def is_due(self, groups: Groups, *, alone: bool) -> bool:
         """Return whether the coming step needs a partial Hessian.
@@ -106,32 +115,44 @@ class Cycle:
 
         Returns:
             The parameters to refresh, and those that were passed over because the loss does not
-            reach them. If it reaches none, the one at the cursor is chosen.
+            reach them. If it reaches none, the one at the cursor is chosen. None is chosen if all
+            have joined within this step.
         """
         self._follow(groups)
+        late = self._late_ones(alone=reaches is not None)
+        early = [p for p in self.newton if id(p) not in late]
+        if not early:
+            return [], []
         cursor = self.newton[groups[0]["cursor"] % len(self.newton)]
         cyclic = groups[0]["refresh"] == "cyclic"
         if reaches is None:
-            return ([cursor] if cyclic else list(self.newton)), []
+            return ([cursor] if cyclic else early), []
         if not self.is_regular(groups):
             sought = self._sought(groups)
             assert sought is not None, "no step is due but for one that is sought"
             if cyclic:
                 return [self.newton[sought]], []
             began = self._turns[sought].last_search
-            pairs = zip(self.newton, self._turns, strict=True)
-            return [p for p, turn in pairs if turn.last_refresh < began], []
+            return [p for p in early if self._turns[self._places[id(p)]].last_refresh < began], []
         if not cyclic:
-            # A copy: what joins between the losses of a step is refreshed from the next step on.
-            return list(self.newton), []
+            return early, []
         passed_over: list[Tensor] = []
         for place in self._by_waiting():
             p = self.newton[place]
-            if p.requires_grad:
+            if p.requires_grad and id(p) not in late:
                 if reaches(p):
                     return [p], passed_over
                 passed_over.append(p)
         return [cursor], passed_over
+
+    def _late_ones(self, *, alone: bool) -> set[int]:
+        # Ranks may differ in their gradients, but have to agree.
+        live = {id(p) for p in self.newton if alone and p.grad is not None} if self._late else ()
+        return {key for key, by_gradient in self._late.items() if not by_gradient or key in live}
+
+    def gradients_cleared(self) -> None:
+        """Note that all gradients are being cleared."""
+        self._late = {key: shown for key, shown in self._late.items() if not shown}
 
     def _by_waiting(self) -> list[int]:
         """Return the indices of the parameters, those refreshed longest ago first."""
@@ -174,6 +195,7 @@ class Cycle:
         """
         place = self.place(groups[0])
         regular, number = self.is_regular(groups), place["refreshes"]
+        self._late.clear()
         refreshed = list(refreshed)
         place["step"] += 1
         unrefreshed: list[Tensor] = []
@@ -275,8 +297,3 @@ class Cycle:
             return int(place["refreshes"])
         count = len(self.newton)
         return int(place["refreshes"] + (i - place["cursor"]) % count) // count
-
-
-def starting_group(defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that complete an old saved group, which may lack some of today's."""
-    return {**defaults, **_START}
