@@ -42,7 +42,6 @@ COLUMNS = (
     *("lowest", "highest", "mean_peak", "worst_peak"),
 )
 
-
 Step = tuple[int, Contestant, Kind]
 Figures = dict[str, dict[Kind, list[float]]]
 

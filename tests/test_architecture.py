@@ -82,7 +82,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "lab.reports": {
         "lab.errors", "lab.progress", "lab.files", "lab.networks", "lab.optimizers", "lab.data",
-        "lab.config", "lab.run",
+        "lab.config", "lab.options", "lab.run",
     },
     "lab.cost": {
         "sgdph", "names", "validation", "curvature", "lab.errors", "lab.progress", "lab.files",

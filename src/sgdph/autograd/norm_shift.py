@@ -47,17 +47,17 @@ def norm_shift_hook(node: Node, region: Region) -> Hook | None:
     """Return the hook that gives the shift's gradient its true derivative.
 
     Args:
-        node: A norm's node.
+        node: A norm's node that may lack a scale.
         region: The nodes between the loss and the parameters of a product.
 
     Returns:
-        The hook; ``None`` if the norm has a trainable scale, or no product passes through the
-        shift. With a frozen scale torch's derivative is right, and the hook's is the same.
+        The hook; ``None`` if no product passes through the shift. With a frozen scale torch's
+        derivative is right, and the hook's is the same.
 
     Raises:
         RuntimeError: The hook is needed, but a user's hook on the node prevents it.
     """
-    if not may_lack_scale(node) or not region.leads_on(node, _SHIFT):
+    if not region.leads_on(node, _SHIFT):
         return None
     if has_hooks(node):
         if not lacks_scale(node):

@@ -105,7 +105,7 @@ class Curvature:
         self.pending.watch(trainable)
         leaves = self.sharded.leaves_in(graph, trainable, self.ranks)
         region = Region(graph, leaves)
-        self.guards.warn_of_row_sums(region, list(filter(reaches, trainable)), estimator)
+        self.guards.warn_of_row_sums(region, filter(reaches, trainable), estimator)
         factors = loss_factors(graph) if loss_scale is None else LossFactors()
         once = is_one_product(estimator, trainable)
         shared = SharedBackward.through(region) if share and once else None

@@ -117,17 +117,19 @@ class Guards:
                     refuse_sparse_gradients([p], [p.grad], name)
 
     def warn_of_row_sums(
-        self, region: Region, targets: Sequence[Tensor], estimator: Estimator
+        self, region: Region, reached: Iterable[Tensor], estimator: Estimator
     ) -> None:
         """Warn once if parameters whose row sums are taken lie before a layer norm.
 
         Args:
             region: The nodes between the loss and the parameters.
-            targets: The parameters. Each is examined at its first refresh.
+            reached: The parameters. Each is examined at its first refresh.
             estimator: The estimator.
         """
-        ids = set(map(id, targets))
-        if estimator != "row_sum" or self._is_warned or ids <= self._examined:
+        if estimator != "row_sum" or self._is_warned:
+            return
+        ids = set(map(id, reached))
+        if ids <= self._examined:
             return
         self._examined |= ids
         norms = (node for node in region.nodes if type(node).__name__ == LAYER_NORM)

@@ -60,7 +60,7 @@ class PartialHessianMixin:
         optimizer = self.optimizer
         # After the first training, the accelerator's wrapper is around it.
         inner = getattr(optimizer, "optimizer", optimizer)
-        if self._newton is None or (self._built is not None and inner is self._built):
+        if self._newton is None or inner is self._built:
             return optimizer
         if isinstance(optimizer, SecondOrderOptimizer):
             raise ValueError(

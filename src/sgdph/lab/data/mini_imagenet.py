@@ -27,8 +27,6 @@ NAME = "mini-imagenet"
 LISTS = ("train.csv", "val.csv", "test.csv")
 IMAGES = "images"
 PAGE = DATASETS[NAME].origin
-
-
 CLASSES, IMAGES_PER_CLASS = 100, 600
 # Of every six images of a class, five are for training and one is for testing.
 PARTS = 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -10,8 +9,8 @@ from pathlib import Path
 
 from sgdph.lab.config.option import options_of
 from sgdph.lab.config.run_config import RunConfig
-from sgdph.lab.data.registry import DATASETS
 from sgdph.lab.optimizers.registry import flag
+from sgdph.lab.options.defaults import defaults_for
 from sgdph.lab.reports.grid import Grid
 from sgdph.lab.reports.measures import final, judge_column, seconds_per_epoch, spread
 from sgdph.lab.reports.names import field_title, shown_value
@@ -270,13 +269,11 @@ def _without_result(grid: Grid) -> list[str]:
 def tune_command(configs: Sequence[RunConfig]) -> str:
     """Return the command that tunes the runs' optimizers on their task, which is one data set."""
     dataset = configs[0].dataset
-    plain = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    defaults = {name: options_of(RunConfig)[name][1].default or plain[name] for name in TASK}
-    defaults |= DATASETS[dataset].defaults if dataset in DATASETS else {}
+    defaults = defaults_for({"dataset": dataset})
     words = ["sgdph tune --dataset", shlex.quote(dataset)]
     for name in TASK:
         values = {getattr(config, name) for config in configs}
-        if len(values) == 1 and values != {defaults[name]}:
+        if len(values) == 1 and values != {defaults.get(name, getattr(RunConfig, name, None))}:
             words += [flag(name), shlex.quote(str(values.pop()))]
     optimizers = dict.fromkeys(config.optimizer for config in configs)
     return " ".join([*words, "--optimizers", ",".join(optimizers)])
